@@ -1,0 +1,73 @@
+"""Where the answer begins: the boundary between prompt and answer, in tokens.
+
+Training, evaluation and `dissect` all take the boundary from here, so that what is trained is what is measured.
+"""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from unlearning.errors import InputError
+
+
+@dataclass(frozen=True)
+class AnswerSpan:
+    """One tokenised prompt and answer.
+
+    Attributes:
+        input_ids: the tokens of prompt and answer together.
+        answer_start: index of the answer's first token. A token that holds the end of the prompt and the
+            beginning of the answer counts as the answer's.
+    """
+
+    input_ids: list[int]
+    answer_start: int
+
+    @property
+    def n_answer_tokens(self) -> int:
+        """How many tokens belong to the answer."""
+        return len(self.input_ids) - self.answer_start
+
+
+def join_answer(prompt: str, answer: str) -> str:
+    """Prompt and answer as one text, with one space between them where neither side has white space."""
+    if not prompt or prompt[-1].isspace() or answer[:1].isspace():
+        return prompt + answer
+    return f"{prompt} {answer}"
+
+
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    answer: str,
+    *,
+    add_special_tokens: bool = True,
+    append_eos: bool = False,
+) -> AnswerSpan:
+    """Tokenise prompt and answer, and find the answer's first token.
+
+    The prompt alone and prompt + answer are both tokenised; the answer starts at the first token in which the
+    two differ. Tokenising the prompt alone and taking its length would be off by one wherever a token crosses
+    the boundary.
+
+    Raises:
+        InputError: the answer is empty.
+    """
+    if not answer.strip():
+        raise InputError(f"the answer to {prompt[-60:]!r} is empty; remove the record or give an answer")
+    full = tokenizer(join_answer(prompt, answer), add_special_tokens=add_special_tokens)["input_ids"]
+    before = tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"] if prompt else []
+    eos = tokenizer.eos_token_id
+    # Some tokenizers close every text with the end-of-sequence token, which is not part of the answer.
+    if full and full[-1] == eos and before and before[-1] == eos:
+        full = full[:-1]
+    start = 0
+    for ours, theirs in zip(before, full, strict=False):
+        if ours != theirs:
+            break
+        start += 1
+    if append_eos and eos is not None:
+        full = [*full, eos]
+    if start >= len(full):
+        raise InputError(f"the answer {answer!r} has no tokens of its own after {prompt[-60:]!r}")
+    return AnswerSpan(input_ids=list(full), answer_start=start)
