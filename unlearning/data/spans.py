@@ -56,7 +56,7 @@ def encode_answer(
     if not answer.strip():
         raise InputError(f"the answer to {prompt[-60:]!r} is empty; remove the record or give an answer")
     full = tokenizer(join_answer(prompt, answer), add_special_tokens=add_special_tokens)["input_ids"]
-    before = tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"] if prompt else []
+    before = tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"]
     eos = tokenizer.eos_token_id
     # Some tokenizers close every text with the end-of-sequence token, which is not part of the answer.
     if full and full[-1] == eos and before and before[-1] == eos:
