@@ -1,0 +1,161 @@
+"""Flat, typed options: declared as dataclass fields, checked once, printed resolved, unknown names refused."""
+
+import dataclasses
+import difflib
+import math
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from unlearning.data.question_answer import DEFAULT_TEMPLATE
+from unlearning.errors import InputError
+
+T = TypeVar("T")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    source: str = "",
+    minimum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field that carries what `unlearn methods` prints and what makes a value refusable.
+
+    Args:
+        default: the value where the user gives none.
+        help: one line.
+        source: where the default comes from.
+        minimum: smallest value allowed.
+        above, below: bounds that the value must stay between.
+    """
+    metadata = {"help": help, "source": source, "minimum": minimum, "above": above, "below": below}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of the trainer, the same for every method. Defaults: open-unlearning's TOFU recipe."""
+
+    learning_rate: float = option(1e-5, "peak learning rate of AdamW", source="open-unlearning", above=0)
+    epochs: int = option(
+        10, "passes over the forget set (finetune: the retain set)", source="open-unlearning", minimum=1
+    )
+    max_steps: int | None = option(None, "optimizer steps, instead of epochs", minimum=1)
+    batch_size: int = option(4, "forget examples a micro-batch, and as many retain examples", minimum=1)
+    gradient_accumulation_steps: int = option(
+        8, "micro-batches an optimizer step", source="open-unlearning", minimum=1
+    )
+    lr_schedule: Literal["linear", "cosine", "constant"] = option(
+        "linear", "after the warm-up", source="open-unlearning"
+    )
+    warmup_ratio: float = option(
+        0.1, "share of the steps that warm up: 1 epoch of 10", source="open-unlearning", minimum=0, below=1
+    )
+    weight_decay: float = option(0.01, "of AdamW", source="open-unlearning", minimum=0)
+    max_grad_norm: float = option(
+        1.0, "gradients are clipped to it (0: never)", source="open-unlearning", minimum=0
+    )
+    seed: int = option(0, "of the orders of the examples", source="open-unlearning", minimum=0)
+    max_length: int | None = option(None, "longest example in tokens (none: the model's context)", minimum=2)
+    template: str = option(DEFAULT_TEMPLATE, "wraps the questions of question-answer files")
+    append_eos: bool = option(True, "end every answer with the end-of-sequence token")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda where there is one")
+    logging_steps: int = option(10, "optimizer steps between two lines of the history", minimum=1)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` where something is near, else nothing."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def resolve_options(method: str, method_options: type[T], given: dict[str, Any]) -> tuple[T, TrainOptions]:
+    """Split flat options into the method's and the trainer's, and check every value.
+
+    Args:
+        method: for the messages.
+        method_options: the method's dataclass.
+        given: by name; a text is parsed by its option's type, as `--set name=value` gives it.
+
+    Raises:
+        InputError: an unknown name (with the nearest known one), a value of the wrong type or out of range.
+    """
+    own = {field.name for field in dataclasses.fields(method_options)}  # type: ignore[arg-type]
+    shared = {field.name for field in dataclasses.fields(TrainOptions)}
+    for name in given:
+        if name not in own | shared:
+            hint = nearest(name, own | shared) or f"; options: {', '.join(sorted(own | shared))}"
+            raise InputError(f"{method} has no option {name!r}{hint}")
+    return (
+        _build(method_options, {name: value for name, value in given.items() if name in own}),
+        _build(TrainOptions, {name: value for name, value in given.items() if name in shared}),
+    )
+
+
+def describe_type(hint: Any) -> str:
+    """An option's type as a user reads it."""
+    if get_origin(hint) is Literal:
+        return ", ".join(str(choice) for choice in get_args(hint))
+    if isinstance(hint, types.UnionType):
+        return " or ".join("none" if part is type(None) else describe_type(part) for part in get_args(hint))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+
+
+def _build(cls: type[T], given: dict[str, Any]) -> T:
+    hints = get_type_hints(cls)
+    values = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name not in given:
+            continue
+        value = _convert(field.name, given[field.name], hints[field.name])
+        _check_range(field.name, value, field.metadata)
+        values[field.name] = value
+    return cls(**values)
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """The value in the option's type, or InputError."""
+    refused = InputError(f"{name}={value!r}: should be {describe_type(hint)}")
+    if isinstance(hint, types.UnionType):
+        if value is None or value == "none":
+            return None
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise refused
+        return value
+    if hint is str:
+        if not isinstance(value, str):
+            raise refused
+        return value
+    if hint is bool:
+        words = {"true": True, "false": False}
+        converted = words.get(value.lower()) if isinstance(value, str) else value
+        if not isinstance(converted, bool):
+            raise refused
+        return converted
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise refused
+    try:
+        number = float(value)
+    except ValueError:
+        raise refused from None
+    if not math.isfinite(number) or (hint is int and number != int(number)):
+        raise refused
+    return int(number) if hint is int else number
+
+
+def _check_range(name: str, value: Any, metadata: Any) -> None:
+    if value is None:
+        return
+    minimum, above, below = (metadata.get(bound) for bound in ("minimum", "above", "below"))
+    if minimum is not None and value < minimum:
+        raise InputError(f"{name}={value}: should be at least {minimum}")
+    if above is not None and value <= above:
+        raise InputError(f"{name}={value}: should be more than {above}")
+    if below is not None and value >= below:
+        raise InputError(f"{name}={value}: should be less than {below}")
