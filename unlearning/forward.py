@@ -67,9 +67,7 @@ def answer_sequence_nll(model: PreTrainedModel, batch: TokenBatch) -> Float[Tens
     return sequence_nll(token_nll(answers.logits, answers.targets), answers.sequence, batch.n_sequences)
 
 
-def reference_nll(
-    model: PreTrainedModel, spans: Sequence[AnswerSpan], *, batch_size: int
-) -> Float[Tensor, " example"]:
+def reference_nll(model: PreTrainedModel, spans: Sequence[AnswerSpan], *, batch_size: int) -> Float[Tensor, " example"]:
     """The column of reference constants: each answer's summed negative log-likelihood, on the CPU.
 
     Computed without dropout, before the first step, from the very model that is then trained: no copy is kept.

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,21 +28,38 @@ def load_model(model: str | Path | PreTrainedModel) -> PreTrainedModel:
     _check_directory(model)
     try:
         with without_bars():
-            loaded, info = AutoModelForCausalLM.from_pretrained(
+            result: Any = AutoModelForCausalLM.from_pretrained(
                 str(model), dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
     except SafetensorError as error:
-        raise InputError(
-            f"{model}: broken weights ({_first_line(error)}); copy the checkpoint again"
-        ) from None
+        raise InputError(f"{model}: broken weights ({_first_line(error)}); copy the checkpoint again") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{model}: no model can be loaded ({_first_line(error)})") from None
+    loaded, info = result
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise InputError(
-            f"{model}: {len(missing)} tensors are missing, {missing[0]} first; copy the checkpoint again"
-        )
+        raise InputError(f"{model}: {len(missing)} tensors are missing, {missing[0]} first; copy the checkpoint again")
     return loaded
+
+
+def resolve_builtin(model: str | Path | PreTrainedModel) -> str | Path | PreTrainedModel:
+    """The directory of a model that an installed package provides under a name such as `demo:base`.
+
+    Providers register a function from name to directory under the entry point group `unlearning.models`, by the
+    word before the colon: the built-in models belong to a package that imports this one.
+
+    Raises:
+        InputError: nothing provides such a name.
+    """
+    # Hub ids never hold a colon; a path of Windows is a directory.
+    if not isinstance(model, str) or ":" not in model or Path(model).exists():
+        return model
+    family = model.partition(":")[0]
+    provided = {entry.name: entry for entry in entry_points(group="unlearning.models")}
+    if family not in provided:
+        known = ", ".join(f"{name}:..." for name in sorted(provided)) or "none are installed"
+        raise InputError(f"no built-in model {model!r} ({known}); give a directory or a hub id")
+    return Path(provided[family].load()(model))
 
 
 def load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -55,9 +74,7 @@ def load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBa
     try:
         return AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{where}: no tokenizer can be loaded ({_first_line(error)}); save one there"
-        ) from None
+        raise InputError(f"{where}: no tokenizer can be loaded ({_first_line(error)}); save one there") from None
 
 
 def _check_directory(model: str | Path) -> None:

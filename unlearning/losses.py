@@ -12,9 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def token_nll(
-    logits: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"]
-) -> Float[Tensor, " token"]:
+def token_nll(logits: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
     """Negative log-likelihood of each target, -log softmax(logits)[target], in nats.
 
     Computed in float32 at least, whatever the logits' dtype.

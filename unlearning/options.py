@@ -46,9 +46,7 @@ class TrainOptions:
     )
     max_steps: int | None = option(None, "optimizer steps, instead of epochs", minimum=1)
     batch_size: int = option(4, "forget examples a micro-batch, and as many retain examples", minimum=1)
-    gradient_accumulation_steps: int = option(
-        8, "micro-batches an optimizer step", source="open-unlearning", minimum=1
-    )
+    gradient_accumulation_steps: int = option(8, "micro-batches an optimizer step", source="open-unlearning", minimum=1)
     lr_schedule: Literal["linear", "cosine", "constant"] = option(
         "linear", "after the warm-up", source="open-unlearning"
     )
@@ -56,9 +54,7 @@ class TrainOptions:
         0.1, "share of the steps that warm up: 1 epoch of 10", source="open-unlearning", minimum=0, below=1
     )
     weight_decay: float = option(0.01, "of AdamW", source="open-unlearning", minimum=0)
-    max_grad_norm: float = option(
-        1.0, "gradients are clipped to it (0: never)", source="open-unlearning", minimum=0
-    )
+    max_grad_norm: float = option(1.0, "gradients are clipped to it (0: never)", source="open-unlearning", minimum=0)
     seed: int = option(0, "of the orders of the examples", source="open-unlearning", minimum=0)
     max_length: int | None = option(None, "longest example in tokens (none: the model's context)", minimum=2)
     template: str = option(DEFAULT_TEMPLATE, "wraps the questions of question-answer files")
@@ -88,8 +84,8 @@ def resolve_options(method: str, method_options: type[T], given: dict[str, Any])
     shared = {field.name for field in dataclasses.fields(TrainOptions)}
     for name in given:
         if name not in own | shared:
-            hint = nearest(name, own | shared) or f"; options: {', '.join(sorted(own | shared))}"
-            raise InputError(f"{method} has no option {name!r}{hint}")
+            hint = nearest(name, sorted(own | shared)) or ";"
+            raise InputError(f"{method} has no option {name!r}{hint} `unlearn methods` lists them")
     return (
         _build(method_options, {name: value for name, value in given.items() if name in own}),
         _build(TrainOptions, {name: value for name, value in given.items() if name in shared}),

@@ -58,9 +58,7 @@ def read_finished(output_dir: Path, configuration: dict[str, Any]) -> dict[str, 
         record = json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
         done = record["configuration"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{output_dir}: holds other files; choose another output directory or empty it"
-        ) from None
+        raise InputError(f"{output_dir}: holds other files; choose another output directory or empty it") from None
     for name, value in configuration.items():
         if done.get(name) != value:
             raise InputError(
@@ -84,9 +82,7 @@ def save_run(
         with without_bars():
             model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        (partial / RECORD).write_text(
-            json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        (partial / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, output_dir)  # onto nothing, or onto an empty directory
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -12,15 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 
@@ -29,10 +26,11 @@ from unlearning.data.question_answer import Example, read_examples
 from unlearning.data.spans import AnswerSpan
 from unlearning.errors import InputError
 from unlearning.forward import reference_nll
-from unlearning.loading import load_model, load_tokenizer
+from unlearning.loading import load_model, load_tokenizer, resolve_builtin
 from unlearning.methods import get_method
 from unlearning.methods.method import AnyMethod, Batch, Window
 from unlearning.options import TrainOptions, resolve_options
+from unlearning.progress import ProgressBar
 from unlearning.saving import hash_examples, hash_weights, library_versions, read_finished, save_run
 
 Data = str | Path | Sequence[Example]
@@ -88,7 +86,7 @@ def train(
     output = None if output_dir is None else Path(output_dir)
     if output is not None:
         read_finished(output, configuration)  # refuse before the model is loaded
-    start = model
+    start = resolve_builtin(model)
     tokenizer = tokenizer or load_tokenizer(start)
     model = load_model(start)
     if output is not None:
@@ -234,54 +232,6 @@ class UnlearningTrainer(Trainer):
         super().log(logs, start_time)
 
 
-class ProgressBar(TrainerCallback):
-    """A bar on stderr, and a line of the history at the last step whatever `logging_steps` is."""
-
-    def __init__(self, description: str, *, show: bool) -> None:
-        self.description = description
-        self.show = show
-        self.bar: Any = None
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
-        """Open the bar."""
-        self.bar = tqdm(total=state.max_steps, desc=self.description, unit="step", disable=not self.show)
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
-        """Advance the bar."""
-        self.bar.update(1)
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-
-    def on_log(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
-        """Show the losses beside the bar."""
-        shown = {name: f"{value:.3g}" for name, value in (logs or {}).items() if name.endswith("loss")}
-        self.bar.set_postfix(shown, refresh=False)
-
-    def close(self) -> None:
-        """Close the bar, also after an exception."""
-        if self.bar is not None:
-            self.bar.close()
-
-
 def _run(
     method: AnyMethod,
     method_options: Any,
@@ -309,9 +259,7 @@ def _run(
             model.eval()
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise InputError(
-                f"{name} is not finite after the last step, nothing was saved; lower learning_rate"
-            )
+            raise InputError(f"{name} is not finite after the last step, nothing was saved; lower learning_rate")
     return [dict(line) for line in trainer.state.log_history if "loss" in line]
 
 
@@ -319,9 +267,7 @@ def _training_arguments(
     options: TrainOptions, n_examples: int, device: torch.device, scratch: str
 ) -> TrainingArguments:
     micro_batches = math.ceil(n_examples / options.batch_size)
-    steps = options.max_steps or options.epochs * math.ceil(
-        micro_batches / options.gradient_accumulation_steps
-    )
+    steps = options.max_steps or options.epochs * math.ceil(micro_batches / options.gradient_accumulation_steps)
     schedule = "constant_with_warmup" if options.lr_schedule == "constant" else options.lr_schedule
     args = TrainingArguments(
         output_dir=scratch,
@@ -364,9 +310,7 @@ def _check_needs(method: AnyMethod, options: Any, *, forget: Data | None, retain
         raise InputError(f"{method.name} has no use for forget data; leave --forget out")
     if method.uses_retain(options) and retain is None:
         weight = " or set alpha=0" if hasattr(options, "alpha") else ""
-        raise InputError(
-            f"{method.name} needs retain data; give --retain FILE (retain=... in Python){weight}"
-        )
+        raise InputError(f"{method.name} needs retain data; give --retain FILE (retain=... in Python){weight}")
 
 
 def _examples(name: str, data: Data | None, template: str) -> list[Example] | None:
@@ -379,14 +323,12 @@ def _examples(name: str, data: Data | None, template: str) -> list[Example] | No
         raise InputError(f"the {name} data is empty; give at least one example")
     for place, example in enumerate(examples):
         if not isinstance(example, Example):
-            raise InputError(
-                f"{name}[{place}] is {type(example).__name__}; give unlearning.Example(prompt, answer)"
-            )
+            raise InputError(f"{name}[{place}] is {type(example).__name__}; give unlearning.Example(prompt, answer)")
     return examples
 
 
 def _check_vocabulary(model: PreTrainedModel, encoded: Mapping[str, list[AnswerSpan]]) -> None:
-    size = model.get_input_embeddings().weight.shape[0]
+    size = int(model.config.get_text_config().vocab_size)
     largest = max(max(span.input_ids) for spans in encoded.values() for span in spans)
     if largest >= size:
         raise InputError(

@@ -86,16 +86,12 @@ def encode_examples(
     return spans
 
 
-def collate(
-    spans: Sequence[AnswerSpan], *, reference_nll: Float[Tensor, " batch"] | None = None
-) -> TokenBatch:
+def collate(spans: Sequence[AnswerSpan], *, reference_nll: Float[Tensor, " batch"] | None = None) -> TokenBatch:
     """Pad spans on the right into one batch. The padding's token (0) is never read: attention and loss are masked."""
     lengths = torch.tensor([len(span.input_ids) for span in spans])
     input_ids = pad_sequence([torch.tensor(span.input_ids) for span in spans], batch_first=True)
     position = torch.arange(input_ids.shape[1])
-    starts = torch.tensor(
-        [max(span.answer_start, 1) for span in spans]
-    )  # nothing predicts the very first token
+    starts = torch.tensor([max(span.answer_start, 1) for span in spans])  # nothing predicts the very first token
     predicts = (position + 1 >= starts[:, None]) & (position + 1 < lengths[:, None])
     return TokenBatch(
         input_ids=input_ids,

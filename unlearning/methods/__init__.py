@@ -17,5 +17,5 @@ def get_method(name: str) -> AnyMethod:
         InputError: there is no such method; names the nearest one.
     """
     if name not in METHODS:
-        raise InputError(f"no method {name!r}{nearest(name, METHODS)}; `unlearn methods` lists them")
+        raise InputError(f"no method {name!r}{nearest(name, METHODS) or ';'} `unlearn methods` lists them")
     return METHODS[name]

@@ -1,0 +1,5 @@
+"""`python -m unlearning` is `unlearn`."""
+
+from unlearning.cli import main
+
+main()

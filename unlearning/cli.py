@@ -1,0 +1,188 @@
+"""The command line `unlearn`: parses, then imports what is heavy, so that every `--help` is instant."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unlearning.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from unlearning.trainer import TrainResult
+
+# \b keeps the lines that follow as they are.
+_TRAIN_EXAMPLES = """\b
+Examples:
+  unlearn train npo --model demo:base --forget forget.json --retain retain.json --out runs/npo
+  unlearn train grad_diff --model ./base --forget forget.jsonl --retain retain.jsonl --out runs/grad_diff \\
+      --set learning_rate=5e-5 --set epochs=5
+  unlearn train npo --model ./base --forget forget.json --set alpha=0 --out runs/npo-only
+  unlearn train finetune --model ./trunk --retain retain.json --out runs/never --batch-size 32
+"""
+_METHODS_EXAMPLES = """\b
+Examples:
+  unlearn methods
+  unlearn methods --json
+"""
+_EXAMPLES = """\b
+Examples:
+  unlearn methods
+  unlearn train npo --model demo:base --forget forget.json --retain retain.json --out runs/npo
+"""
+
+app = typer.Typer(
+    help="Train a language model to forget.",
+    epilog=_EXAMPLES,
+    rich_markup_mode=None,  # rich would join the examples' lines
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command(epilog=_TRAIN_EXAMPLES)
+def train(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="finetune, grad_diff, npo; see `unlearn methods`.")],
+    model: Annotated[str, typer.Option(metavar="M", help="Directory, hub id or built-in name of the start model.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to save weights, tokenizer and unlearning.json.")],
+    forget: Annotated[Path | None, typer.Option(metavar="F", help="Records to forget (.json, .jsonl).")] = None,
+    retain: Annotated[Path | None, typer.Option(metavar="R", help="Records to keep (.json, .jsonl).")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An option of `unlearn methods`; may be repeated."),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Wraps the questions, for example 'Question: {question}\\nAnswer:'.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    dtype: Annotated[str, typer.Option(help="Training computes in float32.")] = "float32",
+    seed: Annotated[int | None, typer.Option(help="Of the order of the examples.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Forget examples a micro-batch.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no summary.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")] = False,
+) -> None:
+    """Train METHOD from the model M and save the result in DIR."""
+    if dtype != "float32":
+        raise InputError(f"--dtype {dtype}: training computes in float32 whatever the checkpoint's dtype; leave it out")
+    flags = {
+        "template": None if template is None else template.replace("\\n", "\n"),
+        "device": device,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    options = _options(settings or [], {name: value for name, value in flags.items() if value is not None})
+
+    import unlearning
+
+    result = unlearning.train(
+        method, model=model, forget=forget, retain=retain, output_dir=out, progress=not quiet, **options
+    )
+    if as_json:
+        _write_json(_train_report(method, out, result))
+    elif not quiet:
+        _console().print(_train_summary(method, out, result), highlight=False, soft_wrap=True)
+
+
+@app.command(epilog=_METHODS_EXAMPLES)
+def methods(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable list on stdout.")] = False,
+) -> None:
+    """List the methods: what each needs, its options, their defaults and their source."""
+    from unlearning.catalogue import list_methods
+
+    catalogue = list_methods()
+    if as_json:
+        _write_json(catalogue)
+    else:
+        _console().print(_methods_tables(catalogue))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
+    try:
+        code = app(args=arguments, prog_name="unlearn", standalone_mode=False)
+    except InputError as error:
+        code = _fail(str(error), 2)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        # Typer's usage errors, whose class is private to it: missing or misspelt arguments.
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+        if message.startswith("Usage:"):  # no arguments at all: the help
+            sys.stderr.write(message + "\n")
+            code = 2
+        else:
+            code = _fail(message, 2)
+    if code == 130:
+        _fail("interrupted; nothing was saved", 130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _options(settings: list[str], flags: dict[str, Any]) -> dict[str, Any]:
+    options = dict(flags)
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set {setting}: write it as --set KEY=VALUE")
+        if name in options:
+            raise InputError(f"{name} is given twice; give it once")
+        options[name] = value
+    return options
+
+
+def _train_report(method: str, out: Path, result: "TrainResult") -> dict[str, Any]:
+    return {
+        "method": method,
+        "output_dir": str(out),
+        "already_done": result.already_done,
+        "options": result.options,
+        "history": result.history,
+    }
+
+
+def _train_summary(method: str, out: Path, result: "TrainResult") -> str:
+    if result.already_done:
+        return f"{out} holds this very run already; nothing was trained"
+    last = result.history[-1]
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name.endswith("loss"))
+    return f"{method}: {int(last['step'])} steps, {losses}\nsaved in {out}"
+
+
+def _methods_tables(catalogue: dict[str, Any]) -> "Group":
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    methods = Table("method", "needs", "option", "what", "source", box=box.SIMPLE_HEAD)
+    for method in catalogue["methods"]:
+        methods.add_row(method["name"], "\n".join(method["needs"]), "", f"minimises {method['loss']}", "")
+        for option in method["options"]:
+            methods.add_row("", "", f"{option['name']}={option['default']}", option["help"], option["source"])
+    shared = Table("option of every method", "what", "source", box=box.SIMPLE_HEAD)
+    for option in catalogue["train_options"]:
+        shared.add_row(f"{option['name']}={option['default']}", option["help"], option["source"])
+    for table in (methods, shared):
+        table.columns[0].no_wrap = True
+    return Group(methods, shared)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _write_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"unlearn: {message}\n")
+    return code

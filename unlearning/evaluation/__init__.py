@@ -1,0 +1,1 @@
+"""What a model says: generation, and metrics as pure functions."""
