@@ -1,0 +1,56 @@
+"""Was the knowledge erased from a language model's parameters, or merely suppressed?
+
+from dissect import load_pair, load_prompts, patch
+
+pair = load_pair("demo:base", "demo:npo")
+prompts = load_prompts("questions.json", pair.tokenizer)
+result = patch(pair, prompts, sites=["mlp_coef", "attn_out", "mlp_coef+attn_out"], window=5)
+result.figure().show()
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dissect.pairs import Model, ModelPair, load_model, load_pair
+    from dissect.patching import patch
+    from dissect.prompts import Prompts, load_prompts
+    from dissect.results import PatchingResult, load_result
+    from unlearning.errors import InputError
+
+_HOME = {
+    "InputError": "unlearning.errors",
+    "Model": "dissect.pairs",
+    "ModelPair": "dissect.pairs",
+    "PatchingResult": "dissect.results",
+    "Prompts": "dissect.prompts",
+    "load_model": "dissect.pairs",
+    "load_pair": "dissect.pairs",
+    "load_prompts": "dissect.prompts",
+    "load_result": "dissect.results",
+    "patch": "dissect.patching",
+}
+
+__all__ = [
+    "InputError",
+    "Model",
+    "ModelPair",
+    "PatchingResult",
+    "Prompts",
+    "load_model",
+    "load_pair",
+    "load_prompts",
+    "load_result",
+    "patch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformer-lens take seconds to import; `dissect --help` needs neither.
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

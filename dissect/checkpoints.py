@@ -1,0 +1,160 @@
+"""From a name to weights that can be trusted: built-in names, directories, hub ids; whole files; finite numbers."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dissect import zoo
+from unlearning.errors import InputError
+
+WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
+OTHER_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def resolve_checkpoint(name: str) -> Path:
+    """The local directory of a built-in name, a directory or a hub id (which is downloaded).
+
+    Raises:
+        InputError: there is nothing of that name.
+    """
+    if zoo.is_builtin(name):
+        return zoo.resolve(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{name}: a file; name the checkpoint's directory")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"{name}: no such directory, and not a hub id (owner/name) or a built-in name (demo:base)")
+    return _download(name)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[*WEIGHT_FILES, *OTHER_FILES, "*.bin"]))
+    except LocalEntryNotFoundError:
+        raise InputError(
+            f"{hub_id}: no such directory, and the hub cannot be reached; download it and name its directory"
+        ) from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise InputError(f"{hub_id}: the hub refused it: {str(error).splitlines()[0]}") from None
+
+
+def check_files(path: Path, *, allow_pickle: bool = False) -> None:
+    """Check that a checkpoint's weight files are all there and whole, before anything is read into memory.
+
+    Raises:
+        InputError: no configuration, no safetensors, a missing shard, or a file that is cut short (which).
+    """
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: no config.json; name the directory that holds the checkpoint")
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError):
+            raise InputError(f"{index}: broken index; copy it again") from None
+    else:
+        shards = sorted(file.name for file in path.glob("*.safetensors"))
+    if not shards:
+        if allow_pickle and any(path.glob("*.bin")):
+            return
+        found = "only pickled weights (pass --allow-pickle if you trust them)" if any(path.glob("*.bin")) else "none"
+        raise InputError(f"{path}: weights are read from safetensors files, and there are {found}")
+    for shard in shards:
+        file = path / shard
+        if not file.is_file():
+            raise InputError(f"{file}: missing, though {index.name} names it; copy it again")
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file}: cut short or not safetensors ({error}); copy it again") from None
+
+
+def load_weights(
+    path: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode, in `dtype`, on `device`.
+
+    Raises:
+        InputError: a file is missing or cut short, or the weights do not cover the whole model.
+    """
+    check_files(path, allow_pickle=allow_pickle)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=not allow_pickle,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise InputError(f"{path}: transformers cannot load it: {str(error).strip().splitlines()[0]}") from None
+    model, info = loaded
+    # transformers only logs these and goes on with random numbers.
+    for problem in ("missing_keys", "mismatched_keys"):
+        if info[problem]:
+            first = sorted(map(str, info[problem]))[0]
+            raise InputError(
+                f"{path}: {len(info[problem])} {problem.replace('_', ' ')} in its weights, as {first}; "
+                "the files do not belong to this configuration"
+            )
+    model = model.to(device).eval()
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer saved with a checkpoint.
+
+    Raises:
+        InputError: there is none, or it is broken.
+    """
+    if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise InputError(f"{path}: no tokenizer; copy tokenizer.json and tokenizer_config.json beside the weights")
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # tokenizers raises bare Exception on a broken file
+        raise InputError(f"{path}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}") from None
+
+
+def content_hash(model: PreTrainedModel, *, name: str) -> str:
+    """SHA-256 over the name, shape and float32 bytes of every tensor, whatever files they came from.
+
+    The same weights give the same hash from one file or many shards, and in any load dtype that holds them.
+
+    Raises:
+        InputError: a tensor holds a value that is not finite (which tensor).
+    """
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        values: Tensor = tensor.detach().to("cpu", torch.float32)
+        if not torch.isfinite(values).all():
+            bad = int((~torch.isfinite(values)).sum())
+            raise InputError(f"{name}: {bad} of {values.numel()} values of the tensor {key} are NaN or infinite")
+        digest.update(f"{key}{tuple(values.shape)}".encode())
+        digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()
