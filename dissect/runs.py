@@ -25,6 +25,7 @@ from typing import Any
 import pandas as pd
 
 from unlearning.errors import InputError
+from unlearning.terminal import plain
 
 FORMAT = 1
 _VERSIONS = ("dissect-unlearning", "torch", "transformers", "transformer-lens")
@@ -58,23 +59,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON whole; NaN becomes null."""
-    text = json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
     write_bytes(path, text.encode())
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
     """Write a table as parquet, whole."""
     write_whole(path, lambda part: frame.to_parquet(part, index=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and value != value:
-        return None
-    return value
 
 
 @dataclass(eq=False)

@@ -1,0 +1,308 @@
+"""The command line `dissect`: parses, then imports what is heavy, so that every `--help` is instant."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dissect import zoo
+from unlearning.errors import InputError
+from unlearning.terminal import run_app, write_json
+
+if TYPE_CHECKING:
+    from dissect.prompts import Prompts
+    from dissect.results import PatchingResult
+
+# \b keeps the lines that follow as they are.
+_EXAMPLES = """\b
+Examples:
+  dissect models
+  dissect patch --base demo:base --unlearned demo:npo
+  dissect plot runs/patch-demo-npo-window5 --format pdf
+"""
+_PATCH_EXAMPLES = """\b
+Examples:
+  dissect patch --base demo:base --unlearned demo:npo
+  dissect patch --base demo:base --unlearned demo:grad_diff --sites mlp_coef,resid_post --window 1 --out runs/single
+  dissect patch --base ./base --unlearned ./npo --control ./never --data forget.json --format html,pdf
+  dissect patch --base demo:base --unlearned demo:npo --show-prompts 3
+  dissect patch --base ./base --unlearned ./npo --data concepts.json --scoring notebook --json
+"""
+_PLOT_EXAMPLES = """\b
+Examples:
+  dissect plot runs/patch-demo-npo-window5
+  dissect plot runs/patch-demo-npo-window5 --format html,pdf,svg,png
+"""
+_MODELS_EXAMPLES = """\b
+Examples:
+  dissect models
+  dissect models --json
+"""
+
+app = typer.Typer(
+    help="Was the knowledge erased from a language model's parameters, or merely suppressed?",
+    epilog=_EXAMPLES,
+    rich_markup_mode=None,  # rich would join the examples' lines
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+FormatOption = Annotated[str, typer.Option("--format", metavar="LIST", help="Figures: html, pdf, svg, png.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+
+
+@app.command(epilog=_PATCH_EXAMPLES)
+def patch(
+    base: Annotated[str, typer.Option(metavar="B", help="Base model: directory, hub id or built-in name.")],
+    unlearned: Annotated[str, typer.Option(metavar="U", help="The same model after unlearning.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="D", help="Prompts with answers (.json, .jsonl).  [default: the built-in forget set]"),
+    ] = None,
+    sites: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="What to patch: mlp_coef, attn_out, mlp_out, resid_post; + joins two."),
+    ] = "mlp_coef,attn_out,mlp_coef+attn_out",
+    window: Annotated[int, typer.Option(help="Layers patched together, odd; clipped at the model's ends.")] = 5,
+    control: Annotated[
+        str,
+        typer.Option(metavar="N", help="A model that never knew, from the same trunk; `none` for no control."),
+    ] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run directory.  [default: runs/patch-U-windowW]")
+    ] = None,
+    scoring: Annotated[str, typer.Option(help="answer, or notebook to replicate the released notebooks.")] = "answer",
+    template: Annotated[
+        str | None, typer.Option(help="Wraps questions.  [default: 'Question: {question}\\nAnswer:']")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap by the tokenizer's chat template.")] = False,
+    answers: Annotated[str, typer.Option(help="given, or base for the base model's greedy continuations.")] = "given",
+    max_new_tokens: Annotated[int, typer.Option(help="Length of those continuations, in tokens.")] = 30,
+    limit: Annotated[int | None, typer.Option(help="Use the first so many prompts only.")] = None,
+    show_prompts: Annotated[
+        int | None, typer.Option(metavar="N", help="Show N prompts with their answer positions, and stop.")
+    ] = None,
+    formats: FormatOption = "html",
+    engine: Annotated[str, typer.Option(help="How interventions are run: reference.")] = "reference",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64; on a GPU also bfloat16, float16.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap draws.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Prompts per forward pass; no number depends on it.")] = 16,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickled .bin weights.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run a hub model's code.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Put the base model's activations into the unlearned one, layer window by layer window, and score (KRS)."""
+    from dissect.figures import check_formats
+    from dissect.interventions import centred_windows
+    from dissect.sites import parse_sites
+
+    figure_formats = _formats(formats)
+    check_formats(figure_formats)
+    parse_sites(sites)
+    centred_windows(max(window, 1), window)  # odd and positive, before anything is loaded
+    if data is None:
+        if base not in zoo.BUILTIN:
+            raise InputError("--data is missing: name a file of prompts with answers (.json or .jsonl)")
+        data = zoo.default_prompts(base.partition(":")[0])
+
+    _quiet_libraries()
+    from dissect.pairs import load_model, load_pair
+    from dissect.patching import patch as run_patch
+    from dissect.prompts import load_prompts
+
+    pair = load_pair(
+        base, unlearned, device=device, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
+    prompts = load_prompts(
+        data,
+        pair.tokenizer,
+        scoring=_choice("--scoring", scoring, "answer", "notebook"),
+        template=None if template is None else template.replace("\\n", "\n"),
+        chat=chat,
+        answers=_choice("--answers", answers, "given", "base"),
+        answers_from=pair.base,
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+    )
+    if show_prompts is not None:
+        _show_prompts(prompts, pair.tokenizer, show_prompts)
+        return
+    control_model = (
+        load_model(control, device=device, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        if control not in ("auto", "none")
+        else None
+    )
+    out = out or Path("runs") / _run_name(unlearned, window, scoring)
+    result = run_patch(
+        pair,
+        prompts,
+        sites=sites,
+        window=window,
+        control="auto" if control == "auto" else control_model,
+        engine=engine,
+        batch_size=batch_size,
+        seed=seed,
+        out=out,
+        progress=not quiet,
+    )
+    _report(result, out, figure_formats, quiet=quiet, as_json=as_json)
+
+
+@app.command(epilog=_PLOT_EXAMPLES)
+def plot(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a finished run.")],
+    formats: FormatOption = "html",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No list of what was written.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the figures of a finished run again, in the formats that a paper needs."""
+    from dissect.figures import check_formats
+    from dissect.results import load_result
+
+    check_formats(_formats(formats))
+    exported = load_result(run).save_figures(run, formats=_formats(formats))
+    if exported.problem:
+        _note(exported.problem)
+    if as_json:
+        write_json({"figures": [str(path) for path in exported.paths], "problem": exported.problem})
+    elif not quiet:
+        sys.stdout.writelines(f"{path}\n" for path in exported.paths)
+
+
+@app.command(epilog=_MODELS_EXAMPLES)
+def models(as_json: JsonOption = False) -> None:
+    """List the built-in pairs, their control and their questions."""
+    pairs = zoo.pairs()
+    if as_json:
+        write_json([{**vars(pair), "data": str(pair.data)} for pair in pairs])
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table("base", "unlearned", "control", "what", "data", box=box.SIMPLE_HEAD)
+    for pair in pairs:
+        table.add_row(pair.base, pair.unlearned, pair.control, pair.description, pair.data.name)
+    _console().print(table)
+    _console().print(f"the world's questions are in {zoo.WORLD_DIRECTORY}", soft_wrap=True, highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
+    run_app(
+        app,
+        "dissect",
+        arguments,
+        interrupted="finished batches are kept: run the same command again to go on from there",
+    )
+
+
+def _choice(option: str, value: str, *known: str) -> Any:
+    if value not in known:
+        raise InputError(f"{option} {value}: use {' or '.join(known)}")
+    return value
+
+
+def _formats(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _run_name(unlearned: str, window: int, scoring: str) -> str:
+    name = unlearned.replace(":", "-") if unlearned in zoo.BUILTIN else Path(unlearned).name
+    return f"patch-{name}-window{window}" + ("" if scoring == "answer" else f"-{scoring}")
+
+
+def _report(result: "PatchingResult", out: Path, formats: list[str], *, quiet: bool, as_json: bool) -> None:
+    exported = result.save_figures(out, formats=formats)
+    if exported.problem:
+        _note(exported.problem)
+    for _, row in result.undefined().iterrows():
+        _note(f"{row['examples']} examples have no KRS in {row['target']}: {row['undefined']}")
+    if as_json:
+        write_json({**result.summary(), "run": str(out), "figures": [str(path) for path in exported.paths]})
+    elif not quiet:
+        _print_peaks(result)
+        console = _console()
+        console.print(f"figure  {out / 'figures' / 'krs.html'}", soft_wrap=True, highlight=False)
+        console.print(f"run     {out}", soft_wrap=True, highlight=False)
+
+
+def _print_peaks(result: "PatchingResult") -> None:
+    from rich import box
+    from rich.table import Table
+
+    peaks = result.peaks()
+    has_control = "difference" in peaks
+    table = Table("site", "peak centre", "layers", "KRS", box=box.SIMPLE_HEAD, title=result.title, title_justify="left")
+    if has_control:
+        table.add_column("control, same layers")
+        table.add_column("KRS - control")
+    for _, row in peaks.iterrows():
+        cells = [row["site"], str(row["centre"]), f"{row['first_layer']}-{row['last_layer']}", _interval(row, "krs")]
+        if has_control:
+            cells += [_interval(row, "control_krs"), _interval(row, "difference")]
+        table.add_row(*cells)
+    console = _console()
+    console.print(table)
+    n = result.configuration["examples"]
+    if has_control:
+        console.print(
+            f"{n} prompts; [95 % intervals]. Base activations carry the answer even into a model that never knew it:\n"
+            "only the difference to the control can speak of the unlearned model itself.",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+    else:
+        console.print(
+            f"{n} prompts; [95 % intervals]. No control: KRS alone cannot tell suppressed from erased, since base\n"
+            "activations carry the answer even into a model that never knew it. Give one with --control.",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def _interval(row: Any, name: str) -> str:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    return f"{value:.3f} \\[{low:.3f}, {high:.3f}]"
+
+
+def _show_prompts(prompts: "Prompts", tokenizer: Any, count: int) -> None:
+    from rich.text import Text
+
+    console = _console()
+    for item in prompts.items[:count]:
+        tokens = [tokenizer.decode([token]) for token in item.input_ids]
+        text = Text(f"[{item.id}] {item.group}\n", style="bold")
+        text.append("".join(tokens[: item.answer_start]), style="default not bold")
+        for token in tokens[item.answer_start :]:
+            text.append("|", style="dim not bold")
+            text.append(token, style="green bold")
+        text.append(
+            f"|\n{len(tokens) - item.answer_start} answer tokens from token {item.answer_start}; scored: the logits of "
+            f"positions {item.scored.start} to {item.scored.stop - 1}\n",
+            style="dim not bold",
+        )
+        console.print(text, soft_wrap=True)
+
+
+def _quiet_libraries() -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _note(message: str) -> None:
+    sys.stderr.write(f"dissect: {message}\n")

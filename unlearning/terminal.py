@@ -1,0 +1,72 @@
+"""What every command line here does alike: exit codes, one-line errors, machine-readable results."""
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from unlearning.errors import InputError
+
+if TYPE_CHECKING:
+    import typer
+
+
+def run_app(app: "typer.Typer", name: str, arguments: Sequence[str] | None, *, interrupted: str) -> None:
+    """Run a command line and exit: 0, 2 on bad input with one line on stderr, 130 on Ctrl-C.
+
+    Args:
+        app: the typer application.
+        name: what its user typed.
+        arguments: instead of those of the process.
+        interrupted: what Ctrl-C leaves behind and what to do, one line.
+    """
+    warnings.showwarning = lambda message, *_args, **_kwargs: _tell(name, f"warning: {message}")
+    try:
+        code = app(args=arguments, prog_name=name, standalone_mode=False)
+    except InputError as error:
+        code = _fail(name, str(error), 2)
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # `dissect ... | head`: nobody reads any more.
+        sys.stderr.close()
+        code = 1
+    except Exception as error:
+        # Typer's usage errors, whose class is private to it: missing or misspelt arguments.
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+        if message.startswith("Usage:"):  # no arguments at all: the help
+            sys.stderr.write(message + "\n")
+            code = 2
+        else:
+            code = _fail(name, message, 2)
+    if code == 130:
+        _fail(name, f"interrupted; {interrupted}", 130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def write_json(content: Any) -> None:
+    """Write a machine-readable result to stdout; what is not a number becomes null."""
+    sys.stdout.write(json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """JSON's own types, with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def _fail(name: str, message: str, code: int) -> int:
+    _tell(name, message)
+    return code
+
+
+def _tell(name: str, message: object) -> None:
+    sys.stderr.write(f"{name}: {' '.join(str(message).split())}\n")
