@@ -103,13 +103,15 @@ class PatchingResult:
         """
         if "control" not in self.targets:
             return pd.DataFrame(columns=[*_PLACE, "difference", "difference_low", "difference_high", "n"])
-        wide = self.frame.pivot_table(
-            index=[*_PLACE, "example_index"], columns="target", values="krs", sort=False, dropna=False, observed=True
-        ).reset_index()
+        keys = [*_PLACE, "example_index"]
+        ours, theirs = (
+            self.frame.loc[self.frame["target"] == target, [*keys, "krs"]] for target in ("unlearned", "control")
+        )
+        wide = ours.merge(theirs, on=keys, suffixes=("", "_control"))
         rows = []
         for place, cell in wide.groupby(_PLACE, sort=False):
             cell = cell.sort_values("example_index")
-            estimate = self._bootstrap.mean((cell["unlearned"] - cell["control"]).to_numpy(np.float64))
+            estimate = self._bootstrap.mean((cell["krs"] - cell["krs_control"]).to_numpy(np.float64))
             rows.append(dict(zip(_PLACE, place, strict=True)) | _named("difference", estimate) | {"n": estimate.n})
         return pd.DataFrame(rows)
 
