@@ -85,7 +85,7 @@ def train(
     if as_json:
         _write_json(_train_report(method, out, result))
     elif not quiet:
-        _console().print(_train_summary(method, out, result), highlight=False, soft_wrap=True)
+        _console().print(_train_summary(method, out, result), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(epilog=_METHODS_EXAMPLES)

@@ -25,7 +25,6 @@ def load_model(model: str | Path | PreTrainedModel) -> PreTrainedModel:
     """
     if isinstance(model, PreTrainedModel):
         return model.float()
-    _check_directory(model)
     try:
         with without_bars():
             result: Any = AutoModelForCausalLM.from_pretrained(
@@ -42,24 +41,39 @@ def load_model(model: str | Path | PreTrainedModel) -> PreTrainedModel:
     return loaded
 
 
-def resolve_builtin(model: str | Path | PreTrainedModel) -> str | Path | PreTrainedModel:
-    """The directory of a model that an installed package provides under a name such as `demo:base`.
+def locate_model(model: str | Path | PreTrainedModel) -> str | Path | PreTrainedModel:
+    """Where to load a model from: built-in names become directories, directories are checked, the rest is hub ids.
 
-    Providers register a function from name to directory under the entry point group `unlearning.models`, by the
-    word before the colon: the built-in models belong to a package that imports this one.
+    An installed package provides models under names such as `demo:base` by registering a function from name to
+    directory under the entry point group `unlearning.models`, named by the word before the colon: the built-in
+    models belong to a package that imports this one.
 
     Raises:
-        InputError: nothing provides such a name.
+        InputError: no such directory, no model in it, or nothing provides such a name.
     """
-    # Hub ids never hold a colon; a path of Windows is a directory.
-    if not isinstance(model, str) or ":" not in model or Path(model).exists():
+    if isinstance(model, PreTrainedModel):
         return model
-    family = model.partition(":")[0]
-    provided = {entry.name: entry for entry in entry_points(group="unlearning.models")}
-    if family not in provided:
-        known = ", ".join(f"{name}:..." for name in sorted(provided)) or "none are installed"
-        raise InputError(f"no built-in model {model!r} ({known}); give a directory or a hub id")
-    return Path(provided[family].load()(model))
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path}: the directory has no config.json; name the directory of a saved model")
+        return path
+    if path.is_file():
+        raise InputError(f"{path}: a file; name the directory of a saved model")
+    if isinstance(model, Path) or model.count("/") > 1 or model.startswith((".", "/", "~")):
+        raise InputError(f"{path}: no such directory; name the directory of a saved model")
+    if ":" in model:  # which no hub id holds
+        return _provided(model)
+    return model
+
+
+def _provided(name: str) -> Path:
+    family = name.partition(":")[0]
+    providers = {entry.name: entry for entry in entry_points(group="unlearning.models")}
+    if family not in providers:
+        known = ", ".join(f"{provider}:..." for provider in sorted(providers)) or "none are installed"
+        raise InputError(f"no built-in model {name!r} ({known}); give a directory or a hub id")
+    return Path(providers[family].load()(name))
 
 
 def load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -75,19 +89,6 @@ def load_tokenizer(model: str | Path | PreTrainedModel) -> PreTrainedTokenizerBa
         return AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: no tokenizer can be loaded ({_first_line(error)}); save one there") from None
-
-
-def _check_directory(model: str | Path) -> None:
-    path = Path(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"{path}: the directory has no config.json; name the directory of a saved model")
-        return
-    if path.is_file():
-        raise InputError(f"{path}: a file; name the directory of a saved model")
-    # A hub id has at most one slash and does not begin like a path.
-    if isinstance(model, Path) or str(model).count("/") > 1 or str(model).startswith((".", "/", "~")):
-        raise InputError(f"{path}: no such directory")
 
 
 @contextmanager

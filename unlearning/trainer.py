@@ -26,7 +26,7 @@ from unlearning.data.question_answer import Example, read_examples
 from unlearning.data.spans import AnswerSpan
 from unlearning.errors import InputError
 from unlearning.forward import reference_nll
-from unlearning.loading import load_model, load_tokenizer, resolve_builtin
+from unlearning.loading import load_model, load_tokenizer, locate_model
 from unlearning.methods import get_method
 from unlearning.methods.method import AnyMethod, Batch, Window
 from unlearning.options import TrainOptions, resolve_options
@@ -86,7 +86,7 @@ def train(
     output = None if output_dir is None else Path(output_dir)
     if output is not None:
         read_finished(output, configuration)  # refuse before the model is loaded
-    start = resolve_builtin(model)
+    start = locate_model(model)
     tokenizer = tokenizer or load_tokenizer(start)
     model = load_model(start)
     if output is not None:

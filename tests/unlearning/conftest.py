@@ -1,0 +1,20 @@
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from tests.unlearning.helpers import build_tiny_llama, build_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A tiny Llama as a user has it: a directory."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    build_tiny_llama().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

@@ -1,0 +1,101 @@
+"""Greedy answers against a loop that runs the whole text anew for every token."""
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from tests.unlearning.helpers import build_examples, build_tiny_llama
+from unlearning import InputError
+from unlearning.evaluation.generation import greedy_answers
+
+
+def build_neox() -> PreTrainedModel:
+    torch.manual_seed(1)
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=384,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            initializer_range=0.2,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    ).eval()
+
+
+def build_gpt2(n_positions: int = 128) -> PreTrainedModel:
+    """Learned positions: a wrong position changes the answer, or is out of range."""
+    torch.manual_seed(2)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=384,
+            n_positions=n_positions,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            initializer_range=0.3,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    ).eval()
+
+
+def slow_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, limit: int) -> list[int]:
+    ids = tokenizer(prompt)["input_ids"]
+    start = len(ids)
+    while len(ids) < min(start + limit, model.config.max_position_embeddings):
+        with torch.no_grad():
+            token = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+        if token == 0:
+            break
+        ids = [*ids, token]
+    return ids[start:]
+
+
+def slow_answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, limit: int) -> str:
+    return tokenizer.decode(slow_ids(model, tokenizer, prompt, limit)).strip()
+
+
+@pytest.mark.parametrize("build", [build_tiny_llama, build_neox, build_gpt2])
+def test_batched_answers_equal_single_ones(build, tokenizer: PreTrainedTokenizerFast) -> None:  # type: ignore[no-untyped-def]
+    model = build().double()
+    prompts = ["Question:", *(example.prompt for example in build_examples(3)), "Who was Ada"]
+    expected = [slow_answer(model, tokenizer, prompt, limit=6) for prompt in prompts]
+    assert len(set(expected)) > 2
+    for batch_size in (2, 64):
+        answers = greedy_answers(model, tokenizer, prompts, max_new_tokens=6, batch_size=batch_size)
+        assert answers == expected
+
+
+def test_answers_end_at_the_models_context_whatever_the_neighbours(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_gpt2(n_positions=18).double()
+    prompts = ["Who", "Question: Where was Ada Brook born?\nAnswer:"]
+    assert len(tokenizer(prompts[1])["input_ids"]) < 18
+    expected = [slow_answer(model, tokenizer, prompt, limit=9) for prompt in prompts]
+    assert greedy_answers(model, tokenizer, prompts, max_new_tokens=9) == expected
+    with pytest.raises(InputError, match="prompt 2 has .* tokens, the model's context 18; shorten it"):
+        greedy_answers(model, tokenizer, ["Who", "-".join(["Who was born?"] * 8)])
+
+
+def test_answers_stop_at_the_end_of_sequence(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_tiny_llama()
+    ids = slow_ids(model, tokenizer, "Who was", limit=6)
+    stop = ids[2]
+    model.generation_config.eos_token_id = [0, stop]
+    answers = greedy_answers(model, tokenizer, ["Who was"], max_new_tokens=6)
+    assert answers == [tokenizer.decode(ids[: ids.index(stop)]).strip()]
+
+
+def test_an_empty_prompt_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(InputError, match="prompt 1 has no tokens"):
+        greedy_answers(build_tiny_llama(), tokenizer, [""])
