@@ -9,17 +9,18 @@ from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """A bar of `total` steps, shown only on a terminal or where `show` asks for it."""
+    """A bar of `total` steps, shown where `show` asks for it and stderr is a terminal."""
 
     def __init__(self, total: int, label: str, *, show: bool = True) -> None:
+        console = Console(file=sys.stderr)
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(file=sys.stderr),
-            disable=not show,
+            console=console,
+            disable=not (show and console.is_terminal),  # elsewhere rich leaves an empty line
             transient=True,
         )
         self._task = self._bar.add_task(label, total=total)
