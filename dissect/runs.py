@@ -9,6 +9,7 @@
 Every file is written beside its place and moved there whole, so that a run that is killed leaves whole files only.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -49,7 +50,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             raise InputError(f"{path}: the disk is full; make room and run the same command again to go on") from None
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the place itself is impossible, so is looking for the part
+            part.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -139,8 +141,9 @@ def open_run(path: str | Path, configuration: dict[str, Any], provenance: dict[s
         differences = _differences(record.get("configuration", {}), configuration)
         if differences:
             raise InputError(f"{path} holds another run: {'; '.join(differences)}. Name another --out directory")
+        _sweep_up(path)
         return Run(path, record)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(file.suffix != ".part" for file in path.iterdir())):
         raise InputError(f"{path}: not a run directory (no run.json in it); name an empty or a new one")
     record = {
         "format": FORMAT,
@@ -151,8 +154,15 @@ def open_run(path: str | Path, configuration: dict[str, Any], provenance: dict[s
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_time_s": 0.0,
     }
+    _sweep_up(path)
     write_json(path / "run.json", record)
     return Run(path, record)
+
+
+def _sweep_up(path: Path) -> None:
+    """Remove what a process that was killed in the middle of a file left behind."""
+    for file in (*path.glob(".*.part"), *path.glob("*/.*.part")):
+        file.unlink(missing_ok=True)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -166,10 +176,12 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: not a run directory (no run.json in it)") from None
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise InputError(f"{file}: broken; the directory is not whole, start the run anew elsewhere") from None
-    if record.get("format") != FORMAT:
-        raise InputError(f"{file}: format {record.get('format')}, and this version reads {FORMAT}")
+    if not isinstance(record, dict) or not record.keys() >= {"format", "status", "configuration"}:
+        raise InputError(f"{file}: not the record of a run; name another directory")
+    if record["format"] != FORMAT:
+        raise InputError(f"{file}: format {record['format']}, and this version reads {FORMAT}; name another directory")
     return record
 
 
