@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +65,15 @@ def check_files(path: Path, *, allow_pickle: bool = False) -> None:
     """
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: no config.json; name the directory that holds the checkpoint")
+    try:
+        json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError:  # not JSON, or not even text
+        raise InputError(f"{path / 'config.json'}: broken; copy it again") from None
     index = path / "model.safetensors.index.json"
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{index}: broken index; copy it again") from None
     else:
         shards = sorted(file.name for file in path.glob("*.safetensors"))
@@ -108,20 +114,37 @@ def load_weights(
             config=config,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
-            use_safetensors=not allow_pickle,
+            use_safetensors=None if allow_pickle else True,  # None: pickles only where there is nothing else
+            ignore_mismatched_sizes=True,  # named below, instead of in a report on the log
             output_loading_info=True,
         )
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise InputError(f"{path}: transformers cannot load it: {str(error).strip().splitlines()[0]}") from None
+    except pickle.UnpicklingError:
+        raise InputError(f"{path}: its pickled weights are broken or hold more than tensors; copy them again") from None
+    except (ValueError, OSError, RuntimeError, KeyError, EOFError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        mend = "name a causal language model that it knows" if isinstance(error, ValueError) else "copy it again"
+        raise InputError(f"{path}: transformers cannot load it: {reason}; {mend}") from None
     model, info = loaded
     # transformers only logs these and goes on with random numbers.
-    for problem in ("missing_keys", "mismatched_keys"):
-        if info[problem]:
-            first = sorted(map(str, info[problem]))[0]
-            raise InputError(
-                f"{path}: {len(info[problem])} {problem.replace('_', ' ')} in its weights, as {first}; "
-                "the files do not belong to this configuration"
-            )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise InputError(
+            f"{path}: {len(missing)} missing keys in its weights, as {missing[0]}; "
+            "the files do not belong to its config.json"
+        )
+    if info["mismatched_keys"]:
+        key, in_file, in_model = sorted(info["mismatched_keys"])[0]
+        raise InputError(
+            f"{path}: the tensor {key} has shape {tuple(in_file)}, and its config.json wants {tuple(in_model)}; "
+            "the files do not belong together"
+        )
+    if info["unexpected_keys"]:
+        unexpected = sorted(info["unexpected_keys"])
+        warnings.warn(
+            f"{path}: {len(unexpected)} tensors of its weights have no place in the model, as {unexpected[0]}; "
+            "is its config.json the right one?",
+            stacklevel=2,
+        )
     model = model.to(device).eval()
     assert isinstance(model, PreTrainedModel)
     return model
@@ -138,7 +161,10 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises bare Exception on a broken file
-        raise InputError(f"{path}: the tokenizer cannot be read: {str(error).strip().splitlines()[0]}") from None
+        reason = str(error).strip().splitlines()[0].rstrip(":")
+        raise InputError(
+            f"{path}: the tokenizer cannot be read ({reason}); copy tokenizer.json and tokenizer_config.json again"
+        ) from None
 
 
 def content_hash(model: PreTrainedModel, *, name: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dissect.checkpoints import content_hash, load_tokenizer, load_weights, resolve_checkpoint
+from dissect.checkpoints import check_files, content_hash, load_tokenizer, load_weights, resolve_checkpoint
 from dissect.sites import SITES
 from unlearning.errors import InputError
 
@@ -208,6 +208,7 @@ def load_model(
     target = resolve_device(device)
     numbers = resolve_dtype(dtype, target)
     path = resolve_checkpoint(name)
+    check_files(path, allow_pickle=allow_pickle)  # first, since the tokenizer's loader reads config.json too
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     hf = load_weights(
         path, device=target, dtype=numbers, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
@@ -295,7 +296,9 @@ def resolve_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}; use cpu, cuda or cuda:1") from None
+    if device.type == "meta":
+        raise InputError("--device meta: holds no numbers; use cpu, cuda or cuda:1")
     return device
 
 

@@ -71,6 +71,8 @@ def patch(
     interventions = sweep(site_sets, centred_windows(pair.n_layers, window))
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: at least 1")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: 0 or more")
     run_engine = find_engine(engine)
     targets = {"unlearned": pair.unlearned}
     control_model = _resolve_control(pair, control)
@@ -78,7 +80,7 @@ def patch(
         targets["control"] = control_model
     for model in (pair.base, *targets.values()):
         _check_sites(model, site_sets)
-        _check_lengths(model, prompts)
+        _check_tokens(model, prompts)
     configuration = {
         "command": "patch",
         "base_sha256": pair.base.sha256,
@@ -166,12 +168,18 @@ def _check_sites(model: Model, site_sets: Sequence[tuple[str, ...]]) -> None:
             raise InputError(f"{model.name} has no site {name}: {model.missing_sites[name]}")
 
 
-def _check_lengths(model: Model, prompts: Prompts) -> None:
+def _check_tokens(model: Model, prompts: Prompts) -> None:
+    vocabulary = model.hf.config.get_text_config().vocab_size
     for item in prompts.items:
         if len(item.input_ids) > model.context:
             raise InputError(
                 f"prompt {item.id} has {len(item.input_ids)} tokens with its answer, and the context of {model.name} "
                 f"is {model.context}; shorten or remove it"
+            )
+        if max(item.input_ids) >= vocabulary:
+            raise InputError(
+                f"prompt {item.id} has the token {max(item.input_ids)}, and {model.name} has {vocabulary} of them; "
+                "the tokenizer is not this model's: copy its own beside the base's weights"
             )
 
 

@@ -262,7 +262,9 @@ def _questions(
             keys = ", ".join(record) or "none"
             raise InputError(f'{path}, record {number}: needs "prompt" or "question" with text; its keys are {keys}')
         answer = record.get("answer")
-        if answer is not None and (not isinstance(answer, str) or not answer.strip()):
+        if answer is not None and not isinstance(answer, str):
+            raise InputError(f"{path}, record {number}: the answer is {type(answer).__name__}, not text; quote it")
+        if answer is not None and not answer.strip():
             raise InputError(f"{path}, record {number}: the answer is empty; remove the record or give an answer")
         yield _Question(
             id=str(record.get("id", number - 1)),
@@ -283,6 +285,9 @@ def _concept_questions(
     """The questions of one ConceptVectors record (2406.11614; QA_with_answers is the Dissecting paper's)."""
     concept = str(record.get("Concept", number - 1))
     rows, lengths = record.get("QA_with_answers"), record.get("answers_tokens_num")
+    for name, values in (("QA", record["QA"]), ("QA_with_answers", rows), ("answers_tokens_num", lengths)):
+        if values is not None and (not isinstance(values, list) or len(values) != len(record["QA"])):
+            raise InputError(f"{path}, record {number}: {name} is not a list with one entry per question of QA")
     for index, question in enumerate(record["QA"]):
         released = NOTEBOOK_TEMPLATE.format(question=question)
         answer = None
