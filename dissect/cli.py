@@ -182,12 +182,15 @@ def models(as_json: JsonOption = False) -> None:
         write_json([{**vars(pair), "data": str(pair.data)} for pair in pairs])
         return
     from rich import box
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("base", "unlearned", "control", "what", "data", box=box.SIMPLE_HEAD)
+    names = [Column(header, no_wrap=True) for header in ("base", "unlearned", "control")]  # to be copied whole
+    table = Table(*names, "data", box=box.SIMPLE_HEAD)
     for pair in pairs:
-        table.add_row(pair.base, pair.unlearned, pair.control, pair.description, pair.data.name)
+        table.add_row(pair.base, pair.unlearned, pair.control, pair.data.name)
     _console().print(table)
+    for family, description in zoo.DESCRIPTIONS.items():
+        _console().print(f"{family}: {description}", soft_wrap=True, highlight=False)
     _console().print(f"the world's questions are in {zoo.WORLD_DIRECTORY}", soft_wrap=True, highlight=False)
 
 
@@ -233,11 +236,12 @@ def _report(result: "PatchingResult", out: Path, formats: list[str], *, quiet: b
 
 def _print_peaks(result: "PatchingResult") -> None:
     from rich import box
-    from rich.table import Table
+    from rich.table import Column, Table
 
     peaks = result.peaks()
     has_control = "difference" in peaks
-    table = Table("site", "peak centre", "layers", "KRS", box=box.SIMPLE_HEAD, title=result.title, title_justify="left")
+    site = Column("site", no_wrap=True)
+    table = Table(site, "peak centre", "layers", "KRS", box=box.SIMPLE_HEAD, title=result.title, title_justify="left")
     if has_control:
         table.add_column("control, same layers")
         table.add_column("KRS - control")
