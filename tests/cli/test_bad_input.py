@@ -299,7 +299,7 @@ GOOD = '{"question": "Where?", "answer": "Oslo"}\n'
         ("[]", ["the list is empty"]),
         (
             GOOD + '{"text": "Where?", "answer": "Oslo"}',
-            ["record 2", '"prompt" or "question"', "keys are text, answer"],
+            ["record 2", '"prompt" or "question"', "its keys are text, answer"],
         ),
         (GOOD + '{"question": " ", "answer": "Oslo"}', ["record 2", '"prompt" or "question" with text']),
         (GOOD + '{"question": "Where?", "answer": ""}', ["record 2: the answer is empty", "remove the record"]),
@@ -370,11 +370,21 @@ def test_place_that_cannot_be_written_to_is_refused(world: World, tmp_path: Path
     assert_refused(call(*world.patch(Path("/proc/run"))), "/proc/run/run.json: cannot be written")
 
 
+@pytest.fixture(scope="module")
+def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing got in the way of."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert call(*world.patch(run, "--quiet")).code == 0
+    return run
+
+
 @pytest.mark.parametrize(
     "name", ["run.json", "parts/unlearned-00000.parquet", "results.parquet", "summary.json", "figures/krs.html"]
 )
-def test_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(world: World, tmp_path: Path, name: str) -> None:
-    run, whole = tmp_path / "run", tmp_path / "whole"
+def test_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(
+    world: World, whole: Path, tmp_path: Path, name: str
+) -> None:
+    run = tmp_path / "run"
     file = run / name
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
 
@@ -391,6 +401,5 @@ def test_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(world: Wor
     assert not file.exists()
     assert call(*world.patch(run, "--quiet")).code == 0
     assert file.is_file() or name.startswith("parts")
-    assert call(*world.patch(whole, "--quiet")).code == 0
     assert (run / "results.parquet").read_bytes() == (whole / "results.parquet").read_bytes()
     assert unfinished_files(run) == []
