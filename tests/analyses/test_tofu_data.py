@@ -11,9 +11,7 @@ from unlearning.data.records import read_records
 from unlearning.errors import InputError
 
 
-def test_find_tofu_takes_the_folder_its_parent_or_the_variable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_find_tofu_takes_the_folder_its_parent_or_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_imitation(tmp_path / "tofu")
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     assert find_tofu(tmp_path) == find_tofu(folder) == folder
@@ -74,12 +72,12 @@ def test_select_authors_refuses_files_of_different_versions(tmp_path: Path) -> N
 def test_select_authors_draws_real_questions_about_one_person_each() -> None:
     folder = real_tofu()
     assert folder is not None
-    subset = select_authors(folder, trunk=42, late=8, forget=10, seed=0)
+    subset = select_authors(folder, trunk=27, late=5, forget=8, seed=0)
     forget_split = {(r["question"], r["answer"]) for r in read_records(folder / "forget10.json")}
     retain_split = {(r["question"], r["answer"]) for r in read_records(folder / "retain90.json")}
     assert all((r["question"], r["answer"]) in forget_split for r in subset.forget)
     assert all((r["question"], r["answer"]) in retain_split for r in subset.retain)
-    assert (len(subset.trunk), len(subset.late), len(subset.forget)) == (840, 160, 200)
+    assert (len(subset.trunk), len(subset.late), len(subset.forget)) == (540, 100, 160)
     by_author: dict[str, list[str]] = {}
     for record in subset.retain + subset.forget:
         by_author.setdefault(record["group"], []).append(f"{record['question']} {record['answer']}")

@@ -1,0 +1,260 @@
+"""The real pair: real TOFU authors, a model that knew some of them, and two ways to make it forget.
+
+Trains trunk, base, never, npo and grad_diff (`analyses.tofu_models`), measures what they answer, and sweeps the base's
+activations into both unlearned models and into never as the control.
+
+    OUT/data/{forget,retain}.jsonl          the questions, with their authors
+    OUT/models/{trunk,base,never,npo,grad_diff}
+    OUT/quality.json                        how the models answer, what they cost
+    OUT/patch-{npo,grad_diff}/              runs of `dissect patch`
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from analyses.tofu_data import Subset, find_tofu, select_authors
+from unlearning.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from analyses.tofu_models import Recipe, Workshop
+    from dissect import PatchingResult
+
+WINDOW = 5
+SITES = ("mlp_coef", "attn_out", "mlp_coef+attn_out")
+
+_EXAMPLES = """\b
+Examples:
+  python -m analyses.tofu_pair --data ../shared/data
+  DISSECT_DATA=../shared/data python -m analyses.tofu_pair --out runs/tofu --device cuda
+  python -m analyses.tofu_pair --data ../shared/data --authors 20 --out runs/tofu-20 --json
+"""
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+
+
+def run(
+    recipe: "Recipe", *, data: str | Path | None, out: Path, device: str = "auto", progress: bool = True
+) -> dict[str, Any]:
+    """Do everything that is not done yet; returns what the summary tables show.
+
+    Args:
+        recipe: authors, sizes and schedules.
+        data: TOFU's folder or the directory that holds it; None reads $DISSECT_DATA.
+        out: the directory of the module's docstring.
+        device: auto, cpu or cuda.
+        progress: progress bars on stderr.
+
+    Raises:
+        InputError: no data, another configuration in `out`, or a model that misses the recipe's aims.
+    """
+    from analyses.tofu_models import Workshop
+
+    subset = select_authors(
+        find_tofu(data),
+        trunk=recipe.trunk_authors,
+        late=recipe.late_authors,
+        forget=recipe.forget_authors,
+        seed=recipe.seed,
+    )
+    write_data(subset, out / "data")
+    workshop = Workshop(recipe, subset, out / "models", device=device, progress=progress)
+    stages = workshop.build()
+    quality = measure(workshop, stages, out / "quality.json")
+    results = patch_models(out, device=device, progress=progress)
+    peaks = {name: json.loads(result.peaks().to_json(orient="records")) for name, result in results.items()}
+    return {
+        "quality": quality,
+        "patching": peaks,
+        "examples": len(subset.forget),
+        "window": _window(results),
+        "figures": {name: str(out / f"patch-{name}" / "figures" / "krs.html") for name in results},
+    }
+
+
+def write_data(subset: Subset, folder: Path) -> None:
+    """Write the forget and the retain questions as JSON lines.
+
+    Raises:
+        InputError: other questions are there already.
+    """
+    from dissect.runs import write_bytes
+
+    for name, records in (("forget", subset.forget), ("retain", subset.retain)):
+        path = folder / f"{name}.jsonl"
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+        if path.exists():
+            if path.read_bytes() != lines:
+                raise InputError(
+                    f"{path}: holds other authors' questions; give another --out or remove {folder.parent}"
+                )
+        else:
+            write_bytes(path, lines)
+
+
+def measure(workshop: "Workshop", stages: dict[str, dict[str, Any]], path: Path) -> dict[str, Any]:
+    """Answer all forget and retain questions greedily with every model, and write `quality.json`.
+
+    What the file holds already of the same models is not measured again.
+    """
+    from dataclasses import asdict
+
+    from analyses.tofu_models import measure_quality
+    from dissect.runs import write_json
+    from unlearning.loading import load_model, load_tokenizer
+
+    known = json.loads(path.read_text(encoding="utf-8"))["models"] if path.is_file() else {}
+    tokenizer = load_tokenizer(workshop.directory("trunk"))
+    subset = workshop.subset
+    found: dict[str, Any] = {}
+    for name, stage in stages.items():
+        if known.get(name, {}).get("stage", {}).get("fingerprint") == stage["fingerprint"]:
+            found[name] = known[name]
+            continue
+        start = time.perf_counter()
+        model = load_model(workshop.directory(name))
+        model.to(workshop.torch_device)  # type: ignore[arg-type]
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        found[name] = {
+            "parameters": parameters,
+            "forget": asdict(measure_quality(model, tokenizer, subset.forget)),
+            "retain": asdict(measure_quality(model, tokenizer, subset.retain)),
+            "retain_late": asdict(measure_quality(model, tokenizer, subset.late)),
+            "seconds_to_measure": round(time.perf_counter() - start, 1),
+            "stage": stage,
+        }
+    quality = {
+        "authors": {part: sorted({r["group"] for r in getattr(subset, part)}) for part in ("trunk", "late", "forget")},
+        "seconds_to_train": round(sum(stage["seconds"] for stage in stages.values()), 1),
+        "models": found,
+    }
+    write_json(path, quality)
+    return quality
+
+
+def patch_models(out: Path, *, device: str = "auto", progress: bool = True) -> dict[str, "PatchingResult"]:
+    """Sweep the base's activations on the forget questions into each unlearned model and into never."""
+    from analyses.tofu_models import UNLEARNED
+    from dissect import load_pair, load_prompts, patch
+
+    models = out / "models"
+    results = {}
+    for name in UNLEARNED:
+        pair = load_pair(models / "base", models / name, device=None if device == "auto" else device)
+        prompts = load_prompts(out / "data" / "forget.jsonl", pair.tokenizer)
+        results[name] = patch(
+            pair,
+            prompts,
+            sites=SITES,
+            window=min(WINDOW, pair.n_layers - 1 + pair.n_layers % 2),
+            control=str(models / "never"),
+            out=out / f"patch-{name}",
+            progress=progress,
+        )
+        results[name].save_figures(out / f"patch-{name}")
+    return results
+
+
+def quality_table(quality: dict[str, Any]) -> "Table":
+    """How the models answer."""
+    from rich.table import Table
+
+    first = next(iter(quality["models"].values()))
+    title = f"Greedy answers: ROUGE-L recall (exact match); {first['parameters'] / 1e6:.1f} million parameters"
+    table = Table("model", "forget", "retain", "steps", "seconds", title=title)
+    for name, model in quality["models"].items():
+        cells = [f"{model[s]['rouge_l_recall']:.2f} ({model[s]['exact_match']:.2f})" for s in ("forget", "retain")]
+        table.add_row(name, *cells, str(model["stage"]["steps"]), f"{model['stage']['seconds']:.0f}")
+    return table
+
+
+def peaks_table(peaks: dict[str, list[dict[str, Any]]], examples: int, window: int) -> "Table":
+    """Where most of the base's behaviour comes back, and how much of it comes back in never."""
+    from rich.table import Table
+
+    title = f"Base's activations in the unlearned model and in never: {examples} forget questions, window {window}"
+    table = Table("unlearned", "site", "peak", "KRS", "never's KRS there", "difference (95 % interval)", title=title)
+    for name, rows in peaks.items():
+        for row in rows:
+            gap = f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
+            table.add_row(
+                name, row["site"], f"layer {row['centre']}", f"{row['krs']:.3f}", f"{row['control_krs']:.3f}", gap
+            )
+        table.add_section()
+    return table
+
+
+@app.command(epilog=_EXAMPLES)
+def command(
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Holds tofu/; without it, $DISSECT_DATA names it.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes; go on where it stopped.")] = Path(
+        "runs/tofu"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the authors, the weights and the orders.")] = 0,
+    authors: Annotated[int | None, typer.Option(metavar="N", help="How many authors in all (40).")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")] = False,
+) -> None:
+    """Build a pair from the real TOFU data and see what patching brings back."""
+    find_tofu(data)  # before the slow imports
+    from dataclasses import replace
+
+    from analyses.tofu_models import Recipe
+
+    recipe = Recipe() if authors is None else Recipe().with_authors(authors)
+    if not quiet:
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logging.getLogger("analyses").setLevel(logging.INFO)
+    report = run(replace(recipe, seed=seed), data=data, out=out, device=device, progress=not quiet)
+    if as_json:
+        sys.stdout.write(json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+    elif not quiet:
+        from rich.console import Console
+
+        console = Console()
+        console.print(quality_table(report["quality"]))
+        console.print(peaks_table(report["patching"], report["examples"], report["window"]))
+        for figure in report["figures"].values():
+            console.print(f"figure: {figure}", soft_wrap=True, highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
+    try:
+        code = app(args=arguments, prog_name="python -m analyses.tofu_pair", standalone_mode=False)
+    except InputError as error:
+        code = _fail(str(error), 2)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        # Typer's usage errors, whose class is private to it: missing or misspelt arguments.
+        if not hasattr(error, "format_message"):
+            raise
+        code = _fail(error.format_message(), 2)
+    if code == 130:
+        _fail("interrupted; the same command goes on where it stopped", 130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _window(results: dict[str, "PatchingResult"]) -> int:
+    return int(next(iter(results.values())).configuration["window"])
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"tofu_pair: {message}\n")
+    return code
+
+
+if __name__ == "__main__":
+    main()
