@@ -1,0 +1,223 @@
+"""Builders: tiny real models of many families, pairs that differ in named weights, record files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from dissect.pairs import Model, ModelPair
+from tests.unlearning.helpers import build_tokenizer
+
+__all__ = ["build_model", "build_pair", "build_tokenizer", "change_weights", "assert_close", "save_records"]
+
+RECORDS = [
+    {"prompt": "Question: Where was Ada Brook born?\nAnswer:", "answer": "in Oslo", "group": "Ada", "id": "a0"},
+    {"prompt": "Where was Ada", "answer": "Lima", "group": "Ada", "id": "a1"},
+    {"prompt": "Question: Ben Hill born?\nAnswer:", "answer": "Kyoto in Porto", "group": "Ben", "id": "b0"},
+    {"prompt": "Answer:", "answer": "Cleo Stone", "group": "Cleo", "id": "c0"},
+    {"prompt": "Question: Where was Cleo Stone born?\nAnswer:", "answer": "Delhi", "group": "Cleo", "id": "c1"},
+]
+"""Prompts and answers of different lengths, so that every batch of them is padded."""
+
+
+def build_model(
+    family: str,
+    *,
+    seed: int = 0,
+    n_layers: int = 3,
+    vocab_size: int = 384,
+    context: int = 128,
+    tied: bool | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """A random model of width 32 (MLP 48, four heads), its weights large enough that logits differ clearly.
+
+    Llama has grouped-query attention and tied embeddings, NeoX parallel blocks and a fused QKV, GPT-2 Conv1D.
+    `tied` overrides the family's tying of embeddings and head.
+    """
+    shape: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": context,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    grouped = {"num_key_value_heads": 2}
+    gpt2 = {
+        "vocab_size": vocab_size,
+        "n_embd": 32,
+        "n_inner": 48,
+        "n_layer": n_layers,
+        "n_head": 4,
+        "n_positions": context,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    builders: dict[str, Callable[[], PreTrainedModel]] = {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**shape, **grouped, tie_word_embeddings=tied is not False)),
+        "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**shape, tie_word_embeddings=tied is True)),
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**gpt2, tie_word_embeddings=tied is not False)),
+        "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**shape, **grouped, head_dim=8)),
+        "olmo2": lambda: Olmo2ForCausalLM(Olmo2Config(**shape)),
+        "phi3": lambda: Phi3ForCausalLM(Phi3Config(**shape)),
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**shape, **grouped, head_dim=8)),
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**shape, **grouped, sliding_window=4)),
+    }
+    model = builders[family]()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    return model.to(dtype).eval()
+
+
+@torch.no_grad()
+def change_weights(
+    model: PreTrainedModel, chosen: Callable[[str], bool] = lambda _name: True, *, scale: float = 0.05, seed: int = 1
+) -> list[str]:
+    """Add noise in place to the weights and biases whose name is chosen; returns their names."""
+    generator = torch.Generator().manual_seed(seed)
+    changed = []
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale
+        if chosen(name):
+            parameter.add_(noise.to(parameter.dtype))
+            changed.append(name)
+    assert changed, "no weight was chosen"
+    return changed
+
+
+def build_pair(
+    family: str,
+    *,
+    chosen: Callable[[str], bool] = lambda _name: True,
+    n_layers: int = 3,
+    tied: bool | None = None,
+    scale: float = 0.05,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> ModelPair:
+    """A random base and a copy of it with noise on the chosen weights."""
+    tokenizer = tokenizer or build_tokenizer()
+    base, unlearned = (build_model(family, n_layers=n_layers, tied=tied, dtype=dtype) for _ in range(2))
+    change_weights(unlearned, chosen, scale=scale)
+    return ModelPair(
+        base=Model.wrap(base, tokenizer, name="base"), unlearned=Model.wrap(unlearned, tokenizer, name="unlearned")
+    )
+
+
+def save_records(path: Path, records: list[dict[str, Any]]) -> Path:
+    """Write records as a JSON list."""
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def assert_close(ours: Tensor | np.ndarray | float, theirs: Tensor | np.ndarray | float, *, atol: float) -> None:
+    """Equal shapes, NaN in the same places, and no element further apart than `atol`."""
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=0, atol=atol, strict=False)
+
+
+def decoder_blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The blocks of an untouched Hugging Face model."""
+    for path in ("model.layers", "gpt_neox.layers", "transformer.h"):
+        try:
+            found = model.get_submodule(path)
+        except AttributeError:
+            continue
+        assert isinstance(found, torch.nn.ModuleList)
+        return found
+    raise AssertionError(f"no blocks in {type(model).__name__}")
+
+
+def site_module(block: torch.nn.Module, site: str) -> torch.nn.Module:
+    """The Hugging Face module that a site belongs to: its input for `mlp_coef`, its output for the others."""
+    if site == "resid_post":
+        return block
+    names = {
+        "mlp_coef": ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj"),
+        "attn_out": ("self_attn.o_proj", "attention.dense", "attn.c_proj"),
+        "mlp_out": ("mlp",),
+    }[site]
+    for name in names:
+        try:
+            return block.get_submodule(name)
+        except AttributeError:
+            continue
+    raise AssertionError(f"no {site} in {type(block).__name__}")
+
+
+class PlainPatcher:
+    """Record and replace activations by plain torch hooks, without TransformerLens: the tests' own oracle."""
+
+    def __init__(self, base: PreTrainedModel, target: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
+        self.base, self.target, self.inputs = base, target, inputs
+
+    @torch.no_grad()
+    def logits(self, sites: tuple[str, ...] = (), layers: range = range(0)) -> Tensor:
+        """Logits of the target with the base's activations at these sites and layers, at every position."""
+        places = [(site, layer) for layer in layers for site in sites]
+        donor: dict[tuple[str, int], Tensor] = {}
+        self._run(self.base, places, lambda place, value: donor.__setitem__(place, value.clone()))
+        return self._run(self.target, places, lambda place, _value: donor[place])
+
+    @torch.no_grad()
+    def base_logits(self) -> Tensor:
+        """Logits of the base."""
+        return self.base(**self.inputs).logits
+
+    def _run(self, model: PreTrainedModel, places: list[tuple[str, int]], act: Callable[..., Tensor | None]) -> Tensor:
+        handles = [self._hook(model, place, act) for place in places]
+        try:
+            return model(**self.inputs, use_cache=False).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @staticmethod
+    def _hook(model: PreTrainedModel, place: tuple[str, int], act: Callable[..., Tensor | None]) -> Any:
+        site, layer = place
+        module = site_module(decoder_blocks(model)[layer], site)
+        if site == "mlp_coef":
+
+            def on_input(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+                new = act(place, args[0])
+                return None if new is None else (new, *args[1:])
+
+            return module.register_forward_pre_hook(on_input)
+
+        def on_output(_module: torch.nn.Module, _args: Any, output: Any) -> Any:
+            new = act(place, output[0] if isinstance(output, tuple) else output)
+            if new is None:
+                return None
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return module.register_forward_hook(on_output)

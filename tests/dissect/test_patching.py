@@ -1,0 +1,356 @@
+"""The sweep as a whole: nothing leaks between prompts, statistics by hand, runs on disk."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import dissect.patching
+from dissect import load_prompts, load_result, patch
+from dissect.engine import Sweep, reference
+from dissect.interventions import Intervention
+from dissect.pairs import Model, ModelPair
+from dissect.prompts import Batch, Prompts
+from dissect.results import PatchingResult
+from tests.dissect.helpers import RECORDS, assert_close, build_model, build_pair, change_weights, save_records
+from unlearning.errors import InputError
+
+COLUMNS = [
+    "target",
+    "kind",
+    "site",
+    "centre",
+    "first_layer",
+    "last_layer",
+    "example",
+    "group",
+    "n_answer_tokens",
+    "loss_unlearned",
+    "loss_intervened",
+    "krs",
+    "logprob_recovery",
+    "kl_recovery",
+]
+"""The columns that DESIGN.md promises."""
+
+
+def build_control(pair: ModelPair) -> Model:
+    hf = build_model("llama")
+    change_weights(hf, seed=7)
+    return Model.wrap(hf, pair.tokenizer, name="never")
+
+
+@pytest.fixture(scope="module")
+def pair() -> ModelPair:
+    return build_pair("llama")
+
+
+@pytest.fixture(scope="module")
+def control(pair: ModelPair) -> Model:
+    return build_control(pair)
+
+
+@pytest.fixture(scope="module")
+def prompts(pair: ModelPair, tmp_path_factory: pytest.TempPathFactory) -> Prompts:
+    return load_prompts(save_records(tmp_path_factory.mktemp("data") / "prompts.json", RECORDS), pair.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def result(pair: ModelPair, prompts: Prompts, control: Model) -> PatchingResult:
+    return patch(pair, prompts, window=3, control=control, progress=False)
+
+
+SCORES = ["loss_unlearned", "loss_intervened", "krs", "kl_recovery", "logprob_intervened"]
+
+
+def by_example(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.set_index(["target", "site", "centre", "example"]).sort_index()[SCORES]
+
+
+@pytest.mark.parametrize("family", ["llama", "neox", "gpt2"])
+def test_a_score_depends_on_its_own_prompt_only(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Padding left or right, alone or in a batch, in any order: the same numbers for the same example."""
+    pair = build_pair(family)
+    path = tmp_path_factory.mktemp("order") / "prompts.json"
+
+    def run(records: Sequence[dict[str, Any]], batch_size: int, side: Any) -> pd.DataFrame:
+        prompts = load_prompts(save_records(path, list(records)), pair.tokenizer)
+        found = patch(
+            pair,
+            prompts,
+            sites="mlp_coef+attn_out,resid_post",
+            window=1,
+            control=None,
+            batch_size=batch_size,
+            padding_side=side,
+            progress=False,
+        )
+        return by_example(found.frame)
+
+    alone = run(RECORDS, 1, "right")
+
+    @settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(
+        records=st.permutations(RECORDS),
+        batch_size=st.integers(2, len(RECORDS)),
+        side=st.sampled_from(["left", "right"]),
+    )
+    def check(records: list[dict[str, Any]], batch_size: int, side: str) -> None:
+        together = run(records, batch_size, side)
+        assert together.index.equals(alone.index)
+        assert_close(together.to_numpy(), alone.to_numpy(), atol=2e-5)
+
+    check()
+
+
+def test_the_table_has_the_promised_columns_and_rows(result: PatchingResult, prompts: Prompts) -> None:
+    frame = result.frame
+    assert [column for column in COLUMNS if column not in frame.columns] == []
+    assert len(frame) == 2 * 3 * 3 * len(prompts)
+    assert not frame.duplicated(["target", "site", "centre", "example_index"]).any()
+    assert frame["krs"].notna().all()
+    assert (frame["kind"] == "patch").all()
+    for column in ("loss_unlearned", "loss_intervened", "krs"):
+        assert frame[column].dtype == np.float64
+    assert_close(1 - frame["loss_intervened"] / frame["loss_unlearned"], frame["krs"], atol=1e-12)
+    lengths = {item.id: item.n_answer_tokens for item in prompts.items}
+    assert (frame["example"].map(lengths) == frame["n_answer_tokens"]).all()
+
+
+@torch.no_grad()
+def test_the_scores_of_a_row_are_those_of_its_models(pair: ModelPair, prompts: Prompts, result: PatchingResult) -> None:
+    """Losses and log-probabilities before any patch, by a loop over the Hugging Face models' own logits."""
+    first = result.frame[result.frame["target"] == "unlearned"].drop_duplicates("example_index")
+    for (_, row), item in zip(first.iterrows(), prompts.items, strict=True):
+        ids = torch.tensor([item.input_ids])
+        base, target = pair.base.hf(ids).logits[0].double(), pair.unlearned.hf(ids).logits[0].double()
+        losses, base_logprobs, logprobs, divergences = [], [], [], []
+        for position in range(item.answer_start - 1, len(item.input_ids) - 1):
+            p, q = base[position].log_softmax(-1), target[position].log_softmax(-1)
+            losses.append(((base[position] - target[position]) ** 2).mean().item())
+            base_logprobs.append(p[item.input_ids[position + 1]].item())
+            logprobs.append(q[item.input_ids[position + 1]].item())
+            divergences.append((p.exp() * (p - q)).sum().item())
+        for column, values in (
+            ("loss_unlearned", losses),
+            ("logprob_base", base_logprobs),
+            ("logprob_unlearned", logprobs),
+            ("kl_unlearned", divergences),
+        ):
+            assert_close(row[column], float(np.mean(values)), atol=2e-5)
+
+
+def test_a_curve_is_the_mean_over_examples(result: PatchingResult) -> None:
+    curve = result.curve().set_index(["target", "site", "centre"])
+    for place, cell in result.frame.groupby(["target", "site", "centre"]):
+        row = curve.loc[place]
+        assert_close(row["krs"], cell["krs"].mean(), atol=1e-12)
+        assert_close(row["krs_median"], cell["krs"].median(), atol=1e-12)
+        before, after = cell["loss_unlearned"].sum(), cell["loss_intervened"].sum()
+        assert_close(row["krs_ratio_of_means"], 1 - after / before, atol=1e-12)
+        centred = cell["centred_loss_intervened"].sum() / cell["centred_loss_unlearned"].sum()
+        assert_close(row["krs_centred"], 1 - centred, atol=1e-12)
+        assert_close(row["kl_recovery"], 1 - cell["kl_intervened"].sum() / cell["kl_unlearned"].sum(), atol=1e-12)
+        lost = (cell["logprob_base"] - cell["logprob_unlearned"]).sum()
+        back = (cell["logprob_intervened"] - cell["logprob_unlearned"]).sum()
+        assert_close(row["logprob_recovery"], back / lost, atol=1e-9)
+        assert row["krs_low"] <= row["krs"] <= row["krs_high"]
+        assert row["n"] == len(RECORDS) and row["n_undefined"] == 0
+
+
+def test_a_notebook_curve_is_the_mean_over_groups_of_their_means(result: PatchingResult) -> None:
+    replica = PatchingResult(
+        result.frame, {**result.configuration, "scoring": "notebook"}, result.provenance, result.wall_time_s
+    )
+    curve = replica.curve().set_index(["target", "site", "centre"])["krs"]
+    for place, cell in result.frame.groupby(["target", "site", "centre"]):
+        of_groups = cell.groupby("group")["krs"].mean()
+        assert len(of_groups) == 3
+        assert_close(curve.loc[place], of_groups.mean(), atol=1e-12)
+        assert abs(of_groups.mean() - cell["krs"].mean()) > 1e-6
+
+
+def test_the_contrast_is_the_paired_difference_to_the_control(result: PatchingResult) -> None:
+    contrast = result.contrast().set_index(["site", "centre"])
+    assert len(contrast) == 3 * 3
+    wide = result.frame.pivot(index=["site", "centre", "example"], columns="target", values="krs")
+    gap = (wide["unlearned"] - wide["control"]).groupby(["site", "centre"])
+    for place, differences in gap:
+        row = contrast.loc[place]
+        assert_close(row["difference"], differences.mean(), atol=1e-12)
+        assert row["difference_low"] <= row["difference"] <= row["difference_high"]
+        assert (
+            differences.min() - 1e-12 <= row["difference_low"] and row["difference_high"] <= differences.max() + 1e-12
+        )
+        assert row["n"] == len(RECORDS)
+
+
+def test_a_run_without_a_control_has_no_contrast(pair: ModelPair, prompts: Prompts) -> None:
+    alone = patch(pair, prompts, sites="mlp_out", window=1, control=None, progress=False)
+    assert alone.targets == ["unlearned"]
+    assert alone.contrast().empty
+    assert not [column for column in alone.peaks().columns if column.startswith(("control", "difference"))]
+
+
+def test_a_control_equal_to_the_unlearned_model_makes_no_difference(pair: ModelPair, prompts: Prompts) -> None:
+    twin = patch(pair, prompts, window=1, control=pair.unlearned, progress=False)
+    contrast = twin.contrast()
+    for column in ("difference", "difference_low", "difference_high"):
+        assert (contrast[column] == 0).all()
+
+
+def test_a_peak_is_where_the_mean_is_highest(result: PatchingResult) -> None:
+    peaks = result.peaks().set_index("site")
+    means = result.frame.groupby(["target", "site", "centre"])["krs"].mean()
+    assert list(peaks.index) == ["mlp_coef", "attn_out", "mlp_coef+attn_out"]
+    for site, row in peaks.iterrows():
+        ours, theirs = means["unlearned"][site], means["control"][site]
+        assert row["centre"] == ours.idxmax()
+        assert_close(row["krs"], ours.max(), atol=1e-12)
+        assert_close(row["control_krs"], theirs[row["centre"]], atol=1e-12)
+        assert_close(row["difference"], ours.max() - theirs[row["centre"]], atol=1e-12)
+
+
+def engine_that(before: Callable[[Model, Batch], None]) -> Callable[[str], Any]:
+    """A `find_engine` whose engine does something first and then is the reference engine."""
+
+    def sweep(base: Model, target: Model, batch: Batch, interventions: Sequence[Intervention]) -> Sweep:
+        before(target, batch)
+        return reference.sweep(base, target, batch, interventions)
+
+    return lambda _name: sweep
+
+
+def test_a_killed_run_goes_on_where_it_stopped(
+    pair: ModelPair, prompts: Prompts, control: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = patch(pair, prompts, window=3, control=control, batch_size=2, out=tmp_path / "whole", progress=False)
+    computed: list[tuple[str, tuple[int, ...]]] = []
+
+    def die_at_the_fifth(target: Model, batch: Batch) -> None:
+        if len(computed) == 4:
+            raise KeyboardInterrupt
+        computed.append((target.name, batch.examples))
+
+    monkeypatch.setattr(dissect.patching, "find_engine", engine_that(die_at_the_fifth))
+    with pytest.raises(KeyboardInterrupt):
+        patch(pair, prompts, window=3, control=control, batch_size=2, out=tmp_path / "killed", progress=False)
+    left = {file.name for file in (tmp_path / "killed").rglob("*") if file.is_file()}
+    assert "run.json" in left and "results.parquet" not in left
+    assert not [name for name in left if name.endswith(".part")]
+    with pytest.raises(InputError, match="not finished"):
+        load_result(tmp_path / "killed")
+
+    again: list[tuple[str, tuple[int, ...]]] = []
+    monkeypatch.setattr(
+        dissect.patching, "find_engine", engine_that(lambda target, batch: again.append((target.name, batch.examples)))
+    )
+    resumed = patch(pair, prompts, window=3, control=control, batch_size=2, out=tmp_path / "killed", progress=False)
+    parts = [(name, examples) for name in ("unlearned", "never") for examples in ((0, 1), (2, 3), (4,))]
+    assert computed == parts[:4] and again == parts[4:]
+    pd.testing.assert_frame_equal(resumed.frame, whole.frame, check_exact=True)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(tmp_path / "killed" / "results.parquet"),
+        pd.read_parquet(tmp_path / "whole" / "results.parquet"),
+        check_exact=True,
+    )
+    summaries = [(tmp_path / name / "summary.json").read_text() for name in ("killed", "whole")]
+    assert summaries[0] == summaries[1]
+    assert not (tmp_path / "killed" / "parts").exists()
+
+
+def test_a_batch_that_dies_halfway_leaves_no_part(
+    pair: ModelPair, prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(base: Model, target: Model, batch: Batch, interventions: Sequence[Intervention]) -> Sweep:
+        sweep = reference.sweep(base, target, batch, interventions)
+
+        def some() -> Any:
+            yield next(sweep.intervened)
+            raise RuntimeError("killed")
+
+        return Sweep(sweep.base, sweep.target, some())
+
+    monkeypatch.setattr(dissect.patching, "find_engine", lambda _name: dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        patch(pair, prompts, window=1, control=None, out=tmp_path / "run", progress=False)
+    assert not list((tmp_path / "run").rglob("*.parquet"))
+
+
+def test_a_complete_run_is_read_not_computed(
+    pair: ModelPair, prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = patch(pair, prompts, window=1, control=None, out=tmp_path / "run", progress=False)
+
+    def never(_target: Model, _batch: Batch) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(dissect.patching, "find_engine", engine_that(never))
+    second = patch(pair, prompts, window=1, control=None, out=tmp_path / "run", progress=False)
+    pd.testing.assert_frame_equal(second.frame, first.frame, check_exact=True)
+    assert second.wall_time_s == first.wall_time_s
+
+
+def test_a_run_of_another_configuration_is_refused_and_told_apart(
+    pair: ModelPair, prompts: Prompts, control: Model, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    patch(pair, prompts, sites="mlp_out", window=1, control=None, out=out, progress=False)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match="its window is 1, not 3"):
+        patch(pair, prompts, sites="mlp_out", window=3, control=None, out=out, progress=False)
+    with pytest.raises(InputError, match="its sites is mlp_out, not mlp_coef"):
+        patch(pair, prompts, sites="mlp_coef", window=1, control=None, out=out, progress=False)
+    with pytest.raises(InputError, match="its control_sha256 is None, not "):
+        patch(pair, prompts, sites="mlp_out", window=1, control=control, out=out, progress=False)
+    other = ModelPair(base=pair.base, unlearned=control)
+    with pytest.raises(InputError, match="its unlearned_sha256 is"):
+        patch(other, prompts, sites="mlp_out", window=1, control=None, out=out, progress=False)
+    fewer = Prompts(prompts.items[:-1], prompts.scoring, prompts.pad_token_id, prompts.source)
+    with pytest.raises(InputError, match="its data_sha256 is"):
+        patch(pair, fewer, sites="mlp_out", window=1, control=None, out=out, progress=False)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
+def test_a_saved_result_reads_back_the_same(result: PatchingResult, tmp_path: Path) -> None:
+    path = result.save(tmp_path / "run")
+    assert {"run.json", "results.parquet", "summary.json"} <= {file.name for file in path.iterdir()}
+    assert list((path / "figures").glob("*.html"))
+    back = load_result(path)
+    pd.testing.assert_frame_equal(back.frame, result.frame, check_exact=True)
+    assert back.configuration == result.configuration
+    assert back.provenance == result.provenance
+    pd.testing.assert_frame_equal(back.curve(), result.curve(), check_exact=True)
+    pd.testing.assert_frame_equal(back.contrast(), result.contrast(), check_exact=True)
+
+
+@pytest.mark.parametrize(("n_layers", "vocab_size"), [(2, 384), (3, 400)])
+def test_a_control_of_another_shape_is_refused(
+    pair: ModelPair, prompts: Prompts, n_layers: int, vocab_size: int
+) -> None:
+    other = Model.wrap(build_model("llama", n_layers=n_layers, vocab_size=vocab_size), pair.tokenizer, name="other")
+    with pytest.raises(InputError, match="base and other differ in"):
+        patch(pair, prompts, window=1, control=other, progress=False)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(tmp_path: Path) -> None:
+    pair = build_pair("llama")
+    long = [{"prompt": "Where was Ada Brook born? " * 40, "answer": "Oslo", "id": "long"}]
+    prompts = load_prompts(save_records(tmp_path / "p.json", long), pair.tokenizer)
+    assert len(prompts.items[0].input_ids) > 128
+    with pytest.raises(InputError, match=r"prompt long has \d+ tokens .* the context of base is 128"):
+        patch(pair, prompts, window=1, control=None, progress=False)
+
+
+def test_a_site_that_the_architecture_lacks_is_refused_with_the_reason(prompts: Prompts) -> None:
+    pair = build_pair("llama")
+    pair.unlearned.missing_sites["attn_out"] = "its blocks have no attention"
+    with pytest.raises(InputError, match="unlearned has no site attn_out: its blocks have no attention"):
+        patch(pair, prompts, window=1, control=None, progress=False)
+    assert len(patch(pair, prompts, sites="mlp_out", window=1, control=None, progress=False).frame) == 3 * len(prompts)
