@@ -304,6 +304,30 @@ def test_control_c_leaves_nothing(model_dir: Path, tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_control_c_while_saving_leaves_nothing(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = []
+
+    def interrupted(_: PreTrainedTokenizerFast, directory: Path) -> None:
+        present.extend(path.name for path in Path(directory).iterdir())
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            "npo",
+            model=model_dir,
+            output_dir=tmp_path / "out",
+            progress=False,
+            max_steps=1,
+            **options_of("npo"),
+            **WHOLE,
+        )
+    assert "model.safetensors" in present  # half of it was written
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_bfloat16_checkpoint_is_trained_in_float32(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     build_tiny_llama().bfloat16().save_pretrained(tmp_path / "half")
     tokenizer.save_pretrained(tmp_path / "half")
