@@ -176,7 +176,7 @@ def export(figure: go.Figure, stem: Path, *, formats: Sequence[str] = ("html",))
             break
     paths = []
     for name, content in contents.items():
-        paths.append(stem.with_suffix(f".{name}"))
+        paths.append(stem.with_name(f"{stem.name}.{name}"))  # with_suffix would cut `llama-3.2`
         write_bytes(paths[-1], content)
     return Exported(tuple(paths), problem)
 

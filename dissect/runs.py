@@ -174,8 +174,10 @@ def read_record(path: Path) -> dict[str, Any]:
     file = path / "run.json"
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: not a run directory (no run.json in it)") from None
+    except PermissionError:
+        raise InputError(f"{file}: may not be read; ask for permission or name another directory") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise InputError(f"{file}: broken; the directory is not whole, start the run anew elsewhere") from None
     if not isinstance(record, dict) or not record.keys() >= {"format", "status", "configuration"}:
