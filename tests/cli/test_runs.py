@@ -89,10 +89,10 @@ def test_saved_result_is_read_back_as_it_was(finished: tuple[Path, Outcome], tmp
 def test_content_hash_is_of_the_numbers_and_not_of_the_files(tmp_path: Path) -> None:
     device = torch.device("cpu")
     model = with_noise(build_llama(), seed=3)
-    model.to(torch.bfloat16)
+    model.bfloat16()
     halved = save(tmp_path / "bfloat16", model)
     sharded = save(tmp_path / "sharded", model, shard="10KB")
-    widened = save(tmp_path / "float32", model.to(torch.float32))
+    widened = save(tmp_path / "float32", model.float())
     assert len(list(sharded.glob("*.safetensors"))) > 2
     hashes = {
         content_hash(load_weights(path, device=device, dtype=dtype), name=path.name)
