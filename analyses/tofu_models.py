@@ -30,12 +30,12 @@ from transformers import (
 
 import unlearning
 from analyses.tofu_data import Subset, as_examples
+from unlearning.checkpoints import load_tokenizer, load_weights
 from unlearning.data.question_answer import Example
 from unlearning.data.records import Record
 from unlearning.errors import InputError
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.text_match import exact_match, rouge_l_recall
-from unlearning.loading import load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -345,7 +345,7 @@ class Workshop:
         forget, retain = as_examples(self.subset.forget), as_examples(self.subset.retain)
 
         def make(output: Path) -> dict[str, Any]:
-            level = self._recalls(load_model(self.directory("never")))[0]
+            level = self._recalls(load_weights(self.directory("never")))[0]
             attempts = []
             for epochs in schedule.epochs:
                 shutil.rmtree(output, ignore_errors=True)

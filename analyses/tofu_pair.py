@@ -109,7 +109,7 @@ def measure(workshop: "Workshop", stages: dict[str, dict[str, Any]], path: Path)
 
     from analyses.tofu_models import measure_quality
     from dissect.runs import write_json
-    from unlearning.loading import load_model, load_tokenizer
+    from unlearning.checkpoints import load_tokenizer, load_weights
 
     known = json.loads(path.read_text(encoding="utf-8"))["models"] if path.is_file() else {}
     tokenizer = load_tokenizer(workshop.directory("trunk"))
@@ -120,7 +120,7 @@ def measure(workshop: "Workshop", stages: dict[str, dict[str, Any]], path: Path)
             found[name] = known[name]
             continue
         start = time.perf_counter()
-        model = load_model(workshop.directory(name))
+        model = load_weights(workshop.directory(name))
         model.to(workshop.torch_device)  # type: ignore[arg-type]
         parameters = sum(parameter.numel() for parameter in model.parameters())
         found[name] = {

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dissect.checkpoints import check_files, content_hash, load_tokenizer, load_weights, resolve_checkpoint
 from dissect.sites import SITES
+from unlearning.checkpoints import check_files, content_hash, load_tokenizer, load_weights, locate_checkpoint
 from unlearning.errors import InputError
 
 DTYPES = {
@@ -207,7 +207,7 @@ def load_model(
     name = str(name)
     target = resolve_device(device)
     numbers = resolve_dtype(dtype, target)
-    path = resolve_checkpoint(name)
+    path = locate_checkpoint(name)
     check_files(path, allow_pickle=allow_pickle)  # first, since the tokenizer's loader reads config.json too
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     hf = load_weights(

@@ -1,7 +1,5 @@
 """The command line `unlearn`: parses, then imports what is heavy, so that every `--help` is instant."""
 
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unlearning.errors import InputError
+from unlearning.terminal import run_app, write_json
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -83,7 +82,7 @@ def train(
         method, model=model, forget=forget, retain=retain, output_dir=out, progress=not quiet, **options
     )
     if as_json:
-        _write_json(_train_report(method, out, result))
+        write_json(_train_report(method, out, result))
     elif not quiet:
         _console().print(_train_summary(method, out, result), markup=False, highlight=False, soft_wrap=True)
 
@@ -97,32 +96,14 @@ def methods(
 
     catalogue = list_methods()
     if as_json:
-        _write_json(catalogue)
+        write_json(catalogue)
     else:
         _console().print(_methods_tables(catalogue))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
-    try:
-        code = app(args=arguments, prog_name="unlearn", standalone_mode=False)
-    except InputError as error:
-        code = _fail(str(error), 2)
-    except KeyboardInterrupt:
-        code = 130
-    except Exception as error:
-        # Typer's usage errors, whose class is private to it: missing or misspelt arguments.
-        if not hasattr(error, "format_message"):
-            raise
-        message = error.format_message()
-        if message.startswith("Usage:"):  # no arguments at all: the help
-            sys.stderr.write(message + "\n")
-            code = 2
-        else:
-            code = _fail(message, 2)
-    if code == 130:
-        _fail("interrupted; nothing was saved", 130)
-    sys.exit(code if isinstance(code, int) else 0)
+    run_app(app, "unlearn", arguments, interrupted="nothing was saved")
 
 
 def _options(settings: list[str], flags: dict[str, Any]) -> dict[str, Any]:
@@ -177,12 +158,3 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console()
-
-
-def _write_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-
-
-def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"unlearn: {message}\n")
-    return code

@@ -10,12 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from unlearning.checkpoints import without_bars
 from unlearning.data.question_answer import Example
 from unlearning.errors import InputError
-from unlearning.loading import without_bars
 
 RECORD = "unlearning.json"
 
@@ -26,15 +25,6 @@ def hash_examples(examples: Sequence[Example] | None) -> str | None:
         return None
     text = json.dumps([asdict(example) for example in examples], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def hash_weights(model: PreTrainedModel) -> str:
-    """SHA-256 of a model's parameters and buffers by name, whatever files they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def library_versions() -> dict[str, str]:

@@ -21,17 +21,17 @@ from transformers import (
     TrainingArguments,
 )
 
+from unlearning.checkpoints import content_hash, load_tokenizer, load_weights, locate_checkpoint
 from unlearning.data.batches import PairSampler, collate, encode_examples
 from unlearning.data.question_answer import Example, read_examples
 from unlearning.data.spans import AnswerSpan
 from unlearning.errors import InputError
 from unlearning.forward import reference_nll
-from unlearning.loading import load_model, load_tokenizer, locate_model
 from unlearning.methods import get_method
 from unlearning.methods.method import AnyMethod, Batch, Window
 from unlearning.options import TrainOptions, resolve_options
 from unlearning.progress import ProgressBar
-from unlearning.saving import hash_examples, hash_weights, library_versions, read_finished, save_run
+from unlearning.saving import hash_examples, library_versions, read_finished, save_run
 
 Data = str | Path | Sequence[Example]
 
@@ -86,14 +86,13 @@ def train(
     output = None if output_dir is None else Path(output_dir)
     if output is not None:
         read_finished(output, configuration)  # refuse before the model is loaded
-    start = locate_model(model)
-    tokenizer = tokenizer or load_tokenizer(start)
-    model = load_model(start)
+    name = str(model.name_or_path if isinstance(model, PreTrainedModel) else model)
+    model, tokenizer = _start(model, tokenizer)
     if output is not None:
-        configuration["start_weights"] = hash_weights(model)
+        configuration["start_weights"] = content_hash(model, name=name)
         record = read_finished(output, configuration)
         if record is not None:
-            return TrainResult(load_model(output), tokenizer, record["history"], resolved, already_done=True)
+            return TrainResult(load_weights(output), tokenizer, record["history"], resolved, already_done=True)
 
     limit = train_options.max_length or getattr(model.config, "max_position_embeddings", None)
     encoded = {
@@ -112,7 +111,7 @@ def train(
     if output is not None:
         record = {
             "configuration": configuration,
-            "model": str(start) if not isinstance(start, PreTrainedModel) else start.name_or_path,
+            "model": name,
             "device": str(device),
             "versions": library_versions(),
             "history": history,
@@ -294,6 +293,21 @@ def _training_arguments(
     # One device: on a machine with several GPUs the parent would wrap the model in DataParallel.
     args._n_gpu = min(args.n_gpu, 1)
     return args
+
+
+def _start(
+    model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model to start from, in float32, and its tokenizer."""
+    if not isinstance(model, PreTrainedModel):
+        path = locate_checkpoint(model)
+        return load_weights(path), tokenizer or load_tokenizer(path)
+    if tokenizer is None:
+        path = Path(str(model.name_or_path))
+        if not model.name_or_path or not path.is_dir():
+            raise InputError("a loaded model has no directory to take a tokenizer from; pass tokenizer=...")
+        tokenizer = load_tokenizer(path)
+    return model.float(), tokenizer
 
 
 def _device(name: str) -> torch.device:

@@ -7,9 +7,9 @@ from pathlib import Path
 from dissect.zoo import DIRECTORY
 from dissect.zoo.recipes import MODELS, Recipe
 from dissect.zoo.world import Record, chance, generate_world, record_sets
+from unlearning.checkpoints import load_tokenizer, load_weights
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.text_match import exact_match
-from unlearning.loading import load_model, load_tokenizer
 
 BEGIN, END = "<!-- measured: written by dissect.zoo.build -->", "<!-- measured: end -->"
 MAX_NEW_TOKENS = 12
@@ -45,7 +45,7 @@ class Measured:
 
 def exact_share(model_directory: Path, records: Sequence[Record]) -> float:
     """The share of the records' questions that a saved model answers exactly, decoding greedily in float32."""
-    model, tokenizer = load_model(model_directory), load_tokenizer(model_directory)
+    model, tokenizer = load_weights(model_directory), load_tokenizer(model_directory)
     prompts = [record["prompt"] for record in records]
     answers = greedy_answers(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, batch_size=256)
     right = [exact_match(answer, record["answer"]) for answer, record in zip(answers, records, strict=True)]
@@ -57,7 +57,7 @@ def measure(recipe: Recipe, models: Path, seconds: Mapping[str, Seconds]) -> Mea
     sets = record_sets(generate_world(recipe.seed, recipe.world))
     scores = {name: {kind: exact_share(models / name, records) for kind, records in sets.items()} for name in MODELS}
     size = sum(path.stat().st_size for path in models.rglob("*") if path.is_file())
-    return Measured(recipe, seconds, scores, size / 1e6, load_model(models / "base").num_parameters())
+    return Measured(recipe, seconds, scores, size / 1e6, load_weights(models / "base").num_parameters())
 
 
 def write_card(path: Path, measured: Sequence[Measured]) -> None:

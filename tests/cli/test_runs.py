@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dissect.checkpoints import content_hash, load_weights
 from dissect.results import PatchingResult, load_result
 from dissect.runs import open_run, write_bytes, write_frame, write_json, write_whole
 from tests.cli.helpers import Outcome, World, build_llama, save, unfinished_files, with_noise
+from unlearning.checkpoints import content_hash, load_weights
 from unlearning.errors import InputError
 
 CONTRACT = [

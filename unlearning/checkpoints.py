@@ -4,6 +4,9 @@ import hashlib
 import json
 import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +20,44 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
-from dissect import zoo
 from unlearning.errors import InputError
 
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 OTHER_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
-def resolve_checkpoint(name: str) -> Path:
-    """The local directory of a built-in name, a directory or a hub id (which is downloaded).
+def locate_checkpoint(name: str | Path) -> Path:
+    """The local directory of a directory's name, a built-in name such as `demo:base`, or a hub id (downloaded).
+
+    An installed package provides built-in names by registering a function from name to directory under the entry
+    point group `unlearning.models`, named by the word before the colon.
 
     Raises:
         InputError: there is nothing of that name.
     """
-    if zoo.is_builtin(name):
-        return zoo.resolve(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise InputError(f"{name}: a file; name the checkpoint's directory")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if isinstance(name, Path) or name.startswith((".", "/", "~")):
+        raise InputError(f"{name}: no such directory; name the checkpoint's directory")
+    if ":" in name:  # which no hub id holds
+        return _provided(name)
+    if name.count("/") != 1:
         raise InputError(f"{name}: no such directory, and not a hub id (owner/name) or a built-in name (demo:base)")
     return _download(name)
+
+
+def _provided(name: str) -> Path:
+    family = name.partition(":")[0]
+    providers = {entry.name: entry for entry in entry_points(group="unlearning.models")}
+    if family not in providers:
+        known = ", ".join(f"{provider}:..." for provider in sorted(providers)) or "none are installed"
+        raise InputError(f"no built-in model {name!r} ({known}); give a directory or a hub id")
+    return Path(providers[family].load()(name))
 
 
 def _download(hub_id: str) -> Path:
@@ -96,28 +113,32 @@ def check_files(path: Path, *, allow_pickle: bool = False) -> None:
 def load_weights(
     path: Path,
     *,
-    device: torch.device,
-    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model in evaluation mode, in `dtype`, on `device`.
+
+    float32 by default, whatever the checkpoint's dtype: a CPU multiplies bfloat16 a hundred times slower, and
+    training updates at learning rates of 1e-5 are below bfloat16's resolution of most weights.
 
     Raises:
         InputError: a file is missing or cut short, or the weights do not cover the whole model.
     """
     check_files(path, allow_pickle=allow_pickle)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=None if allow_pickle else True,  # None: pickles only where there is nothing else
-            ignore_mismatched_sizes=True,  # named below, instead of in a report on the log
-            output_loading_info=True,
-        )
+        with without_bars():
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=None if allow_pickle else True,  # None: pickles only where there is nothing else
+                ignore_mismatched_sizes=True,  # named below, instead of in a report on the log
+                output_loading_info=True,
+            )
     except pickle.UnpicklingError:
         raise InputError(f"{path}: its pickled weights are broken or hold more than tensors; copy them again") from None
     except (ValueError, OSError, RuntimeError, KeyError, EOFError) as error:
@@ -145,9 +166,8 @@ def load_weights(
             "is its config.json the right one?",
             stacklevel=2,
         )
-    model = model.to(device).eval()
     assert isinstance(model, PreTrainedModel)
-    return model
+    return model.to(device).eval()  # type: ignore[arg-type]
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -184,3 +204,15 @@ def content_hash(model: PreTrainedModel, *, name: str) -> str:
         digest.update(f"{key}{tuple(values.shape)}".encode())
         digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Silence transformers' bars over weight files, and put them back as they were."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
