@@ -83,6 +83,42 @@ def _add_line(figure: go.Figure, line: pd.DataFrame, site: str, target: str, col
     )
 
 
+def comparison_figure(curves: dict[str, pd.DataFrame], *, columns: int = 2, title: str = "") -> go.Figure:
+    """The curves of several pairs beside each other, one panel a pair, on the same axes.
+
+    Args:
+        curves: `PatchingResult.curve()` by the panel's title.
+        columns: panels in a row.
+        title: above the plot.
+    """
+    n_rows = -(-len(curves) // columns)
+    figure = make_subplots(
+        rows=n_rows,
+        cols=columns,
+        subplot_titles=list(curves),
+        shared_yaxes=True,
+        horizontal_spacing=0.04,
+        vertical_spacing=0.16 / n_rows,
+    )
+    for panel, curve in enumerate(curves.values()):
+        place = {"row": panel // columns + 1, "col": panel % columns + 1}
+        for trace in recovery_figure(curve).data:
+            trace.showlegend = trace.showlegend is not False and panel == 0
+            figure.add_trace(trace, **place)
+        figure.update_xaxes(dtick=1 if curve["centre"].max() < 16 else 4, **place)
+        if place["row"] == n_rows:
+            figure.update_xaxes(title_text="centre layer of the window", **place)
+        if place["col"] == 1:
+            figure.update_yaxes(title_text="KRS", **place)
+    figure.update_layout(
+        _layout(title),
+        width=120 + 440 * columns,
+        height=190 + 300 * n_rows,
+        legend={"orientation": "h", "y": -0.2 / n_rows, "title": "patched from the base"},
+    )
+    return figure
+
+
 def example_heatmap(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
     """KRS of every example in every window of the unlearned model, one panel per site.
 
