@@ -100,15 +100,19 @@ def patch(
     from dissect.figures import check_formats
     from dissect.interventions import centred_windows
     from dissect.sites import parse_sites
+    from unlearning.data.records import read_records
 
     figure_formats = _formats(formats)
     check_formats(figure_formats)
     parse_sites(sites)
     centred_windows(max(window, 1), window)  # odd and positive, before anything is loaded
+    known_scoring = _choice("--scoring", scoring, "answer", "notebook")
+    known_answers = _choice("--answers", answers, "given", "base")
     if data is None:
         if base not in zoo.BUILTIN:
             raise InputError("--data is missing: name a file of prompts with answers (.json or .jsonl)")
         data = zoo.default_prompts(base.partition(":")[0])
+    read_records(data)  # a broken file is told of now, and not after minutes of loading models
 
     _quiet_libraries()
     from dissect.pairs import load_model, load_pair
@@ -121,10 +125,10 @@ def patch(
     prompts = load_prompts(
         data,
         pair.tokenizer,
-        scoring=_choice("--scoring", scoring, "answer", "notebook"),
+        scoring=known_scoring,
         template=None if template is None else template.replace("\\n", "\n"),
         chat=chat,
-        answers=_choice("--answers", answers, "given", "base"),
+        answers=known_answers,
         answers_from=pair.base,
         max_new_tokens=max_new_tokens,
         limit=limit,
