@@ -72,7 +72,6 @@ def test_option_is_refused(world: World, tmp_path: Path, option: str, value: str
         (["ptach"], ["No such command 'ptach'", "'patch'"]),
         (["patch", "--base", "demo:base"], ["Missing option '--unlearned'"]),
         (["patch", "--base", "./base", "--unlearned", "./npo"], ["--data is missing", ".jsonl"]),
-        (["patch", "--base", "demo:bse", "--unlearned", "demo:npo", "--data", "x.json"], ["did you mean 'demo:base'?"]),
         (["plot"], ["Missing argument 'RUN_DIR'"]),
     ],
 )
@@ -88,9 +87,10 @@ def test_chat_without_a_chat_template_is_refused(world: World, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "phrases"),
     [
-        ("/no/where", ["/no/where: no such directory", "hub id", "demo:base"]),
+        ("/no/where", ["/no/where: no such directory", "name the checkpoint's directory"]),
         ("./nothing", ["./nothing: no such directory"]),
-        ("nothing", ["nothing: no such directory"]),
+        ("nothing", ["nothing: no such directory", "hub id", "demo:base"]),
+        ("demo:bse", ["no built-in model 'demo:bse'", "did you mean 'demo:base'?"]),
     ],
 )
 def test_missing_directory_is_refused(world: World, tmp_path: Path, which: str, name: str, phrases: list[str]) -> None:
@@ -403,3 +403,24 @@ def test_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(
     assert file.is_file() or name.startswith("parts")
     assert (run / "results.parquet").read_bytes() == (whole / "results.parquet").read_bytes()
     assert unfinished_files(run) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--data", "/no/questions.json", "/no/questions.json: no such file"),
+        ("--sites", "mlp", "unknown site 'mlp'"),
+        ("--window", "2", "--window 2"),
+        ("--format", "gif", "--format gif"),
+        ("--scoring", "paper", "--scoring paper"),
+        ("--answers", "guessed", "--answers guessed"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_any_is_loaded(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str, words: str
+) -> None:
+    def load(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("dissect.pairs.load_pair", load)
+    assert_refused(call(*world.patch(tmp_path / "run", option, value)), words)
