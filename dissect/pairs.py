@@ -80,7 +80,9 @@ class Model:
         """TransformerLens' view of the model.
 
         The bridge puts its components into the module tree in place, so it gets a copy of the tree that shares
-        every parameter and buffer: no memory is doubled and `hf` stays as transformers made it.
+        every parameter and buffer: `hf` stays as transformers made it, and no memory is doubled but that of
+        fused projections, which the bridge copies to split them (on NeoX it reads only the copy, so weights of
+        `hf` must not be changed after this view was made).
 
         Raises:
             InputError: TransformerLens has no adapter for this architecture.

@@ -56,7 +56,8 @@ def record(
 def scored_logits(model: Model, batch: Batch, hooks: Sequence[tuple[str, Hook]]) -> Float[Tensor, "scored vocab"]:
     """The logits at the batch's scored positions with these hooks in place, in float32 or wider."""
     inputs: dict[str, Any] = {"attention_mask": batch.attention_mask}
-    if batch.position_ids is not None and model.takes_position_ids:
+    if model.takes_position_ids:
+        # None is passed on too: left out, the bridge derives positions from the mask, which no notebook did.
         inputs["position_ids"] = batch.position_ids
     logits = model.bridge.run_with_hooks(batch.input_ids, fwd_hooks=list(hooks), return_type="logits", **inputs)
     scored = logits[batch.rows, batch.columns]

@@ -125,7 +125,7 @@ def build_notebook_pair(family: str) -> ModelPair:
     )
 
 
-@pytest.mark.parametrize("family", ["llama", "neox"])
+@pytest.mark.parametrize("family", ["llama", "neox", "gpt2"])
 def test_generated_answers_and_their_lengths_are_the_notebooks(family: str, tmp_path: Path) -> None:
     pair = build_notebook_pair(family)
     tokenizer = notebook_tokenizer(pair.tokenizer)
@@ -137,7 +137,7 @@ def test_generated_answers_and_their_lengths_are_the_notebooks(family: str, tmp_
     assert_same_numbers(pair, path, concepts, answers_from=pair.base)
 
 
-@pytest.mark.parametrize("family", ["llama", "neox"])
+@pytest.mark.parametrize("family", ["llama", "neox", "gpt2"])  # GPT-2's absolute positions show what padding shifts
 def test_rows_and_lengths_of_a_conceptvectors_file_are_used_as_they_stand(family: str, tmp_path: Path) -> None:
     pair = build_pair(family, n_layers=4)
     concepts = {}

@@ -310,6 +310,8 @@ def test_a_run_of_another_configuration_is_refused_and_told_apart(
     with pytest.raises(InputError, match="its control_sha256 is None, not "):
         patch(pair, prompts, sites="mlp_out", window=1, control=control, out=out, progress=False)
     other = ModelPair(base=pair.base, unlearned=control)
+    with pytest.raises(InputError, match="its base_sha256 is"):
+        patch(ModelPair(control, pair.unlearned), prompts, sites="mlp_out", window=1, control=None, out=out)
     with pytest.raises(InputError, match="its unlearned_sha256 is"):
         patch(other, prompts, sites="mlp_out", window=1, control=None, out=out, progress=False)
     fewer = Prompts(prompts.items[:-1], prompts.scoring, prompts.pad_token_id, prompts.source)
