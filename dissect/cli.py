@@ -102,6 +102,8 @@ def patch(
     from dissect.sites import parse_sites
     from unlearning.data.records import read_records
 
+    if show_prompts is not None and show_prompts < 1:
+        raise InputError(f"--show-prompts {show_prompts}: show at least one")
     figure_formats = _formats(formats)
     check_formats(figure_formats)
     parse_sites(sites)
@@ -142,6 +144,7 @@ def patch(
         else None
     )
     out = out or Path("runs") / _run_name(unlearned, window, scoring)
+    earlier = _earlier(out)
     result = run_patch(
         pair,
         prompts,
@@ -154,6 +157,8 @@ def patch(
         out=out,
         progress=not quiet,
     )
+    if earlier and not quiet:
+        _note(earlier)
     _report(result, out, figure_formats, quiet=quiet, as_json=as_json)
 
 
@@ -216,6 +221,18 @@ def _choice(option: str, value: str, *known: str) -> Any:
 
 def _formats(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _earlier(out: Path) -> str | None:
+    """What a run directory holds already of the run that is about to go on there."""
+    from dissect.runs import Run, read_record
+
+    if not (out / "run.json").is_file():
+        return None
+    run = Run(out, read_record(out))
+    if run.is_complete:
+        return f"{out} holds this very run already; nothing was computed again"
+    return f"went on in {out}, where {run.n_parts} batches were finished"
 
 
 def _run_name(unlearned: str, window: int, scoring: str) -> str:
