@@ -1,5 +1,6 @@
 """What a layer sweep gives: the table, its means with intervals, the difference to the control, the figures."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -167,8 +168,10 @@ class PatchingResult:
     @property
     def title(self) -> str:
         """`base -> unlearned, window 5`."""
-        names = self.provenance
-        return f"{names['base']} → {names['unlearned']}, window {self.configuration['window']}"
+        base, unlearned = (str(self.provenance[name]) for name in ("base", "unlearned"))
+        if os.sep in base and os.sep in unlearned:  # two directories: their last parts tell them apart
+            base, unlearned = os.path.basename(base.rstrip(os.sep)), os.path.basename(unlearned.rstrip(os.sep))
+        return f"{base} → {unlearned}, window {self.configuration['window']}"
 
     def save(self, path: str | Path, *, formats: Sequence[str] = ("html",)) -> Path:
         """Write the run directory of DESIGN.md: tables, summary and figures.
