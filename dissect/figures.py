@@ -57,6 +57,7 @@ def _add_line(figure: go.Figure, line: pd.DataFrame, site: str, target: str, col
             go.Scatter(
                 x=[*band["centre"], *band["centre"][::-1]],
                 y=[*band["krs_high"], *band["krs_low"][::-1]],
+                mode="lines",
                 fill="toself",
                 fillcolor=_faint(colour, 0.08 if is_control else 0.16),
                 line={"width": 0},
