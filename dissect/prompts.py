@@ -382,7 +382,8 @@ def _notebook_prompts(
         ids = tokenizer(row)["input_ids"]
         if not 1 <= n <= len(ids):
             raise InputError(
-                f"{source}, prompt {question.id}: answers_tokens_num is {n}, and the row has {len(ids)} tokens"
+                f"{source}, prompt {question.id}: by the notebooks' rule its answer has {n} of the row's {len(ids)} "
+                "tokens (answers_tokens_num); remove the question or use --scoring answer"
             )
         start = len(ids) - n
         items.append(
