@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unlearning.errors import InputError
 from unlearning.terminal import run_app
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ def read_tofu(directory: Path) -> dict[str, "PatchingResult"]:
     from analyses.tofu_models import UNLEARNED
     from dissect import load_result
 
+    for name in UNLEARNED:
+        if not (directory / f"patch-{name}").is_dir():
+            raise InputError(
+                f"{directory}: no patch-{name} in it; run `python -m analyses.tofu_pair --out {directory}` first"
+            )
     return {f"TOFU {name}": load_result(directory / f"patch-{name}") for name in UNLEARNED}
 
 
