@@ -260,6 +260,11 @@ def _print_peaks(result: "PatchingResult") -> None:
     from rich.table import Column, Table
 
     peaks = result.peaks()
+    if peaks.empty:
+        _console().print(
+            f"{result.title}: no KRS is defined, there is nothing to recover on any prompt", highlight=False
+        )
+        return
     has_control = "difference" in peaks
     site = Column("site", no_wrap=True)
     table = Table(site, "peak centre", "layers", "KRS", box=box.SIMPLE_HEAD, title=result.title, title_justify="left")
