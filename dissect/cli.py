@@ -1,5 +1,6 @@
 """The command line `dissect`: parses, then imports what is heavy, so that every `--help` is instant."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -267,12 +268,13 @@ def _print_peaks(result: "PatchingResult") -> None:
         return
     has_control = "difference" in peaks
     site = Column("site", no_wrap=True)
-    table = Table(site, "peak centre", "layers", "KRS", box=box.SIMPLE_HEAD, title=result.title, title_justify="left")
+    table = Table(site, "peak", "KRS", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=result.title)
+    table.title_justify = "left"
     if has_control:
-        table.add_column("control, same layers")
-        table.add_column("KRS - control")
+        table.add_column("control there")
+        table.add_column("difference")
     for _, row in peaks.iterrows():
-        cells = [row["site"], str(row["centre"]), f"{row['first_layer']}-{row['last_layer']}", _interval(row, "krs")]
+        cells = [row["site"], f"{row['centre']} ({row['first_layer']}-{row['last_layer']})", _interval(row, "krs")]
         if has_control:
             cells += [_interval(row, "control_krs"), _interval(row, "difference")]
         table.add_row(*cells)
@@ -298,8 +300,9 @@ def _print_peaks(result: "PatchingResult") -> None:
 
 
 def _interval(row: Any, name: str) -> str:
-    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    return f"{value:.3f} \\[{low:.3f}, {high:.3f}]"
+    # Short enough for three of them in 80 columns: 0.85 [.83, .86]
+    low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{row[f'{name}_{end}']:.2f}") for end in ("low", "high"))
+    return f"{row[name]:.2f} \\[{low}, {high}]"
 
 
 def _show_prompts(prompts: "Prompts", tokenizer: Any, count: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from dissect import zoo
+from dissect.cli import _interval
 from tests.cli.helpers import Outcome, World, build_records, call, write_records
 
 
@@ -82,11 +83,17 @@ def test_table_puts_the_control_beside_the_score(world: World, tmp_path: Path, m
     monkeypatch.setenv("COLUMNS", "200")
     outcome = call(*world.patch(tmp_path / "run", "--control", str(world.control)))
     assert (outcome.code, outcome.err) == (0, "")
-    assert "KRS - control" in outcome.out
+    assert "control there" in outcome.out
     assert "No control" not in outcome.out
     peak = json.loads((tmp_path / "run" / "summary.json").read_text())["peaks"][0]
     for name in ("krs", "control_krs", "difference"):
-        assert f"{peak[name]:.3f} [{peak[f'{name}_low']:.3f}, {peak[f'{name}_high']:.3f}]" in outcome.out
+        low, high = (f"{peak[f'{name}_{end}']:.2f}".replace("0.", ".") for end in ("low", "high"))
+        assert f"{peak[name]:.2f} [{low}, {high}]" in outcome.out
+
+
+def test_interval_drops_only_a_leading_zero() -> None:
+    row = {"krs": -0.5, "krs_low": -10.25, "krs_high": 0.05}
+    assert _interval(row, "krs") == "-0.50 \\[-10.25, .05]"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +162,8 @@ def test_finished_run_is_read_back_instead_of_computed_again(
 
     monkeypatch.setattr("dissect.engine.reference.sweep", never)
     again = call(*world.patch(tmp_path / "run", "--json"))
-    assert again == first
+    assert (again.code, again.out) == (first.code, first.out)
+    assert "nothing was computed again" in again.err
     assert (tmp_path / "run" / "results.parquet").stat().st_mtime_ns == written
 
 
