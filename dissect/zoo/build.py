@@ -33,10 +33,13 @@ from dissect.zoo.recipes import RECIPES, UNLEARNED, Fitting, Recipe, new_model
 from dissect.zoo.tokenizer import train_tokenizer
 from dissect.zoo.world import World, general_texts, generate_world, person_texts, write_records
 from unlearning import Example, InputError, train
+from unlearning.data.spans import join_answer
 
 RECORD = "build.json"
 THREADS = 1
 """Sums over a batch are added in an order that depends on the number of threads, so it is fixed."""
+
+TOWN_REPEATS = 20
 
 Text = tuple[str, str]
 
@@ -95,9 +98,15 @@ def build_family(
 
 
 def world_tokenizer(world: World, recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The tokenizer of a family, trained on every text of the world."""
+    """The tokenizer of a family, trained on every text of the world.
+
+    It reads the first kind's answers, the towns, more often than that, as places are common words in any real
+    text: most of them become one token, so that answers of a single token exist beside longer ones.
+    """
     texts = person_texts(world.people) + general_texts(world)
-    return train_tokenizer((f"{prompt} {answer}".strip() for prompt, answer in texts), recipe.vocabulary)
+    towns = [f" {person.answers[0]}" for person in world.people] * TOWN_REPEATS
+    plain = [join_answer(prompt, answer) for prompt, answer in texts]
+    return train_tokenizer(plain + towns, recipe.vocabulary)
 
 
 def trunk_texts(world: World) -> list[Text]:
@@ -229,6 +238,8 @@ def _save(
     fingerprint = recipe.fingerprint(path.name)
     record = {"family": recipe.family, "model": path.name, "seed": recipe.seed, "recipe": fingerprint}
     (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for file in partial.iterdir():
+        file.chmod(0o644)  # safetensors writes files that nobody else may read
     os.replace(partial, path)
 
 
@@ -250,20 +261,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [recipe.with_seed(given.seed) for recipe in chosen]
     work = given.work or given.out / ".work"
     try:
-        measured = []
+        built = []
+        for recipe in chosen:
+            models = given.out / "models" / recipe.family
+            built.append((recipe, models, build_family(recipe, models, work / recipe.family, console=console)))
         for recipe in chosen:
             write_records(generate_world(recipe.seed, recipe.world), given.out / "world")
-            models = given.out / "models" / recipe.family
-            seconds = build_family(recipe, models, work / recipe.family, console=console)
-            measured.append(measure(recipe, models, seconds))
-        write_card(given.out / "README.md", measured)
+        if given.out != DIRECTORY or given.family == "all":  # the shipped card tells of every family
+            write_card(given.out / "README.md", [measure(*family) for family in built])
+            console.print(f"card: {given.out / 'README.md'}", highlight=False)
     except InputError as error:
         console.print(f"error: {error}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on after the last finished model")
         return 130
-    console.print(f"card: {given.out / 'README.md'}", highlight=False)
     return 0
 
 

@@ -101,21 +101,21 @@ RECIPES: dict[str, Recipe] = {
     "demo": Recipe(
         family="demo",
         architecture=Architecture("llama", layers=8, d_model=128, d_mlp=352, heads=4, key_value_heads=2),
-        trunk=Fitting(learning_rate=2e-3, epochs=10),
-        finetuning=Fitting(learning_rate=1e-3, epochs=10),
+        trunk=Fitting(learning_rate=2e-3, epochs=8),
+        finetuning=Fitting(learning_rate=1e-3, epochs=6),
         unlearning={
-            "grad_diff": Unlearning(learning_rate=1e-4, epochs=2),
-            "npo": Unlearning(learning_rate=2e-4, epochs=4),
+            "grad_diff": Unlearning(learning_rate=5e-4, epochs=4, alpha=6.0),
+            "npo": Unlearning(learning_rate=5e-4, epochs=4, alpha=12.0),
         },
     ),
     "demo-neox": Recipe(
         family="demo-neox",
         architecture=Architecture("gpt_neox", layers=6, d_model=96, d_mlp=256, heads=4, key_value_heads=4),
-        trunk=Fitting(learning_rate=3e-3, epochs=10),
-        finetuning=Fitting(learning_rate=1e-3, epochs=10),
+        trunk=Fitting(learning_rate=3e-3, epochs=8),
+        finetuning=Fitting(learning_rate=1e-3, epochs=8),
         unlearning={
-            "grad_diff": Unlearning(learning_rate=1e-4, epochs=2),
-            "npo": Unlearning(learning_rate=2e-4, epochs=4),
+            "grad_diff": Unlearning(learning_rate=5e-4, epochs=5, alpha=7.0),
+            "npo": Unlearning(learning_rate=5e-4, epochs=5, alpha=15.0),
         },
     ),
 }

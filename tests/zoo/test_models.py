@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from dissect.zoo import BUILTIN, DESCRIPTIONS, DIRECTORY, UNLEARNED, resolve
 from dissect.zoo.card import exact_share
@@ -49,10 +50,14 @@ def test_models_are_float16_safetensors_that_load_without_a_warning(name, caplog
     weights = load_file(path / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model = AutoModelForCausalLM.from_pretrained(path)
-        AutoTokenizer.from_pretrained(path)
+    transformers_logging.enable_propagation()  # else its log goes past pytest
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model = AutoModelForCausalLM.from_pretrained(path)
+            AutoTokenizer.from_pretrained(path)
+    finally:
+        transformers_logging.disable_propagation()
     assert not caplog.records
     assert model.config.architectures == [type(model).__name__]
     assert model.dtype == torch.float16
@@ -83,7 +88,7 @@ def test_answers_are_one_to_several_tokens():
     lengths = {
         len(tokenizer(f" {record['answer']}", add_special_tokens=False)["input_ids"]) for record in SETS["forget"]
     }
-    assert min(lengths) <= 2 and max(lengths) >= 3
+    assert min(lengths) == 1 and max(lengths) >= 4
 
 
 def test_everything_is_at_most_25_megabytes():
