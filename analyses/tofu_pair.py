@@ -181,13 +181,12 @@ def peaks_table(peaks: dict[str, list[dict[str, Any]]], examples: int, window: i
     from rich.table import Table
 
     title = f"Base's activations in the unlearned model and in never: {examples} forget questions, window {window}"
-    table = Table("unlearned", "site", "peak", "KRS", "never's KRS there", "difference (95 % interval)", title=title)
+    table = Table("unlearned", "site", "peak", "KRS", "never's KRS there", "difference, low, high (95 %)", title=title)
     for name, rows in peaks.items():
         for row in rows:
-            gap = f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
-            table.add_row(
-                name, row["site"], f"layer {row['centre']}", f"{row['krs']:.3f}", f"{row['control_krs']:.3f}", gap
-            )
+            gap = " ".join(_signed(row[f"difference{end}"]) for end in ("", "_low", "_high"))
+            scores = [f"{row[key]:.3f}" for key in ("krs", "control_krs")]
+            table.add_row(name, row["site"], f"layer {row['centre']}", *scores, gap)
         table.add_section()
     return table
 
@@ -245,6 +244,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if code == 130:
         _fail("interrupted; the same command goes on where it stopped", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _signed(value: float | None) -> str:
+    """An interval of one group only has no ends."""
+    return "-" if value is None else f"{value:+.3f}"
 
 
 def _window(results: dict[str, "PatchingResult"]) -> int:
