@@ -111,11 +111,23 @@ def comparison_figure(curves: dict[str, pd.DataFrame], *, columns: int = 2, titl
             figure.update_xaxes(title_text="centre layer of the window", **place)
         if place["col"] == 1:
             figure.update_yaxes(title_text="KRS", **place)
+    lowest = min(0.0, *(curve["krs_low"].min() for curve in curves.values()))
+    figure.update_yaxes(range=[lowest - 0.03, 1.03])
+    height = 150 + 300 * n_rows
     figure.update_layout(
         _layout(title),
         width=120 + 440 * columns,
-        height=190 + 300 * n_rows,
-        legend={"orientation": "h", "y": -0.2 / n_rows, "title": "patched from the base"},
+        height=height,
+        margin={"l": 70, "r": 20, "t": 110, "b": 60},
+        legend={
+            "orientation": "h",
+            "title": None,
+            "y": 1 + 50 / (height - 170),
+            "yanchor": "bottom",
+            "entrywidth": 0.49,
+            "entrywidthmode": "fraction",
+            "traceorder": "normal",
+        },
     )
     return figure
 
