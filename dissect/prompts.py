@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from unlearning.data.records import Record, read_records
+from dissect.formats import NOTEBOOK_TEMPLATE, Question, cut_continuation, questions
+from unlearning.data.records import read_records
 from unlearning.data.spans import encode_answer
 from unlearning.errors import InputError
 
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from dissect.pairs import Model
 
 Scoring = Literal["answer", "notebook"]
-
-QUESTION_TEMPLATE = "Question: {question}\nAnswer:"
-NOTEBOOK_TEMPLATE = "Question: {question}\n Answer:"
-"""The prompt of the released notebooks and of ConceptVectors: the question verbatim, a space before `Answer:`."""
 
 
 @dataclass(frozen=True)
@@ -206,11 +203,11 @@ def load_prompts(
     if scoring == "notebook":
         if chat or template is not None:
             raise InputError("--scoring notebook has its own prompt; leave --chat and --template out")
-        raw = list(_questions(read_records(path), path, NOTEBOOK_TEMPLATE, None, verbatim_rows=answers == "given"))
+        raw = list(questions(read_records(path), path, NOTEBOOK_TEMPLATE, None, verbatim_rows=answers == "given"))
         return _notebook_prompts(raw[:limit], tokenizer, str(path), answers_from, max_new_tokens)
     wrap = tokenizer if chat else None
-    raw = list(_questions(read_records(path), path, template, wrap, verbatim_rows=False))[:limit]
-    texts = _answered(raw, tokenizer, answers, answers_from, max_new_tokens)
+    raw = list(questions(read_records(path), path, template, wrap, verbatim_rows=False))[:limit]
+    texts = _answered(raw, tokenizer, answers, answers_from, max_new_tokens, chat=chat)
     items = []
     for question, answer in zip(raw, texts, strict=True):
         try:
@@ -233,102 +230,14 @@ def load_prompts(
     return Prompts(items=tuple(items), scoring="answer", pad_token_id=_pad_token(tokenizer), source=str(path))
 
 
-@dataclass(frozen=True)
-class _Question:
-    """A record of any format: text before the answer, and the answer where the file gives one."""
-
-    id: str
-    group: str
-    prompt: str
-    answer: str | None
-    row: str | None = None
-    n_answer_tokens: int | None = None
-
-
-def _questions(
-    records: list[Record],
-    path: str | Path,
-    template: str | None,
-    chat: PreTrainedTokenizerBase | None,
-    *,
-    verbatim_rows: bool,
-) -> Iterator[_Question]:
-    for number, record in enumerate(records, start=1):
-        if "QA" in record:
-            yield from _concept_questions(record, path, number, template, chat, verbatim_rows)
-            continue
-        text = record.get("prompt", record.get("question"))
-        if not isinstance(text, str) or not text.strip():
-            keys = ", ".join(record) or "none"
-            raise InputError(f'{path}, record {number}: needs "prompt" or "question" with text; its keys are {keys}')
-        answer = record.get("answer")
-        if answer is not None and not isinstance(answer, str):
-            raise InputError(f"{path}, record {number}: the answer is {type(answer).__name__}, not text; quote it")
-        if answer is not None and not answer.strip():
-            raise InputError(f"{path}, record {number}: the answer is empty; remove the record or give an answer")
-        yield _Question(
-            id=str(record.get("id", number - 1)),
-            group=str(record.get("group", "")),
-            prompt=text if "prompt" in record and chat is None else _wrap(text, template, chat),
-            answer=answer,
-        )
-
-
-def _concept_questions(
-    record: Record,
-    path: str | Path,
-    number: int,
-    template: str | None,
-    chat: PreTrainedTokenizerBase | None,
-    verbatim_rows: bool,
-) -> Iterator[_Question]:
-    """The questions of one ConceptVectors record (2406.11614; QA_with_answers is the Dissecting paper's)."""
-    concept = str(record.get("Concept", number - 1))
-    rows, lengths = record.get("QA_with_answers"), record.get("answers_tokens_num")
-    for name, values in (("QA", record["QA"]), ("QA_with_answers", rows), ("answers_tokens_num", lengths)):
-        if values is not None and (not isinstance(values, list) or len(values) != len(record["QA"])):
-            raise InputError(f"{path}, record {number}: {name} is not a list with one entry per question of QA")
-    for index, question in enumerate(record["QA"]):
-        released = NOTEBOOK_TEMPLATE.format(question=question)
-        answer = None
-        if rows is not None:
-            if not rows[index].startswith(released):
-                raise InputError(f"{path}, record {number}, question {index}: QA_with_answers is not question + answer")
-            answer = cut_continuation(rows[index][len(released) :])
-        yield _Question(
-            id=f"{record.get('id', number - 1)}-{index}",
-            group=concept,
-            prompt=released if template is None and chat is None else _wrap(question, template, chat),
-            answer=answer or None,
-            row=rows[index] if rows is not None and verbatim_rows else None,
-            n_answer_tokens=lengths[index] if lengths is not None and verbatim_rows else None,
-        )
-
-
-def _wrap(question: str, template: str | None, chat: PreTrainedTokenizerBase | None) -> str:
-    if chat is None:
-        return (template or QUESTION_TEMPLATE).format(question=question)
-    if not chat.chat_template:
-        raise InputError("--chat: the tokenizer has no chat template; use --template")
-    message = [{"role": "user", "content": question}]
-    return str(chat.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-
-
-def cut_continuation(text: str) -> str:
-    """A model's own continuation up to its first line break or its next `Question:`, without outer white space.
-
-    Continuations run on into further invented questions in half of the released OLMo rows; they are no part of
-    the answer.
-    """
-    return text.strip().split("\n")[0].split("Question:")[0].strip()
-
-
 def _answered(
-    raw: list[_Question],
+    raw: list[Question],
     tokenizer: PreTrainedTokenizerBase,
     answers: Literal["given", "base"],
     model: "Model | None",
     max_new_tokens: int,
+    *,
+    chat: bool,
 ) -> list[str]:
     open_questions = [i for i, question in enumerate(raw) if answers == "base" or question.answer is None]
     texts = [question.answer or "" for question in raw]
@@ -341,7 +250,9 @@ def _answered(
     from unlearning.evaluation.generation import greedy_answers
 
     prompts = [raw[i].prompt for i in open_questions]
-    continuations = greedy_answers(model.hf, tokenizer, prompts, max_new_tokens=max_new_tokens)
+    continuations = greedy_answers(
+        model.hf, tokenizer, prompts, max_new_tokens=max_new_tokens, add_special_tokens=not chat
+    )
     for i, continuation in zip(open_questions, continuations, strict=True):
         texts[i] = cut_continuation(continuation)
         if not texts[i]:
@@ -350,7 +261,7 @@ def _answered(
 
 
 def _notebook_prompts(
-    raw: list[_Question],
+    raw: list[Question],
     tokenizer: PreTrainedTokenizerBase,
     source: str,
     model: "Model | None",

@@ -13,8 +13,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from dissect import load_prompts
+from dissect.formats import cut_continuation
 from dissect.pairs import Model
-from dissect.prompts import Prompts, cut_continuation
+from dissect.prompts import Prompts
 from tests.dissect.helpers import RECORDS, build_model, build_tokenizer, save_records
 from unlearning.errors import InputError
 

@@ -18,18 +18,20 @@ def greedy_answers(
     *,
     max_new_tokens: int = 30,
     batch_size: int = 64,
+    add_special_tokens: bool = True,
 ) -> list[str]:
     """The most likely continuation of each prompt, token by token, without the prompt and without outer white space.
 
     Stops at an end-of-sequence token (the tokenizer's, or one of the model's generation configuration), at
     `max_new_tokens`, or at the end of the model's context. Batches are padded on the left, with positions counted from
     each prompt's first token, so an answer does not depend on its neighbours (up to ties within rounding). A tokenizer
-    that closes every text with the end-of-sequence token has it removed from the prompt.
+    that closes every text with the end-of-sequence token has it removed from the prompt. A prompt made by a chat
+    template holds its special tokens already: `add_special_tokens=False`.
 
     Raises:
         InputError: a prompt without tokens, or one that leaves no room for an answer.
     """
-    encoded = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    encoded = [_prompt_ids(tokenizer, prompt, add_special_tokens) for prompt in prompts]
     limit = getattr(model.config, "max_position_embeddings", None)
     for number, ids in enumerate(encoded, start=1):
         if not ids:
@@ -53,8 +55,8 @@ def greedy_answers(
     return answers
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    ids = list(tokenizer(prompt)["input_ids"])
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, add_special_tokens: bool) -> list[int]:
+    ids = list(tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"])
     eos = tokenizer.eos_token_id
     if len(ids) > 1 and ids[-1] == eos and not prompt.endswith(str(tokenizer.eos_token)):
         return ids[:-1]
