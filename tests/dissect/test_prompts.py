@@ -266,6 +266,18 @@ def test_only_missing_answers_are_asked_of_the_base(tmp_path: Path) -> None:
         load_prompts(path, TOKENIZER)
 
 
+def test_the_base_answers_a_chat_prompt_that_begins_once(tmp_path: Path) -> None:
+    tokenizer = special_token_tokenizer(bos=True)
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}\n"
+    model = Model.wrap(build_model("llama", vocab_size=len(tokenizer), tied=False), tokenizer, name="base")
+    seen: list[torch.Tensor] = []
+    hook = model.hf.get_input_embeddings().register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    path = save_records(tmp_path / "p.json", [{"question": "Who?"}])
+    load_prompts(path, tokenizer, chat=True, answers="base", answers_from=model, max_new_tokens=3)
+    hook.remove()
+    assert tokenizer.decode(seen[0][0]) == "<bos>Who?\n"
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_batches_hold_every_token_and_every_scored_position(side: Any, batch_size: int, tmp_path: Path) -> None:
