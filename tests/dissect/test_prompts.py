@@ -268,14 +268,14 @@ def test_only_missing_answers_are_asked_of_the_base(tmp_path: Path) -> None:
 
 def test_the_base_answers_a_chat_prompt_that_begins_once(tmp_path: Path) -> None:
     tokenizer = special_token_tokenizer(bos=True)
-    tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}\n"
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }} says"
     model = Model.wrap(build_model("llama", vocab_size=len(tokenizer), tied=False), tokenizer, name="base")
     seen: list[torch.Tensor] = []
     hook = model.hf.get_input_embeddings().register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     path = save_records(tmp_path / "p.json", [{"question": "Who?"}])
     load_prompts(path, tokenizer, chat=True, answers="base", answers_from=model, max_new_tokens=3)
     hook.remove()
-    assert tokenizer.decode(seen[0][0]) == "<bos>Who?\n"
+    assert tokenizer.decode(seen[0][0]) == "<bos>Who? says"
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
