@@ -11,7 +11,6 @@ activations into both unlearned models and into never as the control.
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import typer
 
 from analyses.tofu_data import Subset, find_tofu, select_authors
 from unlearning.errors import InputError
+from unlearning.terminal import run_app, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,7 +108,7 @@ def measure(workshop: "Workshop", stages: dict[str, dict[str, Any]], path: Path)
     from dataclasses import asdict
 
     from analyses.tofu_models import measure_quality
-    from dissect.runs import write_json
+    from dissect.runs import write_json as write_file
     from unlearning.checkpoints import load_tokenizer, load_weights
 
     known = json.loads(path.read_text(encoding="utf-8"))["models"] if path.is_file() else {}
@@ -136,7 +136,7 @@ def measure(workshop: "Workshop", stages: dict[str, dict[str, Any]], path: Path)
         "seconds_to_train": round(sum(stage["seconds"] for stage in stages.values()), 1),
         "models": found,
     }
-    write_json(path, quality)
+    write_file(path, quality)
     return quality
 
 
@@ -169,9 +169,10 @@ def quality_table(quality: dict[str, Any]) -> "Table":
 
     first = next(iter(quality["models"].values()))
     title = f"Greedy answers: ROUGE-L recall (exact match); {first['parameters'] / 1e6:.1f} million parameters"
-    table = Table("model", "forget", "retain", "steps", "seconds", title=title)
+    table = Table("model", "forget", "retain", "late retain", "steps", "seconds", title=title)
     for name, model in quality["models"].items():
-        cells = [f"{model[s]['rouge_l_recall']:.2f} ({model[s]['exact_match']:.2f})" for s in ("forget", "retain")]
+        asked = [model[key] for key in ("forget", "retain", "retain_late")]
+        cells = [f"{part['rouge_l_recall']:.2f} ({part['exact_match']:.2f})" for part in asked]
         table.add_row(name, *cells, str(model["stage"]["steps"]), f"{model['stage']['seconds']:.0f}")
     return table
 
@@ -217,7 +218,7 @@ def command(
         logging.getLogger("analyses").setLevel(logging.INFO)
     report = run(replace(recipe, seed=seed), data=data, out=out, device=device, progress=not quiet)
     if as_json:
-        sys.stdout.write(json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+        write_json(report)
     elif not quiet:
         from rich.console import Console
 
@@ -230,20 +231,7 @@ def command(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
-    try:
-        code = app(args=arguments, prog_name="python -m analyses.tofu_pair", standalone_mode=False)
-    except InputError as error:
-        code = _fail(str(error), 2)
-    except KeyboardInterrupt:
-        code = 130
-    except Exception as error:
-        # Typer's usage errors, whose class is private to it: missing or misspelt arguments.
-        if not hasattr(error, "format_message"):
-            raise
-        code = _fail(error.format_message(), 2)
-    if code == 130:
-        _fail("interrupted; the same command goes on where it stopped", 130)
-    sys.exit(code if isinstance(code, int) else 0)
+    run_app(app, "python -m analyses.tofu_pair", arguments, interrupted="run the same command again to go on")
 
 
 def _signed(value: float | None) -> str:
@@ -253,11 +241,6 @@ def _signed(value: float | None) -> str:
 
 def _window(results: dict[str, "PatchingResult"]) -> int:
     return int(next(iter(results.values())).configuration["window"])
-
-
-def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"tofu_pair: {message}\n")
-    return code
 
 
 if __name__ == "__main__":
