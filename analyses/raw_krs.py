@@ -59,7 +59,7 @@ def read_tofu(directory: Path) -> dict[str, "PatchingResult"]:
             raise InputError(
                 f"{directory}: no patch-{name} in it; run `python -m analyses.tofu_pair --out {directory}` first"
             )
-    return {f"TOFU {name}": load_result(directory / f"patch-{name}") for name in UNLEARNED}
+    return {f"TOFU {name}": load_result(directory / f"patch-{name}") for name in sorted(UNLEARNED)}
 
 
 def markdown_table(results: dict[str, "PatchingResult"]) -> str:

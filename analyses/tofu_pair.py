@@ -179,15 +179,18 @@ def quality_table(quality: dict[str, Any]) -> "Table":
 
 def peaks_table(peaks: dict[str, list[dict[str, Any]]], examples: int, window: int) -> "Table":
     """Where most of the base's behaviour comes back, and how much of it comes back in never."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    title = f"Base's activations in the unlearned model and in never: {examples} forget questions, window {window}"
-    table = Table("unlearned", "site", "peak", "KRS", "never's KRS there", "difference, low, high (95 %)", title=title)
+    title = f"Patched from the base: {examples} forget questions, window {window}"
+    table = Table(box=SIMPLE, title=title)
+    for heading in ("unlearned", "site", "peak", "KRS", "never", "difference, 95 % interval"):
+        table.add_column(heading, no_wrap=True)
     for name, rows in peaks.items():
         for row in rows:
-            gap = " ".join(_signed(row[f"difference{end}"]) for end in ("", "_low", "_high"))
+            gap, low, high = (_signed(row[f"difference{end}"]) for end in ("", "_low", "_high"))
             scores = [f"{row[key]:.3f}" for key in ("krs", "control_krs")]
-            table.add_row(name, row["site"], f"layer {row['centre']}", *scores, gap)
+            table.add_row(name, row["site"], str(row["centre"]), *scores, f"{gap} ({low} to {high})")
         table.add_section()
     return table
 
