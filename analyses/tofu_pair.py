@@ -183,8 +183,8 @@ def peaks_table(peaks: dict[str, list[dict[str, Any]]], examples: int, window: i
     from rich.table import Table
 
     title = f"Patched from the base: {examples} forget questions, window {window}"
-    table = Table(box=SIMPLE, title=title)
-    for heading in ("unlearned", "site", "peak", "KRS", "never", "difference, 95 % interval"):
+    table = Table(box=SIMPLE, title=title, padding=(0, 1, 0, 0))
+    for heading in ("unlearned", "site", "peak", "KRS", "never", "difference (95 % interval)"):
         table.add_column(heading, no_wrap=True)
     for name, rows in peaks.items():
         for row in rows:
