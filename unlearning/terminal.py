@@ -22,8 +22,9 @@ def run_app(app: "typer.Typer", name: str, arguments: Sequence[str] | None, *, i
         arguments: instead of those of the process.
         interrupted: what Ctrl-C leaves behind and what to do, one line.
     """
-    # Idle OpenMP threads spin by default: beside one other busy process, a sweep took 14 times as long (measured).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long an OpenMP thread spins at a barrier. Measured on the demo sweep, two cores, idle and beside one busy
+    # process: the default (300,000) 5 s and over 60 s, 5,000 6 s and 15 s, sleeping at once 13 s and 8 s.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     warnings.showwarning = lambda message, *_args, **_kwargs: _tell(name, f"warning: {message}")
     try:
         code = app(args=arguments, prog_name=name, standalone_mode=False)
