@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from unlearning.methods.method import Batch, Method, StepLoss
-from unlearning.methods.terms import forget_cross_entropy, retain_cross_entropy
+from unlearning.methods.terms import forget_cross_entropy, with_retain
 from unlearning.options import option
 
 
@@ -22,10 +22,7 @@ class GradDiffOptions:
 def step(model: PreTrainedModel, batch: Batch, options: GradDiffOptions) -> StepLoss:
     """J = -gamma * CE(forget) + alpha * CE(retain); unbounded below."""
     forget = -forget_cross_entropy(model, batch)
-    if not options.alpha:
-        return StepLoss(total=options.gamma * forget, forget=forget)
-    retain = retain_cross_entropy(model, batch)
-    return StepLoss(total=options.gamma * forget + options.alpha * retain, forget=forget, retain=retain)
+    return with_retain(model, batch, forget, gamma=options.gamma, alpha=options.alpha)
 
 
 GRAD_DIFF = Method(

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from unlearning import losses
 from unlearning.forward import answer_sequence_nll
 from unlearning.methods.method import Batch, Method, StepLoss
-from unlearning.methods.terms import retain_cross_entropy
+from unlearning.methods.terms import with_retain
 from unlearning.options import option
 
 
@@ -29,10 +29,7 @@ def step(model: PreTrainedModel, batch: Batch, options: NPOOptions) -> StepLoss:
         beta=options.beta,
         n_sequences=batch.window.forget_sequences,
     )
-    if not options.alpha:
-        return StepLoss(total=options.gamma * forget, forget=forget)
-    retain = retain_cross_entropy(model, batch)
-    return StepLoss(total=options.gamma * forget + options.alpha * retain, forget=forget, retain=retain)
+    return with_retain(model, batch, forget, gamma=options.gamma, alpha=options.alpha)
 
 
 NPO = Method(

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from unlearning.forward import answer_nll
 from unlearning.losses import pooled_cross_entropy
-from unlearning.methods.method import Batch
+from unlearning.methods.method import Batch, StepLoss
 
 
 def forget_cross_entropy(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
@@ -19,3 +19,13 @@ def retain_cross_entropy(model: PreTrainedModel, batch: Batch) -> Float[Tensor, 
     """CE of the retain answers, pooled over the tokens of the accumulation window."""
     assert batch.retain is not None
     return pooled_cross_entropy(answer_nll(model, batch.retain), batch.window.retain_tokens)
+
+
+def with_retain(
+    model: PreTrainedModel, batch: Batch, forget: Float[Tensor, ""], *, gamma: float, alpha: float
+) -> StepLoss:
+    """J = gamma * forget + alpha * CE(retain); without the retain term where alpha is 0."""
+    if not alpha:
+        return StepLoss(total=gamma * forget, forget=forget)
+    retain = retain_cross_entropy(model, batch)
+    return StepLoss(total=gamma * forget + alpha * retain, forget=forget, retain=retain)
