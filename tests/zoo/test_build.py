@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from dissect.zoo.build import RECORD, build_family, main
+from dissect.zoo.build import main
+from dissect.zoo.builder import RECORD, build_family
 from dissect.zoo.card import BEGIN, END, measure, write_card
 from dissect.zoo.recipes import MODELS, RECIPES, Architecture, Fitting, Recipe, Unlearning
 from dissect.zoo.world import WorldSize
@@ -118,5 +119,16 @@ def test_the_command_names_what_is_in_the_way(tmp_path, capsys):
     work = tmp_path / "work" / "demo" / "trunk"
     work.mkdir(parents=True)
     (work / RECORD).write_text(f'{{"recipe": "{RECIPES["demo"].fingerprint("trunk")}"}}')
-    assert main(["--out", str(tmp_path), "--work", str(tmp_path / "work"), "--family", "demo"]) == 2
-    assert "base" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["--out", str(tmp_path), "--work", str(tmp_path / "work"), "--family", "demo"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "base" in error and "Traceback" not in error
+
+
+def test_an_unknown_family_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--out", str(tmp_path), "--family", "demo-gpt"])
+    assert stopped.value.code == 2
+    assert "demo-neox" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

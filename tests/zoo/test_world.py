@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from dissect.zoo import WORLD_DIRECTORY
-from dissect.zoo.build import base_texts, never_texts, trunk_texts
+from dissect.zoo.builder import base_texts, never_texts, trunk_texts
 from dissect.zoo.recipes import RECIPES
 from dissect.zoo.world import (
     GENERAL_KINDS,
