@@ -70,6 +70,11 @@ class Model:
         """Where the model's inputs go."""
         return next(self.hf.parameters()).device
 
+    @property
+    def dtype(self) -> str:
+        """What it computes in, as `float32`."""
+        return str(next(self.hf.parameters()).dtype).removeprefix("torch.")
+
     @cached_property
     def takes_position_ids(self) -> bool:
         """Whether the forward accepts explicit positions (ALiBi models derive them from the mask)."""

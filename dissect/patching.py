@@ -94,7 +94,7 @@ def patch(
         "engine": engine,
         "batch_size": batch_size,
         "padding_side": padding_side,
-        "dtype": str(next(pair.base.hf.parameters()).dtype).removeprefix("torch."),
+        "dtype": pair.base.dtype,
         "device": pair.base.device.type,
         "seed": seed,
     }
@@ -155,8 +155,7 @@ def _resolve_control(pair: ModelPair, control: str | Model | None) -> Model | No
     if control == "auto":
         control = zoo.default_control(pair.base.name)
     if isinstance(control, str):
-        dtype = str(next(pair.base.hf.parameters()).dtype).removeprefix("torch.")
-        control = load_model(control, device=str(pair.base.device), dtype=dtype)
+        control = load_model(control, device=str(pair.base.device), dtype=pair.base.dtype)
     if control is not None:
         check_comparable(pair.base, control)
     return control

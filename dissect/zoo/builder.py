@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from dissect.zoo import DIRECTORY
@@ -31,6 +31,7 @@ from dissect.zoo.recipes import RECIPES, UNLEARNED, Fitting, Recipe, new_model
 from dissect.zoo.tokenizer import train_tokenizer
 from dissect.zoo.world import World, general_texts, generate_world, person_texts, write_records
 from unlearning import Example, InputError, train
+from unlearning.checkpoints import load_weights
 from unlearning.data.spans import join_answer
 
 RECORD = "build.json"
@@ -69,10 +70,12 @@ def build_family(
         )
 
     def make_finetuned(texts: Callable[[World, Recipe], list[Text]]) -> Callable[[], PreTrainedModel]:
-        return lambda: _fit(_load(trunk), tokenizer, texts(world, recipe), recipe.finetuning, recipe.seed, progress)
+        return lambda: _fit(
+            load_weights(trunk), tokenizer, texts(world, recipe), recipe.finetuning, recipe.seed, progress
+        )
 
     def make_unlearned(method: str) -> Callable[[], PreTrainedModel]:
-        return lambda: _unlearn(method, _load(models / "base"), tokenizer, world, recipe, progress)
+        return lambda: _unlearn(method, load_weights(models / "base"), tokenizer, world, recipe, progress)
 
     stages: list[tuple[str, Path, torch.dtype, Callable[[], PreTrainedModel]]] = [
         ("trunk", trunk, torch.float32, make_trunk),
@@ -199,10 +202,6 @@ def _unlearn(
         seed=recipe.seed,
         device="cpu",
     ).model
-
-
-def _load(path: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
 
 
 def _is_built(path: Path, recipe: Recipe) -> bool:
