@@ -1,0 +1,90 @@
+"""`dissect patch` in a process of its own, watched from outside."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from unlearning.errors import InputError
+
+_INTERVAL = 0.05
+"""Seconds between two looks at the process."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run of `dissect patch` that went well.
+
+    Attributes:
+        record: its `run.json`.
+        seconds: wall time of the process, loading and all.
+        peak_bytes: most memory that the started process itself had resident, its children not counted.
+    """
+
+    record: dict[str, Any]
+    seconds: float
+    peak_bytes: int
+
+
+def patch_command(arguments: Sequence[str], *, processes: int = 1) -> list[str]:
+    """How `dissect patch` is started, by torchrun where it is to be several processes."""
+    if processes == 1:
+        return [sys.executable, "-m", "dissect", "patch", *arguments]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [sys.executable, *launcher, "-m", "dissect", "patch", *arguments]
+
+
+def run_patch(arguments: Sequence[str], out: Path, *, processes: int = 1, threads: int | None = None) -> Finished:
+    """Run `dissect patch` into a new directory; its own words go to stderr.
+
+    Args:
+        arguments: all but `--out`.
+        out: the run directory.
+        processes: how many, by torchrun.
+        threads: of each process; torch's own choice by default.
+
+    Raises:
+        InputError: it failed.
+    """
+    from dissect.runs import read_record
+
+    command = patch_command([*arguments, "--out", str(out)], processes=processes)
+    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+    start = time.perf_counter()
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    peak = 0
+    try:
+        while child.poll() is None:
+            peak = max(peak, peak_resident_bytes(child.pid))
+            time.sleep(_INTERVAL)
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+    seconds = time.perf_counter() - start
+    if child.returncode != 0:
+        raise InputError(f"dissect patch exited with {child.returncode}; what it said stands above")
+    return Finished(read_record(out), seconds, peak)
+
+
+def peak_resident_bytes(pid: int) -> int:
+    """The kernel's own high-water mark of a process's resident memory, 0 where it is gone.
+
+    Not `ru_maxrss`: a child's begins at its parent's peak, which here has written gigabytes of weights.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        marks = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+        return int(marks[0]) * 1024 if marks else 0
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    try:
+        return int(psutil.Process(pid).memory_info().rss)  # no /proc here: what it holds now must do
+    except psutil.NoSuchProcess:
+        return 0

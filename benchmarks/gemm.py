@@ -1,0 +1,93 @@
+"""The fastest that this machine multiplies the model's own matrices: the ceiling that a share of peak is of."""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+CHUNKS = (256, 512, 1024, 2048, 4096)
+"""Tokens multiplied at once."""
+
+_SECONDS = 0.02
+"""Least length of one timing, so that a clock tick or a kernel launch is small beside it."""
+
+
+class GemmProbe:
+    """Measures products of tokens and the weights of a model's linear layers, round by round.
+
+    Args:
+        config: the Hugging Face configuration of a Llama, for its shapes.
+        device: where to measure.
+        dtype: in what.
+        chunks: numbers of tokens.
+    """
+
+    def __init__(
+        self, config: Any, *, device: torch.device, dtype: torch.dtype, chunks: tuple[int, ...] = CHUNKS
+    ) -> None:
+        d_model, d_mlp = config.hidden_size, config.intermediate_size
+        d_head = getattr(config, "head_dim", None) or d_model // config.num_attention_heads
+        d_key = d_head * config.num_key_value_heads
+        self.shapes = sorted(
+            {
+                (d_model, d_head * config.num_attention_heads),
+                (d_model, d_key),
+                (d_model, d_mlp),
+                (d_mlp, d_model),
+                (d_model, config.vocab_size),
+            }
+        )
+        self.device, self.dtype, self.chunks = device, dtype, chunks
+        self._rates: dict[tuple[int, int, int], list[float]] = defaultdict(list)
+
+    @torch.inference_mode()
+    def measure(self) -> None:
+        """One round: every matrix shape at every number of tokens."""
+        for n_in, n_out in self.shapes:
+            weight = torch.randn(n_out, n_in, device=self.device, dtype=self.dtype)
+            for tokens in self.chunks:
+                inputs = torch.randn(tokens, n_in, device=self.device, dtype=self.dtype)
+                seconds = self._time(partial(linear, inputs, weight))
+                self._rates[n_in, n_out, tokens].append(2 * tokens * n_in * n_out / seconds)
+
+    def _time(self, multiply: Callable[[], Any]) -> float:
+        """Seconds of one product: the median of three timings of several each."""
+        multiply()
+        calls = max(1, round(_SECONDS / self._seconds(multiply, 1)))
+        return statistics.median(self._seconds(multiply, calls) for _ in range(3)) / calls
+
+    def _seconds(self, multiply: Callable[[], Any], calls: int) -> float:
+        synchronize(self.device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            multiply()
+        synchronize(self.device)
+        return time.perf_counter() - start
+
+    @property
+    def rates(self) -> dict[tuple[int, int, int], float]:
+        """FLOP/s of each (inputs, outputs, tokens): the median over the rounds so far."""
+        return {product: statistics.median(rates) for product, rates in self._rates.items()}
+
+    @property
+    def peak(self) -> float:
+        """The best rate, in FLOP/s."""
+        return max(self.rates.values())
+
+    @property
+    def best(self) -> str:
+        """Which product it was."""
+        rates = self.rates
+        n_in, n_out, tokens = max(rates, key=rates.__getitem__)
+        return f"[{tokens} x {n_in}] by [{n_in} x {n_out}]"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,118 @@
+"""Seconds and memory of one call, and the order in which contestants are called."""
+
+import ctypes
+import gc
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import psutil
+import torch
+
+from benchmarks.gemm import synchronize
+
+T = TypeVar("T")
+
+_INTERVAL = 0.01
+"""Seconds between two looks at the memory."""
+
+
+@dataclass(frozen=True)
+class Measured(Generic[T]):
+    """What a call returned and what it took.
+
+    Attributes:
+        value: its result.
+        seconds: wall time.
+        memory_bytes: most memory above that at its start: resident on a CPU, allocated on a GPU.
+    """
+
+    value: T
+    seconds: float
+    memory_bytes: int
+
+
+def measure(call: Callable[[], T], device: torch.device) -> Measured[T]:
+    """Call and measure.
+
+    On a CPU the memory is sampled every hundredth of a second, since the kernel's own high-water mark never falls
+    and would belong to whoever came first; memory that the allocator kept of an earlier call is handed back before.
+    """
+    gc.collect()
+    _hand_memory_back(device)
+    synchronize(device)
+    memory = _DevicePeak(device) if device.type == "cuda" else _ResidentPeak()
+    with memory:
+        start = time.perf_counter()
+        value = call()
+        synchronize(device)
+        seconds = time.perf_counter() - start
+    return Measured(value, seconds, memory.bytes_above_start)
+
+
+def rotated(items: Sequence[T], turns: int) -> list[T]:
+    """The items in order, beginning with another one every turn, so that none always follows the same."""
+    start = turns % len(items)
+    return [*items[start:], *items[:start]]
+
+
+class _ResidentPeak:
+    """Most resident memory above that at the start, by looking every now and then from another thread."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._start = self._peak = 0
+
+    def __enter__(self) -> None:
+        self._start = self._peak = self._process.memory_info().rss
+        self._thread.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._done.wait(_INTERVAL):
+            self._peak = max(self._peak, self._process.memory_info().rss)
+
+    @property
+    def bytes_above_start(self) -> int:
+        return int(self._peak - self._start)
+
+
+class _DevicePeak:
+    """Most memory allocated on a GPU above that at the start, as torch counts it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = self._peak = 0
+
+    def __enter__(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._start = torch.cuda.memory_allocated(self._device)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._peak = torch.cuda.max_memory_allocated(self._device)
+
+    @property
+    def bytes_above_start(self) -> int:
+        return self._peak - self._start
+
+
+def _hand_memory_back(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return  # not glibc: what the allocator keeps is then counted to nobody

@@ -1,0 +1,197 @@
+"""Contestants side by side in one process: the same sweep, interleaved, agreeing on every number."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from benchmarks.case import Case
+from benchmarks.contestants import OURS, Contestant, Krs, Run
+from benchmarks.gemm import GemmProbe
+from benchmarks.measure import Measured, measure, rotated
+from unlearning.errors import InputError
+
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""How far two contestants' KRS may be apart. Half precision rounds every activation, in another order each."""
+
+
+@dataclass(eq=False)
+class Entry:
+    """One contestant in the race.
+
+    Attributes:
+        contestant: who.
+        run: its sweep.
+        flops: operations of the whole sweep, as it runs it.
+        krs: what it got.
+        warm_up: its first, untimed sweep (of ours it holds the calibration of the chunk size).
+        timed: its sweeps after that.
+    """
+
+    contestant: Contestant
+    run: Run
+    flops: int
+    krs: Krs = field(default_factory=lambda: torch.empty(0))
+    warm_up: float = 0.0
+    timed: list[Measured[Krs]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Median wall time of a sweep."""
+        return statistics.median(run.seconds for run in self.timed)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Most memory above what was there before, over all sweeps."""
+        return max(run.memory_bytes for run in self.timed)
+
+
+@dataclass(frozen=True, eq=False)
+class Race:
+    """What came out.
+
+    Attributes:
+        case: what was swept.
+        entries: the contestants, ours first.
+        gemm: the machine's rates, measured between them.
+        difference: the largest between two contestants' KRS.
+        apart: the two that it is between.
+    """
+
+    case: Case
+    entries: tuple[Entry, ...]
+    gemm: GemmProbe
+    difference: float
+    apart: tuple[str, str]
+
+    def ratio(self, entry: Entry) -> float:
+        """How many times as long as ours it takes."""
+        return entry.seconds / self.entries[0].seconds
+
+    def gemm_share(self, entry: Entry) -> float:
+        """Rate of its own operations as a share of the best matrix product's."""
+        return entry.flops / entry.seconds / self.gemm.peak
+
+
+def race(
+    case: Case,
+    contestants: Sequence[Contestant],
+    *,
+    repeats: int,
+    gemm: GemmProbe,
+    advance: Callable[[], None] = lambda: None,
+) -> Race:
+    """Let each sweep once to warm up, compare the numbers, then time them in turns.
+
+    Every round has another order, and a round of matrix products in it, so that none always meets the machine in the
+    same state.
+
+    Args:
+        case: what to sweep.
+        contestants: who, ours first.
+        repeats: timed rounds.
+        gemm: measures the machine's peak.
+        advance: called after every sweep and every round of matrix products.
+
+    Raises:
+        InputError: two contestants differ in a KRS by more than the dtype explains.
+    """
+    entries = [_enter(case, contestant) for contestant in contestants]
+    for entry in entries:
+        first = _sweep(case, entry)
+        entry.warm_up, entry.krs = first.seconds, first.value
+        advance()
+    dtype = next(case.pair.base.hf.parameters()).dtype
+    difference, apart = compare(entries)
+    _check(difference, apart, TOLERANCE[dtype])
+    turns: list[Entry | None] = [*entries, None]
+    for round_number in range(repeats):
+        for turn in rotated(turns, round_number):
+            if turn is None:
+                gemm.measure()
+            else:
+                turn.timed.append(_sweep(case, turn))
+                _check(_gap(turn.timed[-1].value, turn.krs), (turn.contestant.name,) * 2, TOLERANCE[dtype])
+            advance()
+    return Race(case, tuple(entries), gemm, difference, apart)
+
+
+def compare(entries: Sequence[Entry]) -> tuple[float, tuple[str, str]]:
+    """The largest difference between two contestants' KRS, and between which."""
+    gaps = {
+        (one.contestant.name, other.contestant.name): _gap(one.krs, other.krs)
+        for one, other in combinations(entries, 2)
+    }
+    if not gaps:
+        return 0.0, (entries[0].contestant.name,) * 2
+    apart = max(gaps, key=gaps.__getitem__)
+    return gaps[apart], apart
+
+
+def _enter(case: Case, contestant: Contestant) -> Entry:
+    run = contestant.load()(case.pair, case.interventions)
+    return Entry(contestant, run, flops=_flops(case, contestant))
+
+
+def _flops(case: Case, contestant: Contestant) -> int:
+    if contestant.name != OURS:
+        return case.naive_flops
+    from benchmarks.contestants.wavefront import planned_flops
+
+    return planned_flops(case)
+
+
+def _sweep(case: Case, entry: Entry) -> Measured[Krs]:
+    return measure(lambda: entry.run(case.batches), case.pair.base.device)
+
+
+def _gap(ours: Krs, theirs: Krs) -> float:
+    """The largest difference; infinite where only one of the two is defined."""
+    if not torch.equal(ours.isnan(), theirs.isnan()):
+        return float("inf")
+    return float((ours - theirs).nan_to_num(0.0).abs().max())
+
+
+def _check(difference: float, apart: tuple[str, str], tolerance: float) -> None:
+    if difference > tolerance:
+        one, other = apart
+        what = f"{one} and {other} differ" if one != other else f"two sweeps of {one} differ"
+        raise InputError(
+            f"{what} by {difference:.2g} in a KRS, more than {tolerance:g}: a fast wrong number is worth nothing, so "
+            "nothing is reported; compare both with the reference engine"
+        )
+
+
+def as_record(result: Race) -> dict[str, Any]:
+    """What `--json` writes, in seconds, bytes and operations."""
+    case = result.case
+    return {
+        "case": case.description,
+        "interventions": len(case.interventions),
+        "examples": sum(len(batch.examples) for batch in case.batches),
+        "gemm": {
+            "peak_flops_per_second": result.gemm.peak,
+            "best_product": result.gemm.best,
+            "rates": [
+                {"inputs": n_in, "outputs": n_out, "tokens": tokens, "flops_per_second": rate}
+                for (n_in, n_out, tokens), rate in result.gemm.rates.items()
+            ],
+        },
+        "naive_flops": case.naive_flops,
+        "agreement": {"max_krs_difference": result.difference, "between": list(result.apart)},
+        "contestants": {
+            entry.contestant.name: {
+                "seconds": entry.seconds,
+                "all_seconds": [run.seconds for run in entry.timed],
+                "warm_up_seconds": entry.warm_up,
+                "ratio_to_ours": result.ratio(entry),
+                "flops": entry.flops,
+                "gemm_share": result.gemm_share(entry),
+                "peak_memory_bytes_above_start": entry.memory_bytes,
+            }
+            for entry in result.entries
+        },
+    }
