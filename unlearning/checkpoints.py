@@ -226,8 +226,8 @@ def combined_hash(tensors: Iterable[tuple[str, Sequence[int], str]]) -> str:
     return digest.hexdigest()
 
 
-HASHED_AT_ONCE = 2**21
-"""Values that are widened to float32 and hashed together: 8 MiB."""
+HASHED_AT_ONCE = 2**18
+"""Values that are widened to float32 and hashed together: 1 MiB, which a core's cache holds."""
 
 
 def _pieces(tensor: Tensor) -> Iterable[Tensor]:

@@ -3,8 +3,9 @@
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from pathlib import Path
 
 import torch
@@ -102,30 +103,35 @@ class TensorFiles:
         self.tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is stored, in memory of its own.
+        """A tensor as it is stored, in memory of its own that goes back to the system with it.
 
         Raises:
             InputError: the disk refuses, or the file is shorter than it was when it was opened.
+            MemoryError: there is no room for it.
         """
         stored = self.tensors[name]
-        values = next(self._read(name, stored.n_values), torch.empty(0, dtype=stored.dtype))
+        values = _own_memory(stored.n_values, stored.dtype)
+        for _ in self._fill(name, [values]):
+            pass
         return values.view(stored.shape)
 
     def pieces(self, name: str, n_values: int) -> Iterator[Tensor]:
-        """The values of a tensor in their order on disk, at most `n_values` of them at a time.
+        """The values of a tensor in their order on disk, `n_values` of them at a time.
 
         Raises:
             InputError: as in `read`.
         """
-        return self._read(name, n_values)
+        stored = self.tensors[name]
+        sizes = (min(n_values, stored.n_values - start) for start in range(0, stored.n_values, n_values))
+        return self._fill(name, (torch.empty(size, dtype=stored.dtype) for size in sizes))
 
-    def _read(self, name: str, n_values: int) -> Iterator[Tensor]:
+    def _fill(self, name: str, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The parts, one after the other filled with the tensor's values."""
         stored = self.tensors[name]
         try:
             with stored.file.open("rb", buffering=0) as file:
                 file.seek(stored.offset)
-                for start in range(0, stored.n_values, n_values or 1):
-                    values = torch.empty(min(n_values, stored.n_values - start), dtype=stored.dtype)
+                for values in parts:
                     room = values.view(torch.uint8).numpy().data
                     while room:  # one call reads 2 GiB at most
                         n = file.readinto(room)
@@ -134,11 +140,24 @@ class TensorFiles:
                         room = room[n:]
                         with self._lock:
                             self.bytes_read += n
-                    del room
                     yield values
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{stored.file}: cannot be read: {reason}; check the disk, or copy it again") from None
+
+
+_MALLOCED = 2**16
+
+
+def _own_memory(n_values: int, dtype: torch.dtype) -> Tensor:
+    """Room for values that malloc does not keep once it is free: of blocks below 32 MiB it keeps some hundred MB."""
+    n_bytes = n_values * dtype.itemsize
+    if n_bytes < _MALLOCED:
+        return torch.empty(n_values, dtype=dtype)
+    try:
+        return torch.frombuffer(mmap(-1, n_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS), dtype=dtype)
+    except OSError:
+        raise MemoryError(f"no room for {n_bytes} bytes") from None
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
