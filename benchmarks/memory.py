@@ -50,12 +50,13 @@ def command(
     from benchmarks.child import run_patch
 
     files = write_files(asked, disk / asked.name)
-    finished = run_patch(
-        patch_arguments(files, asked, window=window, stream=stream), fresh(files.folder / "run"), threads=threads
-    )
-    record = report(asked, files, finished, stream=stream, window=window)
-    if not keep:
-        files.remove()
+    try:
+        arguments = patch_arguments(files, asked, window=window, stream=stream)
+        finished = run_patch(arguments, fresh(files.folder / "run"), threads=threads)
+        record = report(asked, files, finished, stream=stream, window=window)
+    finally:
+        if not keep:
+            files.remove()
     _show(record, json_to)
 
 

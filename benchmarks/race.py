@@ -14,8 +14,9 @@ from benchmarks.gemm import GemmProbe
 from benchmarks.measure import Measured, measure, rotated
 from unlearning.errors import InputError
 
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
-"""How far two contestants' KRS may be apart. Half precision rounds every activation, in another order each."""
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+"""How far two contestants' KRS may be apart. Half precision rounds every activation, each in its own order: in bfloat16
+small random models were 0.005 apart, and 0.007 from float32."""
 
 
 @dataclass(eq=False)

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch
-
-from benchmarks.contestants import Krs, Run, krs_table
+from benchmarks.contestants import Krs, Run, batch_by_batch, krs_table
 from dissect.engine import find_engine
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import InMemory
@@ -15,20 +13,17 @@ from dissect.prompts import Batch
 
 def prepare(pair: ModelPair, interventions: Sequence[Intervention]) -> Run:
     """Look up the engine."""
-    return engine_run("reference", pair, interventions, Chunk(tokens=0))  # which it does not read
+    return engine_run("reference", pair, interventions, Chunk(tokens=1))  # of which it makes no use
 
 
 def engine_run(name: str, pair: ModelPair, interventions: Sequence[Intervention], chunk: Chunk) -> Run:
-    """The sweep of one of this toolkit's engines, over all batches together."""
+    """The sweep of one of this toolkit's engines: one pass per batch, as `patch` plans it where memory is ample."""
     sweep = find_engine(name)
     layers = InMemory([pair.base, pair.unlearned])
 
-    def run(batches: Sequence[Batch]) -> Krs:
-        swept = sweep(layers, batches, interventions, chunk, lambda _share: None)
-        tables = [
-            krs_table(logits.base, logits.target, logits.intervened, batch)
-            for batch, (logits,) in zip(batches, swept, strict=True)
-        ]
-        return torch.cat(tables, dim=1)
+    @batch_by_batch
+    def run(batch: Batch) -> Krs:
+        ((logits,),) = sweep(layers, [batch], interventions, chunk, lambda _share: None)
+        return krs_table(logits.base, logits.target, logits.intervened, batch)
 
     return run

@@ -7,7 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.contestants.notebook import prepare
+from benchmarks.case import Case, build_case
+from benchmarks.contestants import notebook, wavefront
 from benchmarks.flops import forward_flops, naive_sweep_flops
 from tests.benchmarks.helpers import build_micro_case
 
@@ -43,11 +44,24 @@ def test_forward_flops_are_what_torch_counts(kv_heads: int, head_dim: int | None
     assert forward_flops(model.config, rows=3, positions=7) == counted(lambda: model(ids, use_cache=False))
 
 
-def test_naive_flops_are_those_of_a_whole_notebook_sweep() -> None:
-    case = build_micro_case()
+def in_eager_attention(case: Case) -> Case:
     for model in (case.pair.base.hf, case.pair.unlearned.hf):
         model.set_attn_implementation("eager")
-    run = prepare(case.pair, case.interventions)
+    return case
+
+
+def test_naive_flops_are_those_of_a_whole_notebook_sweep() -> None:
+    case = in_eager_attention(build_micro_case())
+    run = notebook.prepare(case.pair, case.interventions)
     assert counted(lambda: run(case.batches)) == case.naive_flops
     one = naive_sweep_flops(case.config, rows=1, positions=11, interventions=1)
     assert one == 3 * forward_flops(case.config, rows=1, positions=11)
+
+
+def test_planned_flops_are_those_of_our_sweep() -> None:
+    case = in_eager_attention(build_case("tiny", device=torch.device("cpu"), dtype=torch.float32, among=("tiny",)))
+    run = wavefront.prepare(case.pair, case.interventions)
+    run(case.batches)  # the first calibrates
+    planned, done = wavefront.planned_flops(case), counted(lambda: run(case.batches))
+    # More is done than planned: how a block is put together is found out by running one.
+    assert planned <= done < 1.01 * planned < 0.5 * case.naive_flops

@@ -96,7 +96,7 @@ def test_a_contestant_with_other_numbers_is_an_error(shift: float, monkeypatch: 
 
     monkeypatch.setattr(notebook, "prepare", wrong)
     assert_refused(
-        call(main, "--quick", "--against", "notebook"), "wavefront and notebook differ by", "nothing was timed"
+        call(main, "--quick", "--against", "notebook"), "wavefront and notebook differ by", "nothing is reported"
     )
 
 
