@@ -19,6 +19,7 @@ def prepare(pair: ModelPair, interventions: Sequence[Intervention]) -> Run:
     calibrated: list[Run] = []
 
     def run(batches: Sequence[Batch]) -> Krs:
+        batches = _as_planned(batches)
         if not calibrated:
             chunk = Chunk(measure_chunk(pair.unlearned, batches[0], costs_of(pair.base)))
             calibrated.append(engine_run("wavefront", pair, interventions, chunk))
@@ -31,4 +32,9 @@ def planned_flops(case: Case) -> int:
     """Operations of the sweep, counted from its schedule."""
     costs = costs_of(case.pair.base)
     schedule = make_schedule(case.interventions, case.pair.n_layers)
-    return sum(walk_flops(schedule, costs, batch, n_targets=1) for batch in case.batches)
+    return sum(walk_flops(schedule, costs, batch, n_targets=1) for batch in _as_planned(case.batches))
+
+
+def _as_planned(batches: Sequence[Batch]) -> list[Batch]:
+    """The batches as `dissect.engine.plan` makes them where memory is ample: nothing after the last scored column."""
+    return [batch.trimmed() for batch in batches]

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.case import Case, build_case
 from benchmarks.contestants import notebook, wavefront
 from benchmarks.flops import forward_flops, naive_sweep_flops
+from dissect.engine.costs import costs_of
 from tests.benchmarks.helpers import build_micro_case
 
 
@@ -42,6 +43,12 @@ def test_forward_flops_are_what_torch_counts(kv_heads: int, head_dim: int | None
     model = build_llama(kv_heads=kv_heads, head_dim=head_dim)
     ids = torch.randint(50, (3, 7))
     assert forward_flops(model.config, rows=3, positions=7) == counted(lambda: model(ids, use_cache=False))
+
+
+def test_the_engines_own_count_of_a_forward_is_this_one() -> None:
+    case = build_micro_case()
+    ours = costs_of(case.pair.base).forward(3, 11)
+    assert ours == forward_flops(case.config, rows=3, positions=11)
 
 
 def in_eager_attention(case: Case) -> Case:

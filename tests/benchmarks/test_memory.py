@@ -55,7 +55,6 @@ def test_report_of_a_tiny_pair(tmp_path: Path) -> None:
     on_disk = sum(path.stat().st_size for path in tmp_path.glob("tiny/*/*.safetensors"))
     assert record["weight_bytes_of_both"] == on_disk
     assert record["planned_flops"] == run["plan"]["flops"] < 0.6 * record["naive_flops"]
-    assert record["naive_flops"] == run["plan"]["naive_flops"], "two independent counts of the same"
     rate = record["planned_flops"] / record["sweep_seconds"]
     assert record["gemm_share"] == pytest.approx(rate / record["gemm_peak_flops_per_second"])
     assert "peak resident memory" in outcome.err
