@@ -87,7 +87,7 @@ def patch(
         int | None, typer.Option(metavar="N", help="Show N prompts with their answer positions, and stop.")
     ] = None,
     formats: FormatOption = "html",
-    engine: Annotated[str, typer.Option(help="How interventions are run: reference.")] = "reference",
+    engine: Annotated[str, typer.Option(help="How interventions are run: wavefront or reference.")] = "wavefront",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; on a GPU also bfloat16, float16.")] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap draws.")] = 0,

@@ -37,14 +37,18 @@ class Intervention:
     """One run of the target model with something replaced.
 
     Attributes:
-        kind: `patch` replaces activations by the donor's, at every token position.
-        sites: what is replaced, all of it in the same window.
+        kind: `patch` replaces activations by the base's, at every token position; `restore` replaces weights.
+        sites: what is replaced, all of it in the same window: names of `SITES` or of `WEIGHT_SITES`.
         window: in which layers.
     """
 
-    kind: Literal["patch"]
+    kind: Literal["patch", "restore"]
     sites: SiteSet
     window: Window
+
+    def sites_at(self, layer: int) -> frozenset[str]:
+        """What is replaced in one layer."""
+        return frozenset(self.sites) if layer in self.window.layers else frozenset()
 
     @property
     def label(self) -> str:
@@ -70,7 +74,9 @@ def centred_windows(n_layers: int, width: int) -> list[Window]:
     ]
 
 
-def sweep(sites: Iterable[SiteSet], windows: Iterable[Window]) -> list[Intervention]:
+def sweep(
+    sites: Iterable[SiteSet], windows: Iterable[Window], *, kind: Literal["patch", "restore"] = "patch"
+) -> list[Intervention]:
     """Every set of sites in every window: the layer sweep of the Dissecting paper."""
     windows = list(windows)
-    return [Intervention("patch", site_set, window) for site_set in sites for window in windows]
+    return [Intervention(kind, site_set, window) for site_set in sites for window in windows]

@@ -7,15 +7,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dissect.anatomy import Anatomy, architecture_of, find_adapter, find_anatomy
 from dissect.sites import SITES
 from unlearning.checkpoints import check_files, content_hash, load_tokenizer, load_weights, locate_checkpoint
 from unlearning.errors import InputError
+
+if TYPE_CHECKING:
+    from dissect.engine.streaming import StreamedModel
 
 DTYPES = {
     "float32": torch.float32,
@@ -35,6 +39,7 @@ class Model:
         tokenizer: its tokenizer.
         sha256: content hash of its weights.
         missing_sites: sites that this architecture does not have, with the reason.
+        streamed: where its weights are read from layer by layer; None where they are in memory.
     """
 
     name: str
@@ -42,6 +47,7 @@ class Model:
     tokenizer: PreTrainedTokenizerBase
     sha256: str
     missing_sites: dict[str, str] = field(default_factory=dict)
+    streamed: "StreamedModel | None" = None
 
     @classmethod
     def wrap(cls, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> "Model":
@@ -55,10 +61,24 @@ class Model:
         model.missing_sites = check_sites(model)
         return model
 
+    @cached_property
+    def adapter(self) -> Any:
+        """TransformerLens' knowledge of the architecture.
+
+        Raises:
+            InputError: TransformerLens has no adapter for it.
+        """
+        return find_adapter(self.hf, name=self.name)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Where its blocks and their parts are."""
+        return find_anatomy(self.hf, self.adapter)
+
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
-        return int(self.bridge.cfg.n_layers)
+        return int(self.adapter.cfg.n_layers)
 
     @property
     def context(self) -> int:
@@ -68,7 +88,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the model's inputs go."""
-        return next(self.hf.parameters()).device
+        return next(self.hf.parameters()).device if self.streamed is None else self.streamed.device
 
     @property
     def dtype(self) -> str:
@@ -94,23 +114,13 @@ class Model:
         """
         from transformer_lens.model_bridge.sources import build_bridge_from_module
 
+        architecture = self.adapter.cfg.architecture  # refused here where TransformerLens does not know it
         shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*self.hf.parameters(), *self.hf.buffers())}
         tree = copy.deepcopy(self.hf, memo=dict(shared))
-        architecture = architecture_of(self.hf)
-        try:
-            with warnings.catch_warnings():
-                # A name that the adapter offers and this architecture lacks; `check_sites` finds out.
-                warnings.filterwarnings("ignore", message="Hook alias")
-                return build_bridge_from_module(tree, architecture, hf_config=tree.config)
-        except ValueError as error:
-            raise InputError(
-                f"{self.name}: TransformerLens cannot open {architecture}: {str(error).splitlines()[0]}"
-            ) from None
-
-
-def architecture_of(hf: PreTrainedModel) -> str:
-    """The class name that TransformerLens' adapters go by; a model built by `from_config` does not carry it."""
-    return (hf.config.architectures or [type(hf).__name__])[0]
+        with warnings.catch_warnings():
+            # A name that the adapter offers and this architecture lacks; `check_sites` finds out.
+            warnings.filterwarnings("ignore", message="Hook alias")
+            return build_bridge_from_module(tree, architecture, hf_config=tree.config)
 
 
 def check_sites(model: Model) -> dict[str, str]:
@@ -278,7 +288,7 @@ _SHAPE = ("architecture", "layers", "d_model", "d_mlp", "attention heads", "key-
 
 def _shape(model: Model) -> tuple[Any, ...]:
     config = model.hf.config.get_text_config()
-    cfg = model.bridge.cfg
+    cfg = model.adapter.cfg
     heads = getattr(config, "num_attention_heads", None)
     return (
         architecture_of(model.hf),

@@ -4,19 +4,19 @@ import sys
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """A bar of `total` steps, shown where `show` asks for it and stderr is a terminal."""
+    """A bar over `total` of anything, shown where `show` asks for it and stderr is a terminal."""
 
-    def __init__(self, total: int, label: str, *, show: bool = True) -> None:
+    def __init__(self, total: float, label: str, *, show: bool = True) -> None:
         console = Console(file=sys.stderr)
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -34,6 +34,6 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def advance(self, steps: int) -> None:
+    def advance(self, steps: float) -> None:
         """Move the bar on."""
         self._bar.advance(self._task, steps)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,6 +86,42 @@ class Batch:
             columns=self.columns.to(device),
             next_tokens=self.next_tokens.to(device),
         )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether so much of it is tokens that leaving the padding out would cost more than it saves."""
+        return float(self.attention_mask.float().mean()) > 0.9
+
+    def trimmed(self) -> "Batch":
+        """The batch without the columns after its last scored one, which nothing that is scored can see."""
+        end = int(self.columns.max()) + 1
+        return replace(
+            self,
+            input_ids=self.input_ids[:, :end],
+            attention_mask=self.attention_mask[:, :end],
+            position_ids=None if self.position_ids is None else self.position_ids[:, :end],
+        )
+
+    def pieces(self, n_rows: int) -> "list[Batch]":
+        """The batch cut into batches of so many rows at most, padded as it is."""
+        if n_rows >= len(self.examples):
+            return [self]
+        cut = []
+        for first in range(0, len(self.examples), n_rows):
+            rows = slice(first, first + n_rows)
+            scored = (self.rows >= first) & (self.rows < first + n_rows)
+            cut.append(
+                Batch(
+                    examples=self.examples[rows],
+                    input_ids=self.input_ids[rows],
+                    attention_mask=self.attention_mask[rows],
+                    position_ids=None if self.position_ids is None else self.position_ids[rows],
+                    rows=self.rows[scored] - first,
+                    columns=self.columns[scored],
+                    next_tokens=self.next_tokens[scored],
+                )
+            )
+        return cut
 
 
 @dataclass(frozen=True, eq=False)

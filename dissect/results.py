@@ -31,12 +31,14 @@ class PatchingResult:
         configuration: everything that the numbers depend on.
         provenance: names and paths.
         wall_time_s: seconds that the sweep took.
+        measured: what else the run measured of itself, as peak memory.
     """
 
     frame: pd.DataFrame
     configuration: dict[str, Any]
     provenance: dict[str, Any]
     wall_time_s: float
+    measured: dict[str, Any] = field(default_factory=dict)
     _curve: pd.DataFrame | None = field(default=None, init=False, repr=False)
 
     @property
@@ -181,7 +183,7 @@ class PatchingResult:
         """
         run = open_run(path, self.configuration, self.provenance)
         if not run.is_complete:
-            run.finish(self.frame, self.summary(), wall_time_s=self.wall_time_s)
+            run.finish(self.frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
         self.save_figures(run.path, formats=formats)
         return run.path
 

@@ -92,16 +92,23 @@ class Run:
         """How many finished batches are kept."""
         return len(list((self.path / "parts").glob("*.parquet")))
 
-    def part(self, name: str) -> pd.DataFrame | None:
-        """A finished batch, or None where it is still to be computed."""
-        path = self.path / "parts" / f"{name}.parquet"
-        return pd.read_parquet(path) if path.is_file() else None
+    def parts(self) -> list[tuple[str, pd.DataFrame]]:
+        """The finished batches, by name."""
+        files = sorted((self.path / "parts").glob("[!.]*.parquet"))
+        return [(file.stem, pd.read_parquet(file)) for file in files]
 
     def keep_part(self, name: str, frame: pd.DataFrame) -> None:
         """Keep a finished batch, so that a killed run need not compute it again."""
         write_frame(self.path / "parts" / f"{name}.parquet", frame)
 
-    def finish(self, frame: pd.DataFrame, summary: dict[str, Any], *, wall_time_s: float) -> None:
+    def note(self, **what: Any) -> None:
+        """Write something down in `run.json` that no number depends on."""
+        self.record |= what
+        write_json(self.path / "run.json", self.record)
+
+    def finish(
+        self, frame: pd.DataFrame, summary: dict[str, Any], *, wall_time_s: float, measured: dict[str, Any]
+    ) -> None:
         """Write the tables and mark the run complete; the parts are no longer needed."""
         write_frame(self.path / "results.parquet", frame)
         write_json(self.path / "summary.json", summary)
@@ -109,7 +116,7 @@ class Run:
             "status": "complete",
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "wall_time_s": round(self.record["wall_time_s"] + wall_time_s, 3),
-            "peak_memory_bytes": peak_memory_bytes(),
+            **measured,
         }
         write_json(self.path / "run.json", self.record)
         parts = self.path / "parts"
@@ -124,13 +131,16 @@ class Run:
         write_json(self.path / "run.json", self.record)
 
 
-def open_run(path: str | Path, configuration: dict[str, Any], provenance: dict[str, Any]) -> Run:
+def open_run(
+    path: str | Path, configuration: dict[str, Any], provenance: dict[str, Any], *, joins: bool = False
+) -> Run:
     """Start a run in a directory, or go on with the one that is there.
 
     Args:
         path: the run's directory; made when it is not there.
         configuration: everything that the numbers depend on. A directory of another configuration is refused.
         provenance: what else is worth keeping, as names and paths; free to differ.
+        joins: another process has opened the run already and cleans up.
 
     Raises:
         InputError: the directory holds something else, or a run of another configuration (in what it differs).
@@ -141,7 +151,8 @@ def open_run(path: str | Path, configuration: dict[str, Any], provenance: dict[s
         differences = _differences(record.get("configuration", {}), configuration)
         if differences:
             raise InputError(f"{path} holds another run: {'; '.join(differences)}. Name another --out directory")
-        _sweep_up(path)
+        if not joins:
+            _sweep_up(path)
         return Run(path, record)
     if path.exists() and (not path.is_dir() or any(file.suffix != ".part" for file in path.iterdir())):
         raise InputError(f"{path}: not a run directory (no run.json in it); name an empty or a new one")

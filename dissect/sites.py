@@ -48,6 +48,27 @@ SITES: dict[str, Site] = {
     )
 }
 
+
+@dataclass(frozen=True)
+class WeightSite:
+    """One weight of every block that can be restored to the base's.
+
+    Attributes:
+        name: the word that users write.
+        part: the module that holds it, a field of `dissect.anatomy.Block`.
+        meaning: one line for help texts.
+    """
+
+    name: str
+    part: Literal["down_proj"]
+    meaning: str
+
+
+WEIGHT_SITES: dict[str, WeightSite] = {
+    site.name: site
+    for site in (WeightSite("value_vectors", "down_proj", "value vectors: weights of the down projection"),)
+}
+
 SiteSet = tuple[str, ...]
 """Sites that are patched together, in the order of `SITES`; written joined by `+`."""
 

@@ -1,7 +1,8 @@
 """How interventions are run.
 
-An engine is a function `sweep(base, target, batch, interventions) -> Sweep`. Engines differ in speed, never in
-numbers: what scores them reads only the logits at the scored positions.
+An engine is a function `(layers, batches, interventions, chunk, advance) -> Iterator[list[Sweep]]`: for each batch
+one sweep of each target. Engines differ in speed, never in numbers: what scores them reads only the logits at the
+scored positions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +15,17 @@ from torch import Tensor
 from unlearning.errors import InputError
 
 if TYPE_CHECKING:
+    from dissect.engine.chunk import Chunk
+    from dissect.engine.layers import Layers
     from dissect.interventions import Intervention
-    from dissect.pairs import Model
     from dissect.prompts import Batch
+
+ENGINES = ("wavefront", "reference")
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """The logits of one batch under every intervention, at its scored positions.
+    """The logits of one batch under every intervention, at its scored positions, in float32 or wider.
 
     Attributes:
         base: the base model's.
@@ -34,7 +38,13 @@ class Sweep:
     intervened: Iterator[Float[Tensor, "scored vocab"]]
 
 
-Engine = Callable[["Model", "Model", "Batch", Sequence["Intervention"]], Sweep]
+Advance = Callable[[float], None]
+"""Told which further share of all work is done."""
+
+Engine = Callable[
+    ["Layers", "Sequence[Batch]", "Sequence[Intervention]", "Chunk", Advance],
+    Iterator[list[Sweep]],
+]
 
 
 def find_engine(name: str) -> Engine:
@@ -43,8 +53,12 @@ def find_engine(name: str) -> Engine:
     Raises:
         InputError: there is none.
     """
-    if name != "reference":
-        raise InputError(f"--engine {name}: unknown; there is reference")
-    from dissect.engine import reference
+    if name == "wavefront":
+        from dissect.engine import wavefront
 
-    return reference.sweep
+        return wavefront.sweep
+    if name == "reference":
+        from dissect.engine import reference
+
+        return reference.sweep
+    raise InputError(f"--engine {name}: unknown; there are {' and '.join(ENGINES)}")

@@ -1,43 +1,83 @@
 """One hooked forward pass per intervention: slow, obvious, the oracle of every test."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from dissect.engine import Sweep
+from dissect.anatomy import block_of
+from dissect.engine import Advance, Sweep
+from dissect.engine.chunk import Chunk
+from dissect.engine.layers import Layers
 from dissect.interventions import Intervention
 from dissect.pairs import Model
 from dissect.prompts import Batch
-from dissect.sites import SITES
+from dissect.sites import SITES, WEIGHT_SITES
 
 Hook = Callable[..., Tensor | None]
 
 
-def sweep(base: Model, target: Model, batch: Batch, interventions: Sequence[Intervention]) -> Sweep:
-    """Run the base once, the target once, and the target once per intervention."""
-    batch = batch.to(base.device)
+def sweep(
+    layers: Layers, batches: Sequence[Batch], interventions: Sequence[Intervention], _chunk: Chunk, advance: Advance
+) -> Iterator[list[Sweep]]:
+    """Run the base once, each target once, and each target once per intervention."""
+    base, *targets = layers.models
     points = sorted({point for intervention in interventions for point in hook_points(intervention)})
-    base_logits, activations = record(base, batch, points)
-    target_logits = scored_logits(target, batch, [])
-    return Sweep(base_logits, target_logits, _intervened(target, batch, interventions, activations))
+    share = 1 / (len(batches) * len(targets) * len(interventions))
+    for batch in batches:
+        batch = batch.to(base.device)
+        base_logits, activations = record(base, batch, points)
+
+        def intervened(target: Model, batch: Batch = batch, donor: dict[str, Tensor] = activations) -> Iterator[Tensor]:
+            for intervention in interventions:
+                yield run_intervention(base, target, batch, intervention, donor)
+                advance(share)
+
+        yield [Sweep(base_logits, scored_logits(target, batch, []), intervened(target)) for target in targets]
 
 
-def _intervened(
-    target: Model, batch: Batch, interventions: Sequence[Intervention], activations: dict[str, Tensor]
-) -> Iterator[Float[Tensor, "scored vocab"]]:
+def run_intervention(
+    base: Model, target: Model, batch: Batch, intervention: Intervention, activations: dict[str, Tensor]
+) -> Float[Tensor, "scored vocab"]:
+    """The target's logits under one intervention, given the base's activations."""
+
     def replace(_activation: Tensor, hook: Any) -> Tensor:
         return activations[hook.name]
 
-    for intervention in interventions:
-        yield scored_logits(target, batch, [(point, replace) for point in hook_points(intervention)])
+    with ExitStack() as stack:
+        for layer in intervention.window.layers:
+            for site in intervention.sites:
+                if site in WEIGHT_SITES:
+                    part = WEIGHT_SITES[site].part
+                    ours, theirs = (getattr(block_of(m.hf, m.anatomy, layer), part) for m in (target, base))
+                    stack.enter_context(restored_weights(ours, theirs))
+        return scored_logits(target, batch, [(point, replace) for point in hook_points(intervention)])
+
+
+@contextmanager
+def restored_weights(ours: nn.Module, theirs: nn.Module) -> Iterator[None]:
+    """Let a module compute with another's weights, by pointer; its own are put back whatever happens.
+
+    The bridge's tree shares the parameters themselves, so it sees the change.
+    """
+    pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
+    own = [parameter.data for parameter, _ in pairs]
+    try:
+        for parameter, other in pairs:
+            parameter.data = other.data
+        yield
+    finally:
+        for (parameter, _), data in zip(pairs, own, strict=True):
+            parameter.data = data
 
 
 def hook_points(intervention: Intervention) -> list[str]:
     """The hook points that an intervention replaces."""
-    return [SITES[site].hook_name(layer) for layer in intervention.window.layers for site in intervention.sites]
+    sites = [SITES[site] for site in intervention.sites if site in SITES]
+    return [site.hook_name(layer) for layer in intervention.window.layers for site in sites]
 
 
 def record(

@@ -9,7 +9,7 @@ them away again. What the models have in common to the bit is read and held once
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -340,7 +340,7 @@ class LayerReader:
         with _placed(self._before_blocks, _Read.load):
             yield
 
-    def blocks(self) -> Iterator[int]:
+    def blocks(self) -> Generator[int]:
         """The layers in order, each with the weights of its block in place in every model until the next is asked for.
 
         Raises:

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from dissect import load_prompts, patch
-from dissect.patching import NO_DIFFERENCE
 from dissect.prompts import Prompts
+from dissect.scoring import NO_DIFFERENCE
 from tests.dissect.helpers import RECORDS, assert_close, build_pair, build_tokenizer, save_records
 
 N_LAYERS = 5

@@ -1,0 +1,118 @@
+"""Where a decoder's blocks, attention and MLP sit in its Hugging Face module tree.
+
+TransformerLens' architecture adapters know that for over a hundred families; no table is kept here.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from unlearning.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Dotted module paths of one architecture; None where it has no module of its own for a part.
+
+    Attributes:
+        blocks: the list of blocks, from the model.
+        attn: the attention, from its block.
+        q_proj: its query projection, where that is a module of its own.
+        o_proj: its output projection.
+        mlp: the MLP, from its block; a mixture of experts where there is one.
+        down_proj: the MLP's down projection, whose input are the coefficients; None in a mixture of experts.
+    """
+
+    blocks: str
+    attn: str | None
+    q_proj: str | None
+    o_proj: str | None
+    mlp: str | None
+    down_proj: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The modules of one block."""
+
+    whole: nn.Module
+    attn: nn.Module | None
+    q_proj: nn.Module | None
+    o_proj: nn.Module | None
+    mlp: nn.Module | None
+    down_proj: nn.Module | None
+
+
+def architecture_of(hf: "PreTrainedModel") -> str:
+    """The class name that TransformerLens' adapters go by; a model built by `from_config` does not carry it."""
+    return (hf.config.architectures or [type(hf).__name__])[0]
+
+
+def find_adapter(hf: "PreTrainedModel", *, name: str) -> Any:
+    """TransformerLens' adapter of a model's architecture, which neither wraps nor changes the model.
+
+    Raises:
+        InputError: TransformerLens has none.
+    """
+    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+
+    architecture = architecture_of(hf)
+    try:
+        config = build_bridge_config_from_hf(hf.config, architecture, name, torch.float32)
+        return ArchitectureAdapterFactory.select_architecture_adapter(config)
+    except ValueError as error:
+        raise InputError(f"{name}: TransformerLens cannot open {architecture}: {str(error).splitlines()[0]}") from None
+
+
+def find_anatomy(hf: "PreTrainedModel", adapter: Any) -> Anatomy:
+    """Read the module paths out of an adapter; those that the model's first block does not have become None."""
+    mapping = adapter.component_mapping["blocks"]
+    first = hf.get_submodule(mapping.name)[0]  # type: ignore[index]
+
+    def path(*components: str) -> str | None:
+        names, component = [], mapping
+        for key in components:
+            component = component.submodules.get(key)
+            if component is None:
+                return None
+            if component.name is not None:  # a part without a module of its own, as OPT's MLP
+                names.append(component.name)
+        if component.name is None:
+            return None
+        try:
+            first.get_submodule(".".join(names))
+        except AttributeError:
+            return None
+        return ".".join(names)
+
+    return Anatomy(
+        blocks=mapping.name,
+        attn=path("attn"),
+        q_proj=path("attn", "q"),
+        o_proj=path("attn", "o"),
+        mlp=path("mlp"),
+        down_proj=path("mlp", "out"),
+    )
+
+
+def block_of(hf: "PreTrainedModel", anatomy: Anatomy, layer: int) -> Block:
+    """The modules of one layer's block."""
+    whole: nn.Module = hf.get_submodule(anatomy.blocks)[layer]  # type: ignore[index]
+
+    def part(path: str | None) -> nn.Module | None:
+        return None if path is None else whole.get_submodule(path)
+
+    return Block(
+        whole=whole,
+        attn=part(anatomy.attn),
+        q_proj=part(anatomy.q_proj),
+        o_proj=part(anatomy.o_proj),
+        mlp=part(anatomy.mlp),
+        down_proj=part(anatomy.down_proj),
+    )

@@ -1,0 +1,275 @@
+"""How the work of a sweep is cut: into passes that fit the memory, shares for processes, and chunks that run fast."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from dissect.anatomy import block_of
+from dissect.engine.blocks import enter
+from dissect.engine.costs import ModelCosts, costs_of, walk_bytes, walk_flops
+from dissect.engine.schedule import make_schedule
+from dissect.engine.treatment import Habits, Treatment, run_block
+from dissect.interventions import Intervention
+from dissect.pairs import Model
+from dissect.prompts import Batch, Prompts
+from unlearning.errors import InputError
+
+SHARE_OF_FREE_MEMORY = 0.8
+"""Of what is free, how much a run takes unless told: other programs live on the machine too."""
+
+CALIBRATION_S = 1.0
+"""A chunk that would take longer than this is not tried."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One walk over the layers.
+
+    Attributes:
+        batches: the prompts that are in it.
+        interventions: indices of the interventions that are in it.
+        flops: operations that it takes.
+    """
+
+    batches: tuple[Batch, ...]
+    interventions: tuple[int, ...]
+    flops: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All passes of a sweep, and what they will take.
+
+    Attributes:
+        passes: in the order that they are run.
+        chunk_tokens: how many tokens go through a block at once.
+        most_copies: streams that are in memory together in the widest pass.
+        flops: operations of all passes.
+        naive_flops: operations of one full forward per intervention, with logits at every position.
+        bytes: most memory that a pass takes beside the weights, about.
+        budget: what it may take.
+    """
+
+    passes: tuple[Pass, ...]
+    chunk_tokens: int
+    most_copies: int
+    flops: int
+    naive_flops: int
+    bytes: int
+    budget: int
+
+    def record(self) -> dict[str, Any]:
+        """What `run.json` keeps of it."""
+        return {
+            "passes": len(self.passes),
+            "examples_per_batch": max(len(batch.examples) for one in self.passes for batch in one.batches),
+            "interventions_per_pass": max(len(one.interventions) for one in self.passes),
+            "most_copies": self.most_copies,
+            "chunk_tokens": self.chunk_tokens,
+            "flops": self.flops,
+            "naive_flops": self.naive_flops,
+            "bytes_beside_weights": self.bytes,
+            "budget_bytes": self.budget,
+        }
+
+
+def make_plan(
+    models: Sequence[Model],
+    prompts: Prompts,
+    interventions: Sequence[Intervention],
+    *,
+    batches: Sequence[Batch],
+    budget: int,
+    chunk_tokens: int | None = None,
+    processes: int = 1,
+) -> Plan:
+    """Cut a sweep so that every pass fits the budget and every process has its share.
+
+    Examples are cut before interventions, because what is cut by interventions runs the base and the target again.
+    Models that are streamed go through as few passes as the budget allows, since each reads them anew.
+
+    Args:
+        models: base first, then the targets.
+        prompts: what is asked.
+        interventions: what is done.
+        batches: the prompts in batches as large as they may become.
+        budget: bytes that may be used beside the weights.
+        chunk_tokens: how much goes through a block at once; measured where it is not given.
+        processes: how many share the work.
+
+    Raises:
+        InputError: not even one example under one intervention fits the budget (with the least that does).
+    """
+    base, n_targets = models[0], len(models) - 1
+    costs = costs_of(base)
+    chunk_tokens = chunk_tokens or measure_chunk(models[-1], batches[0], costs)
+    itemsize = next(base.hf.parameters()).element_size()
+    everything = tuple(range(len(interventions)))
+
+    def bytes_of(some: Sequence[Batch], indices: Sequence[int]) -> int:
+        schedule = make_schedule([interventions[index] for index in indices], base.n_layers)
+        return walk_bytes(schedule, costs, some, n_targets, chunk=chunk_tokens, itemsize=itemsize)
+
+    rows = max(len(batch.examples) for batch in batches)
+    rows = min(rows, max(1, -(-len(prompts) // processes)))
+    groups = [everything]
+    while True:
+        pieces = [piece.trimmed() for batch in batches for piece in batch.pieces(rows)]
+        widest = max(pieces, key=lambda piece: piece.input_ids.numel())
+        least = bytes_of([widest], max(groups, key=len))
+        if least <= budget:
+            break
+        if rows > 1:
+            rows //= 2
+        elif len(groups) < len(interventions):
+            groups = _dealt(everything, 2 * len(groups))
+        else:
+            raise InputError(
+                f"--max-memory: one example under one intervention takes {in_bytes(least)} beside the weights, and "
+                f"{in_bytes(budget)} are left for it; give {in_bytes(least - budget)} more, or shorten the prompts"
+            )
+    if len(pieces) * len(groups) < processes:
+        groups = _dealt(everything, min(len(everything), -(-processes // len(pieces))))
+    together = _gathered(pieces, lambda some: bytes_of(some, groups[0]) <= budget, processes) if base.streamed else None
+    passes = []
+    for some in together or [[piece] for piece in pieces]:
+        for group in groups:
+            schedule = make_schedule([interventions[index] for index in group], base.n_layers)
+            flops = sum(walk_flops(schedule, costs, piece, n_targets) for piece in some)
+            passes.append(Pass(tuple(some), group, flops))
+    forwards = 1 + n_targets * (1 + len(interventions))
+    return Plan(
+        passes=tuple(passes),
+        chunk_tokens=chunk_tokens,
+        most_copies=max(
+            make_schedule([interventions[index] for index in group], base.n_layers).most_streams for group in groups
+        ),
+        flops=sum(one.flops for one in passes),
+        naive_flops=sum(forwards * costs.forward(*piece.input_ids.shape) for piece in pieces),
+        bytes=max(bytes_of(one.batches, one.interventions) for one in passes),
+        budget=budget,
+    )
+
+
+def _dealt(indices: Sequence[int], n_groups: int) -> list[tuple[int, ...]]:
+    """Deal out indices like cards, so that long and short interventions meet in every group."""
+    return [tuple(indices[first::n_groups]) for first in range(min(n_groups, len(indices)))]
+
+
+def _gathered(pieces: Sequence[Batch], fits: Callable[[Sequence[Batch]], bool], processes: int) -> list[list[Batch]]:
+    """As few groups of neighbouring batches as fit, but one for each process at least."""
+    most = -(-len(pieces) // processes)
+    groups: list[list[Batch]] = [[]]
+    for piece in pieces:
+        if groups[-1] and (len(groups[-1]) >= most or not fits([*groups[-1], piece])):
+            groups.append([])
+        groups[-1].append(piece)
+    return groups
+
+
+def memory_budget(device: torch.device, max_memory: int | None) -> int:
+    """Bytes that a sweep may use beside what the process holds already.
+
+    Args:
+        device: where it computes.
+        max_memory: bytes that the process may hold altogether (on a GPU: on the GPU); by default most of what is
+            free.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_allocated(device)
+        return int(free * SHARE_OF_FREE_MEMORY) if max_memory is None else min(max_memory, total) - held
+    if max_memory is None:
+        return int(psutil.virtual_memory().available * SHARE_OF_FREE_MEMORY)
+    return max_memory - psutil.Process().memory_info().rss
+
+
+def in_bytes(number: int) -> str:
+    """`1.5 GB`."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if abs(number) >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} bytes"
+
+
+def parse_bytes(text: str) -> int:
+    """Read `10MB`, `6GiB`, `1.5 GB` or a plain number of bytes.
+
+    Raises:
+        InputError: it is none of these, or not positive.
+    """
+    units = {"": 1, "B": 1}
+    units |= {f"{letter}{suffix}": 1000**n for n, letter in enumerate("KMGT", 1) for suffix in ("", "B")}
+    units |= {f"{letter}{suffix}": 1024**n for n, letter in enumerate("KMGT", 1) for suffix in ("I", "IB")}
+    compact = "".join(text.split()).upper()
+    digits = compact.rstrip("KMGTIB")
+    try:
+        number = int(float(digits) * units[compact[len(digits) :]])
+    except (ValueError, KeyError, OverflowError):
+        number = 0
+    if number <= 0:
+        raise InputError(f"--max-memory {text}: give a size as 6GiB, 800MB or a number of bytes")
+    return number
+
+
+def measure_chunk(model: Model, batch: Batch, costs: ModelCosts) -> int:
+    """The size of chunk, in tokens, that this machine puts through a block of this model fastest.
+
+    Too small a chunk leaves the machine's arithmetic idle, too large a one its caches. For a streamed model, whose
+    blocks are not in memory, a gated MLP of its widths is timed instead.
+    """
+    width = batch.input_ids.shape[1]
+    sizes = [2**power for power in range(6, 18 if model.device.type == "cuda" else 13)]
+    copies = sorted({max(1, size // width) for size in sizes})
+    run = _mlp_runner(model, costs, width) if model.streamed else _block_runner(model, batch)
+    rates: dict[int, float] = {}
+    for n in copies:
+        if rates and n * width / rates[max(rates)] > CALIBRATION_S:
+            break
+        run(n)
+        seconds: list[float] = []
+        while len(seconds) < 3 or (sum(seconds) < 0.02 and len(seconds) < 20):
+            start = time.perf_counter()
+            run(n)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+            seconds.append(time.perf_counter() - start)
+            if sum(seconds) > CALIBRATION_S:
+                break
+        rates[n] = n * width / statistics.median(seconds)
+        if len(rates) > 3 and max(list(rates.values())[-2:]) < 0.85 * max(rates.values()):
+            break
+    best = max(rates.values())
+    return min(n for n, rate in rates.items() if rate >= 0.97 * best) * width
+
+
+@torch.inference_mode()
+def _block_runner(model: Model, batch: Batch) -> Callable[[int], None]:
+    row = batch.pieces(1)[0].to(model.device)
+    entry = enter(model.hf, model.anatomy, row)
+    block = block_of(model.hf, model.anatomy, 0)
+    habits = Habits(mlp_per_position=False, mlp_ends_in_down_proj=False)
+
+    @torch.inference_mode()
+    def run(copies: int) -> None:
+        run_block(block, entry.hidden.repeat(copies, 1, 1), entry.call(0, copies), Treatment(), habits)
+
+    return run
+
+
+def _mlp_runner(model: Model, costs: ModelCosts, width: int) -> Callable[[int], None]:
+    dtype = next(model.hf.parameters()).dtype
+    matrix = torch.randn(costs.d_mlp, costs.d_model, dtype=dtype, device=model.device) * 0.02
+
+    @torch.inference_mode()
+    def run(copies: int) -> None:
+        states = torch.ones(copies * width, costs.d_model, dtype=dtype, device=model.device)
+        wide = torch.nn.functional.linear(states, matrix)
+        torch.nn.functional.linear(torch.nn.functional.silu(wide) * wide, matrix.T)
+
+    return run

@@ -1,0 +1,186 @@
+"""One block run with parts of it replaced, and what a replacement makes pointless left out.
+
+The block is the Hugging Face module as it is: norms, residual sums, soft-capping and whatever else its authors
+wrote stay theirs. Only the forward of its attention, MLP or projections is swapped for the time of one call.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dissect.anatomy import Block
+from dissect.engine.blocks import Call, replaced_forward
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How an architecture's MLP behaves, found out on a few random states.
+
+    Attributes:
+        mlp_per_position: it takes states alone and gives states alone, position by position.
+        mlp_ends_in_down_proj: what it writes is the down projection's output, untouched.
+    """
+
+    mlp_per_position: bool
+    mlp_ends_in_down_proj: bool
+
+
+@torch.inference_mode()
+def find_habits(block: Block, states: Float[Tensor, "batch position d_model"]) -> Habits:
+    """Run a block's MLP on a few states to see what may be left out of it."""
+    if block.mlp is None:
+        return Habits(mlp_per_position=False, mlp_ends_in_down_proj=False)
+    few = torch.randn(1, 3, states.shape[-1], generator=torch.Generator().manual_seed(0))
+    few = few.to(states.device, states.dtype)
+    seen = Seen()
+    try:
+        with ExitStack() as stack:
+            _watch(stack, block, seen)
+            output = block.mlp(few)
+            alone = block.mlp(few[:, 1:2])
+    except TypeError:  # it wants more than states, as Bloom's, which adds the residual itself
+        return Habits(mlp_per_position=False, mlp_ends_in_down_proj=False)
+    if not isinstance(output, Tensor) or output.shape != few.shape:
+        return Habits(mlp_per_position=False, mlp_ends_in_down_proj=False)
+    per_position = torch.allclose(alone, output[:, 1:2], rtol=1e-3, atol=1e-5)
+    if block.down_proj is None or seen.coef is None:
+        return Habits(mlp_per_position=per_position, mlp_ends_in_down_proj=False)
+    with torch.inference_mode():
+        ends = torch.equal(block.down_proj(seen.coef), alone)  # the second call's coefficients were seen last
+    return Habits(mlp_per_position=per_position, mlp_ends_in_down_proj=ends)
+
+
+@dataclass(eq=False)
+class Seen:
+    """Activations of one block on one batch.
+
+    Attributes:
+        attn: output of the attention.
+        coef: MLP coefficients, only at the positions where the MLP was run.
+        mlp: output of the MLP, zero where it was not run.
+        attn_extras: how many more values the attention returns beside its output, None where it returns it bare.
+        mlp_extras: the same of the MLP.
+    """
+
+    attn: Float[Tensor, "batch position d_model"] | None = None
+    coef: Float[Tensor, "... d_mlp"] | None = None
+    mlp: Float[Tensor, "batch position d_model"] | None = None
+    attn_extras: int | None = None
+    mlp_extras: int | None = None
+
+
+def _watch(stack: ExitStack, block: Block, seen: Seen) -> None:
+    """Note a block's activations in `seen` while the stack is open."""
+
+    def attn(_module: nn.Module, _args: Any, output: Any) -> None:
+        seen.attn, seen.attn_extras = (output[0], len(output) - 1) if isinstance(output, tuple) else (output, None)
+
+    def mlp(_module: nn.Module, _args: Any, output: Any) -> None:
+        seen.mlp, seen.mlp_extras = (output[0], len(output) - 1) if isinstance(output, tuple) else (output, None)
+
+    def coef(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.coef = args[0]
+
+    if block.attn is not None:
+        stack.callback(block.attn.register_forward_hook(attn).remove)
+    if block.mlp is not None:
+        stack.callback(block.mlp.register_forward_hook(mlp).remove)
+    elif block.down_proj is not None:
+        stack.callback(block.down_proj.register_forward_hook(mlp).remove)
+    if block.down_proj is not None:
+        stack.callback(block.down_proj.register_forward_pre_hook(coef).remove)
+
+
+@dataclass(frozen=True, eq=False)
+class Treatment:
+    """What one block gets instead of computing it.
+
+    Attributes:
+        attn: the attention's output.
+        mlp: the MLP's output.
+        down_output: the down projection's output, where the MLP does something with it.
+        down_proj: another down projection's forward, where its weight is restored.
+        positions: flat positions at which the MLP is run, None for all.
+        last: whether attention too has to write at these positions only.
+        attn_extras: see `Seen`.
+        mlp_extras: see `Seen`.
+    """
+
+    attn: Float[Tensor, "batch position d_model"] | None = None
+    mlp: Float[Tensor, "batch position d_model"] | None = None
+    down_output: Float[Tensor, "batch position d_model"] | None = None
+    down_proj: Callable[..., Any] | None = None
+    positions: Int[Tensor, " kept"] | None = None
+    last: bool = False
+    attn_extras: int | None = None
+    mlp_extras: int | None = None
+
+
+def run_block(
+    block: Block,
+    hidden: Float[Tensor, "batch position d_model"],
+    call: Call,
+    treatment: Treatment,
+    habits: Habits,
+    *,
+    seen: Seen | None = None,
+) -> Float[Tensor, "batch position d_model"]:
+    """Run one block under a treatment; `seen` receives its activations."""
+    with ExitStack() as stack:
+        if treatment.attn is not None:
+            assert block.attn is not None
+            given = _with_extras(treatment.attn, treatment.attn_extras)
+            stack.enter_context(replaced_forward(block.attn, lambda *_a, **_k: given))
+        elif treatment.last and treatment.positions is not None:
+            for projection in (block.q_proj, block.o_proj):
+                if projection is not None:
+                    stack.enter_context(replaced_forward(projection, at_positions(projection, treatment.positions)))
+        _treat_mlp(stack, block, treatment, habits)
+        if seen is not None:
+            _watch(stack, block, seen)
+        output = block.whole(hidden, *call[0], **call[1])
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _treat_mlp(stack: ExitStack, block: Block, treatment: Treatment, habits: Habits) -> None:
+    if treatment.down_proj is not None:
+        assert block.down_proj is not None
+        stack.enter_context(replaced_forward(block.down_proj, treatment.down_proj))
+    if treatment.mlp is not None:
+        assert block.mlp is not None
+        given = _with_extras(treatment.mlp, treatment.mlp_extras)
+        stack.enter_context(replaced_forward(block.mlp, lambda *_a, **_k: given))
+    elif treatment.down_output is not None:
+        assert block.down_proj is not None
+        stack.enter_context(replaced_forward(block.down_proj, lambda *_a, **_k: treatment.down_output))
+    elif treatment.positions is not None and habits.mlp_per_position:
+        assert block.mlp is not None
+        stack.enter_context(replaced_forward(block.mlp, at_positions(block.mlp, treatment.positions)))
+
+
+def _with_extras(given: Tensor, extras: int | None) -> Any:
+    return given if extras is None else (given, *[None] * extras)
+
+
+def at_positions(module: nn.Module, positions: Int[Tensor, " kept"]) -> Callable[[Tensor], Tensor]:
+    """A module's forward, run at some flat positions only; zero elsewhere."""
+    forward = module.forward
+
+    def run(states: Tensor) -> Tensor:
+        return spread(forward(states.flatten(0, 1)[positions][None])[0], positions, states.shape[:2])
+
+    return run
+
+
+def spread(
+    kept: Float[Tensor, "kept width"], positions: Int[Tensor, " kept"], shape: tuple[int, ...]
+) -> Float[Tensor, "batch position width"]:
+    """Values at some flat positions in place, zero elsewhere."""
+    everywhere = kept.new_zeros(shape[0] * shape[1], kept.shape[-1])
+    everywhere[positions] = kept
+    return everywhere.view(*shape, -1)

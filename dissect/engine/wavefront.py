@@ -1,0 +1,297 @@
+"""Every intervention in one pass over the layers of both models.
+
+At each layer the base's block is run once and its activations at the sites are taken; then the target's block is
+run on its own stream and on every stream that has forked from it (see `schedule`), in chunks of a size that the
+machine multiplies fast. What a replacement makes pointless is not computed (see `treatment`). No activation of
+another layer is kept.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dissect.anatomy import Block
+from dissect.engine import Advance, Sweep
+from dissect.engine.blocks import Entry, enter, logits_of
+from dissect.engine.chunk import Chunk
+from dissect.engine.layers import Layers
+from dissect.engine.schedule import WHOLE, Schedule, Step, make_schedule
+from dissect.engine.treatment import Habits, Seen, Treatment, find_habits, run_block, spread
+from dissect.interventions import Intervention
+from dissect.pairs import Model
+from dissect.prompts import Batch
+from unlearning.errors import InputError
+
+
+@dataclass(eq=False)
+class _Lane:
+    """One model's streams of one batch.
+
+    A stream whose positions no later attention reads is kept at the scored ones only, as [1, scored, d_model].
+    """
+
+    model: Model
+    batch: Batch
+    entry: Entry
+    streams: dict[int, Tensor]
+    scored: Int[Tensor, " scored"]
+    tokens: Int[Tensor, " tokens"] | None
+    _repeated: dict[tuple[int, bool], Tensor | None] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and padded positions."""
+        return tuple(self.batch.input_ids.shape)
+
+    def positions(self, copies: int, *, scored: bool) -> Int[Tensor, " kept"] | None:
+        """Flat positions where the MLP is needed in so many copies of the batch, None for all of them."""
+        key = (copies, scored)
+        if key not in self._repeated:
+            one, size = self.scored if scored else self.tokens, self.batch.input_ids.numel()
+            self._repeated[key] = None if one is None else torch.cat([one + size * copy for copy in range(copies)])
+        return self._repeated[key]
+
+    def at_scored(self, states: Float[Tensor, "batch position width"]) -> Float[Tensor, "1 scored width"]:
+        """The scored positions of full states."""
+        return states.flatten(0, 1)[self.scored.to(states.device)][None]
+
+
+def _lane(model: Model, batch: Batch) -> _Lane:
+    batch = batch.to(model.device)
+    entry = enter(model.hf, model.anatomy, batch)
+    return _Lane(
+        model=model,
+        batch=batch,
+        entry=entry,
+        streams={0: entry.hidden},
+        scored=batch.rows * batch.input_ids.shape[1] + batch.columns,
+        tokens=None if batch.is_dense else batch.attention_mask.flatten().nonzero()[:, 0],
+    )
+
+
+def sweep(
+    layers: Layers, batches: Sequence[Batch], interventions: Sequence[Intervention], chunk: Chunk, advance: Advance
+) -> Iterator[list[Sweep]]:
+    """Run all interventions in one pass over the layers, with all batches together.
+
+    Batches longer than a chunk are cut by rows; their padding stays, so that no position shifts.
+    """
+    pieces = [batch.pieces(max(1, chunk.tokens // batch.input_ids.shape[1])) for batch in batches]
+    walked = walk(layers, [piece for several in pieces for piece in several], interventions, chunk, advance)
+    for several in pieces:
+        by_target = zip(*[next(walked) for _ in several], strict=True)
+        yield [_joined(parts) for parts in by_target]
+
+
+def _joined(parts: Sequence[Sweep]) -> Sweep:
+    """The sweep of a batch from those of its pieces."""
+    if len(parts) == 1:
+        return parts[0]
+    return Sweep(
+        torch.cat([part.base for part in parts]),
+        torch.cat([part.target for part in parts]),
+        (torch.cat(logits) for logits in zip(*[part.intervened for part in parts], strict=True)),
+    )
+
+
+@torch.inference_mode()
+def walk(
+    layers: Layers,
+    batches: Sequence[Batch],
+    interventions: Sequence[Intervention],
+    chunk: Chunk,
+    advance: Advance,
+) -> Iterator[list[Sweep]]:
+    """Walk the layers once with all batches and interventions together.
+
+    Args:
+        layers: the models, base first, then the targets.
+        batches: padded prompts; small ones, since the chunks are made of whole batches.
+        interventions: what to do.
+        chunk: how much goes through a block at once.
+        advance: told after each layer.
+
+    Yields:
+        For each batch, one sweep of each target.
+    """
+    schedule = make_schedule(interventions, layers.models[0].n_layers)
+    with layers.embedding():
+        lanes = [[_lane(model, batch) for model in layers.models] for batch in batches]
+    habits: Habits | None = None
+    with closing(layers.blocks()) as all_blocks:  # closed now and not some time, since a thread may read for it
+        for number, (base_block, *target_blocks) in enumerate(all_blocks):
+            habits = habits or find_habits(base_block, lanes[0][0].entry.hidden)
+            for donor, *targets in lanes:
+                seen = _run_base(number, base_block, donor, schedule, habits)
+                for block, lane in zip(target_blocks, targets, strict=True):
+                    crossing = _Crossing(number, block, base_block, lane, donor, seen, habits)
+                    crossing.run(schedule.layers[number], chunk)
+            advance(1 / schedule.n_layers)
+    with layers.head():
+        for donor, *targets in lanes:
+            base = next(_logits(donor, [0], chunk))
+            yield [
+                Sweep(base.to(lane.model.device), next(_logits(lane, [0], chunk)), _logits(lane, schedule.ends, chunk))
+                for lane in targets
+            ]
+
+
+@torch.inference_mode()
+def _logits(lane: _Lane, streams: Sequence[int], chunk: Chunk) -> Iterator[Float[Tensor, "scored vocab"]]:
+    """The logits of finished streams, several through the head at a time."""
+    each = len(lane.scored)
+    several = max(1, chunk.tokens // each)
+    for first in range(0, len(streams), several):
+        some = streams[first : first + several]
+        states = torch.cat([lane.streams[stream][0] for stream in some])
+        logits = logits_of(lane.model.hf, lane.model.anatomy, states, as_tuple=lane.entry.as_tuple)
+        yield from logits.split(each)
+
+
+def _run_base(number: int, block: Block, lane: _Lane, schedule: Schedule, habits: Habits) -> Seen:
+    """Move the base's stream through a layer; returns the activations that go over to the targets."""
+    last = number == schedule.n_layers - 1
+    seen = Seen()
+    treatment = Treatment(positions=lane.positions(1, scored=last), last=last)
+    output = run_block(block, lane.streams[0], lane.entry.call(number, 1), treatment, habits, seen=seen)
+    if number == 0:
+        _check_own_activations(block, lane, treatment, habits, seen, output)
+    lane.streams[0] = lane.at_scored(output) if last else output
+    return seen
+
+
+def _check_own_activations(
+    block: Block, lane: _Lane, treatment: Treatment, habits: Habits, seen: Seen, output: Tensor
+) -> None:
+    """Prove that a block given its own activations does what it does by itself, as replacing relies on.
+
+    Raises:
+        InputError: it does not.
+    """
+    given = replace(treatment, attn=seen.attn, attn_extras=seen.attn_extras, mlp_extras=seen.mlp_extras)
+    given = replace(given, mlp=seen.mlp) if block.mlp is not None else replace(given, down_output=seen.mlp)
+    again = run_block(block, lane.streams[0], lane.entry.call(0, 1), given, habits)
+    if not torch.equal(again, output):
+        gap = float((again - output).abs().max())
+        raise InputError(
+            f"{lane.model.name}: a block given its own activations changes what it computes by {gap:.2g}; its sites "
+            "cannot be trusted by the wavefront engine, use --engine reference"
+        )
+
+
+@dataclass(eq=False)
+class _Crossing:
+    """One layer of one target, for one batch."""
+
+    number: int
+    block: Block
+    base_block: Block
+    lane: _Lane
+    donor: _Lane
+    base_seen: Seen
+    habits: Habits
+    _lent: dict[int, Seen] = field(default_factory=dict)
+    _written: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(self, steps: Sequence[Step], chunk: Chunk) -> None:
+        """Move every stream through the layer, those with the same treatment in chunks."""
+        arrived: dict[int, Tensor] = {}
+        groups: dict[object, list[Step]] = {}
+        for step in steps:
+            alone = step.parent if step.lends or step.borrows else None
+            key = (alone, step.lends, step.borrows, step.sites, step.needs_all_in, step.needs_all_out)
+            groups.setdefault(key, []).append(step)
+        for group in groups.values():
+            first = group[0]
+            if first.sites & WHOLE:
+                output = self.donor.streams[0].to(self.lane.entry.hidden.device)
+                narrow = not first.needs_all_out and output.shape[:2] == self.lane.shape
+                output = self.lane.at_scored(output) if narrow else output
+                arrived |= {step.stream: output for step in group}
+                continue
+            packed = not first.needs_all_in
+            each = len(self.lane.scored) if packed else self.lane.batch.input_ids.numel()
+            for outputs in chunk.run(group, each, partial(self._run, packed=packed)):
+                arrived |= outputs
+        self.lane.streams = arrived
+
+    def _run(self, steps: Sequence[Step], *, packed: bool) -> dict[int, Tensor]:
+        first, copies, lane = steps[0], len(steps), self.lane
+        states = [lane.streams[step.parent] for step in steps]
+        if packed:
+            states = [state if self._is_packed(state) else lane.at_scored(state) for state in states]
+        hidden = torch.cat(states) if copies > 1 else states[0]
+        seen = Seen() if first.lends else None
+        output = run_block(
+            self.block,
+            hidden,
+            lane.entry.call(self.number, 1 if packed else copies),
+            self._treatment(first, copies, packed=packed),
+            self.habits,
+            seen=seen,
+        )
+        if seen is not None:
+            self._lent[first.parent] = seen
+        outputs = output.split(1 if packed else lane.shape[0])
+        if not packed and not first.needs_all_out:
+            outputs = tuple(lane.at_scored(one) for one in outputs)
+        return {step.stream: one for step, one in zip(steps, outputs, strict=True)}
+
+    def _is_packed(self, state: Tensor) -> bool:
+        return state.shape[:2] == (1, len(self.lane.scored)) and state.shape[:2] != self.lane.shape
+
+    def _treatment(self, step: Step, copies: int, *, packed: bool) -> Treatment:
+        def copied(given: Tensor) -> Tensor:
+            given = self.lane.at_scored(given) if packed else given
+            return given.repeat(copies, 1, 1) if copies > 1 else given
+
+        narrow = not step.needs_all_out
+        treatment = Treatment(
+            positions=None if packed else self.lane.positions(copies, scored=narrow),
+            last=narrow,
+            attn_extras=self.base_seen.attn_extras,
+            mlp_extras=self.base_seen.mlp_extras,
+        )
+        if not step.computes_attn:
+            lender = self._lent[step.parent] if "attn_out" not in step.sites else self.base_seen
+            assert lender.attn is not None
+            treatment = replace(treatment, attn=copied(lender.attn.to(self.lane.entry.hidden.device)))
+        if "mlp_out" in step.sites:
+            assert self.base_seen.mlp is not None
+            return self._with_mlp(treatment, copied(self.base_seen.mlp.to(self.lane.entry.hidden.device)), whole=True)
+        if "mlp_coef" in step.sites:
+            return self._with_mlp(treatment, copied(self._written_by(step, self.base_seen, self.donor)), whole=False)
+        if step.restores_borrowed:
+            written = self._written_by(step, self._lent[step.parent], self.lane)
+            return self._with_mlp(treatment, copied(written), whole=False)
+        if "value_vectors" in step.sites:
+            assert self.base_block.down_proj is not None
+            return replace(treatment, down_proj=self.base_block.down_proj.forward)
+        return treatment
+
+    def _with_mlp(self, treatment: Treatment, output: Tensor, *, whole: bool) -> Treatment:
+        """Give the MLP's output, or only its down projection's where something happens to that."""
+        if self.block.mlp is not None and (whole or self.habits.mlp_ends_in_down_proj):
+            return replace(treatment, mlp=output)
+        return replace(treatment, down_output=output)
+
+    def _written_by(self, step: Step, lender: Seen, lane: _Lane) -> Float[Tensor, "batch position d_model"]:
+        """What the down projection writes from given coefficients: one product for every stream that has them."""
+        restored = "value_vectors" in step.sites
+        key = f"{id(lender)} {restored}"
+        if key not in self._written:
+            down_proj = self.base_block.down_proj if restored else self.block.down_proj
+            assert down_proj is not None and lender.coef is not None
+            coefficients = lender.coef.to(self.lane.entry.hidden.device)
+            written = down_proj(coefficients)
+            if coefficients.shape[:2] != self.lane.shape:
+                positions = lane.positions(1, scored=self.number == lane.model.n_layers - 1)
+                assert positions is not None
+                written = spread(written[0], positions.to(written.device), self.lane.shape)
+            self._written[key] = written
+        return self._written[key]
