@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 
+from dissect.engine import streaming
 from dissect.engine.streaming import LayerReader, StreamedModel, open_streamed
 from tests.dissect.helpers import build_model, change_weights
 from unlearning.checkpoints import content_hash, load_weights
@@ -437,6 +439,24 @@ def load_by_transformers(path: Path) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize(
+    ("on_disk", "rules"),
+    [("feed", {r"\.feed\.": ".mlp."}), ("mlp", {r"\.mlp\.": ".feed."})],
+    ids=["a rule that renames", "a rule that misses the model"],
+)
+def test_names_follow_transformers_own_rules(
+    on_disk: str, rules: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "model", build_model("llama", tied=False))
+    edit(path, lambda tensors: {name.replace(".mlp.", f".{on_disk}."): tensor for name, tensor in tensors.items()})
+    monkeypatch.setattr(streaming, "get_model_conversion_mapping", lambda hf: get_model_conversion_mapping(hf, rules))
+    streamed = open_streamed(path, name="model")
+    assert streamed.stored["model.layers.0.mlp.up_proj.weight"] == f"model.layers.0.{on_disk}.up_proj.weight"
+    whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, key_mapping=rules)
+    assert streamed.sha256 == content_hash(whole, name="model")
+    assert content_hash(build_model("llama", tied=False), name="model") == streamed.sha256
+
+
+@pytest.mark.parametrize(
     "rewrite",
     [
         lambda tensors: {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
@@ -574,9 +594,12 @@ def test_hashes_are_remembered_until_a_file_changes(tmp_path: Path, cache: Path)
 
 def test_two_checkpoints_do_not_share_a_memory(tmp_path: Path) -> None:
     paths = save_pair(tmp_path, lambda name: "up_proj" in name)
-    for _ in range(2):
-        for path in paths:
-            assert open_streamed(path, name=path.name).sha256 == content_hash(load_weights(path), name=path.name)
+    for path in paths:
+        os.utime(path / "model.safetensors", ns=(10**18, 10**18))
+    opened = [open_streamed(path, name=path.name) for path in paths * 2]
+    assert [model.files.bytes_read > 0 for model in opened] == [True, True, False, False]
+    for path, model in zip(paths * 2, opened, strict=True):
+        assert model.sha256 == content_hash(load_weights(path), name=path.name)
 
 
 @pytest.mark.parametrize(
@@ -589,6 +612,16 @@ def test_a_broken_memory_is_ignored_and_mended(content: str, tmp_path: Path, cac
     file.write_text(content)
     assert open_streamed(path, name="model").sha256 == first.sha256
     assert open_streamed(path, name="model").files.bytes_read == 0
+
+
+def test_a_memory_of_other_tensors_is_ignored(tmp_path: Path, cache: Path) -> None:
+    path = save(tmp_path / "model", build_model("llama"))
+    first = open_streamed(path, name="model")
+    (file,) = (cache / "dissect" / "fingerprints").iterdir()
+    record = json.loads(file.read_text())
+    del record["tensors"]["model.norm.weight"]
+    file.write_text(json.dumps(record))
+    assert open_streamed(path, name="model").sha256 == first.sha256
 
 
 def test_a_memory_that_cannot_be_written_is_done_without(tmp_path: Path, cache: Path) -> None:
