@@ -1,6 +1,5 @@
 """The command line `dissect`: parses, then imports what is heavy, so that every `--help` is instant."""
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from unlearning.errors import InputError
 from unlearning.terminal import run_app, write_json
 
 if TYPE_CHECKING:
-    from dissect.prompts import Prompts
     from dissect.results import PatchingResult
 
 # \b keeps the lines that follow as they are.
@@ -29,6 +27,8 @@ Examples:
   dissect patch --base demo:base --unlearned demo:grad_diff --sites mlp_coef,resid_post --window 1 --out runs/single
   dissect patch --base ./base --unlearned ./npo --control ./never --data forget.json --format html,pdf
   dissect patch --base demo:base --unlearned demo:npo --show-prompts 3
+  dissect patch --base demo:base --unlearned demo:npo --dry-run
+  dissect patch --base ./llama-7b --unlearned ./llama-7b-npo --data forget.json --stream --max-memory 6GiB
   dissect patch --base ./base --unlearned ./npo --data concepts.json --scoring notebook --json
 """
 _PLOT_EXAMPLES = """\b
@@ -91,7 +91,19 @@ def patch(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; on a GPU also bfloat16, float16.")] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap draws.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Prompts per forward pass; no number depends on it.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Most prompts in a batch; no number depends on it.")] = 16,
+    chunk_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens through a block at once.  [default: measured]")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="As 6GiB; work is cut to it.  [default: most of what is free]")
+    ] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option("--stream/--no-stream", help="Read weights layer by layer.  [default: where they do not fit]"),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Of float32 on a GPU: highest, or high for TF32.")] = "highest",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be computed, and stop.")] = False,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickled .bin weights.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run a hub model's code.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")] = False,
@@ -101,6 +113,7 @@ def patch(
     from dissect.figures import check_formats
     from dissect.interventions import centred_windows
     from dissect.sites import parse_sites
+    from dissect.sizes import parse_bytes
     from unlearning.data.records import read_records
 
     if show_prompts is not None and show_prompts < 1:
@@ -111,6 +124,11 @@ def patch(
     centred_windows(max(window, 1), window)  # odd and positive, before anything is loaded
     known_scoring = _choice("--scoring", scoring, "answer", "notebook")
     known_answers = _choice("--answers", answers, "given", "base")
+    known_precision = _choice("--precision", precision, "highest", "high")
+    allowed = None if max_memory is None else parse_bytes(max_memory)
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise InputError(f"--chunk-tokens {chunk_tokens}: at least 1")
+    _choice("--engine", engine, "wavefront", "reference")
     if data is None:
         if base not in zoo.BUILTIN:
             raise InputError("--data is missing: name a file of prompts with answers (.json or .jsonl)")
@@ -120,10 +138,19 @@ def patch(
     _quiet_libraries()
     from dissect.pairs import load_model, load_pair
     from dissect.patching import patch as run_patch
+    from dissect.patching import plan_patch
     from dissect.prompts import load_prompts
+    from dissect.tables import print_plan, print_prompts
 
     pair = load_pair(
-        base, unlearned, device=device, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+        base,
+        unlearned,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        stream=stream,
+        max_memory=allowed,
     )
     prompts = load_prompts(
         data,
@@ -137,13 +164,33 @@ def patch(
         limit=limit,
     )
     if show_prompts is not None:
-        _show_prompts(prompts, pair.tokenizer, show_prompts)
+        print_prompts(prompts, pair.tokenizer, show_prompts)
         return
     control_model = (
-        load_model(control, device=device, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        load_model(
+            control,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            stream=pair.base.streamed is not None,
+        )
         if control not in ("auto", "none")
         else None
     )
+    if dry_run:
+        plan = plan_patch(
+            pair,
+            prompts,
+            sites=sites,
+            window=window,
+            control="auto" if control == "auto" else control_model,
+            batch_size=batch_size,
+            chunk_tokens=chunk_tokens,
+            max_memory=allowed,
+        )
+        write_json(plan.record()) if as_json else print_plan(plan)
+        return
     out = out or Path("runs") / _run_name(unlearned, window, scoring)
     earlier = _earlier(out)
     result = run_patch(
@@ -154,6 +201,9 @@ def patch(
         control="auto" if control == "auto" else control_model,
         engine=engine,
         batch_size=batch_size,
+        chunk_tokens=chunk_tokens,
+        max_memory=allowed,
+        precision=known_precision,
         seed=seed,
         out=out,
         progress=not quiet,
@@ -191,17 +241,9 @@ def models(as_json: JsonOption = False) -> None:
     if as_json:
         write_json([{**vars(pair), "data": str(pair.data)} for pair in pairs])
         return
-    from rich import box
-    from rich.table import Column, Table
+    from dissect.tables import print_pairs
 
-    names = [Column(header, no_wrap=True) for header in ("base", "unlearned", "control")]  # to be copied whole
-    table = Table(*names, "data", box=box.SIMPLE_HEAD)
-    for pair in pairs:
-        table.add_row(pair.base, pair.unlearned, pair.control, pair.data.name)
-    _console().print(table)
-    for family, description in zoo.DESCRIPTIONS.items():
-        _console().print(f"{family}: {description}", soft_wrap=True, highlight=False)
-    _console().print(f"the world's questions are in {zoo.WORLD_DIRECTORY}", soft_wrap=True, highlight=False)
+    print_pairs(pairs)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -242,6 +284,8 @@ def _run_name(unlearned: str, window: int, scoring: str) -> str:
 
 
 def _report(result: "PatchingResult", out: Path, formats: list[str], *, quiet: bool, as_json: bool) -> None:
+    from dissect.tables import console, print_peaks
+
     exported = result.save_figures(out, formats=formats)
     if exported.problem:
         _note(exported.problem)
@@ -250,78 +294,9 @@ def _report(result: "PatchingResult", out: Path, formats: list[str], *, quiet: b
     if as_json:
         write_json({**result.summary(), "run": str(out), "figures": [str(path) for path in exported.paths]})
     elif not quiet:
-        _print_peaks(result)
-        console = _console()
-        console.print(f"figure  {out / 'figures' / 'krs.html'}", soft_wrap=True, highlight=False)
-        console.print(f"run     {out}", soft_wrap=True, highlight=False)
-
-
-def _print_peaks(result: "PatchingResult") -> None:
-    from rich import box
-    from rich.table import Column, Table
-
-    peaks = result.peaks()
-    if peaks.empty:
-        _console().print(
-            f"{result.title}: no KRS is defined, there is nothing to recover on any prompt", highlight=False
-        )
-        return
-    has_control = "difference" in peaks
-    site = Column("site", no_wrap=True)
-    table = Table(site, "peak", "KRS", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=result.title)
-    table.title_justify = "left"
-    if has_control:
-        table.add_column("control there")
-        table.add_column("difference")
-    for _, row in peaks.iterrows():
-        cells = [row["site"], f"{row['centre']} ({row['first_layer']}-{row['last_layer']})", _interval(row, "krs")]
-        if has_control:
-            cells += [_interval(row, "control_krs"), _interval(row, "difference")]
-        table.add_row(*cells)
-    console = _console()
-    console.print(table)
-    n = result.configuration["examples"]
-    if has_control:
-        console.print(
-            f"{n} prompts; [95 % intervals]. Base activations carry the answer even into a model that never knew it:\n"
-            "only the difference to the control can speak of the unlearned model itself.",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
-    else:
-        console.print(
-            f"{n} prompts; [95 % intervals]. No control: KRS alone cannot tell suppressed from erased, since base\n"
-            "activations carry the answer even into a model that never knew it. Give one with --control.",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
-
-
-def _interval(row: Any, name: str) -> str:
-    # Short enough for three of them in 80 columns: 0.85 [.83, .86]
-    low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{row[f'{name}_{end}']:.2f}") for end in ("low", "high"))
-    return f"{row[name]:.2f} \\[{low}, {high}]"
-
-
-def _show_prompts(prompts: "Prompts", tokenizer: Any, count: int) -> None:
-    from rich.text import Text
-
-    console = _console()
-    for item in prompts.items[:count]:
-        tokens = [tokenizer.decode([token]) for token in item.input_ids]
-        text = Text(f"[{item.id}] {item.group}\n", style="bold")
-        text.append("".join(tokens[: item.answer_start]), style="default not bold")
-        for token in tokens[item.answer_start :]:
-            text.append("|", style="dim not bold")
-            text.append(token, style="green bold")
-        text.append(
-            f"|\n{len(tokens) - item.answer_start} answer tokens from token {item.answer_start}; scored: the logits of "
-            f"positions {item.scored.start} to {item.scored.stop - 1}\n",
-            style="dim not bold",
-        )
-        console.print(text, soft_wrap=True)
+        print_peaks(result)
+        console().print(f"figure  {out / 'figures' / 'krs.html'}", soft_wrap=True, highlight=False)
+        console().print(f"run     {out}", soft_wrap=True, highlight=False)
 
 
 def _quiet_libraries() -> None:
@@ -329,12 +304,6 @@ def _quiet_libraries() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console()
 
 
 def _note(message: str) -> None:

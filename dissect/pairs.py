@@ -3,7 +3,7 @@
 import copy
 import inspect
 import warnings
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dissect.anatomy import Anatomy, architecture_of, find_adapter, find_anatomy
+from dissect.site_check import check_sites
 from dissect.sites import SITES
+from dissect.sizes import in_bytes
 from unlearning.checkpoints import check_files, content_hash, load_tokenizer, load_weights, locate_checkpoint
 from unlearning.errors import InputError
+from unlearning.safetensors_files import TensorFiles
 
 if TYPE_CHECKING:
     from dissect.engine.streaming import StreamedModel
@@ -123,60 +126,6 @@ class Model:
             return build_bridge_from_module(tree, architecture, hf_config=tree.config)
 
 
-def check_sites(model: Model) -> dict[str, str]:
-    """Prove that every site works on this model, in one plain and one self-patched forward.
-
-    Each site must fire exactly once in every layer, with the shape [batch, position, width], and a model patched
-    with its own activations must give the same logits to the bit.
-
-    Returns:
-        The sites that this architecture does not offer, with the reason.
-
-    Raises:
-        InputError: patching the model with its own activations changes its logits.
-    """
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.hf.config.get_text_config().vocab_size, (2, 6), generator=generator).to(model.device)
-    bridge, config = model.bridge, model.bridge.cfg
-    inputs: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "return_type": "logits"}
-    points = {site.hook_name(layer): site for site in SITES.values() for layer in range(model.n_layers)}
-    known = bridge.hook_dict
-    fired: Counter[str] = Counter()
-    shapes: dict[str, tuple[int, ...]] = {}
-    kept: dict[str, Tensor] = {}
-
-    def record(activation: Tensor, hook: Any) -> None:
-        fired[hook.name] += 1
-        shapes[hook.name] = tuple(activation.shape)
-        kept[hook.name] = activation.clone()
-
-    def replace(_activation: Tensor, hook: Any) -> Tensor:
-        return kept[hook.name]
-
-    present = [point for point in points if point in known]
-    with torch.inference_mode():
-        plain = bridge.run_with_hooks(ids, fwd_hooks=[(point, record) for point in present], **inputs)
-    missing: dict[str, str] = {}
-    for point, site in points.items():
-        width = config.d_mlp if site.width == "d_mlp" else config.d_model
-        if point not in known:
-            missing.setdefault(site.name, f"its blocks have no {point}")
-        elif fired[point] != 1:
-            missing.setdefault(site.name, f"{point} fired {fired[point]} times in one forward")
-        elif shapes[point] != (2, 6, width):
-            missing.setdefault(site.name, f"{point} has shape {shapes[point]}, expected (2, 6, {width})")
-    working = [point for point in present if points[point].name not in missing]
-    with torch.inference_mode():
-        patched = bridge.run_with_hooks(ids, fwd_hooks=[(point, replace) for point in working], **inputs)
-    if not torch.equal(plain, patched):
-        gap = float((plain - patched).abs().max())
-        raise InputError(
-            f"{model.name}: patching it with its own activations changes its logits by {gap:.2g}; "
-            "its sites cannot be trusted, so nothing was computed"
-        )
-    return missing
-
-
 @dataclass(frozen=True, eq=False)
 class ModelPair:
     """A base model and the same model after unlearning.
@@ -207,6 +156,7 @@ def load_model(
     dtype: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    stream: bool = False,
 ) -> Model:
     """Load one model from a built-in name, a directory or a hub id.
 
@@ -216,10 +166,11 @@ def load_model(
         dtype: `float32` (default) or `float64`; on a GPU also `bfloat16` or `float16`.
         trust_remote_code: run the model code that a hub repository ships.
         allow_pickle: read pickled `.bin` weights where there are no safetensors.
+        stream: leave the weights on disk, and read them layer by layer when they are needed.
 
     Raises:
         InputError: nothing of that name, broken or incomplete files, weights that are not finite, no tokenizer,
-            an architecture that TransformerLens does not know.
+            an architecture that TransformerLens does not know, files that cannot be streamed.
     """
     name = str(name)
     target = resolve_device(device)
@@ -227,10 +178,35 @@ def load_model(
     path = locate_checkpoint(name)
     check_files(path, allow_pickle=allow_pickle)  # first, since the tokenizer's loader reads config.json too
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    if stream:
+        return _open_streamed(path, name, tokenizer, target, numbers, trust_remote_code=trust_remote_code)
     hf = load_weights(
         path, device=target, dtype=numbers, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
     return Model.wrap(hf, tokenizer, name=name)
+
+
+def _open_streamed(
+    path: Path,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool,
+) -> Model:
+    from dissect.engine.streaming import open_streamed
+
+    streamed = open_streamed(path, name=name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    model = Model(name=name, hf=streamed.hf, tokenizer=tokenizer, sha256=streamed.sha256, streamed=streamed)
+    # Nothing can be run before its layers are read; the engine proves the sites when it runs the first one.
+    parts = {site.name: getattr(model.anatomy, site.part) for site in SITES.values()}
+    model.missing_sites = {
+        name: f"its blocks have no module for it ({type(model.hf).__name__})"
+        for name, part in parts.items()
+        if not part
+    }
+    return model
 
 
 def load_pair(
@@ -241,21 +217,64 @@ def load_pair(
     dtype: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    stream: bool | None = None,
+    max_memory: int | None = None,
 ) -> ModelPair:
     """Load a base and an unlearned model that may be compared; arguments as in `load_model`.
+
+    Args:
+        base: the model that knows.
+        unlearned: the same model after unlearning.
+        device: see `load_model`.
+        dtype: see `load_model`.
+        trust_remote_code: see `load_model`.
+        allow_pickle: see `load_model`.
+        stream: leave the weights on disk and read them layer by layer; by default where they do not fit.
+        max_memory: bytes that the process may hold, which tells what fits; by default most of what is free.
 
     Raises:
         InputError: what `load_model` raises, or the two differ in architecture, layers, widths or vocabulary.
 
     Warns:
-        UserWarning: the tokenizers differ in a token; the base's is used for both.
+        UserWarning: the tokenizers differ in a token; the base's is used for both. The pair does not fit into memory
+            and is streamed.
     """
+    if stream is None:
+        stream = not allow_pickle and not _fits((base, unlearned), device, dtype, max_memory)
     base_model, unlearned_model = (
-        load_model(name, device=device, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        load_model(
+            name,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            stream=stream,
+        )
         for name in (base, unlearned)
     )
     check_comparable(base_model, unlearned_model)
     return ModelPair(base=base_model, unlearned=unlearned_model)
+
+
+def _fits(names: Sequence[str | Path], device: str | None, dtype: str | None, max_memory: int | None) -> bool:
+    """Whether these models fit into memory together."""
+    from dissect.engine.memory import memory_budget
+
+    target = resolve_device(device)
+    itemsize = resolve_dtype(dtype, target).itemsize
+    paths = [locate_checkpoint(name) for name in names]
+    for path in paths:
+        check_files(path)
+    needed = sum(tensor.n_values for path in paths for tensor in TensorFiles(path).tensors.values()) * itemsize
+    left = memory_budget(target, max_memory).left
+    if needed <= left:
+        return True
+    warnings.warn(
+        f"the pair takes {in_bytes(needed)} and {in_bytes(max(0, left))} can be had: it is streamed from disk, layer "
+        "by layer",
+        stacklevel=3,
+    )
+    return False
 
 
 def check_comparable(base: Model, other: Model) -> None:

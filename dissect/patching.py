@@ -8,7 +8,9 @@ import torch
 
 from dissect import zoo
 from dissect.engine import find_engine
-from dissect.engine.plan import Plan, make_plan, memory_budget
+from dissect.engine.layers import Streamed
+from dissect.engine.memory import memory_budget
+from dissect.engine.plan import Plan, make_plan
 from dissect.interventions import centred_windows, sweep
 from dissect.pairs import Model, ModelPair, check_comparable, load_model
 from dissect.precision import Precision, matmul_precision
@@ -135,12 +137,14 @@ def _plan(
     chunk_tokens: int | None,
     processes: int,
 ) -> Plan:
+    models = [work.base, *work.targets.values()]
+    weights = Streamed(models).least_memory if work.base.streamed is not None else 0
     return make_plan(
-        [work.base, *work.targets.values()],
+        models,
         work.prompts,
         work.interventions,
         batches=work.prompts.batches(batch_size, padding_side=padding_side),
-        budget=memory_budget(work.base.device, max_memory),
+        budget=memory_budget(work.base.device, max_memory, weights_to_come=weights),
         chunk_tokens=chunk_tokens,
         processes=processes,
     )
@@ -219,7 +223,8 @@ def _resolve_control(pair: ModelPair, control: str | Model | None) -> Model | No
     if control == "auto":
         control = zoo.default_control(pair.base.name)
     if isinstance(control, str):
-        control = load_model(control, device=str(pair.base.device), dtype=pair.base.dtype)
+        streamed = pair.base.streamed is not None
+        control = load_model(control, device=str(pair.base.device), dtype=pair.base.dtype, stream=streamed)
     if control is not None:
         check_comparable(pair.base, control)
     return control

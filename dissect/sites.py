@@ -20,12 +20,14 @@ class Site:
         name: the word that users write.
         hook: TransformerLens hook point, with `{layer}` to be filled in.
         width: which of the model's widths the activation's last dimension has.
+        part: the module that it belongs to, a field of `dissect.anatomy.Anatomy`.
         meaning: one line for help texts.
     """
 
     name: str
     hook: str
     width: Literal["d_model", "d_mlp"]
+    part: Literal["attn", "mlp", "down_proj", "blocks"]
     meaning: str
 
     def hook_name(self, layer: int) -> str:
@@ -40,11 +42,14 @@ SITES: dict[str, Site] = {
             "mlp_coef",
             "blocks.{layer}.mlp.out.hook_in",
             "d_mlp",
+            "down_proj",
             "MLP coefficients: input of the down projection",
         ),
-        Site("attn_out", "blocks.{layer}.attn.hook_out", "d_model", "output of the attention output projection"),
-        Site("mlp_out", "blocks.{layer}.mlp.hook_out", "d_model", "output of the MLP, before any norm after it"),
-        Site("resid_post", "blocks.{layer}.hook_out", "d_model", "residual stream after the block"),
+        Site(
+            "attn_out", "blocks.{layer}.attn.hook_out", "d_model", "attn", "output of the attention output projection"
+        ),
+        Site("mlp_out", "blocks.{layer}.mlp.hook_out", "d_model", "mlp", "output of the MLP, before any norm after it"),
+        Site("resid_post", "blocks.{layer}.hook_out", "d_model", "blocks", "residual stream after the block"),
     )
 }
 

@@ -6,21 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 
 from dissect.anatomy import block_of
 from dissect.engine.blocks import enter
 from dissect.engine.costs import ModelCosts, costs_of, walk_bytes, walk_flops
+from dissect.engine.memory import Budget
 from dissect.engine.schedule import make_schedule
 from dissect.engine.treatment import Habits, Treatment, run_block
 from dissect.interventions import Intervention
 from dissect.pairs import Model
 from dissect.prompts import Batch, Prompts
+from dissect.sizes import in_bytes
 from unlearning.errors import InputError
-
-SHARE_OF_FREE_MEMORY = 0.8
-"""Of what is free, how much a run takes unless told: other programs live on the machine too."""
 
 CALIBRATION_S = 1.0
 """A chunk that would take longer than this is not tried."""
@@ -52,7 +50,7 @@ class Plan:
         flops: operations of all passes.
         naive_flops: operations of one full forward per intervention, with logits at every position.
         bytes: most memory that a pass takes beside the weights, about.
-        budget: what it may take.
+        budget: what the process may take.
     """
 
     passes: tuple[Pass, ...]
@@ -61,7 +59,7 @@ class Plan:
     flops: int
     naive_flops: int
     bytes: int
-    budget: int
+    budget: Budget
 
     def record(self) -> dict[str, Any]:
         """What `run.json` keeps of it."""
@@ -74,7 +72,8 @@ class Plan:
             "flops": self.flops,
             "naive_flops": self.naive_flops,
             "bytes_beside_weights": self.bytes,
-            "budget_bytes": self.budget,
+            "bytes_held": self.budget.held,
+            "budget_bytes": self.budget.allowed,
         }
 
 
@@ -84,7 +83,7 @@ def make_plan(
     interventions: Sequence[Intervention],
     *,
     batches: Sequence[Batch],
-    budget: int,
+    budget: Budget,
     chunk_tokens: int | None = None,
     processes: int = 1,
 ) -> Plan:
@@ -98,7 +97,7 @@ def make_plan(
         prompts: what is asked.
         interventions: what is done.
         batches: the prompts in batches as large as they may become.
-        budget: bytes that may be used beside the weights.
+        budget: memory that may be used.
         chunk_tokens: how much goes through a block at once; measured where it is not given.
         processes: how many share the work.
 
@@ -113,6 +112,7 @@ def make_plan(
 
     def bytes_of(some: Sequence[Batch], indices: Sequence[int]) -> int:
         schedule = make_schedule([interventions[index] for index in indices], base.n_layers)
+        assert chunk_tokens is not None
         return walk_bytes(schedule, costs, some, n_targets, chunk=chunk_tokens, itemsize=itemsize)
 
     rows = max(len(batch.examples) for batch in batches)
@@ -122,20 +122,25 @@ def make_plan(
         pieces = [piece.trimmed() for batch in batches for piece in batch.pieces(rows)]
         widest = max(pieces, key=lambda piece: piece.input_ids.numel())
         least = bytes_of([widest], max(groups, key=len))
-        if least <= budget:
+        if least <= budget.left:
             break
         if rows > 1:
             rows //= 2
+        elif chunk_tokens > widest.input_ids.numel():
+            chunk_tokens = max(widest.input_ids.numel(), chunk_tokens // 2)
         elif len(groups) < len(interventions):
             groups = _dealt(everything, 2 * len(groups))
         else:
             raise InputError(
-                f"--max-memory: one example under one intervention takes {in_bytes(least)} beside the weights, and "
-                f"{in_bytes(budget)} are left for it; give {in_bytes(least - budget)} more, or shorten the prompts"
+                f"--max-memory: at least {in_bytes(budget.held + least, up=True)} is needed and "
+                f"{in_bytes(budget.allowed)} is allowed: program and weights hold {in_bytes(budget.held)}, and one "
+                f"example under one intervention takes {in_bytes(least)}"
             )
     if len(pieces) * len(groups) < processes:
         groups = _dealt(everything, min(len(everything), -(-processes // len(pieces))))
-    together = _gathered(pieces, lambda some: bytes_of(some, groups[0]) <= budget, processes) if base.streamed else None
+    together = (
+        _gathered(pieces, lambda some: bytes_of(some, groups[0]) <= budget.left, processes) if base.streamed else None
+    )
     passes = []
     for some in together or [[piece] for piece in pieces]:
         for group in groups:
@@ -170,51 +175,6 @@ def _gathered(pieces: Sequence[Batch], fits: Callable[[Sequence[Batch]], bool], 
             groups.append([])
         groups[-1].append(piece)
     return groups
-
-
-def memory_budget(device: torch.device, max_memory: int | None) -> int:
-    """Bytes that a sweep may use beside what the process holds already.
-
-    Args:
-        device: where it computes.
-        max_memory: bytes that the process may hold altogether (on a GPU: on the GPU); by default most of what is
-            free.
-    """
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_allocated(device)
-        return int(free * SHARE_OF_FREE_MEMORY) if max_memory is None else min(max_memory, total) - held
-    if max_memory is None:
-        return int(psutil.virtual_memory().available * SHARE_OF_FREE_MEMORY)
-    return max_memory - psutil.Process().memory_info().rss
-
-
-def in_bytes(number: int) -> str:
-    """`1.5 GB`."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if abs(number) >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number} bytes"
-
-
-def parse_bytes(text: str) -> int:
-    """Read `10MB`, `6GiB`, `1.5 GB` or a plain number of bytes.
-
-    Raises:
-        InputError: it is none of these, or not positive.
-    """
-    units = {"": 1, "B": 1}
-    units |= {f"{letter}{suffix}": 1000**n for n, letter in enumerate("KMGT", 1) for suffix in ("", "B")}
-    units |= {f"{letter}{suffix}": 1024**n for n, letter in enumerate("KMGT", 1) for suffix in ("I", "IB")}
-    compact = "".join(text.split()).upper()
-    digits = compact.rstrip("KMGTIB")
-    try:
-        number = int(float(digits) * units[compact[len(digits) :]])
-    except (ValueError, KeyError, OverflowError):
-        number = 0
-    if number <= 0:
-        raise InputError(f"--max-memory {text}: give a size as 6GiB, 800MB or a number of bytes")
-    return number
 
 
 def measure_chunk(model: Model, batch: Batch, costs: ModelCosts) -> int:

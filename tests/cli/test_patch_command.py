@@ -9,7 +9,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from dissect import zoo
-from dissect.cli import _interval
+from dissect.tables import interval as _interval
 from tests.cli.helpers import Outcome, World, build_records, call, write_records
 
 
