@@ -88,7 +88,9 @@ def patch(
     ] = None,
     formats: FormatOption = "html",
     engine: Annotated[str, typer.Option(help="How interventions are run: wavefront or reference.")] = "wavefront",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, or auto for all GPUs.  [default: a GPU if any]")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; on a GPU also bfloat16, float16.")] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap draws.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Most prompts in a batch; no number depends on it.")] = 16,

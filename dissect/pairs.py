@@ -162,7 +162,8 @@ def load_model(
 
     Args:
         name: `demo:base`, a checkpoint's directory, or a hub id `owner/name`.
-        device: `cpu`, `cuda`, `cuda:1`...; by default a GPU where there is one.
+        device: `cpu`, `cuda`, `cuda:1`..., or `auto` to spread the layers over all GPUs; by default a GPU where
+            there is one.
         dtype: `float32` (default) or `float64`; on a GPU also `bfloat16` or `float16`.
         trust_remote_code: run the model code that a hub repository ships.
         allow_pickle: read pickled `.bin` weights where there are no safetensors.
@@ -181,7 +182,11 @@ def load_model(
     if stream:
         return _open_streamed(path, name, tokenizer, target, numbers, trust_remote_code=trust_remote_code)
     hf = load_weights(
-        path, device=target, dtype=numbers, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+        path,
+        device="auto" if device == "auto" else target,
+        dtype=numbers,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
     )
     return Model.wrap(hf, tokenizer, name=name)
 
@@ -321,12 +326,12 @@ def _shape(model: Model) -> tuple[Any, ...]:
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """The device of that name; without one, a GPU where there is one.
+    """The device of that name; without one or with `auto`, a GPU where there is one.
 
     Raises:
         InputError: there is no such device.
     """
-    if name is None:
+    if name is None or name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)

@@ -44,8 +44,6 @@ def score_sweep(
     base_logprobs = sweep.base.log_softmax(-1)
 
     def losses(scored: Tensor, what: str) -> dict[str, Tensor]:
-        if not torch.isfinite(scored).all():
-            raise InputError(f"{model_name}: {what} gives logits that are not finite; is the checkpoint sound?")
         logprobs = scored.log_softmax(-1)
         per_position = {
             "loss": logit_mse(sweep.base, scored),
@@ -53,6 +51,8 @@ def score_sweep(
             "logprob": answer_logprob(logprobs, next_tokens),
             "kl": kl_from_base(base_logprobs, logprobs),
         }
+        if not torch.isfinite(per_position["loss"]).all():  # as soon as one logit is not
+            raise InputError(f"{model_name}: {what} gives logits that are not finite; is the checkpoint sound?")
         return {name: per_example(values, rows, n).cpu() for name, values in per_position.items()}
 
     base_logprob = per_example(answer_logprob(base_logprobs, next_tokens), rows, n).cpu()

@@ -118,7 +118,7 @@ def load_weights(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> PreTrainedModel:
-    """Load a causal language model in evaluation mode, in `dtype`, on `device`.
+    """Load a causal language model in evaluation mode, in `dtype`, on `device` (`auto`: spread over all GPUs).
 
     float32 by default, whatever the checkpoint's dtype: a CPU multiplies bfloat16 a hundred times slower, and
     training updates at learning rates of 1e-5 are below bfloat16's resolution of most weights.
@@ -138,6 +138,7 @@ def load_weights(
                 use_safetensors=None if allow_pickle else True,  # None: pickles only where there is nothing else
                 ignore_mismatched_sizes=True,  # named below, instead of in a report on the log
                 output_loading_info=True,
+                device_map="auto" if device == "auto" else None,
             )
     except pickle.UnpicklingError:
         raise InputError(f"{path}: its pickled weights are broken or hold more than tensors; copy them again") from None
@@ -167,7 +168,7 @@ def load_weights(
             stacklevel=2,
         )
     assert isinstance(model, PreTrainedModel)
-    return model.to(device).eval()  # type: ignore[arg-type]
+    return (model if device == "auto" else model.to(device)).eval()  # type: ignore[arg-type]
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

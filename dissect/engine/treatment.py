@@ -172,7 +172,8 @@ def at_positions(module: nn.Module, positions: Int[Tensor, " kept"]) -> Callable
     forward = module.forward
 
     def run(states: Tensor) -> Tensor:
-        return spread(forward(states.flatten(0, 1)[positions][None])[0], positions, states.shape[:2])
+        kept = states.flatten(0, 1)[positions.to(states.device)]
+        return spread(forward(kept[None])[0], positions, states.shape[:2])
 
     return run
 
@@ -182,5 +183,5 @@ def spread(
 ) -> Float[Tensor, "batch position width"]:
     """Values at some flat positions in place, zero elsewhere."""
     everywhere = kept.new_zeros(shape[0] * shape[1], kept.shape[-1])
-    everywhere[positions] = kept
+    everywhere[positions.to(kept.device)] = kept
     return everywhere.view(*shape, -1)

@@ -6,7 +6,7 @@ machine multiplies fast. What a replacement makes pointless is not computed (see
 another layer is kept.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -83,9 +83,10 @@ def sweep(
     """
     pieces = [batch.pieces(max(1, chunk.tokens // batch.input_ids.shape[1])) for batch in batches]
     walked = walk(layers, [piece for several in pieces for piece in several], interventions, chunk, advance)
-    for several in pieces:
-        by_target = zip(*[next(walked) for _ in several], strict=True)
-        yield [_joined(parts) for parts in by_target]
+    with closing(walked):
+        for several in pieces:
+            by_target = zip(*[next(walked) for _ in several], strict=True)
+            yield [_joined(parts) for parts in by_target]
 
 
 def _joined(parts: Sequence[Sweep]) -> Sweep:
@@ -106,7 +107,7 @@ def walk(
     interventions: Sequence[Intervention],
     chunk: Chunk,
     advance: Advance,
-) -> Iterator[list[Sweep]]:
+) -> Generator[list[Sweep]]:
     """Walk the layers once with all batches and interventions together.
 
     Args:
@@ -150,7 +151,7 @@ def _logits(lane: _Lane, streams: Sequence[int], chunk: Chunk) -> Iterator[Float
         some = streams[first : first + several]
         states = torch.cat([lane.streams[stream][0] for stream in some])
         logits = logits_of(lane.model.hf, lane.model.anatomy, states, as_tuple=lane.entry.as_tuple)
-        yield from logits.split(each)
+        yield from logits.to(lane.model.device).split(each)
 
 
 def _run_base(number: int, block: Block, lane: _Lane, schedule: Schedule, habits: Habits) -> Seen:
@@ -198,6 +199,11 @@ class _Crossing:
     _lent: dict[int, Seen] = field(default_factory=dict)
     _written: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def device(self) -> torch.device:
+        """Where this layer computes: the layers of one model may be spread over several GPUs."""
+        return next(self.block.whole.parameters()).device
+
     def run(self, steps: Sequence[Step], chunk: Chunk) -> None:
         """Move every stream through the layer, those with the same treatment in chunks."""
         arrived: dict[int, Tensor] = {}
@@ -209,7 +215,7 @@ class _Crossing:
         for group in groups.values():
             first = group[0]
             if first.sites & WHOLE:
-                output = self.donor.streams[0].to(self.lane.entry.hidden.device)
+                output = self.donor.streams[0].to(self.device)
                 narrow = not first.needs_all_out and output.shape[:2] == self.lane.shape
                 output = self.lane.at_scored(output) if narrow else output
                 arrived |= {step.stream: output for step in group}
@@ -260,19 +266,25 @@ class _Crossing:
         if not step.computes_attn:
             lender = self._lent[step.parent] if "attn_out" not in step.sites else self.base_seen
             assert lender.attn is not None
-            treatment = replace(treatment, attn=copied(lender.attn.to(self.lane.entry.hidden.device)))
+            treatment = replace(treatment, attn=copied(lender.attn.to(self.device)))
         if "mlp_out" in step.sites:
             assert self.base_seen.mlp is not None
-            return self._with_mlp(treatment, copied(self.base_seen.mlp.to(self.lane.entry.hidden.device)), whole=True)
+            return self._with_mlp(treatment, copied(self.base_seen.mlp.to(self.device)), whole=True)
         if "mlp_coef" in step.sites:
             return self._with_mlp(treatment, copied(self._written_by(step, self.base_seen, self.donor)), whole=False)
         if step.restores_borrowed:
             written = self._written_by(step, self._lent[step.parent], self.lane)
             return self._with_mlp(treatment, copied(written), whole=False)
         if "value_vectors" in step.sites:
-            assert self.base_block.down_proj is not None
-            return replace(treatment, down_proj=self.base_block.down_proj.forward)
+            return replace(treatment, down_proj=self._base_down_proj())
         return treatment
+
+    def _base_down_proj(self) -> Callable[[Tensor], Tensor]:
+        """The base's down projection, wherever its weights are: a pointer to them, not a copy."""
+        assert self.base_block.down_proj is not None
+        # As it is now: base and target are one module where a model is compared with itself.
+        forward, there = self.base_block.down_proj.forward, next(self.base_block.down_proj.parameters()).device
+        return lambda coefficients: forward(coefficients.to(there)).to(coefficients.device)
 
     def _with_mlp(self, treatment: Treatment, output: Tensor, *, whole: bool) -> Treatment:
         """Give the MLP's output, or only its down projection's where something happens to that."""
@@ -285,13 +297,13 @@ class _Crossing:
         restored = "value_vectors" in step.sites
         key = f"{id(lender)} {restored}"
         if key not in self._written:
-            down_proj = self.base_block.down_proj if restored else self.block.down_proj
+            down_proj = self._base_down_proj() if restored else self.block.down_proj
             assert down_proj is not None and lender.coef is not None
-            coefficients = lender.coef.to(self.lane.entry.hidden.device)
+            coefficients = lender.coef.to(self.device)
             written = down_proj(coefficients)
             if coefficients.shape[:2] != self.lane.shape:
                 positions = lane.positions(1, scored=self.number == lane.model.n_layers - 1)
                 assert positions is not None
-                written = spread(written[0], positions.to(written.device), self.lane.shape)
+                written = spread(written[0], positions, self.lane.shape)
             self._written[key] = written
         return self._written[key]
