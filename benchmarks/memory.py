@@ -145,7 +145,7 @@ def _show(record: dict[str, Any], json_to: str | None) -> None:
     rows = {
         "weights of both models on disk": f"{both / 2**30:.2f} GiB",
         "peak resident memory": f"{record['peak_resident_bytes'] / 2**30:.2f} GiB",
-        "read of weights": "-" if read is None else f"{read / 2**30:.2f} GiB ({read / both:.3f} times both models)",
+        "read of weights": f"{read / 2**30:.2f} GiB ({read / both:.3f} times both models)" if read else "loaded whole",
         "the sweep": f"{record['sweep_seconds']:.1f} s",
         "the process, loading and all": f"{record['process_seconds']:.1f} s",
         "operations": "-" if share is None else f"{record['planned_flops'] / 1e12:.3g} TFLOP",

@@ -12,6 +12,8 @@ import pytest
 
 from benchmarks.child import peak_resident_bytes
 from benchmarks.memory import main
+from benchmarks.pair_files import tensor_sizes
+from benchmarks.shapes import SHAPES
 from tests.benchmarks.helpers import assert_refused, call
 
 MIB = 2**20
@@ -41,9 +43,10 @@ def test_a_process_that_is_gone_has_no_peak() -> None:
     assert peak_resident_bytes(child.pid) == 0
 
 
-def test_report_of_a_tiny_pair(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_report_of_a_tiny_pair(stream: bool, tmp_path: Path) -> None:
     started = time.time()
-    command = ["--shape", "tiny", "--disk", tmp_path, "--json", "-", "--window", "3"]
+    command = ["--shape", "tiny", "--disk", tmp_path, "--json", "-", "--window", "3", *(["--stream"] * stream)]
     outcome = call(main, *command)
     assert outcome.code == 0, outcome.err
     record = json.loads(outcome.out)
@@ -54,10 +57,18 @@ def test_report_of_a_tiny_pair(tmp_path: Path) -> None:
     assert 100 * MIB < record["peak_resident_bytes"] < 4096 * MIB
     on_disk = sum(path.stat().st_size for path in tmp_path.glob("tiny/*/*.safetensors"))
     assert record["weight_bytes_of_both"] == on_disk
+    matrices, norms = n_bytes(matrices=True), n_bytes(matrices=False)
+    least, most = (2 * matrices + norms, 2 * (matrices + norms)) if stream else (0, 0)
+    assert least <= record["bytes_read"] <= most, "each tensor once, and once for both where both have it"
     assert record["planned_flops"] == run["plan"]["flops"] < 0.6 * record["naive_flops"]
     rate = record["planned_flops"] / record["sweep_seconds"]
     assert record["gemm_share"] == pytest.approx(rate / record["gemm_peak_flops_per_second"])
-    assert "peak resident memory" in outcome.err
+    assert ("times both models" if stream else "loaded whole") in outcome.err
+
+
+def n_bytes(*, matrices: bool) -> int:
+    """Of one tiny model: of its matrices, which differ between the two, or of its norms, which do not."""
+    return sum(2 * size.numel() for size in tensor_sizes(SHAPES["tiny"]).values() if (len(size) > 1) == matrices)
 
 
 def test_remove_leaves_nothing(tmp_path: Path) -> None:
