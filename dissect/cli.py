@@ -153,6 +153,7 @@ def patch(
         allow_pickle=allow_pickle,
         stream=stream,
         max_memory=allowed,
+        progress=not quiet,
     )
     prompts = load_prompts(
         data,
@@ -176,6 +177,7 @@ def patch(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             stream=pair.base.streamed is not None,
+            progress=not quiet,
         )
         if control not in ("auto", "none")
         else None

@@ -157,6 +157,7 @@ def load_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     stream: bool = False,
+    progress: bool = True,
 ) -> Model:
     """Load one model from a built-in name, a directory or a hub id.
 
@@ -168,6 +169,7 @@ def load_model(
         trust_remote_code: run the model code that a hub repository ships.
         allow_pickle: read pickled `.bin` weights where there are no safetensors.
         stream: leave the weights on disk, and read them layer by layer when they are needed.
+        progress: show a progress bar on stderr while a streamed model's files are hashed for the first time.
 
     Raises:
         InputError: nothing of that name, broken or incomplete files, weights that are not finite, no tokenizer,
@@ -180,7 +182,7 @@ def load_model(
     check_files(path, allow_pickle=allow_pickle)  # first, since the tokenizer's loader reads config.json too
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     if stream:
-        return _open_streamed(path, name, tokenizer, target, numbers, trust_remote_code=trust_remote_code)
+        return _open_streamed(path, name, tokenizer, target, numbers, trust_remote_code, progress)
     hf = load_weights(
         path,
         device="auto" if device == "auto" else target,
@@ -197,12 +199,14 @@ def _open_streamed(
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
     dtype: torch.dtype,
-    *,
     trust_remote_code: bool,
+    progress: bool,
 ) -> Model:
     from dissect.engine.streaming import open_streamed
 
-    streamed = open_streamed(path, name=name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    streamed = open_streamed(
+        path, name=name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, progress=progress
+    )
     model = Model(name=name, hf=streamed.hf, tokenizer=tokenizer, sha256=streamed.sha256, streamed=streamed)
     # Nothing can be run before its layers are read; the engine proves the sites when it runs the first one.
     parts = {site.name: getattr(model.anatomy, site.part) for site in SITES.values()}
@@ -224,6 +228,7 @@ def load_pair(
     allow_pickle: bool = False,
     stream: bool | None = None,
     max_memory: int | None = None,
+    progress: bool = True,
 ) -> ModelPair:
     """Load a base and an unlearned model that may be compared; arguments as in `load_model`.
 
@@ -236,6 +241,7 @@ def load_pair(
         allow_pickle: see `load_model`.
         stream: leave the weights on disk and read them layer by layer; by default where they do not fit.
         max_memory: bytes that the process may hold, which tells what fits; by default most of what is free.
+        progress: see `load_model`.
 
     Raises:
         InputError: what `load_model` raises, or the two differ in architecture, layers, widths or vocabulary.
@@ -254,6 +260,7 @@ def load_pair(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             stream=stream,
+            progress=progress,
         )
         for name in (base, unlearned)
     )

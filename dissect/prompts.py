@@ -283,6 +283,7 @@ def _answered(
         raise InputError(
             f"prompt {raw[open_questions[0]].id} has no answer; give answers, or pass answers_from=pair.base"
         )
+    _check_in_memory(model)
     from unlearning.evaluation.generation import greedy_answers
 
     prompts = [raw[i].prompt for i in open_questions]
@@ -355,6 +356,7 @@ def _notebook_continuations(
     Their length rule counts end-of-sequence tokens over the whole row and pads with the same token, so that it
     takes every left pad off the answer: n = row length - count(row == eos) - input length.
     """
+    _check_in_memory(model)
     eos = tokenizer.eos_token_id
     encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     width = max(map(len, encoded))
@@ -367,6 +369,14 @@ def _notebook_continuations(
         )
     texts = tokenizer.batch_decode(output, skip_special_tokens=True)
     return [(text, output.shape[1] - int((row == eos).sum()) - width) for text, row in zip(texts, output, strict=True)]
+
+
+def _check_in_memory(model: "Model") -> None:
+    if model.streamed is not None:
+        raise InputError(
+            f"{model.name} is streamed from disk and cannot write answers token by token; give prompts with answers, "
+            "or load it whole (--no-stream)"
+        )
 
 
 def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
