@@ -83,31 +83,41 @@ def run_sweep(
 def _run_pass(
     one: Pass, work: Work, done: Done, chunk: Chunk, run: Run | None, frames: list[pd.DataFrame], bar: Progress
 ) -> int:
-    """Run what is pending of one pass; returns the bytes of weights read."""
+    """Run what is pending of one pass, in smaller chunks where memory does not suffice; returns the bytes read."""
+    while True:
+        try:
+            return _attempt(one, work, done, chunk, run, frames, bar)
+        except (MemoryError, RuntimeError) as error:
+            longest = max(batch.input_ids.shape[1] for batch in one.batches)
+            if not is_out_of_memory(error):
+                raise
+            if chunk.tokens <= longest:
+                raise InputError(
+                    f"out of memory with {chunk.tokens} tokens at once, and the longest prompt has {longest}; shorten "
+                    "it, or give a smaller --max-memory (the work is cut to it) or --stream"
+                ) from None
+            chunk.shrink(max(longest, chunk.tokens // 2))
+
+
+def _attempt(
+    one: Pass, work: Work, done: Done, chunk: Chunk, run: Run | None, frames: list[pd.DataFrame], bar: Progress
+) -> int:
     pending = _pending(one, work, done)
     names = list(dict.fromkeys(name for name, _ in pending))
     indices = sorted({index for _, index in pending})
     interventions = [work.interventions[index] for index in indices]
     layers = layers_of([work.base, *(work.targets[name] for name in names)])
     sweeps = work.engine(layers, one.batches, interventions, chunk, lambda share: bar.advance(share * one.flops))
-    try:
-        for batch, by_target in zip(one.batches, sweeps, strict=True):
-            for name, swept in zip(names, by_target, strict=True):
-                rows = score_sweep(
-                    swept, work.prompts, batch, interventions, target=name, model_name=work.targets[name].name
-                )
-                frame = pd.DataFrame(rows)
-                frames.append(frame)
-                if run is not None:
-                    fingerprint = zlib.crc32(repr((batch.examples, indices)).encode())
-                    run.keep_part(f"{name}-{batch.examples[0]:05d}-{fingerprint:08x}", frame)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(
-            f"out of memory with {chunk.tokens} tokens at once, which is the least; "
-            "give a smaller --batch-size or --max-memory, or --stream"
-        ) from None
+    for batch, by_target in zip(one.batches, sweeps, strict=True):
+        for name, swept in zip(names, by_target, strict=True):
+            rows = score_sweep(
+                swept, work.prompts, batch, interventions, target=name, model_name=work.targets[name].name
+            )
+            frame = pd.DataFrame(rows)
+            frames.append(frame)
+            if run is not None:
+                fingerprint = zlib.crc32(repr((batch.examples, indices)).encode())
+                run.keep_part(f"{name}-{batch.examples[0]:05d}-{fingerprint:08x}", frame)
     return layers.bytes_read
 
 

@@ -42,10 +42,14 @@ class Chunk:
                 done += len(some)
                 yield result
                 continue
-            self.tokens = (len(some) // 2) * tokens_each
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            warnings.warn(f"out of memory: going on with chunks of {self.tokens} tokens", stacklevel=2)
+            self.shrink((len(some) // 2) * tokens_each)
+
+    def shrink(self, tokens: int) -> None:
+        """Go on with smaller chunks, and say so."""
+        self.tokens = tokens
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warnings.warn(f"out of memory: going on with chunks of {self.tokens} tokens", stacklevel=3)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
