@@ -18,7 +18,7 @@ from dissect.processes import ALONE, Processes
 from dissect.prompts import Prompts
 from dissect.results import PatchingResult, load_result
 from dissect.runs import Run, Stopwatch, open_run
-from dissect.sites import DEFAULT_SITES, parse_sites, site_label
+from dissect.sites import DEFAULT_SITES, SiteSet, parse_sites, site_label
 from dissect.sweeping import Work, run_sweep
 from unlearning.errors import InputError
 
@@ -69,9 +69,34 @@ def patch(
             too little memory for even one example and intervention.
     """
     clock = Stopwatch()
-    work, configuration, provenance = _prepare(
-        pair, prompts, sites, window, control, engine, batch_size, seed, precision, padding_side
-    )
+    if seed < 0:
+        raise InputError(f"--seed {seed}: 0 or more")
+    site_sets, work = _prepare(pair, prompts, sites, window, control, engine, batch_size)
+    control_model = work.targets.get("control")
+    configuration = {
+        "command": "patch",
+        "base_sha256": pair.base.sha256,
+        "unlearned_sha256": pair.unlearned.sha256,
+        "control_sha256": control_model.sha256 if control_model else None,
+        "data_sha256": prompts.sha256,
+        "examples": len(prompts),
+        "scoring": prompts.scoring,
+        "sites": [site_label(site_set) for site_set in site_sets],
+        "window": window,
+        "engine": engine,
+        "padding_side": padding_side,
+        "dtype": pair.base.dtype,
+        "device": pair.base.device.type,
+        "precision": precision,
+        "seed": seed,
+    }
+    provenance = {
+        "command": "patch",
+        "base": pair.base.name,
+        "unlearned": pair.unlearned.name,
+        "control": control_model.name if control_model else None,
+        "data": prompts.source,
+    }
     run = _open(out, configuration, provenance, processes)
     if run is not None and run.is_complete:
         return load_result(run.path)
@@ -117,7 +142,7 @@ def plan_patch(
     Raises:
         InputError: what `patch` raises before it computes.
     """
-    work, _, _ = _prepare(pair, prompts, sites, window, control, "wavefront", batch_size, 0, "highest", "right")
+    _, work = _prepare(pair, prompts, sites, window, control, "wavefront", batch_size)
     return _plan(
         work,
         batch_size=batch_size,
@@ -171,17 +196,12 @@ def _prepare(
     control: str | Model | None,
     engine: str,
     batch_size: int,
-    seed: int,
-    precision: str,
-    padding_side: str,
-) -> tuple[Work, dict[str, Any], dict[str, Any]]:
+) -> tuple[tuple[SiteSet, ...], Work]:
     """Check everything that can be wrong before anything is computed."""
     site_sets = parse_sites(sites) if sites is not None else DEFAULT_SITES
     interventions = sweep(site_sets, centred_windows(pair.n_layers, window))
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: at least 1")
-    if seed < 0:
-        raise InputError(f"--seed {seed}: 0 or more")
     run_engine = find_engine(engine)
     if engine == "reference" and pair.base.streamed is not None:
         raise InputError("--engine reference needs the models in memory; leave --stream out")
@@ -192,31 +212,7 @@ def _prepare(
     for model in (pair.base, *targets.values()):
         _check_sites(model, site_sets)
         _check_tokens(model, prompts)
-    configuration = {
-        "command": "patch",
-        "base_sha256": pair.base.sha256,
-        "unlearned_sha256": pair.unlearned.sha256,
-        "control_sha256": control_model.sha256 if control_model else None,
-        "data_sha256": prompts.sha256,
-        "examples": len(prompts),
-        "scoring": prompts.scoring,
-        "sites": [site_label(site_set) for site_set in site_sets],
-        "window": window,
-        "engine": engine,
-        "padding_side": padding_side,
-        "dtype": pair.base.dtype,
-        "device": pair.base.device.type,
-        "precision": precision,
-        "seed": seed,
-    }
-    provenance = {
-        "command": "patch",
-        "base": pair.base.name,
-        "unlearned": pair.unlearned.name,
-        "control": control_model.name if control_model else None,
-        "data": prompts.source,
-    }
-    return Work(run_engine, pair.base, targets, prompts, interventions), configuration, provenance
+    return site_sets, Work(run_engine, pair.base, targets, prompts, interventions)
 
 
 def _resolve_control(pair: ModelPair, control: str | Model | None) -> Model | None:
