@@ -50,11 +50,14 @@ class World:
     data: Path
 
     def patch(self, out: Path | None, *more: str, **other: str | Path) -> list[str]:
-        """Arguments of `dissect patch` on this world, with `base`, `unlearned` or `data` replaced."""
+        """Arguments of `dissect patch` on this world, with `base`, `unlearned` or `data` replaced.
+
+        The chunk is given, since a measured one may differ between two runs, and with it the last bits.
+        """
         paths = {"base": self.base, "unlearned": self.unlearned, "data": self.data, **other}
         named = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
         place = [] if out is None else ["--out", str(out)]
-        return ["patch", *named, *place, "--window", "1", "--sites", "mlp_coef", *more]
+        return ["patch", *named, *place, "--window", "1", "--sites", "mlp_coef", "--chunk-tokens", "100", *more]
 
 
 def call(*arguments: str | Path) -> Outcome:

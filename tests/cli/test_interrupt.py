@@ -62,7 +62,7 @@ def assert_whole_and_unfinished(run: Path) -> int:
     parts = sorted((run / "parts").glob("*.parquet"))
     assert 3 <= len(parts) < BATCHES
     for number, part in enumerate(parts):
-        assert part.name == f"unlearned-{number:05d}.parquet"
+        assert part.name.startswith(f"unlearned-{2 * number:05d}-")
         assert len(pd.read_parquet(part)) == 2 * 3  # examples, windows
     return len(parts)
 
@@ -92,16 +92,16 @@ def test_ctrl_c_keeps_whole_batches_and_the_same_command_finishes_the_run(
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "the run is not finished" in refused.err
 
-    from dissect.engine import reference
+    from dissect.engine import wavefront
 
     swept = []
-    sweep = reference.sweep
+    sweep = wavefront.sweep
 
     def counted(*arguments: object) -> object:
         swept.append(1)
         return sweep(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(reference, "sweep", counted)
+    monkeypatch.setattr(wavefront, "sweep", counted)
     assert call(*command, "--out", run).code == 0
     assert len(swept) == BATCHES - kept
     assert_same_run(run, uninterrupted)
@@ -126,7 +126,7 @@ def test_unfinished_run_refuses_another_command(command: list[str], tmp_path: Pa
         def stop(*_arguments: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("dissect.engine.reference.sweep", stop)
+        patch.setattr("dissect.engine.wavefront.sweep", stop)
         interrupted = call(*world.patch(run))
     assert interrupted.code == 130
     assert interrupted.err.startswith("dissect: interrupted; ")
@@ -134,4 +134,4 @@ def test_unfinished_run_refuses_another_command(command: list[str], tmp_path: Pa
     other = call(*command, "--out", run)
     assert other.code == 2
     assert "holds another run" in other.err
-    assert "its batch_size is 16, not 2" in other.err
+    assert "its examples is 6, not 64" in other.err

@@ -62,7 +62,7 @@ def test_record_says_what_was_computed_with_what(world: World, finished: tuple[P
         "seed": 7,
         "window": 3,
         "scoring": "answer",
-        "engine": "reference",
+        "engine": "wavefront",
         "dtype": "float32",
         "device": configuration["device"],
     }
@@ -74,6 +74,37 @@ def test_record_says_what_was_computed_with_what(world: World, finished: tuple[P
     # `started` and `finished` are whole seconds.
     assert 0 < record["wall_time_s"] <= (finished_at - started).total_seconds() + 1
     assert 50e6 < record["peak_memory_bytes"] < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_record_holds_the_plan_and_what_became_of_it(finished: tuple[Path, Outcome]) -> None:
+    record = json.loads((finished[0] / "run.json").read_text())
+    plan = record["plan"]
+    assert (plan["passes"], plan["examples_per_batch"], plan["interventions_per_pass"]) == (1, 6, 3 * 3)
+    assert plan["chunk_tokens"] == record["chunk_tokens"] == 100
+    assert 3 * 3 + 1 <= plan["most_copies"] <= 2 * (3 * 3 + 1)
+    assert 0 < plan["flops"] < plan["naive_flops"]
+    assert 0 < plan["bytes_beside_weights"] <= plan["budget_bytes"]
+    assert record["bytes_read"] == 0  # nothing was streamed
+    assert record["processes"] == 1
+    assert record["threads"] == torch.get_num_threads()
+
+
+def test_note_is_written_at_once_and_is_no_part_of_the_configuration(tmp_path: Path) -> None:
+    open_run(tmp_path / "run", {"seed": 0}, {}).note(plan={"passes": 3}, processes=2)
+    again = open_run(tmp_path / "run", {"seed": 0}, {})
+    assert (again.record["plan"], again.record["processes"]) == ({"passes": 3}, 2)
+    assert again.record["configuration"] == {"seed": 0}
+
+
+def test_joining_a_run_leaves_what_others_are_writing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    open_run(run, {"seed": 0}, {})
+    half = run / ".results.parquet.999999.part"
+    half.write_text("PAR")
+    assert open_run(run, {"seed": 0}, {}, joins=True).record["configuration"] == {"seed": 0}
+    assert half.exists()
+    open_run(run, {"seed": 0}, {})
+    assert not half.exists()
 
 
 def test_saved_result_is_read_back_as_it_was(finished: tuple[Path, Outcome], tmp_path: Path) -> None:
@@ -156,19 +187,17 @@ def test_opening_sweeps_up_what_a_killed_process_left(tmp_path: Path) -> None:
     again = open_run(run, {"seed": 0}, {})
     assert unfinished_files(run) == []
     assert again.n_parts == 1
-    assert again.part("unlearned-00001") is None
-    kept = again.part("unlearned-00000")
-    assert kept is not None
-    assert kept["krs"].tolist() == [1.0]
+    ((name, kept),) = again.parts()
+    assert (name, kept["krs"].tolist()) == ("unlearned-00000", [1.0])
 
 
 def test_time_of_a_run_that_stopped_is_counted(tmp_path: Path) -> None:
     open_run(tmp_path / "run", {"seed": 0}, {}).pause(wall_time_s=2.5)
     again = open_run(tmp_path / "run", {"seed": 0}, {})
     assert not again.is_complete
-    again.finish(pd.DataFrame({"krs": [1.0]}), {}, wall_time_s=1.25)
+    again.finish(pd.DataFrame({"krs": [1.0]}), {}, wall_time_s=1.25, measured={"bytes_read": 12})
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["wall_time_s"] == 3.75
+    assert (record["wall_time_s"], record["bytes_read"]) == (3.75, 12)
     assert open_run(tmp_path / "run", {"seed": 0}, {}).is_complete
 
 

@@ -1,7 +1,8 @@
 """Builders: tiny real models of many families, pairs that differ in named weights, record files."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,27 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from dissect import load_prompts
+from dissect.engine import find_engine
+from dissect.engine.chunk import Chunk
+from dissect.engine.layers import InMemory
+from dissect.interventions import Intervention
 from dissect.pairs import Model, ModelPair
+from dissect.prompts import Batch, Prompts
 from tests.unlearning.helpers import build_tokenizer
 
-__all__ = ["build_model", "build_pair", "build_tokenizer", "change_weights", "assert_close", "save_records"]
+__all__ = [
+    "assert_close",
+    "build_batch",
+    "build_model",
+    "build_pair",
+    "build_prompts",
+    "build_tokenizer",
+    "change_weights",
+    "run_engine",
+    "save_records",
+    "torch_state",
+]
 
 RECORDS = [
     {"prompt": "Question: Where was Ada Brook born?\nAnswer:", "answer": "in Oslo", "group": "Ada", "id": "a0"},
@@ -141,6 +159,53 @@ def save_records(path: Path, records: list[dict[str, Any]]) -> Path:
     return path
 
 
+def build_prompts(folder: Path, records: list[dict[str, Any]] = RECORDS) -> Prompts:
+    """Prompts of these records, tokenised by the tests' tokenizer."""
+    return load_prompts(save_records(folder / "prompts.json", records), build_tokenizer())
+
+
+def build_batch(folder: Path, side: Any) -> Batch:
+    """All of `RECORDS` in one padded batch."""
+    prompts = build_prompts(folder)
+    (batch,) = prompts.batches(len(prompts), padding_side=side)
+    assert (batch.attention_mask == 0).any()
+    return batch
+
+
+@dataclass(frozen=True, eq=False)
+class Swept:
+    """A `Sweep` with its interventions run."""
+
+    base: Tensor
+    target: Tensor
+    intervened: list[Tensor]
+
+
+def run_engine(
+    engine: str,
+    models: Sequence[Model],
+    batches: Sequence[Batch],
+    interventions: Sequence[Intervention],
+    *,
+    chunk_tokens: int = 600,
+) -> list[list[Swept]]:
+    """Run an engine of that name to its end: for each batch one `Swept` of each target."""
+    sweeps = find_engine(engine)(InMemory(models), batches, interventions, Chunk(chunk_tokens), lambda _share: None)
+    return [[Swept(one.base, one.target, list(one.intervened)) for one in by_target] for by_target in sweeps]
+
+
+def torch_state(model: Model) -> dict[str, Any]:
+    """What an engine may touch and must put back: hooks and forwards of modules, where every weight lies."""
+    state: dict[str, Any] = {}
+    for what, tree in (("hf", model.hf), ("bridge", model.bridge)):
+        for name, module in tree.named_modules():
+            hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+            state[f"{what} {name}"] = (hooks, "forward" in vars(module))
+        for name, parameter in tree.named_parameters():
+            state[f"{what} {name} data"] = parameter.data_ptr()
+    return state
+
+
 def assert_close(ours: Tensor | np.ndarray | float, theirs: Tensor | np.ndarray | float, *, atol: float) -> None:
     """Equal shapes, NaN in the same places, and no element further apart than `atol`."""
     np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=0, atol=atol, strict=False)
@@ -158,12 +223,16 @@ def decoder_blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
     raise AssertionError(f"no blocks in {type(model).__name__}")
 
 
+DOWN_PROJ = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj")
+
+
 def site_module(block: torch.nn.Module, site: str) -> torch.nn.Module:
-    """The Hugging Face module that a site belongs to: its input for `mlp_coef`, its output for the others."""
+    """The Hugging Face module that a site belongs to: its input for `mlp_coef`, its output for activations."""
     if site == "resid_post":
         return block
     names = {
-        "mlp_coef": ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj"),
+        "mlp_coef": DOWN_PROJ,
+        "value_vectors": DOWN_PROJ,
         "attn_out": ("self_attn.o_proj", "attention.dense", "attn.c_proj"),
         "mlp_out": ("mlp",),
     }[site]
@@ -183,16 +252,26 @@ class PlainPatcher:
 
     @torch.no_grad()
     def logits(self, sites: tuple[str, ...] = (), layers: range = range(0)) -> Tensor:
-        """Logits of the target with the base's activations at these sites and layers, at every position."""
-        places = [(site, layer) for layer in layers for site in sites]
+        """Logits of the target with the base's activations and weights at these sites and layers, everywhere."""
+        places = [(site, layer) for layer in layers for site in sites if site != "value_vectors"]
         donor: dict[tuple[str, int], Tensor] = {}
         self._run(self.base, places, lambda place, value: donor.__setitem__(place, value.clone()))
-        return self._run(self.target, places, lambda place, _value: donor[place])
+        handles = [self._restore(layer) for layer in layers if "value_vectors" in sites]
+        try:
+            return self._run(self.target, places, lambda place, _value: donor[place])
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @torch.no_grad()
     def base_logits(self) -> Tensor:
         """Logits of the base."""
         return self.base(**self.inputs).logits
+
+    def _restore(self, layer: int) -> Any:
+        """Let the base's down projection answer for the target's."""
+        ours, theirs = (site_module(decoder_blocks(m)[layer], "value_vectors") for m in (self.target, self.base))
+        return ours.register_forward_hook(lambda _module, args, _output: theirs(*args))
 
     def _run(self, model: PreTrainedModel, places: list[tuple[str, int]], act: Callable[..., Tensor | None]) -> Tensor:
         handles = [self._hook(model, place, act) for place in places]

@@ -1,6 +1,8 @@
 """The sweep as a whole: nothing leaks between prompts, statistics by hand, runs on disk."""
 
-from collections.abc import Callable, Sequence
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import dissect.patching
 from dissect import load_prompts, load_result, patch
-from dissect.engine import Sweep, reference
-from dissect.interventions import Intervention
+from dissect.engine import ENGINES, Sweep, find_engine
+from dissect.engine.layers import Layers
 from dissect.pairs import Model, ModelPair
 from dissect.prompts import Batch, Prompts
 from dissect.results import PatchingResult
@@ -66,6 +69,16 @@ def result(pair: ModelPair, prompts: Prompts, control: Model) -> PatchingResult:
     return patch(pair, prompts, window=3, control=control, progress=False)
 
 
+def test_both_engines_fill_the_same_table(
+    pair: ModelPair, prompts: Prompts, control: Model, result: PatchingResult
+) -> None:
+    reference = patch(pair, prompts, window=3, control=control, engine="reference", progress=False).frame
+    labels = ["target", "kind", "site", "centre", "first_layer", "last_layer", "example", "group", "n_answer_tokens"]
+    numbers = [name for name in COLUMNS if name not in labels]
+    pd.testing.assert_frame_equal(result.frame[labels], reference[labels])
+    assert_close(result.frame[numbers].to_numpy(), reference[numbers].to_numpy(), atol=1e-4)
+
+
 SCORES = ["loss_unlearned", "loss_intervened", "krs", "kl_recovery", "logprob_intervened"]
 
 
@@ -73,8 +86,11 @@ def by_example(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.set_index(["target", "site", "centre", "example"]).sort_index()[SCORES]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("family", ["llama", "neox", "gpt2"])
-def test_a_score_depends_on_its_own_prompt_only(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_score_depends_on_its_own_prompt_only(
+    family: str, engine: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Padding left or right, alone or in a batch, in any order: the same numbers for the same example."""
     pair = build_pair(family)
     path = tmp_path_factory.mktemp("order") / "prompts.json"
@@ -87,7 +103,9 @@ def test_a_score_depends_on_its_own_prompt_only(family: str, tmp_path_factory: p
             sites="mlp_coef+attn_out,resid_post",
             window=1,
             control=None,
+            engine=engine,
             batch_size=batch_size,
+            chunk_tokens=100,
             padding_side=side,
             progress=False,
         )
@@ -217,43 +235,82 @@ def test_a_peak_is_where_the_mean_is_highest(result: PatchingResult) -> None:
         assert_close(row["difference"], ours.max() - theirs[row["centre"]], atol=1e-12)
 
 
-def engine_that(before: Callable[[Model, Batch], None]) -> Callable[[str], Any]:
-    """A `find_engine` whose engine does something first and then is the reference engine."""
+def engine_that(engine: str, before: Callable[[str, Batch], None]) -> Callable[[str], Any]:
+    """A `find_engine` that does something first for every target of every batch."""
 
-    def sweep(base: Model, target: Model, batch: Batch, interventions: Sequence[Intervention]) -> Sweep:
-        before(target, batch)
-        return reference.sweep(base, target, batch, interventions)
+    def sweep(layers: Layers, batches: Sequence[Batch], *rest: Any) -> Iterator[list[Sweep]]:
+        names = [model.name for model in layers.models[1:]]
+        sweeps = find_engine(engine)(layers, batches, *rest)
+        for batch, by_target in zip(batches, sweeps, strict=True):
+            yield [
+                Sweep(swept.base, swept.target, noted(swept, name, batch))
+                for name, swept in zip(names, by_target, strict=True)
+            ]
+
+    def noted(swept: Sweep, name: str, batch: Batch) -> Iterator[Tensor]:
+        before(name, batch)
+        yield from swept.intervened
 
     return lambda _name: sweep
 
 
+@pytest.mark.parametrize("n_finished", [1, 2, 4])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_killed_run_goes_on_where_it_stopped(
-    pair: ModelPair, prompts: Prompts, control: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str,
+    n_finished: int,
+    pair: ModelPair,
+    prompts: Prompts,
+    control: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = patch(pair, prompts, window=3, control=control, batch_size=2, out=tmp_path / "whole", progress=False)
+    """Between batches, and between the targets of one batch."""
+
+    def run(folder: str, *, batch_size: int = 2) -> PatchingResult:
+        out = tmp_path / folder
+        # Measured chunks would differ between the runs, and with them the last bits.
+        return patch(
+            pair,
+            prompts,
+            window=3,
+            control=control,
+            engine=engine,
+            batch_size=batch_size,
+            chunk_tokens=64,
+            out=out,
+            progress=False,
+        )
+
+    whole = run("whole")
     computed: list[tuple[str, tuple[int, ...]]] = []
 
-    def die_at_the_fifth(target: Model, batch: Batch) -> None:
-        if len(computed) == 4:
+    def die(name: str, batch: Batch) -> None:
+        if len(computed) == n_finished:
             raise KeyboardInterrupt
-        computed.append((target.name, batch.examples))
+        computed.append((name, batch.examples))
 
-    monkeypatch.setattr(dissect.patching, "find_engine", engine_that(die_at_the_fifth))
+    monkeypatch.setattr(dissect.patching, "find_engine", engine_that(engine, die))
     with pytest.raises(KeyboardInterrupt):
-        patch(pair, prompts, window=3, control=control, batch_size=2, out=tmp_path / "killed", progress=False)
+        run("killed")
     left = {file.name for file in (tmp_path / "killed").rglob("*") if file.is_file()}
     assert "run.json" in left and "results.parquet" not in left
+    assert len([name for name in left if name.endswith(".parquet")]) == n_finished
     assert not [name for name in left if name.endswith(".part")]
     with pytest.raises(InputError, match="not finished"):
         load_result(tmp_path / "killed")
 
     again: list[tuple[str, tuple[int, ...]]] = []
+
     monkeypatch.setattr(
-        dissect.patching, "find_engine", engine_that(lambda target, batch: again.append((target.name, batch.examples)))
+        dissect.patching,
+        "find_engine",
+        engine_that(engine, lambda name, batch: again.append((name, batch.examples))),
     )
-    resumed = patch(pair, prompts, window=3, control=control, batch_size=2, out=tmp_path / "killed", progress=False)
-    parts = [(name, examples) for name in ("unlearned", "never") for examples in ((0, 1), (2, 3), (4,))]
-    assert computed == parts[:4] and again == parts[4:]
+    shutil.copytree(tmp_path / "killed", tmp_path / "cut otherwise")
+    resumed = run("killed")
+    parts = [(name, examples) for examples in ((0, 1), (2, 3), (4,)) for name in ("unlearned", "never")]
+    assert computed == parts[:n_finished] and again == parts[n_finished:]
     pd.testing.assert_frame_equal(resumed.frame, whole.frame, check_exact=True)
     pd.testing.assert_frame_equal(
         pd.read_parquet(tmp_path / "killed" / "results.parquet"),
@@ -263,23 +320,55 @@ def test_a_killed_run_goes_on_where_it_stopped(
     summaries = [(tmp_path / name / "summary.json").read_text() for name in ("killed", "whole")]
     assert summaries[0] == summaries[1]
     assert not (tmp_path / "killed" / "parts").exists()
+    # No number depends on how the work is cut, so another cut may go on with it.
+    otherwise = run("cut otherwise", batch_size=3)
+    assert by_example(otherwise.frame).index.equals(by_example(whole.frame).index)
+    assert_close(by_example(otherwise.frame).to_numpy(), by_example(whole.frame).to_numpy(), atol=2e-5)
 
 
-def test_a_batch_that_dies_halfway_leaves_no_part(
+def test_a_run_that_goes_on_keeps_the_chunk_that_was_measured(
     pair: ModelPair, prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dying(base: Model, target: Model, batch: Batch, interventions: Sequence[Intervention]) -> Sweep:
-        sweep = reference.sweep(base, target, batch, interventions)
+    out = tmp_path / "run"
+    measured = []
 
-        def some() -> Any:
-            yield next(sweep.intervened)
-            raise RuntimeError("killed")
+    def measure(*_arguments: Any) -> int:
+        measured.append(1)
+        return 77
 
-        return Sweep(sweep.base, sweep.target, some())
+    def die(_name: str, _batch: Batch) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dissect.engine.plan.measure_chunk", measure)
+    with monkeypatch.context() as killed:
+        killed.setattr(dissect.patching, "find_engine", engine_that("wavefront", die))
+        with pytest.raises(KeyboardInterrupt):
+            patch(pair, prompts, window=1, control=None, out=out, progress=False)
+    assert json.loads((out / "run.json").read_text())["plan"]["chunk_tokens"] == 77
+    patch(pair, prompts, window=1, control=None, out=out, progress=False)
+    assert json.loads((out / "run.json").read_text())["chunk_tokens"] == 77
+    assert len(measured) == 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_batch_that_dies_halfway_leaves_no_part(
+    engine: str, pair: ModelPair, prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def dying(*arguments: Any) -> Iterator[list[Sweep]]:
+        for by_target in find_engine(engine)(*arguments):
+            yield [Sweep(swept.base, swept.target, some(swept)) for swept in by_target]
+
+    def some(swept: Sweep) -> Iterator[Tensor]:
+        started.append(1)
+        yield next(swept.intervened)
+        raise RuntimeError("killed")
 
     monkeypatch.setattr(dissect.patching, "find_engine", lambda _name: dying)
     with pytest.raises(RuntimeError, match="killed"):
         patch(pair, prompts, window=1, control=None, out=tmp_path / "run", progress=False)
+    assert started == [1]
     assert not list((tmp_path / "run").rglob("*.parquet"))
 
 
@@ -288,10 +377,10 @@ def test_a_complete_run_is_read_not_computed(
 ) -> None:
     first = patch(pair, prompts, window=1, control=None, out=tmp_path / "run", progress=False)
 
-    def never(_target: Model, _batch: Batch) -> None:
+    def never(*_arguments: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(dissect.patching, "find_engine", engine_that(never))
+    monkeypatch.setattr(dissect.patching, "find_engine", lambda _name: never)
     second = patch(pair, prompts, window=1, control=None, out=tmp_path / "run", progress=False)
     pd.testing.assert_frame_equal(second.frame, first.frame, check_exact=True)
     assert second.wall_time_s == first.wall_time_s
