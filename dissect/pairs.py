@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -165,7 +166,8 @@ def load_model(
         name: `demo:base`, a checkpoint's directory, or a hub id `owner/name`.
         device: `cpu`, `cuda`, `cuda:1`..., or `auto` to spread the layers over all GPUs; by default a GPU where
             there is one.
-        dtype: `float32` (default) or `float64`; on a GPU also `bfloat16` or `float16`.
+        dtype: `float32` (default) or `float64`; on a GPU also `bfloat16` or `float16`. A streamed model is computed
+            in the dtype of its files by default, on a GPU.
         trust_remote_code: run the model code that a hub repository ships.
         allow_pickle: read pickled `.bin` weights where there are no safetensors.
         stream: leave the weights on disk, and read them layer by layer when they are needed.
@@ -177,9 +179,10 @@ def load_model(
     """
     name = str(name)
     target = resolve_device(device)
-    numbers = resolve_dtype(dtype, target)
+    resolve_dtype(dtype, target)  # a wrong word is told of before a download
     path = locate_checkpoint(name)
     check_files(path, allow_pickle=allow_pickle)  # first, since the tokenizer's loader reads config.json too
+    numbers = resolve_dtype(dtype, target, stored=_stored_dtype(path) if stream else None)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     if stream:
         return _open_streamed(path, name, tokenizer, target, numbers, trust_remote_code, progress)
@@ -350,14 +353,20 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The dtype to compute in: float32 unless another is named.
+def _stored_dtype(path: Path) -> str | None:
+    """What a checkpoint's configuration says that its weights are."""
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    return config.get("dtype") or config.get("torch_dtype")
+
+
+def resolve_dtype(name: str | None, device: torch.device, *, stored: str | None = None) -> torch.dtype:
+    """The dtype to compute in: the named one, on a GPU that of the files where it is given, else float32.
 
     Raises:
         InputError: an unknown dtype, or half precision on a CPU.
     """
     if name is None:
-        return torch.float32
+        return DTYPES.get(stored or "", torch.float32) if device.type == "cuda" else torch.float32
     if name not in DTYPES:
         raise InputError(f"--dtype {name}: unknown; use one of {', '.join(DTYPES)}")
     if device.type == "cpu" and DTYPES[name] in (torch.bfloat16, torch.float16):
