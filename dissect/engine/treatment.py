@@ -40,7 +40,7 @@ def find_habits(block: Block, states: Float[Tensor, "batch position d_model"]) -
     seen = Seen()
     try:
         with ExitStack() as stack:
-            _watch(stack, block, seen)
+            _watch(stack, block, seen, (1, 3))
             output = block.mlp(few)
             alone = block.mlp(few[:, 1:2])
     except TypeError:  # it wants more than states, as Bloom's, which adds the residual itself
@@ -65,26 +65,35 @@ class Seen:
         mlp: output of the MLP, zero where it was not run.
         attn_extras: how many more values the attention returns beside its output, None where it returns it bare.
         mlp_extras: the same of the MLP.
+        is_flat: whether the down projection sees batch and position as one dimension, as OPT's.
     """
 
     attn: Float[Tensor, "batch position d_model"] | None = None
-    coef: Float[Tensor, "... d_mlp"] | None = None
+    coef: Float[Tensor, "batch position d_mlp"] | None = None
     mlp: Float[Tensor, "batch position d_model"] | None = None
     attn_extras: int | None = None
     mlp_extras: int | None = None
+    is_flat: bool = False
 
 
-def _watch(stack: ExitStack, block: Block, seen: Seen) -> None:
-    """Note a block's activations in `seen` while the stack is open."""
+def _watch(stack: ExitStack, block: Block, seen: Seen, shape: tuple[int, ...]) -> None:
+    """Note a block's activations in `seen` while the stack is open.
+
+    They are copied where the block could write into them afterwards: parallel ones add up in place.
+    """
+
+    def kept(output: Any) -> tuple[Tensor, int | None]:
+        states, extras = (output[0], len(output) - 1) if isinstance(output, tuple) else (output, None)
+        return _shaped(states, shape).clone(), extras
 
     def attn(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen.attn, seen.attn_extras = (output[0], len(output) - 1) if isinstance(output, tuple) else (output, None)
+        seen.attn, seen.attn_extras = kept(output)
 
     def mlp(_module: nn.Module, _args: Any, output: Any) -> None:
-        seen.mlp, seen.mlp_extras = (output[0], len(output) - 1) if isinstance(output, tuple) else (output, None)
+        seen.mlp, seen.mlp_extras = kept(output)
 
     def coef(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.coef = args[0]
+        seen.coef, seen.is_flat = _shaped(args[0], shape), args[0].dim() == 2
 
     if block.attn is not None:
         stack.callback(block.attn.register_forward_hook(attn).remove)
@@ -94,6 +103,11 @@ def _watch(stack: ExitStack, block: Block, seen: Seen) -> None:
         stack.callback(block.down_proj.register_forward_hook(mlp).remove)
     if block.down_proj is not None:
         stack.callback(block.down_proj.register_forward_pre_hook(coef).remove)
+
+
+def _shaped(states: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """States by batch and position, also where a module sees them as one dimension."""
+    return states.view(*shape, -1) if states.dim() == 2 and len(states) == shape[0] * shape[1] else states
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +123,7 @@ class Treatment:
         last: whether attention too has to write at these positions only.
         attn_extras: see `Seen`.
         mlp_extras: see `Seen`.
+        is_flat: see `Seen`.
     """
 
     attn: Float[Tensor, "batch position d_model"] | None = None
@@ -119,6 +134,7 @@ class Treatment:
     last: bool = False
     attn_extras: int | None = None
     mlp_extras: int | None = None
+    is_flat: bool = False
 
 
 def run_block(
@@ -142,7 +158,7 @@ def run_block(
                     stack.enter_context(replaced_forward(projection, at_positions(projection, treatment.positions)))
         _treat_mlp(stack, block, treatment, habits)
         if seen is not None:
-            _watch(stack, block, seen)
+            _watch(stack, block, seen, tuple(hidden.shape[:2]))
         output = block.whole(hidden, *call[0], **call[1])
     return output[0] if isinstance(output, tuple) else output
 
@@ -157,7 +173,8 @@ def _treat_mlp(stack: ExitStack, block: Block, treatment: Treatment, habits: Hab
         stack.enter_context(replaced_forward(block.mlp, lambda *_a, **_k: given))
     elif treatment.down_output is not None:
         assert block.down_proj is not None
-        stack.enter_context(replaced_forward(block.down_proj, lambda *_a, **_k: treatment.down_output))
+        output = treatment.down_output.flatten(0, 1) if treatment.is_flat else treatment.down_output
+        stack.enter_context(replaced_forward(block.down_proj, lambda *_a, **_k: output))
     elif treatment.positions is not None and habits.mlp_per_position:
         assert block.mlp is not None
         stack.enter_context(replaced_forward(block.mlp, at_positions(block.mlp, treatment.positions)))

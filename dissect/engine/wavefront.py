@@ -174,8 +174,9 @@ def _check_own_activations(
     Raises:
         InputError: it does not.
     """
-    given = replace(treatment, attn=seen.attn, attn_extras=seen.attn_extras, mlp_extras=seen.mlp_extras)
-    given = replace(given, mlp=seen.mlp) if block.mlp is not None else replace(given, down_output=seen.mlp)
+    attn, mlp = (None if states is None else states.clone() for states in (seen.attn, seen.mlp))
+    extras = replace(treatment, attn_extras=seen.attn_extras, mlp_extras=seen.mlp_extras, is_flat=seen.is_flat)
+    given = replace(extras, attn=attn, down_output=mlp) if block.mlp is None else replace(extras, attn=attn, mlp=mlp)
     again = run_block(block, lane.streams[0], lane.entry.call(0, 1), given, habits)
     if not torch.equal(again, output):
         gap = float((again - output).abs().max())
@@ -254,7 +255,7 @@ class _Crossing:
     def _treatment(self, step: Step, copies: int, *, packed: bool) -> Treatment:
         def copied(given: Tensor) -> Tensor:
             given = self.lane.at_scored(given) if packed else given
-            return given.repeat(copies, 1, 1) if copies > 1 else given
+            return given.repeat(copies, 1, 1)  # also a single one: a block may add to it in place
 
         narrow = not step.needs_all_out
         treatment = Treatment(
@@ -262,6 +263,7 @@ class _Crossing:
             last=narrow,
             attn_extras=self.base_seen.attn_extras,
             mlp_extras=self.base_seen.mlp_extras,
+            is_flat=self.base_seen.is_flat,
         )
         if not step.computes_attn:
             lender = self._lent[step.parent] if "attn_out" not in step.sites else self.base_seen
