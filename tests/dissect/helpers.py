@@ -10,24 +10,40 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from dissect import load_prompts
@@ -47,6 +63,7 @@ __all__ = [
     "build_prompts",
     "build_tokenizer",
     "change_weights",
+    "plain_inputs",
     "run_engine",
     "save_records",
     "torch_state",
@@ -89,28 +106,47 @@ def build_model(
         "pad_token_id": 0,
     }
     grouped = {"num_key_value_heads": 2}
-    gpt2 = {
-        "vocab_size": vocab_size,
-        "n_embd": 32,
-        "n_inner": 48,
-        "n_layer": n_layers,
-        "n_head": 4,
-        "n_positions": context,
-        "bos_token_id": None,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-    }
+    no_ends = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0}
+    wide = {"vocab_size": vocab_size, "n_embd": 32, "n_inner": 48, "n_layer": n_layers, "n_head": 4, **no_ends}
+    tall = {"vocab_size": vocab_size, "hidden_size": 32, "num_hidden_layers": n_layers, "num_attention_heads": 4}
+    experts = {"num_experts_per_tok": 2}
     builders: dict[str, Callable[[], PreTrainedModel]] = {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**shape, **grouped, tie_word_embeddings=tied is not False)),
         "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**shape, tie_word_embeddings=tied is True)),
-        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**gpt2, tie_word_embeddings=tied is not False)),
-        "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**shape, **grouped, head_dim=8)),
+        "neox_sequential": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**shape, use_parallel_residual=False)),
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**wide, n_positions=context, tie_word_embeddings=tied is not False)),
+        "gemma2": lambda: Gemma2ForCausalLM(
+            Gemma2Config(
+                **shape,
+                **grouped,
+                head_dim=8,
+                sliding_window=4,
+                attn_logit_softcapping=2.0,
+                final_logit_softcapping=5.0,
+            )
+        ),
+        "olmo": lambda: OlmoForCausalLM(OlmoConfig(**shape)),
         "olmo2": lambda: Olmo2ForCausalLM(Olmo2Config(**shape)),
         "phi3": lambda: Phi3ForCausalLM(Phi3Config(**shape)),
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**shape, **grouped)),
         "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**shape, **grouped, head_dim=8)),
         "mistral": lambda: MistralForCausalLM(MistralConfig(**shape, **grouped, sliding_window=4)),
+        "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**shape, **grouped, **experts, num_local_experts=4)),
+        "qwen3_moe": lambda: Qwen3MoeForCausalLM(
+            Qwen3MoeConfig(**shape, **grouped, **experts, head_dim=8, num_experts=4, moe_intermediate_size=24)
+        ),
+        "opt": lambda: OPTForCausalLM(
+            OPTConfig(**tall, **no_ends, ffn_dim=128, word_embed_proj_dim=32, max_position_embeddings=context)
+        ),
+        "bloom": lambda: BloomForCausalLM(BloomConfig(**tall, **no_ends)),
+        "falcon": lambda: FalconForCausalLM(FalconConfig(**tall, **no_ends)),
+        "gptj": lambda: GPTJForCausalLM(
+            GPTJConfig(**wide, n_positions=context, rotary_dim=4, tie_word_embeddings=False)
+        ),
     }
     model = builders[family]()
+    if family in ("mixtral", "qwen3_moe"):
+        model.set_experts_implementation("eager")  # the grouped product does not take float64
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -242,6 +278,14 @@ def site_module(block: torch.nn.Module, site: str) -> torch.nn.Module:
         except AttributeError:
             continue
     raise AssertionError(f"no {site} in {type(block).__name__}")
+
+
+def plain_inputs(model: Model, batch: Batch) -> dict[str, Tensor]:
+    """What a Hugging Face model is called with for this batch."""
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if model.takes_position_ids and batch.position_ids is not None:
+        inputs["position_ids"] = batch.position_ids
+    return inputs
 
 
 class PlainPatcher:

@@ -15,7 +15,7 @@ from dissect.engine.chunk import Chunk
 from dissect.engine.layers import InMemory
 from dissect.engine.reference import scored_logits
 from dissect.interventions import Intervention, Window
-from dissect.pairs import Model, ModelPair
+from dissect.pairs import Model
 from dissect.prompts import Batch
 from dissect.recovery import knowledge_recovery_score, logit_mse
 from dissect.sites import SITES
@@ -27,6 +27,7 @@ from tests.dissect.helpers import (
     build_pair,
     build_tokenizer,
     decoder_blocks,
+    plain_inputs,
     run_engine,
     torch_state,
 )
@@ -39,14 +40,6 @@ WINDOWS = [Window(0, 0, 0), Window(1, 1, 1), Window(2, 1, 2), Window(1, 0, 2)]
 INTERVENTIONS = [Intervention("patch", sites, window) for sites in PATCHES for window in WINDOWS] + [
     Intervention("restore", sites, window) for sites in RESTORES for window in WINDOWS
 ]
-ENGINE_AND_CHUNK = [("reference", 600), ("wavefront", 600), ("wavefront", 1)]
-
-
-def plain_inputs(pair: ModelPair, batch: Batch) -> dict[str, Tensor]:
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if pair.base.takes_position_ids and batch.position_ids is not None:
-        inputs["position_ids"] = batch.position_ids
-    return inputs
 
 
 def test_an_unknown_engine_is_refused_with_those_that_there_are() -> None:
@@ -61,7 +54,7 @@ def test_every_intervention_equals_plain_hooks_on_the_hugging_face_model(
 ) -> None:
     pair, batch = build_pair(family), build_batch(tmp_path, side)
     assert pair.base.missing_sites == {}
-    oracle = PlainPatcher(pair.base.hf, pair.unlearned.hf, plain_inputs(pair, batch))
+    oracle = PlainPatcher(pair.base.hf, pair.unlearned.hf, plain_inputs(pair.base, batch))
 
     def scored(all_logits: Tensor) -> Tensor:
         return all_logits[batch.rows, batch.columns]
@@ -71,8 +64,8 @@ def test_every_intervention_equals_plain_hooks_on_the_hugging_face_model(
     for intervention, logits in zip(INTERVENTIONS, expected, strict=True):
         moved = float((logits - target).abs().max())
         assert moved > 1e-2, f"{intervention.label} does too little to be compared"
-    for engine, chunk_tokens in ENGINE_AND_CHUNK:
-        ((swept,),) = run_engine(engine, [pair.base, pair.unlearned], [batch], INTERVENTIONS, chunk_tokens=chunk_tokens)
+    for engine in ENGINES:
+        ((swept,),) = run_engine(engine, [pair.base, pair.unlearned], [batch], INTERVENTIONS)
         assert_close(swept.base, base, atol=2e-5)
         assert_close(swept.target, target, atol=2e-5)
         for ours, theirs in zip(swept.intervened, expected, strict=True):

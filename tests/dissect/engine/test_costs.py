@@ -1,0 +1,167 @@
+"""Operations against those that torch itself counts, and bytes against what must at least be held."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dissect.engine.costs import ModelCosts, costs_of, walk_bytes, walk_flops
+from dissect.engine.schedule import make_schedule
+from dissect.interventions import Intervention, centred_windows, sweep
+from dissect.pairs import ModelPair
+from dissect.prompts import Batch
+from dissect.sites import DEFAULT_SITES
+from tests.dissect.helpers import build_pair, run_engine
+
+POSITIONS = 40
+
+
+def build_eager_pair(family: str) -> ModelPair:
+    """The counter knows eager attention's two products."""
+    pair = build_pair(family)
+    for model in (pair.base, pair.unlearned):
+        model.hf.set_attn_implementation("eager")
+    return pair
+
+
+def build_lengths(lengths: Sequence[int], n_scored: int = 3) -> Batch:
+    """Right-padded rows of so many tokens, scored at their last positions."""
+    ids = torch.arange(len(lengths) * POSITIONS).view(len(lengths), POSITIONS) % 300 + 1
+    mask = (torch.arange(POSITIONS) < torch.tensor(lengths)[:, None]).long()
+    places = [(row, length - back) for row, length in enumerate(lengths) for back in range(n_scored, 0, -1)]
+    rows, columns = torch.tensor(places).T
+    return Batch(
+        examples=tuple(range(len(lengths))),
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        rows=rows,
+        columns=columns,
+        next_tokens=torch.ones_like(rows),
+    )
+
+
+BATCHES = {"dense": build_lengths([POSITIONS] * 2), "padded": build_lengths([POSITIONS, 9])}
+SITE_SETS = [
+    *[("mlp_coef",), ("attn_out",), ("mlp_out",), ("resid_post",), ("mlp_coef", "attn_out"), ("value_vectors",)],
+    *[("attn_out", "value_vectors"), ("attn_out", "mlp_out")],
+]
+
+
+def counted(pair: ModelPair, batch: Batch, interventions: Sequence[Intervention], *, targets: int = 1) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run_engine("wavefront", [pair.base, *[pair.unlearned] * targets], [batch], interventions, chunk_tokens=200)
+    return int(counter.get_total_flops())
+
+
+def habits(costs: ModelCosts) -> int:
+    """What finding out about the MLP takes, once in a walk: four positions through it, one through its end."""
+    return 2 * (4 * costs.mlp + costs.down_proj)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2", "phi3", "qwen3", "mixtral", "opt", "falcon"])
+def test_a_plain_forward_is_counted_to_the_operation(family: str) -> None:
+    pair, batch = build_eager_pair(family), BATCHES["dense"]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        pair.base.hf(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    costs = costs_of(pair.base)
+    assert costs.forward(*batch.input_ids.shape) == counter.get_total_flops()
+    fewer = 2 * costs.head * (batch.input_ids.numel() - 5)
+    assert costs.forward(*batch.input_ids.shape, logits_at=5) == counter.get_total_flops() - fewer
+
+
+@pytest.mark.parametrize("padding", BATCHES)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2", "mixtral"])
+def test_a_walk_is_counted_to_the_operation(family: str, padding: str) -> None:
+    """Everything that is left out is left out of the count, and nothing else."""
+    pair, batch = build_eager_pair(family), BATCHES[padding]
+    costs = costs_of(pair.base)
+    for sites in SITE_SETS:
+        if costs.down_proj == 0 and {"mlp_coef", "value_vectors"} & set(sites):
+            continue
+        interventions = sweep([sites], centred_windows(3, 3))
+        expected = walk_flops(make_schedule(interventions, 3), costs, batch, 1) + habits(costs)
+        assert counted(pair, batch, interventions) == expected, sites
+
+
+def test_sites_together_and_several_targets_are_counted_to_the_operation() -> None:
+    pair, batch = build_eager_pair("llama"), BATCHES["padded"]
+    costs = costs_of(pair.base)
+    interventions = sweep([*DEFAULT_SITES, ("value_vectors",)], centred_windows(3, 1))
+    schedule = make_schedule(interventions, 3)
+    one, two = (walk_flops(schedule, costs, batch, targets) for targets in (1, 2))
+    assert counted(pair, batch, interventions) == one + habits(costs)
+    assert counted(pair, batch, interventions, targets=2) == two + habits(costs)
+    # One base for both targets.
+    base = one - (two - one)
+    assert 0 < base < costs.forward(*batch.input_ids.shape)
+
+
+@pytest.mark.parametrize("family", ["bloom", "opt"])
+def test_where_nothing_can_be_left_out_of_the_mlp_the_count_is_a_lower_bound(family: str) -> None:
+    pair, batch = build_eager_pair(family), BATCHES["dense"]
+    costs = costs_of(pair.base)
+    interventions = sweep(DEFAULT_SITES, centred_windows(3, 3))
+    lower = walk_flops(make_schedule(interventions, 3), costs, batch, 1)
+    naive = (2 + len(interventions)) * costs.forward(*batch.input_ids.shape)
+    assert lower < counted(pair, batch, interventions) < naive
+
+
+def test_streaming_does_not_change_what_is_counted() -> None:
+    """Costs need shapes only: the same on a model whose weights are nowhere."""
+    pair = build_pair("llama")
+    before = costs_of(pair.base)
+    pair.base.hf.to("meta")
+    assert costs_of(pair.base) == before
+
+
+def bytes_of(
+    interventions: Sequence[Intervention],
+    batches: Sequence[Batch] = (BATCHES["dense"],),
+    n_targets: int = 1,
+    chunk: int = 100,
+    itemsize: int = 4,
+) -> int:
+    costs = costs_of(PAIR.base)
+    return walk_bytes(make_schedule(interventions, 3), costs, batches, n_targets, chunk=chunk, itemsize=itemsize)
+
+
+PAIR = build_pair("llama")
+FEW = sweep([("mlp_coef",)], centred_windows(3, 1))
+MANY = sweep(DEFAULT_SITES, centred_windows(3, 1))
+
+
+def test_bytes_grow_with_whatever_is_more() -> None:
+    least = bytes_of(FEW)
+    assert bytes_of(MANY) > least
+    assert bytes_of(FEW, batches=[BATCHES["dense"]] * 2) > least
+    assert bytes_of(FEW, batches=[build_lengths([POSITIONS] * 4)]) > least
+    assert bytes_of(FEW, batches=[build_lengths([POSITIONS] * 2, n_scored=4)]) > least
+    assert bytes_of(FEW, n_targets=2) > least
+    assert bytes_of(FEW, chunk=1000) > least
+    assert least < bytes_of(FEW, itemsize=8) < 2 * least  # logits are float32 in any case
+
+
+@pytest.mark.parametrize("n_targets", [1, 2])
+@pytest.mark.parametrize("interventions", [FEW, MANY], ids=["few", "many"])
+def test_bytes_cover_the_streams_that_are_held(
+    interventions: Sequence[Intervention], n_targets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of both models before and after each layer, measured on the way."""
+    from dissect.engine import wavefront
+
+    held: list[int] = []
+    run = wavefront._Crossing.run
+
+    def noted(crossing: wavefront._Crossing, *arguments: object) -> None:
+        before = dict(crossing.lane.streams)
+        run(crossing, *arguments)  # type: ignore[arg-type]
+        states = {id(state): state for state in (*before.values(), *crossing.lane.streams.values())}
+        held.append(sum(state.numel() * state.element_size() for state in states.values()))
+
+    monkeypatch.setattr(wavefront._Crossing, "run", noted)
+    batch = BATCHES["dense"]
+    run_engine("wavefront", [PAIR.base, *[PAIR.unlearned] * n_targets], [batch], interventions, chunk_tokens=100)
+    assert len(held) == 3 * n_targets
+    assert n_targets * max(held) < bytes_of(interventions, n_targets=n_targets)
