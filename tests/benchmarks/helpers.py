@@ -83,7 +83,7 @@ def krs_of(name: str, case: Case) -> np.ndarray:
 def krs_in_own_process(name: str, side: Side, path: Path) -> np.ndarray:
     """What a contestant that changes Python or torch on import gets of the micro case."""
     command = [sys.executable, "-m", "tests.benchmarks.helpers", name, side, str(path)]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
     krs: np.ndarray = np.load(path)
     return krs
 
