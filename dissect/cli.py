@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dissect import zoo
+from dissect.processes import first_speaks, joined
 from unlearning.errors import InputError
 from unlearning.terminal import run_app, write_json
 
@@ -144,77 +145,82 @@ def patch(
     from dissect.prompts import load_prompts
     from dissect.tables import print_plan, print_prompts
 
-    pair = load_pair(
-        base,
-        unlearned,
-        device=device,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        stream=stream,
-        max_memory=allowed,
-        progress=not quiet,
-    )
-    prompts = load_prompts(
-        data,
-        pair.tokenizer,
-        scoring=known_scoring,
-        template=None if template is None else template.replace("\\n", "\n"),
-        chat=chat,
-        answers=known_answers,
-        answers_from=pair.base,
-        max_new_tokens=max_new_tokens,
-        limit=limit,
-    )
-    if show_prompts is not None:
-        print_prompts(prompts, pair.tokenizer, show_prompts)
-        return
-    control_model = (
-        load_model(
-            control,
+    with joined(device=device) as processes:
+        pair = load_pair(
+            base,
+            unlearned,
             device=device,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
-            stream=pair.base.streamed is not None,
+            stream=stream,
+            max_memory=allowed,
             progress=not quiet,
         )
-        if control not in ("auto", "none")
-        else None
-    )
-    if dry_run:
-        plan = plan_patch(
+        prompts = load_prompts(
+            data,
+            pair.tokenizer,
+            scoring=known_scoring,
+            template=None if template is None else template.replace("\\n", "\n"),
+            chat=chat,
+            answers=known_answers,
+            answers_from=pair.base,
+            max_new_tokens=max_new_tokens,
+            limit=limit,
+        )
+        if show_prompts is not None:
+            print_prompts(prompts, pair.tokenizer, show_prompts)
+            return
+        control_model = (
+            load_model(
+                control,
+                device=device,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                allow_pickle=allow_pickle,
+                stream=pair.base.streamed is not None,
+                progress=not quiet,
+            )
+            if control not in ("auto", "none")
+            else None
+        )
+        if dry_run:
+            plan = plan_patch(
+                pair,
+                prompts,
+                sites=sites,
+                window=window,
+                control="auto" if control == "auto" else control_model,
+                batch_size=batch_size,
+                chunk_tokens=chunk_tokens,
+                max_memory=allowed,
+                processes=processes,
+            )
+            write_json(plan.record()) if as_json else print_plan(plan)
+            return
+        out = out or Path("runs") / _run_name(unlearned, window, scoring)
+        earlier = _earlier(out)
+        result = run_patch(
             pair,
             prompts,
             sites=sites,
             window=window,
             control="auto" if control == "auto" else control_model,
+            engine=engine,
             batch_size=batch_size,
             chunk_tokens=chunk_tokens,
             max_memory=allowed,
+            precision=known_precision,
+            seed=seed,
+            out=out,
+            progress=not quiet,
+            processes=processes,
         )
-        write_json(plan.record()) if as_json else print_plan(plan)
-        return
-    out = out or Path("runs") / _run_name(unlearned, window, scoring)
-    earlier = _earlier(out)
-    result = run_patch(
-        pair,
-        prompts,
-        sites=sites,
-        window=window,
-        control="auto" if control == "auto" else control_model,
-        engine=engine,
-        batch_size=batch_size,
-        chunk_tokens=chunk_tokens,
-        max_memory=allowed,
-        precision=known_precision,
-        seed=seed,
-        out=out,
-        progress=not quiet,
-    )
-    if earlier and not quiet:
-        _note(earlier)
-    _report(result, out, figure_formats, quiet=quiet, as_json=as_json)
+        if processes.rank > 0:
+            return
+        if earlier and not quiet:
+            _note(earlier)
+        _report(result, out, figure_formats, quiet=quiet, as_json=as_json)
 
 
 @app.command(epilog=_PLOT_EXAMPLES)
@@ -252,12 +258,13 @@ def models(as_json: JsonOption = False) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
-    run_app(
-        app,
-        "dissect",
-        arguments,
-        interrupted="finished batches are kept: run the same command again to go on from there",
-    )
+    with first_speaks():
+        run_app(
+            app,
+            "dissect",
+            arguments,
+            interrupted="finished batches are kept: run the same command again to go on from there",
+        )
 
 
 def _choice(option: str, value: str, *known: str) -> Any:

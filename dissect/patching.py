@@ -106,7 +106,7 @@ def patch(
         padding_side=padding_side,
         max_memory=max_memory,
         chunk_tokens=chunk_tokens or (run.record.get("plan", {}).get("chunk_tokens") if run is not None else None),
-        processes=processes.count,
+        processes=processes,
     )
     if run is not None and processes.rank == 0:
         run.note(plan=plan.record(), processes=processes.count, threads=torch.get_num_threads())
@@ -149,7 +149,7 @@ def plan_patch(
         padding_side="right",
         max_memory=max_memory,
         chunk_tokens=chunk_tokens,
-        processes=processes.count,
+        processes=processes,
     )
 
 
@@ -160,18 +160,26 @@ def _plan(
     padding_side: Literal["left", "right"],
     max_memory: int | None,
     chunk_tokens: int | None,
-    processes: int,
+    processes: Processes,
 ) -> Plan:
     models = [work.base, *work.targets.values()]
     weights = Streamed(models).least_memory if work.base.streamed is not None else 0
-    return make_plan(
-        models,
-        work.prompts,
-        work.interventions,
-        batches=work.prompts.batches(batch_size, padding_side=padding_side),
-        budget=memory_budget(work.base.device, max_memory, weights_to_come=weights),
-        chunk_tokens=chunk_tokens,
-        processes=processes,
+    processes.wait()  # what is free is known when all have loaded
+    budget = memory_budget(work.base.device, max_memory, weights_to_come=weights)
+    tightest = min(processes.gather([budget]), key=lambda one: one.left)
+    # As many batches for one process as for the next, all of one size.
+    rounds = -(-len(work.prompts) // (batch_size * processes.count))
+    even_size = -(-len(work.prompts) // (rounds * processes.count))
+    return processes.once(
+        lambda: make_plan(
+            models,
+            work.prompts,
+            work.interventions,
+            batches=work.prompts.batches(even_size, padding_side=padding_side),
+            budget=tightest,
+            chunk_tokens=chunk_tokens,
+            processes=processes.count,
+        )
     )
 
 

@@ -56,18 +56,17 @@ def run_sweep(
         the end, `bytes_read` of streamed weights, `peak_memory_bytes` of the largest process.
 
     Raises:
-        InputError: logits that are not finite, no memory for even one copy, or another process stopped.
+        InputError: logits that are not finite, or no memory for even one copy.
     """
     kept = [frame for _, frame in run.parts()] if run is not None else []
     done = _done(kept)
     processes.wait()  # all have read what is kept before one writes more
-    mine = processes.share([one for one in plan.passes if _pending(one, work, done)])
+    mine = processes.share([one for one in plan.passes if _pending(one, work, done)], lambda one: one.flops)
     chunk = Chunk(plan.chunk_tokens)
     frames: list[pd.DataFrame] = []
     bytes_read = 0
     with Progress(sum(one.flops for one in mine), label, show=progress and processes.rank == 0) as bar:
         for one in mine:
-            processes.check()
             bytes_read += _run_pass(one, work, done, chunk, run, frames, bar)
     measured = {"chunk_tokens": chunk.tokens, "bytes_read": bytes_read, **_peaks()}
     all_frames = processes.gather(frames)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from dissect.processes import neighbours
+
 SHARE_OF_FREE_MEMORY = 0.8
 """Of what is free, how much a run takes unless told: other programs live on the machine too."""
 
@@ -32,15 +34,17 @@ def memory_budget(device: torch.device, max_memory: int | None, *, weights_to_co
 
     Args:
         device: where it computes.
-        max_memory: bytes that the process may hold altogether; by default most of what is free.
+        max_memory: bytes that the process may hold altogether; by default most of what is free, shared with the
+            processes of the same launch.
         weights_to_come: bytes of weights that are not in memory yet and will be.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_allocated(device)
-        allowed = held + int(free * SHARE_OF_FREE_MEMORY) if max_memory is None else min(max_memory, total)
+        sharers = -(-neighbours() // torch.cuda.device_count())
+        allowed = held + int(free * SHARE_OF_FREE_MEMORY / sharers) if max_memory is None else min(max_memory, total)
     else:
         held = psutil.Process().memory_info().rss
         free = psutil.virtual_memory().available
-        allowed = held + int(free * SHARE_OF_FREE_MEMORY) if max_memory is None else max_memory
+        allowed = held + int(free * SHARE_OF_FREE_MEMORY / neighbours()) if max_memory is None else max_memory
     return Budget(allowed=allowed, held=held + weights_to_come)
