@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dissect.anatomy import Anatomy
+from dissect.engine.chunk import is_out_of_memory
 from dissect.prompts import Batch
 from unlearning.errors import InputError
 
@@ -115,8 +116,8 @@ def _recorded_calls(hf: Any, anatomy: Anatomy, inputs: dict[str, Any]) -> tuple[
         except _AtLastBlock:
             if all(_same(hidden, entered[0]) for hidden in entered):
                 return entered[0], calls, as_tuple
-        except (TypeError, IndexError, AttributeError, RuntimeError):
-            if len(calls) < 2:  # not because of what a block handed on
+        except (TypeError, IndexError, AttributeError, RuntimeError) as error:
+            if not calls or is_out_of_memory(error):  # not because of what a block handed on
                 raise
     raise InputError(
         f"{type(hf).__name__} does something between its blocks, so they cannot be run one by one; "

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from dissect.anatomy import block_of
 from dissect.engine.blocks import enter
 from dissect.engine.costs import ModelCosts, costs_of, walk_bytes, walk_flops
 from dissect.engine.memory import Budget
-from dissect.engine.schedule import make_schedule
+from dissect.engine.schedule import Schedule, make_schedule
 from dissect.engine.treatment import Habits, Treatment, run_block
 from dissect.interventions import Intervention
 from dissect.pairs import Model
@@ -110,24 +111,28 @@ def make_plan(
     itemsize = next(base.hf.parameters()).element_size()
     everything = tuple(range(len(interventions)))
 
-    def bytes_of(some: Sequence[Batch], indices: Sequence[int]) -> int:
-        schedule = make_schedule([interventions[index] for index in indices], base.n_layers)
+    @cache
+    def schedule_of(group: tuple[int, ...]) -> Schedule:
+        return make_schedule([interventions[index] for index in group], base.n_layers)
+
+    def bytes_of(some: Sequence[Batch]) -> int:
         assert chunk_tokens is not None
-        return walk_bytes(schedule, costs, some, n_targets, chunk=chunk_tokens, itemsize=itemsize)
+        schedules = [schedule_of(group) for group in groups]
+        return max(walk_bytes(one, costs, some, n_targets, chunk=chunk_tokens, itemsize=itemsize) for one in schedules)
 
     rows = max(len(batch.examples) for batch in batches)
     rows = min(rows, max(1, -(-len(prompts) // processes)))
     groups = [everything]
     while True:
         pieces = [piece.trimmed() for batch in batches for piece in batch.pieces(rows)]
-        widest = max(pieces, key=lambda piece: piece.input_ids.numel())
-        least = bytes_of([widest], max(groups, key=len))
+        longest = max(piece.input_ids.numel() for piece in pieces)
+        least = max(bytes_of([piece]) for piece in pieces)
         if least <= budget.left:
             break
         if rows > 1:
             rows //= 2
-        elif chunk_tokens > widest.input_ids.numel():
-            chunk_tokens = max(widest.input_ids.numel(), chunk_tokens // 2)
+        elif chunk_tokens > longest:
+            chunk_tokens = max(longest, chunk_tokens // 2)
         elif len(groups) < len(interventions):
             groups = _dealt(everything, 2 * len(groups))
         else:
@@ -138,25 +143,22 @@ def make_plan(
             )
     if len(pieces) * len(groups) < processes:
         groups = _dealt(everything, min(len(everything), -(-processes // len(pieces))))
-    together = (
-        _gathered(pieces, lambda some: bytes_of(some, groups[0]) <= budget.left, processes) if base.streamed else None
-    )
-    passes = []
-    for some in together or [[piece] for piece in pieces]:
-        for group in groups:
-            schedule = make_schedule([interventions[index] for index in group], base.n_layers)
-            flops = sum(walk_flops(schedule, costs, piece, n_targets) for piece in some)
-            passes.append(Pass(tuple(some), group, flops))
+    together = [[piece] for piece in pieces]
+    if base.streamed is not None:
+        together = _gathered(pieces, lambda some: bytes_of(some) <= budget.left, processes)
+    passes = [
+        Pass(tuple(some), group, sum(walk_flops(schedule_of(group), costs, piece, n_targets) for piece in some))
+        for some in together
+        for group in groups
+    ]
     forwards = 1 + n_targets * (1 + len(interventions))
     return Plan(
         passes=tuple(passes),
         chunk_tokens=chunk_tokens,
-        most_copies=max(
-            make_schedule([interventions[index] for index in group], base.n_layers).most_streams for group in groups
-        ),
+        most_copies=max(schedule_of(group).most_streams for group in groups),
         flops=sum(one.flops for one in passes),
         naive_flops=sum(forwards * costs.forward(*piece.input_ids.shape) for piece in pieces),
-        bytes=max(bytes_of(one.batches, one.interventions) for one in passes),
+        bytes=max(bytes_of(one.batches) for one in passes),
         budget=budget,
     )
 
