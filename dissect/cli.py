@@ -156,6 +156,7 @@ def patch(
             stream=stream,
             max_memory=allowed,
             progress=not quiet,
+            processes=processes,
         )
         prompts = load_prompts(
             data,

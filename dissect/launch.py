@@ -29,6 +29,8 @@ GRACE_S = 2.0
 """How long one goes on when another has stopped: the same bad input stops each, and is its own reason then."""
 LEAVE_S = 15.0
 """How long the process that holds the store stays for those that have not left yet."""
+ANSWER_S = 60.0
+"""How long the store may take to answer; its machine may be gone."""
 POLL_S = 0.01
 
 KILLED = "it was killed, by hand or for want of memory"
@@ -129,6 +131,7 @@ class Link:
             world_size=count,
             timeout=timedelta(seconds=JOIN_S),
         )
+        self._store.set_timeout(timedelta(seconds=ANSWER_S))
         others = [other for other in range(count) if other != rank]
         self._peers = [Peer(other, _find(self._store.get(f"process/{other}"))) for other in others]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dissect.anatomy import Anatomy, architecture_of, find_adapter, find_anatomy
+from dissect.processes import ALONE, Processes
 from dissect.site_check import check_sites
 from dissect.sites import SITES
 from dissect.sizes import in_bytes
@@ -232,6 +233,7 @@ def load_pair(
     stream: bool | None = None,
     max_memory: int | None = None,
     progress: bool = True,
+    processes: Processes = ALONE,
 ) -> ModelPair:
     """Load a base and an unlearned model that may be compared; arguments as in `load_model`.
 
@@ -245,6 +247,7 @@ def load_pair(
         stream: leave the weights on disk and read them layer by layer; by default where they do not fit.
         max_memory: bytes that the process may hold, which tells what fits; by default most of what is free.
         progress: see `load_model`.
+        processes: those that load it too; either all of them stream it or none.
 
     Raises:
         InputError: what `load_model` raises, or the two differ in architecture, layers, widths or vocabulary.
@@ -254,7 +257,7 @@ def load_pair(
             and is streamed.
     """
     if stream is None:
-        stream = not allow_pickle and not _fits((base, unlearned), device, dtype, max_memory)
+        stream = processes.once(lambda: not allow_pickle and not _fits((base, unlearned), device, dtype, max_memory))
     base_model, unlearned_model = (
         load_model(
             name,
