@@ -249,7 +249,7 @@ def assert_close(ours: Tensor | np.ndarray | float, theirs: Tensor | np.ndarray 
 
 def decoder_blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
     """The blocks of an untouched Hugging Face model."""
-    for path in ("model.layers", "gpt_neox.layers", "transformer.h"):
+    for path in ("model.layers", "gpt_neox.layers", "transformer.h", "model.decoder.layers"):
         try:
             found = model.get_submodule(path)
         except AttributeError:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,6 +33,7 @@ from tests.dissect.helpers import (
     plain_inputs,
     run_engine,
     save_records,
+    torch_state,
 )
 from unlearning.errors import InputError
 
@@ -92,9 +94,11 @@ def assert_not_degenerate(swept: Swept) -> None:
     assert swept.base.std(0).mean() > 0.1  # from position to position
 
 
+QUICK = ("llama", "neox", "gemma2", "bloom", "falcon")
 CASES = [
-    *[(family, side) for family in FAMILIES for side in ("left", "right")],
-    *[(family, "notebook") for family in ("llama", "mistral", "gpt2", "neox", "gemma2", "bloom")],
+    *[pytest.param(family, "left") for family in FAMILIES],
+    *[pytest.param(family, "right", marks=[] if family in QUICK else pytest.mark.slow) for family in FAMILIES],
+    *[pytest.param(family, "notebook") for family in ("llama", "mistral", "gpt2", "neox", "gemma2", "bloom")],
 ]
 
 
@@ -226,3 +230,36 @@ def test_both_engines_agree_to_nine_digits_in_float64(family: str, tmp_path: Pat
     for (mine,), (other,) in zip(ours, theirs, strict=True):
         for logits, expected in zip(mine.intervened, other.intervened, strict=True):
             assert_close(logits, expected, atol=1e-9)
+
+
+def dispatched(model: Model) -> Model:
+    """The model as accelerate leaves it where its layers are spread over devices: hooks around every forward."""
+    parts = {name.rpartition(".")[0] for name in model.hf.state_dict()}
+    hf = dispatch_model(model.hf, dict.fromkeys(parts, "cpu"), main_device="cpu", force_hooks=True)
+    assert sum("forward" in vars(module) for module in hf.modules()) > 3 * model.n_layers
+    return Model.wrap(hf, model.tokenizer, name=model.name)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_models_under_a_device_map_give_the_same_numbers(family: str, tmp_path: Path) -> None:
+    prompts = build_prompts(tmp_path)
+    batches = prompts.batches(3, padding_side="left")
+    items = [intervene(sites, window) for sites in SITE_SETS for window in centred_windows(3, 3)]
+    pair = build_pair(family, tied=False)
+    plain = run_engine("wavefront", [pair.base, pair.unlearned], batches, items, chunk_tokens=100)
+    models = [dispatched(pair.base), dispatched(pair.unlearned)]
+    before = [torch_state(model) for model in models]
+    mapped = run_engine("wavefront", models, batches, items, chunk_tokens=100)
+    for (ours,), (theirs,) in zip(mapped, plain, strict=True):
+        for logits, expected in zip(ours.intervened, theirs.intervened, strict=True):
+            assert torch.equal(logits, expected)
+    assert [torch_state(model) for model in models] == before
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr("dissect.engine.treatment._treat_mlp", fail)
+        with pytest.raises(RuntimeError, match="in the middle of a block"):
+            run_engine("wavefront", models, batches, items)
+    assert [torch_state(model) for model in models] == before
+
+
+def fail(*_arguments: Any) -> None:
+    raise RuntimeError("in the middle of a block")
