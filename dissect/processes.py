@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LINGER_S = 3.0
+LINGER_S = 2.0
 """How long a process that failed stays: launchers end all when one ends, and the first has to tell the reason."""
 
 

@@ -1,0 +1,204 @@
+"""Processes that share a run: parts of the work, what they tell each other, and how one learns that another died."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dissect.engine import memory
+from dissect.launch import KILLED, SILENT_BEATS, Peer
+from dissect.processes import ALONE, Processes, joined, neighbours
+from unlearning.errors import InputError
+
+LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@given(costs=st.lists(st.integers(1, 100), max_size=40), count=st.integers(1, 7))
+def test_shares_hold_every_item_once_in_order_and_cost_about_the_same(costs: list[int], count: int) -> None:
+    items = list(enumerate(costs))
+    shares = [Processes(rank, count).share(items, lambda item: item[1]) for rank in range(count)]
+    assert sorted(item for share in shares for item in share) == items
+    assert all(share == sorted(share) for share in shares)
+    loads = [sum(cost for _, cost in share) for share in shares]
+    assert max(loads) - min(loads) <= max(costs, default=0)
+
+
+def test_one_process_alone_keeps_what_it_has() -> None:
+    assert ALONE.share(["c", "a", "b"], len) == ["c", "a", "b"]
+    assert ALONE.gather([1, 2]) == [1, 2]
+    assert ALONE.once(lambda: "made") == "made"
+    ALONE.wait()
+
+
+def test_a_command_that_no_launcher_started_is_alone_and_loads_nothing() -> None:
+    script = (
+        "import sys\n"
+        "from dissect.processes import ALONE, joined\n"
+        "with joined() as processes:\n"
+        "    assert processes is ALONE\n"
+        "assert not {'torch', 'psutil', 'dissect.launch'} & set(sys.modules)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCH}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "phrases"),
+    [
+        ({"WORLD_SIZE": "two"}, ["WORLD_SIZE is two", "torchrun"]),
+        ({"WORLD_SIZE": "2"}, ["RANK is None", "torchrun"]),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, ["RANK is 2 of a WORLD_SIZE of 2"]),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, ["RANK is -1 of a WORLD_SIZE of 2"]),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, ["process 1 cannot join the 1 others", "MASTER_ADDR", "unset WORLD_SIZE"]),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "port"},
+            ["process 1 cannot join the 1 others", "port"],
+        ),
+    ],
+)
+def test_a_broken_launch_is_refused_in_one_line(
+    environment: dict[str, str], phrases: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in LAUNCH:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError) as refused, joined(device="cpu"):
+        pass
+    assert "\n" not in str(refused.value)
+    for phrase in phrases:
+        assert phrase in str(refused.value)
+
+
+def test_processes_of_one_machine_share_what_is_free_and_not_what_the_user_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=10_000_000))
+    cpu = torch.device("cpu")
+
+    def free_bytes() -> int:
+        budget = memory.memory_budget(cpu, None)
+        return budget.allowed - budget.held
+
+    for name in LAUNCH:
+        monkeypatch.delenv(name, raising=False)
+    assert (neighbours(), free_bytes()) == (1, 8_000_000)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert (neighbours(), free_bytes()) == (8, 1_000_000)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert (neighbours(), free_bytes()) == (4, 2_000_000)
+    assert memory.memory_budget(cpu, 5_000_000).allowed == 5_000_000
+
+
+def test_a_process_of_this_machine_is_dead_when_it_is_gone() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    peer = Peer(rank=3, process=psutil.Process(child.pid))
+    assert peer.fate is None
+    child.kill()
+    deadline = time.monotonic() + 10
+    while peer.fate is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert peer.fate == KILLED  # a zombie, whose parent has not asked for it yet
+    child.wait()
+    assert peer.fate == KILLED
+
+
+def test_a_process_of_another_machine_is_dead_after_a_minute_of_silence() -> None:
+    peer = Peer(rank=3, process=None)
+    for beat in range(5):
+        peer.hear(str(beat).encode())
+        assert peer.silent == 0
+    for _ in range(SILENT_BEATS - 1):
+        peer.hear(b"4")
+    assert peer.fate is None
+    peer.hear(b"4")
+    assert peer.fate is not None
+    assert "60 seconds" in peer.fate
+    peer.hear(b"5")
+    assert peer.fate is None
+
+
+def launch(script: str, count: int) -> list[subprocess.Popen[str]]:
+    """So many processes that run the same script, started by hand: the first holds the store then."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+TALK = """
+import json, sys, time
+from dissect.processes import joined
+with joined(device="cpu") as processes:
+    time.sleep(0.3 * (2 - processes.rank))
+    told = {
+        "gathered": processes.gather(["a"] * processes.rank),
+        "once": processes.once(lambda: {"made by": processes.rank}),
+    }
+    sys.stdout.write(json.dumps(told))
+"""
+
+
+def test_processes_gather_in_the_order_of_their_ranks_and_the_first_tells_the_others() -> None:
+    for process in launch(TALK, 3):
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
+        assert json.loads(out) == {"gathered": ["a", "a", "a"], "once": {"made by": 0}}
+
+
+LOSE = """
+import os, signal, sys, time
+from dissect.processes import joined
+from unlearning.errors import InputError
+try:
+    with joined(device="cpu") as processes:
+        processes.wait()
+        if processes.rank == 1:
+            {end}
+        {meanwhile}
+except InputError as error:
+    sys.stdout.write(str(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "meanwhile", "reason"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "processes.wait()", KILLED),
+        ("raise InputError('the disk is full')", "time.sleep(300)", "the disk is full"),
+    ],
+)
+def test_who_waits_and_who_computes_stop_with_the_reason_of_the_one_that_died(
+    end: str, meanwhile: str, reason: str
+) -> None:
+    start = time.monotonic()
+    first, second = launch(LOSE.replace("{end}", end).replace("{meanwhile}", meanwhile), 2)
+    out, err = first.communicate(timeout=60)
+    second.communicate(timeout=60)
+    assert (out, err) == (f"process 1 stopped: {reason}; run the same command again to go on", "")
+    assert time.monotonic() - start < 40
