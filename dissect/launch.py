@@ -53,15 +53,15 @@ def joined_link(rank: int, count: int) -> Iterator["Link"]:
         link = Link(rank, count)
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"process {rank} cannot join the {count - 1} others: {str(error).splitlines()[0]}; start all of them with "
+            f"process {rank} cannot join the {count - 1} others: {_first_line(error)}; start all of them with "
             "torchrun, or unset WORLD_SIZE"
         ) from None
     before = signal.signal(signal.SIGTERM, link.on_signal)
     try:
         link.watch()
         yield link
-    except Stopped:
-        cause = link.cause()
+    except Stopped as stopped:
+        cause = link.cause(stopped)
         link.report(cause)
         raise cause from None
     except BaseException as error:
@@ -169,19 +169,21 @@ class Link:
         with suppress(RuntimeError):
             self._report(self._rank, _reason(error))
 
-    def cause(self) -> InputError:
+    def cause(self, stopped: Stopped) -> InputError:
         """Why this process was stopped, in one line."""
         self._leaving.set()
         deadline = time.monotonic() + GRACE_S  # a process that was killed may take a moment to be gone
         try:
-            while (stopped := self._who_stopped()) is None and time.monotonic() < deadline:
+            while (dead := self._who_stopped()) is None and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         except RuntimeError:
             self._speak_for(0)
             return InputError(f"the launcher, or process 0, is gone; {GO_ON}")
-        if stopped is None:
-            return InputError(f"stopped from outside (SIGTERM); {GO_ON}")
-        rank, reason = stopped
+        if dead is None:
+            broken = stopped.__cause__
+            why = "stopped from outside (SIGTERM)" if broken is None else f"lost the others ({_first_line(broken)})"
+            return InputError(f"{why}; {GO_ON}")
+        rank, reason = dead
         if reason in (KILLED, SILENT):
             self._speak_for(rank)
         return InputError(f"process {rank} stopped: {reason}" + ("" if GO_ON in reason else f"; {GO_ON}"))
@@ -266,4 +268,8 @@ def _reason(error: BaseException) -> str:
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
