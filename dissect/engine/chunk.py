@@ -22,7 +22,7 @@ class Chunk:
     tokens: int
 
     def run(self, items: Sequence[T], tokens_each: int, run: Callable[[Sequence[T]], R]) -> Iterator[R]:
-        """Run as many items at a time as a chunk holds, at least one; yields what each time gave.
+        """Run about as many items at a time as make a chunk, at least one; yields what each time gave.
 
         Raises:
             RuntimeError: even one does not fit into memory, or something else went wrong.
@@ -32,7 +32,7 @@ class Chunk:
         """
         done = 0
         while done < len(items):
-            some = items[done : done + max(1, self.tokens // tokens_each)]
+            some = items[done : done + self.holds(tokens_each)]
             try:
                 result = run(some)
             except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -43,6 +43,10 @@ class Chunk:
                 yield result
                 continue
             self.shrink((len(some) // 2) * tokens_each)
+
+    def holds(self, tokens_each: int) -> int:
+        """How many items come nearest to a chunk: at most half more than it, since a small rest costs more."""
+        return max(1, round(self.tokens / tokens_each))
 
     def shrink(self, tokens: int) -> None:
         """Go on with smaller chunks, and say so."""

@@ -134,7 +134,7 @@ def walk_bytes(
     tokens = sum(batch.input_ids.numel() for batch in batches)
     widest = max(batch.input_ids.numel() for batch in batches)
     scored = max(len(batch.rows) for batch in batches)
-    chunk = max(chunk, widest)
+    chunk = max(chunk + chunk // 2, widest)  # what comes nearest to a chunk may be half more
     streams = (2 + n_targets * schedule.most_streams) * tokens * costs.d_model
     from_base = widest * (4 * costs.d_model + costs.d_mlp)
     at_work = chunk * (8 * costs.d_model + 4 * costs.d_mlp)

@@ -6,6 +6,7 @@ machine multiplies fast. What a replacement makes pointless is not computed (see
 another layer is kept.
 """
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -79,14 +80,19 @@ def sweep(
 ) -> Iterator[list[Sweep]]:
     """Run all interventions in one pass over the layers, with all batches together.
 
-    Batches longer than a chunk are cut by rows; their padding stays, so that no position shifts.
+    Batches much longer than a chunk are cut by rows, evenly; their padding stays, so that no position shifts.
     """
-    pieces = [batch.pieces(max(1, chunk.tokens // batch.input_ids.shape[1])) for batch in batches]
+    pieces = [batch.pieces(_rows_of_piece(batch, chunk)) for batch in batches]
     walked = walk(layers, [piece for several in pieces for piece in several], interventions, chunk, advance)
     with closing(walked):
         for several in pieces:
             by_target = zip(*[next(walked) for _ in several], strict=True)
             yield [_joined(parts) for parts in by_target]
+
+
+def _rows_of_piece(batch: Batch, chunk: Chunk) -> int:
+    rows, positions = batch.input_ids.shape
+    return math.ceil(rows / max(1, round(rows * positions / chunk.tokens)))
 
 
 def _joined(parts: Sequence[Sweep]) -> Sweep:
@@ -146,7 +152,7 @@ def walk(
 def _logits(lane: _Lane, streams: Sequence[int], chunk: Chunk) -> Iterator[Float[Tensor, "scored vocab"]]:
     """The logits of finished streams, several through the head at a time."""
     each = len(lane.scored)
-    several = max(1, chunk.tokens // each)
+    several = chunk.holds(each)
     for first in range(0, len(streams), several):
         some = streams[first : first + several]
         states = torch.cat([lane.streams[stream][0] for stream in some])

@@ -31,7 +31,7 @@ def test_every_item_is_run_once_and_in_order_whatever_fits(n: int, tokens: int, 
         warnings.simplefilter("ignore")
         results = list(chunk.run(range(n), tokens_each, run))
     assert [item for result in results for item in result] == list(range(n))
-    at_once = max(1, tokens // tokens_each)
+    at_once = max(1, round(tokens / tokens_each))  # at most half a chunk more than one
     assert all(size <= at_once for size in sizes)
     if n and fits >= at_once:  # nothing went wrong: as few runs as there can be
         assert len(sizes) == -(-n // at_once)
