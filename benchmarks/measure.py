@@ -16,7 +16,7 @@ from benchmarks.gemm import synchronize
 
 T = TypeVar("T")
 
-_INTERVAL = 0.01
+_INTERVAL = 0.1
 """Seconds between two looks at the memory."""
 
 
@@ -38,7 +38,7 @@ class Measured(Generic[T]):
 def measure(call: Callable[[], T], device: torch.device) -> Measured[T]:
     """Call and measure.
 
-    On a CPU the memory is sampled every hundredth of a second, since the kernel's own high-water mark never falls
+    On a CPU the memory is sampled every tenth of a second, since the kernel's own high-water mark never falls
     and would belong to whoever came first; memory that the allocator kept of an earlier call is handed back before.
     """
     gc.collect()

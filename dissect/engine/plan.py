@@ -23,6 +23,8 @@ from unlearning.errors import InputError
 
 CALIBRATION_S = 1.0
 """A chunk that would take longer than this is not tried."""
+TRIAL_S = 0.2
+"""After so long, a chunk of this size has been timed well enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,18 +195,18 @@ def measure_chunk(model: Model, batch: Batch, costs: ModelCosts) -> int:
     for n in copies:
         if rates and n * width / rates[max(rates)] > CALIBRATION_S:
             break
-        run(n)
+        if not rates or model.device.type == "cuda":
+            run(n)  # what is run for the first time takes longer
         seconds: list[float] = []
-        while len(seconds) < 3 or (sum(seconds) < 0.02 and len(seconds) < 20):
+        while sum(seconds) < TRIAL_S and (len(seconds) < 3 or (sum(seconds) < 0.02 and len(seconds) < 20)):
             start = time.perf_counter()
             run(n)
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)
             seconds.append(time.perf_counter() - start)
-            if sum(seconds) > CALIBRATION_S:
-                break
         rates[n] = n * width / statistics.median(seconds)
-        if len(rates) > 3 and max(list(rates.values())[-2:]) < 0.85 * max(rates.values()):
+        *before, last_but_one, last = (0.0, *rates.values())
+        if len(before) > 2 and max(last_but_one, last) < 1.03 * max(before):  # larger ones will gain nothing either
             break
     best = max(rates.values())
     return min(n for n, rate in rates.items() if rate >= 0.97 * best) * width
