@@ -1,15 +1,10 @@
 """Builders: a tiny pair and ragged prompts, KRS worked out without the toolkit, and command lines in process."""
 
-import contextlib
 import copy
-import io
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +15,7 @@ from benchmarks.contestants import CONTESTANTS
 from benchmarks.models import build_pair, random_prompts
 from benchmarks.shapes import Shape
 from dissect.prompts import Batch
+from tests.command_lines import Outcome
 from tests.dissect.helpers import PlainPatcher
 
 MICRO = Shape("micro", 2, 32, 48, 4, 2, 60, prompts=4, tokens=11, answer=3)
@@ -86,31 +82,6 @@ def krs_in_own_process(name: str, side: Side, path: Path) -> np.ndarray:
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
     krs: np.ndarray = np.load(path)
     return krs
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command did: exit status and both streams."""
-
-    code: int
-    out: str
-    err: str
-
-
-def call(main: Callable[[Sequence[str]], Any], *arguments: str | Path) -> Outcome:
-    """Run a command line in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    show = warnings.showwarning
-    code: int | str | None = None
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    finally:
-        warnings.showwarning = show
-    assert isinstance(code, int), f"main left with {code!r}"
-    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 def assert_refused(outcome: Outcome, *phrases: str) -> None:

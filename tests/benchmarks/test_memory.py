@@ -14,7 +14,8 @@ from benchmarks.child import peak_resident_bytes
 from benchmarks.memory import main
 from benchmarks.pair_files import tensor_sizes
 from benchmarks.shapes import SHAPES
-from tests.benchmarks.helpers import assert_refused, call
+from tests.benchmarks.helpers import assert_refused
+from tests.command_lines import call_main
 
 MIB = 2**20
 
@@ -47,7 +48,7 @@ def test_a_process_that_is_gone_has_no_peak() -> None:
 def test_report_of_a_tiny_pair(stream: bool, tmp_path: Path) -> None:
     started = time.time()
     command = ["--shape", "tiny", "--disk", tmp_path, "--json", "-", "--window", "3", *(["--stream"] * stream)]
-    outcome = call(main, *command)
+    outcome = call_main(main, *command)
     assert outcome.code == 0, outcome.err
     record = json.loads(outcome.out)
     run = json.loads((tmp_path / "tiny" / "run" / "run.json").read_text())
@@ -72,7 +73,7 @@ def n_bytes(*, matrices: bool) -> int:
 
 
 def test_remove_leaves_nothing(tmp_path: Path) -> None:
-    outcome = call(main, "--shape", "tiny", "--disk", tmp_path, "--remove", "--window", "9")
+    outcome = call_main(main, "--shape", "tiny", "--disk", tmp_path, "--remove", "--window", "9")
     assert_refused(outcome, "dissect patch exited with 2")
     assert list(tmp_path.iterdir()) == []
 
@@ -88,4 +89,4 @@ def test_remove_leaves_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(arguments: list[str], phrases: list[str]) -> None:
-    assert_refused(call(main, *arguments), *phrases)
+    assert_refused(call_main(main, *arguments), *phrases)

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.child import patch_command
 from benchmarks.processes import largest_difference, main
-from tests.benchmarks.helpers import assert_refused, call
+from tests.benchmarks.helpers import assert_refused
+from tests.command_lines import call_main
 from unlearning.errors import InputError
 
 
@@ -51,7 +52,7 @@ def test_several_processes_are_started_by_torchrun() -> None:
 
 @pytest.mark.slow
 def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
-    outcome = call(main, "--shape", "tiny", "--repeats", "1", "--disk", tmp_path, "--json", "-")
+    outcome = call_main(main, "--shape", "tiny", "--repeats", "1", "--disk", tmp_path, "--json", "-")
     assert outcome.code == 0, outcome.err
     record = json.loads(outcome.out)
     assert record["max_krs_difference"] < 1e-4
@@ -68,4 +69,4 @@ def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(arguments: list[str], phrases: list[str]) -> None:
-    assert_refused(call(main, *arguments), *phrases)
+    assert_refused(call_main(main, *arguments), *phrases)

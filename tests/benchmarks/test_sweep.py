@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.contestants import notebook
 from benchmarks.sweep import main
-from tests.benchmarks.helpers import Outcome, assert_refused, call
+from tests.benchmarks.helpers import assert_refused
+from tests.command_lines import Outcome, call_main
 
 IN_PROCESS = "notebook,transformer_lens,reference"
 
@@ -18,7 +19,7 @@ IN_PROCESS = "notebook,transformer_lens,reference"
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, dict[str, Any]]:
     """A quick run with everything but nnsight, and its JSON."""
     path = tmp_path_factory.mktemp("sweep") / "quick.json"
-    outcome = call(main, "--quick", "--against", IN_PROCESS, "--json", path)
+    outcome = call_main(main, "--quick", "--against", IN_PROCESS, "--json", path)
     assert outcome.code == 0, outcome.err
     return outcome, json.loads(path.read_text(encoding="utf-8"))
 
@@ -50,7 +51,7 @@ def test_json_holds_ratios_shares_operations_and_memory(quick: tuple[Outcome, di
 
 
 def test_json_on_stdout_leaves_the_table_to_stderr() -> None:
-    outcome = call(main, "--quick", "--against", "notebook", "--json", "-")
+    outcome = call_main(main, "--quick", "--against", "notebook", "--json", "-")
     assert outcome.code == 0
     assert set(json.loads(outcome.out)["contestants"]) == {"wavefront", "notebook"}
     assert "notebook" in outcome.err
@@ -61,7 +62,7 @@ def test_a_contestant_that_is_not_installed_is_named_with_the_command(monkeypatc
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "nnsight" else real(name, *rest)
     )
-    outcome = call(main, "--quick", "--against", "nnsight,notebook", "--json", "-")
+    outcome = call_main(main, "--quick", "--against", "nnsight,notebook", "--json", "-")
     assert outcome.code == 0
     record = json.loads(outcome.out)
     assert set(record["contestants"]) == {"wavefront", "notebook"}
@@ -83,7 +84,7 @@ def test_a_contestant_that_is_not_installed_is_named_with_the_command(monkeypatc
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(arguments: list[str], phrases: list[str]) -> None:
-    assert_refused(call(main, *arguments), *phrases)
+    assert_refused(call_main(main, *arguments), *phrases)
 
 
 @pytest.mark.parametrize("shift", [0.01, float("nan")])
@@ -96,7 +97,7 @@ def test_a_contestant_with_other_numbers_is_an_error(shift: float, monkeypatch: 
 
     monkeypatch.setattr(notebook, "prepare", wrong)
     assert_refused(
-        call(main, "--quick", "--against", "notebook"), "wavefront and notebook differ by", "nothing is reported"
+        call_main(main, "--quick", "--against", "notebook"), "wavefront and notebook differ by", "nothing is reported"
     )
 
 

@@ -1,10 +1,7 @@
 """Builders: tiny checkpoints on disk as a user would have them, ways to break them, and the command line in process."""
 
-import contextlib
-import io
 import json
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +20,13 @@ from transformers import (
 )
 
 from dissect.cli import main
+from tests.command_lines import Outcome, call_main
 
 VOCABULARY = 300
 CONTEXT = 48
 LAYERS = 3
 NAMES = "Ada Ben Cleo Dan Eve Finn Gil Hal".split()
 TOWNS = "Oslo Lima Cairo Kyoto Porto Quito Accra Delhi".split()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command did: exit status and both streams."""
-
-    code: int
-    out: str
-    err: str
 
 
 @dataclass(frozen=True)
@@ -62,18 +51,7 @@ class World:
 
 def call(*arguments: str | Path) -> Outcome:
     """Run `dissect` in this process, as the console script does."""
-    out, err = io.StringIO(), io.StringIO()
-    show = warnings.showwarning
-    code: int | str | None = None
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = stop.code
-    finally:
-        warnings.showwarning = show
-    assert isinstance(code, int), f"main left with {code!r}"
-    return Outcome(code, out.getvalue(), err.getvalue())
+    return call_main(main, *arguments)
 
 
 def assert_refused(outcome: Outcome, *phrases: str, code: int = 2) -> None:
