@@ -13,8 +13,11 @@ from torch.nn.functional import linear
 CHUNKS = (256, 512, 1024, 2048, 4096)
 """Tokens multiplied at once."""
 
-_SECONDS = 0.02
-"""Least length of one timing, so that a clock tick or a kernel launch is small beside it."""
+Rates = dict[tuple[int, int, int], float]
+"""FLOP/s of each (inputs, outputs, tokens)."""
+
+_SECONDS = 0.05
+"""Least length of one timing, so that a clock tick, a kernel launch or a short burst is small beside it."""
 
 
 class GemmProbe:
@@ -46,14 +49,17 @@ class GemmProbe:
         self._rates: dict[tuple[int, int, int], list[float]] = defaultdict(list)
 
     @torch.inference_mode()
-    def measure(self) -> None:
-        """One round: every matrix shape at every number of tokens."""
+    def measure(self) -> Rates:
+        """One round: every matrix shape at every number of tokens; returns what this round alone gave."""
+        found = {}
         for n_in, n_out in self.shapes:
             weight = torch.randn(n_out, n_in, device=self.device, dtype=self.dtype)
             for tokens in self.chunks:
                 inputs = torch.randn(tokens, n_in, device=self.device, dtype=self.dtype)
                 seconds = self._time(partial(linear, inputs, weight))
-                self._rates[n_in, n_out, tokens].append(2 * tokens * n_in * n_out / seconds)
+                found[n_in, n_out, tokens] = rate = 2 * tokens * n_in * n_out / seconds
+                self._rates[n_in, n_out, tokens].append(rate)
+        return found
 
     def _time(self, multiply: Callable[[], Any]) -> float:
         """Seconds of one product: the median of three timings of several each."""
@@ -70,8 +76,8 @@ class GemmProbe:
         return time.perf_counter() - start
 
     @property
-    def rates(self) -> dict[tuple[int, int, int], float]:
-        """FLOP/s of each (inputs, outputs, tokens): the median over the rounds so far."""
+    def rates(self) -> Rates:
+        """The median over the rounds so far."""
         return {product: statistics.median(rates) for product, rates in self._rates.items()}
 
     @property
@@ -85,6 +91,11 @@ class GemmProbe:
         rates = self.rates
         n_in, n_out, tokens = max(rates, key=rates.__getitem__)
         return f"[{tokens} x {n_in}] by [{n_in} x {n_out}]"
+
+
+def best_around(before: Rates, after: Rates) -> float:
+    """The best product's rate over two rounds; each product's is averaged first, since the best of many is lucky."""
+    return max((before[product] + after[product]) / 2 for product in before)
 
 
 def synchronize(device: torch.device) -> None:

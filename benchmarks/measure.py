@@ -43,14 +43,20 @@ def measure(call: Callable[[], T], device: torch.device) -> Measured[T]:
     """
     gc.collect()
     _hand_memory_back(device)
-    synchronize(device)
     memory = _DevicePeak(device) if device.type == "cuda" else _ResidentPeak()
     with memory:
-        start = time.perf_counter()
-        value = call()
-        synchronize(device)
-        seconds = time.perf_counter() - start
+        value, seconds = timed(call, device)
     return Measured(value, seconds, memory.bytes_above_start)
+
+
+def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """Call, undisturbed; returns the result and the seconds of wall time."""
+    gc.collect()
+    synchronize(device)
+    start = time.perf_counter()
+    value = call()
+    synchronize(device)
+    return value, time.perf_counter() - start
 
 
 def rotated(items: Sequence[T], turns: int) -> list[T]:

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 
 from benchmarks.case import Case
 from benchmarks.contestants import OURS, Contestant, Krs, Run
-from benchmarks.gemm import GemmProbe
-from benchmarks.measure import Measured, measure, rotated
+from benchmarks.gemm import GemmProbe, best_around
+from benchmarks.measure import measure, rotated, timed
 from unlearning.errors import InputError
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
@@ -28,8 +29,10 @@ class Entry:
         run: its sweep.
         flops: operations of the whole sweep, as it runs it.
         krs: what it got.
-        warm_up: its first, untimed sweep (of ours it holds the calibration of the chunk size).
-        timed: its sweeps after that.
+        warm_up: seconds of its first sweep (of ours it holds the calibration of the chunk size).
+        memory_bytes: most memory above what was there before, in that first sweep: to measure it takes time.
+        times: seconds of the sweeps after that.
+        peaks: the machine's best rate around each of these, in FLOP/s: it drifts by several percent within minutes.
     """
 
     contestant: Contestant
@@ -37,17 +40,21 @@ class Entry:
     flops: int
     krs: Krs = field(default_factory=lambda: torch.empty(0))
     warm_up: float = 0.0
-    timed: list[Measured[Krs]] = field(default_factory=list)
+    memory_bytes: int = 0
+    times: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
         """Median wall time of a sweep."""
-        return statistics.median(run.seconds for run in self.timed)
+        return statistics.median(self.times)
 
     @property
-    def memory_bytes(self) -> int:
-        """Most memory above what was there before, over all sweeps."""
-        return max(run.memory_bytes for run in self.timed)
+    def gemm_share(self) -> float:
+        """Rate of its own operations as a share of the best matrix product's around it; median over its sweeps."""
+        return statistics.median(
+            self.flops / seconds / peak for seconds, peak in zip(self.times, self.peaks, strict=True)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +79,6 @@ class Race:
         """How many times as long as ours it takes."""
         return entry.seconds / self.entries[0].seconds
 
-    def gemm_share(self, entry: Entry) -> float:
-        """Rate of its own operations as a share of the best matrix product's."""
-        return entry.flops / entry.seconds / self.gemm.peak
-
 
 def race(
     case: Case,
@@ -87,35 +90,36 @@ def race(
 ) -> Race:
     """Let each sweep once to warm up, compare the numbers, then time them in turns.
 
-    Every round has another order, and a round of matrix products in it, so that none always meets the machine in the
-    same state.
+    Every round has another order, so that none always meets the machine in the same state; matrix products are
+    measured before and after every sweep.
 
     Args:
         case: what to sweep.
         contestants: who, ours first.
         repeats: timed rounds.
         gemm: measures the machine's peak.
-        advance: called after every sweep and every round of matrix products.
+        advance: called after every sweep.
 
     Raises:
         InputError: two contestants differ in a KRS by more than the dtype explains.
     """
     entries = [_enter(case, contestant) for contestant in contestants]
     for entry in entries:
-        first = _sweep(case, entry)
-        entry.warm_up, entry.krs = first.seconds, first.value
+        first = measure(partial(entry.run, case.batches), case.pair.base.device)
+        entry.warm_up, entry.memory_bytes, entry.krs = first.seconds, first.memory_bytes, first.value
         advance()
     dtype = next(case.pair.base.hf.parameters()).dtype
     difference, apart = compare(entries)
     _check(difference, apart, TOLERANCE[dtype])
-    turns: list[Entry | None] = [*entries, None]
+    before = gemm.measure()
     for round_number in range(repeats):
-        for turn in rotated(turns, round_number):
-            if turn is None:
-                gemm.measure()
-            else:
-                turn.timed.append(_sweep(case, turn))
-                _check(_gap(turn.timed[-1].value, turn.krs), (turn.contestant.name,) * 2, TOLERANCE[dtype])
+        for entry in rotated(entries, round_number):
+            krs, seconds = timed(partial(entry.run, case.batches), case.pair.base.device)
+            after = gemm.measure()
+            entry.times.append(seconds)
+            entry.peaks.append(best_around(before, after))
+            before = after
+            _check(_gap(krs, entry.krs), (entry.contestant.name,) * 2, TOLERANCE[dtype])
             advance()
     return Race(case, tuple(entries), gemm, difference, apart)
 
@@ -143,10 +147,6 @@ def _flops(case: Case, contestant: Contestant) -> int:
     from benchmarks.contestants.wavefront import planned_flops
 
     return planned_flops(case)
-
-
-def _sweep(case: Case, entry: Entry) -> Measured[Krs]:
-    return measure(lambda: entry.run(case.batches), case.pair.base.device)
 
 
 def _gap(ours: Krs, theirs: Krs) -> float:
@@ -186,11 +186,12 @@ def as_record(result: Race) -> dict[str, Any]:
         "contestants": {
             entry.contestant.name: {
                 "seconds": entry.seconds,
-                "all_seconds": [run.seconds for run in entry.timed],
+                "all_seconds": entry.times,
                 "warm_up_seconds": entry.warm_up,
                 "ratio_to_ours": result.ratio(entry),
                 "flops": entry.flops,
-                "gemm_share": result.gemm_share(entry),
+                "gemm_peaks_around": entry.peaks,
+                "gemm_share": entry.gemm_share,
                 "peak_memory_bytes_above_start": entry.memory_bytes,
             }
             for entry in result.entries

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from benchmarks.gemm import GemmProbe
+from benchmarks.gemm import GemmProbe, best_around
 from benchmarks.measure import measure, rotated
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def test_peak_is_the_best_median_rate_of_the_models_own_products() -> None:
         vocab_size=70, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2
     )
     gemm = GemmProbe(config, device=CPU, dtype=torch.float32, chunks=(4, 8))
-    gemm.measure()
+    assert gemm.measure() == gemm.rates
     gemm.measure()
     shapes = {(32, 32), (32, 16), (32, 48), (48, 32), (32, 70)}
     assert set(gemm.rates) == {(*shape, tokens) for shape in shapes for tokens in (4, 8)}
@@ -56,6 +56,12 @@ def test_peak_is_the_best_median_rate_of_the_models_own_products() -> None:
     n_in, n_out, tokens = max(gemm.rates, key=gemm.rates.__getitem__)
     assert gemm.best == f"[{tokens} x {n_in}] by [{n_in} x {n_out}]"
     assert all(rate > 1e6 for rate in gemm.rates.values())
+
+
+def test_the_best_rate_around_a_sweep_is_of_one_product() -> None:
+    """And not of whichever was lucky in each round."""
+    before, after = {(1, 1, 1): 10.0, (2, 2, 2): 4.0}, {(1, 1, 1): 2.0, (2, 2, 2): 9.0}
+    assert best_around(before, after) == 6.5
 
 
 def test_a_rate_is_operations_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

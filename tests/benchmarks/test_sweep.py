@@ -3,10 +3,12 @@
 import importlib.util
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.account import KINDS
 from benchmarks.contestants import notebook
 from benchmarks.sweep import main
 from tests.benchmarks.helpers import assert_refused
@@ -42,7 +44,7 @@ def test_json_holds_ratios_shares_operations_and_memory(quick: tuple[Outcome, di
     for name, entry in record["contestants"].items():
         assert entry["ratio_to_ours"] == pytest.approx(entry["seconds"] / ours["seconds"])
         assert len(entry["all_seconds"]) == 1 and entry["warm_up_seconds"] > 0
-        share = entry["flops"] / entry["seconds"] / record["gemm"]["peak_flops_per_second"]
+        share = entry["flops"] / entry["seconds"] / entry["gemm_peaks_around"][0]
         assert entry["gemm_share"] == pytest.approx(share)
         assert entry["peak_memory_bytes_above_start"] >= 0
         if name != "wavefront":
@@ -106,3 +108,20 @@ def _at(row: int, shift: float) -> tuple[Any, Any]:
     import torch
 
     return torch.tensor([row]), torch.full((1, 3), shift, dtype=torch.float64)
+
+
+def test_the_account_adds_up_to_the_sweep_and_counts_what_the_plan_counts(tmp_path: Path) -> None:
+    outcome = call_main(main, "--quick", "--against", "notebook", "--account", "--json", tmp_path / "a.json")
+    assert outcome.code == 0, outcome.err
+    record = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    parts = {part["kind"]: part for part in record["account"]}
+    assert list(parts) == list(KINDS)
+    assert all(part["seconds"] > 0 for part in parts.values())
+    planned = record["contestants"]["wavefront"]["flops"]
+    assert 0.9 * planned < parts["products with weights"]["flops"] < planned  # attention scores are planned too
+    assert all(part["flops"] == 0 for kind, part in parts.items() if kind != "products with weights")
+    assert all(kind in outcome.out for kind in KINDS)
+
+
+def test_an_account_of_a_gpu_is_refused() -> None:
+    assert_refused(call_main(main, "--account", "--device", "cuda"), "--account --device cuda", "use --device cpu")
