@@ -13,6 +13,7 @@ import typer.main
 import dissect.cli
 import unlearning.cli
 from dissect import zoo
+from dissect.cli.patch import run_name
 from tests.cli.helpers import call
 
 HEAVY = ["torch", "transformers", "transformer_lens", "pandas", "plotly", "numpy", "scipy", "pyarrow", "datasets"]
@@ -111,7 +112,7 @@ def test_default_run_directory_of_the_first_example_is_what_the_plot_example_rea
         pytest.skip("run directories are dissect's")
     _, name, *words = examples(texts["patch"])[0]
     values = commands(program)[name].make_context(name, list(words)).params
-    default = dissect.cli._run_name(values["unlearned"], values["window"], values["scoring"])
+    default = run_name(values["unlearned"], values["window"], values["scoring"])
     assert examples(texts["plot"])[0][2] == f"runs/{default}"
 
 

@@ -1,0 +1,39 @@
+"""The command line `dissect`: parses, then imports what is heavy, so that every `--help` is instant."""
+
+from collections.abc import Sequence
+
+import typer
+
+from dissect.cli import models, patch, plot
+from dissect.processes import first_speaks
+from unlearning.terminal import run_app
+
+# \b keeps the lines that follow as they are.
+_EXAMPLES = """\b
+Examples:
+  dissect models
+  dissect patch --base demo:base --unlearned demo:npo
+  dissect plot runs/patch-demo-npo-window5 --format pdf
+"""
+
+app = typer.Typer(
+    help="Was the knowledge erased from a language model's parameters, or merely suppressed?",
+    epilog=_EXAMPLES,
+    rich_markup_mode=None,  # rich would join the examples' lines
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for name, module in (("patch", patch), ("plot", plot), ("models", models)):
+    app.command(name, epilog=module.EXAMPLES)(module.command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
+    with first_speaks():
+        run_app(
+            app,
+            "dissect",
+            arguments,
+            interrupted="finished batches are kept: run the same command again to go on from there",
+        )

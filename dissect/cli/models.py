@@ -1,0 +1,22 @@
+"""`dissect models`: what is built in."""
+
+from dissect import zoo
+from dissect.cli import options
+from unlearning.terminal import write_json
+
+EXAMPLES = """\b
+Examples:
+  dissect models
+  dissect models --json
+"""
+
+
+def command(as_json: options.Json = False) -> None:
+    """List the built-in pairs, their control and their questions."""
+    pairs = zoo.pairs()
+    if as_json:
+        write_json([{**vars(pair), "data": str(pair.data)} for pair in pairs])
+        return
+    from dissect.tables import print_pairs
+
+    print_pairs(pairs)

@@ -1,0 +1,158 @@
+"""From what a user typed to models and prompts; what can be told wrong without loading is told first."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dissect import zoo
+from unlearning.errors import InputError
+
+if TYPE_CHECKING:
+    from dissect.pairs import Model, ModelPair
+    from dissect.processes import Processes
+    from dissect.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How models are loaded, as `dissect.load_model` and `load_pair` take it."""
+
+    device: str | None = None
+    dtype: str | None = None
+    stream: bool | None = None
+    max_memory: int | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """How prompts are read, as `dissect.load_prompts` takes it; words are checked when it is made.
+
+    Raises:
+        InputError: a word that is not known.
+    """
+
+    scoring: str = "answer"
+    template: str | None = None
+    chat: bool = False
+    answers: str = "given"
+    max_new_tokens: int = 30
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        choice("--scoring", self.scoring, "answer", "notebook")
+        choice("--answers", self.answers, "given", "base")
+
+
+def choice(option: str, value: str, *known: str) -> Any:
+    """The value, if it is one of the known words.
+
+    Raises:
+        InputError: it is not.
+    """
+    if value not in known:
+        raise InputError(f"{option} {value}: use {' or '.join(known)}")
+    return value
+
+
+def figure_formats(text: str) -> list[str]:
+    """A comma-separated list of figure formats.
+
+    Raises:
+        InputError: one is unknown.
+    """
+    from dissect.figures import check_formats
+
+    formats = [name.strip() for name in text.split(",") if name.strip()]
+    check_formats(formats)
+    return formats
+
+
+def find_data(data: Path | None, base: str, *, option: str = "--data", question_set: str = "forget") -> Path:
+    """The file of prompts, by default a built-in pair's; a broken file is told of before models are loaded.
+
+    Raises:
+        InputError: no file where one is needed, or one that cannot be read.
+    """
+    from unlearning.data.records import read_records
+
+    if data is None:
+        if base not in zoo.BUILTIN:
+            raise InputError(f"{option} is missing: name a file of prompts with answers (.json or .jsonl)")
+        family = base.partition(":")[0]
+        data = zoo.default_prompts(family) if question_set == "forget" else zoo.question_set(question_set)
+    read_records(data)
+    return data
+
+
+def open_pair(base: str, unlearned: str, options: ModelOptions, processes: "Processes") -> "ModelPair":
+    """Load both models."""
+    _quiet_libraries()
+    from dissect.pairs import load_pair
+
+    return load_pair(
+        base,
+        unlearned,
+        device=options.device,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+        allow_pickle=options.allow_pickle,
+        stream=options.stream,
+        max_memory=options.max_memory,
+        progress=not options.quiet,
+        processes=processes,
+    )
+
+
+def open_control(name: str, pair: "ModelPair", options: ModelOptions) -> "Model | str | None":
+    """The control that was named, loaded as the pair was; `auto` is left to the sweep, `none` is none."""
+    if name in ("auto", "none"):
+        return "auto" if name == "auto" else None
+    from dissect.pairs import load_model
+
+    return load_model(
+        name,
+        device=options.device,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+        allow_pickle=options.allow_pickle,
+        stream=pair.base.streamed is not None,
+        progress=not options.quiet,
+    )
+
+
+def open_prompts(data: Path, pair: "ModelPair", options: PromptOptions) -> "Prompts":
+    """Read, wrap and tokenise the prompts."""
+    from dissect.prompts import load_prompts
+
+    return load_prompts(
+        data,
+        pair.tokenizer,
+        scoring=choice("--scoring", options.scoring, "answer", "notebook"),
+        template=None if options.template is None else options.template.replace("\\n", "\n"),
+        chat=options.chat,
+        answers=choice("--answers", options.answers, "given", "base"),
+        answers_from=pair.base,
+        max_new_tokens=options.max_new_tokens,
+        limit=options.limit,
+    )
+
+
+def short_name(model: str) -> str:
+    """A model's name as part of a directory's: `demo-npo`, or the last part of a path."""
+    return model.replace(":", "-") if model in zoo.BUILTIN else Path(model).name
+
+
+def note(message: str) -> None:
+    """One line on stderr that is no error."""
+    sys.stderr.write(f"dissect: {message}\n")
+
+
+def _quiet_libraries() -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
