@@ -3,6 +3,7 @@
 TransformerLens' architecture adapters know that for over a hundred families; no table is kept here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,20 +77,12 @@ def find_anatomy(hf: "PreTrainedModel", adapter: Any) -> Anatomy:
     first = hf.get_submodule(mapping.name)[0]  # type: ignore[index]
 
     def path(*components: str) -> str | None:
-        names, component = [], mapping
-        for key in components:
-            component = component.submodules.get(key)
-            if component is None:
-                return None
-            if component.name is not None:  # a part without a module of its own, as OPT's MLP
-                names.append(component.name)
-        if component.name is None:
-            return None
+        found = component_path(mapping.submodules, *components)
         try:
-            first.get_submodule(".".join(names))
+            first.get_submodule(found or "-")
         except AttributeError:
             return None
-        return ".".join(names)
+        return found
 
     return Anatomy(
         blocks=mapping.name,
@@ -99,6 +92,25 @@ def find_anatomy(hf: "PreTrainedModel", adapter: Any) -> Anatomy:
         mlp=path("mlp"),
         down_proj=path("mlp", "out"),
     )
+
+
+def component_path(components: Mapping[str, Any], *keys: str) -> str | None:
+    """Module path of a part of an adapter's tree of components, None where it names none.
+
+    Args:
+        components: where the first key is looked up, as `adapter.component_mapping`.
+        keys: from part to part, as `"attn", "q"`.
+    """
+    names: list[str] = []
+    component = None
+    for key in keys:
+        component = components.get(key)
+        if component is None:
+            return None
+        if component.name is not None:  # a part without a module of its own, as OPT's MLP
+            names.append(component.name)
+        components = component.submodules
+    return ".".join(names) if component is not None and component.name is not None else None
 
 
 def block_of(hf: "PreTrainedModel", anatomy: Anatomy, layer: int) -> Block:

@@ -4,9 +4,10 @@ The block is the Hugging Face module as it is: norms, residual sums, soft-cappin
 wrote stay theirs. Only the forward of its attention, MLP or projections is swapped for the time of one call.
 """
 
+import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,10 +26,12 @@ class Habits:
     Attributes:
         mlp_per_position: it takes states alone and gives states alone, position by position.
         mlp_ends_in_down_proj: what it writes is the down projection's output, untouched.
+        idle: names of the block's other modules, as norms, whose output nothing reads where these parts are given.
     """
 
     mlp_per_position: bool
     mlp_ends_in_down_proj: bool
+    idle: dict[frozenset[str], tuple[str, ...]] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -61,6 +64,46 @@ def find_habits(block: Block, states: Float[Tensor, "batch position d_model"]) -
         return Habits(mlp_per_position=True, mlp_ends_in_down_proj=False)
     ends = torch.equal(block.down_proj(seen.coef), alone)  # the second call's coefficients were seen last
     return Habits(mlp_per_position=True, mlp_ends_in_down_proj=ends)
+
+
+@torch.inference_mode()
+def find_idle(
+    block: Block, hidden: Float[Tensor, "batch position d_model"], call: Call, habits: Habits
+) -> dict[frozenset[str], tuple[str, ...]]:
+    """Find which modules of a block need not be run where its attention's or MLP's output is given.
+
+    Each is made to give NaN: where that does not show in the block's output, nothing reads it. Those that give another
+    shape than they take are left alone, since states will be handed on in their place.
+    """
+    seen = Seen()
+    run_block(block, hidden, call, Treatment(), habits, seen=seen)
+    extras = Treatment(attn_extras=seen.attn_extras, mlp_extras=seen.mlp_extras, is_flat=seen.is_flat)
+    parts = {"attn": seen.attn, "mlp": seen.mlp if block.mlp is not None else None}
+    known = {name: states for name, states in parts.items() if states is not None}
+    others = [
+        (name, module)
+        for name, module in block.whole.named_children()
+        if not {block.attn, block.mlp, block.down_proj} & set(module.modules())
+    ]
+
+    def is_idle(module: nn.Module, given: frozenset[str]) -> bool:
+        attn, mlp = (known[name].clone() if name in given else None for name in ("attn", "mlp"))
+        treatment = replace(extras, attn=attn, mlp=mlp)
+        forward = module.forward
+        same_shape = True
+
+        def nan(states: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal same_shape
+            output = forward(states, *args, **kwargs)
+            same_shape &= isinstance(output, Tensor) and output.shape == states.shape
+            return output * torch.nan if same_shape else output
+
+        with replaced_forward(module, nan):
+            output = run_block(block, hidden, call, treatment, habits)
+        return same_shape and bool(torch.isfinite(output).all())
+
+    sets = [frozenset(names) for size in (1, 2) for names in itertools.combinations(known, size)]
+    return {given: tuple(name for name, module in others if is_idle(module, given)) for given in sets}
 
 
 @dataclass(eq=False)
@@ -158,13 +201,16 @@ def run_block(
     with ExitStack() as stack:
         if treatment.attn is not None:
             assert block.attn is not None
-            given = _with_extras(treatment.attn, treatment.attn_extras)
-            stack.enter_context(replaced_forward(block.attn, lambda *_a, **_k: given))
+            output = _with_extras(treatment.attn, treatment.attn_extras)
+            stack.enter_context(replaced_forward(block.attn, lambda *_a, **_k: output))
         elif treatment.last and treatment.positions is not None:
             for projection in (block.q_proj, block.o_proj):
                 if projection is not None:
                     stack.enter_context(replaced_forward(projection, at_positions(projection, treatment.positions)))
         _treat_mlp(stack, block, treatment, habits)
+        given = frozenset(name for name in ("attn", "mlp") if getattr(treatment, name) is not None)
+        for name in habits.idle.get(given, ()):
+            stack.enter_context(replaced_forward(block.whole.get_submodule(name), lambda states, *_a, **_k: states))
         if seen is not None:
             _watch(stack, block, seen, tuple(hidden.shape[:2]))
         output = block.whole(hidden, *call[0], **call[1])

@@ -22,7 +22,7 @@ from dissect.engine.blocks import Entry, enter, logits_of
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import Layers
 from dissect.engine.schedule import WHOLE, Schedule, Step, make_schedule
-from dissect.engine.treatment import Habits, Seen, Treatment, find_habits, run_block, spread
+from dissect.engine.treatment import Habits, Seen, Treatment, find_habits, find_idle, run_block, spread
 from dissect.interventions import Intervention
 from dissect.pairs import Model
 from dissect.prompts import Batch
@@ -129,10 +129,11 @@ def walk(
     schedule = make_schedule(interventions, layers.models[0].n_layers)
     with layers.embedding():
         lanes = [[_lane(model, batch) for model in layers.models] for batch in batches]
+        row = _lane(layers.models[0], batches[0].pieces(1)[0].trimmed())
     habits: Habits | None = None
     with closing(layers.blocks()) as all_blocks:  # closed now and not some time, since a thread may read for it
         for number, (base_block, *target_blocks) in enumerate(all_blocks):
-            habits = habits or find_habits(base_block, lanes[0][0].entry.hidden)
+            habits = habits or _habits(base_block, row)
             for donor, *targets in lanes:
                 seen = _run_base(number, base_block, donor, schedule, habits)
                 for block, lane in zip(target_blocks, targets, strict=True):
@@ -146,6 +147,11 @@ def walk(
                 Sweep(base.to(lane.model.device), next(_logits(lane, [0], chunk)), _logits(lane, schedule.ends, chunk))
                 for lane in targets
             ]
+
+
+def _habits(block: Block, row: _Lane) -> Habits:
+    habits = find_habits(block, row.entry.hidden)
+    return replace(habits, idle=find_idle(block, row.entry.hidden, row.entry.call(0, 1), habits))
 
 
 @torch.inference_mode()
@@ -216,8 +222,9 @@ class _Crossing:
         arrived: dict[int, Tensor] = {}
         groups: dict[object, list[Step]] = {}
         for step in steps:
-            alone = step.parent if step.lends or step.borrows else None
-            key = (alone, step.lends, step.borrows, step.sites, step.needs_all_in, step.needs_all_out)
+            uses_sibling = step.borrows and "attn_out" not in step.sites
+            alone = step.parent if step.lends or uses_sibling else None
+            key = (alone, step.lends, uses_sibling, step.sites, step.needs_all_in, step.needs_all_out)
             groups.setdefault(key, []).append(step)
         for group in groups.values():
             first = group[0]

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dissect.engine.costs import ModelCosts, costs_of, walk_bytes, walk_flops
+from dissect.anatomy import block_of
+from dissect.engine.costs import costs_of, walk_bytes, walk_flops
 from dissect.engine.schedule import make_schedule
+from dissect.engine.wavefront import _habits, _lane
 from dissect.interventions import Intervention, centred_windows, sweep
 from dissect.pairs import ModelPair
 from dissect.prompts import Batch
@@ -55,9 +57,12 @@ def counted(pair: ModelPair, batch: Batch, interventions: Sequence[Intervention]
     return int(counter.get_total_flops())
 
 
-def habits(costs: ModelCosts) -> int:
-    """What finding out about the MLP takes, once in a walk: four positions through it, one through its end."""
-    return 2 * (4 * costs.mlp + costs.down_proj)
+def habits(pair: ModelPair, batch: Batch) -> int:
+    """What finding out about a block on one row takes, once in a walk."""
+    row = _lane(pair.base, batch.pieces(1)[0].trimmed())
+    with FlopCounterMode(display=False) as counter:
+        _habits(block_of(pair.base.hf, pair.base.anatomy, 0), row)
+    return int(counter.get_total_flops())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2", "phi3", "qwen3", "mixtral", "opt", "falcon"])
@@ -81,7 +86,7 @@ def test_a_walk_is_counted_to_the_operation(family: str, padding: str) -> None:
         if costs.down_proj == 0 and {"mlp_coef", "value_vectors"} & set(sites):
             continue
         interventions = sweep([sites], centred_windows(3, 3))
-        expected = walk_flops(make_schedule(interventions, 3), costs, batch, 1) + habits(costs)
+        expected = walk_flops(make_schedule(interventions, 3), costs, batch, 1) + habits(pair, batch)
         assert counted(pair, batch, interventions) == expected, sites
 
 
@@ -91,8 +96,8 @@ def test_sites_together_and_several_targets_are_counted_to_the_operation() -> No
     interventions = sweep([*DEFAULT_SITES, ("value_vectors",)], centred_windows(3, 1))
     schedule = make_schedule(interventions, 3)
     one, two = (walk_flops(schedule, costs, batch, targets) for targets in (1, 2))
-    assert counted(pair, batch, interventions) == one + habits(costs)
-    assert counted(pair, batch, interventions, targets=2) == two + habits(costs)
+    assert counted(pair, batch, interventions) == one + habits(pair, batch)
+    assert counted(pair, batch, interventions, targets=2) == two + habits(pair, batch)
     # One base for both targets.
     base = one - (two - one)
     assert 0 < base < costs.forward(*batch.input_ids.shape)

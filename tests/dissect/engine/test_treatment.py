@@ -1,5 +1,6 @@
 """One block with parts of it replaced: what its MLP lets be left out is found out, not assumed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from dissect.anatomy import block_of, find_adapter, find_anatomy
 from dissect.engine.blocks import enter
-from dissect.engine.treatment import Habits, Seen, Treatment, at_positions, find_habits, run_block, spread
+from dissect.engine.treatment import Habits, Seen, Treatment, at_positions, find_habits, find_idle, run_block, spread
 from dissect.interventions import Intervention, Window
 from dissect.pairs import Model
 from tests.dissect.helpers import (
@@ -109,6 +110,48 @@ def test_an_mlp_that_mixes_positions_is_refused_by_name(tmp_path: Path) -> None:
     """What is left out of others would have been read by it."""
     with pytest.raises(InputError, match="mixes positions.*use --engine reference"):
         assert_equals_plain_hooks(MixingMLP, tmp_path)
+
+
+ATTN, MLP, BOTH = frozenset({"attn"}), frozenset({"mlp"}), frozenset({"attn", "mlp"})
+
+
+@pytest.mark.parametrize(
+    ("family", "beside_attn", "beside_mlp", "beside_both"),
+    [
+        ("llama", {"input_layernorm"}, {"post_attention_layernorm"}, {"input_layernorm", "post_attention_layernorm"}),
+        ("gpt2", {"ln_1"}, {"ln_2"}, {"ln_1", "ln_2"}),
+        ("neox", {"input_layernorm"}, {"post_attention_layernorm"}, {"input_layernorm", "post_attention_layernorm"}),
+        ("gptj", set(), set(), {"ln_1"}),  # one norm for both
+        ("olmo2", set(), set(), set()),  # its norms come afterwards
+        (
+            "gemma2",
+            {"input_layernorm"},
+            {"pre_feedforward_layernorm"},
+            {"input_layernorm", "pre_feedforward_layernorm"},
+        ),
+    ],
+)
+@torch.no_grad()
+def test_norms_that_nothing_reads_are_found_and_not_run(
+    family: str, beside_attn: set[str], beside_mlp: set[str], beside_both: set[str], tmp_path: Path
+) -> None:
+    model, batch = build_pair(family).base, build_batch(tmp_path, "left")
+    entry = enter(model.hf, model.anatomy, batch)
+    block = block_of(model.hf, model.anatomy, 0)
+    habits = find_habits(block, entry.hidden)
+    idle = find_idle(block, entry.hidden, entry.call(0, 1), habits)
+    expected = {ATTN: beside_attn, MLP: beside_mlp, BOTH: beside_both}
+    assert {given: set(names) for given, names in idle.items()} == expected
+    given = torch.randn_like(entry.hidden)
+    treatment = Treatment(attn=given, mlp=given * 2, attn_extras=1, mlp_extras=None)
+    run: list[str] = []
+    for name in idle[BOTH]:
+        forward = block.whole.get_submodule(name).forward
+        block.whole.get_submodule(name).forward = lambda states, n=name, f=forward: (run.append(n), f(states))[1]
+    lazy = run_block(block, entry.hidden, entry.call(0, 1), treatment, replace(habits, idle=idle))
+    assert not run
+    assert torch.equal(lazy, run_block(block, entry.hidden, entry.call(0, 1), treatment, habits))
+    assert set(run) == expected[BOTH]
 
 
 def test_values_are_spread_to_their_places_and_zero_elsewhere() -> None:
