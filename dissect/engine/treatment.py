@@ -72,11 +72,11 @@ def find_idle(
 ) -> dict[frozenset[str], tuple[str, ...]]:
     """Find which modules of a block need not be run where its attention's or MLP's output is given.
 
-    Each is made to give NaN: where that does not show in the block's output, nothing reads it. Those that give another
-    shape than they take are left alone, since states will be handed on in their place.
+    Each is made to give NaN: where the block, given its own activations, still gives the same to the bit, nothing reads
+    it. Those that give another shape than they take are left alone, since states will be handed on in their place.
     """
     seen = Seen()
-    run_block(block, hidden, call, Treatment(), habits, seen=seen)
+    untreated = run_block(block, hidden, call, Treatment(), habits, seen=seen)
     extras = Treatment(attn_extras=seen.attn_extras, mlp_extras=seen.mlp_extras, is_flat=seen.is_flat)
     parts = {"attn": seen.attn, "mlp": seen.mlp if block.mlp is not None else None}
     known = {name: states for name, states in parts.items() if states is not None}
@@ -100,7 +100,7 @@ def find_idle(
 
         with replaced_forward(module, nan):
             output = run_block(block, hidden, call, treatment, habits)
-        return same_shape and bool(torch.isfinite(output).all())
+        return same_shape and torch.equal(output, untreated)
 
     sets = [frozenset(names) for size in (1, 2) for names in itertools.combinations(known, size)]
     return {given: tuple(name for name, module in others if is_idle(module, given)) for given in sets}

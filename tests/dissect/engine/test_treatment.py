@@ -154,6 +154,20 @@ def test_norms_that_nothing_reads_are_found_and_not_run(
     assert set(run) == expected[BOTH]
 
 
+@torch.no_grad()
+def test_a_norm_whose_values_are_mended_on_the_way_is_not_idle(tmp_path: Path) -> None:
+    """NaN does not show where a block replaces it; the numbers do."""
+    model, batch = build_pair("llama").base, build_batch(tmp_path, "right")
+    entry = enter(model.hf, model.anatomy, batch)
+    block = block_of(model.hf, model.anatomy, 0)
+    assert block.mlp is not None
+    forward = block.mlp.forward
+    block.mlp.forward = lambda states: forward(states.nan_to_num())
+    idle = find_idle(block, entry.hidden, entry.call(0, 1), find_habits(block, entry.hidden))
+    assert idle[ATTN] == ("input_layernorm",)
+    assert idle[MLP] == ("post_attention_layernorm",)
+
+
 def test_values_are_spread_to_their_places_and_zero_elsewhere() -> None:
     kept = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     expected = [[[0, 0], [3, 4], [0, 0]], [[0, 0], [0, 0], [1, 2]]]
