@@ -71,4 +71,4 @@ def test_planned_flops_are_those_of_our_sweep() -> None:
     run(case.batches)  # the first calibrates
     planned, done = wavefront.planned_flops(case), counted(lambda: run(case.batches))
     # More is done than planned: how a block is put together is found out by running one.
-    assert planned <= done < 1.01 * planned < 0.5 * case.naive_flops
+    assert planned <= done < 1.03 * planned < 0.5 * case.naive_flops
