@@ -71,7 +71,7 @@ def figure_formats(text: str) -> list[str]:
     return formats
 
 
-def find_data(data: Path | None, base: str, *, option: str = "--data", question_set: str = "forget") -> Path:
+def find_data(data: Path | None, base: str) -> Path:
     """The file of prompts, by default a built-in pair's; a broken file is told of before models are loaded.
 
     Raises:
@@ -81,9 +81,8 @@ def find_data(data: Path | None, base: str, *, option: str = "--data", question_
 
     if data is None:
         if base not in zoo.BUILTIN:
-            raise InputError(f"{option} is missing: name a file of prompts with answers (.json or .jsonl)")
-        family = base.partition(":")[0]
-        data = zoo.default_prompts(family) if question_set == "forget" else zoo.question_set(question_set)
+            raise InputError("--data is missing: name a file of prompts with answers (.json or .jsonl)")
+        data = zoo.default_prompts(base.partition(":")[0])
     read_records(data)
     return data
 
