@@ -1,0 +1,224 @@
+"""What unlearning did to everything else: what both models say and know, on forget and on unrelated prompts.
+
+Greedy generations of the unlearned model against the base's (BLEU, ROUGE-L), both models' against the answer (exact
+match), and the answer's probability, perplexity and KL(base || unlearned) per answer token, teacher-forced. A model
+that never knew (the control) goes through the same: how far it is from the base on forget prompts is what knowing
+nothing looks like, and on unrelated prompts what training without the forget set alone does.
+
+Source: 2410.06606 and 2406.11614 compare generations on questions about the concept, on unrelated questions and on
+texts to go on with; intervals, the control and the difference between the sets are added here.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from dissect import zoo
+from dissect.behaviour_prompts import COMPLETION, FORGET, UNRELATED, Questions, without_shared
+from dissect.behaviour_result import NO_COEFFICIENTS, BehaviourResult, load_behave
+from dissect.behaviour_scoring import Models, example_rows
+from dissect.pairs import Model, ModelPair, check_comparable, load_model
+from dissect.progress import Progress
+from dissect.prompts import Prompts
+from dissect.runs import Run, Stopwatch, open_run, peak_memory_bytes
+from unlearning.errors import InputError
+
+
+def behave(
+    pair: ModelPair,
+    forget: Prompts,
+    unrelated: Prompts | Mapping[str, Prompts],
+    *,
+    completions: Prompts | None = None,
+    true_answers: Sequence[str] | None = None,
+    control: str | Model | None = "auto",
+    max_new_tokens: int = 100,
+    batch_size: int = 16,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> BehaviourResult:
+    """Compare what the unlearned model says and knows with the base, on forget and on unrelated prompts.
+
+    Args:
+        pair: base and unlearned.
+        forget: prompts about what was to be forgotten.
+        unrelated: prompts about anything else; several sets by name are reported beside each other. A prompt that
+            is also a forget prompt is left out.
+        completions: texts to go on with; their answers are how they go on.
+        true_answers: names of the sets whose answers are true ones, so that exact match means something; by
+            default all but the completions. Leave out sets whose answers a model wrote.
+        control: a model that never knew, from the same trunk as the base: a name or a loaded model, None for none,
+            or `auto`, which knows the built-in pairs' control.
+        max_new_tokens: most tokens of a generation.
+        batch_size: most prompts in one batch; no score depends on it.
+        seed: of the bootstrap draws.
+        out: run directory to write to while computing; a killed run goes on from there.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        InputError: unrelated prompts that are all forget prompts, a prompt longer than the context, notebook
+            scoring, streamed models, a control that cannot be compared, a run directory of another configuration,
+            logits that are not finite.
+
+    Warns:
+        UserWarning: some unrelated prompts are forget prompts.
+    """
+    clock = Stopwatch()
+    for option, value, least in (
+        ("--seed", seed, 0),
+        ("--batch-size", batch_size, 1),
+        ("--max-new-tokens", max_new_tokens, 1),
+    ):
+        if value < least:
+            raise InputError(f"{option} {value}: {least} or more")
+    asked = _questions(forget, unrelated, completions, true_answers)
+    control_model = _resolve_control(pair, control)
+    models = Models(
+        pair.base, {"unlearned": pair.unlearned} | ({} if control_model is None else {"control": control_model})
+    )
+    for model in (models.base, *models.targets.values()):
+        _check(model, asked)
+    configuration = {
+        "command": "behave",
+        "base_sha256": pair.base.sha256,
+        "unlearned_sha256": pair.unlearned.sha256,
+        "control_sha256": control_model.sha256 if control_model else None,
+        **{f"{name}_sha256": prompts.sha256 for name, prompts in asked.by_name.items()},
+        "sets": list(asked.by_name),
+        "unrelated_sets": list(asked.unrelated),
+        "examples": [len(prompts) for prompts in asked.by_name.values()],
+        "true_answers": list(asked.true_answers),
+        "max_new_tokens": max_new_tokens,
+        "dtype": pair.base.dtype,
+        "device": pair.base.device.type,
+        "seed": seed,
+    }
+    provenance = {
+        "command": "behave",
+        "base": pair.base.name,
+        "unlearned": pair.unlearned.name,
+        "control": control_model.name if control_model else None,
+        "data": {name: prompts.source for name, prompts in asked.by_name.items()},
+    }
+    run = None if out is None else open_run(out, configuration, provenance)
+    if run is not None and run.is_complete:
+        return load_behave(run.path)
+    try:
+        frame = _ask(models, asked, max_new_tokens, batch_size, run, progress)
+    except BaseException:
+        if run is not None:
+            run.pause(wall_time_s=clock.seconds)
+        raise
+    result = BehaviourResult(
+        frame=frame,
+        coefficients=NO_COEFFICIENTS,
+        configuration=configuration,
+        provenance=provenance,
+        wall_time_s=clock.seconds,
+        measured={"peak_memory_bytes": peak_memory_bytes()},
+    )
+    if run is not None:
+        result.write(run)
+    return result
+
+
+def _questions(
+    forget: Prompts,
+    unrelated: Prompts | Mapping[str, Prompts],
+    completions: Prompts | None,
+    true_answers: Sequence[str] | None,
+) -> Questions:
+    """The sets, with unrelated ones free of forget prompts.
+
+    Raises:
+        InputError: a set's name that means another set, or one of `true_answers` that is none.
+    """
+    named = {UNRELATED: unrelated} if isinstance(unrelated, Prompts) else dict(unrelated)
+    if not named or named.keys() & {FORGET, COMPLETION}:
+        raise InputError(f"unrelated sets are called {', '.join(named) or 'nothing'}; name them otherwise")
+    kept = {name: without_shared(forget, prompts, name) for name, prompts in named.items()}
+    asked = Questions(forget, kept, completions, ())
+    names = [name for name in asked.by_name if name != COMPLETION]
+    wanted = names if true_answers is None else list(true_answers)
+    for name in wanted:
+        if name not in asked.by_name:
+            raise InputError(f"true_answers: there is no set {name!r}; there are {', '.join(asked.by_name)}")
+    return Questions(forget, kept, completions, tuple(wanted))
+
+
+def _resolve_control(pair: ModelPair, control: str | Model | None) -> Model | None:
+    if control == "auto":
+        control = zoo.default_control(pair.base.name)
+    if isinstance(control, str):
+        control = load_model(control, device=str(pair.base.device), dtype=pair.base.dtype)
+    if control is not None:
+        check_comparable(pair.base, control)
+    return control
+
+
+def _check(model: Model, asked: Questions) -> None:
+    """Check all that a model may be unable to do before anything is computed."""
+    if model.streamed is not None:
+        raise InputError(
+            f"{model.name} is streamed from disk and cannot write answers token by token; load it whole (--no-stream)"
+        )
+    vocabulary = model.hf.config.get_text_config().vocab_size
+    for name, prompts in asked.by_name.items():
+        if prompts.scoring != "answer":
+            raise InputError(f"the {name} prompts have {prompts.scoring} scoring; load them with scoring='answer'")
+        for item in prompts.items:
+            if len(item.input_ids) > model.context:
+                raise InputError(
+                    f"{name} prompt {item.id} has {len(item.input_ids)} tokens with its answer, and the context of "
+                    f"{model.name} is {model.context}; shorten or remove it"
+                )
+            if max(item.input_ids) >= vocabulary:
+                raise InputError(
+                    f"{name} prompt {item.id} has the token {max(item.input_ids)}, and {model.name} has {vocabulary} "
+                    "of them; the tokenizer is not this model's: copy its own beside the base's weights"
+                )
+
+
+def _ask(
+    models: Models, asked: Questions, max_new_tokens: int, batch_size: int, run: Run | None, progress: bool
+) -> pd.DataFrame:
+    """The rows of all sets, in order; batches that are finished are kept in the run."""
+    frames = [frame for _, frame in run.parts()] if run is not None else []
+    done = {key for frame in frames for key in zip(frame["set"], frame["example_index"], strict=True)}
+    sets = asked.by_name
+    pending = {
+        name: [index for index in range(len(prompts)) if (name, index) not in done] for name, prompts in sets.items()
+    }
+    with Progress(sum(map(len, pending.values())), "asking", show=progress) as bar:
+        for name, prompts in sets.items():
+            # Prompts of one length together: little padding.
+            order = sorted(pending[name], key=lambda index: len(prompts.items[index].input_ids))
+            for first in range(0, len(order), batch_size):
+                indices = order[first : first + batch_size]
+                rows = example_rows(
+                    models,
+                    prompts,
+                    indices,
+                    set_name=name,
+                    true_answers=name in asked.true_answers,
+                    max_new_tokens=max_new_tokens,
+                )
+                frames.append(pd.DataFrame(rows))
+                if run is not None:
+                    run.keep_part(f"{list(sets).index(name)}-{min(indices):06d}", frames[-1])
+                bar.advance(len(indices))
+    return _in_order(pd.concat(frames, ignore_index=True), list(models.targets), list(sets))
+
+
+def _in_order(frame: pd.DataFrame, targets: list[str], sets: list[str]) -> pd.DataFrame:
+    """The table by target, set and example, however the work was cut."""
+    keys = pd.DataFrame(
+        {
+            "target": frame["target"].map(targets.index),
+            "set": frame["set"].map(sets.index),
+            "example": frame["example_index"],
+        }
+    )
+    return frame.loc[keys.sort_values(["target", "set", "example"]).index].reset_index(drop=True)
