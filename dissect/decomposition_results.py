@@ -1,0 +1,259 @@
+"""What a decomposition gives: two tables, means with intervals, the difference to the control, the figures."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from dissect.intervals import Bootstrap, Estimate
+from dissect.runs import Run, open_run, read_record, write_bytes, write_frame
+from unlearning.errors import InputError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from dissect.figures import Exported
+
+_PLACE = ["site", "first_layer", "last_layer", "term"]
+
+
+@dataclass(eq=False)
+class DecompositionResult:
+    """A finished decomposition.
+
+    Attributes:
+        frame: one row per target, site, place (a layer, or all of them), term and example; norms, shares and direct
+            contributions are means over the example's answer positions.
+        positions: the same per answer position, without the scores of whole answers; `position` counts from the
+            first scored one, `token` is the one that it predicts.
+        configuration: everything that the numbers depend on.
+        provenance: names and paths.
+        wall_time_s: seconds that it took.
+        measured: what else the run measured of itself, as peak memory.
+    """
+
+    frame: pd.DataFrame
+    positions: pd.DataFrame
+    configuration: dict[str, Any]
+    provenance: dict[str, Any]
+    wall_time_s: float
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> list[str]:
+        """`unlearned`, and `control` where there is one."""
+        return list(self.frame["target"].unique())
+
+    @cached_property
+    def _bootstrap(self) -> Bootstrap:
+        first = self.frame[self.frame["target"] == "unlearned"].drop_duplicates("example_index")
+        return Bootstrap(
+            first.sort_values("example_index")["group"].tolist(),
+            seed=self.configuration["seed"],
+            equal_groups=self.configuration["scoring"] == "notebook",
+        )
+
+    @cached_property
+    def _curve(self) -> pd.DataFrame:
+        rows = [
+            dict(zip(["target", *_PLACE], place, strict=True)) | self._statistics(cell)
+            for place, cell in self.frame.groupby(["target", *_PLACE], sort=False)
+        ]
+        return pd.DataFrame(rows)
+
+    def curve(self) -> pd.DataFrame:
+        """Every number per target, site, place and term, with 95 % intervals (`_low`, `_high`).
+
+        Columns: `krs`, `share` (means of the examples' values), `krs_ratio_of_means`, `share_pooled` (ratios of
+        means, which large changes dominate), `logprob_recovery`, `kl_recovery`, `relative_norm` (of the base's
+        output there), `direct` and `direct_centred` in logits, `n` examples, `n_undefined` without KRS and
+        `n_share_undefined` without a share.
+        """
+        return self._curve.copy()
+
+    def _statistics(self, cell: pd.DataFrame) -> dict[str, Any]:
+        cell = cell.sort_values("example_index")
+        column = {name: cell[name].to_numpy(np.float64) for name in cell.columns if cell[name].dtype == np.float64}
+        defined = ~np.isnan(column["krs"])
+
+        def lost(name: str) -> np.ndarray:
+            return np.where(defined, column[name], np.nan)
+
+        draws = self._bootstrap
+        krs, share = draws.mean(column["krs"]), draws.mean(column["share"])
+        before, after = column["loss_unlearned"], column["loss_intervened"]
+        estimates = {
+            "krs": krs,
+            "krs_ratio_of_means": draws.ratio(before - after, lost("loss_unlearned")),
+            "logprob_recovery": draws.ratio(
+                column["logprob_intervened"] - column["logprob_unlearned"],
+                lost("logprob_base") - column["logprob_unlearned"],
+            ),
+            "kl_recovery": draws.ratio(column["kl_unlearned"] - column["kl_intervened"], lost("kl_unlearned")),
+            "share": share,
+            "share_pooled": draws.ratio(
+                column["dot_total"], np.where(np.isnan(column["share"]), np.nan, column["square_total"])
+            ),
+            "relative_norm": draws.ratio(column["norm"], column["base_norm"]),
+            "direct": draws.mean(column["direct"]),
+            "direct_centred": draws.mean(column["direct_centred"]),
+        }
+        statistics = {key: value for name, estimate in estimates.items() for key, value in _named(name, estimate)}
+        return statistics | {
+            "n": len(cell),
+            "n_undefined": len(cell) - krs.n,
+            "n_share_undefined": len(cell) - share.n,
+        }
+
+    def contrast(self) -> pd.DataFrame:
+        """The unlearned model minus the control, per site, place and term, paired over examples.
+
+        Columns: the differences of `krs`, `share` and `direct_centred`, each with its interval and its `n_`. What a
+        term gives a model that never knew is no sign of knowledge. Empty where there is no control.
+        """
+        scores = ["krs", "share", "direct_centred"]
+        if "control" not in self.targets:
+            names = [key for score in scores for key, _ in _named(score, Estimate(0, 0, 0, 0))]
+            return pd.DataFrame(columns=[*_PLACE, *names])
+        keys = [*_PLACE, "example_index"]
+        ours, theirs = (
+            self.frame.loc[self.frame["target"] == target, [*keys, *scores]] for target in ("unlearned", "control")
+        )
+        wide = ours.merge(theirs, on=keys, suffixes=("", "_control"))
+        rows = []
+        for place, cell in wide.groupby(_PLACE, sort=False):
+            cell = cell.sort_values("example_index")
+            row = dict(zip(_PLACE, place, strict=True))
+            for score in scores:
+                estimate = self._bootstrap.mean((cell[score] - cell[f"{score}_control"]).to_numpy(np.float64))
+                row |= dict(_named(score, estimate)) | {f"n_{score}": estimate.n}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def undefined(self) -> pd.DataFrame:
+        """How many examples lack a number, per target, site, place, number and reason."""
+        one = self.frame.drop_duplicates(["target", "site", "first_layer", "last_layer", "example_index"])
+        long = one.rename(columns={"undefined": "krs_undefined"}).melt(
+            ["target", "site", "first_layer", "last_layer"],
+            ["krs_undefined", "share_undefined", "direct_undefined"],
+            var_name="number",
+            value_name="reason",
+        )
+        long["number"] = long["number"].str.removesuffix("_undefined")
+        keys = ["target", "site", "first_layer", "last_layer", "number", "reason"]
+        return long[long["reason"] != ""].groupby(keys, sort=False).size().reset_index(name="examples")
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers a paper quotes, as plain data."""
+        first = self.frame.drop_duplicates(["target", "example_index"])
+        losses = first.groupby("target", sort=False)[["loss_unlearned", "logprob_unlearned", "logprob_base"]].mean()
+        return {
+            "configuration": self.configuration,
+            **self.provenance,
+            "examples": int(first["example_index"].nunique()),
+            "curve": _records(self.curve()),
+            "contrast": _records(self.contrast()),
+            "targets": _records(losses.reset_index()),
+            "undefined": _records(self.undefined()),
+        }
+
+    @property
+    def title(self) -> str:
+        """`base -> unlearned`."""
+        base, unlearned = (str(self.provenance[name]) for name in ("base", "unlearned"))
+        if os.sep in base and os.sep in unlearned:  # two directories: their last parts tell them apart
+            base, unlearned = os.path.basename(base.rstrip(os.sep)), os.path.basename(unlearned.rstrip(os.sep))
+        return f"{base} → {unlearned}"
+
+    def figure(self) -> "go.Figure":
+        """KRS of each term per layer, a panel per site, the control dashed."""
+        from dissect.decomposition_figures import krs_figure
+
+        return krs_figure(self.curve(), title=self.title)
+
+    def shares_figure(self) -> "go.Figure":
+        """Each term's share of the change per layer, a panel per site, the control dashed."""
+        from dissect.decomposition_figures import shares_figure
+
+        return shares_figure(self.curve(), title=self.title)
+
+    def direct_figure(self) -> "go.Figure":
+        """Each term's direct contribution to the answer's logit per layer, a panel per site."""
+        from dissect.decomposition_figures import direct_figure
+
+        return direct_figure(self.curve(), title=self.title)
+
+    def save(self, path: str | Path, *, formats: Sequence[str] = ("html",)) -> Path:
+        """Write the run directory: the tables (`results.parquet`, `positions.parquet`), summary and figures.
+
+        Raises:
+            InputError: the directory holds something else, or cannot be written.
+        """
+        run = open_run(path, self.configuration, self.provenance)
+        if not run.is_complete:
+            self.write(run)
+        self.save_figures(run.path, formats=formats)
+        return run.path
+
+    def write(self, run: Run) -> None:
+        """Finish an open run with these numbers."""
+        write_frame(run.path / "positions.parquet", self.positions)
+        run.finish(self.frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
+
+    def save_figures(self, path: Path, *, formats: Sequence[str] = ("html",)) -> "Exported":
+        """Write the figures and the curve's table into `path/figures`."""
+        from dissect.figures import Exported, export
+
+        written: list[Path] = []
+        problem = None
+        figures = {"krs": self.figure(), "shares": self.shares_figure()}
+        if self.frame["direct"].notna().any():
+            figures["direct"] = self.direct_figure()
+        for name, figure in figures.items():
+            exported = export(figure, path / "figures" / name, formats=formats)
+            written += exported.paths
+            problem = problem or exported.problem
+        table = path / "figures" / "decomposition.csv"
+        write_bytes(table, self.curve().to_csv(index=False).encode())
+        return Exported((*written, table), problem)
+
+
+def load_decompose(path: str | Path) -> DecompositionResult:
+    """Read a finished run directory of `decompose`.
+
+    Raises:
+        InputError: not a run directory, of another command, not finished, or a table is broken.
+    """
+    path = Path(path)
+    record = read_record(path)
+    command = record["configuration"].get("command")
+    if command != "decompose":
+        raise InputError(f"{path}: a run of `dissect {command}`, not of `dissect decompose`")
+    if record["status"] != "complete":
+        raise InputError(f"{path}: the run is not finished; run the same `dissect decompose` command again to go on")
+    frame, positions = (_read(path / name) for name in ("results.parquet", "positions.parquet"))
+    provenance = {key: record[key] for key in ("command", "base", "unlearned", "control", "data")}
+    return DecompositionResult(frame, positions, record["configuration"], provenance, record["wall_time_s"])
+
+
+def _read(file: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _named(name: str, estimate: Estimate) -> list[tuple[str, float]]:
+    return [(name, estimate.value), (f"{name}_low", estimate.low), (f"{name}_high", estimate.high)]
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {str(key): value.item() if isinstance(value, np.generic) else value for key, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
