@@ -20,7 +20,7 @@ from unlearning.errors import InputError
 from unlearning.terminal import run_app
 
 if TYPE_CHECKING:
-    from dissect import PatchingResult
+    from dissect import SweepResult
 
 _EXAMPLES = """\b
 Examples:
@@ -31,7 +31,7 @@ Examples:
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 
 
-def sweep_builtin(out: Path, *, progress: bool = True) -> dict[str, "PatchingResult"]:
+def sweep_builtin(out: Path, *, progress: bool = True) -> dict[str, "SweepResult"]:
     """The default sweep on every built-in pair; runs that are finished are read."""
     from dissect import load_pair, load_prompts, patch, zoo
 
@@ -45,7 +45,7 @@ def sweep_builtin(out: Path, *, progress: bool = True) -> dict[str, "PatchingRes
     return results
 
 
-def read_tofu(directory: Path) -> dict[str, "PatchingResult"]:
+def read_tofu(directory: Path) -> dict[str, "SweepResult"]:
     """The finished sweeps of `analyses.tofu_pair`.
 
     Raises:
@@ -62,7 +62,7 @@ def read_tofu(directory: Path) -> dict[str, "PatchingResult"]:
     return {f"TOFU {name}": load_result(directory / f"patch-{name}") for name in sorted(UNLEARNED)}
 
 
-def markdown_table(results: dict[str, "PatchingResult"]) -> str:
+def markdown_table(results: dict[str, "SweepResult"]) -> str:
     """Peak layer and KRS per pair and site, with the control in the same layers and the paired difference."""
     lines = [
         "| unlearned model | site | peak centre | KRS | never-trained control | difference |",

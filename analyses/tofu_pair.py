@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from analyses.tofu_models import Recipe, Workshop
-    from dissect import PatchingResult
+    from dissect import SweepResult
 
 WINDOW = 5
 SITES = ("mlp_coef", "attn_out", "mlp_coef+attn_out")
@@ -140,7 +140,7 @@ def measure(workshop: "Workshop", stages: dict[str, dict[str, Any]], path: Path)
     return quality
 
 
-def patch_models(out: Path, *, device: str = "auto", progress: bool = True) -> dict[str, "PatchingResult"]:
+def patch_models(out: Path, *, device: str = "auto", progress: bool = True) -> dict[str, "SweepResult"]:
     """Sweep the base's activations on the forget questions into each unlearned model and into never."""
     from analyses.tofu_models import UNLEARNED
     from dissect import load_pair, load_prompts, patch
@@ -242,7 +242,7 @@ def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.3f}"
 
 
-def _window(results: dict[str, "PatchingResult"]) -> int:
+def _window(results: dict[str, "SweepResult"]) -> int:
     return int(next(iter(results.values())).configuration["window"])
 
 

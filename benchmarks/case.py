@@ -9,10 +9,11 @@ from benchmarks.flops import naive_sweep_flops
 from benchmarks.models import build_pair, random_prompts
 from benchmarks.shapes import find_shape
 from dissect import zoo
-from dissect.interventions import Intervention, centred_windows
+from dissect.interventions import Intervention
 from dissect.pairs import ModelPair, load_pair
 from dissect.prompts import Batch, Prompts, load_prompts
-from dissect.sites import DEFAULT_SITES
+from dissect.sites import PATCH_SITES
+from dissect.windows import centred_windows
 
 WINDOW = 5
 DEMO = "demo"
@@ -58,8 +59,8 @@ class Case:
 def paper_sweeps(n_layers: int, width: int = WINDOW) -> tuple[Intervention, ...]:
     """The paper's four: MLP coefficients, attention outputs and both patched, value vectors restored."""
     windows = centred_windows(n_layers, width)
-    patches = [Intervention("patch", sites, window) for sites in DEFAULT_SITES for window in windows]
-    return (*patches, *(Intervention("restore", ("value_vectors",), window) for window in windows))
+    patches = [Intervention(sites, window) for sites in PATCH_SITES for window in windows]
+    return (*patches, *(Intervention(("value_vectors",), window) for window in windows))
 
 
 def build_case(shape: str, *, device: torch.device, dtype: torch.dtype, among: tuple[str, ...]) -> Case:

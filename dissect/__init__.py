@@ -15,33 +15,36 @@ if TYPE_CHECKING:
     from dissect.pairs import Model, ModelPair, load_model, load_pair
     from dissect.patching import patch
     from dissect.prompts import Prompts, load_prompts
-    from dissect.results import PatchingResult, load_result
+    from dissect.restoration import restore
+    from dissect.results import SweepResult, load_result
     from unlearning.errors import InputError
 
 _HOME = {
     "InputError": "unlearning.errors",
     "Model": "dissect.pairs",
     "ModelPair": "dissect.pairs",
-    "PatchingResult": "dissect.results",
+    "SweepResult": "dissect.results",
     "Prompts": "dissect.prompts",
     "load_model": "dissect.pairs",
     "load_pair": "dissect.pairs",
     "load_prompts": "dissect.prompts",
     "load_result": "dissect.results",
     "patch": "dissect.patching",
+    "restore": "dissect.restoration",
 }
 
 __all__ = [
     "InputError",
     "Model",
     "ModelPair",
-    "PatchingResult",
+    "SweepResult",
     "Prompts",
     "load_model",
     "load_pair",
     "load_prompts",
     "load_result",
     "patch",
+    "restore",
 ]
 
 

@@ -115,7 +115,11 @@ def component_path(components: Mapping[str, Any], *keys: str) -> str | None:
 
 def block_of(hf: "PreTrainedModel", anatomy: Anatomy, layer: int) -> Block:
     """The modules of one layer's block."""
-    whole: nn.Module = hf.get_submodule(anatomy.blocks)[layer]  # type: ignore[index]
+    return parts_of(hf.get_submodule(anatomy.blocks)[layer], anatomy)  # type: ignore[index]
+
+
+def parts_of(whole: nn.Module, anatomy: Anatomy) -> Block:
+    """The modules of a block."""
 
     def part(path: str | None) -> nn.Module | None:
         return None if path is None else whole.get_submodule(path)

@@ -17,70 +17,178 @@ FORMATS = ("html", "pdf", "svg", "png")
 
 # Okabe-Ito: told apart by colour-blind readers; the markers tell the lines apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "pentagon")
 
 FONT = {"family": "Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"}
 
 
-def recovery_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """KRS against the window's centre layer: a line per site with its 95 % band, the control dashed.
+DASHES = {"main": "solid", "control": "dash", "null": "dot"}
+"""Other arms, which give something else than the base's activations, are dash-dotted."""
+ARM_NAMES = {"control": "never-trained control", "null": "random update of the same norms"}
+
+
+def recovery_figure(curve: pd.DataFrame, *, title: str = "", legend: str = "patched from the base") -> go.Figure:
+    """KRS against the window's centre layer: a panel per kind of window, a line per site with its 95 % band.
+
+    The control is dashed, null models are dotted, other donors dash-dotted. What has one window only, as `embed`, stands
+    in a panel of its own, site beside site.
 
     Args:
-        curve: `PatchingResult.curve()`.
+        curve: `SweepResult.curve()`.
         title: above the plot.
+        legend: above the names of the lines.
     """
-    figure = go.Figure()
-    for number, site in enumerate(curve["site"].unique()):
-        for target in curve["target"].unique():
-            line = curve[(curve["site"] == site) & (curve["target"] == target)]
-            _add_line(figure, line, site, target, COLOURS[number % 6], MARKERS[number % 6])
-    n_layers = int(curve["centre"].max()) + 1
-    figure.update_layout(
-        _layout(title),
-        xaxis_title="centre layer of the window",
-        yaxis_title="knowledge recovery score (KRS)",
-        width=860,
-        height=520,
+    lines = curve.assign(dash=curve["arm"].map(lambda arm: DASHES.get(arm, "dashdot")))
+    suffixes = curve["arm"].map(lambda arm: "" if arm == "main" else f", {ARM_NAMES.get(arm, arm)}")
+    lines["line"] = lines["site"] + suffixes
+    return _panels(lines, "krs", "knowledge recovery score (KRS)", title=title, legend=legend, top=1.0)
+
+
+def difference_figure(contrast: pd.DataFrame, *, title: str = "", legend: str = "patched from the base") -> go.Figure:
+    """KRS minus that of the other arms against the window's centre; where the band holds zero, nothing is claimed.
+
+    Args:
+        contrast: `SweepResult.contrast()`.
+        title: above the plot.
+        legend: above the names of the lines.
+    """
+    lines = contrast.assign(dash=contrast["against"].map(lambda arm: DASHES.get(arm, "dashdot")))
+    lines["line"] = lines["site"] + " − " + contrast["against"].map(lambda arm: ARM_NAMES.get(arm, arm))
+    return _panels(lines, "difference", "difference of KRS", title=title, legend=legend, top=None)
+
+
+def _panels(lines: pd.DataFrame, value: str, axis: str, *, title: str, legend: str, top: float | None) -> go.Figure:
+    """A panel per kind of window; columns `line`, `dash`, `site`, `window`, `centre` and the value with its interval."""
+    kinds = list(lines["window"].unique())
+    is_sweep = {kind: lines[lines["window"] == kind]["centre"].nunique() > 1 for kind in kinds}
+    swept = [kind for kind in kinds if is_sweep[kind]]
+    alone = lines[~lines["window"].map(is_sweep)]
+    titles = [_kind_title(kind) for kind in swept] + (["one window"] if len(alone) else [])
+    figure = make_subplots(
+        rows=1,
+        cols=len(titles),
+        subplot_titles=titles if len(titles) > 1 else None,
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
     )
+    sites = list(lines["site"].unique())
+    n_layers = int(lines["last_layer"].max()) + 1
+    shown: set[str] = set()
+    for column, kind in enumerate(swept, start=1):
+        panel = lines[lines["window"] == kind]
+        for name, line in panel.groupby("line", sort=False):
+            number = sites.index(line["site"].iloc[0])
+            _add_line(figure, line, str(name), value, number, column, is_named=name not in shown)
+            shown.add(str(name))
+        figure.update_xaxes(
+            title_text=_KIND_AXES.get(kind, "centre layer of the window"),
+            dtick=1 if n_layers <= 16 else 4,
+            range=[-0.3, n_layers - 0.7],
+            row=1,
+            col=column,
+        )
+    if len(alone):
+        for name, line in alone.groupby("line", sort=False):
+            number = sites.index(line["site"].iloc[0])
+            _add_points(figure, line, str(name), value, number, len(titles), is_named=name not in shown)
+    figure.update_yaxes(title_text=axis, row=1, col=1)
     figure.add_hline(y=0, line={"color": "#999999", "width": 1})
-    figure.add_hline(y=1, line={"color": "#999999", "width": 1, "dash": "dot"})
-    figure.update_xaxes(dtick=1 if n_layers <= 16 else 4, range=[-0.3, n_layers - 0.7])
+    if top is not None:
+        figure.add_hline(y=top, line={"color": "#999999", "width": 1, "dash": "dot"})
+    n_named = lines["line"].nunique()
+    figure.update_layout(
+        _layout(title, legend),
+        width=860 if len(titles) == 1 else 320 + 360 * len(titles),
+        height=max(520, 180 + 28 * n_named),
+    )
     return figure
 
 
-def _add_line(figure: go.Figure, line: pd.DataFrame, site: str, target: str, colour: str, marker: str) -> None:
-    is_control = target == "control"
-    group = f"{site} {target}"
-    band = line.dropna(subset=["krs_low", "krs_high"])
+_KIND_AXES = {"prefix": "last layer of the prefix", "suffix": "first layer of the suffix"}
+
+
+def _kind_title(kind: str) -> str:
+    if kind == "prefix":
+        return "prefix: layers 0 to l"
+    if kind == "suffix":
+        return "suffix: layer l to the last"
+    return f"windows of {kind}" if kind.isdigit() and kind != "1" else "single layers" if kind == "1" else kind
+
+
+def _add_line(
+    figure: go.Figure, line: pd.DataFrame, name: str, value: str, number: int, column: int, *, is_named: bool
+) -> None:
+    colour, marker, dash = COLOURS[number % 6], MARKERS[number % 7], line["dash"].iloc[0]
+    is_main = dash == "solid"
+    band = line.dropna(subset=[f"{value}_low", f"{value}_high"])
     if len(band):
         figure.add_trace(
             go.Scatter(
                 x=[*band["centre"], *band["centre"][::-1]],
-                y=[*band["krs_high"], *band["krs_low"][::-1]],
+                y=[*band[f"{value}_high"], *band[f"{value}_low"][::-1]],
                 mode="lines",
                 fill="toself",
-                fillcolor=_faint(colour, 0.08 if is_control else 0.16),
+                fillcolor=_faint(colour, 0.16 if is_main else 0.08),
                 line={"width": 0},
                 hoverinfo="skip",
                 showlegend=False,
-                legendgroup=group,
-            )
+                legendgroup=name,
+            ),
+            row=1,
+            col=column,
         )
     figure.add_trace(
         go.Scatter(
             x=line["centre"],
-            y=line["krs"],
-            name=f"{site}, never-trained control" if is_control else site,
+            y=line[value],
+            name=name,
             mode="lines+markers",
-            line={"color": colour, "width": 2, "dash": "dash" if is_control else "solid"},
-            marker={"symbol": f"{marker}-open" if is_control else marker, "size": 8},
-            legendgroup=group,
-            customdata=line[["first_layer", "last_layer", "krs_low", "krs_high", "n"]],
-            hovertemplate=(
-                "layers %{customdata[0]}–%{customdata[1]}: KRS %{y:.3f} "
-                "[%{customdata[2]:.3f}, %{customdata[3]:.3f}], n = %{customdata[4]}<extra></extra>"
-            ),
-        )
+            line={"color": colour, "width": 2, "dash": dash},
+            marker={"symbol": marker if is_main else f"{marker}-open", "size": 8},
+            showlegend=is_named,
+            legendgroup=name,
+            customdata=line[["first_layer", "last_layer", f"{value}_low", f"{value}_high", "n"]],
+            hovertemplate=f"{_HOVER}<extra></extra>",
+        ),
+        row=1,
+        col=column,
+    )
+
+
+_HOVER = (
+    "layers %{customdata[0]}–%{customdata[1]}: %{y:.3f} "
+    "[%{customdata[2]:.3f}, %{customdata[3]:.3f}], n = %{customdata[4]}"
+)
+
+
+def _add_points(
+    figure: go.Figure, line: pd.DataFrame, name: str, value: str, number: int, column: int, *, is_named: bool
+) -> None:
+    colour, marker = COLOURS[number % 6], MARKERS[number % 7]
+    figure.add_trace(
+        go.Scatter(
+            x=line["site"] + line["window"].map(lambda kind: "" if kind == "all" else f"<br>{kind}"),
+            y=line[value],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": line[f"{value}_high"] - line[value],
+                "arrayminus": line[value] - line[f"{value}_low"],
+            },
+            name=name,
+            mode="markers",
+            marker={
+                "color": colour,
+                "symbol": marker if line["dash"].iloc[0] == "solid" else f"{marker}-open",
+                "size": 9,
+            },
+            showlegend=is_named,
+            legendgroup=name,
+            customdata=line[["first_layer", "last_layer", f"{value}_low", f"{value}_high", "n"]],
+            hovertemplate=f"{_HOVER}<extra></extra>",
+        ),
+        row=1,
+        col=column,
     )
 
 
@@ -88,7 +196,7 @@ def comparison_figure(curves: dict[str, pd.DataFrame], *, columns: int = 2, titl
     """The curves of several pairs beside each other, one panel a pair, on the same axes.
 
     Args:
-        curves: `PatchingResult.curve()` by the panel's title.
+        curves: `SweepResult.curve()` by the panel's title, of one kind of window each.
         columns: panels in a row.
         title: above the plot.
     """
@@ -133,13 +241,14 @@ def comparison_figure(curves: dict[str, pd.DataFrame], *, columns: int = 2, titl
 
 
 def example_heatmap(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """KRS of every example in every window of the unlearned model, one panel per site.
+    """KRS of every example in every window of the first kind in the main arm, one panel per site.
 
     Args:
-        frame: `PatchingResult.frame`.
+        frame: `SweepResult.frame`.
         title: above the plot.
     """
-    ours = frame[frame["target"] == "unlearned"]
+    first_kind = frame["window"].iloc[0]
+    ours = frame[(frame["arm"] == "main") & (frame["window"] == first_kind)]
     sites = list(ours["site"].unique())
     examples = ours.drop_duplicates("example_index").sort_values("example_index")["example"].tolist()
     figure = make_subplots(rows=1, cols=len(sites), subplot_titles=sites, shared_yaxes=True, horizontal_spacing=0.03)
@@ -169,12 +278,12 @@ def example_heatmap(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
     return figure
 
 
-def _layout(title: str) -> dict[str, Any]:
+def _layout(title: str, legend: str = "patched from the base") -> dict[str, Any]:
     return {
         "title": {"text": title, "x": 0.01, "xanchor": "left", "font": {"size": 16}},
         "template": "plotly_white",
         "font": FONT,
-        "legend": {"title": "patched from the base"},
+        "legend": {"title": legend},
         "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
     }
 

@@ -1,35 +1,18 @@
 """Interventions as plain data: what to do to which layers, never how it is run."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
-from dissect.sites import SiteSet, site_label
-from unlearning.errors import InputError
+from dissect.sites import SITES, SiteSet, is_weight, site_label
+from dissect.windows import Window, whole_model
 
+if TYPE_CHECKING:
+    from dissect.weights import WeightNames
 
-@dataclass(frozen=True)
-class Window:
-    """Neighbouring layers that are intervened on together.
-
-    Attributes:
-        centre: the layer that the window is named after.
-        first: its first layer.
-        last: its last layer, inclusive.
-    """
-
-    centre: int
-    first: int
-    last: int
-
-    @property
-    def layers(self) -> range:
-        """The layers of the window."""
-        return range(self.first, self.last + 1)
-
-    def is_clipped(self, width: int) -> bool:
-        """Whether the end of the model cut it short of `width` layers."""
-        return len(self.layers) < width
+NOWHERE: frozenset[str] = frozenset()
+OUTSIDE = frozenset({"embed", "unembed"})
+"""Sites that no block has."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +20,25 @@ class Intervention:
     """One run of the target model with something replaced.
 
     Attributes:
-        kind: `patch` replaces activations by the base's, at every token position; `restore` replaces weights.
-        sites: what is replaced, all of it in the same window: names of `SITES` or of `WEIGHT_SITES`.
+        sites: what is replaced, all of it in the same window: names of `SITES`, of `WEIGHT_SITES`, or `/REGEX/`.
         window: in which layers.
+        before: those of the sites whose weights outside the blocks count too, as embeddings.
+        after: the same of what follows the last block, as the final norm and the head.
     """
 
-    kind: Literal["patch", "restore"]
     sites: SiteSet
     window: Window
+    before: frozenset[str] = field(default=NOWHERE)
+    after: frozenset[str] = field(default=NOWHERE)
+
+    @property
+    def kind(self) -> Literal["patch", "restore"]:
+        """`patch` replaces activations by the donor's, at every token position; `restore` replaces weights too."""
+        return "restore" if any(is_weight(site) for site in self.sites) else "patch"
 
     def sites_at(self, layer: int) -> frozenset[str]:
-        """What is replaced in one layer."""
-        return frozenset(self.sites) if layer in self.window.layers else frozenset()
+        """What is replaced in the block of one layer."""
+        return frozenset(self.sites) - OUTSIDE if layer in self.window.layers else NOWHERE
 
     @property
     def label(self) -> str:
@@ -56,27 +46,42 @@ class Intervention:
         return f"{site_label(self.sites)} @ {self.window.first}..{self.window.last}"
 
 
-def centred_windows(n_layers: int, width: int) -> list[Window]:
-    """One window of `width` layers around every layer, clipped at the ends of the model.
-
-    Raises:
-        InputError: the width is even, not positive, or wider than the model.
-    """
-    if width < 1 or width % 2 == 0:
-        raise InputError(f"--window {width}: a window has a centre, so its width must be odd, as 1, 3 or 5")
-    if width > n_layers:
-        widest = n_layers if n_layers % 2 else n_layers - 1
-        raise InputError(f"--window {width}: the model has {n_layers} layers; use {widest} at most")
-    half = width // 2
-    return [
-        Window(centre=centre, first=max(0, centre - half), last=min(n_layers - 1, centre + half))
-        for centre in range(n_layers)
-    ]
+def weights_among(sites: Iterable[str]) -> frozenset[str]:
+    """Those of the sites that are weights."""
+    return frozenset(site for site in sites if is_weight(site))
 
 
 def sweep(
-    sites: Iterable[SiteSet], windows: Iterable[Window], *, kind: Literal["patch", "restore"] = "patch"
+    site_sets: Iterable[SiteSet], windows: Iterable[Window], weights: "WeightNames | None" = None
 ) -> list[Intervention]:
-    """Every set of sites in every window: the layer sweep of the Dissecting paper."""
+    """Every set of sites in every window: the layer sweep of the Dissecting paper.
+
+    A window in which a set has nothing to replace is left out. A set that has something outside the blocks only, as
+    `embed`, is done once, and its window is called `all`.
+
+    Args:
+        site_sets: what is replaced together.
+        windows: where.
+        weights: which weights the model has; needed where a weight is among the sites.
+    """
     windows = list(windows)
-    return [Intervention(kind, site_set, window) for site_set in sites for window in windows]
+    return [item for sites in site_sets for item in _in_windows(sites, windows, weights)]
+
+
+def _in_windows(sites: SiteSet, windows: list[Window], weights: "WeightNames | None") -> list[Intervention]:
+    named = weights_among(sites)
+    if not named:
+        return [Intervention(sites, window) for window in windows]
+    assert weights is not None, "restoring weights needs their names"
+    before = frozenset(site for site in named if weights.at([site], "before"))
+    after = frozenset(site for site in named if weights.at([site], "after"))
+    inside = frozenset(layer for layer in range(weights.n_layers) if weights.at(named, layer))
+    if not inside and not any(site in SITES for site in sites):
+        return [Intervention(sites, whole_model(weights.n_layers), before, after)]
+    last = weights.n_layers - 1
+    return [
+        # Norms go by layer, and the final one stands behind the last.
+        Intervention(sites, window, before, after if last in window.layers else after - {"norms"})
+        for window in windows
+        if inside & set(window.layers) or any(site in SITES for site in sites)
+    ]

@@ -19,6 +19,7 @@ from dissect.processes import ALONE, Processes
 from dissect.site_check import check_sites
 from dissect.sites import SITES
 from dissect.sizes import in_bytes
+from dissect.weights import WeightNames, find_weights
 from unlearning.checkpoints import check_files, content_hash, load_tokenizer, load_weights, locate_checkpoint
 from unlearning.errors import InputError
 from unlearning.safetensors_files import TensorFiles
@@ -79,6 +80,11 @@ class Model:
     def anatomy(self) -> Anatomy:
         """Where its blocks and their parts are."""
         return find_anatomy(self.hf, self.adapter)
+
+    @cached_property
+    def weights(self) -> WeightNames:
+        """Which of its parameters belong to which weight site."""
+        return find_weights(self.hf, self.anatomy, self.adapter)
 
     @property
     def n_layers(self) -> int:

@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
     from dissect.figures import Exported
 
-_PLACE = ["site", "centre", "first_layer", "last_layer"]
+_PLACE = ["site", "window", "centre", "first_layer", "last_layer"]
+_ARM = ["arm", "target", "donor"]
 
 
 @dataclass(eq=False)
-class PatchingResult:
+class SweepResult:
     """A finished layer sweep.
 
     Attributes:
-        frame: one row per target, site, centre and example; columns as in DESIGN.md.
+        frame: one row per arm, site, window and example; columns as in DESIGN.md.
         configuration: everything that the numbers depend on.
         provenance: names and paths.
         wall_time_s: seconds that the sweep took.
@@ -42,13 +43,13 @@ class PatchingResult:
     _curve: pd.DataFrame | None = field(default=None, init=False, repr=False)
 
     @property
-    def targets(self) -> list[str]:
-        """`unlearned`, and `control` where there is one."""
-        return list(self.frame["target"].unique())
+    def arms(self) -> list[str]:
+        """`main`, and those that it is compared with."""
+        return list(self.frame["arm"].unique())
 
     @cached_property
     def _bootstrap(self) -> Bootstrap:
-        first = self.frame[self.frame["target"] == "unlearned"].drop_duplicates("example_index")
+        first = self.frame[self.frame["arm"] == "main"].drop_duplicates("example_index")
         return Bootstrap(
             first.sort_values("example_index")["group"].tolist(),
             seed=self.configuration["seed"],
@@ -56,19 +57,31 @@ class PatchingResult:
         )
 
     def curve(self) -> pd.DataFrame:
-        """Recovery per target, site and centre, with 95 % intervals.
+        """Recovery per arm, site and window, with 95 % intervals; null models are one arm, `null`, their mean.
 
         Columns: `krs` with `krs_low` and `krs_high` (mean of the examples' ratios, the paper's average), and
         beside it `krs_median`, `krs_ratio_of_means`, `krs_centred`, `logprob_recovery` and `kl_recovery` (ratios
         of means, each with its interval), `n` examples and `n_undefined` among them.
         """
         if self._curve is None:
+            keys = [*_ARM, *_PLACE]
             rows = [
-                dict(zip(["target", *_PLACE], place, strict=True)) | self._statistics(cell)
-                for place, cell in self.frame.groupby(["target", *_PLACE], sort=False)
+                dict(zip(keys, place, strict=True)) | self._statistics(cell)
+                for place, cell in self._with_mean_null().groupby(keys, sort=False)
             ]
             self._curve = pd.DataFrame(rows)
         return self._curve
+
+    def _with_mean_null(self) -> pd.DataFrame:
+        """The table with the null models' rows replaced by their mean for every example."""
+        is_null = self.frame["arm"].str.startswith("null-")
+        if not is_null.any():
+            return self.frame
+        keys = ["target", "donor", "kind", *_PLACE, "example", "example_index", "group", "n_answer_tokens"]
+        nulls = self.frame[is_null]
+        numbers = [name for name in nulls.columns if nulls[name].dtype == np.float64]
+        mean = nulls.groupby(keys, sort=False)[numbers].mean().reset_index()
+        return pd.concat([self.frame[~is_null], mean.assign(arm="null", undefined="")], ignore_index=True)
 
     def _statistics(self, cell: pd.DataFrame) -> dict[str, Any]:
         cell = cell.sort_values("example_index")
@@ -99,51 +112,61 @@ class PatchingResult:
         return statistics | {"n": len(cell), "n_undefined": len(cell) - mean.n}
 
     def contrast(self) -> pd.DataFrame:
-        """KRS of the unlearned model minus KRS of the control, per site and centre, paired over examples.
+        """KRS of the main arm minus that of every other arm, per site and window, paired over examples.
 
         Activations taken from the base carry the answer even into a model that never knew it: only what the
-        unlearned model recovers beyond the control can come from itself. Empty where there is no control.
+        unlearned model recovers beyond the control can come from itself; what it recovers beyond the null is more
+        than any change of that size shows, and beyond another donor, more than any patch does. Column `against` says
+        which arm is subtracted: `control`, `null`, `other-question`, `noise` or `donor`. Empty where there is none.
         """
-        if "control" not in self.targets:
-            return pd.DataFrame(columns=[*_PLACE, "difference", "difference_low", "difference_high", "n"])
         keys = [*_PLACE, "example_index"]
-        ours, theirs = (
-            self.frame.loc[self.frame["target"] == target, [*keys, "krs"]] for target in ("unlearned", "control")
-        )
-        wide = ours.merge(theirs, on=keys, suffixes=("", "_control"))
+        table = self._with_mean_null()
+        ours = table.loc[table["arm"] == "main", [*keys, "krs"]]
         rows = []
-        for place, cell in wide.groupby(_PLACE, sort=False):
-            cell = cell.sort_values("example_index")
-            estimate = self._bootstrap.mean((cell["krs"] - cell["krs_control"]).to_numpy(np.float64))
-            rows.append(dict(zip(_PLACE, place, strict=True)) | _named("difference", estimate) | {"n": estimate.n})
-        return pd.DataFrame(rows)
+        for arm in table["arm"].unique():
+            if arm == "main":
+                continue
+            wide = ours.merge(table.loc[table["arm"] == arm, [*keys, "krs"]], on=keys, suffixes=("", "_there"))
+            for place, cell in wide.groupby(_PLACE, sort=False):
+                cell = cell.sort_values("example_index")
+                estimate = self._bootstrap.mean((cell["krs"] - cell["krs_there"]).to_numpy(np.float64))
+                row = {"against": arm} | dict(zip(_PLACE, place, strict=True))
+                rows.append(row | _named("difference", estimate) | {"n": estimate.n})
+        columns = ["against", *_PLACE, "difference", "difference_low", "difference_high", "n"]
+        return pd.DataFrame(rows, columns=columns)
 
     def peaks(self) -> pd.DataFrame:
-        """Per site: the centre where the unlearned model's KRS is highest, and what the control has there."""
+        """Per site and kind of window: where the main arm's KRS is highest, and what the other arms have there.
+
+        `difference` is KRS minus the control's; `minus_null`, `minus_noise` and so on are minus the other arms'.
+        """
         curve, contrast = self.curve(), self.contrast()
-        ours = curve[curve["target"] == "unlearned"].dropna(subset="krs")
+        ours = curve[curve["arm"] == "main"].dropna(subset="krs")
         rows = []
-        for site in ours["site"].unique():
-            peak = ours.loc[ours[ours["site"] == site]["krs"].idxmax()]
+        for place, cell in ours.groupby(["site", "window"], sort=False):
+            site, kind = map(str, place)
+            peak = cell.nlargest(1, "krs").iloc[0]
             row = {key: peak[key] for key in [*_PLACE, "krs", "krs_low", "krs_high", "logprob_recovery"]}
-            here = (curve["site"] == site) & (curve["centre"] == peak["centre"])
-            for _, control in curve[here & (curve["target"] == "control")].iterrows():
-                row |= {f"control_{key}": control[key] for key in ("krs", "krs_low", "krs_high")}
-            for _, gap in contrast[(contrast["site"] == site) & (contrast["centre"] == peak["centre"])].iterrows():
-                row |= {key: gap[key] for key in ("difference", "difference_low", "difference_high")}
+            for _, other in _at(curve, site, kind, peak["centre"]).iterrows():
+                if other["arm"] != "main":
+                    name = column_name(other["arm"])
+                    row |= {f"{name}_{key}": other[key] for key in ("krs", "krs_low", "krs_high")}
+            for _, gap in _at(contrast, site, kind, peak["centre"]).iterrows():
+                name = difference_name(gap["against"])
+                row |= {f"{name}{end}": gap[f"difference{end}"] for end in ("", "_low", "_high")}
             rows.append(row)
         return pd.DataFrame(rows)
 
     def undefined(self) -> pd.DataFrame:
-        """How many examples have no KRS, per target and reason."""
-        first = self.frame.drop_duplicates(["target", "example_index"])
+        """How many examples have no KRS, per arm and reason."""
+        first = self.frame.drop_duplicates(["arm", "example_index"])
         reasons = first[first["undefined"] != ""]
-        return reasons.groupby(["target", "undefined"], sort=False).size().reset_index(name="examples")
+        return reasons.groupby(["arm", "undefined"], sort=False).size().reset_index(name="examples")
 
     def summary(self) -> dict[str, Any]:
-        """The numbers a paper quotes, as plain data: per site the peak, per target the losses, what is undefined."""
-        first = self.frame.drop_duplicates(["target", "example_index"])
-        losses = first.groupby("target", sort=False)[["loss_unlearned", "logprob_unlearned", "logprob_base"]].mean()
+        """The numbers a paper quotes, as plain data: per site the peaks, per arm the losses, what is undefined."""
+        first = self.frame.drop_duplicates(["arm", "example_index"])
+        losses = first.groupby(_ARM, sort=False)[["loss_unlearned", "logprob_unlearned", "logprob_base"]].mean()
         return {
             "configuration": self.configuration,
             **self.provenance,
@@ -151,15 +174,21 @@ class PatchingResult:
             "peaks": _records(self.peaks()),
             "curve": _records(self.curve()),
             "contrast": _records(self.contrast()),
-            "targets": _records(losses.reset_index()),
+            "arms": _records(losses.reset_index()),
             "undefined": _records(self.undefined()),
         }
 
     def figure(self) -> "go.Figure":
-        """KRS against the window's centre, one line per site, the control dashed."""
+        """KRS against the window's centre: a panel per kind of window, a line per site, the other arms dashed."""
         from dissect.figures import recovery_figure
 
-        return recovery_figure(self.curve(), title=self.title)
+        return recovery_figure(self.curve(), title=self.title, legend=self._legend)
+
+    def difference_figure(self) -> "go.Figure":
+        """KRS minus that of the control, of the null models, and of other donors: what a claim may rest on."""
+        from dissect.figures import difference_figure
+
+        return difference_figure(self.contrast(), title=self.title, legend=self._legend)
 
     def heatmap(self) -> "go.Figure":
         """KRS of every example in every window, one panel per site."""
@@ -168,12 +197,21 @@ class PatchingResult:
         return example_heatmap(self.frame, title=self.title)
 
     @property
+    def _legend(self) -> str:
+        """What the lines of figures have in common."""
+        done = "patched" if self.configuration["command"] == "patch" else "restored"
+        giver = "the base" if self.configuration["direction"] == "base-to-unlearned" else "the unlearned model"
+        return f"{done} from {giver}"
+
+    @property
     def title(self) -> str:
-        """`base -> unlearned, window 5`."""
+        """`base → unlearned`, and how the run differs from the default one."""
         base, unlearned = (str(self.provenance[name]) for name in ("base", "unlearned"))
         if os.sep in base and os.sep in unlearned:  # two directories: their last parts tell them apart
             base, unlearned = os.path.basename(base.rstrip(os.sep)), os.path.basename(unlearned.rstrip(os.sep))
-        return f"{base} → {unlearned}, window {self.configuration['window']}"
+        if self.configuration["direction"] != "base-to-unlearned":
+            base, unlearned = unlearned, base
+        return f"{base} → {unlearned}"
 
     def save(self, path: str | Path, *, formats: Sequence[str] = ("html",)) -> Path:
         """Write the run directory of DESIGN.md: tables, summary and figures.
@@ -188,21 +226,24 @@ class PatchingResult:
         return run.path
 
     def save_figures(self, path: Path, *, formats: Sequence[str] = ("html",)) -> "Exported":
-        """Write the figures into `path/figures`: the curve (and its table as csv) and the examples' heat map."""
+        """Write the figures into `path/figures`: the curve, the differences (both as csv too), the examples."""
         from dissect.figures import Exported, export
 
         written: list[Path] = []
         problem = None
-        for name, figure in (("krs", self.figure()), ("examples", self.heatmap())):
+        contrast = self.contrast()
+        differences = {"difference": self.difference_figure()} if len(contrast) else {}
+        for name, figure in ({"krs": self.figure()} | differences | {"examples": self.heatmap()}).items():
             exported = export(figure, path / "figures" / name, formats=formats)
             written += exported.paths
             problem = problem or exported.problem
-        table = path / "figures" / "krs.csv"
-        write_bytes(table, self.curve().to_csv(index=False).encode())
-        return Exported((*written, table), problem)
+        for name, table in ({"krs": self.curve()} | ({"difference": contrast} if len(contrast) else {})).items():
+            written.append(path / "figures" / f"{name}.csv")
+            write_bytes(written[-1], table.to_csv(index=False).encode())
+        return Exported(tuple(written), problem)
 
 
-def load_result(path: str | Path) -> PatchingResult:
+def load_result(path: str | Path) -> SweepResult:
     """Read a finished run directory.
 
     Raises:
@@ -211,13 +252,28 @@ def load_result(path: str | Path) -> PatchingResult:
     path = Path(path)
     record = read_record(path)
     if record["status"] != "complete":
-        raise InputError(f"{path}: the run is not finished; run the same `dissect patch` command again to go on")
+        raise InputError(f"{path}: the run is not finished; run the same command again to go on")
     try:
         frame = pd.read_parquet(path / "results.parquet")
     except (OSError, ValueError) as error:
         raise InputError(f"{path / 'results.parquet'}: cannot be read: {str(error).splitlines()[0]}") from None
-    provenance = {key: record[key] for key in ("command", "base", "unlearned", "control", "data")}
-    return PatchingResult(frame, record["configuration"], provenance, record["wall_time_s"])
+    provenance = {key: record[key] for key in ("command", "base", "unlearned", "control", "donors", "data")}
+    return SweepResult(frame, record["configuration"], provenance, record["wall_time_s"])
+
+
+def column_name(arm: str) -> str:
+    """An arm's name in columns, as `other_question`."""
+    return arm.replace("-", "_")
+
+
+def difference_name(arm: str) -> str:
+    """The column of what is left when an arm is subtracted."""
+    return "difference" if arm == "control" else f"minus_{column_name(arm)}"
+
+
+def _at(table: pd.DataFrame, site: str, kind: str, centre: int) -> pd.DataFrame:
+    """The rows of one site and window."""
+    return table[(table["site"] == site) & (table["window"] == kind) & (table["centre"] == centre)]
 
 
 def _named(name: str, estimate: Estimate) -> dict[str, float]:

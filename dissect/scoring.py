@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dissect.arms import Arm
 from dissect.engine import Sweep
 from dissect.interventions import Intervention
 from dissect.prompts import Batch, Prompts
@@ -31,7 +32,7 @@ def score_sweep(
     batch: Batch,
     interventions: Sequence[Intervention],
     *,
-    target: str,
+    arm: Arm,
     model_name: str,
 ) -> Iterator[dict[str, Any]]:
     """Rows of one batch, example by example within each intervention.
@@ -65,9 +66,12 @@ def score_sweep(
         for row, example in enumerate(batch.examples):
             item = prompts.items[example]
             yield {
-                "target": target,
+                "arm": arm.name,
+                "target": arm.target,
+                "donor": arm.donor,
                 "kind": intervention.kind,
                 "site": site_label(intervention.sites),
+                "window": intervention.window.kind,
                 "centre": intervention.window.centre,
                 "first_layer": intervention.window.first,
                 "last_layer": intervention.window.last,

@@ -5,7 +5,7 @@ adapters know which Hugging Face module that is, so no table of architectures is
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,29 +56,66 @@ SITES: dict[str, Site] = {
 
 @dataclass(frozen=True)
 class WeightSite:
-    """One weight of every block that can be restored to the base's.
+    """Weights of a model that can be restored to the base's.
 
     Attributes:
         name: the word that users write.
-        part: the module that holds it, a field of `dissect.anatomy.Block`.
         meaning: one line for help texts.
+        spares: which of a block's activations are the same with and without it, given what enters the block.
     """
 
     name: str
-    part: Literal["down_proj"]
     meaning: str
+    spares: frozenset[Literal["attn_out", "mlp_coef"]] = frozenset()
 
 
 WEIGHT_SITES: dict[str, WeightSite] = {
     site.name: site
-    for site in (WeightSite("value_vectors", "down_proj", "value vectors: weights of the down projection"),)
+    for site in (
+        WeightSite(
+            "value_vectors", "value vectors: weights of the down projection", frozenset({"attn_out", "mlp_coef"})
+        ),
+        WeightSite("key_vectors", "key vectors: weights of the up and gate projections", frozenset({"attn_out"})),
+        WeightSite("W_gate", "gate projection alone", frozenset({"attn_out"})),
+        WeightSite("W_in", "up projection alone", frozenset({"attn_out"})),
+        WeightSite("attn_weights", "weights of the attention: queries, keys, values and output"),
+        WeightSite("W_Q", "query projection alone"),
+        WeightSite("W_K", "key projection alone"),
+        WeightSite("W_V", "value projection alone"),
+        WeightSite("W_O", "attention output projection alone"),
+        WeightSite("norms", "norms of the layers; the final one counts to the last layer"),
+        WeightSite("embed", "embeddings, of positions too"),
+        WeightSite("unembed", "output head"),
+    )
 }
 
 SiteSet = tuple[str, ...]
-"""Sites that are patched together, in the order of `SITES`; written joined by `+`."""
+"""Sites that are replaced together, in the order of `SITES` and `WEIGHT_SITES`; written joined by `+`."""
 
-DEFAULT_SITES: tuple[SiteSet, ...] = (("mlp_coef",), ("attn_out",), ("mlp_coef", "attn_out"))
+PATCH_SITES: tuple[SiteSet, ...] = (("mlp_coef",), ("attn_out",), ("mlp_coef", "attn_out"))
 """The three activation sweeps of the Dissecting paper (2410.06606, section 3)."""
+RESTORE_SITES: tuple[SiteSet, ...] = (("value_vectors",),)
+"""Its sweep of weights."""
+
+
+def is_regex(site: str) -> bool:
+    """Whether a site is a regular expression over parameters' names, written `/REGEX/`."""
+    return len(site) > 2 and site.startswith("/") and site.endswith("/")
+
+
+def regex_of(site: str) -> str:
+    """The expression between the slashes."""
+    return site[1:-1]
+
+
+def is_weight(site: str) -> bool:
+    """Whether a site is one of weights, and not of activations."""
+    return site in WEIGHT_SITES or is_regex(site)
+
+
+def spared(sites: Iterable[str], activation: Literal["attn_out", "mlp_coef"]) -> bool:
+    """Whether restoring these weights leaves an activation of their block as it is, given what enters the block."""
+    return all(site in WEIGHT_SITES and activation in WEIGHT_SITES[site].spares for site in sites)
 
 
 def site_label(sites: SiteSet) -> str:
@@ -86,31 +123,41 @@ def site_label(sites: SiteSet) -> str:
     return "+".join(sites)
 
 
-def parse_site_set(text: str) -> SiteSet:
-    """Read one set of sites, `mlp_coef` or `mlp_coef+attn_out`.
+def parse_site_set(text: str, *, weights: bool = False) -> SiteSet:
+    """Read one set of sites, `mlp_coef` or `value_vectors+mlp_coef`.
+
+    Args:
+        text: the names, joined by `+`.
+        weights: whether weights may be among them; then at least one has to be.
 
     Raises:
-        InputError: a name is unknown (with the nearest known one) or stands there twice.
+        InputError: a name is unknown (with the nearest known one) or stands there twice, or weights where there
+            should be none, or none where there should be one.
     """
     names = [name.strip() for name in text.split("+")]
+    known = {**WEIGHT_SITES, **SITES} if weights else SITES
     for name in names:
-        if name not in SITES:
-            near = difflib.get_close_matches(name, SITES, n=1)
+        if name in WEIGHT_SITES and not weights:
+            raise InputError(f"{name} is a weight, and a patch replaces activations; use dissect restore")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(f"unknown site {name!r}: {hint}known sites are {', '.join(SITES)}")
+            raise InputError(f"unknown site {name!r}: {hint}known sites are {', '.join(known)}")
     if len(set(names)) < len(names):
         raise InputError(f"{text!r} names a site twice")
-    return tuple(name for name in SITES if name in names)
+    if weights and not any(is_weight(name) for name in names):
+        raise InputError(f"{text!r} restores no weight; add one, as value_vectors+{names[0]}, or use dissect patch")
+    return tuple(name for name in known if name in names)
 
 
-def parse_sites(texts: str | Sequence[str]) -> tuple[SiteSet, ...]:
+def parse_sites(texts: str | Sequence[str], *, weights: bool = False) -> tuple[SiteSet, ...]:
     """Read a comma-separated list of sets of sites, or a sequence of them; duplicates are dropped.
 
     Raises:
-        InputError: nothing is named, or a name is unknown.
+        InputError: nothing is named, or what `parse_site_set` raises.
     """
     parts = texts.split(",") if isinstance(texts, str) else list(texts)
-    parsed = [parse_site_set(part) for part in parts if part.strip()]
+    parsed = [parse_site_set(part, weights=weights) for part in parts if part.strip()]
     if not parsed:
-        raise InputError(f"no site is named; known sites are {', '.join(SITES)}")
+        raise InputError(f"no site is named; known sites are {', '.join({**WEIGHT_SITES} if weights else SITES)}")
     return tuple(dict.fromkeys(parsed))

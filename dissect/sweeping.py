@@ -3,18 +3,19 @@
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
 import torch
 
+from dissect.arms import Cast, Troupe
 from dissect.engine import Engine
 from dissect.engine.chunk import Chunk, is_out_of_memory
 from dissect.engine.layers import layers_of
 from dissect.engine.plan import Pass, Plan
 from dissect.interventions import Intervention
-from dissect.pairs import Model
 from dissect.processes import Processes
 from dissect.progress import Progress
 from dissect.prompts import Prompts
@@ -23,8 +24,10 @@ from dissect.scoring import score_sweep
 from dissect.sites import site_label
 from unlearning.errors import InputError
 
-Done = Mapping[tuple[str, int], set[tuple[str, int]]]
-"""The site and centre of every intervention that is finished, by target and example."""
+Key = tuple[str, str, int]
+"""The site, kind of window and centre of an intervention."""
+Done = Mapping[tuple[str, int], set[Key]]
+"""What is finished, by arm and example."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,23 +36,34 @@ class Work:
 
     Attributes:
         engine: how it is run.
-        base: the donor.
-        targets: what is intervened on, by the name that the table gives it.
+        troupes: the arms, those that share a walk together.
         prompts: what is asked.
         interventions: what is done.
     """
 
     engine: Engine
-    base: Model
-    targets: Mapping[str, Model]
+    troupes: Sequence[Troupe]
     prompts: Prompts
     interventions: Sequence[Intervention]
 
+    @property
+    def arms(self) -> list[str]:
+        """The names of all arms, in order."""
+        return [arm.name for troupe in self.troupes for arm in troupe.arms]
+
 
 def run_sweep(
-    work: Work, plan: Plan, *, run: Run | None, processes: Processes, label: str, progress: bool
+    work: Work, plans: Sequence[Plan], *, run: Run | None, processes: Processes, label: str, progress: bool
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Run every pass that is not finished yet.
+
+    Args:
+        work: the sweep.
+        plans: one of each troupe.
+        run: where finished batches are kept.
+        processes: those that share the work.
+        label: beside the progress bar.
+        progress: whether there is one.
 
     Returns:
         The whole results table (in every process), and what was measured on the way: `chunk_tokens` as it was in
@@ -61,18 +75,27 @@ def run_sweep(
     kept = [frame for _, frame in run.parts()] if run is not None else []
     done = _done(kept)
     processes.wait()  # all have read what is kept before one writes more
-    mine = processes.share([one for one in plan.passes if _pending(one, work, done)], lambda one: one.flops)
-    chunk = Chunk(plan.chunk_tokens)
+    pending = [
+        (troupe, one)
+        for troupe, plan in zip(work.troupes, plans, strict=True)
+        for one in plan.passes
+        if _pending(one, troupe, work, done)
+    ]
+    mine = processes.share(pending, lambda both: both[1].flops)
+    chunk = Chunk(min(plan.chunk_tokens for plan in plans))
     frames: list[pd.DataFrame] = []
     bytes_read = 0
-    with Progress(sum(one.flops for one in mine), label, show=progress and processes.rank == 0) as bar:
-        for one in mine:
-            bytes_read += _run_pass(one, work, done, chunk, run, frames, bar)
+    with Progress(sum(one.flops for _, one in mine), label, show=progress and processes.rank == 0) as bar:
+        for troupe, passes in groupby(mine, key=lambda both: both[0]):
+            cast = troupe.cast()
+            for _, one in passes:
+                bytes_read += _run_pass(one, troupe, cast, work, done, chunk, run, frames, bar)
+            del cast  # before the next one's models are made
     measured = {"chunk_tokens": chunk.tokens, "bytes_read": bytes_read, **_peaks()}
     all_frames = processes.gather(frames)
     together = processes.gather([measured])
     frame = pd.concat([*kept, *all_frames], ignore_index=True)
-    return in_order(frame, list(work.targets), work.interventions), {
+    return in_order(frame, work.arms, work.interventions), {
         "chunk_tokens": min(one["chunk_tokens"] for one in together),
         "bytes_read": sum(one["bytes_read"] for one in together),
         **{key: max(one[key] for one in together) for key in _peaks()},
@@ -80,12 +103,20 @@ def run_sweep(
 
 
 def _run_pass(
-    one: Pass, work: Work, done: Done, chunk: Chunk, run: Run | None, frames: list[pd.DataFrame], bar: Progress
+    one: Pass,
+    troupe: Troupe,
+    cast: Cast,
+    work: Work,
+    done: Done,
+    chunk: Chunk,
+    run: Run | None,
+    frames: list[pd.DataFrame],
+    bar: Progress,
 ) -> int:
     """Run what is pending of one pass, in smaller chunks where memory does not suffice; returns the bytes read."""
     while True:
         try:
-            return _attempt(one, work, done, chunk, run, frames, bar)
+            return _attempt(one, troupe, cast, work, done, chunk, run, frames, bar)
         except (MemoryError, RuntimeError) as error:
             longest = max(batch.input_ids.shape[1] for batch in one.batches)
             if not is_out_of_memory(error):
@@ -99,62 +130,72 @@ def _run_pass(
 
 
 def _attempt(
-    one: Pass, work: Work, done: Done, chunk: Chunk, run: Run | None, frames: list[pd.DataFrame], bar: Progress
+    one: Pass,
+    troupe: Troupe,
+    cast: Cast,
+    work: Work,
+    done: Done,
+    chunk: Chunk,
+    run: Run | None,
+    frames: list[pd.DataFrame],
+    bar: Progress,
 ) -> int:
-    pending = _pending(one, work, done)
-    names = list(dict.fromkeys(name for name, _ in pending))
+    pending = _pending(one, troupe, work, done)
+    arms = [(arm, target) for arm, target in zip(troupe.arms, cast.targets, strict=True) if arm.name in dict(pending)]
     indices = sorted({index for _, index in pending})
     interventions = [work.interventions[index] for index in indices]
-    layers = layers_of([work.base, *(work.targets[name] for name in names)])
-    sweeps = work.engine(layers, one.batches, interventions, chunk, lambda share: bar.advance(share * one.flops))
+    cast = replace(cast, targets=tuple(target for _, target in arms))
+    layers = layers_of(cast.models)
+    sweeps = work.engine(
+        layers, one.batches, interventions, cast.donor, chunk, lambda share: bar.advance(share * one.flops)
+    )
     for batch, by_target in zip(one.batches, sweeps, strict=True):
-        for name, swept in zip(names, by_target, strict=True):
-            rows = score_sweep(
-                swept, work.prompts, batch, interventions, target=name, model_name=work.targets[name].name
-            )
+        for (arm, model), swept in zip(arms, by_target, strict=True):
+            rows = score_sweep(swept, work.prompts, batch, interventions, arm=arm, model_name=model.name)
             frame = pd.DataFrame(rows)
             frames.append(frame)
             if run is not None:
                 fingerprint = zlib.crc32(repr((batch.examples, indices)).encode())
-                run.keep_part(f"{name}-{batch.examples[0]:05d}-{fingerprint:08x}", frame)
+                run.keep_part(f"{arm.name}-{batch.examples[0]:05d}-{fingerprint:08x}", frame)
     return layers.bytes_read
 
 
 def _done(frames: Sequence[pd.DataFrame]) -> Done:
-    done: defaultdict[tuple[str, int], set[tuple[str, int]]] = defaultdict(set)
+    done: defaultdict[tuple[str, int], set[Key]] = defaultdict(set)
     for frame in frames:
-        columns = (frame[name] for name in ("target", "example_index", "site", "centre"))
-        for target, example, site, centre in zip(*columns, strict=True):
-            done[target, example].add((site, centre))
+        columns = (frame[name] for name in ("arm", "example_index", "site", "window", "centre"))
+        for arm, example, *key in zip(*columns, strict=True):
+            done[arm, example].add(tuple(key))
     return done
 
 
-def _pending(one: Pass, work: Work, done: Done) -> list[tuple[str, int]]:
-    """The targets and interventions of a pass that some example of it still lacks."""
+def _pending(one: Pass, troupe: Troupe, work: Work, done: Done) -> list[tuple[str, int]]:
+    """The arms and interventions of a pass that some example of it still lacks."""
     examples = [example for batch in one.batches for example in batch.examples]
     return [
-        (name, index)
-        for name in work.targets
+        (arm.name, index)
+        for arm in troupe.arms
         for index in one.interventions
-        if any(_key(work.interventions[index]) not in done.get((name, example), ()) for example in examples)
+        if any(_key(work.interventions[index]) not in done.get((arm.name, example), ()) for example in examples)
     ]
 
 
-def _key(intervention: Intervention) -> tuple[str, int]:
-    return site_label(intervention.sites), intervention.window.centre
+def _key(intervention: Intervention) -> Key:
+    return site_label(intervention.sites), intervention.window.kind, intervention.window.centre
 
 
-def in_order(frame: pd.DataFrame, targets: Sequence[str], interventions: Sequence[Intervention]) -> pd.DataFrame:
-    """The table by target, site, window and example, however the work was cut; each row once."""
+def in_order(frame: pd.DataFrame, arms: Sequence[str], interventions: Sequence[Intervention]) -> pd.DataFrame:
+    """The table by arm, site, window and example, however the work was cut; each row once."""
     places = {_key(item): number for number, item in enumerate(interventions)}
+    columns = (frame[name] for name in ("site", "window", "centre"))
     keys = pd.DataFrame(
         {
-            "target": frame["target"].map(list(targets).index),
-            "place": [places[key] for key in zip(frame["site"], frame["centre"], strict=True)],
+            "arm": frame["arm"].map(list(arms).index),
+            "place": [places[key] for key in zip(*columns, strict=True)],
             "example": frame["example_index"],
         }
     ).drop_duplicates()
-    return frame.loc[keys.sort_values(["target", "place", "example"]).index].reset_index(drop=True)
+    return frame.loc[keys.sort_values(["arm", "place", "example"]).index].reset_index(drop=True)
 
 
 def _peaks() -> dict[str, int]:

@@ -15,7 +15,7 @@ from dissect.sizes import in_bytes
 if TYPE_CHECKING:
     from dissect.engine.plan import Plan
     from dissect.prompts import Prompts
-    from dissect.results import PatchingResult
+    from dissect.results import SweepResult
 
 
 def console() -> Console:
@@ -41,7 +41,10 @@ def print_plan(plan: "Plan") -> None:
     console().print(table)
 
 
-def print_peaks(result: "PatchingResult") -> None:
+def print_peaks(result: "SweepResult") -> None:
+    """Where recovery is highest, what the other arms have there, and what is left when they are subtracted."""
+    from dissect.results import column_name, difference_name  # pandas, which a list of models does not need
+
     peaks = result.peaks()
     if peaks.empty:
         console().print(
@@ -49,36 +52,48 @@ def print_peaks(result: "PatchingResult") -> None:
         )
         return
     has_control = "difference" in peaks
-    site = Column("site", no_wrap=True)
-    table = Table(site, "peak", "KRS", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=result.title)
-    table.title_justify = "left"
-    if has_control:
-        table.add_column("control there")
-        table.add_column("difference")
-    for _, row in peaks.iterrows():
-        cells = [row["site"], f"{row['centre']} ({row['first_layer']}-{row['last_layer']})", interval(row, "krs")]
-        if has_control:
-            cells += [interval(row, "control_krs"), interval(row, "difference")]
-        table.add_row(*cells)
     out = console()
-    out.print(table)
-    n = result.configuration["examples"]
+    columns = [("KRS", "krs")]
     if has_control:
-        out.print(
-            f"{n} prompts; [95 % intervals]. Base activations carry the answer even into a model that never knew it:\n"
-            "only the difference to the control can speak of the unlearned model itself.",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
+        columns += [("control", "control_krs"), ("difference", "difference")]
+    out.print(_peak_table(peaks, columns, result.title))
+    others = [arm for arm in result.curve()["arm"].unique() if arm not in ("main", "control")]
+    for first in range(0, len(others), 2):
+        pairs = [
+            [(arm, f"{column_name(arm)}_krs"), (f"KRS - {arm}", difference_name(arm))] for arm in others[first:][:2]
+        ]
+        out.print(_peak_table(peaks, [column for pair in pairs for column in pair], ""))
+    if has_control:
+        text = (
+            "What is taken from the base carries the answer even into a model that never knew it: only\n"
+            "the difference to the control can speak of the unlearned model itself."
         )
     else:
-        out.print(
-            f"{n} prompts; [95 % intervals]. No control: KRS alone cannot tell suppressed from erased, since base\n"
-            "activations carry the answer even into a model that never knew it. Give one with --control.",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
+        text = (
+            "No control: KRS alone cannot tell suppressed from erased, since what is taken from the\n"
+            "base carries the answer even into a model that never knew it. Give one with --control."
         )
+    n = result.configuration["examples"]
+    out.print(f"{n} prompts; [95 % intervals]. {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _peak_table(peaks: Any, columns: Sequence[tuple[str, str]], title: str) -> Table:
+    """Under every site a line per kind of window; where an arm has no KRS its cell stays empty."""
+    table = Table(Column("window: peak", overflow="fold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.title, table.title_justify = title or None, "left"
+    for header, _ in columns:
+        table.add_column(header, no_wrap=True)
+    for site, rows in peaks.groupby("site", sort=False):
+        table.add_row(Text(str(site), style="bold"))
+        for _, row in rows.iterrows():
+            cells = [interval(row, name) if isinstance(row[name], float) else "" for _, name in columns]
+            table.add_row(f"  {row['window']}: {_peak_place(row)}", *cells)
+    return table
+
+
+def _peak_place(row: Any) -> str:
+    first, last = row["first_layer"], row["last_layer"]
+    return f"{first}" if first == last else f"{first}-{last}"
 
 
 def interval(row: Any, name: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dissect.anatomy import Anatomy, component_path
+from dissect.sites import is_regex, regex_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,6 +42,7 @@ class WeightNames:
 
     Attributes:
         blocks: dotted path of the list of blocks.
+        n_layers: how many there are.
         in_block: for each site, names from the block and rows.
         before: names of what is used before the first block: embeddings and what follows them.
         final_norm: names of what is used between the last block and the head.
@@ -49,6 +51,7 @@ class WeightNames:
     """
 
     blocks: str
+    n_layers: int
     in_block: Mapping[str, Chosen]
     before: tuple[str, ...]
     final_norm: tuple[str, ...]
@@ -80,16 +83,6 @@ class WeightNames:
         return "after" if name in self.final_norm or name in self.head else "before"
 
 
-def is_regex(site: str) -> bool:
-    """Whether a site is a regular expression over parameters' names, written `/REGEX/`."""
-    return len(site) > 2 and site.startswith("/") and site.endswith("/")
-
-
-def regex_of(site: str) -> str:
-    """The expression between the slashes."""
-    return site[1:-1]
-
-
 def find_weights(hf: "PreTrainedModel", anatomy: Anatomy, adapter: Any) -> WeightNames:
     """Sort a model's parameters by site; weights need not be in memory."""
     names = tuple(name for name, _ in hf.named_parameters(remove_duplicate=False))
@@ -99,6 +92,7 @@ def find_weights(hf: "PreTrainedModel", anatomy: Anatomy, adapter: Any) -> Weigh
     outside = tuple(name for name in names if not name.startswith(blocks))
     return WeightNames(
         blocks=anatomy.blocks,
+        n_layers=len(hf.get_submodule(anatomy.blocks)),  # type: ignore[arg-type]
         in_block=_sites_in_block(hf.get_submodule(anatomy.blocks)[0], anatomy, adapter),  # type: ignore[index]
         before=tuple(name for name in outside if name not in (*final_norm, *head)),
         final_norm=final_norm,

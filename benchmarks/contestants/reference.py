@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks.contestants import Krs, Run, batch_by_batch, krs_table
+from dissect.donors import own
 from dissect.engine import find_engine
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import InMemory
@@ -19,11 +20,11 @@ def prepare(pair: ModelPair, interventions: Sequence[Intervention]) -> Run:
 def engine_run(name: str, pair: ModelPair, interventions: Sequence[Intervention], chunk: Chunk) -> Run:
     """The sweep of one of this toolkit's engines: one pass per batch, as `patch` plans it where memory is ample."""
     sweep = find_engine(name)
-    layers = InMemory([pair.base, pair.unlearned])
+    layers, donor = InMemory([pair.base, pair.unlearned]), own(pair.base)
 
     @batch_by_batch
     def run(batch: Batch) -> Krs:
-        ((logits,),) = sweep(layers, [batch], interventions, chunk, lambda _share: None)
+        ((logits,),) = sweep(layers, [batch], interventions, donor, chunk, lambda _share: None)
         return krs_table(logits.base, logits.target, logits.intervened, batch)
 
     return run

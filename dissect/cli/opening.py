@@ -110,6 +110,18 @@ def open_control(name: str, pair: "ModelPair", options: ModelOptions) -> "Model 
     """The control that was named, loaded as the pair was; `auto` is left to the sweep, `none` is none."""
     if name in ("auto", "none"):
         return "auto" if name == "auto" else None
+    return _third_model(name, pair, options)
+
+
+def open_donors(names: str, pair: "ModelPair", options: ModelOptions) -> "list[Model | str]":
+    """The donors that were named, models loaded as the pair was."""
+    from dissect.donors import KINDS
+
+    named = [name.strip() for name in names.split(",") if name.strip()]
+    return [name if name in ("base", *KINDS) else _third_model(name, pair, options) for name in named]
+
+
+def _third_model(name: str, pair: "ModelPair", options: ModelOptions) -> "Model":
     from dissect.pairs import load_model
 
     return load_model(

@@ -1,7 +1,7 @@
 """How interventions are run.
 
-An engine is a function `(layers, batches, interventions, chunk, advance) -> Iterator[list[Sweep]]`: for each batch
-one sweep of each target. Engines differ in speed, never in numbers: what scores them reads only the logits at the
+An engine is a function `(layers, batches, interventions, donor, chunk, advance) -> Iterator[list[Sweep]]`: for each
+batch one sweep of each target. Engines differ in speed, never in numbers: what scores them reads only the logits at the
 scored positions.
 """
 
@@ -15,9 +15,11 @@ from torch import Tensor
 from unlearning.errors import InputError
 
 if TYPE_CHECKING:
+    from dissect.donors import Donor
     from dissect.engine.chunk import Chunk
     from dissect.engine.layers import Layers
     from dissect.interventions import Intervention
+    from dissect.pairs import Model
     from dissect.prompts import Batch
 
 ENGINES = ("wavefront", "reference")
@@ -42,9 +44,14 @@ Advance = Callable[[float], None]
 """Told which further share of all work is done."""
 
 Engine = Callable[
-    ["Layers", "Sequence[Batch]", "Sequence[Intervention]", "Chunk", Advance],
+    ["Layers", "Sequence[Batch]", "Sequence[Intervention]", "Donor", "Chunk", Advance],
     Iterator[list[Sweep]],
 ]
+
+
+def targets_of(models: "Sequence[Model]", donor: "Donor") -> "Sequence[Model]":
+    """The targets among a sweep's models: base first, then the donor's where it is another one, then the targets."""
+    return models[1:] if donor.model is models[0] else models[2:]
 
 
 def find_engine(name: str) -> Engine:

@@ -14,6 +14,7 @@ from dissect.anatomy import block_of
 from dissect.engine.schedule import WHOLE, Schedule, Step
 from dissect.pairs import Model
 from dissect.prompts import Batch
+from dissect.sites import is_regex
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,16 @@ def _weights(module: nn.Module | None, *, share_of_experts: float = 1.0) -> int:
     return round(sum(p.numel() * (share_of_experts if p.dim() == 3 else 1) for p in sizes))
 
 
-def walk_flops(schedule: Schedule, costs: ModelCosts, batch: Batch, n_targets: int) -> int:
-    """Operations of one walk over the layers with one batch: the base, every target, and their logits."""
+def walk_flops(schedule: Schedule, costs: ModelCosts, batch: Batch, n_targets: int, *, n_sources: int = 1) -> int:
+    """Operations of one walk over the layers with one batch: the base, every target, and their logits.
+
+    Args:
+        schedule: what is computed.
+        costs: of the model.
+        batch: what goes through it.
+        n_targets: how many models are intervened on.
+        n_sources: 1, or 2 where the donor's forward is another one than the base's.
+    """
     rows, positions = batch.input_ids.shape
     scored = len(batch.rows)
     tokens = rows * positions if batch.is_dense else int(batch.attention_mask.sum())
@@ -98,12 +107,18 @@ def walk_flops(schedule: Schedule, costs: ModelCosts, batch: Batch, n_targets: i
     total = 0
     for layer, steps in enumerate(schedule.layers):
         base = Step(0, 0, frozenset(), False, False, needs_all_in=True, needs_all_out=layer < last)
-        total += _step_flops(base, costs, rows, positions, tokens, scored)
+        total += n_sources * _step_flops(base, costs, rows, positions, tokens, scored)
         total += n_targets * sum(_step_flops(step, costs, rows, positions, tokens, scored) for step in steps)
-        if any("mlp_coef" in step.sites and not step.sites & WHOLE for step in steps):
-            written = scored if layer == last else tokens
-            total += 2 * n_targets * costs.down_proj * written  # once for all streams
+        given = [step for step in steps if "mlp_coef" in step.sites and not step.sites & (WHOLE | {"mlp_out"})]
+        written = scored if layer == last else tokens
+        # Once for all streams that write with the same down projection.
+        total += 2 * n_targets * costs.down_proj * written * len({_writes_with(step.weights) for step in given})
     return total + 2 * costs.head * scored * (1 + n_targets * (1 + len(schedule.ends)))
+
+
+def _writes_with(weights: frozenset[str]) -> frozenset[str]:
+    """What is restored of the down projection, as far as names tell."""
+    return frozenset(site for site in weights if site == "value_vectors" or is_regex(site))
 
 
 def _step_flops(step: Step, costs: ModelCosts, rows: int, positions: int, tokens: int, scored: int) -> int:
@@ -124,7 +139,14 @@ def _step_flops(step: Step, costs: ModelCosts, rows: int, positions: int, tokens
 
 
 def walk_bytes(
-    schedule: Schedule, costs: ModelCosts, batches: Sequence[Batch], n_targets: int, *, chunk: int, itemsize: int
+    schedule: Schedule,
+    costs: ModelCosts,
+    batches: Sequence[Batch],
+    n_targets: int,
+    *,
+    chunk: int,
+    itemsize: int,
+    n_sources: int = 1,
 ) -> int:
     """Most bytes that one walk with these batches holds beside the weights, about.
 
@@ -135,7 +157,7 @@ def walk_bytes(
     widest = max(batch.input_ids.numel() for batch in batches)
     scored = max(len(batch.rows) for batch in batches)
     chunk = max(chunk + chunk // 2, widest)  # what comes nearest to a chunk may be half more
-    streams = (2 + n_targets * schedule.most_streams) * tokens * costs.d_model
+    streams = (1 + n_sources + n_targets * schedule.most_streams) * tokens * costs.d_model
     from_base = widest * (4 * costs.d_model + costs.d_mlp)
     at_work = chunk * (8 * costs.d_model + 4 * costs.d_mlp)
     logits = (max(chunk, scored) + 8 * scored) * costs.vocab

@@ -88,6 +88,7 @@ def make_plan(
     budget: Budget,
     chunk_tokens: int | None = None,
     processes: int = 1,
+    n_sources: int = 1,
 ) -> Plan:
     """Cut a sweep so that every pass fits the budget and every process has its share.
 
@@ -102,6 +103,7 @@ def make_plan(
         budget: memory that may be used.
         chunk_tokens: how much goes through a block at once; measured where it is not given.
         processes: how many share the work.
+        n_sources: 2 where the donor's forward is another than the base's.
 
     Raises:
         InputError: not even one example under one intervention fits the budget (with the least that does).
@@ -119,7 +121,10 @@ def make_plan(
     def bytes_of(some: Sequence[Batch]) -> int:
         assert chunk_tokens is not None
         schedules = [schedule_of(group) for group in groups]
-        return max(walk_bytes(one, costs, some, n_targets, chunk=chunk_tokens, itemsize=itemsize) for one in schedules)
+        return max(
+            walk_bytes(one, costs, some, n_targets, chunk=chunk_tokens, itemsize=itemsize, n_sources=n_sources)
+            for one in schedules
+        )
 
     rows = max(len(batch.examples) for batch in batches)
     rows = min(rows, max(1, -(-len(prompts) // processes)))
@@ -148,11 +153,15 @@ def make_plan(
     if base.streamed is not None:
         together = _gathered(pieces, lambda some: bytes_of(some) <= budget.left, processes)
     passes = [
-        Pass(tuple(some), group, sum(walk_flops(schedule_of(group), costs, piece, n_targets) for piece in some))
+        Pass(
+            tuple(some),
+            group,
+            sum(walk_flops(schedule_of(group), costs, piece, n_targets, n_sources=n_sources) for piece in some),
+        )
         for some in together
         for group in groups
     ]
-    forwards = 1 + n_targets * (1 + len(interventions))
+    forwards = n_sources + n_targets * (1 + len(interventions))
     return Plan(
         passes=tuple(passes),
         chunk_tokens=chunk_tokens,
@@ -161,6 +170,19 @@ def make_plan(
         naive_flops=sum(forwards * costs.forward(*piece.input_ids.shape) for piece in pieces),
         bytes=max(bytes_of(one.batches) for one in passes),
         budget=budget,
+    )
+
+
+def one_plan(plans: Sequence[Plan]) -> Plan:
+    """Several plans that are carried out one after the other, as one for a reader."""
+    return Plan(
+        passes=tuple(one for plan in plans for one in plan.passes),
+        chunk_tokens=min(plan.chunk_tokens for plan in plans),
+        most_copies=max(plan.most_copies for plan in plans),
+        flops=sum(plan.flops for plan in plans),
+        naive_flops=sum(plan.naive_flops for plan in plans),
+        bytes=max(plan.bytes for plan in plans),
+        budget=plans[0].budget,
     )
 
 

@@ -1,77 +1,82 @@
 """One hooked forward pass per intervention: slow, obvious, the oracle of every test."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from dissect.anatomy import block_of
-from dissect.engine import Advance, Sweep
+from dissect.donors import Donor
+from dissect.engine import Advance, Sweep, targets_of
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import Layers
-from dissect.interventions import Intervention
+from dissect.engine.restoring import restored_values, with_values
+from dissect.interventions import Intervention, weights_among
 from dissect.pairs import Model
 from dissect.prompts import Batch
-from dissect.sites import SITES, WEIGHT_SITES
+from dissect.sites import SITES
+from dissect.weights import Chosen, Place, WeightNames
 
 Hook = Callable[..., Tensor | None]
 
 
 def sweep(
-    layers: Layers, batches: Sequence[Batch], interventions: Sequence[Intervention], _chunk: Chunk, advance: Advance
+    layers: Layers,
+    batches: Sequence[Batch],
+    interventions: Sequence[Intervention],
+    donor: Donor,
+    _chunk: Chunk,
+    advance: Advance,
 ) -> Iterator[list[Sweep]]:
-    """Run the base once, each target once, and each target once per intervention."""
-    base, *targets = layers.models
+    """Run the base and the donor once, each target once, and each target once per intervention."""
+    base, targets = layers.models[0], targets_of(layers.models, donor)
     points = sorted({point for intervention in interventions for point in hook_points(intervention)})
     share = 1 / (len(batches) * len(targets) * len(interventions))
     for batch in batches:
         batch = batch.to(base.device)
-        base_logits, activations = record(base, batch, points)
+        activations = donated(donor, batch, points)
 
-        def intervened(target: Model, batch: Batch = batch, donor: dict[str, Tensor] = activations) -> Iterator[Tensor]:
+        def intervened(target: Model, batch: Batch = batch, given: dict[str, Tensor] = activations) -> Iterator[Tensor]:
             for intervention in interventions:
-                yield run_intervention(base, target, batch, intervention, donor)
+                yield run_intervention(donor.model, target, batch, intervention, given)
                 advance(share)
 
+        base_logits = scored_logits(base, batch, [])
         yield [Sweep(base_logits, scored_logits(target, batch, []), intervened(target)) for target in targets]
 
 
-def run_intervention(
-    base: Model, target: Model, batch: Batch, intervention: Intervention, activations: dict[str, Tensor]
-) -> Float[Tensor, "scored vocab"]:
-    """The target's logits under one intervention, given the base's activations."""
+def donated(donor: Donor, batch: Batch, points: Sequence[str]) -> dict[str, Tensor]:
+    """What a donor gives at these hook points."""
+    _, activations = record(donor.model, donor.batch(batch), points)
+    of = {site.hook_name(layer): (name, layer) for name, site in SITES.items() for layer in range(donor.model.n_layers)}
+    return {
+        point: donor.given(states, batch, site=of[point][0], layer=of[point][1])
+        for point, states in activations.items()
+    }
 
-    def replace(_activation: Tensor, hook: Any) -> Tensor:
+
+def run_intervention(
+    donor: Model, target: Model, batch: Batch, intervention: Intervention, activations: dict[str, Tensor]
+) -> Float[Tensor, "scored vocab"]:
+    """The target's logits under one intervention, given a donor's activations."""
+
+    def replaced(_activation: Tensor, hook: Any) -> Tensor:
         return activations[hook.name]
 
-    with ExitStack() as stack:
-        for layer in intervention.window.layers:
-            for site in intervention.sites:
-                if site in WEIGHT_SITES:
-                    part = WEIGHT_SITES[site].part
-                    ours, theirs = (getattr(block_of(m.hf, m.anatomy, layer), part) for m in (target, base))
-                    stack.enter_context(restored_weights(ours, theirs))
-        return scored_logits(target, batch, [(point, replace) for point in hook_points(intervention)])
+    chosen = chosen_weights(target.weights, intervention)
+    if chosen:
+        # A view of its own: the bridge copies fused projections when it is made.
+        target = replace(target, hf=with_values(target.hf, restored_values(target.hf, donor.hf, chosen)))
+    return scored_logits(target, batch, [(point, replaced) for point in hook_points(intervention)])
 
 
-@contextmanager
-def restored_weights(ours: nn.Module, theirs: nn.Module) -> Iterator[None]:
-    """Let a module compute with another's weights, by pointer; its own are put back whatever happens.
-
-    The bridge's tree shares the parameters themselves, so it sees the change.
-    """
-    pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
-    own = [parameter.data for parameter, _ in pairs]
-    try:
-        for parameter, other in pairs:
-            parameter.data = other.data
-        yield
-    finally:
-        for (parameter, _), data in zip(pairs, own, strict=True):
-            parameter.data = data
+def chosen_weights(weights: WeightNames, intervention: Intervention) -> Chosen:
+    """The parameters that an intervention restores."""
+    places: list[tuple[frozenset[str], Place]] = [(intervention.before, "before"), (intervention.after, "after")]
+    places += [(weights_among(intervention.sites), layer) for layer in intervention.window.layers]
+    return {name: rows for sites, place in places for name, rows in weights.at(sites, place).items()}
 
 
 def hook_points(intervention: Intervention) -> list[str]:

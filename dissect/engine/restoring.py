@@ -2,10 +2,16 @@
 
 import copy
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from dissect.weights import Chosen, row_dim
+from dissect.anatomy import Block, parts_of
+from dissect.pairs import Model
+from dissect.weights import Chosen, Place, row_dim
+
+Tree = TypeVar("Tree", bound=nn.Module)
 
 
 def restored_values(target: nn.Module, base: nn.Module, chosen: Chosen) -> dict[str, Tensor]:
@@ -28,7 +34,7 @@ def restored_values(target: nn.Module, base: nn.Module, chosen: Chosen) -> dict[
     return values
 
 
-def with_values(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+def with_values(module: Tree, values: Mapping[str, Tensor]) -> Tree:
     """The same tree of modules with other values under some of its parameters' names.
 
     Every other parameter and buffer is shared with the module, which stays as it is. A parameter that is tied to
@@ -40,3 +46,23 @@ def with_values(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
         path, _, key = name.rpartition(".")
         tree.get_submodule(path)._parameters[key] = nn.Parameter(value, requires_grad=False)
     return tree
+
+
+def restored_block(ours: Block, theirs: Block, sites: frozenset[str], layer: int, model: Model) -> Block:
+    """A block that computes with the weights of another one at these sites.
+
+    Args:
+        ours: the target's block.
+        theirs: the donor's.
+        sites: the weights.
+        layer: which layer they are.
+        model: the target.
+    """
+    prefix = f"{model.anatomy.blocks}.{layer}."
+    chosen = {name.removeprefix(prefix): rows for name, rows in model.weights.at(sites, layer).items()}
+    return parts_of(with_values(ours.whole, restored_values(ours.whole, theirs.whole, chosen)), model.anatomy)
+
+
+def restored_model(target: Model, donor: Model, sites: frozenset[str], place: Place) -> PreTrainedModel:
+    """A target's Hugging Face model with the donor's weights at these sites and this place."""
+    return with_values(target.hf, restored_values(target.hf, donor.hf, target.weights.at(sites, place)))

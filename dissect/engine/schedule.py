@@ -6,10 +6,11 @@ forks from it there, and two interventions that have done the same so far (windo
 layer) share one stream until they part. So nothing before a window is computed, and nothing is computed twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dissect.interventions import Intervention
+from dissect.interventions import NOWHERE, Intervention, weights_among
+from dissect.sites import spared
 
 WHOLE = frozenset({"resid_post"})
 """Sites that make everything else in their block pointless."""
@@ -24,7 +25,7 @@ class Step:
         stream: the stream that leaves.
         sites: what is replaced on the way.
         lends: other streams that leave the same parent here use this one's attention output or coefficients.
-        borrows: the stream that goes untouched from the same parent has the attention output of this one too.
+        has_sibling: another stream goes untouched from the same parent.
         needs_all_in: whether every position of the parent is needed, or only the scored ones.
         needs_all_out: whether every position is needed afterwards: some later attention reads them.
     """
@@ -33,9 +34,19 @@ class Step:
     stream: int
     sites: frozenset[str]
     lends: bool
-    borrows: bool
+    has_sibling: bool
     needs_all_in: bool
     needs_all_out: bool
+
+    @property
+    def weights(self) -> frozenset[str]:
+        """Those of the sites that are weights."""
+        return weights_among(self.sites)
+
+    @property
+    def borrows(self) -> bool:
+        """Whether its untouched sibling has the attention output of this one too."""
+        return self.has_sibling and spared(self.weights, "attn_out")
 
     @property
     def computes_attn(self) -> bool:
@@ -55,7 +66,7 @@ class Step:
     @property
     def restores_borrowed(self) -> bool:
         """Whether only the down projection has to be run, on coefficients that its sibling computed."""
-        return self.borrows and "value_vectors" in self.sites and "attn_out" not in self.sites
+        return self.borrows and "attn_out" not in self.sites and bool(self.weights) and spared(self.weights, "mlp_coef")
 
 
 @dataclass(frozen=True)
@@ -63,12 +74,14 @@ class Schedule:
     """Every stream's way through the layers.
 
     Attributes:
+        starts: the streams that enter the first layer, with the weights that are restored before it.
         layers: the steps of each layer; those that lend stand first.
-        ends: the stream that each intervention ends in.
+        ends: the stream that each intervention ends in, and the weights that are restored after the last layer.
     """
 
+    starts: Mapping[int, frozenset[str]]
     layers: tuple[tuple[Step, ...], ...]
-    ends: tuple[int, ...]
+    ends: tuple[tuple[int, frozenset[str]], ...]
 
     @property
     def n_layers(self) -> int:
@@ -85,9 +98,13 @@ def make_schedule(interventions: Sequence[Intervention], n_layers: int) -> Sched
     """Let every intervention find its stream through every layer."""
     everyone = range(len(interventions))
     needs_all = [_attention_reads_from(item, n_layers) for item in interventions]
-    followers: dict[int, list[int]] = {0: list(everyone)}
+    before = sorted({item.before for item in interventions} - {NOWHERE}, key=sorted)
+    starts = dict(enumerate([NOWHERE, *before]))
+    followers: dict[int, list[int]] = {
+        stream: [i for i in everyone if interventions[i].before == sites] for stream, sites in starts.items()
+    }
     layers: list[tuple[Step, ...]] = []
-    n_streams = 1
+    n_streams = len(starts)
     for layer in range(n_layers):
         steps: list[Step] = []
         arrived: dict[int, list[int]] = {}
@@ -116,7 +133,7 @@ def make_schedule(interventions: Sequence[Intervention], n_layers: int) -> Sched
                         stream=stream,
                         sites=sites,
                         lends=forks and not sites,
-                        borrows=forks and has_plain and bool(sites),
+                        has_sibling=forks and has_plain and bool(sites),
                         needs_all_in=reads_after(layer),
                         needs_all_out=reads_after(layer + 1),
                     )
@@ -124,7 +141,7 @@ def make_schedule(interventions: Sequence[Intervention], n_layers: int) -> Sched
         followers = arrived
         layers.append(tuple(sorted(steps, key=lambda step: not step.lends)))
     ends = {index: stream for stream, members in followers.items() for index in members}
-    return Schedule(tuple(layers), tuple(ends[index] for index in everyone))
+    return Schedule(starts, tuple(layers), tuple((ends[index], interventions[index].after) for index in everyone))
 
 
 def _attention_reads_from(intervention: Intervention, n_layers: int) -> int:

@@ -169,7 +169,6 @@ class Treatment:
         attn: the attention's output.
         mlp: the MLP's output.
         down_output: the down projection's output, where the MLP does something with it.
-        down_proj: another down projection's forward, where its weight is restored.
         positions: flat positions at which the MLP is run, None for all.
         last: whether attention too has to write at these positions only.
         attn_extras: see `Seen`.
@@ -180,7 +179,6 @@ class Treatment:
     attn: Float[Tensor, "batch position d_model"] | None = None
     mlp: Float[Tensor, "batch position d_model"] | None = None
     down_output: Float[Tensor, "batch position d_model"] | None = None
-    down_proj: Callable[..., Any] | None = None
     positions: Int[Tensor, " kept"] | None = None
     last: bool = False
     attn_extras: int | None = None
@@ -218,9 +216,6 @@ def run_block(
 
 
 def _treat_mlp(stack: ExitStack, block: Block, treatment: Treatment, habits: Habits) -> None:
-    if treatment.down_proj is not None:
-        assert block.down_proj is not None
-        stack.enter_context(replaced_forward(block.down_proj, treatment.down_proj))
     if treatment.mlp is not None:
         assert block.mlp is not None
         given = _with_extras(treatment.mlp, treatment.mlp_extras)

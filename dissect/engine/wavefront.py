@@ -7,23 +7,26 @@ another layer is kept.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dissect.anatomy import Block
-from dissect.engine import Advance, Sweep
+from dissect.donors import Donor
+from dissect.engine import Advance, Sweep, targets_of
 from dissect.engine.blocks import Entry, enter, logits_of
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import Layers
+from dissect.engine.restoring import restored_block, restored_model
 from dissect.engine.schedule import WHOLE, Schedule, Step, make_schedule
 from dissect.engine.treatment import Habits, Seen, Treatment, find_habits, find_idle, run_block, spread
-from dissect.interventions import Intervention
+from dissect.interventions import NOWHERE, Intervention
 from dissect.pairs import Model
 from dissect.prompts import Batch
 from unlearning.errors import InputError
@@ -75,15 +78,43 @@ def _lane(model: Model, batch: Batch) -> _Lane:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Lanes:
+    """One batch through all models; the donor's lane is the base's where it gives its own activations."""
+
+    base: _Lane
+    donor: _Lane | None
+    targets: list[_Lane]
+
+
+def _is_apart(donor: Donor, base: Model) -> bool:
+    return donor.model is not base or bool(donor.tokens)
+
+
+def _forked_lane(model: Model, batch: Batch, schedule: Schedule, donor: Donor) -> _Lane:
+    """A target's lane, with the streams that differ before the first layer."""
+    lane = _lane(model, batch)
+    for stream, restored in schedule.starts.items():
+        if restored:
+            hf = restored_model(model, donor.model, restored, "before")
+            lane.streams[stream] = enter(hf, model.anatomy, lane.batch).hidden
+    return lane
+
+
 def sweep(
-    layers: Layers, batches: Sequence[Batch], interventions: Sequence[Intervention], chunk: Chunk, advance: Advance
+    layers: Layers,
+    batches: Sequence[Batch],
+    interventions: Sequence[Intervention],
+    donor: Donor,
+    chunk: Chunk,
+    advance: Advance,
 ) -> Iterator[list[Sweep]]:
     """Run all interventions in one pass over the layers, with all batches together.
 
     Batches much longer than a chunk are cut by rows, evenly; their padding stays, so that no position shifts.
     """
     pieces = [batch.pieces(_rows_of_piece(batch, chunk)) for batch in batches]
-    walked = walk(layers, [piece for several in pieces for piece in several], interventions, chunk, advance)
+    walked = walk(layers, [piece for several in pieces for piece in several], interventions, donor, chunk, advance)
     with closing(walked):
         for several in pieces:
             by_target = zip(*[next(walked) for _ in several], strict=True)
@@ -111,41 +142,58 @@ def walk(
     layers: Layers,
     batches: Sequence[Batch],
     interventions: Sequence[Intervention],
+    donor: Donor,
     chunk: Chunk,
     advance: Advance,
 ) -> Generator[list[Sweep]]:
     """Walk the layers once with all batches and interventions together.
 
     Args:
-        layers: the models, base first, then the targets.
+        layers: the models, base first, then the donor's where it is another one, then the targets.
         batches: padded prompts; small ones, since the chunks are made of whole batches.
         interventions: what to do.
+        donor: where activations and weights come from.
         chunk: how much goes through a block at once.
         advance: told after each layer.
 
     Yields:
         For each batch, one sweep of each target.
     """
-    schedule = make_schedule(interventions, layers.models[0].n_layers)
+    base, targets = layers.models[0], targets_of(layers.models, donor)
+    schedule = make_schedule(interventions, base.n_layers)
     with layers.embedding():
-        lanes = [[_lane(model, batch) for model in layers.models] for batch in batches]
-        row = _lane(layers.models[0], batches[0].pieces(1)[0].trimmed())
+        lanes = [
+            _Lanes(
+                base=_lane(base, batch),
+                donor=_lane(donor.model, donor.batch(batch)) if _is_apart(donor, base) else None,
+                targets=[_forked_lane(target, batch, schedule, donor) for target in targets],
+            )
+            for batch in batches
+        ]
+        row = _lane(base, batches[0].pieces(1)[0].trimmed())
     habits: Habits | None = None
     with closing(layers.blocks()) as all_blocks:  # closed now and not some time, since a thread may read for it
-        for number, (base_block, *target_blocks) in enumerate(all_blocks):
-            habits = habits or _habits(base_block, row)
-            for donor, *targets in lanes:
-                seen = _run_base(number, base_block, donor, schedule, habits)
-                for block, lane in zip(target_blocks, targets, strict=True):
-                    crossing = _Crossing(number, block, base_block, lane, donor, seen, habits)
-                    crossing.run(schedule.layers[number], chunk)
+        for number, blocks in enumerate(all_blocks):
+            donor_block, *target_blocks = blocks[-len(targets) - 1 :]  # the base's own where it is the donor
+            habits = habits or _habits(blocks[0], row)
+            for several in lanes:
+                seen = _run_source(number, blocks[0], several.base, schedule, habits)
+                if several.donor is not None:
+                    seen = _run_source(number, donor_block, several.donor, schedule, habits)
+                given = _Given(donor, several.donor or several.base, donor_block, number, seen)
+                for block, lane in zip(target_blocks, several.targets, strict=True):
+                    _Crossing(number, block, lane, given, habits).run(schedule.layers[number], chunk)
             advance(1 / schedule.n_layers)
     with layers.head():
-        for donor, *targets in lanes:
-            base = next(_logits(donor, [0], chunk))
+        for several in lanes:
+            logits = next(_logits(several.base, [(0, NOWHERE)], donor, chunk))
             yield [
-                Sweep(base.to(lane.model.device), next(_logits(lane, [0], chunk)), _logits(lane, schedule.ends, chunk))
-                for lane in targets
+                Sweep(
+                    logits.to(lane.model.device),
+                    next(_logits(lane, [(0, NOWHERE)], donor, chunk)),
+                    _logits(lane, schedule.ends, donor, chunk),
+                )
+                for lane in several.targets
             ]
 
 
@@ -155,19 +203,25 @@ def _habits(block: Block, row: _Lane) -> Habits:
 
 
 @torch.inference_mode()
-def _logits(lane: _Lane, streams: Sequence[int], chunk: Chunk) -> Iterator[Float[Tensor, "scored vocab"]]:
-    """The logits of finished streams, several through the head at a time."""
+def _logits(
+    lane: _Lane, ends: Sequence[tuple[int, frozenset[str]]], donor: Donor, chunk: Chunk
+) -> Iterator[Float[Tensor, "scored vocab"]]:
+    """The logits of finished streams, several that go through the same head at a time."""
     each = len(lane.scored)
-    several = chunk.holds(each)
-    for first in range(0, len(streams), several):
-        some = streams[first : first + several]
-        states = torch.cat([lane.streams[stream][0] for stream in some])
-        logits = logits_of(lane.model.hf, lane.model.anatomy, states, as_tuple=lane.entry.as_tuple)
-        yield from logits.to(lane.model.device).split(each)
+    for restored, group in groupby(ends, key=lambda end: end[1]):
+        model = lane.model
+        hf = restored_model(model, donor.model, restored, "after") if restored else model.hf
+        streams = [stream for stream, _ in group]
+        several = chunk.holds(each)
+        for first in range(0, len(streams), several):
+            some = streams[first : first + several]
+            states = torch.cat([lane.streams[stream][0] for stream in some])
+            logits = logits_of(hf, model.anatomy, states, as_tuple=lane.entry.as_tuple)
+            yield from logits.to(model.device).split(each)
 
 
-def _run_base(number: int, block: Block, lane: _Lane, schedule: Schedule, habits: Habits) -> Seen:
-    """Move the base's stream through a layer; returns the activations that go over to the targets."""
+def _run_source(number: int, block: Block, lane: _Lane, schedule: Schedule, habits: Habits) -> Seen:
+    """Move the stream of the base or the donor through a layer; returns the activations on the way."""
     last = number == schedule.n_layers - 1
     seen = Seen()
     treatment = Treatment(positions=lane.positions(1, scored=last), last=last)
@@ -199,18 +253,41 @@ def _check_own_activations(
 
 
 @dataclass(eq=False)
+class _Given:
+    """What the donor gives at one layer, for one batch."""
+
+    donor: Donor
+    lane: _Lane
+    block: Block
+    number: int
+    seen: Seen
+    _known: dict[str, Tensor] = field(default_factory=dict)
+
+    def at(self, site: str) -> Float[Tensor, "batch position width"]:
+        """What stands in for a target's activation; the coefficients only where the MLP was run."""
+        if site not in self._known:
+            seen, lane = self.seen, self.lane
+            states = {"attn_out": seen.attn, "mlp_coef": seen.coef, "mlp_out": seen.mlp, "resid_post": lane.streams[0]}
+            here = states[site]
+            assert here is not None
+            last = self.number == lane.model.n_layers - 1
+            positions = None if here.shape[:2] == lane.shape else lane.positions(1, scored=last)
+            self._known[site] = self.donor.given(here, lane.batch, site=site, layer=self.number, positions=positions)
+        return self._known[site]
+
+
+@dataclass(eq=False)
 class _Crossing:
     """One layer of one target, for one batch."""
 
     number: int
     block: Block
-    base_block: Block
     lane: _Lane
-    donor: _Lane
-    base_seen: Seen
+    given: _Given
     habits: Habits
     _lent: dict[int, Seen] = field(default_factory=dict)
-    _written: dict[str, Tensor] = field(default_factory=dict)
+    _restored: dict[frozenset[str], Block] = field(default_factory=dict)
+    _written: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -229,7 +306,7 @@ class _Crossing:
         for group in groups.values():
             first = group[0]
             if first.sites & WHOLE:
-                output = self.donor.streams[0].to(self.device)
+                output = self.given.at("resid_post").to(self.device)
                 narrow = not first.needs_all_out and output.shape[:2] == self.lane.shape
                 output = self.lane.at_scored(output) if narrow else output
                 arrived |= {step.stream: output for step in group}
@@ -248,7 +325,7 @@ class _Crossing:
         hidden = torch.cat(states) if copies > 1 else states[0]
         seen = Seen() if first.lends else None
         output = run_block(
-            self.block,
+            self._block(first),
             hidden,
             lane.entry.call(self.number, 1 if packed else copies),
             self._treatment(first, copies, packed=packed),
@@ -274,32 +351,34 @@ class _Crossing:
         treatment = Treatment(
             positions=None if packed else self.lane.positions(copies, scored=narrow),
             last=narrow,
-            attn_extras=self.base_seen.attn_extras,
-            mlp_extras=self.base_seen.mlp_extras,
-            is_flat=self.base_seen.is_flat,
+            attn_extras=self.given.seen.attn_extras,
+            mlp_extras=self.given.seen.mlp_extras,
+            is_flat=self.given.seen.is_flat,
         )
         if not step.computes_attn:
-            lender = self._lent[step.parent] if "attn_out" not in step.sites else self.base_seen
-            assert lender.attn is not None
-            treatment = replace(treatment, attn=copied(lender.attn.to(self.device)))
+            attn = self.given.at("attn_out") if "attn_out" in step.sites else self._lent[step.parent].attn
+            assert attn is not None
+            treatment = replace(treatment, attn=copied(attn.to(self.device)))
         if "mlp_out" in step.sites:
-            assert self.base_seen.mlp is not None
-            return self._with_mlp(treatment, copied(self.base_seen.mlp.to(self.device)), whole=True)
+            return self._with_mlp(treatment, copied(self.given.at("mlp_out").to(self.device)), whole=True)
         if "mlp_coef" in step.sites:
-            return self._with_mlp(treatment, copied(self._written_by(step, self.base_seen, self.donor)), whole=False)
-        if step.restores_borrowed:
-            written = self._written_by(step, self._lent[step.parent], self.lane)
+            written = self._written_by(step, self.given.at("mlp_coef"), self.given.lane)
             return self._with_mlp(treatment, copied(written), whole=False)
-        if "value_vectors" in step.sites:
-            return replace(treatment, down_proj=self._base_down_proj())
+        if step.restores_borrowed:
+            coefficients = self._lent[step.parent].coef
+            assert coefficients is not None
+            return self._with_mlp(treatment, copied(self._written_by(step, coefficients, self.lane)), whole=False)
         return treatment
 
-    def _base_down_proj(self) -> Callable[[Tensor], Tensor]:
-        """The base's down projection, wherever its weights are: a pointer to them, not a copy."""
-        assert self.base_block.down_proj is not None
-        # As it is now: base and target are one module where a model is compared with itself.
-        forward, there = self.base_block.down_proj.forward, next(self.base_block.down_proj.parameters()).device
-        return lambda coefficients: forward(coefficients.to(there)).to(coefficients.device)
+    def _block(self, step: Step) -> Block:
+        """The block that a step runs: the target's own, with the donor's weights where some are restored."""
+        if not step.weights:
+            return self.block
+        if step.weights not in self._restored:
+            self._restored[step.weights] = restored_block(
+                self.block, self.given.block, step.weights, self.number, self.lane.model
+            )
+        return self._restored[step.weights]
 
     def _with_mlp(self, treatment: Treatment, output: Tensor, *, whole: bool) -> Treatment:
         """Give the MLP's output, or only its down projection's where something happens to that."""
@@ -307,15 +386,15 @@ class _Crossing:
             return replace(treatment, mlp=output)
         return replace(treatment, down_output=output)
 
-    def _written_by(self, step: Step, lender: Seen, lane: _Lane) -> Float[Tensor, "batch position d_model"]:
+    def _written_by(
+        self, step: Step, coefficients: Float[Tensor, "batch position d_mlp"], lane: _Lane
+    ) -> Float[Tensor, "batch position d_model"]:
         """What the down projection writes from given coefficients: one product for every stream that has them."""
-        restored = "value_vectors" in step.sites
-        key = f"{id(lender)} {restored}"
+        down_proj = self._block(step).down_proj
+        assert down_proj is not None
+        key = (id(coefficients), *map(id, down_proj.parameters()))
         if key not in self._written:
-            down_proj = self._base_down_proj() if restored else self.block.down_proj
-            assert down_proj is not None and lender.coef is not None
-            coefficients = lender.coef.to(self.device)
-            written = down_proj(coefficients)
+            written = down_proj(coefficients.to(self.device))
             if coefficients.shape[:2] != self.lane.shape:
                 positions = lane.positions(1, scored=self.number == lane.model.n_layers - 1)
                 assert positions is not None

@@ -8,7 +8,7 @@ import pytest
 
 from analyses.raw_krs import command_line, markdown_table, read_tofu
 from dissect.figures import comparison_figure
-from dissect.results import PatchingResult
+from dissect.results import SweepResult
 from unlearning.errors import InputError
 
 KRS = {
@@ -18,7 +18,7 @@ KRS = {
 }
 
 
-def build_result() -> PatchingResult:
+def build_result() -> SweepResult:
     """A sweep of one site over two layers in which the unlearned model is 0.1 above the control everywhere."""
     rows = [
         {
@@ -52,7 +52,7 @@ def build_result() -> PatchingResult:
     ]
     configuration = {"window": 3, "seed": 0, "scoring": "answer", "examples": 4}
     provenance = {"base": "demo:base", "unlearned": "demo:npo", "control": "demo:never"}
-    return PatchingResult(pd.DataFrame(rows), configuration, provenance, 0.0)
+    return SweepResult(pd.DataFrame(rows), configuration, provenance, 0.0)
 
 
 def test_table_states_peak_control_and_paired_difference() -> None:

@@ -91,8 +91,8 @@ def test_patch_examples_name_sites_windows_and_formats_that_exist(
     helps: tuple[str, dict[str, str], list[str]],
 ) -> None:
     from dissect.figures import check_formats
-    from dissect.interventions import centred_windows
     from dissect.sites import parse_sites
+    from dissect.windows import centred_windows
 
     program, texts, _ = helps
     if program != "dissect":

@@ -13,7 +13,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from dissect.figures import COLOURS, MARKERS, check_formats, example_heatmap, export, recovery_figure
-from dissect.results import PatchingResult, load_result
+from dissect.results import SweepResult, load_result
 from tests.cli.helpers import Outcome, unfinished_files
 from unlearning.errors import InputError
 
@@ -28,7 +28,7 @@ needs_chromium = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def result(finished: tuple[Path, Outcome]) -> PatchingResult:
+def result(finished: tuple[Path, Outcome]) -> SweepResult:
     """A finished sweep of three sets of sites with a control."""
     return load_result(finished[0])
 
@@ -43,7 +43,7 @@ def bands(figure: go.Figure) -> list[Any]:
     return [trace for trace in figure.data if trace.fill == "toself"]
 
 
-def test_recovery_figure_has_a_line_per_site_and_target_with_the_table_s_numbers(result: PatchingResult) -> None:
+def test_recovery_figure_has_a_line_per_site_and_target_with_the_table_s_numbers(result: SweepResult) -> None:
     curve = result.curve()
     traces = {(trace.name, trace.line.dash): trace for trace in lines(recovery_figure(curve))}
     assert len(traces) == 6
@@ -54,7 +54,7 @@ def test_recovery_figure_has_a_line_per_site_and_target_with_the_table_s_numbers
             assert list(traces[key].y) == table["krs"].tolist()
 
 
-def test_recovery_figure_draws_intervals_as_bands_of_the_line_s_colour(result: PatchingResult) -> None:
+def test_recovery_figure_draws_intervals_as_bands_of_the_line_s_colour(result: SweepResult) -> None:
     curve = result.curve()
     figure = recovery_figure(curve)
     by_group = {trace.legendgroup: trace for trace in lines(figure)}
@@ -73,19 +73,19 @@ def test_recovery_figure_draws_intervals_as_bands_of_the_line_s_colour(result: P
         assert all(low <= krs <= high for low, krs, high in zip(lower, line.y, upper, strict=True))
 
 
-def test_recovery_figure_without_a_control_has_no_dashed_line(result: PatchingResult) -> None:
+def test_recovery_figure_without_a_control_has_no_dashed_line(result: SweepResult) -> None:
     curve = result.curve()
     figure = recovery_figure(curve[curve["target"] == "unlearned"])
     assert [trace.line.dash for trace in lines(figure)] == ["solid"] * 3
 
 
-def test_recovery_figure_without_intervals_keeps_its_lines(result: PatchingResult) -> None:
+def test_recovery_figure_without_intervals_keeps_its_lines(result: SweepResult) -> None:
     curve = result.curve().assign(krs_low=np.nan, krs_high=np.nan)
     figure = recovery_figure(curve)
     assert (len(lines(figure)), len(bands(figure))) == (6, 0)
 
 
-def test_recovery_figure_says_what_its_axes_are(result: PatchingResult) -> None:
+def test_recovery_figure_says_what_its_axes_are(result: SweepResult) -> None:
     figure = recovery_figure(result.curve(), title="base → npo, window 3")
     assert figure.layout.xaxis.title.text == "centre layer of the window"
     assert figure.layout.yaxis.title.text == "knowledge recovery score (KRS)"
@@ -93,7 +93,7 @@ def test_recovery_figure_says_what_its_axes_are(result: PatchingResult) -> None:
     assert {shape.y0 for shape in figure.layout.shapes} == {0, 1}
 
 
-def test_lines_are_told_apart_by_colour_blind_readers_and_in_grey(result: PatchingResult) -> None:
+def test_lines_are_told_apart_by_colour_blind_readers_and_in_grey(result: SweepResult) -> None:
     assert set(COLOURS) <= OKABE_ITO
     assert len(set(COLOURS)) == len(set(MARKERS)) == len(COLOURS)
     drawn = [
@@ -105,7 +105,7 @@ def test_lines_are_told_apart_by_colour_blind_readers_and_in_grey(result: Patchi
         assert len({colour for colour, _, _ in drawn[2 * site : 2 * site + 2]}) == 1
 
 
-def test_example_heatmap_holds_every_example_s_score(result: PatchingResult) -> None:
+def test_example_heatmap_holds_every_example_s_score(result: SweepResult) -> None:
     frame = result.frame.sample(frac=1, random_state=0)  # the order of rows must not matter
     figure = example_heatmap(frame)
     panels = {note.text: trace for note, trace in zip(figure.layout.annotations, figure.data, strict=True)}
@@ -123,7 +123,7 @@ def test_example_heatmap_holds_every_example_s_score(result: PatchingResult) -> 
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
 
 
-def test_figures_leave_their_tables_as_they_were(result: PatchingResult) -> None:
+def test_figures_leave_their_tables_as_they_were(result: SweepResult) -> None:
     curve, frame = result.curve().copy(), result.frame.copy()
     first = (recovery_figure(curve, title="a"), example_heatmap(frame, title="a"))
     second = (recovery_figure(curve, title="a"), example_heatmap(frame, title="a"))
@@ -133,7 +133,7 @@ def test_figures_leave_their_tables_as_they_were(result: PatchingResult) -> None
         assert ours.to_json() == again.to_json()
 
 
-def test_html_stands_on_its_own(result: PatchingResult, tmp_path: Path) -> None:
+def test_html_stands_on_its_own(result: SweepResult, tmp_path: Path) -> None:
     exported = export(result.figure(), tmp_path / "deep" / "krs", formats=[])
     assert exported.paths == (tmp_path / "deep" / "krs.html",)
     assert exported.problem is None
@@ -145,13 +145,13 @@ def test_html_stands_on_its_own(result: PatchingResult, tmp_path: Path) -> None:
     assert unfinished_files(tmp_path) == []
 
 
-def test_stem_with_a_dot_keeps_its_name(result: PatchingResult, tmp_path: Path) -> None:
+def test_stem_with_a_dot_keeps_its_name(result: SweepResult, tmp_path: Path) -> None:
     exported = export(result.figure(), tmp_path / "llama-3.2")
     assert [path.name for path in exported.paths] == ["llama-3.2.html"]
 
 
 @needs_chromium
-def test_images_are_what_they_claim_to_be(result: PatchingResult, tmp_path: Path) -> None:
+def test_images_are_what_they_claim_to_be(result: SweepResult, tmp_path: Path) -> None:
     exported = export(result.figure(), tmp_path / "krs", formats=["pdf", "svg", "png", "html", "png"])
     assert exported.problem is None
     assert {path.name for path in exported.paths} == {"krs.html", "krs.pdf", "krs.svg", "krs.png"}
@@ -179,7 +179,7 @@ class ChromeNotFoundError(RuntimeError):
     ],
 )
 def test_image_that_cannot_be_exported_leaves_the_page_and_a_reason(
-    result: PatchingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+    result: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     def fail(*_arguments: object, **_options: object) -> bytes:
         raise error
@@ -193,7 +193,7 @@ def test_image_that_cannot_be_exported_leaves_the_page_and_a_reason(
 
 
 def test_image_without_kaleido_says_how_to_install_it(
-    result: PatchingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    result: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_arguments: object, **_options: object) -> bytes:
         raise ValueError("Image export using the 'kaleido' engine requires the Kaleido package")
@@ -205,13 +205,13 @@ def test_image_without_kaleido_says_how_to_install_it(
     assert exported.problem == "pdf, svg and png need kaleido: pip install 'dissect-unlearning[export]'"
 
 
-def test_unknown_format_is_refused_before_anything_is_written(result: PatchingResult, tmp_path: Path) -> None:
+def test_unknown_format_is_refused_before_anything_is_written(result: SweepResult, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--format jpeg: unknown; use html, pdf, svg, png"):
         export(result.figure(), tmp_path / "krs", formats=["html", "jpeg"])
     assert list(tmp_path.iterdir()) == []
     check_formats(["html", "pdf", "svg", "png"])
 
 
-def test_table_of_the_figure_is_written_beside_it(finished: tuple[Path, Outcome], result: PatchingResult) -> None:
+def test_table_of_the_figure_is_written_beside_it(finished: tuple[Path, Outcome], result: SweepResult) -> None:
     table = pd.read_csv(finished[0] / "figures" / "krs.csv")
     assert_frame_equal(table, result.curve(), check_dtype=False)

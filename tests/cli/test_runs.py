@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dissect.results import PatchingResult, load_result
+from dissect.results import SweepResult, load_result
 from dissect.runs import open_run, write_bytes, write_frame, write_json, write_whole
 from tests.cli.helpers import Outcome, World, build_llama, save, unfinished_files, with_noise
 from unlearning.checkpoints import content_hash, load_weights
@@ -109,7 +109,7 @@ def test_joining_a_run_leaves_what_others_are_writing(tmp_path: Path) -> None:
 
 def test_saved_result_is_read_back_as_it_was(finished: tuple[Path, Outcome], tmp_path: Path) -> None:
     result = load_result(finished[0])
-    assert isinstance(result, PatchingResult)
+    assert isinstance(result, SweepResult)
     saved = result.save(tmp_path / "copy")
     again = load_result(saved)
     pd.testing.assert_frame_equal(again.frame, result.frame)

@@ -47,6 +47,7 @@ from transformers import (
 )
 
 from dissect import load_prompts
+from dissect.donors import Donor, own
 from dissect.engine import find_engine
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import InMemory
@@ -224,9 +225,12 @@ def run_engine(
     interventions: Sequence[Intervention],
     *,
     chunk_tokens: int = 600,
+    donor: Donor | None = None,
 ) -> list[list[Swept]]:
-    """Run an engine of that name to its end: for each batch one `Swept` of each target."""
-    sweeps = find_engine(engine)(InMemory(models), batches, interventions, Chunk(chunk_tokens), lambda _share: None)
+    """Run an engine of that name to its end: for each batch one `Swept` of each target; the base gives by default."""
+    donor = donor or own(models[0])
+    sweep = find_engine(engine)
+    sweeps = sweep(InMemory(models), batches, interventions, donor, Chunk(chunk_tokens), lambda _share: None)
     return [[Swept(one.base, one.target, list(one.intervened)) for one in by_target] for by_target in sweeps]
 
 

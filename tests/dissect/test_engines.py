@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from dissect.donors import own
 from dissect.engine import ENGINES, find_engine
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import InMemory
 from dissect.engine.reference import scored_logits
-from dissect.interventions import Intervention, Window
+from dissect.interventions import Intervention
 from dissect.pairs import Model
 from dissect.prompts import Batch
 from dissect.recovery import knowledge_recovery_score, logit_mse
 from dissect.sites import SITES
+from dissect.windows import Window
 from tests.dissect.helpers import (
     PlainPatcher,
     assert_close,
@@ -36,9 +38,9 @@ from unlearning.errors import InputError
 FAMILIES = ["llama", "neox", "gpt2", "gemma2", "olmo2", "phi3", "qwen3", "mistral"]
 PATCHES = [(site,) for site in SITES] + [("mlp_coef", "attn_out"), ("attn_out", "mlp_out")]
 RESTORES = [("value_vectors",), ("attn_out", "value_vectors"), ("mlp_coef", "value_vectors")]
-WINDOWS = [Window(0, 0, 0), Window(1, 1, 1), Window(2, 1, 2), Window(1, 0, 2)]
-INTERVENTIONS = [Intervention("patch", sites, window) for sites in PATCHES for window in WINDOWS] + [
-    Intervention("restore", sites, window) for sites in RESTORES for window in WINDOWS
+WINDOWS = [Window(0, (0,)), Window(1, (1,)), Window(2, (1, 2)), Window(1, (0, 1, 2))]
+INTERVENTIONS = [Intervention(sites, window) for sites in PATCHES for window in WINDOWS] + [
+    Intervention(sites, window) for sites in RESTORES for window in WINDOWS
 ]
 
 
@@ -156,7 +158,8 @@ def test_a_sweep_that_is_not_read_to_its_end_leaves_nothing_behind(engine: str, 
     pair, batch = build_pair("llama"), build_batch(tmp_path, "right")
     models = [pair.base, pair.unlearned]
     before = [torch_state(model) for model in models]
-    sweeps = find_engine(engine)(InMemory(models), [batch, batch], INTERVENTIONS, Chunk(600), lambda _share: None)
+    layers, donor = InMemory(models), own(pair.base)
+    sweeps = find_engine(engine)(layers, [batch, batch], INTERVENTIONS, donor, Chunk(600), lambda _share: None)
     (first,) = next(sweeps)
     next(first.intervened)
     assert [torch_state(model) for model in models] == before
@@ -200,7 +203,8 @@ def test_the_shares_of_the_work_add_up_to_all_of_it(engine: str, tmp_path: Path)
     pair, batch = build_pair("llama"), build_batch(tmp_path, "right")
     shares: list[float] = []
     models = InMemory([pair.base, pair.unlearned, pair.unlearned])
-    for by_target in find_engine(engine)(models, batch.pieces(2), INTERVENTIONS[:7], Chunk(30), shares.append):
+    sweep = find_engine(engine)
+    for by_target in sweep(models, batch.pieces(2), INTERVENTIONS[:7], own(pair.base), Chunk(30), shares.append):
         for swept in by_target:
             list(swept.intervened)
     assert len(shares) > 1 and min(shares) > 0
@@ -265,9 +269,7 @@ def test_a_micro_model_gives_what_is_worked_out_by_hand(engine: str) -> None:
         ("mlp_coef", "value_vectors"): [7.0, 1.0, 8.0],
         ("attn_out", "value_vectors"): [7.0, -1.0, 6.0],
     }
-    interventions = [
-        Intervention("restore" if "value_vectors" in sites else "patch", sites, Window(0, 0, 0)) for sites in expected
-    ]
+    interventions = [Intervention(sites, Window(0, (0,))) for sites in expected]
     ((swept,),) = run_engine(engine, [base, unlearned], [batch], interventions)
     assert_close(swept.base, torch.tensor([[7.0, 1.0, 8.0]]), atol=1e-5)
     assert_close(swept.target, torch.tensor([[5.0, 5.0, 10.0]]), atol=1e-5)

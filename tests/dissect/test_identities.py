@@ -257,7 +257,7 @@ def test_identical_models_have_no_recovery_and_say_so(family: str, scoring: str,
             save_records(tmp_path / "p.json", records), pair.tokenizer, scoring="notebook", answers_from=pair.base
         )
     result = patch(pair, prompts, window=1, control=pair.unlearned, progress=False)
-    assert set(result.targets) == {"unlearned", "control"}
+    assert set(result.arms) == {"main", "control"}
     for column in ("krs", "kl_recovery", "logprob_recovery"):
         assert result.frame[column].isna().all()
     assert (result.frame["undefined"] == NO_DIFFERENCE).all()

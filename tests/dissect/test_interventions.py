@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dissect.interventions import Intervention, Window, centred_windows, sweep
+from dissect.interventions import Intervention, sweep
+from dissect.windows import Window, centred_windows
 from unlearning.errors import InputError
 
 
@@ -20,7 +21,7 @@ def test_a_window_holds_the_layers_near_its_centre(n_layers: int, half: int) -> 
     for window in windows:
         near = [layer for layer in range(n_layers) if abs(layer - window.centre) <= half]
         assert list(window.layers) == near
-        assert window.is_clipped(width) == (len(near) != width)
+        assert window.kind == str(width)
 
 
 @pytest.mark.parametrize("width", [0, 2, 4, -1, -2])
@@ -39,6 +40,6 @@ def test_the_widest_window_that_fits_is_named() -> None:
 def test_a_sweep_is_every_set_of_sites_in_every_window() -> None:
     sites = [("mlp_coef",), ("mlp_coef", "attn_out")]
     planned = sweep(iter(sites), iter(centred_windows(3, 3)))
-    windows = [Window(0, 0, 1), Window(1, 0, 2), Window(2, 1, 2)]
-    assert planned == [Intervention("patch", site, window) for site in sites for window in windows]
+    windows = [Window(0, (0, 1), "3"), Window(1, (0, 1, 2), "3"), Window(2, (1, 2), "3")]
+    assert planned == [Intervention(site, window) for site in sites for window in windows]
     assert [item.label for item in planned[3:5]] == ["mlp_coef+attn_out @ 0..1", "mlp_coef+attn_out @ 0..2"]

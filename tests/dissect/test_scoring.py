@@ -6,17 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from dissect.arms import Arm
 from dissect.engine import Sweep
-from dissect.interventions import Intervention, Window
+from dissect.interventions import Intervention
 from dissect.prompts import Batch, Prompt, Prompts
 from dissect.scoring import NO_DIFFERENCE, score_sweep
+from dissect.windows import Window
 from tests.dissect.helpers import assert_close
 from unlearning.errors import InputError
 
 LENGTHS = [3, 1, 2]
 INTERVENTIONS = [
-    Intervention("patch", ("mlp_coef", "attn_out"), Window(1, 0, 2)),
-    Intervention("restore", ("value_vectors",), Window(2, 2, 2)),
+    Intervention(("mlp_coef", "attn_out"), Window(1, (0, 1, 2))),
+    Intervention(("value_vectors",), Window(2, (2,))),
 ]
 ITEMS = tuple(
     Prompt(f"q{i}", f"g{i % 2}", "", "", tuple(range(9)), 9 - n, range(8 - n, 8)) for i, n in enumerate(LENGTHS)
@@ -41,7 +43,9 @@ def made_up(seed: int) -> Tensor:
 
 def rows_of(base: Tensor, target: Tensor, *intervened: Tensor) -> list[dict[str, object]]:
     sweep = Sweep(base, target, iter(intervened))
-    return list(score_sweep(sweep, PROMPTS, BATCH, INTERVENTIONS, target="control", model_name="never"))
+    return list(
+        score_sweep(sweep, PROMPTS, BATCH, INTERVENTIONS, arm=Arm("control", "control", "base"), model_name="never")
+    )
 
 
 def by_hand(base: Tensor, other: Tensor, row: int) -> dict[str, float]:
@@ -65,9 +69,12 @@ def test_rows_are_what_a_loop_gives() -> None:
     for found, (number, row) in zip(rows, places, strict=True):
         item, prompt = INTERVENTIONS[number], ITEMS[BATCH.examples[row]]
         labels = {
+            "arm": "control",
             "target": "control",
+            "donor": "base",
             "kind": item.kind,
             "site": ["mlp_coef+attn_out", "value_vectors"][number],
+            "window": item.window.kind,
             "centre": item.window.centre,
             "first_layer": item.window.first,
             "last_layer": item.window.last,

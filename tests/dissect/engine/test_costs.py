@@ -10,10 +10,11 @@ from dissect.anatomy import block_of
 from dissect.engine.costs import costs_of, walk_bytes, walk_flops
 from dissect.engine.schedule import make_schedule
 from dissect.engine.wavefront import _habits, _lane
-from dissect.interventions import Intervention, centred_windows, sweep
+from dissect.interventions import Intervention, sweep
 from dissect.pairs import ModelPair
 from dissect.prompts import Batch
-from dissect.sites import DEFAULT_SITES
+from dissect.sites import PATCH_SITES
+from dissect.windows import centred_windows
 from tests.dissect.helpers import build_pair, run_engine
 
 POSITIONS = 40
@@ -93,7 +94,7 @@ def test_a_walk_is_counted_to_the_operation(family: str, padding: str) -> None:
 def test_sites_together_and_several_targets_are_counted_to_the_operation() -> None:
     pair, batch = build_eager_pair("llama"), BATCHES["padded"]
     costs = costs_of(pair.base)
-    interventions = sweep([*DEFAULT_SITES, ("value_vectors",)], centred_windows(3, 1))
+    interventions = sweep([*PATCH_SITES, ("value_vectors",)], centred_windows(3, 1))
     schedule = make_schedule(interventions, 3)
     one, two = (walk_flops(schedule, costs, batch, targets) for targets in (1, 2))
     assert counted(pair, batch, interventions) == one + habits(pair, batch)
@@ -107,7 +108,7 @@ def test_sites_together_and_several_targets_are_counted_to_the_operation() -> No
 def test_where_nothing_can_be_left_out_of_the_mlp_the_count_is_a_lower_bound(family: str) -> None:
     pair, batch = build_eager_pair(family), BATCHES["dense"]
     costs = costs_of(pair.base)
-    interventions = sweep(DEFAULT_SITES, centred_windows(3, 3))
+    interventions = sweep(PATCH_SITES, centred_windows(3, 3))
     lower = walk_flops(make_schedule(interventions, 3), costs, batch, 1)
     naive = (2 + len(interventions)) * costs.forward(*batch.input_ids.shape)
     assert lower < counted(pair, batch, interventions) < naive
@@ -134,7 +135,7 @@ def bytes_of(
 
 PAIR = build_pair("llama")
 FEW = sweep([("mlp_coef",)], centred_windows(3, 1))
-MANY = sweep(DEFAULT_SITES, centred_windows(3, 1))
+MANY = sweep(PATCH_SITES, centred_windows(3, 1))
 
 
 def test_bytes_grow_with_whatever_is_more() -> None:

@@ -15,11 +15,12 @@ from dissect.engine.costs import costs_of, walk_bytes, walk_flops
 from dissect.engine.memory import Budget
 from dissect.engine.plan import Pass, Plan, make_plan, measure_chunk
 from dissect.engine.schedule import make_schedule
-from dissect.interventions import Intervention, centred_windows, sweep
+from dissect.interventions import Intervention, sweep
 from dissect.pairs import Model
 from dissect.prompts import Batch, Prompt, Prompts
-from dissect.sites import DEFAULT_SITES
+from dissect.sites import PATCH_SITES
 from dissect.sizes import parse_bytes
+from dissect.windows import centred_windows
 from tests.dissect.helpers import build_pair, plain_inputs
 from unlearning.errors import InputError
 
@@ -55,7 +56,7 @@ def build_lengths(lengths: list[tuple[int, int]], groups: int = 0) -> Prompts:
     return Prompts(tuple(items), "notebook" if groups else "answer", 0, "nowhere")
 
 
-INTERVENTIONS = sweep(DEFAULT_SITES, centred_windows(3, 3))
+INTERVENTIONS = sweep(PATCH_SITES, centred_windows(3, 3))
 LENGTHS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 8)), min_size=1, max_size=9)
 
 

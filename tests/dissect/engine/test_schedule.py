@@ -6,13 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dissect.engine.schedule import Schedule, Step, make_schedule
-from dissect.interventions import Intervention, Window, centred_windows, sweep
-from dissect.sites import DEFAULT_SITES, SITES, WEIGHT_SITES
+from dissect.interventions import Intervention, sweep
+from dissect.sites import PATCH_SITES, SITES, WEIGHT_SITES
+from dissect.windows import Window, centred_windows
 
 N_LAYERS = 5
-WINDOW = st.tuples(*[st.integers(0, N_LAYERS - 1)] * 2).map(lambda ends: Window(min(ends), min(ends), max(ends)))
+WINDOW = st.tuples(*[st.integers(0, N_LAYERS - 1)] * 2).map(
+    lambda ends: Window(min(ends), tuple(range(min(ends), max(ends) + 1)))
+)
 ANY_SITES = st.lists(st.sampled_from([*SITES, *WEIGHT_SITES]), min_size=1, max_size=3, unique=True).map(tuple)
-INTERVENTIONS = st.lists(st.builds(Intervention, st.just("patch"), ANY_SITES, WINDOW), min_size=1, max_size=8)
+INTERVENTIONS = st.lists(st.builds(Intervention, ANY_SITES, WINDOW), min_size=1, max_size=8)
 
 REPLACED_ATTENTION = {"attn_out", "resid_post"}
 
@@ -38,7 +41,7 @@ def test_every_end_has_gone_through_exactly_its_own_replacements(interventions: 
     schedule = make_schedule(interventions, N_LAYERS)
     assert schedule.n_layers == N_LAYERS
     assert len(schedule.ends) == len(interventions)
-    for intervention, end in zip(interventions, schedule.ends, strict=True):
+    for intervention, (end, _) in zip(interventions, schedule.ends, strict=True):
         assert tuple(step.sites for step in way(schedule, end)) == history(intervention)
     assert all(step.sites == frozenset() for step in way(schedule, 0))
 
@@ -51,7 +54,8 @@ def test_nothing_is_computed_twice_or_before_its_window(interventions: list[Inte
     histories = {history(intervention) for intervention in interventions} | {(frozenset(),) * N_LAYERS}
     for layer, steps in enumerate(schedule.layers):
         beginnings = Counter(
-            tuple(step.sites for step in way(Schedule(schedule.layers[: layer + 1], ()), one.stream)) for one in steps
+            tuple(step.sites for step in way(Schedule({}, schedule.layers[: layer + 1], ()), one.stream))
+            for one in steps
         )
         assert set(beginnings) == {one[: layer + 1] for one in histories}
         assert set(beginnings.values()) == {1}
@@ -86,15 +90,15 @@ def test_siblings_lend_and_borrow_where_one_goes_untouched(interventions: list[I
             siblings = [other for other in steps if other.parent == step.parent and other is not step]
             untouched = [other for other in siblings if not other.sites]
             assert step.lends == (not step.sites and bool(siblings))
-            assert step.borrows == (bool(step.sites) and bool(untouched))
-            if step.borrows:  # whom it borrows from went before, and had every position that it needs
+            assert step.has_sibling == (bool(step.sites) and bool(untouched))
+            if step.has_sibling:  # whom it borrows from went before, and had every position that it needs
                 assert untouched[0].stream in seen
                 assert untouched[0].needs_all_out or not step.needs_all_out
             seen.add(step.stream)
 
 
-def step_of(*sites: str, borrows: bool = False) -> Step:
-    return Step(0, 1, frozenset(sites), False, borrows, needs_all_in=True, needs_all_out=True)
+def step_of(*sites: str, has_sibling: bool = False) -> Step:
+    return Step(0, 1, frozenset(sites), False, has_sibling, needs_all_in=True, needs_all_out=True)
 
 
 def test_what_a_replacement_makes_pointless_is_not_computed() -> None:
@@ -109,9 +113,17 @@ def test_what_a_replacement_makes_pointless_is_not_computed() -> None:
         ("value_vectors",): ((True, True), (False, False)),
         ("attn_out", "value_vectors"): ((False, True), (False, True)),
         ("mlp_coef", "value_vectors"): ((True, False), (False, False)),
+        ("key_vectors",): ((True, True), (False, True)),
+        ("key_vectors", "value_vectors"): ((True, True), (False, True)),
+        ("mlp_coef", "key_vectors"): ((True, False), (False, False)),
+        ("attn_weights",): ((True, True), (True, True)),
+        ("attn_weights", "value_vectors"): ((True, True), (True, True)),
+        ("attn_out", "attn_weights"): ((False, True), (False, True)),
+        ("norms", "mlp_coef"): ((True, False), (True, False)),
+        ("/regex/",): ((True, True), (True, True)),
     }
     for sites, expected in table.items():
-        steps = step_of(*sites), step_of(*sites, borrows=True)
+        steps = step_of(*sites), step_of(*sites, has_sibling=True)
         assert tuple((step.computes_attn, step.computes_mlp) for step in steps) == expected, sites
 
 
@@ -125,11 +137,12 @@ def test_the_streams_of_a_small_sweep_are_those_counted_by_hand() -> None:
     schedule = make_schedule(sweep([("mlp_coef",)], centred_windows(3, 3)), 3)
     assert [len(steps) for steps in schedule.layers] == [2, 3, 4]
     assert schedule.most_streams == 6  # three enter the last layer, four leave it, and the target is both
-    assert len(set(schedule.ends)) == 3 and 0 not in schedule.ends
+    ends = {stream for stream, _ in schedule.ends}
+    assert len(ends) == 3 and 0 not in ends
 
 
 def test_the_copies_of_a_sweep_are_no_more_than_its_interventions_and_the_target() -> None:
-    interventions = sweep(DEFAULT_SITES, centred_windows(9, 5))
+    interventions = sweep(PATCH_SITES, centred_windows(9, 5))
     schedule = make_schedule(interventions, 9)
     assert max(map(len, schedule.layers)) <= len(interventions) + 1
     assert schedule.most_streams <= 2 * len(interventions) + 1

@@ -12,8 +12,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from dissect.anatomy import block_of, find_adapter, find_anatomy
 from dissect.engine.blocks import enter
 from dissect.engine.treatment import Habits, Seen, Treatment, at_positions, find_habits, find_idle, run_block, spread
-from dissect.interventions import Intervention, Window
+from dissect.interventions import Intervention
 from dissect.pairs import Model
+from dissect.windows import Window
 from tests.dissect.helpers import (
     PlainPatcher,
     assert_close,
@@ -90,9 +91,9 @@ def assert_equals_plain_hooks(mlp: type[LlamaMLP], folder: Path) -> None:
     base, unlearned = (Model.wrap(model.hf, plain.tokenizer, name="m") for model in (plain.base, plain.unlearned))
     batch = build_batch(folder, "right")
     items = [
-        Intervention("patch", sites, window)
+        Intervention(sites, window)
         for sites in (("mlp_coef",), ("mlp_out",), ("attn_out",), ("mlp_coef", "attn_out"), ("value_vectors",))
-        for window in (Window(1, 1, 1), Window(2, 2, 2), Window(1, 0, 2))
+        for window in (Window(1, (1,)), Window(2, (2,)), Window(1, (0, 1, 2)))
     ]
     oracle = PlainPatcher(base.hf, unlearned.hf, plain_inputs(base, batch))
     scored = batch.rows, batch.columns

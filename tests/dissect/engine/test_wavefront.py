@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dissect import load_prompts, patch
+from dissect.arms import Arm
 from dissect.engine import ENGINES
-from dissect.interventions import Intervention, Window, centred_windows
+from dissect.interventions import Intervention
 from dissect.interventions import sweep as all_in
 from dissect.pairs import Model, ModelPair
 from dissect.prompts import Batch, Prompts
 from dissect.scoring import score_sweep
-from dissect.sites import DEFAULT_SITES, SITES, WEIGHT_SITES
+from dissect.sites import PATCH_SITES, SITES, WEIGHT_SITES
+from dissect.windows import Window, centred_windows
 from tests.dissect.helpers import (
     RECORDS,
     PlainPatcher,
@@ -60,10 +62,6 @@ SITE_SETS = [
 CHUNKS = [1, 30, 600, 10_000]
 
 
-def intervene(sites: tuple[str, ...], window: Window) -> Intervention:
-    return Intervention("restore" if WEIGHT_SITES.keys() & set(sites) else "patch", sites, window)
-
-
 def offered(model: Model, interventions: Sequence[Intervention]) -> list[Intervention]:
     """Those whose sites the architecture has."""
     missing = set(model.missing_sites) | ({"value_vectors"} if model.anatomy.down_proj is None else set())
@@ -83,7 +81,9 @@ def batches_of(kind: str, folder: Path, pair: ModelPair) -> tuple[Prompts, list[
 
 def krs(swept: Swept, prompts: Prompts, batch: Batch, interventions: Sequence[Intervention]) -> Tensor:
     """Recovery scores of one batch, [intervention * example]."""
-    rows = score_sweep(swept, prompts, batch, interventions, target="unlearned", model_name="unlearned")  # type: ignore[arg-type]
+    rows = score_sweep(
+        swept, prompts, batch, interventions, arm=Arm("main", "unlearned", "base"), model_name="unlearned"
+    )  # type: ignore[arg-type]
     return torch.tensor([row["krs"] for row in rows])
 
 
@@ -106,8 +106,8 @@ CASES = [
 def test_recovery_scores_equal_the_reference_engine_s(family: str, kind: str, tmp_path: Path) -> None:
     pair = cached_pair(family)
     prompts, batches = batches_of(kind, tmp_path, pair)
-    windows = [Window(0, 0, 0), Window(2, 1, 2), Window(1, 0, 2)]
-    items = offered(pair.base, [intervene(sites, window) for sites in SITE_SETS for window in windows])
+    windows = [Window(0, (0,)), Window(2, (1, 2)), Window(1, (0, 1, 2))]
+    items = offered(pair.base, [Intervention(sites, window) for sites in SITE_SETS for window in windows])
     models = [pair.base, pair.unlearned]
     expected = run_engine("reference", models, batches, items)
     for batch, (theirs,) in zip(batches, expected, strict=True):
@@ -126,8 +126,8 @@ def test_sweeps_of_every_width_equal_the_reference_engine_s(family: str, width: 
     """Six layers: windows cut off at both ends share their streams; 6 is the whole model at once."""
     pair = cached_pair(family, n_layers=6)
     prompts, (batch,) = build_prompts(tmp_path), build_prompts(tmp_path).batches(16)
-    windows = [Window(3, 0, 5)] if width == 6 else centred_windows(6, width)
-    items = all_in([*DEFAULT_SITES, ("resid_post",), ("value_vectors",)], windows)
+    windows = [Window(3, (0, 1, 2, 3, 4, 5))] if width == 6 else centred_windows(6, width)
+    items = all_in([*PATCH_SITES, ("resid_post",), ("value_vectors",)], windows)
     models = [pair.base, pair.unlearned]
     ((ours,),) = run_engine("wavefront", models, [batch], items, chunk_tokens=300)
     ((theirs,),) = run_engine("reference", models, [batch], items)
@@ -140,7 +140,7 @@ def test_two_targets_at_once_are_each_what_it_is_alone(tmp_path: Path) -> None:
     change_weights(hf, seed=5)
     control = Model.wrap(hf, pair.tokenizer, name="control")
     batches = prompts.batches(2)
-    items = [intervene(sites, Window(1, 1, 2)) for sites in SITE_SETS]
+    items = [Intervention(sites, Window(1, (1, 2))) for sites in SITE_SETS]
     together = run_engine("wavefront", [pair.base, pair.unlearned, control], batches, items, chunk_tokens=50)
     for number, target in enumerate((pair.unlearned, control)):
         alone = run_engine("wavefront", [pair.base, target], batches, items, chunk_tokens=50)
@@ -160,9 +160,11 @@ def test_coefficients_of_a_mixture_of_experts_are_refused_by_name(family: str, t
 
 
 N_LAYERS = 4
-WINDOW = st.tuples(*[st.integers(0, N_LAYERS - 1)] * 2).map(lambda ends: Window(min(ends), min(ends), max(ends)))
+WINDOW = st.tuples(*[st.integers(0, N_LAYERS - 1)] * 2).map(
+    lambda ends: Window(min(ends), tuple(range(min(ends), max(ends) + 1)))
+)
 ANY_SITES = st.lists(st.sampled_from([*SITES, *WEIGHT_SITES]), min_size=1, max_size=3, unique=True).map(tuple)
-ANYTHING = st.lists(st.builds(intervene, ANY_SITES, WINDOW), min_size=1, max_size=6)
+ANYTHING = st.lists(st.builds(Intervention, ANY_SITES, WINDOW), min_size=1, max_size=6)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "neox", "neox_sequential", "olmo2", "mixtral"])
@@ -224,7 +226,7 @@ def test_both_engines_agree_to_nine_digits_in_float64(family: str, tmp_path: Pat
     """Where eager attention, which the reference engine runs, does not round its softmax to float32."""
     pair = cached_pair(family, dtype=torch.float64)
     batches = build_prompts(tmp_path).batches(3, padding_side="left")
-    items = [intervene(sites, window) for sites in SITE_SETS for window in centred_windows(3, 3)]
+    items = [Intervention(sites, window) for sites in SITE_SETS for window in centred_windows(3, 3)]
     models = [pair.base, pair.unlearned]
     ours, theirs = (run_engine(engine, models, batches, items, chunk_tokens=100) for engine in ENGINES)
     for (mine,), (other,) in zip(ours, theirs, strict=True):
@@ -244,7 +246,7 @@ def dispatched(model: Model) -> Model:
 def test_models_under_a_device_map_give_the_same_numbers(family: str, tmp_path: Path) -> None:
     prompts = build_prompts(tmp_path)
     batches = prompts.batches(3, padding_side="left")
-    items = [intervene(sites, window) for sites in SITE_SETS for window in centred_windows(3, 3)]
+    items = [Intervention(sites, window) for sites in SITE_SETS for window in centred_windows(3, 3)]
     pair = build_pair(family, tied=False)
     plain = run_engine("wavefront", [pair.base, pair.unlearned], batches, items, chunk_tokens=100)
     models = [dispatched(pair.base), dispatched(pair.unlearned)]
