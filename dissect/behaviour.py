@@ -1,9 +1,11 @@
 """What unlearning did to everything else: what both models say and know, on forget and on unrelated prompts.
 
 Greedy generations of the unlearned model against the base's (BLEU, ROUGE-L), both models' against the answer (exact
-match), and the answer's probability, perplexity and KL(base || unlearned) per answer token, teacher-forced. A model
-that never knew (the control) goes through the same: how far it is from the base on forget prompts is what knowing
-nothing looks like, and on unrelated prompts what training without the forget set alone does.
+match), and the answer's probability, perplexity and KL(base || unlearned) per answer token, teacher-forced; and how
+far the MLP coefficients moved, layer by layer: does the mechanism touch what it should not?
+
+A model that never knew (the control) goes through the same: how far it is from the base on forget prompts is what
+knowing nothing looks like, and on unrelated prompts what training without the forget set alone does.
 
 Source: 2410.06606 and 2406.11614 compare generations on questions about the concept, on unrelated questions and on
 texts to go on with; intervals, the control and the difference between the sets are added here.
@@ -18,6 +20,7 @@ from dissect import zoo
 from dissect.behaviour_prompts import COMPLETION, FORGET, UNRELATED, Questions, without_shared
 from dissect.behaviour_result import NO_COEFFICIENTS, BehaviourResult, load_behave
 from dissect.behaviour_scoring import Models, example_rows
+from dissect.coefficients import coefficient_changes
 from dissect.pairs import Model, ModelPair, check_comparable, load_model
 from dissect.progress import Progress
 from dissect.prompts import Prompts
@@ -107,13 +110,14 @@ def behave(
         return load_behave(run.path)
     try:
         frame = _ask(models, asked, max_new_tokens, batch_size, run, progress)
+        coefficients = _coefficients(models, asked, batch_size)
     except BaseException:
         if run is not None:
             run.pause(wall_time_s=clock.seconds)
         raise
     result = BehaviourResult(
         frame=frame,
-        coefficients=NO_COEFFICIENTS,
+        coefficients=coefficients,
         configuration=configuration,
         provenance=provenance,
         wall_time_s=clock.seconds,
@@ -210,6 +214,20 @@ def _ask(
                     run.keep_part(f"{list(sets).index(name)}-{min(indices):06d}", frames[-1])
                 bar.advance(len(indices))
     return _in_order(pd.concat(frames, ignore_index=True), list(models.targets), list(sets))
+
+
+def _coefficients(models: Models, asked: Questions, batch_size: int) -> pd.DataFrame:
+    """How far the MLP coefficients are from the base's, per target, set, example and layer."""
+    if models.base.anatomy.down_proj is None:  # a mixture of experts
+        return NO_COEFFICIENTS
+    frames = []
+    for target, model in models.targets.items():
+        for name, prompts in asked.by_name.items():
+            changes = coefficient_changes(models.base, model, prompts, batch_size=batch_size)
+            changes.insert(0, "target", target)
+            changes.insert(1, "set", name)
+            frames.append(changes)
+    return pd.concat(frames, ignore_index=True)
 
 
 def _in_order(frame: pd.DataFrame, targets: list[str], sets: list[str]) -> pd.DataFrame:

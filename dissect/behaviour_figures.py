@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -51,13 +52,16 @@ def means_figure(means: pd.DataFrame, *, title: str = "") -> go.Figure:
                 continue
             shift = 0.16 * (number - (len(models) - 1) / 2)
             trace = _marks(points, [sets.index(name) + shift for name in points["set"]], model)
-            figure.add_trace(trace.update(showlegend=model not in shown), **place)
+            trace.update(showlegend=model not in shown, legendrank=number)
+            figure.add_trace(trace, **place)
             shown.add(model)
         figure.update_xaxes(tickvals=list(range(len(sets))), ticktext=sets, range=[-0.5, len(sets) - 0.5], **place)
         if metric == "perplexity":
             figure.update_yaxes(type="log", dtick=1, **place)
         elif metric == "kl":
-            figure.update_yaxes(rangemode="tozero", **place)
+            highest = means.loc[means["metric"] == metric, ["value", "high"]].to_numpy(np.float64)
+            top = max(0.1, float(np.nanmax(highest)))
+            figure.update_yaxes(range=[-0.03 * top, 1.08 * top], **place)
         else:
             figure.update_yaxes(range=[-0.03, 1.05], **place)
     figure.update_layout(_layout(title), width=1180, height=680)
@@ -123,7 +127,7 @@ def coefficient_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
     figure.update_layout(
         _layout(title),
         xaxis_title="layer",
-        yaxis_title="change of MLP coefficients, ‖m<sub>u</sub> − m<sub>o</sub>‖ / ‖m<sub>o</sub>‖",
+        yaxis_title="change of MLP coefficients, ‖m − m<sub>base</sub>‖ / ‖m<sub>base</sub>‖",
         width=860,
         height=520,
     )

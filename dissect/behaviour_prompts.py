@@ -47,6 +47,11 @@ class Sources:
     unrelated: Path | None = None
     completions: Path | None = None
 
+    @property
+    def has_own_unrelated(self) -> bool:
+        """Whether the file of forget questions holds unrelated ones too."""
+        return bool(_unrelated_records(read_records(self.data), self.data))
+
     def check(self) -> None:
         """Read the files without a tokenizer, to tell of what is wrong before models are loaded.
 
@@ -56,7 +61,7 @@ class Sources:
         for path in (self.data, self.unrelated, self.completions):
             if path is not None:
                 _completion_records(read_records(path), path)
-        if self.unrelated is None and not _unrelated_records(read_records(self.data), self.data):
+        if self.unrelated is None and not self.has_own_unrelated:
             raise InputError(
                 "--unrelated is missing: name a file of questions about something else (.json or .jsonl); only "
                 "ConceptVectors' JSON brings its own"

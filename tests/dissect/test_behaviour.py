@@ -327,3 +327,69 @@ def test_logits_that_are_not_finite_are_told_of(tmp_path: Path) -> None:
         pair.unlearned.hf.get_output_embeddings().weight[3] = torch.inf
     with pytest.raises(InputError, match="unlearned: gives logits that are not finite"):
         run(pair, tmp_path)
+
+
+def test_coefficients_stand_beside_behaviour_and_selectivity_is_their_ratio(tmp_path: Path) -> None:
+    pair = build_pair("llama", scale=0.1)
+    result = run(pair, tmp_path, out=tmp_path / "run")
+    for name, prompts in (("forget", build_prompts(tmp_path)), ("unrelated", build_others(tmp_path))):
+        cell = result.coefficients[result.coefficients["set"] == name]
+        assert len(cell) == len(prompts) * 3
+        for item, (_, rows) in zip(prompts.items, cell.groupby("example_index"), strict=True):
+            base, ours = (slow_coefficients(model, item.input_ids) for model in (pair.base, pair.unlearned))
+            answers = slice(item.scored.start, item.scored.stop)
+            change = (ours - base)[:, answers].norm(dim=-1) / base[:, answers].norm(dim=-1)
+            np.testing.assert_allclose(rows["relative_change"], change.mean(-1), rtol=1e-4)
+    last = result.coefficients[result.coefficients["layer"] == 2].groupby("set")["relative_change"].mean()
+    (told,) = json.loads((tmp_path / "run" / "summary.json").read_text())["selectivity_last_layer"]
+    assert told["layer"] == 2
+    assert told["selectivity"] == pytest.approx(last["forget"] / last["unrelated"], rel=1e-9)
+    assert told["selectivity_low"] <= told["selectivity"] <= told["selectivity_high"]
+    loaded = load_behave(tmp_path / "run")
+    assert_frame_equal(loaded.coefficients, result.coefficients)
+    (line,) = loaded.coefficient_figure().select_traces({"name": "forget"})
+    forget = result.coefficient_curve().query("set == 'forget'")
+    assert list(line.y) == pytest.approx(list(forget["value"]))
+
+
+@torch.no_grad()
+def slow_coefficients(model: Model, input_ids: tuple[int, ...]) -> torch.Tensor:
+    """What goes into each down projection of a Llama [layer, position, d_mlp], float64, from one unpadded forward."""
+    kept: list[torch.Tensor] = []
+    hooks = [
+        block.mlp.down_proj.register_forward_pre_hook(lambda _module, args: kept.append(args[0][0].double()))
+        for block in model.hf.model.layers
+    ]
+    try:
+        model.hf(torch.tensor([input_ids]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(kept)
+
+
+def test_mixture_of_experts_has_behaviour_and_no_coefficients(tmp_path: Path) -> None:
+    result = run(build_pair("mixtral", scale=0.1), tmp_path, out=tmp_path / "run")
+    assert len(result.frame) == 10
+    assert result.coefficient_curve().empty
+    assert result.selectivity().empty
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["selectivity_last_layer"] == []
+    names = {path.name for path in load_behave(tmp_path / "run").save_figures(tmp_path / "run").paths}
+    assert names == {"behaviour.html", "behaviour.csv"}
+
+
+def test_coefficients_of_identical_models_did_not_move(tmp_path: Path) -> None:
+    model = build_pair("llama").base
+    result = run(ModelPair(model, model), tmp_path)
+    assert (result.coefficient_curve()["value"] == 0).all()
+    assert result.selectivity()["selectivity"].isna().all()
+
+
+def test_run_of_another_command_is_refused(tmp_path: Path) -> None:
+    result = run(build_pair("llama"), tmp_path)
+    path = result.save(tmp_path / "run")
+    record = json.loads((path / "run.json").read_text())
+    record["configuration"]["command"] = "patch"
+    (path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="a run of `dissect patch`, not of `dissect behave`"):
+        load_behave(path)
