@@ -12,6 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dissect.behaviour import behave
+    from dissect.behaviour_result import BehaviourResult, load_behave
     from dissect.pairs import Model, ModelPair, load_model, load_pair
     from dissect.patching import patch
     from dissect.prompts import Prompts, load_prompts
@@ -20,11 +22,14 @@ if TYPE_CHECKING:
     from unlearning.errors import InputError
 
 _HOME = {
+    "BehaviourResult": "dissect.behaviour_result",
     "InputError": "unlearning.errors",
     "Model": "dissect.pairs",
     "ModelPair": "dissect.pairs",
     "SweepResult": "dissect.results",
     "Prompts": "dissect.prompts",
+    "behave": "dissect.behaviour",
+    "load_behave": "dissect.behaviour_result",
     "load_model": "dissect.pairs",
     "load_pair": "dissect.pairs",
     "load_prompts": "dissect.prompts",
@@ -34,11 +39,14 @@ _HOME = {
 }
 
 __all__ = [
+    "BehaviourResult",
     "InputError",
     "Model",
     "ModelPair",
     "SweepResult",
     "Prompts",
+    "behave",
+    "load_behave",
     "load_model",
     "load_pair",
     "load_prompts",
