@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from dissect import zoo
+from dissect.arms import resolve_control
 from dissect.behaviour_prompts import COMPLETION, FORGET, UNRELATED, Questions, without_shared
 from dissect.behaviour_result import NO_COEFFICIENTS, BehaviourResult, load_behave
 from dissect.behaviour_scoring import Models, example_rows
 from dissect.coefficients import coefficient_changes
-from dissect.pairs import Model, ModelPair, check_comparable, load_model
+from dissect.pairs import Model, ModelPair
 from dissect.progress import Progress
 from dissect.prompts import Prompts
 from dissect.runs import Run, Stopwatch, open_run, peak_memory_bytes
@@ -77,12 +77,14 @@ def behave(
         if value < least:
             raise InputError(f"{option} {value}: {least} or more")
     asked = _questions(forget, unrelated, completions, true_answers)
-    control_model = _resolve_control(pair, control)
+    for model in (pair.base, pair.unlearned):
+        _check(model, asked)
+    control_model = resolve_control(pair, control)
     models = Models(
         pair.base, {"unlearned": pair.unlearned} | ({} if control_model is None else {"control": control_model})
     )
-    for model in (models.base, *models.targets.values()):
-        _check(model, asked)
+    if control_model is not None:
+        _check(control_model, asked)
     configuration = {
         "command": "behave",
         "base_sha256": pair.base.sha256,
@@ -150,16 +152,6 @@ def _questions(
         if name not in asked.by_name:
             raise InputError(f"true_answers: there is no set {name!r}; there are {', '.join(asked.by_name)}")
     return Questions(forget, kept, completions, tuple(wanted))
-
-
-def _resolve_control(pair: ModelPair, control: str | Model | None) -> Model | None:
-    if control == "auto":
-        control = zoo.default_control(pair.base.name)
-    if isinstance(control, str):
-        control = load_model(control, device=str(pair.base.device), dtype=pair.base.dtype)
-    if control is not None:
-        check_comparable(pair.base, control)
-    return control
 
 
 def _check(model: Model, asked: Questions) -> None:

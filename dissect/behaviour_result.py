@@ -121,6 +121,22 @@ class BehaviourResult:
                     )
         return pd.DataFrame(rows)
 
+    def beyond_control(self) -> pd.DataFrame:
+        """The unlearned model's score minus the control's, per set and metric, paired over examples.
+
+        Both are fine-tuned from one trunk, one to forget and one without ever learning: what a model that never knew
+        has too is no damage by unlearning. Columns: `set`, `metric`, `difference` with its `_low` and `_high`, `n`;
+        empty where there is no control.
+        """
+        rows = []
+        for name in self.sets if "control" in self.targets else []:
+            ours, control = self._cell("unlearned", name), self._cell("control", name)
+            bootstrap = Bootstrap(ours["group"].tolist(), seed=self.configuration["seed"])
+            for metric in ("exact_match", "probability", "logprob", *AGAINST_BASE):
+                estimate = bootstrap.mean(_values(ours, metric) - _values(control, metric))
+                rows.append({"set": name, "metric": metric} | _named("difference", estimate) | {"n": estimate.n})
+        return pd.DataFrame(rows, columns=["set", "metric", "difference", "difference_low", "difference_high", "n"])
+
     def coefficient_curve(self) -> pd.DataFrame:
         """Relative change of the MLP coefficients per target, set and layer, with 95 % intervals.
 
@@ -171,6 +187,7 @@ class BehaviourResult:
             **self.provenance,
             "means": _records(self.means()),
             "contrasts": _records(self.contrasts()),
+            "beyond_control": _records(self.beyond_control()),
             "selectivity_last_layer": _records(last),
         }
 

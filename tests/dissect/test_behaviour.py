@@ -163,8 +163,17 @@ def test_control_goes_through_the_same_and_identical_to_the_unlearned_scores_the
     frame = run(pair, tmp_path, control=pair.unlearned).frame
     ours, control = (frame[frame["target"] == name].reset_index(drop=True) for name in ("unlearned", "control"))
     assert_frame_equal(ours.drop(columns="target"), control.drop(columns="target"))
-    with_base = run(pair, tmp_path, control=pair.base).frame
-    assert (with_base.loc[with_base["target"] == "control", "kl"] == 0).all()
+    base_as_control = run(pair, tmp_path, control=pair.base)
+    frame = base_as_control.frame
+    assert (frame.loc[frame["target"] == "control", "kl"] == 0).all()
+    beyond, means = base_as_control.beyond_control(), base_as_control.means()
+    for name in base_as_control.sets:
+        excess = value(beyond, "difference", set=name, metric="kl")
+        assert excess == pytest.approx(value(means, "value", set=name, model="unlearned", metric="kl"), abs=1e-12)
+        lost = value(beyond, "difference", set=name, metric="logprob")
+        change = value(means, "value", set=name, model="unlearned", metric="logprob_change")
+        assert lost == pytest.approx(change, abs=1e-12)
+    assert run(pair, tmp_path).beyond_control().empty
 
 
 def test_means_are_the_frame_s_and_perplexity_is_the_whole_set_s(tmp_path: Path) -> None:
