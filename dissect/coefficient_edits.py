@@ -57,7 +57,7 @@ def restore_neurons(
                 return torch.where(chosen[layer].to(own.device), given[layer].to(own), own)
 
             logits = edited_logits(target, batch, put_back, neurons.layers)
-            what = {"selection": neurons.selection, "k": neurons.k, "draw": neurons.draw}
+            what = {"selection": neurons.selection, "k": neurons.k, "draw": neurons.draw, "factor": 1.0}
             yield from scores.rows(logits, {"intervention": "neurons", **what})
             advance(len(batch.examples))
 
@@ -73,6 +73,7 @@ def scale_layers(
 ) -> Iterator[Row]:
     """Rows of one batch: these layers' coefficients moved towards the base's by every factor, in every target."""
     base_logits, given = coefficients_everywhere(base, batch, layers)
+    what = {"selection": f"layers {layers[0]}-{layers[-1]}", "k": sum(given[layer].shape[-1] for layer in layers)}
     for name, target in targets.items():
         before, own = coefficients_everywhere(target, batch, layers)
         scores = Scores(base_logits, before, prompts, batch, name)
@@ -84,7 +85,7 @@ def scale_layers(
 
             # The first of the layers computes what it did before; with factor 0 so do all.
             logits = before if factor == 0 else edited_logits(target, batch, scaled, layers)
-            yield from scores.rows(logits, {"intervention": "scaling", "factor": factor})
+            yield from scores.rows(logits, {"intervention": "scaling", **what, "draw": 0, "factor": factor})
             advance(len(batch.examples))
 
 
