@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dissect.behaviour import behave
     from dissect.behaviour_result import BehaviourResult, load_behave
+    from dissect.decomposition import decompose
+    from dissect.decomposition_results import DecompositionResult, load_decompose
     from dissect.pairs import Model, ModelPair, load_model, load_pair
     from dissect.patching import patch
     from dissect.prompts import Prompts, load_prompts
@@ -23,13 +25,16 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BehaviourResult": "dissect.behaviour_result",
+    "DecompositionResult": "dissect.decomposition_results",
     "InputError": "unlearning.errors",
     "Model": "dissect.pairs",
     "ModelPair": "dissect.pairs",
     "SweepResult": "dissect.results",
     "Prompts": "dissect.prompts",
     "behave": "dissect.behaviour",
+    "decompose": "dissect.decomposition",
     "load_behave": "dissect.behaviour_result",
+    "load_decompose": "dissect.decomposition_results",
     "load_model": "dissect.pairs",
     "load_pair": "dissect.pairs",
     "load_prompts": "dissect.prompts",
@@ -40,13 +45,16 @@ _HOME = {
 
 __all__ = [
     "BehaviourResult",
+    "DecompositionResult",
     "InputError",
     "Model",
     "ModelPair",
     "SweepResult",
     "Prompts",
     "behave",
+    "decompose",
     "load_behave",
+    "load_decompose",
     "load_model",
     "load_pair",
     "load_prompts",

@@ -5,8 +5,9 @@ interaction term (`decomposition_terms`), measured where the answer is predicted
 of the base's behaviour comes back. It takes no side, as comparing an activation patch with a weight swap does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dissect import zoo
+from dissect.arms import resolve_control
 from dissect.decomposition_results import DecompositionResult, load_decompose
 from dissect.decomposition_scoring import Scorer, example_rows, position_rows
 from dissect.decomposition_terms import (
@@ -33,7 +34,8 @@ from dissect.decomposition_terms import (
     site_modules,
 )
 from dissect.direct_logits import DirectPath, find_path
-from dissect.pairs import Model, ModelPair, check_comparable, load_model
+from dissect.null_models import check_null, null_model
+from dissect.pairs import Model, ModelPair
 from dissect.progress import Progress
 from dissect.prompts import Batch, Prompts
 from dissect.runs import Run, Stopwatch, open_run, peak_memory_bytes
@@ -44,7 +46,7 @@ CLOSURE = 1e-3
 
 _MIX = torch.tensor(list(TERMS.values()), dtype=torch.float64)
 _TOTAL = list(TERMS).index(TOTAL)
-_PLACE = ["target", "site", "first_layer", "last_layer", "term"]
+_PLACE = ["arm", "site", "first_layer", "last_layer", "term"]
 
 
 def decompose(
@@ -53,6 +55,7 @@ def decompose(
     *,
     sites: str | Sequence[str] = SITES,
     control: str | Model | None = "auto",
+    null: int = 0,
     batch_size: int = 16,
     padding_side: Literal["left", "right"] = "right",
     seed: int = 0,
@@ -73,6 +76,8 @@ def decompose(
         prompts: what to ask; see `load_prompts`.
         sites: `mlp` (down projection and coefficients) and `attn` (output projection and its input).
         control: a model that never knew, of the base's trunk, split in the same way; see `patch`.
+        null: how many models to split in the same way that were moved from the base in random directions, each tensor
+            as far as unlearning moved it: what any diffuse change of that size looks like.
         batch_size: most prompts in one batch; no number depends on it.
         padding_side: no number depends on it; for tests of exactly that.
         seed: of the bootstrap draws.
@@ -89,11 +94,17 @@ def decompose(
         raise InputError(f"--seed {seed}: 0 or more")
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size}: at least 1")
+    if null < 0:
+        raise InputError(f"--null {null}: 0 or more")
     known = parse_decomposed(sites)
-    control_model = _find_control(pair, control)
-    targets = {"unlearned": pair.unlearned} | ({} if control_model is None else {"control": control_model})
-    changes = _changes(pair.base, targets, known)
+    for model in (pair.base, pair.unlearned):
+        _check_in_memory(model)
+    control_model = resolve_control(pair, control)
+    arms = _arms(pair, control_model, null)
     _check_tokens(pair.base, prompts)
+    for model in (pair.base, pair.unlearned, *([control_model] if control_model else [])):
+        _check_in_memory(model)
+        _Arm.of("", model, pair.base, known)  # tells of a missing site before anything is computed
     configuration = {
         "command": "decompose",
         "base_sha256": pair.base.sha256,
@@ -103,6 +114,7 @@ def decompose(
         "examples": len(prompts),
         "scoring": prompts.scoring,
         "sites": list(known),
+        "null": null,
         "padding_side": padding_side,
         "dtype": pair.base.dtype,
         "device": pair.base.device.type,
@@ -119,9 +131,8 @@ def decompose(
     if run is not None and run.is_complete:
         return load_decompose(run.path)
     batches = [batch.trimmed() for batch in prompts.batches(batch_size, padding_side=padding_side)]
-    work = _Work(pair.base, targets, changes, prompts, known)
     try:
-        frame, positions = _run(work, batches, run, progress=progress)
+        frame, positions = _run(_Work(pair.base, prompts, known), arms, batches, run, progress=progress)
     except BaseException:
         if run is not None:
             run.pause(wall_time_s=clock.seconds)
@@ -152,8 +163,6 @@ def parse_decomposed(sites: str | Sequence[str]) -> tuple[Site, ...]:
 @dataclass(frozen=True, eq=False)
 class _Work:
     base: Model
-    targets: Mapping[str, Model]
-    changes: Mapping[tuple[str, Site], list[Change]]
     prompts: Prompts
     sites: tuple[Site, ...]
 
@@ -164,17 +173,42 @@ class _Work:
         return [*(range(layer, layer + 1) for layer in range(n)), *([range(n)] if n > 1 else [])]
 
 
-def _find_control(pair: ModelPair, control: str | Model | None) -> Model | None:
-    for model in (pair.base, pair.unlearned):
-        _check_in_memory(model)
-    if control == "auto":
-        control = zoo.default_control(pair.base.name)
-    if isinstance(control, str):
-        control = load_model(control, device=str(pair.base.device), dtype=pair.base.dtype)
-    if control is not None:
-        check_comparable(pair.base, control)
-        _check_in_memory(control)
-    return control
+@dataclass(frozen=True, eq=False)
+class _Arm:
+    """One model that is compared with the base: `main`, `control`, `null-0`."""
+
+    name: str
+    model: Model
+    changes: Mapping[Site, list[Change]]
+
+    @classmethod
+    def of(cls, name: str, model: Model, base: Model, sites: Sequence[Site]) -> "_Arm":
+        modules = {site: zip(site_modules(base, site), site_modules(model, site), strict=True) for site in sites}
+        return cls(name, model, {site: [Change.of(*both) for both in pairs] for site, pairs in modules.items()})
+
+    @property
+    def target(self) -> str:
+        """Which kind of model it is."""
+        return {"main": "unlearned", "control": "control"}.get(self.name, "null")
+
+
+@dataclass(frozen=True, eq=False)
+class _Troupe:
+    """Arms that are in memory together; null models are made when they are asked for, one at a time."""
+
+    names: tuple[str, ...]
+    models: Callable[[], tuple[Model, ...]]
+
+
+def _arms(pair: ModelPair, control: Model | None, null: int) -> list[_Troupe]:
+    given = {"main": pair.unlearned} | ({} if control is None else {"control": control})
+    troupes = [_Troupe(tuple(given), lambda: tuple(given.values()))]
+    if null:
+        check_null(pair.base, pair.unlearned)
+        for seed in range(null):
+            make = partial(null_model, pair.base, pair.unlearned, seed=seed)
+            troupes.append(_Troupe((f"null-{seed}",), lambda make=make: (make(),)))  # type: ignore[misc]
+    return troupes
 
 
 def _check_in_memory(model: Model) -> None:
@@ -199,55 +233,55 @@ def _check_tokens(model: Model, prompts: Prompts) -> None:
             )
 
 
-def _changes(base: Model, targets: Mapping[str, Model], sites: Sequence[Site]) -> dict[tuple[str, Site], list[Change]]:
-    return {
-        (name, site): [
-            Change.of(theirs, ours)
-            for theirs, ours in zip(site_modules(base, site), site_modules(target, site), strict=True)
-        ]
-        for site in sites
-        for name, target in targets.items()
-    }
-
-
 def _run(
-    work: _Work, batches: Sequence[Batch], run: Run | None, *, progress: bool
+    work: _Work, troupes: Sequence[_Troupe], batches: Sequence[Batch], run: Run | None, *, progress: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of all examples and of all positions; batches that a run holds already are not computed again."""
     kept = [] if run is None else run.parts()
     frames = [frame for name, frame in kept if name.startswith("examples-")]
     positions = [frame for name, frame in kept if name.startswith("positions-")]
-    done = {example for frame in frames for example in frame["example_index"]}
-    pending = [batch for batch in batches if not done.issuperset(batch.examples)]
-    paths: dict[str, DirectPath] = {}
-    n_runs = len(pending) * len(work.targets) * len(work.sites) * len(work.windows) * len(TERMS)
-    with Progress(n_runs, "decomposing", show=progress) as bar:
-        for batch in pending:
-            batch = batch.to(work.base.device)
-            base = record(work.base, batch, work.sites, everywhere=True)
-            made: list[tuple[pd.DataFrame, pd.DataFrame]] = []
-            for name, target in work.targets.items():
-                if name not in paths:
-                    paths[name] = find_path(target, batch, work.sites)
-                made.append(_split(work, batch, name, paths[name], base, bar))
-            # Positions first: examples that are there say that both are.
-            for what, table, index in (("positions", positions, 1), ("examples", frames, 0)):
-                table.append(pd.concat([parts[index] for parts in made], ignore_index=True))
-                if run is not None:
-                    run.keep_part(f"{what}-{batch.examples[0]:05d}-{len(batch.examples)}", table[-1])
-    return _in_order(frames, ["example_index"], work), _in_order(positions, ["example_index", "position"], work)
+    done = {key for frame in frames for key in zip(frame["arm"], frame["example_index"], strict=True)}
+    names = [name for troupe in troupes for name in troupe.names]
+    pending = {
+        troupe.names: [
+            batch
+            for batch in batches
+            if not done.issuperset((name, i) for name in troupe.names for i in batch.examples)
+        ]
+        for troupe in troupes
+    }
+    n_batches = sum(len(troupe.names) * len(pending[troupe.names]) for troupe in troupes)
+    with Progress(n_batches * len(work.sites) * len(work.windows), "decomposing", show=progress) as bar:
+        for troupe in troupes:
+            todo = pending[troupe.names]
+            models = troupe.models() if todo else ()
+            arms = [
+                _Arm.of(name, model, work.base, work.sites) for name, model in zip(troupe.names, models, strict=False)
+            ]
+            paths = {arm.name: find_path(arm.model, todo[0].to(work.base.device), work.sites) for arm in arms}
+            for batch in todo:
+                batch = batch.to(work.base.device)
+                base = record(work.base, batch, work.sites, everywhere=True)
+                made = [_split(work, batch, arm, paths[arm.name], base, bar) for arm in arms]
+                # Positions first: examples that are there say that both are.
+                for what, table, index in (("positions", positions, 1), ("examples", frames, 0)):
+                    table.append(pd.concat([parts[index] for parts in made], ignore_index=True))
+                    if run is not None:
+                        place = f"{batch.examples[0]:05d}-{len(batch.examples)}"
+                        run.keep_part(f"{what}-{troupe.names[0]}-{place}", table[-1])
+    orders: dict[str, list[str]] = {"arm": names, "site": list(work.sites), "term": list(TERMS)}
+    return _in_order(frames, ["example_index"], orders), _in_order(positions, ["example_index", "position"], orders)
 
 
-def _in_order(frames: Sequence[pd.DataFrame], within: list[str], work: _Work) -> pd.DataFrame:
-    """One table by target, site, place, term and example, however the work was cut; each row once."""
+def _in_order(frames: Sequence[pd.DataFrame], within: list[str], orders: Mapping[str, list[str]]) -> pd.DataFrame:
+    """One table by arm, site, place, term and example, however the work was cut; each row once."""
     frame = pd.concat(frames, ignore_index=True).drop_duplicates([*_PLACE, *within])
-    ranks: dict[str, list[str]] = {"target": list(work.targets), "site": list(work.sites), "term": list(TERMS)}
     keys = frame[[*_PLACE, *within]].assign(
-        # All layers together come after the last one alone.
-        first_layer=frame["first_layer"] + (frame["last_layer"] > frame["first_layer"]) * work.base.n_layers,
-        **{name: frame[name].map(order.index) for name, order in ranks.items()},
+        several=frame["last_layer"] > frame["first_layer"],  # all layers together come after the last one alone
+        **{name: frame[name].map(order.index) for name, order in orders.items()},
     )
-    return frame.loc[keys.sort_values([*_PLACE, *within]).index].reset_index(drop=True)
+    keys = keys.sort_values(["arm", "site", "several", "first_layer", "term", *within])
+    return frame.loc[keys.index].reset_index(drop=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,7 +318,7 @@ def _geometry(
     exact = torch.stack([change.term(TERMS[term], m_base, own.inputs[place]).double() for term in EXACT])
     terms = torch.einsum("tk,ksd->tsd", _MIX.to(exact.device), exact)
     ours, theirs = own.outputs[place].double(), base.outputs[place].double()
-    if (theirs - ours - terms[_TOTAL]).norm() > CLOSURE * theirs.norm():
+    if not (theirs - ours - terms[_TOTAL]).norm() <= CLOSURE * theirs.norm():
         raise InputError(
             f"{path.model.name}: the {site} projection of layer {layer} is more than its weight and bias "
             "(an adapter, a quantised weight), so its change cannot be split"
@@ -308,17 +342,17 @@ def _geometry(
 
 
 def _split(
-    work: _Work, batch: Batch, name: str, path: DirectPath, base: Recorded, bar: Progress
+    work: _Work, batch: Batch, arm: _Arm, path: DirectPath, base: Recorded, bar: Progress
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of one batch and target: per example, and per position."""
-    target = work.targets[name]
+    """The rows of one batch and arm: per example, and per position."""
+    target = arm.model
     own = record(target, batch, work.sites, everywhere=False)
     score = Scorer.of(base, batch)
     before = score(own.logits, f"{target.name}: no intervention")
     resumed = own if can_resume(target, batch, own) else None
     examples, positions = [], []
     for site in work.sites:
-        changes = work.changes[name, site]
+        changes = arm.changes[site]
         layers = [_geometry(change, site, i, batch, base, own, path) for i, change in enumerate(changes)]
         for window in work.windows:
             geometry = layers[window.start]
@@ -329,7 +363,8 @@ def _split(
             share = geometry.dot / torch.where(changed, geometry.square[_TOTAL], torch.nan)
             for number, term in enumerate(TERMS):
                 where = {
-                    "target": name,
+                    "arm": arm.name,
+                    "target": arm.target,
                     "kind": "decompose",
                     "site": site,
                     "first_layer": window[0],
@@ -349,5 +384,5 @@ def _split(
                 after = score(logits, f"{target.name}: {term} of {site} in layers {window[0]} to {window[-1]}")
                 positions.append(position_rows(where, batch, measures, work.prompts))
                 examples.append(example_rows(where, batch, measures, before, after, path.problem, work.prompts))
-                bar.advance(1)
+            bar.advance(1)
     return pd.concat(examples, ignore_index=True), pd.concat(positions, ignore_index=True)

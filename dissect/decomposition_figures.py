@@ -13,6 +13,12 @@ _LOOKS = {
     "interaction": (2, "interaction"),
     "total": (3, "all three"),
 }
+_ARMS = {
+    "main": ("solid", "", -0.15),
+    "control": ("dash", ", never-trained control", 0.0),
+    "null": ("dot", ", null: random change", 0.15),
+}
+"""Of each arm the dash, the words in the legend and the place in the column of all layers."""
 
 
 def krs_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
@@ -59,9 +65,9 @@ def _term_figure(curve: pd.DataFrame, value: str, terms: list[str], *, title: st
     n_layers = int(curve["last_layer"].max()) + 1
     for column, site in enumerate(sites, start=1):
         for term in terms:
-            for target in curve["target"].unique():
-                chosen = (curve["site"] == site) & (curve["term"] == term) & (curve["target"] == target)
-                for trace in _traces(curve[chosen], value, term, target, n_layers):
+            for arm in curve["arm"].unique():
+                chosen = (curve["site"] == site) & (curve["term"] == term) & (curve["arm"] == arm)
+                for trace in _traces(curve[chosen], value, term, arm, n_layers):
                     trace.showlegend = trace.showlegend is not False and column == 1
                     figure.add_trace(trace, row=1, col=column)
         step = 1 if n_layers <= 16 else 4
@@ -88,15 +94,16 @@ def _term_figure(curve: pd.DataFrame, value: str, terms: list[str], *, title: st
     return figure
 
 
-def _traces(line: pd.DataFrame, value: str, term: str, target: str, n_layers: int) -> list[go.Scatter]:
+def _traces(line: pd.DataFrame, value: str, term: str, arm: str, n_layers: int) -> list[go.Scatter]:
     """A term's band and line over the layers, and its value in all layers with an error bar."""
     number, label = _LOOKS[term]
-    colour, marker, is_control = COLOURS[number], MARKERS[number], target == "control"
-    name = f"{label}, never-trained control" if is_control else label
-    group = f"{term} {target}"
+    colour, marker, is_main = COLOURS[number], MARKERS[number], arm == "main"
+    dash, suffix, shift = _ARMS[arm]
+    name = label + suffix
+    group = f"{term} {arm}"
     single = line[line["first_layer"] == line["last_layer"]]
     whole = line[line["first_layer"] < line["last_layer"]]
-    look = {"symbol": f"{marker}-open" if is_control else marker, "size": 8, "color": colour}
+    look = {"symbol": marker if is_main else f"{marker}-open", "size": 8, "color": colour}
     hover = f"{name}, layer %{{text}}: %{{y:.3f}} [%{{customdata[0]:.3f}}, %{{customdata[1]:.3f}}]<extra></extra>"
     band = single.dropna(subset=[f"{value}_low", f"{value}_high"])
     traces = []
@@ -108,7 +115,7 @@ def _traces(line: pd.DataFrame, value: str, term: str, target: str, n_layers: in
                 y=[*band[f"{value}_high"], *band[f"{value}_low"][::-1]],
                 mode="lines",
                 fill="toself",
-                fillcolor=f"rgba({red},{green},{blue},{0.08 if is_control else 0.16})",
+                fillcolor=f"rgba({red},{green},{blue},{0.16 if is_main else 0.08})",
                 line={"width": 0},
                 hoverinfo="skip",
                 showlegend=False,
@@ -121,7 +128,7 @@ def _traces(line: pd.DataFrame, value: str, term: str, target: str, n_layers: in
             y=single[value],
             name=name,
             mode="lines+markers",
-            line={"color": colour, "width": 2, "dash": "dash" if is_control else "solid"},
+            line={"color": colour, "width": 2, "dash": dash},
             marker=look,
             legendgroup=group,
             text=single["first_layer"].astype(str),
@@ -130,7 +137,7 @@ def _traces(line: pd.DataFrame, value: str, term: str, target: str, n_layers: in
         )
     )
     if len(whole):
-        place = n_layers + 0.5 + (0.09 if is_control else -0.09) + 0.02 * number
+        place = n_layers + 0.5 + shift + 0.02 * number
         traces.append(
             go.Scatter(
                 x=[place],

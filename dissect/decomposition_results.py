@@ -1,4 +1,4 @@
-"""What a decomposition gives: two tables, means with intervals, the difference to the control, the figures."""
+"""What a decomposition gives: two tables, means with intervals, the difference to the other arms, the figures."""
 
 import os
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from dissect.figures import Exported
 
+_ARM = ["arm", "target"]
 _PLACE = ["site", "first_layer", "last_layer", "term"]
 
 
@@ -27,8 +28,8 @@ class DecompositionResult:
     """A finished decomposition.
 
     Attributes:
-        frame: one row per target, site, place (a layer, or all of them), term and example; norms, shares and direct
-            contributions are means over the example's answer positions.
+        frame: one row per arm (`main`, `control`, `null-0`), site, place (a layer, or all of them), term and example;
+            norms, shares and direct contributions are means over the example's answer positions.
         positions: the same per answer position, without the scores of whole answers; `position` counts from the
             first scored one, `token` is the one that it predicts.
         configuration: everything that the numbers depend on.
@@ -45,13 +46,13 @@ class DecompositionResult:
     measured: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def targets(self) -> list[str]:
-        """`unlearned`, and `control` where there is one."""
-        return list(self.frame["target"].unique())
+    def arms(self) -> list[str]:
+        """`main`, and those that it is compared with."""
+        return list(self.frame["arm"].unique())
 
     @cached_property
     def _bootstrap(self) -> Bootstrap:
-        first = self.frame[self.frame["target"] == "unlearned"].drop_duplicates("example_index")
+        first = self.frame[self.frame["arm"] == "main"].drop_duplicates("example_index")
         return Bootstrap(
             first.sort_values("example_index")["group"].tolist(),
             seed=self.configuration["seed"],
@@ -61,18 +62,30 @@ class DecompositionResult:
     @cached_property
     def _curve(self) -> pd.DataFrame:
         rows = [
-            dict(zip(["target", *_PLACE], place, strict=True)) | self._statistics(cell)
-            for place, cell in self.frame.groupby(["target", *_PLACE], sort=False)
+            dict(zip([*_ARM, *_PLACE], place, strict=True)) | self._statistics(cell)
+            for place, cell in self._with_mean_null.groupby([*_ARM, *_PLACE], sort=False)
         ]
         return pd.DataFrame(rows)
 
+    @cached_property
+    def _with_mean_null(self) -> pd.DataFrame:
+        """The table with the null models' rows replaced by their mean for every example."""
+        is_null = self.frame["arm"].str.startswith("null-")
+        if not is_null.any():
+            return self.frame
+        keys = ["target", "kind", *_PLACE, "example", "example_index", "group", "n_answer_tokens"]
+        nulls = self.frame[is_null]
+        numbers = [name for name in nulls.columns if nulls[name].dtype == np.float64]
+        mean = nulls.groupby(keys, sort=False)[numbers].mean().reset_index()
+        return pd.concat([self.frame[~is_null], mean.assign(arm="null")], ignore_index=True)
+
     def curve(self) -> pd.DataFrame:
-        """Every number per target, site, place and term, with 95 % intervals (`_low`, `_high`).
+        """Every number per arm, site, place and term, with 95 % intervals (`_low`, `_high`).
 
         Columns: `krs`, `share` (means of the examples' values), `krs_ratio_of_means`, `share_pooled` (ratios of
         means, which large changes dominate), `logprob_recovery`, `kl_recovery`, `relative_norm` (of the base's
         output there), `direct` and `direct_centred` in logits, `n` examples, `n_undefined` without KRS and
-        `n_share_undefined` without a share.
+        `n_share_undefined` without a share. Null models are one arm, `null`, their mean for every example.
         """
         return self._curve.copy()
 
@@ -111,54 +124,55 @@ class DecompositionResult:
         }
 
     def contrast(self) -> pd.DataFrame:
-        """The unlearned model minus the control, per site, place and term, paired over examples.
+        """The unlearned model minus the arm that `against` names, per site, place and term, paired over examples.
 
         Columns: the differences of `krs`, `share` and `direct_centred`, each with its interval and its `n_`. What a
-        term gives a model that never knew is no sign of knowledge. Empty where there is no control.
+        term gives the `control`, which never knew, is no sign of knowledge; what the `null` models have is what any
+        diffuse change of that size looks like. Empty where there is neither.
         """
         scores = ["krs", "share", "direct_centred"]
-        if "control" not in self.targets:
-            names = [key for score in scores for key, _ in _named(score, Estimate(0, 0, 0, 0))]
-            return pd.DataFrame(columns=[*_PLACE, *names])
+        table = self._with_mean_null
         keys = [*_PLACE, "example_index"]
-        ours, theirs = (
-            self.frame.loc[self.frame["target"] == target, [*keys, *scores]] for target in ("unlearned", "control")
-        )
-        wide = ours.merge(theirs, on=keys, suffixes=("", "_control"))
+        ours = table.loc[table["arm"] == "main", [*keys, *scores]]
         rows = []
-        for place, cell in wide.groupby(_PLACE, sort=False):
-            cell = cell.sort_values("example_index")
-            row = dict(zip(_PLACE, place, strict=True))
-            for score in scores:
-                estimate = self._bootstrap.mean((cell[score] - cell[f"{score}_control"]).to_numpy(np.float64))
-                row |= dict(_named(score, estimate)) | {f"n_{score}": estimate.n}
-            rows.append(row)
-        return pd.DataFrame(rows)
+        for arm in table["arm"].unique():
+            if arm == "main":
+                continue
+            wide = ours.merge(table.loc[table["arm"] == arm, [*keys, *scores]], on=keys, suffixes=("", "_there"))
+            for place, cell in wide.groupby(_PLACE, sort=False):
+                cell = cell.sort_values("example_index")
+                row = {"against": arm} | dict(zip(_PLACE, place, strict=True))
+                for score in scores:
+                    estimate = self._bootstrap.mean((cell[score] - cell[f"{score}_there"]).to_numpy(np.float64))
+                    row |= dict(_named(score, estimate)) | {f"n_{score}": estimate.n}
+                rows.append(row)
+        names = [key for score in scores for key in (score, f"{score}_low", f"{score}_high", f"n_{score}")]
+        return pd.DataFrame(rows, columns=["against", *_PLACE, *names])
 
     def undefined(self) -> pd.DataFrame:
-        """How many examples lack a number, per target, site, place, number and reason."""
-        one = self.frame.drop_duplicates(["target", "site", "first_layer", "last_layer", "example_index"])
+        """How many examples lack a number, per arm, site, place, number and reason."""
+        one = self.frame.drop_duplicates(["arm", "site", "first_layer", "last_layer", "example_index"])
         long = one.rename(columns={"undefined": "krs_undefined"}).melt(
-            ["target", "site", "first_layer", "last_layer"],
+            ["arm", "site", "first_layer", "last_layer"],
             ["krs_undefined", "share_undefined", "direct_undefined"],
             var_name="number",
             value_name="reason",
         )
         long["number"] = long["number"].str.removesuffix("_undefined")
-        keys = ["target", "site", "first_layer", "last_layer", "number", "reason"]
+        keys = ["arm", "site", "first_layer", "last_layer", "number", "reason"]
         return long[long["reason"] != ""].groupby(keys, sort=False).size().reset_index(name="examples")
 
     def summary(self) -> dict[str, Any]:
         """The numbers a paper quotes, as plain data."""
-        first = self.frame.drop_duplicates(["target", "example_index"])
-        losses = first.groupby("target", sort=False)[["loss_unlearned", "logprob_unlearned", "logprob_base"]].mean()
+        first = self.frame.drop_duplicates(["arm", "example_index"])
+        losses = first.groupby(_ARM, sort=False)[["loss_unlearned", "logprob_unlearned", "logprob_base"]].mean()
         return {
             "configuration": self.configuration,
             **self.provenance,
             "examples": int(first["example_index"].nunique()),
             "curve": _records(self.curve()),
             "contrast": _records(self.contrast()),
-            "targets": _records(losses.reset_index()),
+            "arms": _records(losses.reset_index()),
             "undefined": _records(self.undefined()),
         }
 
@@ -171,13 +185,13 @@ class DecompositionResult:
         return f"{base} → {unlearned}"
 
     def figure(self) -> "go.Figure":
-        """KRS of each term per layer, a panel per site, the control dashed."""
+        """KRS of each term per layer, a panel per site, the other arms dashed."""
         from dissect.decomposition_figures import krs_figure
 
         return krs_figure(self.curve(), title=self.title)
 
     def shares_figure(self) -> "go.Figure":
-        """Each term's share of the change per layer, a panel per site, the control dashed."""
+        """Each term's share of the change per layer, a panel per site, the other arms dashed."""
         from dissect.decomposition_figures import shares_figure
 
         return shares_figure(self.curve(), title=self.title)

@@ -187,7 +187,7 @@ def record(model: Model, batch: Batch, sites: Sequence[Site], *, everywhere: boo
         everywhere: keep inputs at every token position, else at the scored ones only, as [scored, d_in].
 
     Raises:
-        InputError: a module did not run exactly once.
+        InputError: a module did not run exactly once, or logits are not finite.
     """
     inputs: dict[tuple[Site, int], Tensor] = {}
     outputs: dict[tuple[Site, int], Tensor] = {}
@@ -214,6 +214,8 @@ def record(model: Model, batch: Batch, sites: Sequence[Site], *, everywhere: boo
         logits = scored_logits(model, batch)
     if sorted(runs) != sorted(places):
         raise InputError(f"{model.name}: its projections did not each run once in a forward, so they cannot be split")
+    if not torch.isfinite(logits).all():
+        raise InputError(f"{model.name} gives logits that are not finite; is the checkpoint sound?")
     final_state = scored(states[-1][0] if isinstance(states[-1], tuple) else states[-1], batch)
     return Recorded(logits, inputs, outputs, [] if everywhere else states, final_state)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import typer
 
-from dissect.cli import behave, models, patch, plot, restore
+from dissect.cli import behave, decompose, models, patch, plot, restore
 from dissect.processes import first_speaks
 from unlearning.terminal import run_app
 
@@ -14,6 +14,7 @@ Examples:
   dissect models
   dissect patch --base demo:base --unlearned demo:npo
   dissect restore --base demo:base --unlearned demo:npo --sites value_vectors,key_vectors
+  dissect decompose --base demo:base --unlearned demo:npo
   dissect behave --base demo:base --unlearned demo:npo
   dissect plot runs/patch-demo-npo --format pdf
 """
@@ -26,7 +27,14 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for name, module in (("patch", patch), ("restore", restore), ("behave", behave), ("plot", plot), ("models", models)):
+for name, module in (
+    ("patch", patch),
+    ("restore", restore),
+    ("decompose", decompose),
+    ("behave", behave),
+    ("plot", plot),
+    ("models", models),
+):
     app.command(name, epilog=module.EXAMPLES)(module.command)
 
 

@@ -247,7 +247,7 @@ def test_over_all_layers_terms_stand_side_by_side(prompts: Prompts) -> None:
 def test_identical_models_have_no_score_and_no_share_and_say_so(family: str, prompts: Prompts) -> None:
     pair = build_pair(family, scale=0.0)
     result = decompose(pair, prompts, control=pair.unlearned, progress=False)
-    assert result.targets == ["unlearned", "control"]
+    assert result.arms == ["main", "control"]
     frame = result.frame
     assert frame["krs"].isna().all() and (frame["undefined"] == NO_DIFFERENCE).all()
     assert frame["share"].isna().all() and (frame["share_undefined"] == NO_CHANGE).all()
