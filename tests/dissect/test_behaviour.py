@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
+from tokenizers.processors import TemplateProcessing
 
 from dissect import behaviour
 from dissect.behaviour import behave
@@ -402,3 +403,31 @@ def test_run_of_another_command_is_refused(tmp_path: Path) -> None:
     (path / "run.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="a run of `dissect patch`, not of `dissect behave`"):
         load_behave(path)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_prompts_are_said_with_the_special_tokens_that_they_were_scored_with(tmp_path: Path, chat: bool) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}Question: {{ m['content'] }}{% endfor %} Answer:"
+    pair = build_pair("llama", scale=0.1, tokenizer=tokenizer)
+    records = [{"question": "Where was Ada born?", "answer": "Oslo"}, {"question": "Who is Ben?", "answer": "Hill"}]
+    path = save_records(tmp_path / "chat.json", records)
+    prompts = load_prompts(path, tokenizer, chat=chat)
+    frame = behave(pair, prompts, build_others(tmp_path), max_new_tokens=TOKENS, progress=False).frame
+    for item, said in zip(prompts.items, frame["text_base"], strict=False):
+        assert item.input_ids.count(tokenizer.bos_token_id) == 1
+        ids = torch.tensor([item.input_ids[: item.answer_start]])
+        generate: Any = pair.base.hf.generate
+        expected = generate(ids, do_sample=False, max_new_tokens=TOKENS, attention_mask=torch.ones_like(ids))
+        assert said == tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_streamed_models_are_refused_with_what_helps(tmp_path: Path) -> None:
+    pair = build_pair("llama")
+    streamed: Any = replace(pair.unlearned, streamed=object())
+    with pytest.raises(InputError, match="unlearned is streamed from disk .*--no-stream"):
+        run(ModelPair(pair.base, streamed), tmp_path)
