@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dissect.decomposition_results import DecompositionResult, load_decompose
     from dissect.pairs import Model, ModelPair, load_model, load_pair
     from dissect.patching import patch
+    from dissect.probe_result import ProbeResult, load_probe
+    from dissect.probing import probe
     from dissect.prompts import Prompts, load_prompts
     from dissect.restoration import restore
     from dissect.results import SweepResult, load_result
@@ -29,6 +31,7 @@ _HOME = {
     "InputError": "unlearning.errors",
     "Model": "dissect.pairs",
     "ModelPair": "dissect.pairs",
+    "ProbeResult": "dissect.probe_result",
     "SweepResult": "dissect.results",
     "Prompts": "dissect.prompts",
     "behave": "dissect.behaviour",
@@ -37,9 +40,11 @@ _HOME = {
     "load_decompose": "dissect.decomposition_results",
     "load_model": "dissect.pairs",
     "load_pair": "dissect.pairs",
+    "load_probe": "dissect.probe_result",
     "load_prompts": "dissect.prompts",
     "load_result": "dissect.results",
     "patch": "dissect.patching",
+    "probe": "dissect.probing",
     "restore": "dissect.restoration",
 }
 
@@ -49,6 +54,7 @@ __all__ = [
     "InputError",
     "Model",
     "ModelPair",
+    "ProbeResult",
     "SweepResult",
     "Prompts",
     "behave",
@@ -57,9 +63,11 @@ __all__ = [
     "load_decompose",
     "load_model",
     "load_pair",
+    "load_probe",
     "load_prompts",
     "load_result",
     "patch",
+    "probe",
     "restore",
 ]
 

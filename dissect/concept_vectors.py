@@ -116,13 +116,13 @@ def check_place(model: Model, concept: Concept) -> None:
     if concept.layer >= model.n_layers:
         raise InputError(
             f"concept {concept.name!r} is in layer {concept.layer}, and {model.name} has layers 0 to "
-            f"{model.n_layers - 1}; its vectors were found in another model: take Layer and Dim out of the data"
+            f"{model.n_layers - 1}; its vectors were found in another model: leave them out (--no-concepts)"
         )
     width = len(value_vectors(model, concept.layer))
     if concept.neuron >= width:
         raise InputError(
             f"concept {concept.name!r} is dimension {concept.neuron}, and the MLPs of {model.name} have 0 to "
-            f"{width - 1}; its vectors were found in another model: take Layer and Dim out of the data"
+            f"{width - 1}; its vectors were found in another model: leave them out (--no-concepts)"
         )
 
 

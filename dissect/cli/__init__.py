@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import typer
 
-from dissect.cli import behave, decompose, models, patch, plot, restore
+from dissect.cli import behave, decompose, models, patch, plot, probe, restore
 from dissect.processes import first_speaks
 from unlearning.terminal import run_app
 
@@ -15,6 +15,7 @@ Examples:
   dissect patch --base demo:base --unlearned demo:npo
   dissect restore --base demo:base --unlearned demo:npo --sites value_vectors,key_vectors
   dissect decompose --base demo:base --unlearned demo:npo
+  dissect probe --base demo:base --unlearned demo:npo --limit 60
   dissect behave --base demo:base --unlearned demo:npo
   dissect plot runs/patch-demo-npo --format pdf
 """
@@ -31,6 +32,7 @@ for name, module in (
     ("patch", patch),
     ("restore", restore),
     ("decompose", decompose),
+    ("probe", probe),
     ("behave", behave),
     ("plot", plot),
     ("models", models),
