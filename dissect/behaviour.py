@@ -12,7 +12,9 @@ texts to go on with; intervals, the control and the difference between the sets 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -79,27 +81,13 @@ def behave(
     asked = _questions(forget, unrelated, completions, true_answers)
     for model in (pair.base, pair.unlearned):
         _check(model, asked)
+    targets = {"unlearned": pair.unlearned}
     control_model = resolve_control(pair, control)
-    models = Models(
-        pair.base, {"unlearned": pair.unlearned} | ({} if control_model is None else {"control": control_model})
-    )
     if control_model is not None:
         _check(control_model, asked)
-    configuration = {
-        "command": "behave",
-        "base_sha256": pair.base.sha256,
-        "unlearned_sha256": pair.unlearned.sha256,
-        "control_sha256": control_model.sha256 if control_model else None,
-        **{f"{name}_sha256": prompts.sha256 for name, prompts in asked.by_name.items()},
-        "sets": list(asked.by_name),
-        "unrelated_sets": list(asked.unrelated),
-        "examples": [len(prompts) for prompts in asked.by_name.values()],
-        "true_answers": list(asked.true_answers),
-        "max_new_tokens": max_new_tokens,
-        "dtype": pair.base.dtype,
-        "device": pair.base.device.type,
-        "seed": seed,
-    }
+        targets["control"] = control_model
+    models = Models(pair.base, targets)
+    configuration = _configuration(models, asked, max_new_tokens, seed)
     provenance = {
         "command": "behave",
         "base": pair.base.name,
@@ -147,18 +135,38 @@ def _questions(
     kept = {name: without_shared(forget, prompts, name) for name, prompts in named.items()}
     asked = Questions(forget, kept, completions, ())
     names = [name for name in asked.by_name if name != COMPLETION]
-    wanted = names if true_answers is None else list(true_answers)
+    wanted = names if true_answers is None else true_answers
     for name in wanted:
         if name not in asked.by_name:
             raise InputError(f"true_answers: there is no set {name!r}; there are {', '.join(asked.by_name)}")
-    return Questions(forget, kept, completions, tuple(wanted))
+    return replace(asked, true_answers=tuple(name for name in asked.by_name if name in wanted))
+
+
+def _configuration(models: Models, asked: Questions, max_new_tokens: int, seed: int) -> dict[str, Any]:
+    """Everything that the numbers depend on."""
+    hashes = {name: model.sha256 for name, model in models.targets.items()}
+    return {
+        "command": "behave",
+        "base_sha256": models.base.sha256,
+        "unlearned_sha256": hashes["unlearned"],
+        "control_sha256": hashes.get("control"),
+        **{f"{name}_sha256": prompts.sha256 for name, prompts in asked.by_name.items()},
+        "sets": list(asked.by_name),
+        "unrelated_sets": list(asked.unrelated),
+        "examples": [len(prompts) for prompts in asked.by_name.values()],
+        "true_answers": list(asked.true_answers),
+        "max_new_tokens": max_new_tokens,
+        "dtype": models.base.dtype,
+        "device": models.base.device.type,
+        "seed": seed,
+    }
 
 
 def _check(model: Model, asked: Questions) -> None:
     """Check all that a model may be unable to do before anything is computed."""
     if model.streamed is not None:
         raise InputError(
-            f"{model.name} is streamed from disk and cannot write answers token by token; load it whole (--no-stream)"
+            f"{model.name} is streamed from disk and cannot write answers token by token; load it whole (stream=False)"
         )
     vocabulary = model.hf.config.get_text_config().vocab_size
     for name, prompts in asked.by_name.items():

@@ -429,5 +429,5 @@ def test_prompts_are_said_with_the_special_tokens_that_they_were_scored_with(tmp
 def test_streamed_models_are_refused_with_what_helps(tmp_path: Path) -> None:
     pair = build_pair("llama")
     streamed: Any = replace(pair.unlearned, streamed=object())
-    with pytest.raises(InputError, match="unlearned is streamed from disk .*--no-stream"):
+    with pytest.raises(InputError, match="unlearned is streamed from disk .*stream=False"):
         run(ModelPair(pair.base, streamed), tmp_path)
