@@ -16,7 +16,7 @@ from unlearning.errors import InputError
 FORMATS = ("html", "pdf", "svg", "png")
 
 # Okabe-Ito: told apart by colour-blind readers; the markers tell the lines apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "pentagon")
 
 FONT = {"family": "Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"}
@@ -24,14 +24,14 @@ FONT = {"family": "Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"
 
 DASHES = {"main": "solid", "control": "dash", "null": "dot"}
 """Other arms, which give something else than the base's activations, are dash-dotted."""
-ARM_NAMES = {"control": "never-trained control", "null": "random update of the same norms"}
+ARM_NAMES = {"control": "never-trained control", "null": "random update"}
 
 
 def recovery_figure(curve: pd.DataFrame, *, title: str = "", legend: str = "patched from the base") -> go.Figure:
     """KRS against the window's centre layer: a panel per kind of window, a line per site with its 95 % band.
 
-    The control is dashed, null models are dotted, other donors dash-dotted. What has one window only, as `embed`, stands
-    in a panel of its own, site beside site.
+    The control is dashed, null models are dotted, other donors dash-dotted. What has one window only, as `embed`,
+    stands in a panel of its own, site beside site.
 
     Args:
         curve: `SweepResult.curve()`.
@@ -39,67 +39,82 @@ def recovery_figure(curve: pd.DataFrame, *, title: str = "", legend: str = "patc
         legend: above the names of the lines.
     """
     lines = curve.assign(dash=curve["arm"].map(lambda arm: DASHES.get(arm, "dashdot")))
-    suffixes = curve["arm"].map(lambda arm: "" if arm == "main" else f", {ARM_NAMES.get(arm, arm)}")
-    lines["line"] = lines["site"] + suffixes
+    lines["line"] = lines["site"] + _arm_labels(curve).map(lambda label: f", {label}" if label else "")
+    lines["row"] = ""
     return _panels(lines, "krs", "knowledge recovery score (KRS)", title=title, legend=legend, top=1.0)
 
 
 def difference_figure(contrast: pd.DataFrame, *, title: str = "", legend: str = "patched from the base") -> go.Figure:
-    """KRS minus that of the other arms against the window's centre; where the band holds zero, nothing is claimed.
+    """KRS minus that of the other arms, a row of panels each; where the band holds zero, nothing is claimed.
 
     Args:
         contrast: `SweepResult.contrast()`.
         title: above the plot.
         legend: above the names of the lines.
     """
-    lines = contrast.assign(dash=contrast["against"].map(lambda arm: DASHES.get(arm, "dashdot")))
-    lines["line"] = lines["site"] + " − " + contrast["against"].map(lambda arm: ARM_NAMES.get(arm, arm))
-    return _panels(lines, "difference", "difference of KRS", title=title, legend=legend, top=None)
+    lines = contrast.assign(dash="solid", line=contrast["site"])
+    lines["row"] = "KRS − " + _arm_labels(contrast)
+    return _panels(lines, "difference", "", title=title, legend=legend, top=None)
+
+
+def _arm_labels(table: pd.DataFrame) -> pd.Series:
+    """What an arm is called; the main one is not."""
+    names = [
+        "" if arm == "main" else f"from {donor}" if arm == "donor" else ARM_NAMES.get(arm, arm)
+        for arm, donor in zip(table["arm"], table["donor"], strict=True)
+    ]
+    return pd.Series(names, index=table.index, dtype=str)
 
 
 def _panels(lines: pd.DataFrame, value: str, axis: str, *, title: str, legend: str, top: float | None) -> go.Figure:
-    """A panel per kind of window; columns `line`, `dash`, `site`, `window`, `centre` and the value with its interval."""
+    """A column of panels per kind of window, and a row per value of `row`.
+
+    Columns of the table: `row`, `line`, `dash`, `site`, `window`, `centre`, first and last layer, and the value with
+    its interval and n. What has one window only gets a column of panels of its own.
+    """
     kinds = list(lines["window"].unique())
     is_sweep = {kind: lines[lines["window"] == kind]["centre"].nunique() > 1 for kind in kinds}
     swept = [kind for kind in kinds if is_sweep[kind]]
-    alone = lines[~lines["window"].map(is_sweep)]
-    titles = [_kind_title(kind) for kind in swept] + (["one window"] if len(alone) else [])
+    columns = [_kind_title(kind) for kind in swept] + (["one window"] if not all(is_sweep.values()) else [])
+    rows = list(lines["row"].unique())
+    titles = columns + [""] * (len(columns) * (len(rows) - 1))
     figure = make_subplots(
-        rows=1,
-        cols=len(titles),
-        subplot_titles=titles if len(titles) > 1 else None,
+        rows=len(rows),
+        cols=len(columns),
+        subplot_titles=titles if len(columns) > 1 else None,
         shared_yaxes=True,
         horizontal_spacing=0.03,
+        vertical_spacing=0.25 / len(rows),
     )
     sites = list(lines["site"].unique())
     n_layers = int(lines["last_layer"].max()) + 1
     shown: set[str] = set()
-    for column, kind in enumerate(swept, start=1):
-        panel = lines[lines["window"] == kind]
-        for name, line in panel.groupby("line", sort=False):
-            number = sites.index(line["site"].iloc[0])
-            _add_line(figure, line, str(name), value, number, column, is_named=name not in shown)
+    for number, row in enumerate(rows, start=1):
+        here = lines[lines["row"] == row]
+        for column, kind in enumerate(swept, start=1):
+            for name, line in here[here["window"] == kind].groupby("line", sort=False):
+                style = sites.index(line["site"].iloc[0])
+                _add_line(figure, line, str(name), value, style, (number, column), is_named=name not in shown)
+                shown.add(str(name))
+            figure.update_xaxes(
+                title_text=_KIND_AXES.get(kind, "centre layer of the window"),
+                dtick=1 if n_layers <= 16 else 4,
+                range=[-0.3, n_layers - 0.7],
+                row=number,
+                col=column,
+            )
+        for name, line in here[~here["window"].map(is_sweep)].groupby("line", sort=False):
+            style = sites.index(line["site"].iloc[0])
+            _add_points(figure, line, str(name), value, style, (number, len(columns)), is_named=name not in shown)
             shown.add(str(name))
-        figure.update_xaxes(
-            title_text=_KIND_AXES.get(kind, "centre layer of the window"),
-            dtick=1 if n_layers <= 16 else 4,
-            range=[-0.3, n_layers - 0.7],
-            row=1,
-            col=column,
-        )
-    if len(alone):
-        for name, line in alone.groupby("line", sort=False):
-            number = sites.index(line["site"].iloc[0])
-            _add_points(figure, line, str(name), value, number, len(titles), is_named=name not in shown)
-    figure.update_yaxes(title_text=axis, row=1, col=1)
+        figure.update_yaxes(title_text=row or axis, row=number, col=1)
     figure.add_hline(y=0, line={"color": "#999999", "width": 1})
     if top is not None:
         figure.add_hline(y=top, line={"color": "#999999", "width": 1, "dash": "dot"})
-    n_named = lines["line"].nunique()
     figure.update_layout(
         _layout(title, legend),
-        width=860 if len(titles) == 1 else 320 + 360 * len(titles),
-        height=max(520, 180 + 28 * n_named),
+        width=860 if len(columns) == 1 else 320 + 360 * len(columns),
+        height=max(520 if len(rows) == 1 else 80 + 340 * len(rows), 180 + 28 * len(shown)),
     )
     return figure
 
@@ -116,9 +131,9 @@ def _kind_title(kind: str) -> str:
 
 
 def _add_line(
-    figure: go.Figure, line: pd.DataFrame, name: str, value: str, number: int, column: int, *, is_named: bool
+    figure: go.Figure, line: pd.DataFrame, name: str, value: str, style: int, place: tuple[int, int], *, is_named: bool
 ) -> None:
-    colour, marker, dash = COLOURS[number % 6], MARKERS[number % 7], line["dash"].iloc[0]
+    colour, marker, dash = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)], line["dash"].iloc[0]
     is_main = dash == "solid"
     band = line.dropna(subset=[f"{value}_low", f"{value}_high"])
     if len(band):
@@ -134,8 +149,8 @@ def _add_line(
                 showlegend=False,
                 legendgroup=name,
             ),
-            row=1,
-            col=column,
+            row=place[0],
+            col=place[1],
         )
     figure.add_trace(
         go.Scatter(
@@ -150,8 +165,8 @@ def _add_line(
             customdata=line[["first_layer", "last_layer", f"{value}_low", f"{value}_high", "n"]],
             hovertemplate=f"{_HOVER}<extra></extra>",
         ),
-        row=1,
-        col=column,
+        row=place[0],
+        col=place[1],
     )
 
 
@@ -162,9 +177,9 @@ _HOVER = (
 
 
 def _add_points(
-    figure: go.Figure, line: pd.DataFrame, name: str, value: str, number: int, column: int, *, is_named: bool
+    figure: go.Figure, line: pd.DataFrame, name: str, value: str, style: int, place: tuple[int, int], *, is_named: bool
 ) -> None:
-    colour, marker = COLOURS[number % 6], MARKERS[number % 7]
+    colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
     figure.add_trace(
         go.Scatter(
             x=line["site"] + line["window"].map(lambda kind: "" if kind == "all" else f"<br>{kind}"),
@@ -187,8 +202,8 @@ def _add_points(
             customdata=line[["first_layer", "last_layer", f"{value}_low", f"{value}_high", "n"]],
             hovertemplate=f"{_HOVER}<extra></extra>",
         ),
-        row=1,
-        col=column,
+        row=place[0],
+        col=place[1],
     )
 
 

@@ -126,13 +126,15 @@ class SweepResult:
         for arm in table["arm"].unique():
             if arm == "main":
                 continue
-            wide = ours.merge(table.loc[table["arm"] == arm, [*keys, "krs"]], on=keys, suffixes=("", "_there"))
+            theirs = table.loc[table["arm"] == arm]
+            named = {name: theirs[name].iloc[0] for name in _ARM}
+            wide = ours.merge(theirs[[*keys, "krs"]], on=keys, suffixes=("", "_there"))
             for place, cell in wide.groupby(_PLACE, sort=False):
                 cell = cell.sort_values("example_index")
                 estimate = self._bootstrap.mean((cell["krs"] - cell["krs_there"]).to_numpy(np.float64))
-                row = {"against": arm} | dict(zip(_PLACE, place, strict=True))
+                row = named | dict(zip(_PLACE, place, strict=True))
                 rows.append(row | _named("difference", estimate) | {"n": estimate.n})
-        columns = ["against", *_PLACE, "difference", "difference_low", "difference_high", "n"]
+        columns = [*_ARM, *_PLACE, "difference", "difference_low", "difference_high", "n"]
         return pd.DataFrame(rows, columns=columns)
 
     def peaks(self) -> pd.DataFrame:
@@ -152,7 +154,7 @@ class SweepResult:
                     name = column_name(other["arm"])
                     row |= {f"{name}_{key}": other[key] for key in ("krs", "krs_low", "krs_high")}
             for _, gap in _at(contrast, site, kind, peak["centre"]).iterrows():
-                name = difference_name(gap["against"])
+                name = difference_name(gap["arm"])
                 row |= {f"{name}{end}": gap[f"difference{end}"] for end in ("", "_low", "_high")}
             rows.append(row)
         return pd.DataFrame(rows)
@@ -252,7 +254,8 @@ def load_result(path: str | Path) -> SweepResult:
     path = Path(path)
     record = read_record(path)
     if record["status"] != "complete":
-        raise InputError(f"{path}: the run is not finished; run the same command again to go on")
+        command = record["configuration"].get("command", "patch")
+        raise InputError(f"{path}: the run is not finished; run the same `dissect {command}` command again to go on")
     try:
         frame = pd.read_parquet(path / "results.parquet")
     except (OSError, ValueError) as error:

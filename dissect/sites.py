@@ -90,7 +90,7 @@ WEIGHT_SITES: dict[str, WeightSite] = {
 }
 
 SiteSet = tuple[str, ...]
-"""Sites that are replaced together, in the order of `SITES` and `WEIGHT_SITES`; written joined by `+`."""
+"""Sites that are replaced together, weights first, in the order of their tables; written joined by `+`."""
 
 PATCH_SITES: tuple[SiteSet, ...] = (("mlp_coef",), ("attn_out",), ("mlp_coef", "attn_out"))
 """The three activation sweeps of the Dissecting paper (2410.06606, section 3)."""

@@ -43,7 +43,7 @@ def print_plan(plan: "Plan") -> None:
 
 def print_peaks(result: "SweepResult") -> None:
     """Where recovery is highest, what the other arms have there, and what is left when they are subtracted."""
-    from dissect.results import column_name, difference_name  # pandas, which a list of models does not need
+    from dissect.results import difference_name  # pandas, which a list of models does not need
 
     peaks = result.peaks()
     if peaks.empty:
@@ -58,11 +58,9 @@ def print_peaks(result: "SweepResult") -> None:
         columns += [("control", "control_krs"), ("difference", "difference")]
     out.print(_peak_table(peaks, columns, result.title))
     others = [arm for arm in result.curve()["arm"].unique() if arm not in ("main", "control")]
-    for first in range(0, len(others), 2):
-        pairs = [
-            [(arm, f"{column_name(arm)}_krs"), (f"KRS - {arm}", difference_name(arm))] for arm in others[first:][:2]
-        ]
-        out.print(_peak_table(peaks, [column for pair in pairs for column in pair], ""))
+    for first in range(0, len(others), 3):  # as many as fit beside each other
+        some = others[first : first + 3]
+        out.print(_peak_table(peaks, [(f"KRS - {arm}", difference_name(arm)) for arm in some], ""))
     if has_control:
         text = (
             "What is taken from the base carries the answer even into a model that never knew it: only\n"

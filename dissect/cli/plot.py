@@ -12,8 +12,8 @@ from unlearning.terminal import write_json
 
 EXAMPLES = """\b
 Examples:
-  dissect plot runs/patch-demo-npo-window5
-  dissect plot runs/patch-demo-npo-window5 --format html,pdf,svg,png
+  dissect plot runs/patch-demo-npo
+  dissect plot runs/patch-demo-npo --format html,pdf,svg,png
 """
 
 

@@ -72,7 +72,7 @@ def windows_of(window: str | None, layers: str | None, *, prefix: bool, suffix: 
     """
     from dissect.windows import window_kinds
 
-    kinds = [part.strip() for part in window.split(",")] if window is not None else []
+    kinds = names_of(window or "")
     kinds += ["prefix"] * prefix + ["suffix"] * suffix + ([f"layers {layers}"] if layers is not None else [])
     return window_kinds(kinds) if kinds or window is not None else None
 

@@ -40,7 +40,7 @@ from tests.cli.helpers import (
         ("--window", "4", ["--window 4", "must be odd"]),
         ("--window", "0", ["--window 0", "must be odd"]),
         ("--window", "-3", ["--window -3", "must be odd"]),
-        ("--window", "five", ["--window", "integer"]),
+        ("--window", "five", ["--window five", "an odd width"]),
         ("--window", "5", ["--window 5", "3 layers", "use 3 at most"]),
         ("--format", "gif", ["--format gif", "html, pdf, svg, png"]),
         ("--scoring", "paper", ["--scoring paper", "use answer or notebook"]),
@@ -340,7 +340,7 @@ def test_run_directory_of_another_configuration_is_refused(
         outcome,
         f"{run} holds another run",
         "its sites is mlp_coef,attn_out,mlp_coef+attn_out, not attn_out",
-        "its window is 3, not 1",
+        "its windows is 3, not 1",
         "its seed is 7, not 0",
         "Name another --out directory",
     )

@@ -13,7 +13,7 @@ import typer.main
 import dissect.cli
 import unlearning.cli
 from dissect import zoo
-from dissect.cli.patch import run_name
+from dissect.cli.opening import short_name
 from tests.cli.helpers import call
 
 HEAVY = ["torch", "transformers", "transformer_lens", "pandas", "plotly", "numpy", "scipy", "pyarrow", "datasets"]
@@ -87,20 +87,25 @@ def test_examples_can_be_pasted(helps: tuple[str, dict[str, str], list[str]]) ->
                     assert value in zoo.BUILTIN, words
 
 
-def test_patch_examples_name_sites_windows_and_formats_that_exist(
+@pytest.mark.parametrize("command", ["patch", "restore"])
+def test_examples_of_sweeps_name_sites_windows_and_formats_that_exist(
+    command: str,
     helps: tuple[str, dict[str, str], list[str]],
 ) -> None:
+    from dissect.cli.sweeps import windows_of
     from dissect.figures import check_formats
+    from dissect.restoration import restored_sites
     from dissect.sites import parse_sites
-    from dissect.windows import centred_windows
+    from dissect.windows import parse_windows
 
     program, texts, _ = helps
     if program != "dissect":
         pytest.skip("sites and windows are dissect's")
-    for _, name, *words in examples(texts["patch"]):
+    for _, name, *words in examples(texts[command]):
         values = commands(program)[name].make_context(name, list(words)).params
-        parse_sites(values["sites"])
-        centred_windows(8, values["window"])
+        parse_sites(values["sites"]) if name == "patch" else restored_sites(values["sites"], values["parameters"])
+        kinds = windows_of(values["window"], values["layers"], prefix=values["prefix"], suffix=values["suffix"])
+        assert parse_windows(kinds, 8)
         check_formats(values["formats"].split(","))
 
 
@@ -112,8 +117,7 @@ def test_default_run_directory_of_the_first_example_is_what_the_plot_example_rea
         pytest.skip("run directories are dissect's")
     _, name, *words = examples(texts["patch"])[0]
     values = commands(program)[name].make_context(name, list(words)).params
-    default = run_name(values["unlearned"], values["window"], values["scoring"])
-    assert examples(texts["plot"])[0][2] == f"runs/{default}"
+    assert examples(texts["plot"])[0][2] == f"runs/patch-{short_name(values['unlearned'])}"
 
 
 def test_no_arguments_show_the_help() -> None:

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 from pandas.testing import assert_frame_equal
 
-from dissect.figures import COLOURS, MARKERS, check_formats, example_heatmap, export, recovery_figure
+from dissect.figures import COLOURS, MARKERS, check_formats, difference_figure, example_heatmap, export, recovery_figure
 from dissect.results import SweepResult, load_result
 from tests.cli.helpers import Outcome, unfinished_files
 from unlearning.errors import InputError
@@ -64,8 +64,8 @@ def test_recovery_figure_draws_intervals_as_bands_of_the_line_s_colour(result: S
         red, green, blue = (int(line.line.color[i : i + 2], 16) for i in (1, 3, 5))
         assert band.fillcolor.startswith(f"rgba({red},{green},{blue},0.")
         assert not band.showlegend
-        site, target = band.legendgroup.split()
-        table = curve[(curve["site"] == site) & (curve["target"] == target)]
+        site, _, arm = band.legendgroup.partition(", ")
+        table = curve[(curve["site"] == site) & (curve["arm"] == ("control" if arm else "main"))]
         upper, lower = band.y[:3], band.y[:2:-1]
         assert list(upper) == table["krs_high"].tolist()
         assert list(lower) == table["krs_low"].tolist()
@@ -101,8 +101,7 @@ def test_lines_are_told_apart_by_colour_blind_readers_and_in_grey(result: SweepR
     ]
     without_colour = [(dash, marker) for _, dash, marker in drawn]
     assert len(set(without_colour)) == 6
-    for site in range(3):  # a site and its control share the colour
-        assert len({colour for colour, _, _ in drawn[2 * site : 2 * site + 2]}) == 1
+    assert len({colour for colour, _, _ in drawn}) == 3  # a site and its control share the colour
 
 
 def test_example_heatmap_holds_every_example_s_score(result: SweepResult) -> None:
@@ -213,5 +212,67 @@ def test_unknown_format_is_refused_before_anything_is_written(result: SweepResul
 
 
 def test_table_of_the_figure_is_written_beside_it(finished: tuple[Path, Outcome], result: SweepResult) -> None:
-    table = pd.read_csv(finished[0] / "figures" / "krs.csv")
-    assert_frame_equal(table, result.curve(), check_dtype=False)
+    for name, told in (("krs", result.curve()), ("difference", result.contrast())):
+        table = pd.read_csv(finished[0] / "figures" / f"{name}.csv", dtype={"window": str})
+        assert_frame_equal(table, told, check_dtype=False)
+
+
+def curve_of(*kinds: str) -> pd.DataFrame:
+    """A curve of two sites and three arms in windows of these kinds, every number another."""
+    rows = [
+        {
+            **{"arm": arm, "target": "unlearned", "donor": donor, "site": site, "window": kind, "centre": centre},
+            **{"first_layer": centre, "last_layer": 2 if kind == "suffix" else centre, "n": 4},
+        }
+        for arm, donor in (("main", "base"), ("null", "base"), ("donor", "never"))
+        for site in ("value_vectors", "embed")
+        for kind in (("all",) if site == "embed" else kinds)
+        for centre in (range(1, 2) if kind == "all" else range(3))
+    ]
+    table = pd.DataFrame(rows)
+    return table.assign(krs=np.arange(len(table)) / 100, krs_low=-0.1, krs_high=0.9)
+
+
+def test_every_kind_of_window_has_its_panel_and_what_has_one_window_another() -> None:
+    curve = curve_of("3", "1", "suffix")
+    figure = recovery_figure(curve)
+    assert [note.text for note in figure.layout.annotations] == [
+        *["windows of 3", "single layers", "suffix: layer l to the last", "one window"]
+    ]
+    assert [figure.layout[f"xaxis{n}"].title.text for n in ("", 2, 3)] == [
+        *["centre layer of the window"] * 2,
+        "first layer of the suffix",
+    ]
+    drawn = [(trace.name, trace.line.dash, trace.xaxis, list(trace.y)) for trace in lines(figure)]
+    for number, kind in enumerate(("3", "1", "suffix"), start=1):
+        for arm, name, dash in (
+            ("main", "value_vectors", "solid"),
+            ("null", "value_vectors, random update", "dot"),
+            ("donor", "value_vectors, from never", "dashdot"),
+        ):
+            cell = curve[(curve["arm"] == arm) & (curve["site"] == "value_vectors") & (curve["window"] == kind)]
+            assert (name, dash, f"x{number}" if number > 1 else "x", cell["krs"].tolist()) in drawn
+    points = [trace for trace in figure.data if trace.mode == "markers"]
+    assert [(trace.name, list(trace.x)) for trace in points] == [
+        *[("embed", ["embed"]), ("embed, random update", ["embed"]), ("embed, from never", ["embed"])]
+    ]
+    for trace, arm in zip(points, ("main", "null", "donor"), strict=True):
+        cell = curve[(curve["arm"] == arm) & (curve["site"] == "embed")].iloc[0]
+        assert (trace.y[0], trace.error_y.array[0]) == (cell["krs"], pytest.approx(0.9 - cell["krs"]))
+        assert trace.error_y.arrayminus[0] == pytest.approx(cell["krs"] + 0.1)
+    named = [trace.name for trace in figure.data if trace.showlegend is not False and trace.fill is None]
+    assert len(named) == len(set(named)) == 6  # a line of several panels stands in the legend once
+
+
+def test_difference_figure_has_a_row_of_panels_for_every_other_arm(result: SweepResult) -> None:
+    contrast = result.contrast()
+    others = [contrast.assign(arm=arm, difference=contrast["difference"] + 1) for arm in ("null", "noise")]
+    figure = difference_figure(pd.concat([contrast, *others]))
+    titles = [figure.layout[f"yaxis{n}"].title.text for n in ("", 2, 3)]
+    assert titles == ["KRS − never-trained control", "KRS − random update", "KRS − noise"]
+    by_panel = {(trace.yaxis, trace.name): list(trace.y) for trace in lines(figure)}
+    assert len(by_panel) == 3 * 3
+    for site in ("mlp_coef", "attn_out", "mlp_coef+attn_out"):
+        told = contrast[contrast["site"] == site]["difference"]
+        assert by_panel["y", site] == told.tolist()
+        assert by_panel["y3", site] == (told + 1).tolist()

@@ -62,7 +62,7 @@ def assert_whole_and_unfinished(run: Path) -> int:
     parts = sorted((run / "parts").glob("*.parquet"))
     assert 3 <= len(parts) < BATCHES
     for number, part in enumerate(parts):
-        assert part.name.startswith(f"unlearned-{2 * number:05d}-")
+        assert part.name.startswith(f"main-{2 * number:05d}-")
         assert len(pd.read_parquet(part)) == 2 * 3  # examples, windows
     return len(parts)
 

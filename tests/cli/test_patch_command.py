@@ -21,7 +21,7 @@ def test_json_is_the_only_thing_on_stdout_and_agrees_with_the_files(
     told = json.loads(outcome.out)
     assert told.pop("run") == str(run)
     assert [Path(path) for path in told.pop("figures")] == [
-        run / "figures" / name for name in ("krs.html", "examples.html", "krs.csv")
+        run / "figures" / name for name in ("krs.html", "difference.html", "examples.html", "krs.csv", "difference.csv")
     ]
     assert told == json.loads((run / "summary.json").read_text())
     assert told["base"] == str(world.base)
@@ -51,7 +51,7 @@ def test_quiet_says_nothing(world: World, tmp_path: Path) -> None:
 
 def test_quiet_json_is_still_json(world: World, tmp_path: Path) -> None:
     outcome = call(*world.patch(tmp_path / "run", "--quiet", "--json"))
-    assert json.loads(outcome.out)["configuration"]["window"] == 1
+    assert json.loads(outcome.out)["configuration"]["windows"] == ["1"]
     assert outcome.err == ""
 
 
@@ -83,7 +83,7 @@ def test_table_puts_the_control_beside_the_score(world: World, tmp_path: Path, m
     monkeypatch.setenv("COLUMNS", "200")
     outcome = call(*world.patch(tmp_path / "run", "--control", str(world.control)))
     assert (outcome.code, outcome.err) == (0, "")
-    assert "control there" in outcome.out
+    assert "control" in outcome.out and "difference" in outcome.out
     assert "No control" not in outcome.out
     peak = json.loads((tmp_path / "run" / "summary.json").read_text())["peaks"][0]
     for name in ("krs", "control_krs", "difference"):
@@ -138,7 +138,7 @@ def test_models_without_a_difference_give_null_and_one_line_that_says_why(world:
     outcome = call(*world.patch(tmp_path / "run", "--json", unlearned=world.base))
     assert outcome.code == 0
     assert outcome.err.count("\n") == 1
-    assert outcome.err.startswith("dissect: 6 examples have no KRS in unlearned: ")
+    assert outcome.err.startswith("dissect: 6 examples have no KRS in the main arm: ")
     told = json.loads(outcome.out, parse_constant=_not_json)
     assert [place["krs"] for place in told["curve"]] == [None, None, None]
     assert told["peaks"] == []
@@ -180,7 +180,9 @@ def test_builtin_pair_runs_on_its_own_questions_with_its_own_control(
     )
     assert (outcome.code, outcome.err) == (0, "")
     told = json.loads(outcome.out)
-    assert told["run"] == "runs/patch-demo-npo-window5"
+    assert told["run"] == "runs/patch-demo-npo"
     assert told["control"] == "demo:never"
     assert told["data"] == str(zoo.default_prompts("demo"))
     assert {row["target"] for row in told["curve"]} == {"unlearned", "control"}
+    assert told["configuration"]["windows"] == ["5", "1", "suffix"]
+    assert [peak["window"] for peak in told["peaks"]] == ["5", "1", "suffix"]

@@ -9,6 +9,8 @@ import pytest
 
 from tests.cli.helpers import Outcome, World, assert_refused, call, cut_short
 
+FIGURES = ["krs.html", "difference.html", "examples.html", "krs.csv", "difference.csv"]
+
 
 @pytest.fixture
 def run(finished: tuple[Path, Outcome], tmp_path: Path) -> Path:
@@ -20,7 +22,7 @@ def run(finished: tuple[Path, Outcome], tmp_path: Path) -> Path:
 
 def test_plot_writes_the_figures_again(run: Path) -> None:
     outcome = call("plot", run)
-    written = [run / "figures" / name for name in ("krs.html", "examples.html", "krs.csv")]
+    written = [run / "figures" / name for name in FIGURES]
     assert outcome == Outcome(0, "".join(f"{path}\n" for path in written), "")
     assert all(path.stat().st_size > 100 for path in written)
 
@@ -42,7 +44,7 @@ def test_plot_without_chromium_succeeds_and_says_in_one_line_how_to_get_it(
         outcome.err == "dissect: pdf, svg and png need Chromium: apt-get install chromium, or run plotly_get_chrome\n"
     )
     told = json.loads(outcome.out)
-    assert [Path(path).name for path in told["figures"]] == ["krs.html", "examples.html", "krs.csv"]
+    assert [Path(path).name for path in told["figures"]] == FIGURES
     assert told["problem"] in outcome.err
 
 

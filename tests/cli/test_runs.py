@@ -27,7 +27,9 @@ CONTRACT = [
 def test_directory_holds_the_contract_s_files_and_nothing_else(finished: tuple[Path, Outcome]) -> None:
     run, _ = finished
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
-    figures = {"figures/krs.html", "figures/examples.html", "figures/krs.csv"}
+    figures = {
+        f"figures/{name}" for name in ("krs.html", "difference.html", "examples.html", "krs.csv", "difference.csv")
+    }
     assert names == {"run.json", "results.parquet", "summary.json"} | figures
 
 
@@ -58,9 +60,15 @@ def test_record_says_what_was_computed_with_what(world: World, finished: tuple[P
         assert configuration[f"{name}_sha256"] == content_hash(model, name=name)
     assert record["data"] == str(world.data)
     assert len(configuration["data_sha256"]) == 64
-    assert {key: configuration[key] for key in ("seed", "window", "scoring", "engine", "dtype", "device")} == {
+    assert {
+        key: configuration[key]
+        for key in ("seed", "windows", "direction", "donors", "null", "scoring", "engine", "dtype", "device")
+    } == {
         "seed": 7,
-        "window": 3,
+        "windows": ["3"],
+        "direction": "base-to-unlearned",
+        "donors": [],
+        "null": 0,
         "scoring": "answer",
         "engine": "wavefront",
         "dtype": "float32",
