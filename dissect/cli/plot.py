@@ -2,12 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dissect.cli import options
 from dissect.cli.opening import figure_formats, note
+from unlearning.errors import InputError
 from unlearning.terminal import write_json
 
 EXAMPLES = """\b
@@ -24,13 +25,29 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Draw the figures of a finished run again, in the formats that a paper needs."""
-    from dissect.results import load_result
-
     wanted = figure_formats(formats)
-    exported = load_result(run).save_figures(run, formats=wanted)
+    exported = _load(run).save_figures(run, formats=wanted)
     if exported.problem:
         note(exported.problem)
     if as_json:
         write_json({"figures": [str(path) for path in exported.paths], "problem": exported.problem})
     elif not quiet:
         sys.stdout.writelines(f"{path}\n" for path in exported.paths)
+
+
+def _load(run: Path) -> Any:
+    """The result that a run directory holds, of whichever command wrote it."""
+    from dissect import load_behave, load_decompose, load_probe, load_result
+    from dissect.runs import read_record
+
+    loaders = {
+        "patch": load_result,
+        "restore": load_result,
+        "decompose": load_decompose,
+        "probe": load_probe,
+        "behave": load_behave,
+    }
+    command = read_record(run)["configuration"].get("command")
+    if command not in loaders:
+        raise InputError(f"{run}: a run of {command!r}, which has no figures; there are {', '.join(loaders)}")
+    return loaders[command](run)
