@@ -14,20 +14,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import dissect.patching
+import dissect.layer_sweep
 from dissect import load_prompts, load_result, patch
 from dissect.engine import ENGINES, Sweep, find_engine
 from dissect.engine.layers import Layers
 from dissect.pairs import Model, ModelPair
 from dissect.prompts import Batch, Prompts
-from dissect.results import PatchingResult
+from dissect.results import SweepResult
 from tests.dissect.helpers import RECORDS, assert_close, build_model, build_pair, change_weights, save_records
 from unlearning.errors import InputError
 
 COLUMNS = [
+    "arm",
     "target",
+    "donor",
     "kind",
     "site",
+    "window",
     "centre",
     "first_layer",
     "last_layer",
@@ -65,16 +68,16 @@ def prompts(pair: ModelPair, tmp_path_factory: pytest.TempPathFactory) -> Prompt
 
 
 @pytest.fixture(scope="module")
-def result(pair: ModelPair, prompts: Prompts, control: Model) -> PatchingResult:
+def result(pair: ModelPair, prompts: Prompts, control: Model) -> SweepResult:
     return patch(pair, prompts, window=3, control=control, progress=False)
 
 
 def test_both_engines_fill_the_same_table(
-    pair: ModelPair, prompts: Prompts, control: Model, result: PatchingResult
+    pair: ModelPair, prompts: Prompts, control: Model, result: SweepResult
 ) -> None:
     reference = patch(pair, prompts, window=3, control=control, engine="reference", progress=False).frame
-    labels = ["target", "kind", "site", "centre", "first_layer", "last_layer", "example", "group", "n_answer_tokens"]
-    numbers = [name for name in COLUMNS if name not in labels]
+    labels = COLUMNS[: COLUMNS.index("loss_unlearned")]
+    numbers = COLUMNS[COLUMNS.index("loss_unlearned") :]
     pd.testing.assert_frame_equal(result.frame[labels], reference[labels])
     assert_close(result.frame[numbers].to_numpy(), reference[numbers].to_numpy(), atol=1e-4)
 
@@ -127,7 +130,7 @@ def test_a_score_depends_on_its_own_prompt_only(
     check()
 
 
-def test_the_table_has_the_promised_columns_and_rows(result: PatchingResult, prompts: Prompts) -> None:
+def test_the_table_has_the_promised_columns_and_rows(result: SweepResult, prompts: Prompts) -> None:
     frame = result.frame
     assert [column for column in COLUMNS if column not in frame.columns] == []
     assert len(frame) == 2 * 3 * 3 * len(prompts)
@@ -142,7 +145,7 @@ def test_the_table_has_the_promised_columns_and_rows(result: PatchingResult, pro
 
 
 @torch.no_grad()
-def test_the_scores_of_a_row_are_those_of_its_models(pair: ModelPair, prompts: Prompts, result: PatchingResult) -> None:
+def test_the_scores_of_a_row_are_those_of_its_models(pair: ModelPair, prompts: Prompts, result: SweepResult) -> None:
     """Losses and log-probabilities before any patch, by a loop over the Hugging Face models' own logits."""
     first = result.frame[result.frame["target"] == "unlearned"].drop_duplicates("example_index")
     for (_, row), item in zip(first.iterrows(), prompts.items, strict=True):
@@ -164,7 +167,7 @@ def test_the_scores_of_a_row_are_those_of_its_models(pair: ModelPair, prompts: P
             assert_close(row[column], float(np.mean(values)), atol=2e-5)
 
 
-def test_a_curve_is_the_mean_over_examples(result: PatchingResult) -> None:
+def test_a_curve_is_the_mean_over_examples(result: SweepResult) -> None:
     curve = result.curve().set_index(["target", "site", "centre"])
     for place, cell in result.frame.groupby(["target", "site", "centre"]):
         row = curve.loc[place]
@@ -182,8 +185,8 @@ def test_a_curve_is_the_mean_over_examples(result: PatchingResult) -> None:
         assert row["n"] == len(RECORDS) and row["n_undefined"] == 0
 
 
-def test_a_notebook_curve_is_the_mean_over_groups_of_their_means(result: PatchingResult) -> None:
-    replica = PatchingResult(
+def test_a_notebook_curve_is_the_mean_over_groups_of_their_means(result: SweepResult) -> None:
+    replica = SweepResult(
         result.frame, {**result.configuration, "scoring": "notebook"}, result.provenance, result.wall_time_s
     )
     curve = replica.curve().set_index(["target", "site", "centre"])["krs"]
@@ -194,7 +197,7 @@ def test_a_notebook_curve_is_the_mean_over_groups_of_their_means(result: Patchin
         assert abs(of_groups.mean() - cell["krs"].mean()) > 1e-6
 
 
-def test_the_contrast_is_the_paired_difference_to_the_control(result: PatchingResult) -> None:
+def test_the_contrast_is_the_paired_difference_to_the_control(result: SweepResult) -> None:
     contrast = result.contrast().set_index(["site", "centre"])
     assert len(contrast) == 3 * 3
     wide = result.frame.pivot(index=["site", "centre", "example"], columns="target", values="krs")
@@ -211,7 +214,7 @@ def test_the_contrast_is_the_paired_difference_to_the_control(result: PatchingRe
 
 def test_a_run_without_a_control_has_no_contrast(pair: ModelPair, prompts: Prompts) -> None:
     alone = patch(pair, prompts, sites="mlp_out", window=1, control=None, progress=False)
-    assert alone.targets == ["unlearned"]
+    assert alone.arms == ["main"]
     assert alone.contrast().empty
     assert not [column for column in alone.peaks().columns if column.startswith(("control", "difference"))]
 
@@ -223,7 +226,7 @@ def test_a_control_equal_to_the_unlearned_model_makes_no_difference(pair: ModelP
         assert (contrast[column] == 0).all()
 
 
-def test_a_peak_is_where_the_mean_is_highest(result: PatchingResult) -> None:
+def test_a_peak_is_where_the_mean_is_highest(result: SweepResult) -> None:
     peaks = result.peaks().set_index("site")
     means = result.frame.groupby(["target", "site", "centre"])["krs"].mean()
     assert list(peaks.index) == ["mlp_coef", "attn_out", "mlp_coef+attn_out"]
@@ -267,7 +270,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
 ) -> None:
     """Between batches, and between the targets of one batch."""
 
-    def run(folder: str, *, batch_size: int = 2) -> PatchingResult:
+    def run(folder: str, *, batch_size: int = 2) -> SweepResult:
         out = tmp_path / folder
         # Measured chunks would differ between the runs, and with them the last bits.
         return patch(
@@ -290,7 +293,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
             raise KeyboardInterrupt
         computed.append((name, batch.examples))
 
-    monkeypatch.setattr(dissect.patching, "find_engine", engine_that(engine, die))
+    monkeypatch.setattr(dissect.layer_sweep, "find_engine", engine_that(engine, die))
     with pytest.raises(KeyboardInterrupt):
         run("killed")
     left = {file.name for file in (tmp_path / "killed").rglob("*") if file.is_file()}
@@ -303,7 +306,7 @@ def test_a_killed_run_goes_on_where_it_stopped(
     again: list[tuple[str, tuple[int, ...]]] = []
 
     monkeypatch.setattr(
-        dissect.patching,
+        dissect.layer_sweep,
         "find_engine",
         engine_that(engine, lambda name, batch: again.append((name, batch.examples))),
     )
@@ -341,7 +344,7 @@ def test_a_run_that_goes_on_keeps_the_chunk_that_was_measured(
 
     monkeypatch.setattr("dissect.engine.plan.measure_chunk", measure)
     with monkeypatch.context() as killed:
-        killed.setattr(dissect.patching, "find_engine", engine_that("wavefront", die))
+        killed.setattr(dissect.layer_sweep, "find_engine", engine_that("wavefront", die))
         with pytest.raises(KeyboardInterrupt):
             patch(pair, prompts, window=1, control=None, out=out, progress=False)
     assert json.loads((out / "run.json").read_text())["plan"]["chunk_tokens"] == 77
@@ -365,7 +368,7 @@ def test_a_batch_that_dies_halfway_leaves_no_part(
         yield next(swept.intervened)
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(dissect.patching, "find_engine", lambda _name: dying)
+    monkeypatch.setattr(dissect.layer_sweep, "find_engine", lambda _name: dying)
     with pytest.raises(RuntimeError, match="killed"):
         patch(pair, prompts, window=1, control=None, out=tmp_path / "run", progress=False)
     assert started == [1]
@@ -380,7 +383,7 @@ def test_a_complete_run_is_read_not_computed(
     def never(*_arguments: Any) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(dissect.patching, "find_engine", lambda _name: never)
+    monkeypatch.setattr(dissect.layer_sweep, "find_engine", lambda _name: never)
     second = patch(pair, prompts, window=1, control=None, out=tmp_path / "run", progress=False)
     pd.testing.assert_frame_equal(second.frame, first.frame, check_exact=True)
     assert second.wall_time_s == first.wall_time_s
@@ -392,7 +395,7 @@ def test_a_run_of_another_configuration_is_refused_and_told_apart(
     out = tmp_path / "run"
     patch(pair, prompts, sites="mlp_out", window=1, control=None, out=out, progress=False)
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
-    with pytest.raises(InputError, match="its window is 1, not 3"):
+    with pytest.raises(InputError, match="its windows is 1, not 3"):
         patch(pair, prompts, sites="mlp_out", window=3, control=None, out=out, progress=False)
     with pytest.raises(InputError, match="its sites is mlp_out, not mlp_coef"):
         patch(pair, prompts, sites="mlp_coef", window=1, control=None, out=out, progress=False)
@@ -409,7 +412,7 @@ def test_a_run_of_another_configuration_is_refused_and_told_apart(
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
-def test_a_saved_result_reads_back_the_same(result: PatchingResult, tmp_path: Path) -> None:
+def test_a_saved_result_reads_back_the_same(result: SweepResult, tmp_path: Path) -> None:
     path = result.save(tmp_path / "run")
     assert {"run.json", "results.parquet", "summary.json"} <= {file.name for file in path.iterdir()}
     assert list((path / "figures").glob("*.html"))

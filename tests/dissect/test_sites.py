@@ -2,7 +2,7 @@
 
 import pytest
 
-from dissect.sites import DEFAULT_SITES, SITES, parse_site_set, parse_sites, site_label
+from dissect.sites import PATCH_SITES, SITES, parse_site_set, parse_sites, site_label
 from tests.dissect.helpers import build_pair
 from unlearning.errors import InputError
 
@@ -18,7 +18,7 @@ def test_a_set_of_sites_is_the_same_however_it_is_ordered() -> None:
 
 
 def test_labels_and_parsing_are_inverse() -> None:
-    assert parse_sites(",".join(map(site_label, DEFAULT_SITES))) == DEFAULT_SITES
+    assert parse_sites(",".join(map(site_label, PATCH_SITES))) == PATCH_SITES
     assert site_label(("mlp_coef", "attn_out")) == "mlp_coef+attn_out"
 
 

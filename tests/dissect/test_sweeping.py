@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from dissect import patch
 from dissect.engine.blocks import replaced_forward
 from dissect.engine.memory import Budget
-from dissect.interventions import centred_windows, sweep
+from dissect.interventions import sweep
 from dissect.pairs import ModelPair
 from dissect.prompts import Prompts
-from dissect.results import PatchingResult
+from dissect.results import SweepResult
 from dissect.sites import parse_sites
 from dissect.sweeping import in_order
+from dissect.windows import centred_windows
 from tests.dissect.helpers import assert_close, build_pair, build_prompts, decoder_blocks, torch_state
 from unlearning.errors import InputError
 
@@ -39,17 +40,17 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Prompts:
     return build_prompts(tmp_path_factory.mktemp("sweeping"))
 
 
-def run(pair: ModelPair, prompts: Prompts, **options: Any) -> PatchingResult:
+def run(pair: ModelPair, prompts: Prompts, **options: Any) -> SweepResult:
     defaults = {"sites": SITES, "window": 1, "control": None, "chunk_tokens": 1000, "progress": False}
     return patch(pair, prompts, **(defaults | options))
 
 
 @pytest.fixture(scope="module")
-def whole(pair: ModelPair, prompts: Prompts) -> PatchingResult:
+def whole(pair: ModelPair, prompts: Prompts) -> SweepResult:
     return run(pair, prompts)
 
 
-def assert_same_table(ours: PatchingResult, theirs: PatchingResult) -> None:
+def assert_same_table(ours: SweepResult, theirs: SweepResult) -> None:
     labels = [name for name in theirs.frame if theirs.frame[name].dtype != "float64"]
     pd.testing.assert_frame_equal(ours.frame[labels], theirs.frame[labels])
     assert_close(ours.frame[NUMBERS].to_numpy(), theirs.frame[NUMBERS].to_numpy(), atol=2e-5)
@@ -65,7 +66,7 @@ def assert_same_table(ours: PatchingResult, theirs: PatchingResult) -> None:
 def test_the_table_is_the_same_however_the_work_is_cut(
     pair: ModelPair,
     prompts: Prompts,
-    whole: PatchingResult,
+    whole: SweepResult,
     batch_size: int,
     chunk_tokens: int,
     share: float,
@@ -73,7 +74,7 @@ def test_the_table_is_the_same_however_the_work_is_cut(
 ) -> None:
     budget = Budget(allowed=int(share * 3e6), held=0)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("dissect.patching.memory_budget", lambda *_arguments, **_options: budget)
+        patched.setattr("dissect.layer_sweep.memory_budget", lambda *_arguments, **_options: budget)
         ours = run(pair, prompts, batch_size=batch_size, chunk_tokens=chunk_tokens, engine=engine)
     assert_same_table(ours, whole)
 
@@ -100,7 +101,7 @@ def room_for(tokens: int, *modules: nn.Module) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("room", [250, 60, 40])
 def test_short_memory_makes_smaller_chunks_and_says_so_and_changes_no_number(
-    pair: ModelPair, prompts: Prompts, whole: PatchingResult, room: int, tmp_path: Path
+    pair: ModelPair, prompts: Prompts, whole: SweepResult, room: int, tmp_path: Path
 ) -> None:
     """Room for some copies of the batch, for one, and for a few of its rows."""
     blocks = [*decoder_blocks(pair.unlearned.hf), *decoder_blocks(pair.base.hf)]
@@ -166,10 +167,10 @@ def test_the_process_s_precision_holds_in_a_run_and_is_put_back(pair: ModelPair,
         handle.remove()
 
 
-def test_a_table_is_ordered_and_each_row_stands_once(whole: PatchingResult) -> None:
+def test_a_table_is_ordered_and_each_row_stands_once(whole: SweepResult) -> None:
     interventions = sweep(parse_sites(SITES), centred_windows(3, 1))
     shuffled = pd.concat([whole.frame.sample(frac=1, random_state=0), whole.frame.sample(5, random_state=1)])
-    back = in_order(shuffled.reset_index(drop=True), ["unlearned"], interventions)
+    back = in_order(shuffled.reset_index(drop=True), ["main"], interventions)
     pd.testing.assert_frame_equal(back, whole.frame)
     places = list(zip(whole.frame["site"], whole.frame["centre"], whole.frame["example_index"], strict=True))
     assert places == [

@@ -86,7 +86,7 @@ def test_a_walk_is_counted_to_the_operation(family: str, padding: str) -> None:
     for sites in SITE_SETS:
         if costs.down_proj == 0 and {"mlp_coef", "value_vectors"} & set(sites):
             continue
-        interventions = sweep([sites], centred_windows(3, 3))
+        interventions = sweep([sites], centred_windows(3, 3), pair.base.weights)
         expected = walk_flops(make_schedule(interventions, 3), costs, batch, 1) + habits(pair, batch)
         assert counted(pair, batch, interventions) == expected, sites
 
@@ -94,7 +94,7 @@ def test_a_walk_is_counted_to_the_operation(family: str, padding: str) -> None:
 def test_sites_together_and_several_targets_are_counted_to_the_operation() -> None:
     pair, batch = build_eager_pair("llama"), BATCHES["padded"]
     costs = costs_of(pair.base)
-    interventions = sweep([*PATCH_SITES, ("value_vectors",)], centred_windows(3, 1))
+    interventions = sweep([*PATCH_SITES, ("value_vectors",)], centred_windows(3, 1), pair.base.weights)
     schedule = make_schedule(interventions, 3)
     one, two = (walk_flops(schedule, costs, batch, targets) for targets in (1, 2))
     assert counted(pair, batch, interventions) == one + habits(pair, batch)
