@@ -89,7 +89,7 @@ def _term_figure(curve: pd.DataFrame, value: str, terms: list[str], *, title: st
         legend={"title": "term"},
         margin={"l": 70, "r": 20, "t": 80, "b": 60},
         width=300 + 430 * len(sites),
-        height=480,
+        height=max(480, 170 + 32 * len(terms) * curve["arm"].nunique()),  # else the legend is cut off
     )
     return figure
 
