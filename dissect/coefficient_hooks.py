@@ -52,7 +52,7 @@ def scored_coefficients(model: Model, batch: Batch) -> Float[Tensor, "layer scor
     kept: dict[int, Tensor] = {}
 
     def keep(layer: int, coefficients: Tensor) -> None:
-        kept[layer] = _wide(coefficients[batch.rows, batch.columns])
+        kept[layer] = _wide(_scored(coefficients, batch))
 
     edited_logits(model, batch, keep)
     return torch.stack([kept[layer].to(model.device) for layer in range(model.n_layers)])
@@ -113,13 +113,15 @@ def _edited(module: nn.Module, layer: int, edit: Edit, shape: torch.Size) -> Ite
 @contextmanager
 def _head_at(head: nn.Module, batch: Batch) -> Iterator[None]:
     """Give the output head nothing but the scored positions, as one row: no logits of others are computed."""
-    handle = head.register_forward_pre_hook(
-        lambda _module, args: (args[0][batch.rows.to(args[0].device), batch.columns.to(args[0].device)][None],)
-    )
+    handle = head.register_forward_pre_hook(lambda _module, args: (_scored(args[0], batch)[None],))
     try:
         yield
     finally:
         handle.remove()
+
+
+def _scored(states: Tensor, batch: Batch) -> Tensor:
+    return states[batch.rows.to(states.device), batch.columns.to(states.device)]  # layers may lie on several devices
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def _scaling_table(result: "ProbeResult") -> Table:
             here = scaling[(scaling["factor"] == factor) & (scaling["target"] == target)]
             cells.append(_cell(here[here["prompts"] == "forget"], "krs"))
             if "unrelated" in result.sets:
-                cells.append(_cell(here[here["prompts"] == "unrelated"], "kl_own", digits=3))
+                cells.append(_cell(here[here["prompts"] == "unrelated"], "kl_own", digits=4))
         table.add_row(*cells)
     return table
 
@@ -127,6 +127,13 @@ def _reading(result: "ProbeResult") -> list[str]:
                 f"{model}: all coefficients give KRS {row['krs_all']:.2f}; half of it comes back with the "
                 f"{row['k_half']:.0f} most changed, {row['share']:.1%} of them."
             )
+    if "control" in result.targets and result.neurons.size:
+        k = result.beyond_control()
+        lines.append(
+            "The most changed k give no more than they give the never-trained control, at the largest k."
+            if k is None
+            else f"The most changed k give more than they give the never-trained control from k = {k} on."
+        )
     lines.append(
         "[95 % intervals]; change is |m_u - m_b| / |m_b| at the answer positions, selectivity forget by unrelated, "
         "damage KL in nats from the model's own unscaled output."

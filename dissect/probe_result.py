@@ -181,6 +181,16 @@ class ProbeResult:
             rows.append({"k": k, "against": against} | _named("difference", estimate) | {"n": estimate.n})
         return pd.DataFrame(rows, columns=["k", "against", "difference", "difference_low", "difference_high", "n"])
 
+    def beyond_control(self) -> int | None:
+        """The smallest k from which on the top k give more than they give the control: every interval above 0.
+
+        None where there is no control, or where all neurons together do not give more either.
+        """
+        table = self.contrasts()
+        ours = table[table["against"] == "control"].sort_values("k", ascending=False)
+        n_above = int((ours["difference_low"] > 0).cumprod().sum())
+        return None if n_above == 0 else int(ours["k"].iloc[n_above - 1])
+
     def half(self) -> pd.DataFrame:
         """How few numbers hold the knowledge back: the smallest k whose KRS is half of that of all neurons.
 
@@ -239,6 +249,7 @@ class ProbeResult:
             "restored": _records(self.curve()),
             "contrasts": _records(self.contrasts()),
             "half": _records(self.half()),
+            "beyond_control": self.beyond_control(),
             "scaling": _records(self.scaling()),
             "concepts": _records(self.concepts),
             "undefined": _records(self.undefined()),

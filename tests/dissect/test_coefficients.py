@@ -62,6 +62,15 @@ def test_coefficients_and_logits_are_those_of_the_reference_engine(family: str, 
     assert_close(edited_logits(model, batch), logits, atol=2e-5)
 
 
+def test_positions_that_the_model_counts_itself_are_left_to_it(tmp_path: Path) -> None:
+    """As in the notebooks' protocol, where left padding shifts them."""
+    model = Model.wrap(build_model("gpt2"), build_tokenizer(), name="gpt2")
+    batch = build_batch(tmp_path, "left")
+    counted = replace(batch, position_ids=None)
+    assert_close(edited_logits(model, counted), scored_logits(model, counted, []), atol=2e-5)
+    assert not torch.allclose(edited_logits(model, counted), edited_logits(model, batch), atol=1e-2)
+
+
 def test_hooks_are_gone_after_a_failure(tmp_path: Path) -> None:
     model = Model.wrap(build_model("llama"), build_tokenizer(), name="llama")
     batch = build_batch(tmp_path, "right")

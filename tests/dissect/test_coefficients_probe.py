@@ -159,6 +159,20 @@ def test_half_is_the_first_k_that_reaches_half(result: ProbeResult) -> None:
     assert at(half, "krs_half", **where) == line[first]
 
 
+def test_beyond_control_is_where_every_larger_k_is_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    def beyond(lows: list[float], against: str = "control") -> int | None:
+        table = pd.DataFrame({"k": [1, 2, 4, 8], "against": against, "difference_low": lows})
+        monkeypatch.setattr(ProbeResult, "contrasts", lambda _self: table)
+        empty = pd.DataFrame()
+        return ProbeResult(empty, empty, empty, empty, {}, {}, 0.0).beyond_control()
+
+    assert beyond([0.1, -0.1, 0.1, 0.2]) == 4
+    assert beyond([0.1, 0.1, 0.1, 0.2]) == 1
+    assert beyond([0.1, 0.1, 0.1, -0.2]) is None
+    assert beyond([0.1, 0.1, 0.1, np.nan]) is None
+    assert beyond([0.1, 0.1, 0.1, 0.2], against="random") is None
+
+
 def test_identical_models_say_why_there_is_nothing(tmp_path: Path) -> None:
     base = Model.wrap(build_model("llama"), build_tokenizer(), name="base")
     probed = run_probe(ModelPair(base, base), tmp_path, control=None, draws=1)
