@@ -1,6 +1,8 @@
 """Builders: tiny real models of many families, pairs that differ in named weights, record files."""
 
+import copy
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,16 +265,12 @@ def decoder_blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
     raise AssertionError(f"no blocks in {type(model).__name__}")
 
 
-DOWN_PROJ = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj")
-
-
 def site_module(block: torch.nn.Module, site: str) -> torch.nn.Module:
     """The Hugging Face module that a site belongs to: its input for `mlp_coef`, its output for activations."""
     if site == "resid_post":
         return block
     names = {
-        "mlp_coef": DOWN_PROJ,
-        "value_vectors": DOWN_PROJ,
+        "mlp_coef": ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj"),
         "attn_out": ("self_attn.o_proj", "attention.dense", "attn.c_proj"),
         "mlp_out": ("mlp",),
     }[site]
@@ -292,39 +290,114 @@ def plain_inputs(model: Model, batch: Batch) -> dict[str, Tensor]:
     return inputs
 
 
+PLAIN_NAMES = {
+    "value_vectors": r"^(mlp\.(down_proj|dense_4h_to_h|c_proj|fc_out)|fc2)\.",
+    "key_vectors": r"^(mlp\.(gate_proj|up_proj|gate_up_proj|dense_h_to_4h|c_fc|fc_in)|fc1)\.",
+    "W_gate": r"^mlp\.(gate_proj|gate_up_proj)\.",
+    "W_in": r"^(mlp\.(up_proj|gate_up_proj|dense_h_to_4h|c_fc|fc_in)|fc1)\.",
+    "attn_weights": r"^(self_attn|self_attention|attention|attn)\.(?!\w*norm)",
+    "W_Q": r"attn\.q_proj\.|query_key_value|c_attn|qkv_proj",
+    "W_K": r"attn\.k_proj\.|query_key_value|c_attn|qkv_proj",
+    "W_V": r"attn\.v_proj\.|query_key_value|c_attn|qkv_proj",
+    "W_O": r"(attn\.(o_proj|out_proj|c_proj)|attention\.dense)\.",
+    "norms": r"norm|^ln_",
+}
+"""Which of a block's parameters a weight site means, by their names in Hugging Face's families."""
+PLAIN_OUTSIDE = {
+    "norms": r"^(model\.norm|gpt_neox\.final_layer_norm|transformer\.ln_f|model\.decoder\.final_layer_norm)\.",
+    "embed": r"embed_tokens|embed_positions|embed_in|wte|wpe|word_embeddings",
+    "unembed": r"^(lm_head|embed_out)\.",
+}
+"""The same outside of the blocks; the final norm counts to the last layer."""
+
+
+def plain_rows(model: PreTrainedModel, name: str, site: str) -> Any:
+    """Which outputs of a fused parameter belong to a part of it, worked out by hand; all of them where it is whole."""
+    config = model.config
+    heads, width = config.num_attention_heads, config.hidden_size
+    each = width // heads
+    if "gate_up_proj" in name and site in ("W_gate", "W_in"):
+        inner = config.intermediate_size
+        return slice(0, inner) if site == "W_gate" else slice(inner, None)
+    if not re.search("query_key_value|c_attn|qkv_proj", name) or site not in ("W_Q", "W_K", "W_V"):
+        return slice(None)
+    part = ("W_Q", "W_K", "W_V").index(site)
+    if config.model_type in ("gpt_neox", "bloom"):  # head by head: its query, key and value
+        return [row for row in range(3 * width) if row // each % 3 == part]
+    if config.model_type == "falcon":  # all queries, then the one key and the one value
+        return (slice(0, width), slice(width, width + each), slice(width + each, None))[part]
+    return slice(part * width, (part + 1) * width)
+
+
+def plain_restored(
+    target: PreTrainedModel, base: PreTrainedModel, sites: Sequence[str], layers: Sequence[int]
+) -> PreTrainedModel:
+    """A copy of the target with the base's values written into the parameters of these sites and layers, one by one."""
+    copied = copy.deepcopy(target)
+    last = len(decoder_blocks(target)) - 1
+    theirs = dict(base.named_parameters(remove_duplicate=False))
+    for name in theirs:
+        in_block = re.search(r"\.(?:layers|h)\.(\d+)\.(.+)$", name)
+        for site in sites:
+            if site.startswith("/"):
+                chosen = re.search(site.strip("/"), name) and (not in_block or int(in_block[1]) in layers)
+            elif in_block:
+                chosen = int(in_block[1]) in layers and re.search(PLAIN_NAMES.get(site, "$^"), in_block[2])
+            else:
+                chosen = re.search(PLAIN_OUTSIDE.get(site, "$^"), name) and (site != "norms" or last in layers)
+            if not chosen:
+                continue
+            module, key = copied.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+            value, rows = module.get_parameter(key).detach().clone(), plain_rows(target, name, site)
+            if value.dim() == 2 and target.config.model_type == "gpt2" and "c_attn" in name:
+                value[:, rows] = theirs[name].detach()[:, rows]
+            else:
+                value[rows] = theirs[name].detach()[rows]
+            setattr(module, key, torch.nn.Parameter(value))  # a tied one under this name alone
+    return copied
+
+
 class PlainPatcher:
     """Record and replace activations by plain torch hooks, without TransformerLens: the tests' own oracle."""
 
-    def __init__(self, base: PreTrainedModel, target: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        target: PreTrainedModel,
+        inputs: dict[str, Tensor],
+        donor_inputs: dict[str, Tensor] | None = None,
+    ) -> None:
         self.base, self.target, self.inputs = base, target, inputs
+        self.donor_inputs = donor_inputs or inputs
 
     @torch.no_grad()
-    def logits(self, sites: tuple[str, ...] = (), layers: range = range(0)) -> Tensor:
+    def logits(self, sites: Sequence[str] = (), layers: Sequence[int] = ()) -> Tensor:
         """Logits of the target with the base's activations and weights at these sites and layers, everywhere."""
-        places = [(site, layer) for layer in layers for site in sites if site != "value_vectors"]
+        weights = [site for site in sites if site in PLAIN_NAMES or site in PLAIN_OUTSIDE or site.startswith("/")]
+        places = [(site, layer) for layer in layers for site in sites if site not in weights]
         donor: dict[tuple[str, int], Tensor] = {}
-        self._run(self.base, places, lambda place, value: donor.__setitem__(place, value.clone()))
-        handles = [self._restore(layer) for layer in layers if "value_vectors" in sites]
-        try:
-            return self._run(self.target, places, lambda place, _value: donor[place])
-        finally:
-            for handle in handles:
-                handle.remove()
+        if places:
+            self._run(
+                self.base, places, lambda place, value: donor.__setitem__(place, value.clone()), self.donor_inputs
+            )
+        target = plain_restored(self.target, self.base, weights, layers) if weights else self.target
+        return self._run(target, places, lambda place, _value: donor[place], self.inputs)
 
     @torch.no_grad()
     def base_logits(self) -> Tensor:
         """Logits of the base."""
         return self.base(**self.inputs).logits
 
-    def _restore(self, layer: int) -> Any:
-        """Let the base's down projection answer for the target's."""
-        ours, theirs = (site_module(decoder_blocks(m)[layer], "value_vectors") for m in (self.target, self.base))
-        return ours.register_forward_hook(lambda _module, args, _output: theirs(*args))
-
-    def _run(self, model: PreTrainedModel, places: list[tuple[str, int]], act: Callable[..., Tensor | None]) -> Tensor:
+    def _run(
+        self,
+        model: PreTrainedModel,
+        places: list[tuple[str, int]],
+        act: Callable[..., Tensor | None],
+        inputs: dict[str, Tensor],
+    ) -> Tensor:
         handles = [self._hook(model, place, act) for place in places]
         try:
-            return model(**self.inputs, use_cache=False).logits
+            return model(**inputs, use_cache=False).logits
         finally:
             for handle in handles:
                 handle.remove()

@@ -1,7 +1,7 @@
 """Every engine against plain torch hooks on the untouched Hugging Face model, and by hand; nothing is left behind."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from dissect.engine.chunk import Chunk
 from dissect.engine.layers import InMemory
 from dissect.engine.reference import scored_logits
 from dissect.interventions import Intervention
+from dissect.interventions import sweep as all_in
 from dissect.pairs import Model
 from dissect.prompts import Batch
 from dissect.recovery import knowledge_recovery_score, logit_mse
-from dissect.sites import SITES
-from dissect.windows import Window
+from dissect.sites import SITES, WEIGHT_SITES, is_weight
+from dissect.windows import Window, prefix_windows, suffix_windows
 from tests.dissect.helpers import (
     PlainPatcher,
     assert_close,
@@ -38,6 +39,13 @@ from unlearning.errors import InputError
 FAMILIES = ["llama", "neox", "gpt2", "gemma2", "olmo2", "phi3", "qwen3", "mistral"]
 PATCHES = [(site,) for site in SITES] + [("mlp_coef", "attn_out"), ("attn_out", "mlp_out")]
 RESTORES = [("value_vectors",), ("attn_out", "value_vectors"), ("mlp_coef", "value_vectors")]
+WEIGHTS = [
+    *[(site,) for site in WEIGHT_SITES],
+    *[("/q_proj|query_key_value|c_attn/",), (r"/\.1\..*weight/",), ("/norm|ln_|embed|wte/",), ("/./",)],
+    *[("attn_out", "key_vectors"), ("W_V", "W_O"), ("mlp_coef", "value_vectors", "norms")],
+    *[("attn_weights", "embed"), ("mlp_out", "unembed"), ("value_vectors", "/norm/")],
+]
+"""Every weight site, expressions, and weights together with activations."""
 WINDOWS = [Window(0, (0,)), Window(1, (1,)), Window(2, (1, 2)), Window(1, (0, 1, 2))]
 INTERVENTIONS = [Intervention(sites, window) for sites in PATCHES for window in WINDOWS] + [
     Intervention(sites, window) for sites in RESTORES for window in WINDOWS
@@ -72,6 +80,52 @@ def test_every_intervention_equals_plain_hooks_on_the_hugging_face_model(
         assert_close(swept.target, target, atol=2e-5)
         for ours, theirs in zip(swept.intervened, expected, strict=True):
             assert_close(ours, theirs, atol=3e-5)
+
+
+def existing(model: Model, site_sets: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Those whose weights the architecture has."""
+    places: list[Any] = [*range(model.n_layers), "before", "after"]
+    return [
+        sites
+        for sites in site_sets
+        if all(any(model.weights.at([site], place) for place in places) for site in sites if is_weight(site))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [
+        *[("llama", False), ("gpt2", True), ("phi3", False)],
+        *[pytest.param(family, True, marks=pytest.mark.slow) for family in ("llama", "neox")],
+        *[
+            pytest.param(family, False, marks=pytest.mark.slow)
+            for family in ("gpt2", "neox", "gemma2", "olmo2", "qwen3", "mistral", "qwen2", "olmo")
+        ],
+    ],
+)
+def test_restored_weights_equal_a_copy_that_they_were_written_into(family: str, tied: bool, tmp_path: Path) -> None:
+    """Every weight site, alone and with activations, with a gap in the window and at its end; engines in turn."""
+    pair, batch = build_pair(family, tied=tied), build_batch(tmp_path, "left")
+    oracle = PlainPatcher(pair.base.hf, pair.unlearned.hf, plain_inputs(pair.base, batch))
+    windows = [Window(2, (0, 2)), prefix_windows(3)[1], suffix_windows(3)[1]]
+    items = all_in(existing(pair.base, WEIGHTS), windows, pair.base.weights)
+    assert {item.kind for item in items} == {"restore"}
+    lacking = {"gpt2": {"W_gate"}, "neox": {"W_gate"}, "olmo": {"norms"}}.get(family, set())
+    assert set(WEIGHT_SITES) - {site for item in items for site in item.sites} == lacking
+
+    def scored(all_logits: Tensor) -> Tensor:
+        return all_logits[batch.rows, batch.columns]
+
+    target = scored(oracle.logits())
+    expected = [scored(oracle.logits(item.sites, item.window.layers)) for item in items]
+    for intervention, logits in zip(items, expected, strict=True):
+        moved = float((logits - target).abs().max())
+        assert moved > 1e-3, f"{intervention.label} does too little to be compared"
+    for engine, step in (("wavefront", 1), ("reference", 4)):  # which builds a bridge for each
+        ((swept,),) = run_engine(engine, [pair.base, pair.unlearned], [batch], items[::step])
+        for intervention, ours, theirs in zip(items[::step], swept.intervened, expected[::step], strict=True):
+            gap = float((ours - theirs).abs().max())
+            assert gap < 5e-5, f"{engine}: {intervention.label} is {gap:.1g} away"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
