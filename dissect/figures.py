@@ -234,7 +234,7 @@ def comparison_figure(curves: dict[str, pd.DataFrame], *, columns: int = 2, titl
             figure.update_xaxes(title_text="centre layer of the window", **place)
         if place["col"] == 1:
             figure.update_yaxes(title_text="KRS", **place)
-    lowest = min(0.0, *(curve["krs_low"].min() for curve in curves.values()))
+    lowest = min(0.0, *(curve[["krs", "krs_low"]].min(axis=None) for curve in curves.values()))
     figure.update_yaxes(range=[lowest - 0.03, 1.03])
     height = 150 + 300 * n_rows
     figure.update_layout(
@@ -247,7 +247,7 @@ def comparison_figure(curves: dict[str, pd.DataFrame], *, columns: int = 2, titl
             "title": None,
             "y": 1 + 50 / (height - 170),
             "yanchor": "bottom",
-            "entrywidth": 0.49,
+            "entrywidth": 0.98 / max(2, columns),
             "entrywidthmode": "fraction",
             "traceorder": "normal",
         },
