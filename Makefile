@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 .PHONY: demo test test-all lint clean
 
 demo: $(STAMP)
-	$(BIN)/dissect patch --base demo:base --unlearned demo:npo --out runs/demo
+	$(BIN)/dissect patch --base demo:base --unlearned demo:npo
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow"
