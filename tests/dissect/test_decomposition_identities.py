@@ -18,7 +18,21 @@ import torch
 
 from dissect.decomposition import decompose
 from dissect.decomposition_scoring import NO_CHANGE
-from dissect.decomposition_terms import EXACT, SITES, SYMMETRIC, TERMS, Change, affine, record, scored, site_modules
+from dissect.decomposition_terms import (
+    EXACT,
+    SITES,
+    SYMMETRIC,
+    TERMS,
+    Change,
+    Hook,
+    affine,
+    can_resume,
+    hooked,
+    logits_with_term,
+    record,
+    scored,
+    site_modules,
+)
 from dissect.engine import reference
 from dissect.pairs import ModelPair
 from dissect.prompts import Batch, Prompts
@@ -295,3 +309,42 @@ def test_a_biased_transposed_projection_is_read_as_a_linear_one() -> None:
     assert bias is not None
     with torch.inference_mode():
         assert_close(m @ weight.T + bias, module(m), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_before_the_first_addition_are_left_out_and_change_nothing(family: str, tmp_path: Path) -> None:
+    pair = build_pair(family)
+    batch = build_batch(tmp_path, "left")
+    base = record(pair.base, batch, ("mlp",), everywhere=True)
+    own = record(pair.unlearned, batch, ("mlp",), everywhere=False)
+    assert can_resume(pair.unlearned, batch, own)
+    modules = site_modules(pair.unlearned, "mlp")
+    changes = {2: Change.of(site_modules(pair.base, "mlp")[2], modules[2])}
+    ran: list[int] = []
+    hooks: list[Hook] = [
+        (module, "pre", lambda _module, _args, layer=layer: ran.append(layer)) for layer, module in enumerate(modules)
+    ]
+    with hooked(hooks):
+        whole = logits_with_term(pair.unlearned, batch, changes, "mlp", "total", base)
+        short = logits_with_term(pair.unlearned, batch, changes, "mlp", "total", base, own)
+    assert ran == [0, 1, 2, 2]
+    assert (whole - own.logits).abs().max() > 1e-2
+    assert_close(short, whole, atol=1e-5)
+
+
+def test_a_model_that_passes_more_than_states_between_its_blocks_is_run_whole(
+    prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last block adds what the first one's MLP left behind, which a skipped block would not leave."""
+    pair = build_pair("llama")
+    left: dict[str, torch.Tensor] = {}
+    first, last = pair.unlearned.hf.model.layers[0], pair.unlearned.hf.model.layers[2]
+    first.mlp.register_forward_hook(lambda _module, _args, output: left.__setitem__("output", output))
+    last.register_forward_hook(lambda _module, _args, output: output + left.pop("output", torch.zeros(())))
+    (batch,) = prompts.batches(len(prompts))
+    assert not can_resume(pair.unlearned, batch, record(pair.unlearned, batch, ("mlp",), everywhere=False))
+    found = run(pair, prompts, sites="mlp")
+    monkeypatch.setattr("dissect.decomposition.can_resume", lambda *_arguments: False)
+    assert_close(found["krs"].to_numpy(), run(pair, prompts, sites="mlp")["krs"].to_numpy(), atol=0)
+    monkeypatch.setattr("dissect.decomposition.can_resume", lambda *_arguments: True)
+    assert (found["krs"] - run(pair, prompts, sites="mlp")["krs"]).abs().max() > 1e-2
