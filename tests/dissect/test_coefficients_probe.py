@@ -159,6 +159,20 @@ def test_half_is_the_first_k_that_reaches_half(result: ProbeResult) -> None:
     assert at(half, "krs_half", **where) == line[first]
 
 
+def test_half_is_worked_out_by_hand(result: ProbeResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    ks, top = [1, 2, 144], {"unlearned": [0.2, 0.3, 0.5], "control": [-0.1, -0.3, -0.2]}
+    table = pd.concat(
+        pd.DataFrame({"target": target, "selection": "top", "k": ks, "share": np.array(ks) / 144, "krs": krs})
+        for target, krs in top.items()
+    )
+    monkeypatch.setattr(ProbeResult, "curve", lambda _self: table)
+    half = result.half()
+    where = {"target": "unlearned", "selection": "top"}
+    assert (at(half, "k_half", **where), at(half, "krs_half", **where), at(half, "krs_all", **where)) == (2, 0.3, 0.5)
+    assert np.isnan(at(half, "k_half", target="unlearned", selection="random"))
+    assert np.isnan(at(half, "k_half", target="control", selection="top"))  # nothing comes back there
+
+
 def test_beyond_control_is_where_every_larger_k_is_above(monkeypatch: pytest.MonkeyPatch) -> None:
     def beyond(lows: list[float], against: str = "control") -> int | None:
         table = pd.DataFrame({"k": [1, 2, 4, 8], "against": against, "difference_low": lows})
