@@ -243,7 +243,7 @@ def _signed(value: float | None) -> str:
 
 
 def _window(results: dict[str, "SweepResult"]) -> int:
-    return int(next(iter(results.values())).configuration["window"])
+    return int(next(iter(results.values())).configuration["windows"][0])
 
 
 if __name__ == "__main__":
