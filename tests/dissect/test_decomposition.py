@@ -258,8 +258,16 @@ def test_another_configuration_is_refused(pair: ModelPair, prompts: Prompts, tmp
         decompose(pair, prompts, sites="mlp", control=None, out=tmp_path / "run", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "still_to_do"), [(1, [(2,), (3,), (4,)]), (2, [(2, 3), (4,)]), (3, [(0, 1, 2), (3, 4)])]
+)
 def test_a_killed_run_goes_on_where_it_stopped_even_with_other_batches(
-    pair: ModelPair, prompts: Prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    batch_size: int,
+    still_to_do: list[tuple[int, ...]],
+    pair: ModelPair,
+    prompts: Prompts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = decompose(pair, prompts, sites="mlp", control=None, null=1, batch_size=2, progress=False)
     real, calls = dissect.decomposition.record, []
@@ -279,8 +287,9 @@ def test_a_killed_run_goes_on_where_it_stopped_even_with_other_batches(
         load_decompose(tmp_path / "run")
     calls.clear()
     calls.extend([()] * 10)  # no more stops
-    resumed = decompose(pair, prompts, batch_size=3, **options)
-    assert (0, 1) not in calls[10:] and all(len(examples) <= 3 for examples in calls[10:])
+    resumed = decompose(pair, prompts, batch_size=batch_size, **options)
+    every = [batch.examples for batch in prompts.batches(batch_size)]  # of the null model, which had not begun
+    assert calls[10:] == [examples for examples in still_to_do + every for _model in range(2)]
     assert {key for key in zip(resumed.frame["arm"], resumed.frame["example_index"], strict=True)} == {
         (arm, i) for arm in ("main", "null-0") for i in range(len(RECORDS))
     }

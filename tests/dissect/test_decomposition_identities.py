@@ -278,6 +278,18 @@ def test_identical_models_have_no_score_and_no_share_and_say_so(family: str, pro
         assert not np.isinf(table.select_dtypes("number").to_numpy(np.float64)).any()
 
 
+def test_a_change_of_rounding_size_is_none(prompts: Prompts) -> None:
+    """Shares of noise would be noise: below ten epsilons of the output there is nothing to share out."""
+    pair = build_pair("llama", chosen=only(DOWN), scale=1e-16, dtype=torch.float64)
+    frame = run(pair, prompts, sites="mlp")
+    here = cells(frame, "weight")
+    assert (here["norm"] > 0).all() and (here["norm"] < 1e-14 * here["base_norm"]).all()
+    assert here["share"].isna().all() and (here["share_undefined"] == NO_CHANGE).all()
+    assert here["krs"].isna().all() and (here["undefined"] == NO_DIFFERENCE).all()
+    larger = build_pair("llama", chosen=only(DOWN), scale=1e-12, dtype=torch.float64)
+    assert_all(cells(run(larger, prompts, sites="mlp"), "weight"), "share", 1, atol=1e-3)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_batch_size_order_and_padding_side_change_nothing(family: str, tmp_path: Path) -> None:
     pair = build_pair(family, dtype=torch.float64)
