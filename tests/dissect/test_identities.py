@@ -6,6 +6,8 @@
 | gate or up projection  | 1                       | 0             | 1                       | 0               |
 | attention              | any (parallel block: 0) | 1             | any (parallel block: 0) | 0               |
 | final norm or head     | 0                       | 0             | 0                       | 0               |
+
+What weights must give is simpler: 1 wherever the changed tensor is put back, 0 wherever it is not, in any window.
 """
 
 import re
@@ -18,10 +20,11 @@ import pandas as pd
 import pytest
 import torch
 
-from dissect import load_prompts, patch
+from dissect import load_prompts, patch, restore
+from dissect.pairs import ModelPair
 from dissect.prompts import Prompts
 from dissect.scoring import NO_DIFFERENCE
-from tests.dissect.helpers import RECORDS, assert_close, build_pair, build_tokenizer, save_records
+from tests.dissect.helpers import PLAIN_NAMES, RECORDS, assert_close, build_pair, build_tokenizer, save_records
 
 N_LAYERS = 5
 LAYER = 2
@@ -242,6 +245,100 @@ def test_the_last_residual_stream_restores_all_when_norm_and_head_did_not_change
     last = frame["centre"] == N_LAYERS - 1
     assert_krs(frame, "resid_post", 1, last)
     assert_any(frame, "attn_out+mlp_out", last)
+
+
+RESTORED = {
+    "llama": "value_vectors,key_vectors,attn_weights,norms,W_Q,W_K,W_V,W_O,W_gate,W_in,embed,unembed",
+    "gpt2": "value_vectors,key_vectors,attn_weights,norms,W_O,W_in,embed,unembed",
+    "neox": "value_vectors,key_vectors,attn_weights,norms,W_O,W_in,embed,unembed",
+}
+NORMS = {"llama": r"input_layernorm\.weight", "gpt2": r"ln_2\.weight", "neox": r"post_attention_layernorm\.weight"}
+RESTORE_WINDOWS = {"wavefront": [1, 3, "prefix", "suffix", "layers 0,2,4"], "reference": ["layers 2", "layers 3-4"]}
+
+
+def restored_table(pair: ModelPair, prompts: Prompts, engine: str, sites: str) -> pd.DataFrame:
+    windows = RESTORE_WINDOWS[engine]
+    frame = restore(pair, prompts, sites=sites, window=windows, control=None, engine=engine, progress=False).frame
+    assert (frame["loss_unlearned"] > 1e-4).all()
+    return frame
+
+
+def layers_of(row: pd.Series) -> set[int]:
+    gaps = {"layers 0,2,4": {0, 2, 4}}
+    return gaps.get(row["window"], set(range(row["first_layer"], row["last_layer"] + 1)))
+
+
+CHANGED = [*changes("down"), *changes("keys"), *changes("attention"), *NORMS.items()]
+BOTH_ENGINES = {"neox": ["down", "attention"], "gpt2": ["keys"], "llama": ["down"]}
+"""What the reference engine, which builds a bridge for each, is quick enough for."""
+QUICK = {(family, SINGLE[family, kind][0]) for family, kinds in BOTH_ENGINES.items() for kind in kinds}
+
+
+@pytest.mark.parametrize(
+    ("family", "tensor", "engine"),
+    [
+        *[(*one, "wavefront") for one in CHANGED],
+        *[pytest.param(*one, "reference", marks=[] if one in QUICK else pytest.mark.slow) for one in CHANGED],
+    ],
+)
+def test_a_changed_tensor_is_restored_where_it_is_put_back_and_nowhere_else(
+    family: str, tensor: str, engine: str, prompts: Prompts
+) -> None:
+    pair = build_pair(family, chosen=at_layer(tensor), n_layers=N_LAYERS, tied=False, dtype=torch.float64)
+    sites = RESTORED[family] if engine == "wavefront" else "value_vectors,key_vectors,attn_weights,norms"
+    frame = restored_table(pair, prompts, engine, sites)
+    name = tensor.replace("\\", "")
+    holding = {site for site in frame["site"].unique() if re.search(PLAIN_NAMES.get(site, "$^"), name)}
+    assert holding & {"value_vectors", "key_vectors", "attn_weights", "norms"}
+    put_back = frame["site"].isin(holding) & frame.apply(lambda row: LAYER in layers_of(row), axis=1)
+    assert put_back.any() and not put_back.all()
+    assert_close(frame["krs"].to_numpy(), put_back.astype(float).to_numpy(), atol=EXACT)
+
+
+@pytest.mark.parametrize("engine", ["wavefront", "reference"])
+@pytest.mark.parametrize(
+    ("part", "site"), [(HEAD, "unembed"), (FINAL_NORM, "norms"), ("embed_tokens|embed_in|wte", "embed")]
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_outside_the_blocks_is_restored_by_its_own_name_alone(
+    family: str, part: str, site: str, engine: str, prompts: Prompts
+) -> None:
+    """The final norm in every window that holds the last layer."""
+    pair = build_pair(
+        family,
+        chosen=lambda name: re.search(part, name) is not None,
+        n_layers=N_LAYERS,
+        tied=False,
+        dtype=torch.float64,
+    )
+    sites = RESTORED[family] if engine == "wavefront" else "value_vectors,norms,embed,unembed"
+    frame = restored_table(pair, prompts, engine, sites)
+    put_back = frame["site"] == site
+    if site == "norms":
+        put_back &= frame["last_layer"] == N_LAYERS - 1
+    assert set(frame.loc[frame["site"].isin(["embed", "unembed"]), "window"]) == {"all"}
+    assert put_back.any() and not put_back.all()
+    assert_close(frame["krs"].to_numpy(), put_back.astype(float).to_numpy(), atol=EXACT)
+
+
+@pytest.mark.parametrize("engine", ["wavefront", "reference"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_value_vectors_coefficients_and_attention_rebuild_the_residual_stream(
+    family: str, engine: str, prompts: Prompts
+) -> None:
+    """All layers at once, every tensor of the blocks changed; with one of the three left out, or layers, it is less."""
+    pair = build_pair(
+        family, chosen=lambda name: not re.search(OUTER, name), n_layers=N_LAYERS, tied=False, dtype=torch.float64
+    )
+    sites = "value_vectors+mlp_coef+attn_out,value_vectors+mlp_coef,value_vectors+attn_out"
+    windows = ["layers 0-4", "layers 0-2,4"]
+    frame = restore(pair, prompts, sites=sites, window=windows, control=None, engine=engine, progress=False).frame
+    whole = frame["window"] == windows[0]
+    labels = list(frame["site"].unique())
+    assert_krs(frame, labels[0], 1, whole)
+    assert_any(frame, labels[0], ~whole)
+    for label in labels[1:]:
+        assert_any(frame, label, whole)
 
 
 @pytest.mark.parametrize("scoring", ["answer", "notebook"])
