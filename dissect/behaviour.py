@@ -25,7 +25,7 @@ from dissect.behaviour_scoring import Models, example_rows
 from dissect.coefficients import coefficient_changes
 from dissect.pairs import Model, ModelPair
 from dissect.progress import Progress
-from dissect.prompts import Prompts
+from dissect.prompts import Prompts, check_fits
 from dissect.runs import Run, Stopwatch, open_run, peak_memory_bytes
 from unlearning.errors import InputError
 
@@ -168,21 +168,10 @@ def _check(model: Model, asked: Questions) -> None:
         raise InputError(
             f"{model.name} is streamed from disk and cannot write answers token by token; load it whole (stream=False)"
         )
-    vocabulary = model.hf.config.get_text_config().vocab_size
     for name, prompts in asked.by_name.items():
         if prompts.scoring != "answer":
             raise InputError(f"the {name} prompts have {prompts.scoring} scoring; load them with scoring='answer'")
-        for item in prompts.items:
-            if len(item.input_ids) > model.context:
-                raise InputError(
-                    f"{name} prompt {item.id} has {len(item.input_ids)} tokens with its answer, and the context of "
-                    f"{model.name} is {model.context}; shorten or remove it"
-                )
-            if max(item.input_ids) >= vocabulary:
-                raise InputError(
-                    f"{name} prompt {item.id} has the token {max(item.input_ids)}, and {model.name} has {vocabulary} "
-                    "of them; the tokenizer is not this model's: copy its own beside the base's weights"
-                )
+        check_fits(model, prompts, name)
 
 
 def _ask(

@@ -1,6 +1,5 @@
 """What `behave` gives: rows, means with intervals per set, forget against unrelated, the figures."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,9 +11,9 @@ import pandas as pd
 
 from dissect.behaviour_prompts import FORGET
 from dissect.intervals import Bootstrap, Estimate
-from dissect.runs import Run, open_run, read_record, write_bytes, write_frame
+from dissect.runs import Run, open_run, read_finished, read_frame, write_frame
+from dissect.tidy import named, pair_title, records
 from dissect.two_samples import Example, TwoSamples
-from unlearning.errors import InputError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -115,8 +114,8 @@ class BehaviourResult:
                     difference, delta = samples.difference(*values), samples.cliffs_delta(*values)
                     rows.append(
                         {"model": model, "set": name, "metric": metric}
-                        | _named("difference", difference)
-                        | _named("cliffs_delta", delta)
+                        | named("difference", difference)
+                        | named("cliffs_delta", delta)
                         | {"pairing": samples.pairing, "n": difference.n}
                     )
         return pd.DataFrame(rows)
@@ -134,7 +133,7 @@ class BehaviourResult:
             bootstrap = Bootstrap(ours["group"].tolist(), seed=self.configuration["seed"])
             for metric in ("exact_match", "probability", "logprob", *AGAINST_BASE):
                 estimate = bootstrap.mean(_values(ours, metric) - _values(control, metric))
-                rows.append({"set": name, "metric": metric} | _named("difference", estimate) | {"n": estimate.n})
+                rows.append({"set": name, "metric": metric} | named("difference", estimate) | {"n": estimate.n})
         return pd.DataFrame(rows, columns=["set", "metric", "difference", "difference_low", "difference_high", "n"])
 
     def coefficient_curve(self) -> pd.DataFrame:
@@ -166,7 +165,7 @@ class BehaviourResult:
                 )
                 ratio = samples.ratio(ours, theirs)
                 place = {"target": target, "set": name, "layer": layer}
-                rows.append(place | _named("selectivity", ratio) | {"n": ratio.n})
+                rows.append(place | named("selectivity", ratio) | {"n": ratio.n})
         columns = ["target", "set", "layer", "selectivity", "selectivity_low", "selectivity_high", "n"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -185,10 +184,10 @@ class BehaviourResult:
         return {
             "configuration": self.configuration,
             **self.provenance,
-            "means": _records(self.means()),
-            "contrasts": _records(self.contrasts()),
-            "beyond_control": _records(self.beyond_control()),
-            "selectivity_last_layer": _records(last),
+            "means": records(self.means()),
+            "contrasts": records(self.contrasts()),
+            "beyond_control": records(self.beyond_control()),
+            "selectivity_last_layer": records(last),
         }
 
     def figure(self) -> "go.Figure":
@@ -206,10 +205,7 @@ class BehaviourResult:
     @property
     def title(self) -> str:
         """`base → unlearned`."""
-        names = [str(self.provenance[name]) for name in ("base", "unlearned")]
-        if all(os.sep in name for name in names):  # two directories: their last parts tell them apart
-            names = [os.path.basename(name.rstrip(os.sep)) for name in names]
-        return " → ".join(names)
+        return pair_title(self.provenance)
 
     def write(self, run: Run) -> None:
         """Write the tables into an open run and finish it."""
@@ -232,20 +228,13 @@ class BehaviourResult:
 
     def save_figures(self, path: Path, *, formats: Sequence[str] = ("html",)) -> "Exported":
         """Write the figures and their tables (csv) into `path/figures`."""
-        from dissect.figures import Exported, export
+        from dissect.figures import export_all
 
         figures = {"behaviour": (self.figure(), self.means())}
         if len(self.coefficients):
             figures["coefficients"] = (self.coefficient_figure(), self.coefficient_curve())
-        written: list[Path] = []
-        problem = None
-        for name, (figure, table) in figures.items():
-            exported = export(figure, path / "figures" / name, formats=formats)
-            problem = problem or exported.problem
-            place = path / "figures" / f"{name}.csv"
-            write_bytes(place, table.to_csv(index=False).encode())
-            written += [*exported.paths, place]
-        return Exported(tuple(written), problem)
+        drawn = {name: figure for name, (figure, _) in figures.items()}
+        return export_all(path, drawn, {name: table for name, (_, table) in figures.items()}, formats=formats)
 
 
 def load_behave(path: str | Path) -> BehaviourResult:
@@ -255,27 +244,15 @@ def load_behave(path: str | Path) -> BehaviourResult:
         InputError: not such a run directory, not finished, or a table of it is broken.
     """
     path = Path(path)
-    record = read_record(path)
-    command = record["configuration"].get("command")
-    if command != "behave":
-        raise InputError(f"{path}: a run of `dissect {command}`, not of `dissect behave`")
-    if record["status"] != "complete":
-        raise InputError(f"{path}: the run is not finished; run the same `dissect behave` command again to go on")
+    record = read_finished(path, "behave")
     coefficients = path / COEFFICIENTS
     return BehaviourResult(
-        frame=_read(path / "results.parquet"),
-        coefficients=_read(coefficients) if coefficients.is_file() else NO_COEFFICIENTS,
+        frame=read_frame(path / "results.parquet"),
+        coefficients=read_frame(coefficients) if coefficients.is_file() else NO_COEFFICIENTS,
         configuration=record["configuration"],
         provenance={key: record[key] for key in ("command", "base", "unlearned", "control", "data")},
         wall_time_s=record["wall_time_s"],
     )
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _values(cell: pd.DataFrame, metric: str, suffix: str = "") -> np.ndarray:
@@ -302,14 +279,3 @@ def _examples(cell: pd.DataFrame) -> list[Example]:
 
 def _interval(estimate: Estimate) -> dict[str, float]:
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
-
-
-def _named(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {str(key): value.item() if isinstance(value, np.generic) else value for key, value in row.items()}
-        for row in frame.to_dict("records")
-    ]

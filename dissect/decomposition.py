@@ -37,7 +37,7 @@ from dissect.direct_logits import DirectPath, find_path
 from dissect.null_models import check_null, null_model
 from dissect.pairs import Model, ModelPair
 from dissect.progress import Progress
-from dissect.prompts import Batch, Prompts
+from dissect.prompts import Batch, Prompts, check_fits
 from dissect.runs import Run, Stopwatch, open_run, peak_memory_bytes
 from unlearning.errors import InputError
 
@@ -101,7 +101,7 @@ def decompose(
         _check_in_memory(model)
     control_model = resolve_control(pair, control)
     arms = _arms(pair, control_model, null)
-    _check_tokens(pair.base, prompts)
+    check_fits(pair.base, prompts)
     for model in (pair.base, pair.unlearned, *([control_model] if control_model else [])):
         _check_in_memory(model)
         _Arm.of("", model, pair.base, known)  # tells of a missing site before anything is computed
@@ -216,21 +216,6 @@ def _check_in_memory(model: Model) -> None:
         raise InputError(
             f"{model.name} is streamed from disk, and a split needs the weights of both models; load it (--no-stream)"
         )
-
-
-def _check_tokens(model: Model, prompts: Prompts) -> None:
-    vocabulary = model.hf.config.get_text_config().vocab_size
-    for item in prompts.items:
-        if len(item.input_ids) > model.context:
-            raise InputError(
-                f"prompt {item.id} has {len(item.input_ids)} tokens with its answer, and the context of {model.name} "
-                f"is {model.context}; shorten or remove it"
-            )
-        if max(item.input_ids) >= vocabulary:
-            raise InputError(
-                f"prompt {item.id} has the token {max(item.input_ids)}, and {model.name} has {vocabulary} of them; "
-                "the tokenizer is not this model's: copy its own beside the base's weights"
-            )
 
 
 def _run(

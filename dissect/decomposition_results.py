@@ -1,6 +1,5 @@
 """What a decomposition gives: two tables, means with intervals, the difference to the other arms, the figures."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dissect.intervals import Bootstrap, Estimate
-from dissect.runs import Run, open_run, read_record, write_bytes, write_frame
-from unlearning.errors import InputError
+from dissect.intervals import Bootstrap
+from dissect.runs import Run, open_run, read_finished, read_frame, write_frame
+from dissect.tidy import named, pair_title, records, with_mean_null
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -69,15 +68,9 @@ class DecompositionResult:
 
     @cached_property
     def _with_mean_null(self) -> pd.DataFrame:
-        """The table with the null models' rows replaced by their mean for every example."""
-        is_null = self.frame["arm"].str.startswith("null-")
-        if not is_null.any():
-            return self.frame
+        """The table with the null models as one arm."""
         keys = ["target", "kind", *_PLACE, "example", "example_index", "group", "n_answer_tokens"]
-        nulls = self.frame[is_null]
-        numbers = [name for name in nulls.columns if nulls[name].dtype == np.float64]
-        mean = nulls.groupby(keys, sort=False)[numbers].mean().reset_index()
-        return pd.concat([self.frame[~is_null], mean.assign(arm="null")], ignore_index=True)
+        return with_mean_null(self.frame, keys)
 
     def curve(self) -> pd.DataFrame:
         """Every number per arm, site, place and term, with 95 % intervals (`_low`, `_high`).
@@ -116,7 +109,9 @@ class DecompositionResult:
             "direct": draws.mean(column["direct"]),
             "direct_centred": draws.mean(column["direct_centred"]),
         }
-        statistics = {key: value for name, estimate in estimates.items() for key, value in _named(name, estimate)}
+        statistics = {
+            key: value for name, estimate in estimates.items() for key, value in named(name, estimate).items()
+        }
         return statistics | {
             "n": len(cell),
             "n_undefined": len(cell) - krs.n,
@@ -144,7 +139,7 @@ class DecompositionResult:
                 row = {"against": arm} | dict(zip(_PLACE, place, strict=True))
                 for score in scores:
                     estimate = self._bootstrap.mean((cell[score] - cell[f"{score}_there"]).to_numpy(np.float64))
-                    row |= dict(_named(score, estimate)) | {f"n_{score}": estimate.n}
+                    row |= named(score, estimate) | {f"n_{score}": estimate.n}
                 rows.append(row)
         names = [key for score in scores for key in (score, f"{score}_low", f"{score}_high", f"n_{score}")]
         return pd.DataFrame(rows, columns=["against", *_PLACE, *names])
@@ -170,19 +165,16 @@ class DecompositionResult:
             "configuration": self.configuration,
             **self.provenance,
             "examples": int(first["example_index"].nunique()),
-            "curve": _records(self.curve()),
-            "contrast": _records(self.contrast()),
-            "arms": _records(losses.reset_index()),
-            "undefined": _records(self.undefined()),
+            "curve": records(self.curve()),
+            "contrast": records(self.contrast()),
+            "arms": records(losses.reset_index()),
+            "undefined": records(self.undefined()),
         }
 
     @property
     def title(self) -> str:
         """`base -> unlearned`."""
-        base, unlearned = (str(self.provenance[name]) for name in ("base", "unlearned"))
-        if os.sep in base and os.sep in unlearned:  # two directories: their last parts tell them apart
-            base, unlearned = os.path.basename(base.rstrip(os.sep)), os.path.basename(unlearned.rstrip(os.sep))
-        return f"{base} → {unlearned}"
+        return pair_title(self.provenance)
 
     def figure(self) -> "go.Figure":
         """KRS of each term per layer, a panel per site, the other arms dashed."""
@@ -221,20 +213,12 @@ class DecompositionResult:
 
     def save_figures(self, path: Path, *, formats: Sequence[str] = ("html",)) -> "Exported":
         """Write the figures and the curve's table into `path/figures`."""
-        from dissect.figures import Exported, export
+        from dissect.figures import export_all
 
-        written: list[Path] = []
-        problem = None
         figures = {"krs": self.figure(), "shares": self.shares_figure()}
         if self.frame["direct"].notna().any():
             figures["direct"] = self.direct_figure()
-        for name, figure in figures.items():
-            exported = export(figure, path / "figures" / name, formats=formats)
-            written += exported.paths
-            problem = problem or exported.problem
-        table = path / "figures" / "decomposition.csv"
-        write_bytes(table, self.curve().to_csv(index=False).encode())
-        return Exported((*written, table), problem)
+        return export_all(path, figures, {"decomposition": self.curve()}, formats=formats)
 
 
 def load_decompose(path: str | Path) -> DecompositionResult:
@@ -244,30 +228,7 @@ def load_decompose(path: str | Path) -> DecompositionResult:
         InputError: not a run directory, of another command, not finished, or a table is broken.
     """
     path = Path(path)
-    record = read_record(path)
-    command = record["configuration"].get("command")
-    if command != "decompose":
-        raise InputError(f"{path}: a run of `dissect {command}`, not of `dissect decompose`")
-    if record["status"] != "complete":
-        raise InputError(f"{path}: the run is not finished; run the same `dissect decompose` command again to go on")
-    frame, positions = (_read(path / name) for name in ("results.parquet", "positions.parquet"))
+    record = read_finished(path, "decompose")
+    frame, positions = (read_frame(path / name) for name in ("results.parquet", "positions.parquet"))
     provenance = {key: record[key] for key in ("command", "base", "unlearned", "control", "data")}
     return DecompositionResult(frame, positions, record["configuration"], provenance, record["wall_time_s"])
-
-
-def _read(file: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
-
-
-def _named(name: str, estimate: Estimate) -> list[tuple[str, float]]:
-    return [(name, estimate.value), (f"{name}_low", estimate.low), (f"{name}_high", estimate.high)]
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {str(key): value.item() if isinstance(value, np.generic) else value for key, value in row.items()}
-        for row in frame.to_dict("records")
-    ]

@@ -1,11 +1,12 @@
 """Figures as pure functions of result tables, and their export for papers."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -234,7 +235,8 @@ def comparison_figure(curves: dict[str, pd.DataFrame], *, columns: int = 2, titl
             figure.update_xaxes(title_text="centre layer of the window", **place)
         if place["col"] == 1:
             figure.update_yaxes(title_text="KRS", **place)
-    lowest = min(0.0, *(curve[["krs", "krs_low"]].min(axis=None) for curve in curves.values()))
+    values = [curve[["krs", "krs_low"]].to_numpy(np.float64) for curve in curves.values()]
+    lowest = min(0.0, float(np.nanmin(np.concatenate(values))))
     figure.update_yaxes(range=[lowest - 0.03, 1.03])
     height = 150 + 300 * n_rows
     figure.update_layout(
@@ -352,6 +354,22 @@ def export(figure: go.Figure, stem: Path, *, formats: Sequence[str] = ("html",))
         paths.append(stem.with_name(f"{stem.name}.{name}"))  # with_suffix would cut `llama-3.2`
         write_bytes(paths[-1], content)
     return Exported(tuple(paths), problem)
+
+
+def export_all(
+    path: Path, figures: Mapping[str, go.Figure], tables: Mapping[str, pd.DataFrame], *, formats: Sequence[str]
+) -> Exported:
+    """Write figures and the tables that they show, as csv, into `path/figures`, each under its name; see `export`."""
+    written: list[Path] = []
+    problem = None
+    for name, figure in figures.items():
+        exported = export(figure, path / "figures" / name, formats=formats)
+        written += exported.paths
+        problem = problem or exported.problem
+    for name, table in tables.items():
+        written.append(path / "figures" / f"{name}.csv")
+        write_bytes(written[-1], table.to_csv(index=False).encode())
+    return Exported(tuple(written), problem)
 
 
 def _export_problem(error: Exception) -> str:

@@ -18,7 +18,7 @@ from dissect.interventions import sweep
 from dissect.pairs import Model, ModelPair
 from dissect.precision import Precision, matmul_precision
 from dissect.processes import ALONE, Processes
-from dissect.prompts import Prompts
+from dissect.prompts import Prompts, check_fits
 from dissect.results import SweepResult, load_result
 from dissect.runs import Run, Stopwatch, open_run
 from dissect.sites import SITES, SiteSet, is_regex, is_weight, regex_of, site_label
@@ -158,7 +158,7 @@ def _prepare(pair: ModelPair, prompts: Prompts, settings: Settings) -> _Prepared
     for model in (pair.base, pair.unlearned, control, *donors):
         if isinstance(model, Model):
             _check_sites(model, settings.sites)
-            _check_tokens(model, prompts)
+            check_fits(model, prompts)
     for one in donors:
         weights = [site for site_set in settings.sites for site in site_set if is_weight(site)]
         if isinstance(one, str) and weights:
@@ -262,18 +262,3 @@ def _no_match(text: str, model: Model) -> str:
     near = difflib.get_close_matches(plain, model.weights.all_names, n=3, cutoff=0.3)
     near = near or list(model.weights.all_names[:3])
     return f"--parameters {text}: matches no parameter of {model.name}; the nearest names are {', '.join(near)}"
-
-
-def _check_tokens(model: Model, prompts: Prompts) -> None:
-    vocabulary = model.hf.config.get_text_config().vocab_size
-    for item in prompts.items:
-        if len(item.input_ids) > model.context:
-            raise InputError(
-                f"prompt {item.id} has {len(item.input_ids)} tokens with its answer, and the context of {model.name} "
-                f"is {model.context}; shorten or remove it"
-            )
-        if max(item.input_ids) >= vocabulary:
-            raise InputError(
-                f"prompt {item.id} has the token {max(item.input_ids)}, and {model.name} has {vocabulary} of them; "
-                "the tokenizer is not this model's: copy its own beside the base's weights"
-            )

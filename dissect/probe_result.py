@@ -1,6 +1,5 @@
 """What `probe` gives: the tables, their means with intervals, the difference to the controls, the figures."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from dissect.coefficients import CHANGES, last_layers_share
-from dissect.intervals import Bootstrap, Estimate
-from dissect.runs import Run, open_run, read_record, write_bytes, write_frame
+from dissect.intervals import Bootstrap
+from dissect.runs import Run, open_run, read_finished, read_frame, write_frame
+from dissect.tidy import named, pair_title, records
 from dissect.two_samples import Example, TwoSamples
-from unlearning.errors import InputError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -96,7 +95,7 @@ class ProbeResult:
             cell = cell.sort_values("example_index")
             row = {"target": target, "prompts": prompts, "layer": layer}
             for name in CHANGES:
-                row |= _named(name, self._bootstraps[str(prompts)].mean(cell[name].to_numpy(np.float64)))
+                row |= named(name, self._bootstraps[str(prompts)].mean(cell[name].to_numpy(np.float64)))
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -115,7 +114,7 @@ class ProbeResult:
                     for name in ("forget", "unrelated")
                 )
                 place = {"target": target, "layer": layer}
-                rows.append(place | _named("selectivity", samples.ratio(ours, theirs)))
+                rows.append(place | named("selectivity", samples.ratio(ours, theirs)))
         columns = ["target", "layer", "selectivity", "selectivity_low", "selectivity_high"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -144,8 +143,8 @@ class ProbeResult:
             estimate = bootstrap.mean(table["krs"].to_numpy(np.float64))
             rows.append(
                 {"target": target, "selection": selection, "k": k, "share": k / self._n_neurons}
-                | _named("krs", estimate)
-                | _named("logprob", bootstrap.mean(table["logprob_intervened"].to_numpy(np.float64)))
+                | named("krs", estimate)
+                | named("logprob", bootstrap.mean(table["logprob_intervened"].to_numpy(np.float64)))
                 | {"draws": int(table["draws"].iloc[0]), "n": estimate.n}
             )
         return pd.DataFrame(rows)
@@ -178,7 +177,7 @@ class ProbeResult:
                 continue
             ours = cells["unlearned", "top", k]["krs"].to_numpy(np.float64)
             estimate = bootstrap.mean(ours - table["krs"].to_numpy(np.float64))
-            rows.append({"k": k, "against": against} | _named("difference", estimate) | {"n": estimate.n})
+            rows.append({"k": k, "against": against} | named("difference", estimate) | {"n": estimate.n})
         return pd.DataFrame(rows, columns=["k", "against", "difference", "difference_low", "difference_high", "n"])
 
     def beyond_control(self) -> int | None:
@@ -226,7 +225,7 @@ class ProbeResult:
             row = {"target": target, "prompts": prompts, "factor": factor}
             estimates = {name: bootstrap.mean(cell[column].to_numpy(np.float64)) for name, column in names.items()}
             for name, estimate in estimates.items():
-                row |= _named(name, estimate)
+                row |= named(name, estimate)
             rows.append(row | {"n": estimates["krs"].n})
         return pd.DataFrame(rows)
 
@@ -241,27 +240,24 @@ class ProbeResult:
         return {
             "configuration": self.configuration,
             **self.provenance,
-            "layers": _records(self.layer_curve()),
-            "selectivity": _records(self.selectivity()),
-            "last_layers_share": _records(self.shares()),
-            "neurons": _records(self.neurons),
+            "layers": records(self.layer_curve()),
+            "selectivity": records(self.selectivity()),
+            "last_layers_share": records(self.shares()),
+            "neurons": records(self.neurons),
             "no_neurons": NO_CHANGE if self.neurons.empty else "",
-            "restored": _records(self.curve()),
-            "contrasts": _records(self.contrasts()),
-            "half": _records(self.half()),
+            "restored": records(self.curve()),
+            "contrasts": records(self.contrasts()),
+            "half": records(self.half()),
             "beyond_control": self.beyond_control(),
-            "scaling": _records(self.scaling()),
-            "concepts": _records(self.concepts),
-            "undefined": _records(self.undefined()),
+            "scaling": records(self.scaling()),
+            "concepts": records(self.concepts),
+            "undefined": records(self.undefined()),
         }
 
     @property
     def title(self) -> str:
         """`base → unlearned`."""
-        names = [str(self.provenance[name]) for name in ("base", "unlearned")]
-        if all(os.sep in name for name in names):  # two directories: their last parts tell them apart
-            names = [os.path.basename(name.rstrip(os.sep)) for name in names]
-        return " → ".join(names)
+        return pair_title(self.provenance)
 
     def figure(self) -> "go.Figure":
         """KRS against the number of neurons put back: the most changed, norm-matched and random ones."""
@@ -305,22 +301,15 @@ class ProbeResult:
 
     def save_figures(self, path: Path, *, formats: Sequence[str] = ("html",)) -> "Exported":
         """Write the figures and their tables (csv) into `path/figures`."""
-        from dissect.figures import Exported, export
+        from dissect.figures import export_all
 
         figures = {
             "neurons": (self.figure(), self.curve()),
             "layers": (self.layers_figure(), self.layer_curve()),
             "scaling": (self.scaling_figure(), self.scaling()),
         }
-        written: list[Path] = []
-        problem = None
-        for name, (figure, table) in figures.items():
-            exported = export(figure, path / "figures" / name, formats=formats)
-            problem = problem or exported.problem
-            place = path / "figures" / f"{name}.csv"
-            write_bytes(place, table.to_csv(index=False).encode())
-            written += [*exported.paths, place]
-        return Exported(tuple(written), problem)
+        drawn = {name: figure for name, (figure, _) in figures.items()}
+        return export_all(path, drawn, {name: table for name, (_, table) in figures.items()}, formats=formats)
 
 
 def load_probe(path: str | Path) -> ProbeResult:
@@ -330,15 +319,10 @@ def load_probe(path: str | Path) -> ProbeResult:
         InputError: not such a run directory, not finished, or a table of it is broken.
     """
     path = Path(path)
-    record = read_record(path)
-    command = record["configuration"].get("command")
-    if command != "probe":
-        raise InputError(f"{path}: a run of `dissect {command}`, not of `dissect probe`")
-    if record["status"] != "complete":
-        raise InputError(f"{path}: the run is not finished; run the same `dissect probe` command again to go on")
+    record = read_finished(path, "probe")
     layers, neurons, concepts = (_table(path, name) for name in TABLES)
     return ProbeResult(
-        frame=_read(path / "results.parquet"),
+        frame=read_frame(path / "results.parquet"),
         layers=layers,
         neurons=neurons,
         concepts=concepts,
@@ -350,23 +334,4 @@ def load_probe(path: str | Path) -> ProbeResult:
 
 def _table(path: Path, name: str) -> pd.DataFrame:
     file = path / f"{name}.parquet"
-    return _read(file) if file.is_file() else pd.DataFrame()
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
-
-
-def _named(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): _plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    return read_frame(file) if file.is_file() else pd.DataFrame()

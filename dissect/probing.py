@@ -28,7 +28,7 @@ from dissect.neurons import NeuronChanges, NeuronSet, neuron_changes, neuron_set
 from dissect.pairs import Model, ModelPair
 from dissect.probe_result import ProbeResult, load_probe
 from dissect.progress import Progress
-from dissect.prompts import Prompts, load_prompts
+from dissect.prompts import Prompts, check_fits, load_prompts
 from dissect.runs import Run, Stopwatch, open_run, peak_memory_bytes
 from unlearning.errors import InputError
 
@@ -93,7 +93,7 @@ def probe(
     for model in (pair.base, *targets.values()):
         check_coefficients(model)
         for name, prompts in asked.items():
-            _check_prompts(model, name, prompts)
+            check_fits(model, prompts, name)
     configuration = {
         "command": "probe",
         "base_sha256": pair.base.sha256,
@@ -263,18 +263,3 @@ def _check_shape(base: Model, last_layers: int, top: int) -> None:
     neurons = base.n_layers * len(value_vectors(base, 0))
     if top > neurons:
         raise InputError(f"--top {top}: {base.name} has {neurons} neurons; use as many at most")
-
-
-def _check_prompts(model: Model, name: str, prompts: Prompts) -> None:
-    vocabulary = model.hf.config.get_text_config().vocab_size
-    for item in prompts.items:
-        if len(item.input_ids) > model.context:
-            raise InputError(
-                f"{name} prompt {item.id} has {len(item.input_ids)} tokens with its answer, and the context of "
-                f"{model.name} is {model.context}; shorten or remove it"
-            )
-        if max(item.input_ids) >= vocabulary:
-            raise InputError(
-                f"{name} prompt {item.id} has the token {max(item.input_ids)}, and {model.name} has {vocabulary} of "
-                "them; the tokenizer is not this model's: copy its own beside the base's weights"
-            )

@@ -385,3 +385,29 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
         if token is not None:
             return int(token)
     return 0
+
+
+def check_fits(model: "Model", prompts: Prompts, name: str = "") -> None:
+    """Check that a model can read prompts.
+
+    Args:
+        model: the model.
+        prompts: what it is to read.
+        name: of this set of prompts, where there are several.
+
+    Raises:
+        InputError: a prompt is longer than the model's context, or has a token that the model does not have.
+    """
+    vocabulary = model.hf.config.get_text_config().vocab_size
+    for item in prompts.items:
+        prompt = " ".join(filter(None, (name, "prompt", item.id)))
+        if len(item.input_ids) > model.context:
+            raise InputError(
+                f"{prompt} has {len(item.input_ids)} tokens with its answer, and the context of {model.name} "
+                f"is {model.context}; shorten or remove it"
+            )
+        if max(item.input_ids) >= vocabulary:
+            raise InputError(
+                f"{prompt} has the token {max(item.input_ids)}, and {model.name} has {vocabulary} of them; "
+                "the tokenizer is not this model's: copy its own beside the base's weights"
+            )

@@ -1,6 +1,5 @@
 """What a layer sweep gives: the table, its means with intervals, the difference to the control, the figures."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dissect.intervals import Bootstrap, Estimate
-from dissect.runs import open_run, read_record, write_bytes
-from unlearning.errors import InputError
+from dissect.intervals import Bootstrap
+from dissect.runs import open_run, read_finished, read_frame
+from dissect.tidy import named, pair_title, records, with_mean_null
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -73,22 +72,16 @@ class SweepResult:
         return self._curve
 
     def _with_mean_null(self) -> pd.DataFrame:
-        """The table with the null models' rows replaced by their mean for every example."""
-        is_null = self.frame["arm"].str.startswith("null-")
-        if not is_null.any():
-            return self.frame
+        """The table with the null models as one arm."""
         keys = ["target", "donor", "kind", *_PLACE, "example", "example_index", "group", "n_answer_tokens"]
-        nulls = self.frame[is_null]
-        numbers = [name for name in nulls.columns if nulls[name].dtype == np.float64]
-        mean = nulls.groupby(keys, sort=False)[numbers].mean().reset_index()
-        return pd.concat([self.frame[~is_null], mean.assign(arm="null", undefined="")], ignore_index=True)
+        return with_mean_null(self.frame, keys)
 
     def _statistics(self, cell: pd.DataFrame) -> dict[str, Any]:
         cell = cell.sort_values("example_index")
         column = {name: cell[name].to_numpy(np.float64) for name in cell.columns if cell[name].dtype == np.float64}
         bootstrap = self._bootstrap
         mean = bootstrap.mean(column["krs"])
-        statistics = _named("krs", mean)
+        statistics = named("krs", mean)
         statistics["krs_median"] = float(cell["krs"].median())
         pairs = {
             "krs_ratio_of_means": (
@@ -108,7 +101,7 @@ class SweepResult:
         for name, (numerators, denominators) in pairs.items():
             # Where the models agree on an example there is nothing to recover, in any score.
             defined = np.where(np.isnan(column["krs"]), np.nan, denominators)
-            statistics |= _named(name, bootstrap.ratio(numerators, defined))
+            statistics |= named(name, bootstrap.ratio(numerators, defined))
         return statistics | {"n": len(cell), "n_undefined": len(cell) - mean.n}
 
     def contrast(self) -> pd.DataFrame:
@@ -127,13 +120,13 @@ class SweepResult:
             if arm == "main":
                 continue
             theirs = table.loc[table["arm"] == arm]
-            named = {name: theirs[name].iloc[0] for name in _ARM}
+            told = {name: theirs[name].iloc[0] for name in _ARM}
             wide = ours.merge(theirs[[*keys, "krs"]], on=keys, suffixes=("", "_there"))
             for place, cell in wide.groupby(_PLACE, sort=False):
                 cell = cell.sort_values("example_index")
                 estimate = self._bootstrap.mean((cell["krs"] - cell["krs_there"]).to_numpy(np.float64))
-                row = named | dict(zip(_PLACE, place, strict=True))
-                rows.append(row | _named("difference", estimate) | {"n": estimate.n})
+                row = told | dict(zip(_PLACE, place, strict=True))
+                rows.append(row | named("difference", estimate) | {"n": estimate.n})
         columns = [*_ARM, *_PLACE, "difference", "difference_low", "difference_high", "n"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -173,11 +166,11 @@ class SweepResult:
             "configuration": self.configuration,
             **self.provenance,
             "examples": int(first["example_index"].nunique()),
-            "peaks": _records(self.peaks()),
-            "curve": _records(self.curve()),
-            "contrast": _records(self.contrast()),
-            "arms": _records(losses.reset_index()),
-            "undefined": _records(self.undefined()),
+            "peaks": records(self.peaks()),
+            "curve": records(self.curve()),
+            "contrast": records(self.contrast()),
+            "arms": records(losses.reset_index()),
+            "undefined": records(self.undefined()),
         }
 
     def figure(self) -> "go.Figure":
@@ -207,13 +200,11 @@ class SweepResult:
 
     @property
     def title(self) -> str:
-        """`base → unlearned`, and how the run differs from the default one."""
-        base, unlearned = (str(self.provenance[name]) for name in ("base", "unlearned"))
-        if os.sep in base and os.sep in unlearned:  # two directories: their last parts tell them apart
-            base, unlearned = os.path.basename(base.rstrip(os.sep)), os.path.basename(unlearned.rstrip(os.sep))
+        """`base → unlearned`, from the donor to the target."""
+        base, unlearned = self.provenance["base"], self.provenance["unlearned"]
         if self.configuration["direction"] != "base-to-unlearned":
             base, unlearned = unlearned, base
-        return f"{base} → {unlearned}"
+        return pair_title({"base": base, "unlearned": unlearned})
 
     def save(self, path: str | Path, *, formats: Sequence[str] = ("html",)) -> Path:
         """Write the run directory of DESIGN.md: tables, summary and figures.
@@ -229,20 +220,13 @@ class SweepResult:
 
     def save_figures(self, path: Path, *, formats: Sequence[str] = ("html",)) -> "Exported":
         """Write the figures into `path/figures`: the curve, the differences (both as csv too), the examples."""
-        from dissect.figures import Exported, export
+        from dissect.figures import export_all
 
-        written: list[Path] = []
-        problem = None
+        figures, tables = {"krs": self.figure()}, {"krs": self.curve()}
         contrast = self.contrast()
-        differences = {"difference": self.difference_figure()} if len(contrast) else {}
-        for name, figure in ({"krs": self.figure()} | differences | {"examples": self.heatmap()}).items():
-            exported = export(figure, path / "figures" / name, formats=formats)
-            written += exported.paths
-            problem = problem or exported.problem
-        for name, table in ({"krs": self.curve()} | ({"difference": contrast} if len(contrast) else {})).items():
-            written.append(path / "figures" / f"{name}.csv")
-            write_bytes(written[-1], table.to_csv(index=False).encode())
-        return Exported(tuple(written), problem)
+        if len(contrast):
+            figures["difference"], tables["difference"] = self.difference_figure(), contrast
+        return export_all(path, figures | {"examples": self.heatmap()}, tables, formats=formats)
 
 
 def load_result(path: str | Path) -> SweepResult:
@@ -252,15 +236,9 @@ def load_result(path: str | Path) -> SweepResult:
         InputError: not a run directory, not finished, or its table is broken.
     """
     path = Path(path)
-    record = read_record(path)
-    if record["status"] != "complete":
-        command = record["configuration"].get("command", "patch")
-        raise InputError(f"{path}: the run is not finished; run the same `dissect {command}` command again to go on")
-    try:
-        frame = pd.read_parquet(path / "results.parquet")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path / 'results.parquet'}: cannot be read: {str(error).splitlines()[0]}") from None
+    record = read_finished(path, "patch", "restore")
     provenance = {key: record[key] for key in ("command", "base", "unlearned", "control", "donors", "data")}
+    frame = read_frame(path / "results.parquet")
     return SweepResult(frame, record["configuration"], provenance, record["wall_time_s"])
 
 
@@ -277,14 +255,3 @@ def difference_name(arm: str) -> str:
 def _at(table: pd.DataFrame, site: str, kind: str, centre: int) -> pd.DataFrame:
     """The rows of one site and window."""
     return table[(table["site"] == site) & (table["window"] == kind) & (table["centre"] == centre)]
-
-
-def _named(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {str(key): value.item() if isinstance(value, np.generic) else value for key, value in row.items()}
-        for row in frame.to_dict("records")
-    ]

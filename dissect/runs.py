@@ -198,6 +198,33 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def read_finished(path: Path, *commands: str) -> dict[str, Any]:
+    """The `run.json` of a finished run of one of these commands.
+
+    Raises:
+        InputError: what `read_record` raises, a run of another command, or one that is not finished.
+    """
+    record = read_record(path)
+    command = record["configuration"].get("command")
+    if command not in commands:
+        raise InputError(f"{path}: a run of `dissect {command}`, not of `dissect {' or '.join(commands)}`")
+    if record["status"] != "complete":
+        raise InputError(f"{path}: the run is not finished; run the same `dissect {command}` command again to go on")
+    return record
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """A table of a run.
+
+    Raises:
+        InputError: it is not there, or broken.
+    """
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+
+
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     keys = [key for key in dict.fromkeys([*theirs, *ours]) if theirs.get(key) != ours.get(key)]
     return [f"its {key} is {_short(theirs.get(key))}, not {_short(ours.get(key))}" for key in keys]

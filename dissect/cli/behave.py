@@ -11,6 +11,7 @@ from dissect.cli import options
 from dissect.cli.opening import (
     ModelOptions,
     choice,
+    earlier_run,
     figure_formats,
     find_data,
     note,
@@ -79,7 +80,7 @@ def command(
     reading = Reading(None if template is None else template.replace("\\n", "\n"), chat, known_answers, limit)
     asked = read_questions(sources, pair.tokenizer, reading, answers_from=pair.base)
     out = out or Path("runs") / f"behave-{short_name(unlearned)}"
-    earlier = _earlier(out)
+    earlier = earlier_run(out)
     result = behave(
         pair,
         asked.forget,
@@ -108,18 +109,6 @@ def _sources(data: Path | None, unrelated: Path | None, completions: Path | None
         sources = Sources(data, zoo.question_set("retain"), completions)
     sources.check()
     return sources
-
-
-def _earlier(out: Path) -> str | None:
-    """What a run directory holds already of the run that is about to go on there."""
-    from dissect.runs import Run, read_record
-
-    if not (out / "run.json").is_file():
-        return None
-    run = Run(out, read_record(out))
-    if run.is_complete:
-        return f"{out} holds this very run already; nothing was computed again"
-    return f"went on in {out}, where {run.n_parts} batches were finished"
 
 
 def _report(result: "BehaviourResult", out: Path, formats: list[str], *, quiet: bool, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from dissect.cli import options
 from dissect.cli.opening import (
     ModelOptions,
     PromptOptions,
+    earlier_run,
     figure_formats,
     find_data,
     note,
@@ -74,13 +75,12 @@ def command(
 
     from dissect.decomposition import decompose, parse_decomposed
     from dissect.processes import ALONE
-    from dissect.runs import Run, read_record
 
     known = parse_decomposed(sites)
     pair = open_pair(base, unlearned, loading, ALONE)
     prompts = open_prompts(data, pair, asking)
     out = out or Path("runs") / run_name(unlearned, scoring, null)
-    finished = (out / "run.json").is_file() and Run(out, read_record(out)).is_complete
+    earlier = earlier_run(out)
     result = decompose(
         pair,
         prompts,
@@ -92,8 +92,8 @@ def command(
         out=out,
         progress=not quiet,
     )
-    if finished and not quiet:
-        note(f"{out} holds this very run already; nothing was computed again")
+    if earlier and not quiet:
+        note(earlier)
     _report(result, out, wanted, quiet=quiet, as_json=as_json)
 
 

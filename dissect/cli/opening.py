@@ -157,6 +157,18 @@ def short_name(model: str) -> str:
     return model.replace(":", "-") if model in zoo.BUILTIN else Path(model).name
 
 
+def earlier_run(out: Path) -> str | None:
+    """What a run directory holds already of the run that is about to go on there, to be told afterwards."""
+    from dissect.runs import Run, read_record
+
+    if not (out / "run.json").is_file():
+        return None
+    run = Run(out, read_record(out))
+    if run.is_complete:
+        return f"{out} holds this very run already; nothing was computed again"
+    return f"went on in {out}, where {run.n_parts} parts were finished"
+
+
 def note(message: str) -> None:
     """One line on stderr that is no error."""
     sys.stderr.write(f"dissect: {message}\n")

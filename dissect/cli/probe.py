@@ -11,6 +11,7 @@ from dissect.cli import options
 from dissect.cli.opening import (
     ModelOptions,
     choice,
+    earlier_run,
     figure_formats,
     find_data,
     note,
@@ -86,7 +87,7 @@ def command(
     from dissect.probing import probe
 
     out = out or Path("runs") / f"probe-{short_name(unlearned)}"
-    earlier = _earlier(out)
+    earlier = earlier_run(out)
     result = probe(
         pair,
         forget,
@@ -128,18 +129,6 @@ def _prompts(sources: "Sources", reading: "Reading", pair: "ModelPair") -> "tupl
         sources = replace(sources, unrelated=zoo.question_set("retain"))
     asked = read_questions(sources, pair.tokenizer, reading, answers_from=pair.base)
     return asked.forget, asked.unrelated["unrelated"]
-
-
-def _earlier(out: Path) -> str | None:
-    """What a run directory holds already of the run that is about to go on there."""
-    from dissect.runs import Run, read_record
-
-    if not (out / "run.json").is_file():
-        return None
-    run = Run(out, read_record(out))
-    if run.is_complete:
-        return f"{out} holds this very run already; nothing was computed again"
-    return f"went on in {out}, where {run.n_parts} parts were finished"
 
 
 def _report(result: "ProbeResult", out: Path, formats: list[str], *, quiet: bool, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dissect.cli.opening import (
     ModelOptions,
     PromptOptions,
+    earlier_run,
     figure_formats,
     find_data,
     note,
@@ -108,7 +109,7 @@ def run(request: Request, settings: "Settings") -> None:
             write_json(plan.record()) if request.as_json else print_plan(plan)
             return
         out = request.out or Path("runs") / run_name(request, settings)
-        earlier = _earlier(out)
+        earlier = earlier_run(out)
         quiet = request.loading.quiet
         result = run_layer_sweep(
             request.command, pair, prompts, settings, out=out, progress=not quiet, processes=processes
@@ -139,18 +140,6 @@ def run_name(request: Request, settings: "Settings") -> str:
 def names_of(text: str) -> list[str]:
     """The names in a comma-separated list."""
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _earlier(out: Path) -> str | None:
-    """What a run directory holds already of the run that is about to go on there."""
-    from dissect.runs import Run, read_record
-
-    if not (out / "run.json").is_file():
-        return None
-    run = Run(out, read_record(out))
-    if run.is_complete:
-        return f"{out} holds this very run already; nothing was computed again"
-    return f"went on in {out}, where {run.n_parts} batches were finished"
 
 
 def _report(result: "SweepResult", out: Path, formats: Sequence[str], *, quiet: bool, as_json: bool) -> None:

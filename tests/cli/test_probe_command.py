@@ -47,7 +47,7 @@ def test_json_is_the_only_thing_on_stdout_and_agrees_with_the_files(
     assert (outcome.code, outcome.err) == (0, "")
     told = json.loads(outcome.out)
     assert told.pop("run") == str(run)
-    written = [f"{name}.{kind}" for name in ("neurons", "layers", "scaling") for kind in ("html", "csv")]
+    written = [f"{name}.{kind}" for kind in ("html", "csv") for name in ("neurons", "layers", "scaling")]
     assert [Path(path) for path in told.pop("figures")] == [run / "figures" / name for name in written]
     assert told == json.loads((run / "summary.json").read_text())
     assert told["control"] == str(world.control)
