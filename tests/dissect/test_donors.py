@@ -292,7 +292,7 @@ def test_every_donor_has_its_arm_and_its_scores_from_both_engines(prompts: Promp
     )
     assert (krs.drop(columns="main").sub(krs["main"], axis=0).abs() > 1e-4).all().all()
     assert_close(krs.to_numpy(), expected.to_numpy(), atol=1e-4)
-    contrast = wavefront.contrast().set_index(["against", "site", "centre"])["difference"]
+    contrast = wavefront.contrast().set_index(["arm", "site", "centre"])["difference"]
     for (arm, site, centre), difference in contrast.items():
         here = krs.loc[site, centre]
         assert_close(difference, (here["main"] - here[arm]).mean(), atol=1e-9)
