@@ -66,7 +66,9 @@ class Step:
     @property
     def restores_borrowed(self) -> bool:
         """Whether only the down projection has to be run, on coefficients that its sibling computed."""
-        return self.borrows and "attn_out" not in self.sites and bool(self.weights) and spared(self.weights, "mlp_coef")
+        if self.replaces_mlp or "attn_out" in self.sites or not self.weights:
+            return False
+        return self.borrows and spared(self.weights, "mlp_coef")
 
 
 @dataclass(frozen=True)
