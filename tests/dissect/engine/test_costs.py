@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dissect.anatomy import block_of
+from dissect.donors import Donor, own
 from dissect.engine.costs import costs_of, walk_bytes, walk_flops
 from dissect.engine.schedule import make_schedule
 from dissect.engine.wavefront import _habits, _lane
@@ -102,6 +103,48 @@ def test_sites_together_and_several_targets_are_counted_to_the_operation() -> No
     # One base for both targets.
     base = one - (two - one)
     assert 0 < base < costs.forward(*batch.input_ids.shape)
+
+
+RESTORED = [
+    *[
+        ("key_vectors",),
+        ("attn_weights",),
+        ("norms",),
+        ("embed",),
+        ("unembed",),
+        ("W_O",),
+        ("mlp_coef", "value_vectors"),
+    ],
+    *[("attn_out", "key_vectors"), ("mlp_coef", "norms"), ("embed", "attn_weights"), ("/weight/",)],
+]
+
+
+@pytest.mark.parametrize("padding", BATCHES)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_a_walk_that_restores_is_counted_to_the_operation(family: str, padding: str) -> None:
+    pair, batch = build_eager_pair(family), BATCHES[padding]
+    costs, once = costs_of(pair.base), habits(pair, batch)
+    for sites in RESTORED:
+        interventions = sweep([sites], centred_windows(3, 3), pair.base.weights)
+        expected = walk_flops(make_schedule(interventions, 3), costs, batch, 1) + once
+        assert counted(pair, batch, interventions) == expected, sites
+    together = sweep(RESTORED, centred_windows(3, 1), pair.base.weights)
+    expected = walk_flops(make_schedule(together, 3), costs, batch, 2) + once
+    assert counted(pair, batch, together, targets=2) == expected
+
+
+@pytest.mark.parametrize("kind", ["other", "third"])
+def test_a_donor_s_own_forward_is_counted_to_the_operation(kind: str) -> None:
+    pair, batch = build_eager_pair("llama"), BATCHES["padded"]
+    interventions = sweep([*PATCH_SITES], centred_windows(3, 3))
+    models, donor = [pair.base, pair.unlearned], Donor(pair.base, {0: tuple(range(40)), 1: tuple(range(9))})
+    if kind == "third":
+        third = build_eager_pair("llama").unlearned
+        models, donor = [pair.base, third, pair.unlearned], own(third)
+    expected = walk_flops(make_schedule(interventions, 3), costs_of(pair.base), batch, 1, n_sources=2)
+    with FlopCounterMode(display=False) as counter:
+        run_engine("wavefront", models, [batch], interventions, donor=donor, chunk_tokens=200)
+    assert counter.get_total_flops() == expected + habits(pair, batch)
 
 
 @pytest.mark.parametrize("family", ["bloom", "opt"])
