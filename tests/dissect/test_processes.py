@@ -6,14 +6,18 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dissect import load_pair, restore
 from dissect.launch import KILLED, SILENT_BEATS, Peer
 from dissect.processes import ALONE, Processes, joined, neighbours
+from tests.dissect.helpers import build_pair, build_prompts
 from unlearning.errors import InputError
 
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -114,7 +118,7 @@ def test_a_process_of_another_machine_is_dead_after_a_minute_of_silence() -> Non
     assert peer.fate is None
 
 
-def launch(script: str, count: int) -> list[subprocess.Popen[str]]:
+def launch(script: str, count: int, *arguments: str) -> list[subprocess.Popen[str]]:
     """So many processes that run the same script, started by hand: the first holds the store then."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -128,7 +132,7 @@ def launch(script: str, count: int) -> list[subprocess.Popen[str]]:
     }
     return [
         subprocess.Popen(
-            [sys.executable, "-c", script],
+            [sys.executable, "-c", script, *arguments],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -189,3 +193,51 @@ def test_who_waits_and_who_computes_stop_with_the_reason_of_the_one_that_died(
     second.communicate(timeout=60)
     assert (out, err) == (f"process 1 stopped: {reason}; run the same command again to go on", "")
     assert time.monotonic() - start < 40
+
+
+SHARE = """
+import os, sys
+from pathlib import Path
+from dissect import load_pair, restore
+from dissect.processes import joined
+from tests.dissect.helpers import build_prompts
+folder = Path(sys.argv[1])
+with joined(device="cpu") as processes:
+    pair = load_pair(str(folder / "base"), str(folder / "unlearned"))
+    mine = folder / f"prompts {processes.rank}"
+    mine.mkdir()
+    found = restore(
+        pair, build_prompts(mine), sites="value_vectors+mlp_coef,embed", window=["prefix", 1], null=1, control=None,
+        donor=str(folder / "base"), batch_size=1, chunk_tokens=60, out=folder / "run", progress=False,
+        processes=processes,
+    )
+    found.frame.to_parquet(folder / f"table {processes.rank}.parquet")
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_the_arms_of_a_restoration_and_each_has_the_whole_table(tmp_path: Path) -> None:
+    pair = build_pair("gpt2")
+    for model in (pair.base, pair.unlearned):
+        model.hf.save_pretrained(tmp_path / model.name)
+        pair.tokenizer.save_pretrained(tmp_path / model.name)
+    for process in launch(SHARE, 2, str(tmp_path)):
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (0, ""), err
+    found = [pd.read_parquet(tmp_path / f"table {rank}.parquet") for rank in range(2)]
+    pd.testing.assert_frame_equal(*found, check_exact=True)
+    (folder := tmp_path / "alone").mkdir()
+    alone = restore(
+        load_pair(str(tmp_path / "base"), str(tmp_path / "unlearned")),
+        build_prompts(folder),
+        sites="value_vectors+mlp_coef,embed",
+        window=["prefix", 1],
+        null=1,
+        control=None,
+        donor=str(tmp_path / "base"),
+        batch_size=1,
+        chunk_tokens=60,
+        progress=False,
+    )
+    assert alone.arms == ["main", "null-0", "donor"]
+    pd.testing.assert_frame_equal(found[0], alone.frame, rtol=1e-4, atol=1e-5)
