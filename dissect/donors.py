@@ -98,12 +98,14 @@ def other_question(model: Model, prompts: Prompts, *, seed: int) -> Donor:
     for place, index in enumerate(order):
         item = prompts.items[index]
         after = (prompts.items[order[(place + step) % len(order)]] for step in range(1, len(order)))
-        other = next((one for one in after if _answer(one) != _answer(item)), None)
+        fitted = (aligned(one, item) for one in after)
+        # Compared as they are read: an answer that begins as this one does may be cut down to it.
+        other = next((one for one in fitted if one[item.answer_start :] != _answer(item)), None)
         if other is None:
             raise InputError(
                 f"--donor other-question: no other prompt has another answer than {item.id}; give more prompts"
             )
-        tokens[index] = aligned(other, item)
+        tokens[index] = other
     return Donor(model, tokens)
 
 

@@ -109,6 +109,28 @@ def test_questions_that_all_have_one_answer_are_refused(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
 
 
+def test_an_answer_that_is_cut_down_to_the_own_one_is_no_other(tmp_path: Path) -> None:
+    """Oslo never gets `Oslo in Porto`, which it would read as its own answer, nor `Oslo Oslo` the plain one."""
+    records = [
+        {"prompt": "Where was Ada born?", "answer": "Oslo", "id": "short"},
+        {"prompt": "Where was Ben born?", "answer": "Oslo in Porto", "id": "long"},
+        {"prompt": "Where was Cleo born?", "answer": "Lima", "id": "else"},
+    ]
+    prompts = build_prompts(tmp_path, records)
+    short, _, last = prompts.items
+    for seed in range(6):
+        tokens = other_question(cached_pair("llama").base, prompts, seed=seed).tokens
+        for index, item in enumerate(prompts.items):
+            assert tokens[index][item.answer_start :] != item.input_ids[item.answer_start :]
+        assert (
+            tokens[0][-1] == last.input_ids[last.answer_start : last.answer_start + 1][0]
+            or len(short.input_ids) - short.answer_start > 1
+        )
+    with pytest.raises(InputError, match="no other prompt has another answer than short"):
+        for seed in range(6):
+            other_question(cached_pair("llama").base, build_prompts(tmp_path, records[:2]), seed=seed)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_donor_reads_its_tokens_where_the_target_reads_its_own(side: Any, prompts: Prompts) -> None:
     donor = other_question(cached_pair("llama").base, prompts, seed=1)
