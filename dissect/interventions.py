@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dissect.sites import SITES, SiteSet, is_weight, site_label
 from dissect.windows import Window, whole_model
+from unlearning.errors import InputError
 
 if TYPE_CHECKING:
     from dissect.weights import WeightNames
@@ -63,9 +64,20 @@ def sweep(
         site_sets: what is replaced together.
         windows: where.
         weights: which weights the model has; needed where a weight is among the sites.
+
+    Raises:
+        InputError: none of the windows has anything of a set.
     """
     windows = list(windows)
-    return [item for sites in site_sets for item in _in_windows(sites, windows, weights)]
+    planned: list[Intervention] = []
+    for sites in site_sets:
+        several = _in_windows(sites, windows, weights)
+        if not several:
+            raise InputError(
+                f"{site_label(sites)}: has nothing in the layers that are named; name others, or a --window"
+            )
+        planned += several
+    return planned
 
 
 def _in_windows(sites: SiteSet, windows: list[Window], weights: "WeightNames | None") -> list[Intervention]:

@@ -53,7 +53,7 @@ def test_report_of_a_tiny_pair(stream: bool, tmp_path: Path) -> None:
     record = json.loads(outcome.out)
     run = json.loads((tmp_path / "tiny" / "run" / "run.json").read_text())
     assert run["status"] == "complete" and run["configuration"]["examples"] == 2
-    assert run["configuration"]["window"] == 3
+    assert run["configuration"]["windows"] == ["3"]
     assert record["sweep_seconds"] == run["wall_time_s"] < record["process_seconds"] < time.time() - started
     assert 100 * MIB < record["peak_resident_bytes"] < 4096 * MIB
     on_disk = sum(path.stat().st_size for path in tmp_path.glob("tiny/*/*.safetensors"))

@@ -230,6 +230,11 @@ def test_a_restored_score_depends_on_its_own_prompt_only(side: Any, batch_size: 
         ("mixtral", {"sites": "attn_weights+mlp_coef"}, "base has no site mlp_coef: "),
         ("llama", {"sites": "mlp_coef"}, "'mlp_coef' restores no weight; add one, as value_vectors+mlp_coef"),
         ("llama", {"sites": "value_vector"}, "unknown site 'value_vector': did you mean value_vectors?"),
+        (
+            "llama",
+            {"parameters": r"layers\.1\.mlp", "window": "layers 0,2"},
+            r"/layers\.1\.mlp/: has nothing in the layers that are named; name others",
+        ),
         ("llama", {"null": -1}, "--null -1: 0 or more"),
         ("llama", {"direction": "backwards"}, "--direction backwards: use base-to-unlearned or unlearned-to-base"),
     ],
