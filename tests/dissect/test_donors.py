@@ -110,7 +110,7 @@ def test_questions_that_all_have_one_answer_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_is_cut_down_to_the_own_one_is_no_other(tmp_path: Path) -> None:
-    """Oslo never gets `Oslo in Porto`, which it would read as its own answer, nor `Oslo Oslo` the plain one."""
+    """Oslo never gets `Oslo in Porto`, which would be read as its own answer."""
     records = [
         {"prompt": "Where was Ada born?", "answer": "Oslo", "id": "short"},
         {"prompt": "Where was Ben born?", "answer": "Oslo in Porto", "id": "long"},
@@ -122,10 +122,8 @@ def test_an_answer_that_is_cut_down_to_the_own_one_is_no_other(tmp_path: Path) -
         tokens = other_question(cached_pair("llama").base, prompts, seed=seed).tokens
         for index, item in enumerate(prompts.items):
             assert tokens[index][item.answer_start :] != item.input_ids[item.answer_start :]
-        assert (
-            tokens[0][-1] == last.input_ids[last.answer_start : last.answer_start + 1][0]
-            or len(short.input_ids) - short.answer_start > 1
-        )
+        n_answer = short.n_answer_tokens
+        assert tokens[0][short.answer_start :] == (last.input_ids[last.answer_start :] * n_answer)[:n_answer]
     with pytest.raises(InputError, match="no other prompt has another answer than short"):
         for seed in range(6):
             other_question(cached_pair("llama").base, build_prompts(tmp_path, records[:2]), seed=seed)
