@@ -142,6 +142,14 @@ def test_streamed_models_restore_the_same(family: str, prompts: Prompts, tmp_pat
     pd.testing.assert_frame_equal(streamed.drop(columns=numbers), whole.drop(columns=numbers))
     assert_close(streamed[numbers].to_numpy(), whole[numbers].to_numpy(), atol=2e-5)
     assert len(whole["site"].unique()) == 8 and whole["krs"].nunique() > len(whole) // 3
+    donors = ["other-question", "noise", str(tmp_path / "unlearned")]
+    given: dict[str, Any] = {"sites": "mlp_coef,attn_out", "window": 1, "control": None, "progress": False}
+    whole, streamed = (
+        patch(one, prompts, donor=donors, direction="unlearned-to-base", batch_size=2, **given).frame
+        for one in (load_pair(*paths), streamed_pair)
+    )
+    assert len(streamed["arm"].unique()) == 4
+    assert_close(streamed["krs"].to_numpy(), whole["krs"].to_numpy(), atol=2e-5)
     for options, match in (({"null": 1}, "--null needs the models in memory"), ({"engine": "reference"}, "--stream")):
         with pytest.raises(InputError, match=match):
             restore(streamed_pair, prompts, window=1, control=None, progress=False, **options)  # type: ignore[arg-type]
