@@ -24,7 +24,7 @@ from dissect.runs import Run, Stopwatch, open_run
 from dissect.sites import SITES, SiteSet, is_regex, is_weight, regex_of, site_label
 from dissect.sweeping import Work, run_sweep
 from dissect.weights import Place
-from dissect.windows import parse_windows, window_kinds
+from dissect.windows import parse_windows
 from unlearning.errors import InputError
 
 Command = Literal["patch", "restore"]
@@ -121,7 +121,7 @@ def _record(
         "examples": len(prompts),
         "scoring": prompts.scoring,
         "sites": [site_label(site_set) for site_set in settings.sites],
-        "windows": [str(kind) for kind in window_kinds(settings.window)],
+        "windows": list(dict.fromkeys(window.kind for window in parse_windows(settings.window, pair.n_layers))),
         "direction": settings.direction,
         "donors": [one.sha256 if isinstance(one, Model) else one for one in prepared.donors],
         "null": settings.null,

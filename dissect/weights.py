@@ -127,6 +127,8 @@ def _sites_in_block(block: nn.Module, anatomy: Anatomy, adapter: Any) -> dict[st
     for site, (part, key) in _OWN.items():
         path = component_path(mapping.submodules, part, key)
         own = [name for name in projections if _is_below(name, path)]
+        if part == "mlp" and anatomy.down_proj is None:  # experts: what is called a gate there is their router
+            continue
         if own:
             sites[site] = dict.fromkeys(own)
     for part, split_name in (("attn", "split_qkv_matrix"), ("mlp", "split_gate_up_matrix")):

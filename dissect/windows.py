@@ -102,18 +102,19 @@ def parse_windows(window: int | str | Sequence[int | str] | None, n_layers: int)
     Raises:
         InputError: a word that is none of these, or layers that the model does not have.
     """
+    if window is None:  # on a shallow model as wide as it allows
+        widest = n_layers if n_layers % 2 else n_layers - 1
+        window = [min(kind, widest) if isinstance(kind, int) else kind for kind in DEFAULT_WINDOWS]
     return [one for kind in window_kinds(window) for one in _windows_of(kind, n_layers)]
 
 
-def window_kinds(window: int | str | Sequence[int | str] | None) -> tuple[int | str, ...]:
+def window_kinds(window: int | str | Sequence[int | str]) -> tuple[int | str, ...]:
     """The kinds of windows that are named, each once, checked as far as that goes without a model.
 
     Raises:
         InputError: nothing is named, or a word that is no kind of window.
     """
-    named: Iterable[int | str] = (
-        [window] if isinstance(window, int | str) else DEFAULT_WINDOWS if window is None else window
-    )
+    named: Iterable[int | str] = [window] if isinstance(window, int | str) else window
     kinds: list[int | str] = []
     for kind in named:
         if isinstance(kind, str) and kind.strip().lstrip("-").isdigit():

@@ -75,7 +75,7 @@ def windows_of(window: str | None, layers: str | None, *, prefix: bool, suffix: 
 
     kinds = names_of(window or "")
     kinds += ["prefix"] * prefix + ["suffix"] * suffix + ([f"layers {layers}"] if layers is not None else [])
-    return window_kinds(kinds) if kinds or window is not None else None
+    return None if not kinds and window is None else window_kinds(kinds)
 
 
 def run(request: Request, settings: "Settings") -> None:

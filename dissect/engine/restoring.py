@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -37,11 +37,18 @@ def restored_values(target: nn.Module, base: nn.Module, chosen: Chosen) -> dict[
 def with_values(module: Tree, values: Mapping[str, Tensor]) -> Tree:
     """The same tree of modules with other values under some of its parameters' names.
 
-    Every other parameter and buffer is shared with the module, which stays as it is. A parameter that is tied to
-    another one is set under the given name alone.
+    Every other parameter and buffer is shared with the module, which stays as it is, and so is every submodule that
+    holds none of the changed ones. A parameter that is tied to another one is set under the given name alone.
     """
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    tree = copy.deepcopy(module, memo=dict(shared))
+    paths = [name.split(".") for name in values]
+    changed = {id(module.get_submodule(".".join(path[:depth]))) for path in paths for depth in range(len(path))}
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    for part in module.modules():
+        if id(part) not in changed and part is not module:
+            shared[id(part)] = part
+        if hasattr(part, "config"):
+            shared[id(part.config)] = part.config
+    tree = copy.deepcopy(module, memo=shared)
     for name, value in values.items():
         path, _, key = name.rpartition(".")
         tree.get_submodule(path)._parameters[key] = nn.Parameter(value, requires_grad=False)

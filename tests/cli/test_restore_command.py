@@ -33,10 +33,9 @@ def test_value_vectors_are_restored_by_default_in_three_kinds_of_windows(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused = call(*restore(world, None))  # three layers are too few for the default width
-    assert_refused(refused, "--window 5: the model has 3 layers; use 3 at most")
-    summary = told(*restore(world, None, "--window", "3,1", "--suffix"))
-    assert summary["run"] == "runs/restore-unlearned-window3-window1-suffix"
+    summary = told(*restore(world, None))
+    assert summary["run"] == "runs/restore-unlearned"  # three layers are too few for the usual width of five
+    assert summary["configuration"]["windows"] == ["3", "1", "suffix"]
     assert summary["configuration"]["sites"] == ["value_vectors"]
     assert [(peak["site"], peak["window"]) for peak in summary["peaks"]] == [
         ("value_vectors", kind) for kind in ("3", "1", "suffix")

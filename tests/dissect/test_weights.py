@@ -135,3 +135,20 @@ def test_rows_of_two_sites_are_joined() -> None:
     both = names.at(["W_Q", "W_K"], 0)["model.layers.0.self_attn.qkv_proj.weight"]
     assert both is not None and torch.equal(both, torch.arange(len(both)))
     assert names.at(["W_Q", "attn_weights"], 0)["model.layers.0.self_attn.qkv_proj.weight"] is None
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_a_router_is_no_gate_projection(family: str) -> None:
+    names = weights_of(build_pair(family).base)
+    assert any("gate" in name for name in names.all_names)
+    assert not any(names.at([site], layer) for site in PIECES["mlp"] for layer in range(3))
+
+
+def test_a_restored_tree_shares_every_module_without_a_changed_parameter() -> None:
+    pair = build_pair("llama")
+    mixed = restored(pair, weights_of(pair.base).at(["value_vectors"], 1))
+    ours, theirs = dict(mixed.named_modules()), dict(pair.unlearned.hf.named_modules())
+    assert list(ours) == list(theirs)
+    path = ["", "model", "model.layers", "model.layers.1", "model.layers.1.mlp", "model.layers.1.mlp.down_proj"]
+    assert [name for name in ours if ours[name] is not theirs[name]] == path
+    assert mixed.config is pair.unlearned.hf.config

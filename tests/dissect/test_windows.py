@@ -58,7 +58,7 @@ def test_what_is_no_layer_is_refused_in_one_line(text: str, what: str) -> None:
 
 
 def test_kinds_are_read_in_their_order_and_each_once() -> None:
-    assert window_kinds(None) == DEFAULT_WINDOWS == (5, 1, "suffix")
+    assert DEFAULT_WINDOWS == (5, 1, "suffix")
     assert window_kinds(3) == window_kinds("3") == (3,)
     assert window_kinds(["suffix", "1", 1, 5, "suffix"]) == ("suffix", 1, 5)
     windows = parse_windows(["layers 3,0-1", "prefix", 3], 4)
@@ -115,3 +115,11 @@ def test_the_final_norm_belongs_to_windows_with_the_last_layer() -> None:
     items = sweep([("norms",), ("norms", "/^model.norm/")], parse_windows(1, 3), names_of("llama"))
     assert [item.after for item in items[:3]] == [frozenset(), frozenset(), {"norms"}]
     assert all("/^model.norm/" in item.after for item in items[3:])  # asked for by name: always
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "kinds"),
+    [(1, ["1", "suffix"]), (2, ["1", "suffix"]), (4, ["3", "1", "suffix"]), (5, ["5", "1", "suffix"])],
+)
+def test_default_windows_are_as_wide_as_a_shallow_model_allows(n_layers: int, kinds: list[str]) -> None:
+    assert list(dict.fromkeys(window.kind for window in parse_windows(None, n_layers))) == kinds

@@ -68,8 +68,6 @@ def offered(model: Model, interventions: Sequence[Intervention]) -> list[Interve
     places: list[Any] = [*range(model.n_layers), "before", "after"]
 
     def has(site: str) -> bool:
-        if site == "W_gate" and model.anatomy.down_proj is None:
-            return False  # a router is no gate projection
         return site not in model.missing_sites and (
             not is_weight(site) or any(model.weights.at([site], place) for place in places)
         )
