@@ -18,7 +18,7 @@ Pairs are the built-in ones, the TOFU pair where `analyses.tofu_pair` has built 
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,12 +28,12 @@ from unlearning.errors import InputError
 from unlearning.terminal import run_app, write_json
 
 if TYPE_CHECKING:
-    from dissect import BehaviourResult, DecompositionResult, ProbeResult, SweepResult
+    from dissect import BehaviourResult, DecompositionResult, ProbeResult, Prompts, SweepResult
 
 _EXAMPLES = """\b
 Examples:
   python -m analyses.dissecting
-  python -m analyses.dissecting --tofu runs/tofu --format html,svg
+  python -m analyses.dissecting --tofu runs/tofu --limit 64 --format html,svg
   python -m analyses.dissecting --pairs pairs.json --no-builtin --out runs/concepts
   python -m analyses.dissecting --limit 24 --null 1 --out runs/quick
 """
@@ -165,7 +165,9 @@ def dissect_pair(pair: PairOf, out: Path, *, limit: int | None, null: int, progr
 
     models = load_pair(pair.base, pair.unlearned)
     control = None if pair.control is None else load_model(pair.control)
-    forget, unrelated = (load_prompts(path, models.tokenizer, limit=limit) for path in (pair.forget, pair.unrelated))
+    forget, unrelated = (
+        evenly_spaced(load_prompts(path, models.tokenizer), limit) for path in (pair.forget, pair.unrelated)
+    )
     shared: dict[str, Any] = {"control": control, "progress": progress}
     findings = Findings(
         pair,
@@ -183,13 +185,19 @@ def dissect_pair(pair: PairOf, out: Path, *, limit: int | None, null: int, progr
     return findings
 
 
+def evenly_spaced(prompts: "Prompts", limit: int | None) -> "Prompts":
+    """So many prompts at most, from all over the file, so that no group is left out by its place."""
+    step = 1 if limit is None else -(-len(prompts) // limit)
+    return replace(prompts, items=prompts.items[::step])
+
+
 @app.command(epilog=_EXAMPLES)
 def main(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Runs, tables and figures.")] = Path("runs/dissecting"),
     builtin: Annotated[bool, typer.Option("--builtin/--no-builtin", help="The pairs that come with it.")] = True,
     tofu: Annotated[Path | None, typer.Option(metavar="DIR", help="Output of analyses.tofu_pair.")] = None,
     pairs: Annotated[Path | None, typer.Option(metavar="FILE", help="More pairs, as JSON.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first so many prompts of each set only.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use so many prompts of each set at most, evenly spaced.")] = None,
     null: Annotated[int, typer.Option(metavar="N", help="Models with random updates of the same norms.")] = 3,
     formats: Annotated[str, typer.Option("--format", metavar="LIST", help="Figures: html, pdf, svg, png.")] = "html",
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")] = False,
@@ -204,6 +212,8 @@ def main(
     check_formats(wanted)
     chosen = [*(builtin_pairs() if builtin else []), *(tofu_pairs(tofu) if tofu is not None else [])]
     chosen += read_pairs(pairs) if pairs is not None else []
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: at least 1")
     if not chosen:
         raise InputError("no pairs: leave --no-builtin out, or name some with --pairs or --tofu")
     twice = sorted({pair.name for pair in chosen if sum(pair.name == other.name for other in chosen) > 1})

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.dissecting import PairOf, command_line, read_pairs
+from analyses.dissecting import PairOf, command_line, evenly_spaced, read_pairs
 from analyses.dissecting_report import paper_average
 from dissect import load_behave, load_decompose, load_probe, load_result
+from dissect.prompts import Prompt, Prompts
 from tests.cli.helpers import build_llama, build_records, save, with_noise, write_records
 from unlearning.errors import InputError
 
@@ -141,6 +142,13 @@ def test_the_average_is_over_questions_then_concepts_then_methods() -> None:
     assert average["n"].tolist() == [4, 4] and average["krs_low"].isna().all()
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(None, [*range(7)]), (7, [*range(7)]), (3, [0, 3, 6]), (1, [0])])
+def test_a_limit_takes_prompts_from_all_over_the_file(limit: int | None, kept: list[int]) -> None:
+    items = tuple(Prompt(str(n), "", "", "", (1, 2), 1, range(1)) for n in range(7))
+    found = evenly_spaced(Prompts(items, "answer", 0, "nowhere"), limit)
+    assert [int(item.id) for item in found.items] == kept
+
+
 RECORD = asdict(PairOf("a", "f", "m", "c", 0, "b", "u", None, "x", "y"))
 
 
@@ -169,6 +177,7 @@ def test_a_broken_list_of_pairs_is_refused(tmp_path: Path, content: str, phrase:
         (["--no-builtin", "--pairs", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--tofu", "nowhere"], "analyses.tofu_pair"),
         (["--format", "gif"], "--format gif"),
+        (["--limit", "0"], "--limit 0: at least 1"),
     ],
 )
 def test_bad_input_is_one_line(
