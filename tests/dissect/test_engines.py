@@ -57,8 +57,13 @@ def test_an_unknown_engine_is_refused_with_those_that_there_are() -> None:
         find_engine("hooks")
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "side"),
+    [
+        *[(family, "left") for family in FAMILIES],
+        *[pytest.param(family, "right", marks=[] if family == "neox" else pytest.mark.slow) for family in FAMILIES],
+    ],
+)
 def test_every_intervention_equals_plain_hooks_on_the_hugging_face_model(
     family: str, side: str, tmp_path: Path
 ) -> None:

@@ -43,10 +43,17 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Prompts:
     return build_prompts(tmp_path_factory.mktemp("restoration"))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+TYINGS = [*[(family, None) for family in (*FAMILIES, "mixtral")], ("llama", False), ("gpt2", False), ("neox", True)]
+QUICK = ("llama", "gpt2", "neox", "phi3", "gemma2")
+"""The reference engine, which builds a bridge for each, restores those always and the others where there is time."""
+
+
 @pytest.mark.parametrize(
-    ("family", "tied"),
-    [*[(family, None) for family in (*FAMILIES, "mixtral")], ("llama", False), ("gpt2", False), ("neox", True)],
+    ("engine", "family", "tied"),
+    [
+        *[("wavefront", *tying) for tying in TYINGS],
+        *[pytest.param("reference", *tying, marks=[] if tying[0] in QUICK else pytest.mark.slow) for tying in TYINGS],
+    ],
 )
 def test_restoring_everything_is_the_base_to_the_bit(
     family: str, tied: bool | None, engine: str, prompts: Prompts
