@@ -13,7 +13,7 @@ import torch
 
 import dissect.layer_sweep
 from dissect import load_pair, load_result, patch, restore
-from dissect.engine import ENGINES, Sweep, find_engine
+from dissect.engine import Sweep, find_engine
 from dissect.pairs import Model, ModelPair
 from dissect.prompts import Prompts
 from tests.dissect.helpers import assert_close, build_model, build_pair, build_prompts, change_weights
