@@ -44,7 +44,7 @@ def test_a_process_that_is_gone_has_no_peak() -> None:
     assert peak_resident_bytes(child.pid) == 0
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_report_of_a_tiny_pair(stream: bool, tmp_path: Path) -> None:
     started = time.time()
     command = ["--shape", "tiny", "--disk", tmp_path, "--json", "-", "--window", "3", *(["--stream"] * stream)]

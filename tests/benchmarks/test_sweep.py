@@ -52,6 +52,7 @@ def test_json_holds_ratios_shares_operations_and_memory(quick: tuple[Outcome, di
     assert record["versions"]["torch"].startswith("2.")
 
 
+@pytest.mark.slow
 def test_json_on_stdout_leaves_the_table_to_stderr() -> None:
     outcome = call_main(main, "--quick", "--against", "notebook", "--json", "-")
     assert outcome.code == 0
@@ -59,6 +60,7 @@ def test_json_on_stdout_leaves_the_table_to_stderr() -> None:
     assert "notebook" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_contestant_that_is_not_installed_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(

@@ -108,6 +108,7 @@ def test_two_processes_give_the_numbers_of_one_and_the_first_speaks(
     assert_same_numbers(tmp_path / "run", alone, processes=2)
 
 
+@pytest.mark.slow
 def test_more_processes_than_examples_share_the_interventions(world: World, tmp_path: Path) -> None:
     assert call(*world.patch(tmp_path / "alone", "--quiet", "--limit", "2")).code == 0
     outcome = finish(start(launched(3, *world.patch(tmp_path / "run", "--quiet", "--limit", "2"))))
@@ -131,6 +132,7 @@ def test_a_killed_process_ends_the_others_with_one_line_and_one_process_finishes
     assert_same_numbers(run, many_finished, processes=1)
 
 
+@pytest.mark.slow
 def test_accelerate_s_processes_finish_what_one_began(
     many: list[str], many_finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +174,7 @@ def test_an_error_in_one_process_is_told_once_and_ends_the_run(many: list[str], 
     assert unfinished_files(run) == []
 
 
+@pytest.mark.slow
 def test_bad_input_is_told_once(world: World, finished: tuple[Path, Outcome]) -> None:
     outcome = finish(start(launched(2, *world.patch(finished[0], "--seed", "8"))))
     assert outcome.code != 0

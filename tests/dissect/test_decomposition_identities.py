@@ -49,7 +49,10 @@ from tests.dissect.helpers import (
     torch_state,
 )
 
-FAMILIES = ["llama", "gpt2", "neox", "gemma2", "phi3", "olmo2", "opt", "bloom", "falcon"]
+FAMILIES = [
+    *["llama", "gpt2", "neox", "gemma2", "phi3", "olmo2"],
+    *[pytest.param(family, marks=pytest.mark.slow) for family in ("opt", "bloom", "falcon")],
+]
 EXACT_GAP = 1e-9
 LAYER = 1
 DOWN = r"mlp\.(down_proj|dense_4h_to_h|c_proj)\."

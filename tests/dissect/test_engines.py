@@ -175,7 +175,7 @@ FAILING: dict[str, Callable[[PreTrainedModel], torch.nn.Module]] = {
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("which", ["base", "unlearned"])
+@pytest.mark.parametrize("which", [pytest.param("base", marks=pytest.mark.slow), "unlearned"])
 @pytest.mark.parametrize("place", FAILING)
 def test_nothing_outlives_an_exception(place: str, which: str, engine: str, tmp_path: Path) -> None:
     """Whatever module fails, in the first call of it and in the second."""

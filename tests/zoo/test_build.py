@@ -50,7 +50,9 @@ def built(tmp_path_factory):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("recipe", [MICRO, MICRO_NEOX], ids=["llama", "gpt_neox"])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(MICRO, id="llama"), pytest.param(MICRO_NEOX, id="gpt_neox", marks=pytest.mark.slow)]
+)
 def test_two_builds_of_one_recipe_give_the_same_bytes(recipe, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

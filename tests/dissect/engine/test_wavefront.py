@@ -102,8 +102,13 @@ def assert_not_degenerate(swept: Swept) -> None:
 
 
 QUICK = ("llama", "neox", "gemma2", "bloom", "falcon")
+OTHERS = ("gpt2", "phi3", "mixtral", "qwen3", "olmo2", "neox_sequential")
+"""With those, every kind of block; the rest are like one of them."""
 CASES = [
-    *[pytest.param(family, "left") for family in FAMILIES],
+    *[
+        pytest.param(family, "left", marks=[] if family in (*QUICK, *OTHERS) else pytest.mark.slow)
+        for family in FAMILIES
+    ],
     *[pytest.param(family, "right", marks=[] if family in QUICK else pytest.mark.slow) for family in FAMILIES],
     *[pytest.param(family, "notebook") for family in ("llama", "mistral", "gpt2", "neox", "gemma2", "bloom")],
 ]
