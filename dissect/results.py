@@ -66,11 +66,12 @@ class SweepResult:
             keys = [*_ARM, *_PLACE]
             rows = [
                 dict(zip(keys, place, strict=True)) | self._statistics(cell)
-                for place, cell in self._with_mean_null().groupby(keys, sort=False)
+                for place, cell in self._with_mean_null.groupby(keys, sort=False)
             ]
             self._curve = pd.DataFrame(rows)
         return self._curve
 
+    @cached_property
     def _with_mean_null(self) -> pd.DataFrame:
         """The table with the null models as one arm."""
         keys = ["target", "donor", "kind", *_PLACE, "example", "example_index", "group", "n_answer_tokens"]
@@ -109,11 +110,16 @@ class SweepResult:
 
         Activations taken from the base carry the answer even into a model that never knew it: only what the
         unlearned model recovers beyond the control can come from itself; what it recovers beyond the null is more
-        than any change of that size shows, and beyond another donor, more than any patch does. Column `against` says
-        which arm is subtracted: `control`, `null`, `other-question`, `noise` or `donor`. Empty where there is none.
+        than any change of that size shows, and beyond another donor, more than any patch does. Columns `arm`,
+        `target` and `donor` say what is subtracted: `control`, `null`, `other-question`, `noise` or `donor`. Empty where
+        there is no other arm.
         """
+        return self._contrast
+
+    @cached_property
+    def _contrast(self) -> pd.DataFrame:
         keys = [*_PLACE, "example_index"]
-        table = self._with_mean_null()
+        table = self._with_mean_null
         ours = table.loc[table["arm"] == "main", [*keys, "krs"]]
         rows = []
         for arm in table["arm"].unique():
