@@ -111,8 +111,8 @@ class SweepResult:
         Activations taken from the base carry the answer even into a model that never knew it: only what the
         unlearned model recovers beyond the control can come from itself; what it recovers beyond the null is more
         than any change of that size shows, and beyond another donor, more than any patch does. Columns `arm`,
-        `target` and `donor` say what is subtracted: `control`, `null`, `other-question`, `noise` or `donor`. Empty where
-        there is no other arm.
+        `target` and `donor` say what is subtracted: `control`, `null`, `other-question`, `noise` or `donor`. Empty
+        where there is no other arm.
         """
         return self._contrast
 
