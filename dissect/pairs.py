@@ -20,7 +20,15 @@ from dissect.site_check import check_sites
 from dissect.sites import SITES
 from dissect.sizes import in_bytes
 from dissect.weights import WeightNames, find_weights
-from unlearning.checkpoints import check_files, content_hash, load_tokenizer, load_weights, locate_checkpoint
+from unlearning.checkpoints import (
+    check_files,
+    content_hash,
+    is_adapter,
+    load_tokenizer,
+    load_weights,
+    locate_checkpoint,
+    weights_directory,
+)
 from unlearning.errors import InputError
 from unlearning.safetensors_files import TensorFiles
 
@@ -189,6 +197,11 @@ def load_model(
     resolve_dtype(dtype, target)  # a wrong word is told of before a download
     path = locate_checkpoint(name)
     check_files(path, allow_pickle=allow_pickle)  # first, since the tokenizer's loader reads config.json too
+    if stream and is_adapter(path):
+        raise InputError(
+            f"{name}: an adapter cannot be streamed; merge it into its base first (peft's merge_and_unload, then "
+            "save_pretrained)"
+        )
     numbers = resolve_dtype(dtype, target, stored=_stored_dtype(path) if stream else None)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     if stream:
@@ -286,7 +299,7 @@ def _fits(names: Sequence[str | Path], device: str | None, dtype: str | None, ma
 
     target = resolve_device(device)
     itemsize = resolve_dtype(dtype, target).itemsize
-    paths = [locate_checkpoint(name) for name in names]
+    paths = [weights_directory(locate_checkpoint(name)) for name in names]
     for path in paths:
         check_files(path)
     needed = sum(tensor.n_values for path in paths for tensor in TensorFiles(path).tensors.values()) * itemsize

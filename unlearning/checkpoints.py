@@ -26,6 +26,7 @@ from unlearning.errors import InputError
 
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 OTHER_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def locate_checkpoint(name: str | Path) -> Path:
@@ -74,12 +75,38 @@ def _download(hub_id: str) -> Path:
         raise InputError(f"{hub_id}: the hub refused it: {str(error).splitlines()[0]}") from None
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether a directory holds a peft adapter: weights to be merged into a base that it names."""
+    return (path / ADAPTER_CONFIG).is_file()
+
+
+def weights_directory(path: Path) -> Path:
+    """The directory that holds a whole model's weights: an adapter's base, any other checkpoint itself.
+
+    Raises:
+        InputError: the adapter names no base, or one that cannot be found.
+    """
+    if not is_adapter(path):
+        return path
+    from unlearning.adapters import base_of
+
+    return weights_directory(base_of(path))
+
+
 def check_files(path: Path, *, allow_pickle: bool = False) -> None:
     """Check that a checkpoint's weight files are all there and whole, before anything is read into memory.
+
+    Of an adapter, its base's too.
 
     Raises:
         InputError: no configuration, no safetensors, a missing shard, or a file that is cut short (which).
     """
+    if is_adapter(path):
+        from unlearning.adapters import base_of, check_adapter
+
+        check_adapter(path, allow_pickle=allow_pickle)
+        check_files(base_of(path), allow_pickle=allow_pickle)
+        return
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: no config.json; name the directory that holds the checkpoint")
     try:
@@ -121,12 +148,19 @@ def load_weights(
     """Load a causal language model in evaluation mode, in `dtype`, on `device` (`auto`: spread over all GPUs).
 
     float32 by default, whatever the checkpoint's dtype: a CPU multiplies bfloat16 a hundred times slower, and
-    training updates at learning rates of 1e-5 are below bfloat16's resolution of most weights.
+    training updates at learning rates of 1e-5 are below bfloat16's resolution of most weights. An adapter comes merged
+    into its base (`unlearning.adapters`).
 
     Raises:
         InputError: a file is missing or cut short, or the weights do not cover the whole model.
     """
     check_files(path, allow_pickle=allow_pickle)
+    if is_adapter(path):
+        from unlearning.adapters import load_merged
+
+        return load_merged(
+            path, device=device, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+        )
     try:
         with without_bars():
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -172,12 +206,14 @@ def load_weights(
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer saved with a checkpoint.
+    """Load the tokenizer saved with a checkpoint; with an adapter, its own or else its base's.
 
     Raises:
         InputError: there is none, or it is broken.
     """
     if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        if is_adapter(path):
+            return load_tokenizer(weights_directory(path), trust_remote_code=trust_remote_code)
         raise InputError(f"{path}: no tokenizer; copy tokenizer.json and tokenizer_config.json beside the weights")
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
