@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dissect.formats import NOTEBOOK_TEMPLATE, cut_continuation, questions
 from dissect.prompts import Prompt, Prompts, load_prompts
+from unlearning.data.chat import chat_format
 from unlearning.data.records import Record, read_records
 from unlearning.data.spans import encode_answer
 from unlearning.errors import InputError
@@ -208,7 +209,7 @@ def _encode(
     from unlearning.evaluation.generation import greedy_answers
 
     template = None if reading.chat else reading.template or NOTEBOOK_TEMPLATE
-    chat = tokenizer if reading.chat else None
+    chat = chat_format(tokenizer) if reading.chat else None
     raw = list(questions(list(records), source, template, chat, verbatim_rows=False))[: reading.limit]
     answers = [question.answer for question in raw]
     unanswered = [index for index, answer in enumerate(answers) if answer is None]
@@ -228,7 +229,7 @@ def _encode(
     items = []
     for question, answer in zip(raw, answers, strict=True):
         try:
-            span = encode_answer(tokenizer, question.prompt, answer or "", add_special_tokens=not reading.chat)
+            span = encode_answer(tokenizer, question.prompt, answer or "", chat=chat)
         except InputError as error:
             raise InputError(f"{source}, prompt {question.id}: {error}") from None
         items.append(

@@ -4,14 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
+from unlearning.data.chat import ChatFormat
+from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, cut_continuation
 from unlearning.data.question_answer import DEFAULT_TEMPLATE
 from unlearning.data.records import Record
 from unlearning.errors import InputError
-
-NOTEBOOK_TEMPLATE = "Question: {question}\n Answer:"
-"""The prompt of the released notebooks and of ConceptVectors: the question verbatim, a space before `Answer:`."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ def questions(
     records: list[Record],
     path: str | Path,
     template: str | None,
-    chat: PreTrainedTokenizerBase | None,
+    chat: ChatFormat | None,
     *,
     verbatim_rows: bool,
 ) -> Iterator[Question]:
@@ -48,7 +45,7 @@ def questions(
         records: of the file.
         path: the file's name, for messages.
         template: wraps questions; None for each format's own.
-        chat: the tokenizer whose chat template wraps questions instead, or None.
+        chat: the chat template that wraps questions instead, or None.
         verbatim_rows: keep the released rows and lengths of ConceptVectors' JSON.
 
     Raises:
@@ -80,7 +77,7 @@ def _concept_questions(
     path: str | Path,
     number: int,
     template: str | None,
-    chat: PreTrainedTokenizerBase | None,
+    chat: ChatFormat | None,
     verbatim_rows: bool,
 ) -> Iterator[Question]:
     """The questions of one ConceptVectors record (2406.11614; QA_with_answers is the Dissecting paper's)."""
@@ -106,19 +103,5 @@ def _concept_questions(
         )
 
 
-def _wrap(question: str, template: str | None, chat: PreTrainedTokenizerBase | None) -> str:
-    if chat is None:
-        return (template or DEFAULT_TEMPLATE).replace("{question}", question)
-    if not chat.chat_template:
-        raise InputError("--chat: the tokenizer has no chat template; use --template")
-    message = [{"role": "user", "content": question}]
-    return str(chat.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-
-
-def cut_continuation(text: str) -> str:
-    """A model's own continuation up to its first line break or its next `Question:`, without outer white space.
-
-    Continuations run on into further invented questions in half of the released OLMo rows; they are no part of
-    the answer.
-    """
-    return text.strip().split("\n")[0].split("Question:")[0].strip()
+def _wrap(question: str, template: str | None, chat: ChatFormat | None) -> str:
+    return (template or DEFAULT_TEMPLATE).replace("{question}", question) if chat is None else chat.prompt(question)

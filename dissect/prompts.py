@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dissect.formats import NOTEBOOK_TEMPLATE, Question, cut_continuation, questions
+from unlearning.data.chat import chat_format
 from unlearning.data.records import read_records
 from unlearning.data.spans import encode_answer
 from unlearning.errors import InputError
@@ -241,13 +242,13 @@ def load_prompts(
             raise InputError("--scoring notebook has its own prompt; leave --chat and --template out")
         raw = list(questions(read_records(path), path, NOTEBOOK_TEMPLATE, None, verbatim_rows=answers == "given"))
         return _notebook_prompts(raw[:limit], tokenizer, str(path), answers_from, max_new_tokens)
-    wrap = tokenizer if chat else None
+    wrap = chat_format(tokenizer) if chat else None
     raw = list(questions(read_records(path), path, template, wrap, verbatim_rows=False))[:limit]
     texts = _answered(raw, tokenizer, answers, answers_from, max_new_tokens, chat=chat)
     items = []
     for question, answer in zip(raw, texts, strict=True):
         try:
-            span = encode_answer(tokenizer, question.prompt, answer, add_special_tokens=not chat)
+            span = encode_answer(tokenizer, question.prompt, answer, chat=wrap)
         except InputError as error:
             raise InputError(f"{path}, prompt {question.id}: {error}") from None
         if span.answer_start == 0:

@@ -1,29 +1,33 @@
-"""Records from a JSON list or from JSON lines, with errors that name the line."""
+"""Records from JSON, JSON lines, CSV or parquet, with errors that name the line or the record."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from unlearning.data.tables import read_csv, read_parquet
 from unlearning.errors import InputError
 
 Record = dict[str, Any]
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """Read a JSON list of objects, or one JSON object a line.
+    """Read a JSON list of objects, one JSON object a line, a CSV or TSV file with a header, or a parquet file.
+
+    A text in place of an object is a document: the record `{"text": ...}`.
 
     Raises:
         InputError: the file is missing, empty, not UTF-8, or a line of it is broken (which one).
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: a directory; name a .json or .jsonl file in it") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from None
+    if path.is_dir():
+        raise InputError(f"{path}: a directory; name a .json or .jsonl file in it")
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return read_csv(path)
+    if path.suffix.lower() == ".parquet":
+        return read_parquet(path)
+    text = read_text(path)
     if not text.strip():
         raise InputError(f"{path}: the file is empty; it should hold a JSON list or JSON lines")
     if text.lstrip().startswith("["):
@@ -31,29 +35,49 @@ def read_records(path: str | Path) -> list[Record]:
     return _json_lines(path, text)
 
 
+def read_text(path: Path) -> str:
+    """A file's text, without a byte order mark.
+
+    Raises:
+        InputError: it is missing, not UTF-8, or cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
 def _json_list(path: Path, text: str) -> list[Record]:
     try:
-        records = json.loads(text)
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: broken JSON: {error.msg}") from None
-    for index, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise InputError(f"{path}, record {index + 1}: expected an object, got {type(record).__name__}")
-    if not records:
+    if not values:
         raise InputError(f"{path}: the list is empty")
-    return records
+    return [_record(value, f"{path}, record {number}") for number, value in enumerate(values, start=1)]
 
 
 def _json_lines(path: Path, text: str) -> list[Record]:
     records = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not str.splitlines, which also splits at separators that JSON allows inside a text, such as U+2028.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            value = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {number}: broken JSON: {error.msg}") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{path}, line {number}: expected an object, got {type(record).__name__}")
-        records.append(record)
+        records.append(_record(value, f"{path}, line {number}"))
     return records
+
+
+def _record(value: Any, where: str) -> Record:
+    if isinstance(value, str):
+        return {"text": value}
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected an object, got {type(value).__name__}")
+    return value

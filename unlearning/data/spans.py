@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from unlearning.data.chat import ChatFormat
 from unlearning.errors import InputError
 
 
@@ -29,8 +30,15 @@ class AnswerSpan:
         return len(self.input_ids) - self.answer_start
 
 
-def join_answer(prompt: str, answer: str) -> str:
-    """Prompt and answer as one text, with one space between them where neither side has white space."""
+def join_answer(prompt: str, answer: str, chat: ChatFormat | None = None) -> str:
+    """Prompt and answer as one text.
+
+    With one space between them where neither side has white space; in a chat, with what the template has there.
+    """
+    if chat is not None and prompt:
+        answer = answer.strip()
+        if chat.separator is not None:
+            return prompt + chat.separator + answer
     if not prompt or prompt[-1].isspace() or answer[:1].isspace():
         return prompt + answer
     return f"{prompt} {answer}"
@@ -43,6 +51,7 @@ def encode_answer(
     *,
     add_special_tokens: bool = True,
     append_eos: bool = False,
+    chat: ChatFormat | None = None,
 ) -> AnswerSpan:
     """Tokenise prompt and answer, and find the answer's first token.
 
@@ -50,13 +59,26 @@ def encode_answer(
     two differ. Tokenising the prompt alone and taking its length would be off by one wherever a token crosses
     the boundary.
 
+    Args:
+        tokenizer: of the model.
+        prompt: empty for plain text.
+        answer: what follows.
+        add_special_tokens: the tokenizer's own around the text; a chat's prompt holds them already.
+        append_eos: end the answer with the end-of-sequence token; in a chat, with what ends the template's turns.
+        chat: whose prompt this is, where it is one.
+
     Raises:
         InputError: the answer is empty.
     """
     if not answer.strip():
         raise InputError(f"the answer to {prompt[-60:]!r} is empty; remove the record or give an answer")
-    full = tokenizer(join_answer(prompt, answer), add_special_tokens=add_special_tokens)["input_ids"]
-    before = tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"]
+    turn_end = ""
+    if chat is not None and prompt:
+        add_special_tokens = False
+        turn_end = chat.turn_end if append_eos else ""
+    text = join_answer(prompt, answer, chat) + turn_end
+    full = tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+    before = tokenizer(prompt, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
     eos = tokenizer.eos_token_id
     # Some tokenizers close every text with the end-of-sequence token, which is not part of the answer.
     if full and full[-1] == eos and before and before[-1] == eos:
@@ -66,7 +88,7 @@ def encode_answer(
         if ours != theirs:
             break
         start += 1
-    if append_eos and eos is not None:
+    if append_eos and not turn_end and eos is not None:
         full = [*full, eos]
     if start >= len(full):
         raise InputError(f"the answer {answer!r} has no tokens of its own after {prompt[-60:]!r}")

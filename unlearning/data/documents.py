@@ -1,0 +1,103 @@
+"""Plain text: whole documents, and what they are cut into."""
+
+import json
+import re
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from unlearning.data.records import Record, read_text
+from unlearning.data.spans import AnswerSpan, encode_answer
+from unlearning.errors import InputError
+
+# ConceptVectors' split: white space after a full stop or a question mark that ends no abbreviation.
+_SENTENCE_END = re.compile(r"(?<!\w\.\w.)(?<![A-Z][a-z]\.)(?<=\.|\?)\s")
+
+
+def read_text_documents(path: Path) -> list[Record]:
+    """A text file as one document, or each text file under a directory as one, in the order of their names.
+
+    Raises:
+        InputError: a file is empty, not UTF-8, or holds JSON lines, which would be trained on braces and all; or the
+            directory holds no text file.
+    """
+    if not path.is_dir():
+        return [{"text": _whole_text(path)}]
+    files = sorted(path.rglob("*.txt"))
+    if not files:
+        found = sorted(file.name for file in path.iterdir()) or ["nothing"]
+        some = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
+        raise InputError(f"{path}: a directory without .txt files; name a file in it (it holds {some})")
+    return [{"text": _whole_text(file)} for file in files]
+
+
+def _whole_text(path: Path) -> str:
+    text = read_text(path)
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty; it should hold text")
+    try:
+        first = json.loads(text.strip().split("\n", 1)[0])
+    except json.JSONDecodeError:
+        return text
+    if isinstance(first, dict):
+        raise InputError(f"{path}: holds JSON lines and would be read as plain text; rename it to .jsonl")
+    return text
+
+
+def pack_sentences(text: str, *, longer_than: int = 400, separator: str = " ") -> list[str]:
+    """Paragraphs of whole sentences, each closed by the sentence that makes it longer than so many characters.
+
+    ConceptVectors' packing (2406.11614): sentences are found by a regular expression and appended until the paragraph
+    is longer than 400 characters; the remainder at the end is a paragraph too.
+
+    Args:
+        text: of a document.
+        longer_than: characters.
+        separator: between sentences. The published code has the empty one, so that they stick together.
+    """
+    paragraphs, sentences = [], []
+    for sentence in _SENTENCE_END.split(text):
+        sentences.append(sentence)
+        paragraph = separator.join(sentences)
+        if len(paragraph) > longer_than:
+            paragraphs.append(paragraph.strip())
+            sentences = []
+    paragraphs.append(separator.join(sentences).strip())
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def cut_document(
+    tokenizer: PreTrainedTokenizerBase, text: str, max_length: int, *, append_eos: bool = False
+) -> list[AnswerSpan]:
+    """A document as texts of at most so many tokens, none left out and none twice.
+
+    What the tokenizer puts in front of a text (a beginning-of-sequence token) is in front of each piece and counts
+    towards its length; the pieces' other tokens, one after another, are the document's. All pieces but the last are
+    full, except that the last but one gives up a token where a single one would be left over.
+
+    Args:
+        tokenizer: of the model.
+        text: of the document.
+        max_length: tokens.
+        append_eos: end the document, thus its last piece, with the end-of-sequence token.
+
+    Returns:
+        The pieces; none where the document is a single token, which nothing predicts.
+
+    Raises:
+        InputError: the text is empty, or `max_length` leaves no room for three tokens.
+    """
+    whole = encode_answer(tokenizer, "", text, append_eos=append_eos)
+    prefix, tokens = whole.input_ids[: whole.answer_start], whole.input_ids[whole.answer_start :]
+    if len(prefix) + len(tokens) < 2:
+        return []
+    if len(whole.input_ids) <= max_length:
+        return [whole]
+    room = max_length - len(prefix)
+    if room < 3:
+        raise InputError(f"max_length {max_length} is too short to cut documents by; raise it to {len(prefix) + 3}")
+    starts = list(range(0, len(tokens), room))
+    if len(tokens) - starts[-1] == 1:
+        starts[-1] -= 1
+    pieces = [tokens[start:end] for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True)]
+    return [AnswerSpan(input_ids=[*prefix, *piece], answer_start=len(prefix)) for piece in pieces]

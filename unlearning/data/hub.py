@@ -1,0 +1,183 @@
+"""The files of a data set on the Hugging Face hub, or of a directory that is laid out as one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearning.errors import InputError
+from unlearning.options import nearest
+
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
+
+Splits = dict[str, list[str]]
+"""File patterns by split."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split of one configuration of a data set.
+
+    Attributes:
+        name: as the user gave it, for messages.
+        repository: `owner/name` on the hub.
+        config, split: None for the only one, or the default.
+    """
+
+    name: str
+    repository: str
+    config: str | None = None
+    split: str | None = None
+
+
+def read_name(name: str) -> Part:
+    """`owner/name[:config[:split]]` as a part.
+
+    Raises:
+        InputError: the name has another form.
+    """
+    repository, *rest = name.split(":")
+    if repository.count("/") != 1 and not Path(repository).is_dir():
+        raise InputError(f"hub:{name}: write hub:owner/name, hub:owner/name:config or hub:owner/name:config:split")
+    if len(rest) > 2:
+        raise InputError(f"hub:{name}: too many colons; write hub:owner/name:config:split")
+    config, split = [*rest, None, None][:2]
+    return Part(f"hub:{name}", repository, config or None, split or None)
+
+
+def find_files(part: Part, directory: Path | None = None) -> list[Path]:
+    """The files of a part: in a directory, where one is given, else downloaded.
+
+    The data set's card says which files a configuration and a split are; without it they are found by the hub's
+    conventions (`config/split-00000-of-00001.parquet`, `split.jsonl`, ...).
+
+    Raises:
+        InputError: there is no such configuration or split (with the ones there are), no such data set, it is gated,
+            or the hub cannot be reached.
+    """
+
+    def fetch(patterns: Sequence[str]) -> Path:
+        return directory if directory is not None else download(part.repository, patterns)
+
+    configs = _card_configs(fetch(["README.md"]) / "README.md")
+    if configs:
+        patterns = _chosen_patterns(part, configs)
+        if files := _matches(fetch(patterns), patterns):
+            return files
+    else:
+        patterns = _conventional_patterns(part)
+        root = fetch(patterns)
+        for pattern in patterns:  # the first that matches, so that two formats of one split are not both read
+            if files := _matches(root, [pattern]):
+                return files
+    place = directory or part.repository
+    raise InputError(f"{part.name}: {place} has no file for it (looked for {', '.join(patterns[:3])}); check the name")
+
+
+def download(repository: str, patterns: Sequence[str]) -> Path:
+    """Download the files of a data set that match, and name the directory that holds them.
+
+    Raises:
+        InputError: there is no such data set, it is gated, or the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(repository, repo_type="dataset", allow_patterns=list(patterns)))
+    except GatedRepoError:
+        raise InputError(
+            f"{repository} is gated: ask for access at https://huggingface.co/datasets/{repository} and log in with "
+            "`hf auth login`, or name the file that you have"
+        ) from None
+    except RepositoryNotFoundError:
+        raise InputError(f"{repository}: the hub has no such data set, or you may not see it; check the name") from None
+    except (LocalEntryNotFoundError, ConnectionError):
+        raise InputError(
+            f"{repository}: the hub cannot be reached; download the data set and name its file or its directory"
+        ) from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise InputError(f"{repository}: the hub refused it: {str(error).splitlines()[0]}") from None
+
+
+def local_directory(names: Sequence[str], data_dir: Path | None) -> Path | None:
+    """Where a named data set lies: the first of the names in `data_dir`, or `data_dir` itself if it is called so."""
+    if data_dir is None:
+        return None
+    candidates = [data_dir / name for name in names]
+    if data_dir.name.lower() in {name.lower() for name in names}:
+        candidates.append(data_dir)
+    return next((path for path in candidates if path.is_dir()), None)
+
+
+def _matches(root: Path, patterns: Sequence[str]) -> list[Path]:
+    found = {path for pattern in patterns for path in root.glob(pattern)}
+    return sorted(path for path in found if path.suffix in SUFFIXES and path.is_file())
+
+
+def _card_configs(card: Path) -> dict[str, Splits]:
+    """The configurations that a data set's card names; none where there is no card, or it names none."""
+    if not card.exists():
+        return {}
+    from huggingface_hub import metadata_load
+
+    try:
+        metadata = metadata_load(card) or {}
+    except ValueError:
+        return {}
+    return {
+        str(config["config_name"]): _card_splits(config["data_files"])
+        for config in metadata.get("configs") or []
+        if "config_name" in config and "data_files" in config
+    }
+
+
+def _card_splits(files: Any) -> Splits:
+    """`data_files` is a pattern, a list of them, or a list of `{"split", "path"}`."""
+    if isinstance(files, str):
+        return {"train": [files]}
+    splits: Splits = {}
+    for entry in files:
+        split, paths = (entry["split"], entry["path"]) if isinstance(entry, dict) else ("train", entry)
+        splits.setdefault(str(split), []).extend([paths] if isinstance(paths, str) else paths)
+    return splits
+
+
+def _chosen_patterns(part: Part, configs: dict[str, Splits]) -> list[str]:
+    config, split = part.config, part.split
+    if config is not None and config not in configs and split is None and len(configs) == 1:
+        (only,) = configs
+        if config in configs[only]:  # hub:owner/name:split
+            config, split = only, config
+    if config is None:
+        config = "default" if "default" in configs else next(iter(configs)) if len(configs) == 1 else None
+    splits = configs[_one_of(config, configs, part.name, "configuration")]
+    if split is None:
+        split = "train" if "train" in splits else next(iter(splits)) if len(splits) == 1 else None
+    return splits[_one_of(split, splits, part.name, "split")]
+
+
+def _one_of(name: str | None, known: dict[str, Any], whole: str, what: str) -> str:
+    some = ", ".join(sorted(known))
+    if name is None:
+        raise InputError(f"{whole}: which {what}? There are {some}; add one after a colon")
+    if name not in known:
+        raise InputError(f"{whole}: no {what} {name!r}{nearest(name, known) or ';'} there are {some}")
+    return name
+
+
+def _conventional_patterns(part: Part) -> list[str]:
+    split = part.split or "train"
+    if part.config is None:
+        stems = [f"data/{split}-*", f"{split}-*", f"data/{split}", split]
+    else:
+        stems = [f"{part.config}/{split}-*", f"{part.config}/{split}", f"{part.config}/{split}/*"]
+        if split == "train":
+            stems += [part.config, f"{part.config}/*"]
+    return [stem + suffix for stem in stems for suffix in SUFFIXES]

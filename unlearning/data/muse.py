@@ -1,0 +1,52 @@
+"""MUSE (2407.06460): news articles or novels as documents, with questions and continuations about them.
+
+Locally: a copy of the hub's data set under `muse-news` or `muse-books` (`raw/forget-00000-of-00001.parquet`), or the
+same parts in other formats (`raw/forget.txt`, `knowmem/forget_qa.json`).
+"""
+
+from pathlib import Path
+
+from unlearning.data.hub import Part
+from unlearning.data.named import Found, read_part
+from unlearning.errors import InputError
+from unlearning.options import nearest
+
+_FOUR = ("forget_1", "forget_2", "forget_3", "forget_4")
+
+_BOTH = {
+    "raw": ("forget", "retain1", "retain2", "holdout"),
+    "train": ("forget", "retain1", "retain2"),
+    "knowmem": ("forget_qa", "forget_qa_icl", "retain_qa", "retain_qa_icl"),
+    "verbmem": ("forget",),
+    "privleak": ("forget", "retain", "holdout"),
+}
+
+PARTS: dict[str, dict[str, tuple[str, ...]]] = {"News": {**_BOTH, "scal": _FOUR, "sust": _FOUR}, "Books": _BOTH}
+"""Splits by configuration, of each corpus: `scal` is nested forget sets, `sust` disjoint ones."""
+
+
+def read(corpus: str, name: str, data_dir: Path | None) -> Found:
+    """The records of `config:split` of a corpus.
+
+    Args:
+        corpus: `News` or `Books`.
+        name: such as `raw:forget`; the split may be left out where there is only one.
+        data_dir: may hold the data set.
+
+    Raises:
+        InputError: there is no such part (with the ones there are), or it is neither here nor on the hub.
+    """
+    whole = f"muse-{corpus.lower()}:{name}"
+    configs = PARTS[corpus]
+    config, _, split = name.partition(":")
+    if config not in configs:
+        hint = nearest(config, configs) or ";"
+        raise InputError(f"{whole}: no configuration {config!r}{hint} there are {', '.join(configs)}")
+    splits = configs[config]
+    if not split and len(splits) == 1:
+        split = splits[0]
+    if split not in splits:
+        problem = f"no split {split!r}{nearest(split, splits) or ';'} there are" if split else "which split? There are"
+        raise InputError(f"{whole}: {problem} {', '.join(f'{config}:{known}' for known in splits)}")
+    part = Part(whole, f"muse-bench/MUSE-{corpus}", config, split)
+    return read_part(part, (f"muse-{corpus.lower()}", f"MUSE-{corpus}"), data_dir)

@@ -1,0 +1,80 @@
+"""What the readers of named data sets give back."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from unlearning.data.documents import read_text_documents
+from unlearning.data.hub import Part, find_files, local_directory
+from unlearning.data.question_answer import DEFAULT_TEMPLATE
+from unlearning.data.records import Record, read_records
+from unlearning.errors import InputError
+
+DATA_VARIABLE = "DISSECT_DATA"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Records and where they came from.
+
+    Attributes:
+        records: of any of the shapes that `question_answer.examples_of` reads.
+        source: the files.
+        template: what wraps the questions where the user has no wish.
+        notes: what a reader of the run should know.
+    """
+
+    records: list[Record]
+    source: str
+    template: str = DEFAULT_TEMPLATE
+    notes: tuple[str, ...] = ()
+
+
+def read_files(files: list[Path]) -> list[Record]:
+    """The records of files of any format, one after another."""
+    return [record for file in files for record in read_file(file)]
+
+
+def read_file(path: Path) -> list[Record]:
+    """The records of one file, or the texts of one directory."""
+    if path.suffix.lower() == ".txt" or path.is_dir():
+        return read_text_documents(path)
+    return read_records(path)
+
+
+def read_part(part: Part, directory_names: tuple[str, ...], data_dir: Path | None) -> Found:
+    """A part of a named data set: from `data_dir` where it holds it, else from the hub.
+
+    Raises:
+        InputError: it is neither here nor there.
+    """
+    directory = local_directory(directory_names, data_dir)
+    if directory is not None:
+        try:
+            files = find_files(part, directory)
+        except InputError:
+            pass  # a part that this directory lacks
+        else:
+            return Found(read_files(files), ", ".join(map(str, files)))
+    try:
+        files = find_files(part)
+    except InputError as error:
+        place = f"{data_dir} does not hold it" if data_dir else f"no data directory is named (${DATA_VARIABLE})"
+        raise InputError(f"{part.name}: {place}; {error}") from None
+    return Found(read_files(files), f"{part.repository} ({', '.join(file.name for file in files)})")
+
+
+def data_directory(data_dir: str | Path | None) -> Path | None:
+    """The directory of data sets: the one given, else the one that $DISSECT_DATA names, else none.
+
+    Raises:
+        InputError: it is no directory.
+    """
+    named = data_dir or os.environ.get(DATA_VARIABLE)
+    if not named:
+        return None
+    path = Path(named)
+    if not path.is_dir():
+        where = "data_dir" if data_dir else f"${DATA_VARIABLE}"
+        raise InputError(f"{where}={path}: no such directory; name the one that holds tofu/, muse-news/, ...")
+    return path

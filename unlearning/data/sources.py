@@ -1,0 +1,153 @@
+"""From a name to examples: local files, named data sets, and data sets on the hub."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from unlearning.data import concept_vectors, hub, muse, tofu, wmdp
+from unlearning.data.alternates import match_alternates
+from unlearning.data.chat import ChatFormat
+from unlearning.data.documents import pack_sentences
+from unlearning.data.named import Found, data_directory, read_file, read_files
+from unlearning.data.question_answer import Example, Wrapping, examples_of
+from unlearning.data.records import Record
+from unlearning.errors import InputError
+from unlearning.options import nearest
+
+NAMED: dict[str, Callable[[str, Path | None], Found]] = {
+    "tofu": tofu.read,
+    "muse-news": partial(muse.read, "News"),
+    "muse-books": partial(muse.read, "Books"),
+    "wmdp": wmdp.read,
+    "conceptvectors": concept_vectors.read,
+    "hub": lambda name, _data_dir: _read_hub(name),
+}
+"""Readers by what stands before the first colon."""
+
+ALTERNATE_KEYS = ("alternate", "alternates", "perturbed_answer")
+"""Under which records with an answer of their own have alternates to it: a text, or a list of them."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Examples and where they came from.
+
+    Attributes:
+        examples: in the order of the source.
+        source: the name that was given, and the files it stood for.
+        notes: counts, and what was left out; one line each.
+    """
+
+    examples: list[Example]
+    source: str
+    notes: tuple[str, ...]
+
+
+def read_training_data(
+    source: str | Path,
+    *,
+    template: str | None = None,
+    chat: ChatFormat | None = None,
+    data_dir: str | Path | None = None,
+    pack: int | None = None,
+) -> TrainingData:
+    """Read forget or retain data of any known format.
+
+    Args:
+        source: a file (.json, .jsonl, .csv, .tsv, .parquet, .txt), a directory of text files, or a name:
+            `tofu:forget05`, `muse-news:raw:forget`, `muse-books:knowmem:retain_qa`, `wmdp:bio-retain`,
+            `conceptvectors:wiki:CONCEPT`, `hub:owner/name:config:split`.
+        template: wraps questions; None for the format's own.
+        chat: the chat template that wraps questions and prompts instead.
+        data_dir: where named data sets are looked for before the hub is; None reads $DISSECT_DATA.
+        pack: cut documents into paragraphs of whole sentences longer than so many characters.
+
+    Raises:
+        InputError: an unknown name (with the nearest known one), a file that is missing or broken (which line or
+            record), or data that is neither here nor on the hub.
+    """
+    if template is not None and chat is not None:
+        raise InputError("a template and a chat template both wrap the question; give one of them")
+    found = _find(source, data_dir)
+    wrapping = Wrapping(template or found.template, chat)
+    examples = examples_of(found.records, wrapping, source=found.source)
+    if not examples:
+        raise InputError(f"{source}: no example in it has any text; name other data")
+    notes = list(found.notes)
+    if len(examples) < len(found.records):
+        notes.append(f"{len(found.records) - len(examples)} of {len(found.records)} documents are empty and left out")
+    if pack is not None:
+        examples = _packed(examples, pack)
+    n_documents = sum(not example.prompt for example in examples)
+    kinds = [(len(examples) - n_documents, "prompts with answers"), (n_documents, "documents")]
+    notes.append(", ".join(f"{n} {kind}" for n, kind in kinds if n))
+    name = str(source)
+    return TrainingData(examples, name if name == found.source else f"{name}: {found.source}", tuple(notes))
+
+
+def read_alternates(
+    source: str | Path,
+    forget: list[Example],
+    *,
+    template: str | None = None,
+    chat: ChatFormat | None = None,
+    data_dir: str | Path | None = None,
+) -> list[list[str]]:
+    """The alternate answers of each forget example, from any source of prompts and answers.
+
+    A record's alternates are under one of `ALTERNATE_KEYS` (TOFU's perturbed answers are), else its answer is one.
+
+    Args:
+        source: as in `read_training_data`, read with the same wrapping as the forget data.
+        forget: the forget examples.
+        template, chat, data_dir: as in `read_training_data`.
+
+    Raises:
+        InputError: what `read_training_data` and `match_alternates` raise.
+    """
+    found = _find(source, data_dir)
+    records = [alternate for record in found.records for alternate in _alternates(record)]
+    alternates = examples_of(records, Wrapping(template or found.template, chat), source=found.source)
+    return match_alternates(alternates, forget, source=str(source))
+
+
+def _find(source: str | Path, data_dir: str | Path | None) -> Found:
+    name = str(source)
+    prefix, colon, rest = name.partition(":")
+    if colon and not Path(source).exists():
+        if prefix in NAMED:
+            return NAMED[prefix](rest, data_directory(data_dir))
+        hint = nearest(prefix, NAMED) or ";"
+        raise InputError(f"{name}: no such file, and no data set {prefix!r}{hint} there are {', '.join(NAMED)}")
+    records = read_file(Path(source))
+    if all(map(concept_vectors.is_concept, records)):
+        found = concept_vectors.records_of("wiki", records, name)
+        note = f"the articles of {len(records)} concepts; conceptvectors:qa and :completion are their other parts"
+        return Found(found.records, found.source, found.template, (note,))
+    return Found(records, name)
+
+
+def _read_hub(name: str) -> Found:
+    part = hub.read_name(name)
+    local = Path(part.repository)
+    files = hub.find_files(part, local if local.is_dir() else None)
+    return Found(read_files(files), f"{part.repository} ({', '.join(file.name for file in files)})")
+
+
+def _packed(examples: list[Example], longer_than: int) -> list[Example]:
+    packed = []
+    for example in examples:
+        if example.prompt:
+            packed.append(example)
+        else:
+            packed += [Example("", text) for text in pack_sentences(example.answer, longer_than=longer_than)]
+    return packed
+
+
+def _alternates(record: Record) -> list[Record]:
+    key = next((key for key in ALTERNATE_KEYS if key in record), None)
+    if key is None:
+        return [record]
+    values = record[key] if isinstance(record[key], list) else [record[key]]
+    return [{**record, "answer": value} for value in values]

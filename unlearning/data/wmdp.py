@@ -1,0 +1,63 @@
+"""The corpora of WMDP (2403.03218), and the general text that its recipe retains, as documents.
+
+Locally: `wmdp/bio-forget-corpus.jsonl` and so on, as the authors hand them out, or copies of the hub's data sets.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from unlearning.data.hub import Part
+from unlearning.data.named import Found, read_part
+from unlearning.data.records import Record
+from unlearning.errors import InputError
+from unlearning.options import nearest
+
+_CORPORA = "cais/wmdp-corpora"
+_DIRECTORIES = ("wmdp", "wmdp-corpora", "WMDP")
+
+PARTS = {
+    "bio-retain": (_CORPORA, "bio-retain-corpus", "train"),
+    "cyber-forget": (_CORPORA, "cyber-forget-corpus", "train"),
+    "cyber-retain": (_CORPORA, "cyber-retain-corpus", "train"),
+    "bio-forget": ("cais/wmdp-bio-forget-corpus", "bio-forget-corpus", "train"),  # gated
+    "wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
+}
+
+WIKITEXT_CHARACTERS = 50
+"""The recipe's retain texts are longer than this; the others are headings and empty lines."""
+
+
+def read(name: str, data_dir: Path | None) -> Found:
+    """The documents of a corpus.
+
+    Public code trains on the raw lines of corpora whose name it does not know, keys and braces and all; here a
+    document is its `text`.
+
+    Raises:
+        InputError: there is no such corpus, or it is neither here nor on the hub.
+    """
+    if name not in PARTS:
+        raise InputError(f"wmdp:{name}: no such corpus{nearest(name, PARTS) or ';'} there are {', '.join(PARTS)}")
+    repository, config, split = PARTS[name]
+    found = read_part(Part(f"wmdp:{name}", repository, config, split), _DIRECTORIES, data_dir)
+    documents = [_document(record, f"{found.source}, record {n}") for n, record in enumerate(found.records, start=1)]
+    if name != "wikitext":
+        return replace(found, records=documents)
+    long = [document for document in documents if len(document["text"]) > WIKITEXT_CHARACTERS]
+    n_short = len(documents) - len(long)
+    note = f"wikitext: {n_short} texts of at most {WIKITEXT_CHARACTERS} characters are left out, as in the recipe"
+    return replace(found, records=long, notes=(note,))
+
+
+def _document(record: Record, where: str) -> Record:
+    text = record.get("text")
+    if not isinstance(text, str):
+        raise InputError(f'{where}: a document should have its text under "text"; its keys are {", ".join(record)}')
+    if not text.lstrip().startswith("{"):
+        return {"text": text}
+    try:
+        inner = json.loads(text)
+    except json.JSONDecodeError:
+        return {"text": text}
+    return _document(inner, where)
