@@ -1,31 +1,65 @@
-"""Terms that several methods share."""
+"""Losses that several methods share, as a method's `forget_loss` or `retain_loss`."""
+
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unlearning.forward import answer_nll
-from unlearning.losses import pooled_cross_entropy
-from unlearning.methods.method import Batch, StepLoss
+from unlearning import losses
+from unlearning.forward import answer_logits, answer_nll, answer_sequence_nll
+from unlearning.methods.method import Batch, Reference
+
+RetainLoss = Literal["nll", "kl"]
+"""What keeps the retain set: its cross-entropy, or the divergence from the start model there."""
 
 
 def forget_cross_entropy(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
-    """CE of the forget answers, pooled over the tokens of the accumulation window."""
+    """CE of the forget answers, pooled over the tokens of the window."""
     assert batch.forget is not None  # the trainer refuses a method without the data that it declares
-    return pooled_cross_entropy(answer_nll(model, batch.forget), batch.window.forget_tokens)
+    return losses.pooled_cross_entropy(answer_nll(model, batch.forget), batch.window.forget_tokens)
 
 
-def retain_cross_entropy(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
-    """CE of the retain answers, pooled over the tokens of the accumulation window."""
+def preference(model: PreTrainedModel, batch: Batch, *, beta: float) -> Float[Tensor, ""]:
+    """DPO with the alternate answers as winners over the forget answers."""
+    forget, alternate = batch.forget, batch.alternate
+    assert forget is not None and forget.reference_nll is not None
+    assert alternate is not None and alternate.reference_nll is not None
+    return losses.dpo(
+        answer_sequence_nll(model, alternate),
+        alternate.reference_nll,
+        answer_sequence_nll(model, forget),
+        forget.reference_nll,
+        beta=beta,
+        n_sequences=batch.window.forget_sequences,
+    )
+
+
+PREFERENCE_REFERENCES = (Reference("forget", "nll"), Reference("alternate", "nll"))
+"""What `preference` reads of the start model."""
+
+
+def retain_cross_entropy(model: PreTrainedModel, batch: Batch, _options: Any = None) -> Float[Tensor, ""]:
+    """CE of the retain answers, pooled over the tokens of the window."""
     assert batch.retain is not None
-    return pooled_cross_entropy(answer_nll(model, batch.retain), batch.window.retain_tokens)
+    return losses.pooled_cross_entropy(answer_nll(model, batch.retain), batch.window.retain_tokens)
 
 
-def with_retain(
-    model: PreTrainedModel, batch: Batch, forget: Float[Tensor, ""], *, gamma: float, alpha: float
-) -> StepLoss:
-    """J = gamma * forget + alpha * CE(retain); without the retain term where alpha is 0."""
-    if not alpha:
-        return StepLoss(total=gamma * forget, forget=forget)
-    retain = retain_cross_entropy(model, batch)
-    return StepLoss(total=gamma * forget + alpha * retain, forget=forget, retain=retain)
+def retain_divergence(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
+    """KL(start model || model) at the retain answers, mean over the tokens of the window."""
+    assert batch.retain is not None and batch.retain.reference_logits is not None
+    answers = answer_logits(model, batch.retain)
+    divergence = losses.token_divergence(answers.logits, batch.retain.reference_logits)
+    return divergence.sum() / batch.window.retain_tokens
+
+
+def retain_term(model: PreTrainedModel, batch: Batch, options: Any) -> Float[Tensor, ""]:
+    """The retain loss that the option `retain_loss` names."""
+    return retain_divergence(model, batch) if options.retain_loss == "kl" else retain_cross_entropy(model, batch)
+
+
+def retain_references(options: Any) -> tuple[Reference, ...]:
+    """What `retain_term` reads of the start model; nothing where the retain loss has no weight."""
+    if options.retain_loss == "kl" and getattr(options, "alpha", 1):
+        return (Reference("retain", "logits"),)
+    return ()

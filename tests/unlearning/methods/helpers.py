@@ -1,0 +1,151 @@
+"""A model and its start, random spans, the batches of a window; and the same slowly: token by token, unpadded."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from tests.unlearning.helpers import build_tiny_llama
+from unlearning.data.batches import TokenBatch, collate
+from unlearning.data.spans import AnswerSpan
+from unlearning.methods.method import AnyMethod, Batch, Window
+
+START = build_tiny_llama(1).double()
+
+
+def build_model() -> LlamaForCausalLM:
+    """A model that has gone some way from START."""
+    model, other = copy.deepcopy(START), build_tiny_llama(2).double()
+    with torch.no_grad():
+        for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+            ours.lerp_(theirs, 0.1)
+    return model
+
+
+MODEL = build_model()
+
+
+def build_spans(lengths: Sequence[tuple[int, int]], seed: int) -> list[AnswerSpan]:
+    """Random tokens, given as (prompt tokens, answer tokens)."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        AnswerSpan(torch.randint(384, (prompt + answer,), generator=generator).tolist(), prompt)
+        for prompt, answer in lengths
+    ]
+
+
+@dataclass(frozen=True)
+class Data:
+    """One window; the alternates are of the same prompts as the forget examples."""
+
+    forget: list[AnswerSpan]
+    alternate: list[AnswerSpan]
+    retain: list[AnswerSpan]
+
+
+DATA = Data(
+    forget=build_spans([(3, 1), (5, 4), (2, 7)], seed=1),
+    alternate=build_spans([(3, 2), (5, 1), (2, 3)], seed=2),
+    retain=build_spans([(4, 5), (1, 2), (6, 1)], seed=3),
+)
+
+
+def n_answer(spans: Sequence[AnswerSpan]) -> int:
+    return sum(span.n_answer_tokens for span in spans)
+
+
+def window_of(data: Data) -> Window:
+    return Window(
+        forget_sequences=len(data.forget),
+        forget_tokens=n_answer(data.forget),
+        forget_positions=sum(len(span.input_ids) for span in data.forget),
+        alternate_sequences=len(data.alternate),
+        alternate_tokens=n_answer(data.alternate),
+        retain_sequences=len(data.retain),
+        retain_tokens=n_answer(data.retain),
+        retain_positions=sum(len(span.input_ids) for span in data.retain),
+    )
+
+
+def slow_logits(model: LlamaForCausalLM, span: AnswerSpan) -> Tensor:
+    """What predicts each answer token, from one unpadded text."""
+    return model(torch.tensor([span.input_ids])).logits[0, span.answer_start - 1 : -1]
+
+
+def slow_nll(model: LlamaForCausalLM, span: AnswerSpan) -> list[Tensor]:
+    rows, tokens = slow_logits(model, span), span.input_ids[span.answer_start :]
+    return [-torch.log(row.softmax(-1)[token]) for row, token in zip(rows, tokens, strict=True)]
+
+
+def slow_hidden(model: LlamaForCausalLM, span: AnswerSpan, layer: int) -> Tensor:
+    hidden = model(torch.tensor([span.input_ids]), output_hidden_states=True).hidden_states
+    assert layer + 1 < len(hidden) - 1  # the last of them has gone through the final norm
+    return hidden[layer + 1][0]
+
+
+@torch.no_grad()
+def batch_of(spans: Sequence[AnswerSpan], *, padding: int = 0) -> TokenBatch:
+    """The spans with every constant of START that a method could ask for, and more padding than they need."""
+    batch = collate(spans)
+    return replace(
+        batch,
+        input_ids=F.pad(batch.input_ids, (0, padding), value=5),
+        attention_mask=F.pad(batch.attention_mask, (0, padding)),
+        predicts_answer=F.pad(batch.predicts_answer, (0, padding)),
+        reference_nll=torch.stack([sum(slow_nll(START, span)) for span in spans]),  # type: ignore[misc]
+        reference_logits=torch.cat([slow_logits(START, span) for span in spans]),
+        reference_hidden=torch.cat([slow_hidden(START, span, 0) for span in spans]),
+    )
+
+
+def losses_of(
+    method: AnyMethod,
+    options: Any,
+    data: Data,
+    *,
+    model: LlamaForCausalLM = MODEL,
+    cuts: Sequence[int] = (),
+    order: Sequence[int] | None = None,
+    padding: int = 0,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The window's forget and retain loss, as the sum over its micro-batches.
+
+    Args:
+        cuts: where one micro-batch ends and the next begins.
+        order: of the examples.
+        padding: more of it than is needed.
+    """
+    order = list(range(len(data.forget))) if order is None else order
+    edges = [0, *cuts, len(order)]
+    pieces = [order[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    needs = method.needs(options)
+
+    def micro_batches(statistic: float | None) -> list[Batch]:
+        return [
+            Batch(
+                window=window_of(data),
+                forget=batch_of([data.forget[i] for i in piece], padding=padding),
+                alternate=batch_of([data.alternate[i] for i in piece], padding=padding) if needs.alternates else None,
+                statistic=statistic,
+            )
+            for piece in pieces
+        ]
+
+    statistic = None
+    if method.statistic is not None:
+        sums = [method.statistic(model, batch, options) for batch in micro_batches(None)]
+        statistic = sum(total for total, _ in sums) / sum(count for _, count in sums)
+    forget = retain = None
+    if method.forget_loss is not None:
+        forget = torch.stack([method.forget_loss(model, batch, options) for batch in micro_batches(statistic)]).sum()
+    if method.retain_loss is not None and needs.retain:
+        batches = [
+            Batch(window_of(data), retain=batch_of([data.retain[i] for i in p], padding=padding)) for p in pieces
+        ]
+        retain = torch.stack([method.retain_loss(model, batch, options) for batch in batches]).sum()
+    return forget, retain

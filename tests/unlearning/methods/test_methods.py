@@ -1,0 +1,316 @@
+"""Every method's two losses against plain formulas, token by token and without padding."""
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from tests.unlearning.methods.helpers import (
+    DATA,
+    MODEL,
+    START,
+    Data,
+    batch_of,
+    build_model,
+    build_spans,
+    losses_of,
+    n_answer,
+    slow_hidden,
+    slow_logits,
+    slow_nll,
+    window_of,
+)
+from unlearning.combining import DualAscent, WeightedSum
+from unlearning.methods import METHODS
+from unlearning.methods.method import Batch
+from unlearning.methods.rmu import steering_vector
+
+
+def mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean()
+
+
+def tokens(model: LlamaForCausalLM, spans: list[Any]) -> list[Tensor]:
+    return [nll for span in spans for nll in slow_nll(model, span)]
+
+
+def log_ratios(model: LlamaForCausalLM, spans: list[Any]) -> list[Tensor]:
+    """r_b = log p(y_b) - log p_start(y_b)."""
+    frozen = [sum(slow_nll(START, span)).detach() for span in spans]
+    return [frozen[place] - sum(slow_nll(model, span)) for place, span in enumerate(spans)]
+
+
+def preferred(scores: list[Tensor], beta: float) -> Tensor:
+    return mean([-(2 / beta) * torch.log(torch.sigmoid(beta * score)) for score in scores])
+
+
+def slow_dpo(model: LlamaForCausalLM, data: Data, beta: float) -> Tensor:
+    pairs = zip(log_ratios(model, data.alternate), log_ratios(model, data.forget), strict=True)
+    return preferred([win - lose for win, lose in pairs], beta)
+
+
+def slow_kto(model: LlamaForCausalLM, data: Data, o: Any) -> Tensor:
+    estimate = mean(log_ratios(model, data.alternate)).detach()
+    ratios = log_ratios(model, data.forget)
+    if o.variant == "clamped":
+        return preferred([estimate.clamp(min=0) - r for r in ratios], o.beta)
+    scores = [torch.sigmoid(estimate - o.beta * r) for r in ratios]
+    return 1 - (2 / o.beta) * mean(scores if o.variant == "kto_sigmoid" else [torch.log(score) for score in scores])
+
+
+def slow_simnpo(model: LlamaForCausalLM, data: Data, o: Any) -> Tensor:
+    return preferred([mean(slow_nll(model, span)) - o.delta for span in data.forget], o.beta)
+
+
+def slow_rmu(model: LlamaForCausalLM, data: Data, o: Any) -> Tensor:
+    direction = torch.rand(32, generator=torch.Generator().manual_seed(o.steering_seed))
+    target = o.steering_coefficient * direction / direction.square().sum().sqrt()
+    return mean([(row - target).square().mean() for span in data.forget for row in slow_hidden(model, span, 0)])
+
+
+def slow_rmu_retain(model: LlamaForCausalLM, data: Data) -> Tensor:
+    pairs = [(slow_hidden(model, s, 0), slow_hidden(START, s, 0).detach()) for s in data.retain]
+    return mean([(h - h0).square().mean() for ours, theirs in pairs for h, h0 in zip(ours, theirs, strict=True)])
+
+
+def slow_undial(model: LlamaForCausalLM, data: Data, o: Any) -> Tensor:
+    terms = []
+    for span in data.forget:
+        ours, theirs = slow_logits(model, span), slow_logits(START, span).detach()
+        for p, p_start, y in zip(
+            ours.softmax(-1), theirs.softmax(-1), span.input_ids[span.answer_start :], strict=True
+        ):
+            q = p_start.clone()
+            q[y] *= math.exp(-o.beta)
+            terms.append(-(q / q.sum() * torch.log(p)).sum())
+    return mean(terms)
+
+
+def slow_ce_u(model: LlamaForCausalLM, data: Data) -> Tensor:
+    terms = []
+    for span in data.forget:
+        rows, answer = slow_logits(model, span), span.input_ids[span.answer_start :]
+        for p, y in list(zip(rows.softmax(-1), answer, strict=True))[1:]:
+            q = p.detach().clone()
+            q[y] = 0
+            terms.append(-(q / q.sum() * torch.log(p)).sum())
+    return mean(terms)
+
+
+def slow_satimp(model: LlamaForCausalLM, data: Data, beta1: float, beta2: float) -> Tensor:
+    log_p = [-nll for nll in tokens(model, data.forget)]
+    return mean([lp.detach().exp() ** beta1 * (1 - lp.detach().exp()) ** beta2 * lp for lp in log_p])
+
+
+def slow_pdu(model: LlamaForCausalLM, data: Data) -> Tensor:
+    rows = [row for span in data.forget for row in slow_logits(model, span)]
+    return mean([(row.max() - row.sum() / len(row)) ** 2 for row in rows])
+
+
+def slow_idk(model: LlamaForCausalLM, spans: list[Any]) -> Tensor:
+    return torch.stack(tokens(model, spans)).sum() / (n_answer(DATA.alternate) + n_answer(DATA.retain))
+
+
+def slow_kl(model: LlamaForCausalLM, data: Data) -> Tensor:
+    pairs = [(slow_logits(model, span), slow_logits(START, span).detach()) for span in data.retain]
+    rows = [(p, q) for ours, theirs in pairs for p, q in zip(ours.softmax(-1), theirs.softmax(-1), strict=True)]
+    return mean([(q * (torch.log(q) - torch.log(p))).sum() for p, q in rows])
+
+
+SLOW: dict[str, Callable[[LlamaForCausalLM, Data, Any], Tensor]] = {
+    "ga": lambda model, data, _: -mean(tokens(model, data.forget)),
+    "grad_diff": lambda model, data, _: -mean(tokens(model, data.forget)),
+    "idk": lambda model, data, _: slow_idk(model, data.alternate),
+    "dpo": lambda model, data, o: slow_dpo(model, data, o.beta),
+    "npo": lambda model, data, o: preferred([-r for r in log_ratios(model, data.forget)], o.beta),
+    "kto": slow_kto,
+    "simnpo": slow_simnpo,
+    "rmu": slow_rmu,
+    "undial": slow_undial,
+    "ce_u": lambda model, data, _: slow_ce_u(model, data),
+    "wga": lambda model, data, o: slow_satimp(model, data, o.beta, 0),
+    "satimp": lambda model, data, o: slow_satimp(model, data, o.beta1, o.beta2),
+    "pdu": lambda model, data, _: slow_pdu(model, data),
+}
+KL = ["grad_diff", "dpo", "npo", "kto", "simnpo", "undial", "wga", "satimp"]
+
+# Every method as it comes, and what else its options can mean.
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in SLOW),
+    *((name, {"retain_loss": "kl", "alpha": 0.5}) for name in KL),
+    ("kto", {"variant": "kto_sigmoid", "beta": 0.7}),
+    ("kto", {"variant": "kto_logsigmoid", "beta": 0.7}),
+    ("simnpo", {"beta": 0.7, "delta": 1.5}),
+    ("rmu", {"layer": 0, "steering_seed": 4, "steering_coefficient": 2.0}),
+    ("undial", {"beta": 1.0, "alpha": 1.0}),
+]
+
+
+def slow_retain(name: str, model: LlamaForCausalLM, options: Any) -> Tensor | None:
+    if not METHODS[name].needs(options).retain:
+        return None
+    if name == "rmu":
+        return slow_rmu_retain(model, DATA)
+    if name == "idk":
+        return slow_idk(model, DATA.retain)
+    if getattr(options, "retain_loss", "nll") == "kl":
+        return slow_kl(model, DATA)
+    return mean(tokens(model, DATA.retain))
+
+
+@pytest.mark.parametrize(("name", "given_options"), CASES)
+def test_losses_and_gradients_equal_plain_formulas(name: str, given_options: dict[str, Any]) -> None:
+    method = METHODS[name]
+    options = method.options(**given_options)
+    model, slow_model = build_model(), build_model()
+    fast = losses_of(method, options, DATA, model=model)
+    slow = SLOW[name](slow_model, DATA, options), slow_retain(name, slow_model, options)
+    for ours, theirs, weight in zip(fast, slow, (1.0, 0.3), strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            assert ours.item() == pytest.approx(theirs.item(), rel=1e-7, abs=1e-9)
+            (weight * ours).backward()
+            (weight * theirs).backward()
+    moved = 0.0
+    for one, other in zip(model.parameters(), slow_model.parameters(), strict=True):
+        a, b = (torch.zeros_like(p) if p.grad is None else p.grad for p in (one, other))
+        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
+        moved += b.abs().sum().item()
+    assert moved > 0
+
+
+@pytest.mark.parametrize("name", SLOW)
+@given(
+    order=st.permutations(range(3)),
+    cuts=st.sampled_from([(), (1,), (2,), (1, 2)]),
+    padding=st.integers(0, 3),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=4, deadline=None)
+@torch.no_grad()
+def test_neither_order_nor_cut_nor_padding_changes_a_window(
+    name: str, order: list[int], cuts: tuple[int, ...], padding: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [(p + 1, a + 1) for p, a in torch.randint(5, (9, 2), generator=generator).tolist()]
+    data = Data(*(build_spans(lengths[i : i + 3], seed=seed + i) for i in (0, 3, 6)))
+    method = METHODS[name]
+    options = method.options()
+    plain = losses_of(method, options, data)
+    other = losses_of(method, options, data, order=order, cuts=cuts, padding=padding)
+    for one, two in zip(plain, other, strict=True):
+        assert (one is None) == (two is None)
+        if one is not None and two is not None:
+            assert two.item() == pytest.approx(one.item(), rel=1e-7, abs=1e-9)
+
+
+AT_THE_START = {
+    "dpo": 2 / 0.1 * math.log(2),
+    "npo": 2 / 0.1 * math.log(2),
+    "kto": 2 / 0.1 * math.log(2),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), AT_THE_START.items())
+@torch.no_grad()
+def test_preferences_begin_at_two_over_beta_log_two(name: str, value: float) -> None:
+    forget, _ = losses_of(METHODS[name], METHODS[name].options(), DATA, model=START)
+    assert forget is not None
+    assert forget.item() == pytest.approx(value, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "given_options"), [("rmu", {}), *((name, {"retain_loss": "kl", "alpha": 1.0}) for name in KL)]
+)
+@torch.no_grad()
+def test_what_is_kept_is_at_its_minimum_at_the_start(name: str, given_options: dict[str, Any]) -> None:
+    method = METHODS[name]
+    at_start = losses_of(method, method.options(**given_options), DATA, model=START)[1]
+    later = losses_of(method, method.options(**given_options), DATA, model=MODEL)[1]
+    assert at_start is not None and later is not None
+    assert at_start.item() == pytest.approx(0, abs=1e-12)
+    assert later > 1e-3
+
+
+@torch.no_grad()
+def test_idk_is_the_cross_entropy_of_both_sets_together() -> None:
+    forget, retain = losses_of(METHODS["idk"], METHODS["idk"].options(), DATA)
+    assert forget is not None and retain is not None
+    assert (forget + retain).item() == pytest.approx(
+        mean(tokens(MODEL, [*DATA.alternate, *DATA.retain])).item(), rel=1e-9
+    )
+
+
+@torch.no_grad()
+def test_ktos_estimate_is_of_the_window_not_of_its_pieces() -> None:
+    method, options = METHODS["kto"], METHODS["kto"].options(variant="kto_sigmoid")
+    assert method.statistic is not None
+    parts = []
+    for place in range(3):
+        batch = Batch(
+            window_of(DATA), forget=batch_of([DATA.forget[place]]), alternate=batch_of([DATA.alternate[place]])
+        )
+        parts.append(method.statistic(MODEL, batch, options))
+    expected = [ratio.item() for ratio in log_ratios(MODEL, DATA.alternate)]
+    assert [total for total, _ in parts] == pytest.approx(expected, abs=1e-9)
+    assert [count for _, count in parts] == [1, 1, 1]
+
+
+@torch.no_grad()
+def test_ce_u_of_answers_of_one_token_is_zero() -> None:
+    data = Data(forget=build_spans([(3, 1), (4, 1)], seed=5), alternate=[], retain=[])
+    forget, _ = losses_of(METHODS["ce_u"], METHODS["ce_u"].options(), data)
+    assert forget is not None
+    assert forget.item() == 0
+
+
+def test_rmus_direction_is_a_unit_vector_that_its_seed_decides() -> None:
+    direction = steering_vector(64, seed=3)
+    assert direction.norm().item() == pytest.approx(1, abs=1e-6)
+    assert (direction >= 0).all()
+    assert torch.equal(direction, steering_vector(64, seed=3))
+    assert not torch.equal(direction, steering_vector(64, seed=4))
+
+
+def test_pdus_retain_loss_is_held_by_dual_ascent() -> None:
+    method = METHODS["pdu"]
+    combination = method.combination(method.options(epsilon=0.5, eta=2.0, lambda0=1.0, dual_warmup_steps=2, gamma=0.7))
+    assert isinstance(combination, DualAscent)
+    seen = []
+    for retain_loss in (3.0, 3.0, 1.5, 0.25, -9.0):
+        combination.after_step(retain_loss)
+        seen.append(combination.weights())
+    multipliers = [1.0, 1.0, 1.0 + 2 * 1.0, 3.0 - 2 * 0.25, 0.0]  # never below 0
+    assert seen == [(0.7, multiplier) for multiplier in multipliers]
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_weights_are_left_to_the_combination(name: str) -> None:
+    method = METHODS[name]
+    names = {field.name for field in fields(method.options)}
+    given_options = {key: value for key, value in (("gamma", 0.3), ("alpha", 7.0)) if key in names}
+    options = method.options(**given_options)
+    if name != "pdu":
+        assert method.combination(options) == WeightedSum(
+            given_options.get("gamma", 1.0), given_options.get("alpha", 1.0)
+        )
+    with torch.no_grad():
+        forget, _ = losses_of(method, options, DATA)
+        plain, _ = losses_of(method, method.options(), DATA)
+    assert forget is not None and plain is not None
+    assert torch.equal(forget, plain)
+
+
+@pytest.mark.parametrize("name", sorted({*KL, "rmu"}))
+def test_without_a_weight_nothing_is_asked_of_the_retain_set(name: str) -> None:
+    method = METHODS[name]
+    needs = method.needs(method.options(alpha=0))
+    assert not needs.retain
+    assert not any(reference.data == "retain" for reference in needs.references)

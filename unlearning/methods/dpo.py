@@ -1,0 +1,42 @@
+"""Direct preference optimisation: an alternate answer, by default a refusal, preferred to the forget answer."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unlearning.methods.method import Batch, Method, Needs
+from unlearning.methods.terms import PREFERENCE_REFERENCES, RetainLoss, preference, retain_references, retain_term
+from unlearning.options import option
+
+
+@dataclass(frozen=True)
+class DPOOptions:
+    """Inverse temperature, the retain loss and the weights of the two losses."""
+
+    beta: float = option(0.1, "inverse temperature", source="NPO 2404.05868", above=0)
+    gamma: float = option(1.0, "weight of the forget loss", source="NPO 2404.05868", minimum=0)
+    alpha: float = option(1.0, "weight of the retain loss (0: none)", source="NPO 2404.05868", minimum=0)
+    retain_loss: RetainLoss = option("nll", "nll (DPO + RT) or kl (DPO + KL)", source="NPO 2404.05868")
+
+
+def forget_loss(model: PreTrainedModel, batch: Batch, options: DPOOptions) -> Float[Tensor, ""]:
+    """F = -(2 / beta) mean_b log sigmoid(beta (r_b(alternate) - r_b(forget))), r = L^ref - L; F >= 0."""
+    return preference(model, batch, beta=options.beta)
+
+
+DPO = Method(
+    name="dpo",
+    summary="-(2 gamma / beta) mean log sigmoid(beta (r(alternate) - r(forget))) + alpha R, r = NLL start - NLL",
+    source="DPO 2305.18290",
+    options=DPOOptions,
+    needs=lambda options: Needs(
+        retain=options.alpha > 0,
+        alternates=True,
+        references=(*PREFERENCE_REFERENCES, *retain_references(options)),
+    ),
+    needs_note="forget, alternates, reference, retain unless alpha=0",
+    forget_loss=forget_loss,
+    retain_loss=retain_term,
+)

@@ -1,0 +1,31 @@
+"""Gradient ascent on the forget set. Unbounded: to be stopped before the model is of no use."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unlearning.methods.method import Batch, Method, Needs
+from unlearning.methods.terms import forget_cross_entropy
+
+
+@dataclass(frozen=True)
+class GAOptions:
+    """No options of its own."""
+
+
+def forget_loss(model: PreTrainedModel, batch: Batch, _options: GAOptions) -> Float[Tensor, ""]:
+    """F = -CE(forget); unbounded below."""
+    return -forget_cross_entropy(model, batch)
+
+
+GA = Method(
+    name="ga",
+    summary="-CE(forget)",
+    source="TOFU 2401.06121",
+    options=GAOptions,
+    needs=lambda _options: Needs(),
+    needs_note="forget",
+    forget_loss=forget_loss,
+)

@@ -1,0 +1,47 @@
+"""SatImp: gradient ascent on tokens that are neither forgotten already nor beyond doubt."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unlearning import losses
+from unlearning.forward import answer_nll
+from unlearning.methods.method import Batch, Method, Needs
+from unlearning.methods.terms import RetainLoss, retain_references, retain_term
+from unlearning.options import option
+
+
+@dataclass(frozen=True)
+class SatImpOptions:
+    """The powers of the weight, the retain loss and the weights of the two losses: forget ten times retain."""
+
+    beta1: float = option(5.0, "power of p in a token's weight (saturation)", source="SatImp 2505.11953", minimum=0)
+    beta2: float = option(1.0, "power of 1 - p in it (importance)", source="SatImp 2505.11953", minimum=0)
+    gamma: float = option(1.0, "weight of the forget loss", source="SatImp 2505.11953", minimum=0)
+    alpha: float = option(0.1, "weight of the retain loss (0: none)", source="SatImp 2505.11953", minimum=0)
+    retain_loss: RetainLoss = option("nll", "nll or kl", source="open-unlearning")
+
+
+def forget_loss(model: PreTrainedModel, batch: Batch, options: SatImpOptions) -> Float[Tensor, ""]:
+    """F = mean_t sg(p_t^beta1 (1 - p_t)^beta2) log p_t; F <= 0."""
+    assert batch.forget is not None
+    return losses.satimp(
+        answer_nll(model, batch.forget),
+        beta1=options.beta1,
+        beta2=options.beta2,
+        n_tokens=batch.window.forget_tokens,
+    )
+
+
+SATIMP = Method(
+    name="satimp",
+    summary="gamma mean sg(p^beta1 (1 - p)^beta2) log p on forget + alpha R, R = CE or KL on retain",
+    source="SatImp 2505.11953",
+    options=SatImpOptions,
+    needs=lambda options: Needs(retain=options.alpha > 0, references=retain_references(options)),
+    needs_note="forget, retain unless alpha=0, reference if retain_loss=kl",
+    forget_loss=forget_loss,
+    retain_loss=retain_term,
+)

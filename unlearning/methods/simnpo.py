@@ -1,0 +1,54 @@
+"""Simple negative preference optimisation: NPO without a reference, on likelihoods per token."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unlearning import losses
+from unlearning.forward import answer_logits
+from unlearning.methods.method import Batch, Method, Needs
+from unlearning.methods.terms import RetainLoss, retain_references, retain_term
+from unlearning.options import option
+
+SOURCE = "SimNPO 2410.07163, TOFU forget10"
+
+
+@dataclass(frozen=True)
+class SimNPOOptions:
+    """Inverse temperature, margin, the retain loss and the weights of the two losses.
+
+    The paper's TOFU forget05 has beta 2.5 and gamma 0.1375; MUSE beta 0.7 (News) or 0.75 (Books), gamma 1, alpha 0.1.
+    """
+
+    beta: float = option(4.5, "inverse temperature", source=SOURCE, above=0)
+    delta: float = option(0.0, "margin in nats a token (the paper's gamma is beta delta)", source=SOURCE)
+    gamma: float = option(0.125, "weight of the forget loss", source=SOURCE, minimum=0)
+    alpha: float = option(1.0, "weight of the retain loss (0: none)", source=SOURCE, minimum=0)
+    retain_loss: RetainLoss = option("nll", "nll or kl", source=SOURCE)
+
+
+def forget_loss(model: PreTrainedModel, batch: Batch, options: SimNPOOptions) -> Float[Tensor, ""]:
+    """F = -(2 / beta) mean_b log sigmoid(beta (L_b / n_b - delta)); F >= 0."""
+    assert batch.forget is not None
+    answers = answer_logits(model, batch.forget)
+    nll = losses.token_nll(answers.logits, answers.targets)
+    return losses.simnpo(
+        losses.sequence_mean_nll(nll, answers.sequence, batch.forget.n_sequences),
+        beta=options.beta,
+        delta=options.delta,
+        n_sequences=batch.window.forget_sequences,
+    )
+
+
+SIMNPO = Method(
+    name="simnpo",
+    summary="-(2 gamma / beta) mean log sigmoid(beta (NLL per token - delta)) + alpha R, R = CE or KL on retain",
+    source="SimNPO 2410.07163",
+    options=SimNPOOptions,
+    needs=lambda options: Needs(retain=options.alpha > 0, references=retain_references(options)),
+    needs_note="forget, retain unless alpha=0, reference if retain_loss=kl",
+    forget_loss=forget_loss,
+    retain_loss=retain_term,
+)

@@ -1,0 +1,41 @@
+"""Weighted gradient ascent: tokens that are forgotten already are let go."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unlearning import losses
+from unlearning.forward import answer_nll
+from unlearning.methods.method import Batch, Method, Needs
+from unlearning.methods.terms import RetainLoss, retain_references, retain_term
+from unlearning.options import option
+
+
+@dataclass(frozen=True)
+class WGAOptions:
+    """The power of the weight, the retain loss and the weights of the two losses."""
+
+    beta: float = option(1.0, "power of p in a token's weight (0: grad_diff)", source="WGA 2502.19301", minimum=0)
+    gamma: float = option(1.0, "weight of the forget loss", source="open-unlearning", minimum=0)
+    alpha: float = option(1.0, "weight of the retain loss (0: none)", source="open-unlearning", minimum=0)
+    retain_loss: RetainLoss = option("nll", "nll or kl", source="open-unlearning")
+
+
+def forget_loss(model: PreTrainedModel, batch: Batch, options: WGAOptions) -> Float[Tensor, ""]:
+    """F = mean_t sg(p_t^beta) log p_t; F <= 0."""
+    assert batch.forget is not None
+    return losses.wga(answer_nll(model, batch.forget), beta=options.beta, n_tokens=batch.window.forget_tokens)
+
+
+WGA = Method(
+    name="wga",
+    summary="gamma mean sg(p^beta) log p on forget + alpha R, R = CE or KL on retain",
+    source="WGA 2502.19301",
+    options=WGAOptions,
+    needs=lambda options: Needs(retain=options.alpha > 0, references=retain_references(options)),
+    needs_note="forget, retain unless alpha=0, reference if retain_loss=kl",
+    forget_loss=forget_loss,
+    retain_loss=retain_term,
+)
