@@ -126,10 +126,11 @@ def _card_configs(card: Path) -> dict[str, Splits]:
     if not card.exists():
         return {}
     from huggingface_hub import metadata_load
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     try:
         metadata = metadata_load(card) or {}
-    except ValueError:
+    except (YAMLError, ValueError):
         return {}
     return {
         str(config["config_name"]): _card_splits(config["data_files"])
