@@ -1,6 +1,7 @@
 """The files of a data set on the Hugging Face hub, or of a directory that is laid out as one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from unlearning.errors import InputError
 from unlearning.options import nearest
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
+
+_NO_DATA = ("dataset_info.json", "dataset_infos.json")
 
 Splits = dict[str, list[str]]
 """File patterns by split."""
@@ -49,7 +52,8 @@ def find_files(part: Part, directory: Path | None = None) -> list[Path]:
     """The files of a part: in a directory, where one is given, else downloaded.
 
     The data set's card says which files a configuration and a split are; without it they are found by the hub's
-    conventions (`config/split-00000-of-00001.parquet`, `split.jsonl`, ...).
+    conventions (`config/split-00000-of-00001.parquet`, `split.jsonl`, ...), and a data set without configurations
+    and splits is all the files that lie at its top.
 
     Raises:
         InputError: there is no such configuration or split (with the ones there are), no such data set, it is gated,
@@ -59,19 +63,32 @@ def find_files(part: Part, directory: Path | None = None) -> list[Path]:
     def fetch(patterns: Sequence[str]) -> Path:
         return directory if directory is not None else download(part.repository, patterns)
 
+    place = str(directory or part.repository)
     configs = _card_configs(fetch(["README.md"]) / "README.md")
-    if configs:
+    if not configs:
+        return _by_convention(part, fetch, place)
+    try:
         patterns = _chosen_patterns(part, configs)
         if files := _matches(fetch(patterns), patterns):
             return files
-    else:
-        patterns = _conventional_patterns(part)
+        raise InputError(f"{part.name}: {place} lacks the files {', '.join(patterns)}")
+    except InputError:
+        if directory is not None:  # which a person may have added files to
+            with suppress(InputError):
+                return _by_convention(part, fetch, place)
+        raise
+
+
+def _by_convention(part: Part, fetch: Callable[[Sequence[str]], Path], place: str) -> list[Path]:
+    stages = [_conventional_patterns(part)]
+    if part.config is None and part.split in (None, "train"):
+        stages.append(["*" + suffix for suffix in SUFFIXES])  # on its own, since it would download everything
+    for patterns in stages:
         root = fetch(patterns)
         for pattern in patterns:  # the first that matches, so that two formats of one split are not both read
             if files := _matches(root, [pattern]):
                 return files
-    place = directory or part.repository
-    raise InputError(f"{part.name}: {place} has no file for it (looked for {', '.join(patterns[:3])}); check the name")
+    raise InputError(f"{part.name}: {place} has no file for it (looked for {', '.join(stages[0][:3])}); check the name")
 
 
 def download(repository: str, patterns: Sequence[str]) -> Path:
@@ -118,7 +135,7 @@ def local_directory(names: Sequence[str], data_dir: Path | None) -> Path | None:
 
 def _matches(root: Path, patterns: Sequence[str]) -> list[Path]:
     found = {path for pattern in patterns for path in root.glob(pattern)}
-    return sorted(path for path in found if path.suffix in SUFFIXES and path.is_file())
+    return sorted(path for path in found if path.suffix in SUFFIXES and path.name not in _NO_DATA and path.is_file())
 
 
 def _card_configs(card: Path) -> dict[str, Splits]:
@@ -141,12 +158,12 @@ def _card_configs(card: Path) -> dict[str, Splits]:
 
 def _card_splits(files: Any) -> Splits:
     """`data_files` is a pattern, a list of them, or a list of `{"split", "path"}`."""
-    if isinstance(files, str):
-        return {"train": [files]}
     splits: Splits = {}
-    for entry in files:
+    for entry in [files] if isinstance(files, (str, dict)) else files:
         split, paths = (entry["split"], entry["path"]) if isinstance(entry, dict) else ("train", entry)
-        splits.setdefault(str(split), []).extend([paths] if isinstance(paths, str) else paths)
+        for path in [paths] if isinstance(paths, str) else paths:
+            if ".." not in path:  # a card is no reason to read other directories
+                splits.setdefault(str(split), []).append(path.removeprefix("./").lstrip("/"))
     return splits
 
 

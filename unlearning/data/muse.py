@@ -49,4 +49,4 @@ def read(corpus: str, name: str, data_dir: Path | None) -> Found:
         problem = f"no split {split!r}{nearest(split, splits) or ';'} there are" if split else "which split? There are"
         raise InputError(f"{whole}: {problem} {', '.join(f'{config}:{known}' for known in splits)}")
     part = Part(whole, f"muse-bench/MUSE-{corpus}", config, split)
-    return read_part(part, (f"muse-{corpus.lower()}", f"MUSE-{corpus}"), data_dir)
+    return read_part(part, (f"muse-{corpus.lower()}", f"MUSE-{corpus}"), data_dir, remote=part)

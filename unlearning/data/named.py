@@ -1,6 +1,7 @@
 """What the readers of named data sets give back."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,26 +43,31 @@ def read_file(path: Path) -> list[Record]:
     return read_records(path)
 
 
-def read_part(part: Part, directory_names: tuple[str, ...], data_dir: Path | None) -> Found:
+def read_part(local: Part, directory_names: tuple[str, ...], data_dir: Path | None, *, remote: Part) -> Found:
     """A part of a named data set: from `data_dir` where it holds it, else from the hub.
+
+    Args:
+        local: what it is called in the directory.
+        directory_names: what the directory may be called.
+        data_dir: may hold it.
+        remote: what it is called on the hub.
 
     Raises:
         InputError: it is neither here nor there.
     """
     directory = local_directory(directory_names, data_dir)
+    files = []
     if directory is not None:
-        try:
-            files = find_files(part, directory)
-        except InputError:
-            pass  # a part that this directory lacks
-        else:
-            return Found(read_files(files), ", ".join(map(str, files)))
+        with suppress(InputError):  # a part that this directory lacks
+            files = find_files(local, directory)
+    if files:
+        return Found(read_files(files), ", ".join(map(str, files)))
     try:
-        files = find_files(part)
+        files = find_files(remote)
     except InputError as error:
-        place = f"{data_dir} does not hold it" if data_dir else f"no data directory is named (${DATA_VARIABLE})"
-        raise InputError(f"{part.name}: {place}; {error}") from None
-    return Found(read_files(files), f"{part.repository} ({', '.join(file.name for file in files)})")
+        place = f"{data_dir} does not hold it" if data_dir else f"no data_dir (nor ${DATA_VARIABLE}) is named"
+        raise InputError(f"{local.name}: {place}; {error}") from None
+    return Found(read_files(files), f"{remote.repository} ({', '.join(file.name for file in files)})")
 
 
 def data_directory(data_dir: str | Path | None) -> Path | None:

@@ -62,7 +62,7 @@ def _json_list(path: Path, text: str) -> list[Record]:
 
 
 def _json_lines(path: Path, text: str) -> list[Record]:
-    records = []
+    records: list[Record] = []
     # Not str.splitlines, which also splits at separators that JSON allows inside a text, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -70,9 +70,21 @@ def _json_lines(path: Path, text: str) -> list[Record]:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
+            if not records and _is_json(text):
+                raise InputError(
+                    f"{path}: one JSON object over several lines; it should be a list of objects, or one a line"
+                ) from None
             raise InputError(f"{path}, line {number}: broken JSON: {error.msg}") from None
         records.append(_record(value, f"{path}, line {number}"))
     return records
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 def _record(value: Any, where: str) -> Record:

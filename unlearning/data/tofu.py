@@ -37,4 +37,5 @@ def read(split: str, data_dir: Path | None) -> Found:
     known = sorted({*SPLITS, *own})
     if split not in known:
         raise InputError(f"tofu:{split}: no such split{nearest(split, known) or ';'} there are {', '.join(known)}")
-    return read_part(Part(f"tofu:{split}", REPOSITORY, split), DIRECTORIES, data_dir)
+    part = Part(f"tofu:{split}", REPOSITORY, split)
+    return read_part(part, DIRECTORIES, data_dir, remote=part)

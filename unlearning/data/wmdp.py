@@ -17,12 +17,14 @@ _CORPORA = "cais/wmdp-corpora"
 _DIRECTORIES = ("wmdp", "wmdp-corpora", "WMDP")
 
 PARTS = {
-    "bio-retain": (_CORPORA, "bio-retain-corpus", "train"),
-    "cyber-forget": (_CORPORA, "cyber-forget-corpus", "train"),
-    "cyber-retain": (_CORPORA, "cyber-retain-corpus", "train"),
-    "bio-forget": ("cais/wmdp-bio-forget-corpus", "bio-forget-corpus", "train"),  # gated
-    "wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
+    **{
+        name: Part(f"wmdp:{name}", _CORPORA, f"{name}-corpus", "train")
+        for name in ("bio-retain", "cyber-forget", "cyber-retain")
+    },
+    "bio-forget": Part("wmdp:bio-forget", "cais/wmdp-bio-forget-corpus"),  # gated
+    "wikitext": Part("wmdp:wikitext", "Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
 }
+"""Where the corpora are on the hub."""
 
 WIKITEXT_CHARACTERS = 50
 """The recipe's retain texts are longer than this; the others are headings and empty lines."""
@@ -39,8 +41,9 @@ def read(name: str, data_dir: Path | None) -> Found:
     """
     if name not in PARTS:
         raise InputError(f"wmdp:{name}: no such corpus{nearest(name, PARTS) or ';'} there are {', '.join(PARTS)}")
-    repository, config, split = PARTS[name]
-    found = read_part(Part(f"wmdp:{name}", repository, config, split), _DIRECTORIES, data_dir)
+    remote = PARTS[name]
+    local = replace(remote, config=remote.config or f"{name}-corpus", split=remote.split or "train")
+    found = read_part(local, _DIRECTORIES, data_dir, remote=remote)
     documents = [_document(record, f"{found.source}, record {n}") for n, record in enumerate(found.records, start=1)]
     if name != "wikitext":
         return replace(found, records=documents)

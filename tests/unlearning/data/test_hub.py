@@ -111,6 +111,32 @@ def test_without_a_card_the_conventions_hold(
     assert asked
 
 
+def test_without_configurations_and_splits_a_data_set_is_its_files(
+    asked: list[tuple[str, list[str]]], tmp_path: Path
+) -> None:
+    write_lines(tmp_path / "remote" / "questions.jsonl", QA)
+    write_json(tmp_path / "remote" / "dataset_infos.json", {"default": {}})
+    assert read_training_data("hub:someone/qa").examples == EXAMPLES
+    with pytest.raises(InputError, match="has no file for it"):
+        read_training_data("hub:someone/qa:sub")
+    write_lines(tmp_path / "remote" / "train.jsonl", QA[:1])
+    assert read_training_data("hub:someone/qa").examples == EXAMPLES[:1]
+    assert asked
+
+
+def test_a_card_does_not_lead_out_of_the_data_set(asked: list[tuple[str, list[str]]], tmp_path: Path) -> None:
+    write_json(tmp_path / "secret.json", QA)
+    write_json(tmp_path / "remote" / "a.json", QA)
+    paths = "['../secret.json', ./a.json]"
+    card = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {paths}\n---\n"
+    (tmp_path / "remote" / "README.md").write_text(card)
+    assert read_training_data("hub:someone/qa").examples == EXAMPLES
+    (tmp_path / "remote" / "README.md").write_text(card.replace("./a.json", "b.json"))
+    with pytest.raises(InputError, match="hub:someone/qa: someone/qa lacks the files b.json"):
+        read_training_data("hub:someone/qa")
+    assert asked
+
+
 def test_shards_are_read_in_order(asked: list[tuple[str, list[str]]], tmp_path: Path) -> None:
     for place, record in enumerate(QA):
         write_parquet(tmp_path / "remote" / f"data/train-0000{place}-of-00002.parquet", [record])
@@ -168,7 +194,7 @@ def test_what_the_hub_says_is_one_line(monkeypatch: pytest.MonkeyPatch, kind: ty
     with pytest.raises(InputError) as error:
         read_training_data("wmdp:bio-forget")
     assert message in str(error.value) and "\n" not in str(error.value)
-    assert str(error.value).startswith("wmdp:bio-forget: no data directory is named ($DISSECT_DATA); ")
+    assert str(error.value).startswith("wmdp:bio-forget: no data_dir (nor $DISSECT_DATA) is named; ")
 
 
 def test_offline_the_cache_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

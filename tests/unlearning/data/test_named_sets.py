@@ -155,6 +155,27 @@ def test_wmdp_corpora_are_documents_and_not_json(tmp_path: Path) -> None:
         assert read_training_data(f"wmdp:{name}", data_dir=tmp_path).examples == expected, name
 
 
+def test_a_corpus_may_be_added_to_a_copy_of_the_hubs(tmp_path: Path) -> None:
+    files = "data_files:\n  - split: train\n    path: bio-retain-corpus/train-*"
+    card = f"---\nconfigs:\n- config_name: bio-retain-corpus\n  {files}\n---\n"
+    write_parquet(
+        tmp_path / "wmdp-corpora" / "bio-retain-corpus" / "train-00000-of-00001.parquet", [{"text": "retain"}]
+    )
+    (tmp_path / "wmdp-corpora" / "README.md").write_text(card)
+    write_lines(tmp_path / "wmdp-corpora" / "bio-forget-corpus.jsonl", [{"text": "forget"}])
+    for kind in ("forget", "retain"):
+        assert read_training_data(f"wmdp:bio-{kind}", data_dir=tmp_path).examples == [Example("", kind)]
+
+
+def test_the_gated_corpus_is_a_data_set_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines(tmp_path / "bio-forget-corpus.jsonl", [{"text": "forget"}])
+    monkeypatch.setattr(hub, "download", lambda _repository, _patterns: tmp_path)
+    monkeypatch.delenv("DISSECT_DATA", raising=False)
+    data = read_training_data("wmdp:bio-forget")
+    assert data.source == "wmdp:bio-forget: cais/wmdp-bio-forget-corpus (bio-forget-corpus.jsonl)"
+    assert data.examples == [Example("", "forget")]
+
+
 def test_braces_in_a_document_are_text(tmp_path: Path) -> None:
     write_lines(tmp_path / "wmdp" / "cyber-forget-corpus.jsonl", [{"text": "{not json}"}, {"body": "no text"}])
     assert 'a document should have its text under "text"; its keys are body' in refusal("wmdp:cyber-forget", tmp_path)
