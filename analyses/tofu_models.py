@@ -279,8 +279,8 @@ class Workshop:
         epochs: int | None = None,
         steps: int | None = None,
     ) -> PreTrainedModel:
-        weights = {} if method == "finetune" else {"gamma": schedule.gamma, "alpha": schedule.alpha}
-        length = {"max_steps": steps} if steps else {"epochs": epochs}
+        weights: dict[str, Any] = {} if method == "finetune" else {"gamma": schedule.gamma, "alpha": schedule.alpha}
+        length: dict[str, Any] = {"max_steps": steps} if steps else {"epochs": epochs}
         return unlearning.train(
             method,
             model=start,

@@ -1,7 +1,12 @@
 """Before torch is imported: the settings that the command lines make for themselves."""
 
 import os
+import tempfile
+
+_CACHE = tempfile.TemporaryDirectory(prefix="unlearning-cache-")  # gone when Python ends
 
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 # No test reaches for the network; what would, fails at once instead of after a minute of retries.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The start model's constants of test models, which nobody needs again.
+os.environ["UNLEARNING_CACHE"] = _CACHE.name

@@ -22,7 +22,9 @@ def train(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     forget: str | Path | Sequence[Example] | None = None,
     retain: str | Path | Sequence[Example] | None = None,
+    alternates: str | Path | Sequence[Sequence[str]] | None = None,
     output_dir: str | Path | None = None,
+    resume: bool = False,
     progress: bool = True,
     **options: Any,
 ) -> "TrainResult":
@@ -34,7 +36,11 @@ def train(
         tokenizer: by default the one in the model's directory.
         forget: what to forget: a file of question-answer or prompt-answer records, or examples.
         retain: what to keep, likewise.
-        output_dir: where to save weights, tokenizer and `unlearning.json`; nothing is saved without it.
+        alternates: other answers to the forget prompts for the methods that prefer them (dpo, idk, kto): a text file
+            of refusals, one a line, a file of question-answer records, or a list of answers for each forget example.
+            By default refusals of our own.
+        output_dir: where to save weights, tokenizer, `unlearning.json` and a model card; nothing is saved without it.
+        resume: go on with an unfinished run of the same configuration in `output_dir` (option `save_every`).
         progress: a progress bar on stderr.
         **options: the method's and the trainer's options, flat; see `unlearn methods`.
 
@@ -54,7 +60,9 @@ def train(
         tokenizer=tokenizer,
         forget=forget,
         retain=retain,
+        alternates=alternates,
         output_dir=output_dir,
+        resume=resume,
         progress=progress,
         options=options,
     )

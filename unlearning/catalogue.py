@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 from unlearning.methods import METHODS
-from unlearning.methods.method import AnyMethod
 from unlearning.options import TrainOptions
 
 
@@ -15,21 +14,14 @@ def list_methods() -> dict[str, Any]:
             {
                 "name": method.name,
                 "loss": method.summary,
-                "needs": _needs(method),
+                "source": method.source,
+                "needs": method.needs_note.split(", "),
                 "options": _describe(method.options),
             }
             for method in METHODS.values()
         ],
         "train_options": _describe(TrainOptions),
     }
-
-
-def _needs(method: AnyMethod) -> list[str]:
-    needs = ["forget"] if method.uses_forget else []
-    needs.append(method.retain_note)
-    if method.uses_reference:
-        needs.append("reference")
-    return needs
 
 
 def _describe(options: type[Any]) -> list[dict[str, str]]:

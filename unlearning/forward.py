@@ -1,16 +1,20 @@
-"""A forward pass that returns logits at the answer positions only."""
+"""Forward passes that compute what a loss reads and no more: logits at the answer positions, one block's output."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from unlearning.data.batches import TokenBatch, collate
-from unlearning.data.spans import AnswerSpan
+from unlearning.data.batches import TokenBatch
+from unlearning.errors import InputError
 from unlearning.losses import sequence_nll, token_nll
 
 
@@ -20,13 +24,19 @@ class AnswerLogits:
 
     Attributes:
         logits: what predicts each answer token.
-        targets: the answer tokens.
+        targets: the answer tokens, or the labels in their place.
         sequence: which sequence of the batch each token belongs to.
     """
 
     logits: Float[Tensor, "token vocab"]
     targets: Int[Tensor, " token"]
     sequence: Int[Tensor, " token"]
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face model inside a data-parallel wrapper and an adapter; the model itself where there is neither."""
+    inner: Any = model.module if isinstance(model, DistributedDataParallel) else model
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def answer_logits(model: PreTrainedModel, batch: TokenBatch) -> AnswerLogits:
@@ -37,7 +47,7 @@ def answer_logits(model: PreTrainedModel, batch: TokenBatch) -> AnswerLogits:
     """
     mask = batch.predicts_answer
     positions = mask.any(dim=0).nonzero().squeeze(1)
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+    if _keeps_logits(model):
         logits = model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -48,11 +58,8 @@ def answer_logits(model: PreTrainedModel, batch: TokenBatch) -> AnswerLogits:
         output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         logits = output.logits[:, positions]
     kept = mask[:, positions]
-    return AnswerLogits(
-        logits=logits[kept],
-        targets=batch.input_ids[:, positions + 1][kept],
-        sequence=kept.nonzero()[:, 0],
-    )
+    targets = batch.input_ids[:, positions + 1] if batch.targets is None else batch.targets[:, positions]
+    return AnswerLogits(logits=logits[kept], targets=targets[kept], sequence=kept.nonzero()[:, 0])
 
 
 def answer_nll(model: PreTrainedModel, batch: TokenBatch) -> Float[Tensor, " token"]:
@@ -67,17 +74,61 @@ def answer_sequence_nll(model: PreTrainedModel, batch: TokenBatch) -> Float[Tens
     return sequence_nll(token_nll(answers.logits, answers.targets), answers.sequence, batch.n_sequences)
 
 
-def reference_nll(model: PreTrainedModel, spans: Sequence[AnswerSpan], *, batch_size: int) -> Float[Tensor, " example"]:
-    """The column of reference constants: each answer's summed negative log-likelihood, on the CPU.
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The model's blocks: its only list of as many modules as the configuration has layers.
 
-    Computed without dropout, before the first step, from the very model that is then trained: no copy is kept.
+    Raises:
+        InputError: there is no such list, or more than one.
     """
-    was_training = model.training
-    model.eval()
-    columns = []
-    with torch.no_grad():
-        for first in range(0, len(spans), batch_size):
-            batch = collate(spans[first : first + batch_size]).to(model.device)
-            columns.append(answer_sequence_nll(model, batch).cpu())
-    model.train(was_training)
-    return torch.cat(columns)
+    inner = unwrapped(model)
+    n_layers = int(inner.config.get_text_config().num_hidden_layers)
+    lists = [module for module in inner.modules() if isinstance(module, nn.ModuleList) and len(module) == n_layers]
+    if len(lists) != 1:
+        raise InputError(
+            f"{type(inner).__name__}: its blocks could not be found; use a method that reads no hidden states"
+        )
+    return lists[0]
+
+
+def block_output(model: PreTrainedModel, batch: TokenBatch, layer: int) -> Float[Tensor, "all_token d_model"]:
+    """The output of block `layer` (from 0) at every token that is not padding, sequence after sequence.
+
+    The blocks above are not run, except inside a data-parallel wrapper, which wants whole passes.
+
+    Raises:
+        InputError: the model has no such block.
+    """
+    modules = blocks(model)
+    if not 0 <= layer < len(modules):
+        raise InputError(f"there is no layer {layer}: the model has layers 0 to {len(modules) - 1}")
+    stop = not isinstance(model, (DistributedDataParallel, FSDPModule))
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    if _keeps_logits(model):
+        inputs["logits_to_keep"] = torch.zeros(1, dtype=torch.long, device=batch.input_ids.device)
+    with _caught(modules[layer], stop=stop) as caught, suppress(_Enough):
+        model(**inputs)
+    return caught[0][batch.attention_mask.bool()]
+
+
+class _Enough(Exception):
+    """What was asked for is computed."""
+
+
+@contextmanager
+def _caught(module: nn.Module, *, stop: bool) -> Iterator[list[Tensor]]:
+    outputs: list[Tensor] = []
+
+    def catch(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+        if stop:
+            raise _Enough
+
+    handle = module.register_forward_hook(catch)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def _keeps_logits(model: nn.Module) -> bool:
+    return "logits_to_keep" in inspect.signature(unwrapped(model).forward).parameters

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from unlearning.data.question_answer import DEFAULT_TEMPLATE
+from unlearning.data.chat import DEFAULT_CHAT_DATE
 from unlearning.errors import InputError
 
 T = TypeVar("T")
@@ -40,27 +40,58 @@ def option(
 class TrainOptions:
     """Options of the trainer, the same for every method. Defaults: open-unlearning's TOFU recipe."""
 
-    learning_rate: float = option(1e-5, "peak learning rate of AdamW", source="open-unlearning", above=0)
+    learning_rate: float = option(1e-5, "peak learning rate", source="open-unlearning", above=0)
     epochs: int = option(
         10, "passes over the forget set (finetune: the retain set)", source="open-unlearning", minimum=1
     )
     max_steps: int | None = option(None, "optimizer steps, instead of epochs", minimum=1)
-    batch_size: int = option(4, "forget examples a micro-batch, and as many retain examples", minimum=1)
+    batch_size: int = option(4, "forget examples a micro-batch and process, and as many retain examples", minimum=1)
     gradient_accumulation_steps: int = option(8, "micro-batches an optimizer step", source="open-unlearning", minimum=1)
+    optimizer: Literal["adamw", "adamw_8bit", "lion"] = option(
+        "adamw", "adamw_8bit needs bitsandbytes, lion needs lion-pytorch", source="open-unlearning"
+    )
     lr_schedule: Literal["linear", "cosine", "constant"] = option(
         "linear", "after the warm-up", source="open-unlearning"
     )
     warmup_ratio: float = option(
         0.1, "share of the steps that warm up: 1 epoch of 10", source="open-unlearning", minimum=0, below=1
     )
-    weight_decay: float = option(0.01, "of AdamW", source="open-unlearning", minimum=0)
+    weight_decay: float = option(0.01, "of the optimizer", source="open-unlearning", minimum=0)
     max_grad_norm: float = option(1.0, "gradients are clipped to it (0: never)", source="open-unlearning", minimum=0)
-    seed: int = option(0, "of the orders of the examples", source="open-unlearning", minimum=0)
+    precision: Literal["float32", "bf16_mixed", "fp16_mixed", "bfloat16"] = option(
+        "float32", "float32 weights, mixed precision over them, or bfloat16 weights"
+    )
+    gradient_checkpointing: bool = option(False, "activations are computed again in the backward pass")
+    train_parameters: str | None = option(None, "regular expression of the parameters that train (none: as the method)")
+    lora_rank: int = option(0, "rank of a LoRA adapter that trains in place of the weights (0: none)", minimum=0)
+    lora_alpha: int = option(16, "scale of the adapter times its rank", source="UNDIAL 2402.10052", minimum=1)
+    lora_dropout: float = option(0.0, "of the adapter", minimum=0, below=1)
+    lora_targets: str | None = option(None, "regular expression of the adapted modules (none: every linear one)")
+    seed: int = option(0, "of the orders of the examples and of what is drawn", source="open-unlearning", minimum=0)
     max_length: int | None = option(None, "longest example in tokens (none: the model's context)", minimum=2)
-    template: str = option(DEFAULT_TEMPLATE, "wraps the questions of question-answer files")
+    too_long: Literal["refuse", "cut", "skip"] = option("refuse", "questions and answers longer than max_length")
+    template: str | None = option(None, r"wraps the questions (none: 'Question: {question}\nAnswer:', MUSE its own)")
+    chat: bool = option(False, "wrap prompts in the tokenizer's chat template instead")
+    chat_date: str = option(DEFAULT_CHAT_DATE, "what a chat template takes for today")
+    pack: int | None = option(
+        None, "cut documents into paragraphs longer than so many characters", source="ConceptVectors: 400", minimum=1
+    )
+    data_dir: str | None = option(None, "where named data sets (tofu:forget05) are (none: $DISSECT_DATA, the hub)")
     append_eos: bool = option(True, "end every answer with the end-of-sequence token")
+    reference_budget: float = option(
+        4.0, "GB on disk for the start model's logits or hidden states; above it the model is kept", minimum=0
+    )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda where there is one")
     logging_steps: int = option(10, "optimizer steps between two lines of the history", minimum=1)
+    save_every: int | None = option(None, "optimizer steps between two checkpoints, to resume from", minimum=1)
+    keep_checkpoints: int = option(2, "newest checkpoints that are kept", minimum=1)
+    eval_every: int | None = option(None, "optimizer steps between two evaluations (none: 10 in the run)", minimum=1)
+    eval_examples: int = option(64, "forget and retain examples of an evaluation during training", minimum=1)
+    keep_best: str | None = option(None, "save the weights of the step where this metric is best, as gap_rouge")
+    stop_when: str | None = option(None, "stop where a metric passes a bound, as forget_rouge<0.2")
+    collapse_below: float = option(
+        0.1, "retain_probability under which a collapse is said, as a share of its first value", minimum=0, below=1
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

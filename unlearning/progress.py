@@ -21,7 +21,15 @@ class ProgressBar(TrainerCallback):
             console=Console(stderr=True),
             disable=not show,
         )
-        self.task = TaskID(0)
+        self.task: TaskID | None = None
+        self.preparation: TaskID | None = None
+
+    def preparing(self, done: int, total: int) -> None:
+        """Show how far the start model's constants are."""
+        self.bar.start()
+        if self.preparation is None or done <= 0:
+            self.preparation = self.bar.add_task("start model", total=total, losses="")
+        self.bar.update(self.preparation, completed=done, total=total)
 
     def on_train_begin(
         self,
@@ -31,7 +39,7 @@ class ProgressBar(TrainerCallback):
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Open the bar."""
-        self.task = self.bar.add_task(self.description, total=state.max_steps, losses="")
+        self.task = self.bar.add_task(self.description, total=state.max_steps, completed=state.global_step, losses="")
         self.bar.start()
 
     def on_step_end(
@@ -42,6 +50,7 @@ class ProgressBar(TrainerCallback):
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Advance the bar."""
+        assert self.task is not None
         self.bar.update(self.task, completed=state.global_step)
         if state.global_step >= state.max_steps:
             control.should_log = True
@@ -55,7 +64,7 @@ class ProgressBar(TrainerCallback):
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Show the loss and its terms."""
-        if logs is not None and "loss" in logs:
+        if logs is not None and "loss" in logs and self.task is not None:
             shown = [f"{name} {value:.3g}" for name, value in logs.items() if name.endswith("loss")]
             self.bar.update(self.task, losses=", ".join(shown))
 

@@ -1,39 +1,51 @@
-"""One trainer for every method, on `transformers.Trainer`."""
+"""One trainer for every method: checks and prepares, runs the steps, saves."""
 
-import math
+import contextlib
+import copy
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
 
-from unlearning.checkpoints import content_hash, load_tokenizer, load_weights, locate_checkpoint
-from unlearning.data.batches import PairSampler, collate, encode_examples
-from unlearning.data.question_answer import Example, read_examples
-from unlearning.data.spans import AnswerSpan
+from unlearning.arguments import check_launch, n_windows, optimizer_class, resolve_device, training_arguments
+from unlearning.checkpoints import content_hash, load_tokenizer, load_weights, locate_checkpoint, without_bars
 from unlearning.errors import InputError
-from unlearning.forward import reference_nll
+from unlearning.forward import unwrapped
+from unlearning.inputs import Data, Inputs, check_needs, encode_inputs, read_inputs
 from unlearning.methods import get_method
-from unlearning.methods.method import AnyMethod, Batch, Window
+from unlearning.methods.method import AnyMethod, Needs
+from unlearning.methods.stages import Start
+from unlearning.model_card import model_card
 from unlearning.options import TrainOptions, resolve_options
+from unlearning.parameters import choose_parameters
 from unlearning.progress import ProgressBar
-from unlearning.saving import hash_examples, library_versions, read_finished, save_run
+from unlearning.reference import compute_references
+from unlearning.run_directory import (
+    CHECKPOINTS,
+    RECORD,
+    abandon_run,
+    begin_run,
+    finish_run,
+    last_checkpoint,
+    library_versions,
+    read_run,
+    remove_broken_checkpoints,
+    saying_disk_full,
+)
+from unlearning.step import Diverged, UnlearningTrainer
+from unlearning.training_set import TrainingSet
+from unlearning.watching import METRICS, Rule, Watch, Watched, check_metric, parse_rule
 
-Data = str | Path | Sequence[Example]
+UNRECORDED = ("device", "save_every", "keep_checkpoints", "reference_budget")
+"""Options that change no number: a run that is resumed may have others."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +53,14 @@ class TrainResult:
     """A trained model and how it came about.
 
     Attributes:
-        model: in eval mode, in float32, on the device that it was trained on.
+        model: in eval mode, on the device that it was trained on; with a LoRA adapter, the adapter in it.
         tokenizer: the one that it was trained with.
         history: every `logging_steps` optimizer steps: step, epoch, loss, its terms before their weights
-            (forget_loss, retain_loss), grad_norm before clipping, learning_rate. Losses are means since the last line.
+            (forget_loss, retain_loss), what the method logs (BLUR's xi, PDU's multiplier), grad_norm before clipping,
+            learning_rate. Losses are means over the steps since the last line.
+        evaluations: before the first step, every `eval_every` steps and after the last: step and metrics.
         options: all options, resolved.
+        notes: what there is to say of the data and of the preparation.
         already_done: true if the output directory held this very run already, and nothing was trained.
     """
 
@@ -53,7 +68,27 @@ class TrainResult:
     tokenizer: PreTrainedTokenizerBase
     history: list[dict[str, float]]
     options: dict[str, Any]
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
     already_done: bool = False
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What was asked for, resolved."""
+
+    method: AnyMethod
+    method_options: Any
+    options: TrainOptions
+    needs: Needs
+    rule: Rule | None
+    device: torch.device
+    output: Path | None
+    progress: bool
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        return self.output is not None and bool(self.options.save_every or self.options.keep_best)
 
 
 def train(
@@ -63,7 +98,9 @@ def train(
     tokenizer: PreTrainedTokenizerBase | None,
     forget: Data | None,
     retain: Data | None,
+    alternates: str | Path | Sequence[Sequence[str]] | None,
     output_dir: str | Path | None,
+    resume: bool,
     progress: bool,
     options: Mapping[str, Any],
 ) -> TrainResult:
@@ -71,291 +108,348 @@ def train(
     chosen = get_method(method)
     method_options, train_options = resolve_options(method, chosen.options, dict(options))
     resolved = {**asdict(method_options), **asdict(train_options)}
-    device = _device(train_options.device)
-    _check_needs(chosen, method_options, forget=forget, retain=retain)
-    uses_retain = chosen.uses_retain(method_options)
-    forget_examples = _examples("forget", forget, train_options.template)
-    retain_examples = _examples("retain", retain, train_options.template) if uses_retain else None
-
-    configuration = {
-        "method": method,
-        "options": {name: value for name, value in resolved.items() if name != "device"},
-        "forget_data": hash_examples(forget_examples),
-        "retain_data": hash_examples(retain_examples),
-    }
-    output = None if output_dir is None else Path(output_dir)
-    if output is not None:
-        read_finished(output, configuration)  # refuse before the model is loaded
+    job = _Job(
+        method=chosen,
+        method_options=method_options,
+        options=train_options,
+        needs=chosen.needs(method_options),
+        rule=parse_rule(train_options.stop_when) if train_options.stop_when else None,
+        device=resolve_device(train_options.device),
+        output=None if output_dir is None else Path(output_dir),
+        progress=progress,
+    )
+    check_launch()
+    check_needs(chosen, job.needs, forget=forget, retain=retain, alternates=alternates)
+    _check_keeping(job)
     name = str(model.name_or_path if isinstance(model, PreTrainedModel) else model)
-    model, tokenizer = _start(model, tokenizer)
-    if output is not None:
-        configuration["start_weights"] = content_hash(model, name=name)
-        record = read_finished(output, configuration)
-        if record is not None:
-            return TrainResult(load_weights(output), tokenizer, record["history"], resolved, already_done=True)
-
-    limit = train_options.max_length or getattr(model.config, "max_position_embeddings", None)
-    encoded = {
-        name: encode_examples(tokenizer, examples, append_eos=train_options.append_eos, max_length=limit)
-        for name, examples in (("forget", forget_examples), ("retain", retain_examples))
-        if examples is not None
+    tokenizer = _tokenizer(model, tokenizer)
+    inputs = read_inputs(
+        job.needs,
+        train_options,
+        tokenizer,
+        makes_alternates=chosen.prepare is not None,
+        forget=forget,
+        retain=retain,
+        alternates=alternates,
+    )
+    configuration: dict[str, Any] = {
+        "method": method,
+        "options": {name: value for name, value in resolved.items() if name not in UNRECORDED},
+        **inputs.hashes(),
     }
-    _check_vocabulary(model, encoded)
-    model.to(device)  # type: ignore[arg-type]
-    reference = None
-    if chosen.uses_reference:
-        reference = reference_nll(model, encoded["forget"], batch_size=train_options.batch_size)
-    dataset = PairedExamples(encoded.get("forget"), encoded.get("retain"), reference)
-    history = _run(chosen, method_options, train_options, model, dataset, device, progress)
-
-    if output is not None:
+    if job.output is not None:
+        _check_resume(read_run(job.output, configuration), job.output, resume)  # refuse before the model is loaded
+    model = model.float() if isinstance(model, PreTrainedModel) else load_weights(locate_checkpoint(model))
+    configuration["start_weights"] = content_hash(model, name=name)
+    if job.output is not None:
+        record = read_run(job.output, configuration)
+        if record is not None and record["finished"]:
+            done = load_weights(job.output)
+            return TrainResult(done, tokenizer, already_done=True, options=resolved, **_told(record))
+    state = PartialState(cpu=job.device.type == "cpu")
+    state.wait_for_everyone()  # before the main process writes where the others have just looked
+    started = time.perf_counter()
+    with _directory(job, configuration, state) as directory:
+        outcome = _train(job, model, tokenizer, inputs, configuration["start_weights"], directory, state)
         record = {
+            "finished": True,
             "configuration": configuration,
             "model": name,
-            "device": str(device),
+            "base_weights": configuration["start_weights"],  # which an adapter is merged into
+            "device": str(job.device),
+            "processes": state.num_processes,
             "versions": library_versions(),
-            "history": history,
+            "seconds": round(time.perf_counter() - started, 1),
+            **outcome.record,
         }
-        save_run(output, model, tokenizer, record)
-    return TrainResult(model, tokenizer, history, resolved)
+        if job.output is not None:
+            finish_run(job.output, outcome.write, record, model_card(chosen, record), is_main=state.is_main_process)
+            state.wait_for_everyone()
+    return TrainResult(outcome.model, tokenizer, options=resolved, **_told(record))
 
 
 @dataclass(frozen=True)
-class PairedExamples(Dataset[tuple[int, int]]):
-    """The encoded data; an item is a pair of places, as `PairSampler` yields them, and `batch` looks them up."""
+class _Outcome:
+    """What the steps left: the model, what writes it, and what the record says."""
 
-    forget: list[AnswerSpan] | None
-    retain: list[AnswerSpan] | None
-    reference: Float[Tensor, " forget"] | None
-
-    def __len__(self) -> int:
-        main = self.retain if self.forget is None else self.forget
-        assert main is not None
-        return len(main)
-
-    def __getitem__(self, pair: tuple[int, int]) -> tuple[int, int]:
-        return pair
-
-    def sampler(self, seed: int) -> PairSampler:
-        """The order of the pairs: forget with retain, or retain alone."""
-        paired = self.forget is not None and self.retain is not None
-        return PairSampler(len(self), len(self.retain) if paired and self.retain else 0, seed=seed)
-
-    def batch(self, pairs: list[tuple[int, int]]) -> dict[str, Any]:
-        """The collator: a dictionary, as the trainer wants it, of up to two TokenBatches."""
-        main = [first for first, _ in pairs]
-        if self.forget is None:
-            assert self.retain is not None
-            return {"retain": collate([self.retain[index] for index in main])}
-        reference = None if self.reference is None else self.reference[main]
-        batch = {"forget": collate([self.forget[index] for index in main], reference_nll=reference)}
-        if self.retain is not None:
-            batch["retain"] = collate([self.retain[index] for _, index in pairs])
-        return batch
+    model: PreTrainedModel
+    write: Callable[[Path], None]
+    record: dict[str, Any]
 
 
-class UnlearningTrainer(Trainer):
-    """`transformers.Trainer` with the method's loss, its window's normalisation and the paired order."""
-
-    # The loss is normalised by the whole accumulation window, so its micro-batches are summed, not averaged.
-    loss_is_scaled_for_ga = True
-
-    def __init__(
-        self,
-        *,
-        method: AnyMethod,
-        method_options: Any,
-        model: PreTrainedModel,
-        args: TrainingArguments,
-        dataset: PairedExamples,
-        callbacks: list[TrainerCallback],
-    ) -> None:
-        super().__init__(
-            model=model, args=args, train_dataset=dataset, data_collator=dataset.batch, callbacks=callbacks
-        )
-        self.remove_callback(PrinterCallback)
-        self.method = method
-        self.method_options = method_options
-        self.pairs = dataset
-        self.term_sums: dict[str, float] = {}
-        self.steps_logged = 0
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:  # noqa: ARG002
-        return self.pairs.sampler(self.args.seed)
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
-        """The window's micro-batches, and the window's sizes in place of the parent's count of labels."""
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        window = Window(
-            forget_sequences=sum(s["forget"].n_sequences for s in samples if "forget" in s),
-            forget_tokens=sum(s["forget"].n_answer_tokens for s in samples if "forget" in s),
-            retain_sequences=sum(s["retain"].n_sequences for s in samples if "retain" in s),
-            retain_tokens=sum(s["retain"].n_answer_tokens for s in samples if "retain" in s),
-        )
-        return samples, window
-
-    def compute_loss(  # type: ignore[override]
-        self,
-        model: PreTrainedModel,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,  # noqa: ARG002
-        num_items_in_batch: Window | None = None,
-    ) -> Float[Tensor, ""]:
-        """The method's loss, refused where it is not finite."""
-        assert num_items_in_batch is not None
-        batch = Batch(forget=inputs.get("forget"), retain=inputs.get("retain"), window=num_items_in_batch)
-        loss = self.method.step(model, batch, self.method_options)
-        if not torch.isfinite(loss.total):
-            raise InputError(
-                f"the loss is {loss.total.item()} at step {self.state.global_step + 1} of {self.state.max_steps}: "
-                "training diverged, nothing was saved; lower learning_rate or the number of epochs"
-            )
-        for name, term in (("forget_loss", loss.forget), ("retain_loss", loss.retain)):
-            if term is not None:
-                self.term_sums[name] = self.term_sums.get(name, 0.0) + term.item()
-        return loss.total
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002
-        """Not counted: the parent's estimate wants a single `input_ids`."""
-        return 0
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the loss's two terms, as means over the steps since the last line."""
-        if "loss" in logs:
-            n_steps = self.state.global_step - self.steps_logged
-            logs |= {name: total / n_steps for name, total in self.term_sums.items()}
-            self.term_sums = {}
-            self.steps_logged = self.state.global_step
-        super().log(logs, start_time)
-
-
-def _run(
-    method: AnyMethod,
-    method_options: Any,
-    options: TrainOptions,
+def _train(
+    job: _Job,
     model: PreTrainedModel,
-    dataset: PairedExamples,
-    device: torch.device,
-    progress: bool,
-) -> list[dict[str, float]]:
-    bar = ProgressBar(method.name, show=progress)
-    with tempfile.TemporaryDirectory() as scratch, _restored_config(model):
-        trainer = UnlearningTrainer(
-            method=method,
-            method_options=method_options,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Inputs,
+    start_hash: str,
+    directory: Path,
+    state: PartialState,
+) -> _Outcome:
+    if job.method.resolve is not None:
+        resolved = job.method.resolve(model, job.method_options)
+        job = replace(job, method_options=resolved, needs=job.method.needs(resolved))
+    options = job.options
+    if options.precision == "bfloat16":
+        model.bfloat16()
+    model.to(job.device)  # type: ignore[arg-type]
+    limit = options.max_length or getattr(model.config, "max_position_embeddings", None)
+    prepared = None
+    if job.method.prepare is not None:
+        start = Start(
             model=model,
-            args=_training_arguments(options, len(dataset), device, scratch),
-            dataset=dataset,
-            callbacks=[bar],
+            tokenizer=tokenizer,
+            forget=inputs.forget or [],
+            alternates=inputs.alternates,
+            max_length=limit,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            output_dir=job.output,
+            progress=job.progress and state.is_main_process,
         )
-        try:
-            trainer.train()
-        finally:
-            bar.close()
-            model.zero_grad(set_to_none=True)
-            model.eval()
+        prepared = _on_main_process(lambda: job.method.prepare(start, job.method_options), state)  # type: ignore[misc]
+    encoded = encode_inputs(inputs, prepared, job.needs, options, tokenizer, model, limit)
+    start_model = copy.deepcopy(model).cpu() if job.method.finish is not None else None
+    window = options.batch_size * options.gradient_accumulation_steps * state.num_processes
+    n_items = len(encoded.pairs) or len(encoded.spans["retain"])
+    arguments = training_arguments(
+        options,
+        n_windows=n_windows(n_items, window),
+        device=job.device,
+        output_dir=str(directory / CHECKPOINTS),
+        hidden_losses=any(reference.quantity == "hidden" for reference in job.needs.references),
+    )
+    bar = ProgressBar(job.method.name, show=job.progress and state.is_main_process)
+    use_cache = model.config.use_cache  # the parent switches it off in the configuration, which is saved
+    try:
+        references = compute_references(
+            model,
+            start_hash,
+            encoded.spans,
+            job.needs.references,
+            batch_size=options.batch_size,
+            budget=options.reference_budget,
+            precision=options.precision,
+            autocast=lambda: _autocast(options.precision, job.device),
+            main_first=state.main_process_first,
+            advance=bar.preparing,
+        )
+        choose_parameters(model, job.method, job.method_options, options)
+        training_set = TrainingSet(
+            forget=encoded.spans["forget"],
+            alternate=encoded.spans["alternate"],
+            retain=encoded.spans["retain"],
+            pairs=encoded.pairs,
+            references=references,
+        )
+        trainer = UnlearningTrainer(
+            method=job.method,
+            method_options=job.method_options,
+            model=model,
+            args=arguments,
+            training_set=training_set,
+            batch_size=options.batch_size,
+            window=window,
+            callbacks=[],
+            optimizer=optimizer_class(options),
+        )
+        watch = _watch(job, trainer, tokenizer, encoded.watched, directory)
+        checkpoint = last_checkpoint(directory)
+        for callback in (watch, _Resuming(trainer, watch, checkpoint), bar):
+            trainer.add_callback(callback)
+        with _stopping_at_the_last_checkpoint(job, directory):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        bar.close()
+        model.config.use_cache = use_cache
+        model.zero_grad(set_to_none=True)
+        model.eval()
+    _check_finite(model, job, directory)
+    best = _best(job, watch)
+    if best is not None:
+        trainer._load_from_checkpoint(str(directory / CHECKPOINTS / "best"))
+    if job.method.finish is not None:
+        assert start_model is not None
+        job.method.finish(model, start_model.to(model.device), job.method_options)  # type: ignore[arg-type]
+
+    def write(target: Path) -> None:
+        _save_model(trainer, target)
+        if state.is_main_process:
+            tokenizer.save_pretrained(target)
+
+    lines = trainer.state.log_history
+    return _Outcome(
+        model,
+        write,
+        {
+            "history": [dict(line) for line in lines if "loss" in line],
+            "evaluations": [dict(line) for line in lines if not METRIC_NAMES.isdisjoint(line)],
+            "notes": encoded.notes,
+            "resolved": asdict(job.method_options),
+            "steps": trainer.state.global_step,
+            "examples": {name: len(spans) for name, spans in encoded.spans.items() if spans},
+            "evaluated_examples": encoded.watched.counts(),
+            "best": best,
+            "stop_rule": options.stop_when,
+            "stopped_at": watch.stopped_at,
+            "collapsed_at": watch.collapsed_at,
+        },
+    )
+
+
+METRIC_NAMES = frozenset(METRICS)
+
+
+class _Resuming(TrainerCallback):
+    """Gives the step and the watch what a checkpoint kept of them, once the parent has set up its own."""
+
+    def __init__(self, trainer: UnlearningTrainer, watch: Watch, checkpoint: Path | None) -> None:
+        self.trainer = trainer
+        self.watch = watch
+        self.checkpoint = checkpoint
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Restore."""
+        if self.checkpoint is not None:
+            self.trainer.restore_step(self.checkpoint)
+            self.watch.restore(self.checkpoint)
+
+
+def _watch(
+    job: _Job, trainer: UnlearningTrainer, tokenizer: PreTrainedTokenizerBase, watched: Watched, directory: Path
+) -> Watch:
+    options = job.options
+    wanted = [name for name in (options.keep_best, job.rule.metric if job.rule else None) if name]
+    for name in wanted:
+        if name not in watched.names():
+            raise InputError(f"{name} cannot be measured on these data; there are {', '.join(watched.names())}")
+    every = options.eval_every
+    if every is None and wanted:
+        every = max(1, trainer.planned_steps() // 10)
+    generate = any(name.endswith(("rouge", "exact")) for name in wanted) or (
+        options.eval_every is not None and watched.generates()
+    )
+
+    def measure() -> dict[str, float]:
+        assert trainer.model is not None
+        return watched.measure(unwrapped(trainer.model), tokenizer, generate=generate, batch_size=options.batch_size)
+
+    def save_best() -> None:
+        with saying_disk_full(directory):
+            _save_model(trainer, directory / CHECKPOINTS / "best")
+
+    return Watch(
+        measure=measure,
+        every=every,
+        rule=job.rule,
+        best=options.keep_best,
+        save_best=save_best,
+        collapse_below=options.collapse_below,
+        log=trainer.log,
+    )
+
+
+def _best(job: _Job, watch: Watch) -> dict[str, Any] | None:
+    if job.options.keep_best is None:
+        return None
+    return {"metric": job.options.keep_best, "step": watch.best_step, "value": watch.best_value}
+
+
+def _save_model(trainer: UnlearningTrainer, target: Path) -> None:
+    """Weights and configuration, from whatever wrapper holds them; collective under FSDP."""
+    with without_bars():
+        trainer.save_model(str(target))
+    (target / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+
+
+@contextlib.contextmanager
+def _directory(job: _Job, configuration: dict[str, Any], state: PartialState) -> Iterator[Path]:
+    """Where checkpoints go: the run's own directory, or one that is gone afterwards."""
+    if job.output is None or not job.keeps_checkpoints:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+        return
+    if state.is_main_process:
+        if not (job.output / RECORD).exists():
+            begin_run(job.output, configuration)
+        remove_broken_checkpoints(job.output)
+    state.wait_for_everyone()
+    try:
+        yield job.output
+    except BaseException:
+        if state.is_main_process:
+            abandon_run(job.output)
+        raise
+
+
+@contextlib.contextmanager
+def _stopping_at_the_last_checkpoint(job: _Job, directory: Path) -> Iterator[None]:
+    try:
+        with saying_disk_full(directory):
+            yield
+    except Diverged as error:
+        raise InputError(f"{error}: training diverged, {_kept(job, directory)}; lower learning_rate") from None
+
+
+def _kept(job: _Job, directory: Path) -> str:
+    checkpoint = last_checkpoint(directory) if job.keeps_checkpoints else None
+    return f"the last good checkpoint is {checkpoint}" if checkpoint else "nothing was saved"
+
+
+def _check_finite(model: PreTrainedModel, job: _Job, directory: Path) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise InputError(f"{name} is not finite after the last step, nothing was saved; lower learning_rate")
-    return [dict(line) for line in trainer.state.log_history if "loss" in line]
+            raise InputError(f"{name} is not finite after the last step, {_kept(job, directory)}; lower learning_rate")
 
 
-def _training_arguments(
-    options: TrainOptions, n_examples: int, device: torch.device, scratch: str
-) -> TrainingArguments:
-    micro_batches = math.ceil(n_examples / options.batch_size)
-    steps = options.max_steps or options.epochs * math.ceil(micro_batches / options.gradient_accumulation_steps)
-    schedule = "constant_with_warmup" if options.lr_schedule == "constant" else options.lr_schedule
-    args = TrainingArguments(
-        output_dir=scratch,
-        learning_rate=options.learning_rate,
-        num_train_epochs=options.epochs,
-        max_steps=options.max_steps or -1,
-        per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        lr_scheduler_type=schedule,
-        warmup_steps=int(options.warmup_ratio * steps),  # down, so that a single step is not all warm-up
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
-        seed=options.seed,
-        use_cpu=device.type == "cpu",
-        logging_steps=options.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
-    # One device: on a machine with several GPUs the parent would wrap the model in DataParallel.
-    args._n_gpu = min(args.n_gpu, 1)
-    return args
+def _check_keeping(job: _Job) -> None:
+    if job.options.keep_best is not None:
+        check_metric(job.options.keep_best, "keep_best")
+    for name in ("save_every", "keep_best"):
+        if getattr(job.options, name) is not None and job.output is None:
+            raise InputError(f"{name} needs a directory: give --out DIR (output_dir=... in Python)")
 
 
-def _start(
+def _check_resume(record: dict[str, Any] | None, output: Path, resume: bool) -> None:
+    if record is None or record["finished"] or resume:
+        return
+    checkpoint = last_checkpoint(output)
+    where = f"up to {checkpoint.name}" if checkpoint else "without a checkpoint"
+    raise InputError(f"{output}: holds an unfinished run, {where}; add --resume to go on, or remove it")
+
+
+def _told(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: record[name] for name in ("history", "evaluations", "notes")}
+
+
+def _on_main_process(prepare: Callable[[], Any], state: PartialState) -> Any:
+    """What the main process makes, on every process."""
+    made = [prepare() if state.is_main_process else None]
+    if state.num_processes > 1:
+        torch.distributed.broadcast_object_list(made)
+    return made[0]
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    dtype = {"bf16_mixed": torch.bfloat16, "fp16_mixed": torch.float16}.get(precision)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def _tokenizer(
     model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model to start from, in float32, and its tokenizer."""
+) -> PreTrainedTokenizerBase:
+    """The one that was given, or the one in the model's directory."""
+    if tokenizer is not None:
+        return tokenizer
     if not isinstance(model, PreTrainedModel):
-        path = locate_checkpoint(model)
-        return load_weights(path), tokenizer or load_tokenizer(path)
-    if tokenizer is None:
-        path = Path(str(model.name_or_path))
-        if not model.name_or_path or not path.is_dir():
-            raise InputError("a loaded model has no directory to take a tokenizer from; pass tokenizer=...")
-        tokenizer = load_tokenizer(path)
-    return model.float(), tokenizer
-
-
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise InputError("device=cuda: this machine has no CUDA device; use device=cpu")
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
-
-
-def _check_needs(method: AnyMethod, options: Any, *, forget: Data | None, retain: Data | None) -> None:
-    if method.uses_forget and forget is None:
-        raise InputError(f"{method.name} needs forget data; give --forget FILE (forget=... in Python)")
-    if not method.uses_forget and forget is not None:
-        raise InputError(f"{method.name} has no use for forget data; leave --forget out")
-    if method.uses_retain(options) and retain is None:
-        weight = " or set alpha=0" if hasattr(options, "alpha") else ""
-        raise InputError(f"{method.name} needs retain data; give --retain FILE (retain=... in Python){weight}")
-
-
-def _examples(name: str, data: Data | None, template: str) -> list[Example] | None:
-    if data is None:
-        return None
-    if isinstance(data, (str, Path)):
-        return read_examples(data, template)
-    examples = list(data)
-    if not examples:
-        raise InputError(f"the {name} data is empty; give at least one example")
-    for place, example in enumerate(examples):
-        if not isinstance(example, Example):
-            raise InputError(f"{name}[{place}] is {type(example).__name__}; give unlearning.Example(prompt, answer)")
-    return examples
-
-
-def _check_vocabulary(model: PreTrainedModel, encoded: Mapping[str, list[AnswerSpan]]) -> None:
-    size = int(model.config.get_text_config().vocab_size)
-    largest = max(max(span.input_ids) for spans in encoded.values() for span in spans)
-    if largest >= size:
-        raise InputError(
-            f"the tokenizer gives token {largest}, the model has {size}; use the tokenizer that belongs to the model"
-        )
-
-
-@contextmanager
-def _restored_config(model: PreTrainedModel) -> Iterator[None]:
-    """The parent switches the key-value cache off in the model's configuration, which would be saved with it."""
-    use_cache = getattr(model.config, "use_cache", None)
-    try:
-        yield
-    finally:
-        if use_cache is not None:
-            model.config.use_cache = use_cache
+        return load_tokenizer(locate_checkpoint(model))
+    path = Path(str(model.name_or_path))
+    if not model.name_or_path or not path.is_dir():
+        raise InputError("a loaded model has no directory to take a tokenizer from; pass tokenizer=...")
+    return load_tokenizer(path)

@@ -11,6 +11,7 @@ import pytest
 import unlearning
 from tests.unlearning.helpers import build_examples
 from unlearning.cli import main
+from unlearning.methods import METHODS
 
 
 @pytest.fixture
@@ -62,8 +63,9 @@ def test_train_saves_and_reports_json_on_stdout(
             ["train", "npo", "--model", "m", "--out", "o", "--seed", "1", "--set", "seed=2"],
             "seed is given twice; give it once",
         ),
-        (["train", "npo", "--model", "m", "--out", "o", "--dtype", "bfloat16"], "training computes in float32"),
-        (["train", "npo", "--model", "m", "--out", "o", "--forget", "no.json", "--set", "alpha=0"], "no such file"),
+        (["train", "npo", "--model", "m", "--out", "o", "--dtype", "float16"], "--dtype float16: train in float32 or"),
+        (["train", "ga", "--model", "demo:base", "--out", "o", "--forget", "no.json"], "no.json: no such file"),
+        (["train", "ga", "--model", "m", "--out", "o", "--forget", "f.json"], "m: no such directory"),
         (["trian"], "No such command 'trian'"),
     ],
 )
@@ -95,14 +97,15 @@ def test_control_c_exits_130(
 
     monkeypatch.setattr(unlearning, "train", interrupted)
     assert run("train", "npo", "--model", "m", "--forget", data[0], "--out", "o") == 130
-    assert capsys.readouterr().err == "unlearn: interrupted; nothing was saved\n"
+    assert capsys.readouterr().err == "unlearn: interrupted; nothing is kept but checkpoints; --resume goes on\n"
 
 
 def test_methods_lists_needs_defaults_and_sources(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("methods", "--json") == 0
     listed = {method["name"]: method for method in json.loads(capsys.readouterr().out)["methods"]}
-    assert list(listed) == ["finetune", "grad_diff", "npo"]
-    assert listed["npo"]["needs"] == ["forget", "retain unless alpha=0", "reference"]
+    assert list(listed) == list(METHODS)
+    assert listed["npo"]["needs"] == ["forget", "reference", "retain unless alpha=0"]
+    assert all(method["source"] for name, method in listed.items() if name != "finetune")
     beta = listed["npo"]["options"][0]
     assert (beta["name"], beta["default"], beta["source"]) == ("beta", "0.1", "NPO 2404.05868")
     assert run("methods") == 0

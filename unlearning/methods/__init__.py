@@ -1,6 +1,8 @@
 """The methods by name. A new method is a file beside these and a line here."""
 
 from unlearning.errors import InputError
+from unlearning.methods.altpo import ALTPO
+from unlearning.methods.blur import BLUR
 from unlearning.methods.ce_u import CE_U
 from unlearning.methods.dpo import DPO
 from unlearning.methods.finetune import FINETUNE
@@ -14,6 +16,7 @@ from unlearning.methods.pdu import PDU
 from unlearning.methods.rmu import RMU
 from unlearning.methods.satimp import SATIMP
 from unlearning.methods.simnpo import SIMNPO
+from unlearning.methods.task_vector import TASK_VECTOR
 from unlearning.methods.undial import UNDIAL
 from unlearning.methods.wga import WGA
 from unlearning.options import nearest
@@ -24,6 +27,7 @@ _ALL: tuple[AnyMethod, ...] = (
     GRAD_DIFF,
     IDK,
     DPO,
+    ALTPO,
     NPO,
     KTO,
     SIMNPO,
@@ -33,6 +37,8 @@ _ALL: tuple[AnyMethod, ...] = (
     SATIMP,
     PDU,
     RMU,
+    TASK_VECTOR,
+    BLUR,
 )
 
 METHODS: dict[str, AnyMethod] = {method.name: method for method in _ALL}

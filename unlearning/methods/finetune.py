@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel
-
-from unlearning.methods.method import Batch, Method, StepLoss
+from unlearning.methods.method import Method, Needs
 from unlearning.methods.terms import retain_cross_entropy
 
 
@@ -13,17 +11,12 @@ class FinetuneOptions:
     """No options of its own."""
 
 
-def step(model: PreTrainedModel, batch: Batch, _options: FinetuneOptions) -> StepLoss:
-    """J = CE(retain)."""
-    loss = retain_cross_entropy(model, batch)
-    return StepLoss(total=loss, retain=loss)
-
-
 FINETUNE = Method(
     name="finetune",
     summary="CE(retain)",
+    source="",
     options=FinetuneOptions,
-    step=step,
-    uses_forget=False,
-    uses_retain=lambda _options: True,
+    needs=lambda _options: Needs(forget=False, retain=True),
+    needs_note="retain",
+    retain_loss=retain_cross_entropy,
 )

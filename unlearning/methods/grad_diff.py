@@ -1,36 +1,37 @@
-"""Gradient difference: ascend on the forget set, descend on the retain set."""
+"""Gradient difference: ascend on the forget set, descend on the retain set (or stay close to the start model there)."""
 
 from dataclasses import dataclass
 
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from unlearning.methods.method import Batch, Method, StepLoss
-from unlearning.methods.terms import forget_cross_entropy, with_retain
+from unlearning.methods.method import Batch, Method, Needs
+from unlearning.methods.terms import RetainLoss, forget_cross_entropy, retain_references, retain_term
 from unlearning.options import option
 
 
 @dataclass(frozen=True)
 class GradDiffOptions:
-    """Weights of the two terms."""
+    """The retain loss and the weights of the two losses."""
 
-    gamma: float = option(1.0, "weight of the forget term", source="TOFU 2401.06121", minimum=0)
-    alpha: float = option(
-        1.0, "weight of the retain term (0: plain gradient ascent)", source="TOFU 2401.06121", minimum=0
-    )
+    gamma: float = option(1.0, "weight of the forget loss", source="TOFU 2401.06121", minimum=0)
+    alpha: float = option(1.0, "weight of the retain loss (0: none)", source="TOFU 2401.06121", minimum=0)
+    retain_loss: RetainLoss = option("nll", "nll, or kl (GA + KL)", source="TOFU 2401.06121")
 
 
-def step(model: PreTrainedModel, batch: Batch, options: GradDiffOptions) -> StepLoss:
-    """J = -gamma * CE(forget) + alpha * CE(retain); unbounded below."""
-    forget = -forget_cross_entropy(model, batch)
-    return with_retain(model, batch, forget, gamma=options.gamma, alpha=options.alpha)
+def forget_loss(model: PreTrainedModel, batch: Batch, _options: GradDiffOptions) -> Float[Tensor, ""]:
+    """F = -CE(forget); unbounded below."""
+    return -forget_cross_entropy(model, batch)
 
 
 GRAD_DIFF = Method(
     name="grad_diff",
-    summary="-gamma CE(forget) + alpha CE(retain)",
+    summary="-gamma CE(forget) + alpha R, R = CE(retain) or KL(start || model) on retain",
+    source="TOFU 2401.06121",
     options=GradDiffOptions,
-    step=step,
-    uses_forget=True,
-    uses_retain=lambda options: options.alpha > 0,
-    retain_note="retain unless alpha=0",
+    needs=lambda options: Needs(retain=options.alpha > 0, references=retain_references(options)),
+    needs_note="forget, retain unless alpha=0, reference if retain_loss=kl",
+    forget_loss=forget_loss,
+    retain_loss=retain_term,
 )

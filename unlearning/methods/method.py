@@ -1,54 +1,94 @@
-"""What an unlearning method declares about itself."""
+"""What an unlearning method declares about itself: its two losses, what they read, and how they are combined."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unlearning.combining import Combination, WeightedSum
 from unlearning.data.batches import TokenBatch
+from unlearning.methods.stages import Finish, Prepare
 
 Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
 class Window:
-    """Sizes of one accumulation window: all the micro-batches between two optimizer steps.
+    """Sizes of one optimizer step's window: all of its micro-batches, on all processes.
+
+    A loss divides by these, so that the window's loss is the sum over its micro-batches however it is cut.
 
     Attributes:
-        forget_sequences, forget_tokens: sequences and answer tokens of the window's forget examples.
-        retain_sequences, retain_tokens: the same of its retain examples.
+        forget_sequences, alternate_sequences, retain_sequences: sequences of each kind.
+        forget_tokens, alternate_tokens, retain_tokens: answer tokens, which are those that a loss predicts.
+        forget_positions, retain_positions: all tokens that are not padding.
     """
 
     forget_sequences: int = 0
     forget_tokens: int = 0
+    forget_positions: int = 0
+    alternate_sequences: int = 0
+    alternate_tokens: int = 0
     retain_sequences: int = 0
     retain_tokens: int = 0
+    retain_positions: int = 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: forget examples and the retain examples that they were paired with."""
+    """One micro-batch of a window: forget examples for the forget loss, retain examples for the retain loss.
 
-    forget: TokenBatch | None
-    retain: TokenBatch | None
+    Attributes:
+        window: sizes of the whole window.
+        forget: forget examples, where the forget loss reads them.
+        alternate: other answers to the same prompts, row by row, where the method needs them.
+        retain: retain examples; of the retain loss only.
+        statistic: the window's value of `Method.statistic`, where the method has one.
+    """
+
     window: Window
+    forget: TokenBatch | None = None
+    alternate: TokenBatch | None = None
+    retain: TokenBatch | None = None
+    statistic: float | None = None
 
 
 @dataclass(frozen=True)
-class StepLoss:
-    """A micro-batch's share of the window's loss.
+class Reference:
+    """A constant of the start model that a loss reads: computed once, before the first step.
 
     Attributes:
-        total: what is minimised.
-        forget, retain: its two terms before their weights, for the history.
+        data: of which examples.
+        quantity: "nll": `TokenBatch.reference_nll`; "logits": `TokenBatch.reference_logits` at the answer positions;
+            "hidden": `TokenBatch.reference_hidden`, a block's output at every token.
+        layer: of "hidden": the block whose output it is, from 0.
     """
 
-    total: Float[Tensor, ""]
-    forget: Float[Tensor, ""] | None = None
-    retain: Float[Tensor, ""] | None = None
+    data: Literal["forget", "alternate", "retain"]
+    quantity: Literal["nll", "logits", "hidden"]
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method reads under given options; it is refused at the start when it does not get it."""
+
+    forget: bool = True
+    retain: bool = False
+    alternates: bool = False
+    references: tuple[Reference, ...] = ()
+
+
+Loss = Callable[[PreTrainedModel, Batch, Options], Float[Tensor, ""]]
+"""A micro-batch's share of one of the window's two losses, before its weight."""
+
+
+def weighted_sum(options: Any) -> Combination:
+    """J = gamma * forget + alpha * retain, by the options of these names; 1 where there is no such option."""
+    return WeightedSum(gamma=getattr(options, "gamma", 1.0), alpha=getattr(options, "alpha", 1.0))
 
 
 @dataclass(frozen=True)
@@ -58,22 +98,34 @@ class Method(Generic[Options]):
     Attributes:
         name: what the user types.
         summary: one line with the loss.
+        source: the paper.
         options: dataclass of the method's own options, each made by `unlearning.options.option`.
-        step: a micro-batch's share of the loss; sums to the window's loss over the window's micro-batches.
-        uses_forget: whether it reads forget examples.
-        uses_retain: whether it reads retain examples under the given options.
-        uses_reference: whether the forget batches carry the start model's log-likelihoods.
-        retain_note: what `unlearn methods` says about the retain data.
+        needs: what it reads under given options; the retain loss is left out where it reads no retain examples.
+        needs_note: the same in words, for `unlearn methods`.
+        forget_loss, retain_loss: the two losses; the forget loss may be missing (fine-tuning), or the retain loss.
+        combination: how the two losses become one update.
+        statistic: of a micro-batch, without gradient: a sum and a count, whose ratio over the window is
+            `Batch.statistic`; for estimates that belong to the window and not to a micro-batch.
+        trains: regular expression of the parameters that the method trains; None where it trains all.
+        resolve: fills in options whose default depends on the start model; before needs and losses see them.
+        prepare: makes what the method trains on from what the user gives (labels, generated answers).
+        finish: makes the final weights from the trained ones.
     """
 
     name: str
     summary: str
+    source: str
     options: type[Options]
-    step: Callable[[PreTrainedModel, Batch, Options], StepLoss]
-    uses_forget: bool
-    uses_retain: Callable[[Options], bool]
-    uses_reference: bool = False
-    retain_note: str = "retain"
+    needs: Callable[[Options], Needs]
+    needs_note: str
+    forget_loss: Loss[Options] | None = None
+    retain_loss: Loss[Options] | None = None
+    combination: Callable[[Options], Combination] = weighted_sum
+    statistic: Callable[[PreTrainedModel, Batch, Options], tuple[float, float]] | None = None
+    trains: Callable[[PreTrainedModel, Options], str | None] | None = None
+    resolve: Callable[[PreTrainedModel, Options], Options] | None = None
+    prepare: Prepare | None = None
+    finish: Finish | None = None
 
 
 AnyMethod = Method[Any]

@@ -1,0 +1,110 @@
+"""The order of the examples: what an optimizer step reads, as a function of the seed and the step alone.
+
+The same on any number of processes, resumed or not. A window is all that one optimizer step reads; it is cut into
+micro-batches by length, which changes padding and no number, because losses are normalised by the whole window.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """What one process reads in one optimizer step, as places in the data.
+
+    Attributes:
+        main, retain: all of the window's examples, on all processes: what an epoch is made of, and what they are
+            paired with.
+        main_batches, retain_batches: this process's micro-batches of them, equally many on every process; an empty
+            one stands for no work of its own (the process must still take part in the others').
+    """
+
+    main: list[int]
+    retain: list[int]
+    main_batches: list[list[int]]
+    retain_batches: list[list[int]]
+
+
+class WindowSampler(Sampler[WindowPlan]):
+    """The optimizer steps of one epoch: each main example once, each paired with the next of the retain stream.
+
+    Item k of epoch e is (permutation of the main set of epoch e)[k] and element e * n_main + k of the retain stream,
+    which therefore goes on across epochs: every retain example is read before one is read again.
+
+    Args:
+        main_lengths: tokens of each example that makes an epoch (the forget set, or the retain set of a method that
+            has no other).
+        retain_lengths: tokens of each retain example; empty where there is nothing to pair.
+        seed: of both orders.
+        batch_size: main examples a micro-batch, and as many retain examples.
+        window: main examples an optimizer step, on all processes; the last step of an epoch may have fewer.
+        rank, world: this process among how many.
+    """
+
+    def __init__(
+        self,
+        main_lengths: Sequence[int],
+        retain_lengths: Sequence[int],
+        *,
+        seed: int,
+        batch_size: int,
+        window: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.main_lengths = main_lengths
+        self.retain_lengths = retain_lengths
+        self.seed = seed
+        self.batch_size = batch_size
+        self.window = window
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer at the start of every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.main_lengths) / self.window)
+
+    def __iter__(self) -> Iterator[WindowPlan]:
+        main = _permutation(len(self.main_lengths), (self.seed, 0, self.epoch))
+        retain = self._retain_stream(self.epoch * len(main), len(main)) if len(self.retain_lengths) else []
+        for first in range(0, len(main), self.window):
+            ours = main[first : first + self.window]
+            theirs = retain[first : first + self.window]
+            yield WindowPlan(
+                main=ours,
+                retain=theirs,
+                main_batches=self._cut(ours, self.main_lengths),
+                retain_batches=self._cut(theirs, self.retain_lengths),
+            )
+
+    def _retain_stream(self, first: int, count: int) -> list[int]:
+        """Elements first, first + 1, ... of the endless stream of the retain set's permutations."""
+        size = len(self.retain_lengths)
+        laps = range(first // size, (first + count - 1) // size + 1)
+        stream = [index for lap in laps for index in _permutation(size, (self.seed, 1, lap))]
+        start = first - laps[0] * size
+        return stream[start : start + count]
+
+    def _cut(self, places: list[int], lengths: Sequence[int]) -> list[list[int]]:
+        """This process's share of a window: micro-batches of similar lengths, so that little is padding."""
+        if not places:
+            return []
+        per_process = math.ceil(len(places) / (self.batch_size * self.world))
+        count = per_process * self.world
+        if count > 1:
+            places = sorted(places, key=lambda place: (lengths[place], place))
+        cuts = [round(len(places) * number / count) for number in range(count + 1)]
+        batches = [places[start:end] for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
+        return batches[self.rank :: self.world]
+
+
+def _permutation(n: int, seed: tuple[int, int, int]) -> list[int]:
+    return np.random.default_rng(seed).permutation(n).tolist()

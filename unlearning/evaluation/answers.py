@@ -1,0 +1,63 @@
+"""What a model answers during training: probability, ROUGE and exact answers on examples, as numbers by name."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from unlearning.data.batches import Span, collate
+from unlearning.data.question_answer import Example
+from unlearning.evaluation.generation import greedy_answers
+from unlearning.evaluation.text_match import exact_match, rouge_l_recall
+from unlearning.forward import answer_sequence_nll
+
+LIKELIHOODS = ("nll", "probability")
+GENERATED = ("rouge", "exact")
+
+
+@torch.no_grad()
+def answer_likelihoods(model: PreTrainedModel, spans: Sequence[Span], *, batch_size: int) -> dict[str, float]:
+    """Mean over examples of the answers' negative log-likelihood per token and of its exponential.
+
+    Returns:
+        `nll`: mean over examples of L_b / n_b, in nats. `probability`: mean over examples of exp(-L_b / n_b), TOFU's
+        "probability" (2401.06121, the answer's probability to the power of one over its length).
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        means: list[float] = []
+        for first in range(0, len(spans), batch_size):
+            batch = collate(spans[first : first + batch_size]).to(model.device)
+            counts = batch.predicts_answer.sum(dim=1).clamp(min=1)
+            means += (answer_sequence_nll(model, batch).double() / counts).tolist()
+    finally:
+        model.train(was_training)
+    return {"nll": _mean(means), "probability": _mean([math.exp(-value) for value in means])}
+
+
+def answer_matches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    max_new_tokens: int = 64,
+) -> dict[str, float]:
+    """Mean ROUGE-L recall and share of exact answers, decoding greedily; the examples must have prompts.
+
+    Returns:
+        `rouge` and `exact`, both from 0 to 1.
+    """
+    prompts = [example.prompt for example in examples]
+    answers = greedy_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    pairs = list(zip(answers, examples, strict=True))
+    return {
+        "rouge": _mean([rouge_l_recall(answer, example.answer) for answer, example in pairs]),
+        "exact": _mean([float(exact_match(answer, example.answer)) for answer, example in pairs]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
