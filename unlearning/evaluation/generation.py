@@ -1,10 +1,11 @@
-"""Greedy answers, batched, the same as one by one."""
+"""Greedy and sampled answers, batched, the same as one by one."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,6 +32,73 @@ def greedy_answers(
     Raises:
         InputError: a prompt without tokens, or one that leaves no room for an answer.
     """
+    encoded = _encode(model, tokenizer, prompts, add_special_tokens)
+    stop = _stop_tokens(model, tokenizer)
+    answers = [""] * len(encoded)
+    for places in _batches(encoded, batch_size):
+        rows = _generate(model, [encoded[place] for place in places], _most_likely, stop, max_new_tokens)
+        for place, row in zip(places, rows, strict=True):
+            answers[place] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+    return answers
+
+
+def sampled_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    samples: int = 1,
+    temperature: float = 1.0,
+    seed: int = 0,
+    max_new_tokens: int = 200,
+    stop_texts: Sequence[str] = (),
+    batch_size: int = 64,
+    add_special_tokens: bool = True,
+    advance: Callable[[int, int], None] = lambda _done, _total: None,
+) -> list[list[str]]:
+    """Continuations drawn from the model's distribution, several for each prompt; else as `greedy_answers`.
+
+    A continuation also stops before the first of `stop_texts`. What is drawn for sample j of prompt i depends on the
+    seed, i and j, and not on the batch that it is in: one uniform number a token, turned into a token by the inverse
+    of the cumulative distribution.
+
+    Args:
+        samples: how many for each prompt.
+        temperature: the logits are divided by it.
+        seed: of the draws.
+        stop_texts: as "Question:".
+        advance: called with how many of how many continuations are done.
+
+    Raises:
+        InputError: as `greedy_answers`.
+    """
+    encoded = _encode(model, tokenizer, prompts, add_special_tokens)
+    repeated = [ids for ids in encoded for _ in range(samples)]
+    stop = _stop_tokens(model, tokenizer)
+    answers = [""] * len(repeated)
+    done = 0
+    for places in _batches(repeated, batch_size):
+        draws = [np.random.default_rng((seed, *divmod(place, samples))).random(max_new_tokens) for place in places]
+        rows = _generate(
+            model,
+            [repeated[place] for place in places],
+            _drawn_by(torch.from_numpy(np.stack(draws)).to(model.device), temperature),
+            stop,
+            max_new_tokens,
+            ended=lambda row: _before_stop(_tail(tokenizer, row, stop_texts), stop_texts) is not None,
+        )
+        for place, row in zip(places, rows, strict=True):
+            text = str(tokenizer.decode(row, skip_special_tokens=True))
+            before = _before_stop(text, stop_texts)
+            answers[place] = (text if before is None else before).strip()
+        done += len(places)
+        advance(done, len(repeated))
+    return [answers[first : first + samples] for first in range(0, len(repeated), samples)]
+
+
+def _encode(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], add_special_tokens: bool
+) -> list[list[int]]:
     encoded = [_prompt_ids(tokenizer, prompt, add_special_tokens) for prompt in prompts]
     limit = getattr(model.config, "max_position_embeddings", None)
     for number, ids in enumerate(encoded, start=1):
@@ -38,21 +106,44 @@ def greedy_answers(
             raise InputError(f"prompt {number} has no tokens; write something before the answer")
         if limit is not None and len(ids) >= limit:
             raise InputError(f"prompt {number} has {len(ids)} tokens, the model's context {limit}; shorten it")
-    stop = _stop_tokens(model, tokenizer)
-    # Prompts of similar length together: little padding.
+    return encoded
+
+
+def _batches(encoded: Sequence[list[int]], batch_size: int) -> list[list[int]]:
+    """Places of the prompts; those of similar length together, so that there is little padding."""
     order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))
-    answers = [""] * len(encoded)
-    was_training = model.training
-    model.eval()
-    try:
-        for first in range(0, len(order), batch_size):
-            places = order[first : first + batch_size]
-            rows = _greedy_batch(model, [encoded[place] for place in places], stop, max_new_tokens)
-            for place, row in zip(places, rows, strict=True):
-                answers[place] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
-    finally:
-        model.train(was_training)
-    return answers
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+
+
+def _before_stop(text: str, stop_texts: Sequence[str]) -> str | None:
+    """What comes before the first stop text; None where there is none."""
+    found = [place for place in (text.find(stop) for stop in stop_texts) if place >= 0]
+    return text[: min(found)] if found else None
+
+
+def _tail(tokenizer: PreTrainedTokenizerBase, row: list[int], stop_texts: Sequence[str]) -> str:
+    """The end of what is written so far, long enough for every stop text that the last token may have completed."""
+    if not stop_texts:
+        return ""
+    # Up to four tokens hold one character (its bytes).
+    return str(tokenizer.decode(row[-4 * max(map(len, stop_texts)) :], skip_special_tokens=True))
+
+
+Choice = Callable[[Float[Tensor, "batch vocab"], int], Int[Tensor, " batch"]]
+"""The next tokens, from the logits and the number of the step."""
+
+
+def _most_likely(logits: Float[Tensor, "batch vocab"], _step: int) -> Int[Tensor, " batch"]:
+    return logits.argmax(dim=-1)
+
+
+def _drawn_by(uniform: Float[Tensor, "batch step"], temperature: float) -> Choice:
+    def choose(logits: Float[Tensor, "batch vocab"], step: int) -> Int[Tensor, " batch"]:
+        cumulative = (logits.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
+        aim = uniform[:, step, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, aim, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+
+    return choose
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, add_special_tokens: bool) -> list[int]:
@@ -72,8 +163,30 @@ def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 @torch.no_grad()
-def _greedy_batch(
-    model: PreTrainedModel, prompts: list[list[int]], stop: set[int], max_new_tokens: int
+def _generate(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    choose: Choice,
+    stop: set[int],
+    max_new_tokens: int,
+    ended: Callable[[list[int]], bool] = lambda _row: False,
+) -> list[list[int]]:
+    """The new tokens of each prompt, without dropout, up to a stop token or until `ended` says so."""
+    was_training = model.training
+    model.eval()
+    try:
+        return _continue(model, prompts, choose, stop, max_new_tokens, ended)
+    finally:
+        model.train(was_training)
+
+
+def _continue(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    choose: Choice,
+    stop: set[int],
+    max_new_tokens: int,
+    ended: Callable[[list[int]], bool],
 ) -> list[list[int]]:
     input_ids, mask = _left_pad(prompts, model.device)
     limit = getattr(model.config, "max_position_embeddings", None) or input_ids.shape[1] + max_new_tokens
@@ -84,19 +197,19 @@ def _greedy_batch(
     rows: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
     cache = None
-    for _ in range(max_new_tokens):
+    for step in range(max_new_tokens):
         placed = {"position_ids": positions} if "position_ids" in accepted else {}
         output = model(
             input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **placed, **last_only
         )
         cache = output.past_key_values
-        chosen = output.logits[:, -1].argmax(dim=-1)
+        chosen = choose(output.logits[:, -1], step)
         for row, token in enumerate(chosen.tolist()):
             if row not in open_rows:
                 continue
             if token not in stop:
                 rows[row].append(token)
-            if token in stop or len(rows[row]) == room[row]:
+            if token in stop or len(rows[row]) == room[row] or ended(rows[row]):
                 open_rows.remove(row)
         if not open_rows:
             break

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from tests.unlearning.helpers import build_tiny_llama
 from unlearning.data.batches import TokenBatch, collate
 from unlearning.data.spans import AnswerSpan
-from unlearning.methods.method import AnyMethod, Batch, Window
+from unlearning.methods.method import AnyMethod, Batch, Reference, Window
 
 START = build_tiny_llama(1).double()
 
@@ -89,17 +89,21 @@ def slow_hidden(model: LlamaForCausalLM, span: AnswerSpan, layer: int) -> Tensor
 
 
 @torch.no_grad()
-def batch_of(spans: Sequence[AnswerSpan], *, padding: int = 0) -> TokenBatch:
-    """The spans with every constant of START that a method could ask for, and more padding than they need."""
+def batch_of(spans: Sequence[AnswerSpan], references: Sequence[Reference], data: str, padding: int = 0) -> TokenBatch:
+    """The spans as `data` (forget, alternate or retain), with constants of START and more padding than they need."""
     batch = collate(spans)
+    asked = {reference.quantity for reference in references if reference.data == data}
+    nll = [torch.stack(slow_nll(START, span)).sum() for span in spans] if "nll" in asked else None
+    logits = [slow_logits(START, span) for span in spans] if "logits" in asked else None
+    hidden = [slow_hidden(START, span, 0) for span in spans] if "hidden" in asked else None
     return replace(
         batch,
         input_ids=F.pad(batch.input_ids, (0, padding), value=5),
         attention_mask=F.pad(batch.attention_mask, (0, padding)),
         predicts_answer=F.pad(batch.predicts_answer, (0, padding)),
-        reference_nll=torch.stack([sum(slow_nll(START, span)) for span in spans]),  # type: ignore[misc]
-        reference_logits=torch.cat([slow_logits(START, span) for span in spans]),
-        reference_hidden=torch.cat([slow_hidden(START, span, 0) for span in spans]),
+        reference_nll=torch.stack(nll) if nll else None,
+        reference_logits=torch.cat(logits) if logits else None,
+        reference_hidden=torch.cat(hidden) if hidden else None,
     )
 
 
@@ -125,12 +129,15 @@ def losses_of(
     pieces = [order[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
     needs = method.needs(options)
 
+    def part(name: str, piece: Sequence[int]) -> TokenBatch:
+        return batch_of([getattr(data, name)[place] for place in piece], needs.references, name, padding)
+
     def micro_batches(statistic: float | None) -> list[Batch]:
         return [
             Batch(
                 window=window_of(data),
-                forget=batch_of([data.forget[i] for i in piece], padding=padding),
-                alternate=batch_of([data.alternate[i] for i in piece], padding=padding) if needs.alternates else None,
+                forget=part("forget", piece),
+                alternate=part("alternate", piece) if needs.alternates else None,
                 statistic=statistic,
             )
             for piece in pieces
@@ -144,8 +151,6 @@ def losses_of(
     if method.forget_loss is not None:
         forget = torch.stack([method.forget_loss(model, batch, options) for batch in micro_batches(statistic)]).sum()
     if method.retain_loss is not None and needs.retain:
-        batches = [
-            Batch(window_of(data), retain=batch_of([data.retain[i] for i in p], padding=padding)) for p in pieces
-        ]
+        batches = [Batch(window_of(data), retain=part("retain", piece)) for piece in pieces]
         retain = torch.stack([method.retain_loss(model, batch, options) for batch in batches]).sum()
     return forget, retain
