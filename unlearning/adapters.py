@@ -34,7 +34,7 @@ def add_adapter(
     model: PreTrainedModel,
     *,
     rank: int,
-    alpha: int,
+    alpha: float,
     dropout: float = 0.0,
     targets: str = ALL_LINEAR,
     base: str | None = None,
@@ -60,8 +60,9 @@ def add_adapter(
     _require_peft()
     from peft import LoraConfig
 
+    scale: Any = alpha  # annotated as a whole number there, and used as any
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"
+        r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # GPT-2's layers: peft finds out by itself

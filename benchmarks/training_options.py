@@ -1,0 +1,66 @@
+"""The methods that are timed, and the options that both sides train with. Light: loads no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from unlearning.errors import InputError
+
+LEARNING_RATE = 1e-5
+WEIGHT_DECAY = 0.01
+MAX_GRAD_NORM = 1.0
+BETA = 0.1
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as the benchmark runs it.
+
+    Attributes:
+        name: as users write it.
+        toolkit: the toolkit's name of it.
+        options: its own options there.
+        uses_forget: whether it reads forget examples.
+        preference: whether the forget loss is NPO; else it is gradient ascent.
+        divergence: whether the retain loss is the divergence from the start model; else it is the cross-entropy.
+        bilevel: whether the two gradients are combined as BLUR does; else the losses are added.
+    """
+
+    name: str
+    toolkit: str
+    options: Mapping[str, str | float] = field(default_factory=dict)
+    uses_forget: bool = True
+    preference: bool = False
+    divergence: bool = False
+    bilevel: bool = False
+
+    @property
+    def second_model(self) -> bool:
+        """Whether the straightforward trainer keeps a second model for it."""
+        return self.preference or self.divergence
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("finetune", "finetune", uses_forget=False),
+        Method("grad_diff", "grad_diff"),
+        Method("npo_nll", "npo", {"beta": BETA}, preference=True),
+        Method("npo_kl", "npo", {"beta": BETA, "retain_loss": "kl"}, preference=True, divergence=True),
+        Method("blur", "blur", {"beta": BETA, "gamma": 1.0}, preference=True, bilevel=True),
+    )
+}
+
+
+def parse_methods(names: str) -> list[Method]:
+    """Methods from a list with commas.
+
+    Raises:
+        InputError: one is unknown, or there is none.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in METHODS:
+            raise InputError(f"--methods {name}: unknown; there are {', '.join(METHODS)}")
+    if not wanted:
+        raise InputError(f"--methods: none are named; there are {', '.join(METHODS)}")
+    return [METHODS[name] for name in wanted]

@@ -1,0 +1,248 @@
+"""Ours and the straightforward trainer in turns in one process, on the same examples, agreeing on every loss."""
+
+import gc
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from benchmarks.gemm import synchronize
+from benchmarks.measure import measure, rotated
+from benchmarks.training_case import SEED, SHAPES, TrainingCase
+from benchmarks.training_options import LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, Method
+from benchmarks.training_plain import train_plain
+from unlearning.bilevel import combine
+from unlearning.errors import InputError
+
+Side = Literal["ours", "plain"]
+SIDES: tuple[Side, ...] = ("ours", "plain")
+
+TOLERANCE = 1e-3
+"""Of a loss, relative. Sums in another order differ by 1e-6; a wrong token, mask or normalisation by far more."""
+
+
+@dataclass(eq=False)
+class Entry:
+    """One side's way of one method.
+
+    Attributes:
+        side: ours, or the straightforward one.
+        method: what it trains.
+        losses: of every step.
+        memory_bytes: most memory above that before the run, model and all, in the first run: to measure it takes time.
+        seconds: of an optimizer step, mean over all but the first, in each run after that.
+        setup_seconds: before the first step, in each of these runs: the model is made, and ours computes constants.
+    """
+
+    side: Side
+    method: Method
+    losses: list[float] = field(default_factory=list)
+    memory_bytes: int = 0
+    seconds: list[float] = field(default_factory=list)
+    setup_seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Seconds of an optimizer step: the median of the runs."""
+        return statistics.median(self.seconds)
+
+    @property
+    def setup_median(self) -> float:
+        """Seconds before the first step: the median of the runs."""
+        return statistics.median(self.setup_seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Race:
+    """What came out.
+
+    Attributes:
+        case: what was trained.
+        entries: both sides of every method.
+        difference: the largest relative difference between two sides' losses.
+        projection_seconds: what BLUR's combination of two gradients takes; None where it was not timed.
+    """
+
+    case: TrainingCase
+    entries: tuple[Entry, ...]
+    difference: float
+    projection_seconds: float | None
+
+    def entry(self, side: Side, method: str) -> Entry | None:
+        """That side of that method, where it was run."""
+        return next((item for item in self.entries if (item.side, item.method.name) == (side, method)), None)
+
+    def speedup(self, method: str) -> float:
+        """How many times as long as ours the straightforward one takes."""
+        ours, plain = self.entry("ours", method), self.entry("plain", method)
+        assert ours and plain
+        return plain.median / ours.median
+
+    def memory_ratio(self, method: str) -> float | None:
+        """Our peak memory as a multiple of plain fine-tuning's; None where that was not run."""
+        ours, plain = self.entry("ours", method), self.entry("plain", "finetune")
+        return ours.memory_bytes / plain.memory_bytes if ours and plain else None
+
+    def bilevel_ratio(self) -> float | None:
+        """BLUR's step as a multiple of GradDiff's plus the projection; None where either was not run."""
+        blur, grad_diff = self.entry("ours", "blur"), self.entry("ours", "grad_diff")
+        if not blur or not grad_diff or self.projection_seconds is None:
+            return None
+        return blur.median / (grad_diff.median + self.projection_seconds)
+
+
+def race(
+    case: TrainingCase, methods: Sequence[Method], *, repeats: int, advance: Callable[[], None] = lambda: None
+) -> Race:
+    """Run each once to measure its memory, compare the losses, then time them in turns, each round in another order.
+
+    Raises:
+        InputError: the two sides of a method differ in a loss.
+    """
+    entries = [Entry(side, method) for method in methods for side in SIDES]
+    rehearsal = TrainingCase(SHAPES["tiny"], 2, case.device)
+    for entry in entries[:2]:  # so that what is imported on first use is not the first one's memory
+        _losses(entry, rehearsal)
+    for entry in entries:
+        found = measure(lambda entry=entry: _losses(entry, case), case.device)  # type: ignore[misc]
+        entry.losses, entry.memory_bytes = found.value, found.memory_bytes
+        advance()
+    difference = max(_compare(ours, plain) for ours, plain in zip(entries[::2], entries[1::2], strict=True))
+    for round_number in range(repeats):
+        for entry in rotated(entries, round_number):
+            with step_times(case.device) as stamps:
+                gc.collect()
+                start = time.perf_counter()
+                _losses(entry, case)
+            entry.seconds.append((stamps[-1] - stamps[0]) / (len(stamps) - 1))
+            entry.setup_seconds.append(max(0.0, stamps[0] - start - entry.seconds[-1]))
+            advance()
+    timed = projection_seconds(case) if any(method.bilevel for method in methods) else None
+    return Race(case, tuple(entries), difference, timed)
+
+
+@contextmanager
+def step_times(device: torch.device) -> Iterator[list[float]]:
+    """When each optimizer step of whoever trains meanwhile was over, by `time.perf_counter`."""
+    stamps: list[float] = []
+
+    def stamp(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        synchronize(device)
+        stamps.append(time.perf_counter())
+
+    handle = register_optimizer_step_post_hook(stamp)
+    try:
+        yield stamps
+    finally:
+        handle.remove()
+
+
+def train_ours(case: TrainingCase, method: Method) -> list[float]:
+    """The same by the toolkit: the loss of every step. Nothing of an earlier run is found on disk."""
+    from unlearning import train
+
+    own: dict[str, Any] = dict(method.options)
+    with _fresh_cache():
+        result = train(
+            method.toolkit,
+            model=case.build_model(),
+            tokenizer=case.tokenizer,
+            forget=[row.example for row in case.forget] if method.uses_forget else None,
+            retain=[row.example for row in case.retain],
+            progress=False,
+            max_steps=case.steps,
+            batch_size=case.shape.batch,
+            gradient_accumulation_steps=case.shape.accumulation,
+            learning_rate=LEARNING_RATE,
+            lr_schedule="constant",
+            warmup_ratio=0,
+            weight_decay=WEIGHT_DECAY,
+            max_grad_norm=MAX_GRAD_NORM,
+            seed=SEED,
+            device=case.device.type,
+            logging_steps=1,
+            **own,
+        )
+    return [line["loss"] for line in result.history]
+
+
+@torch.no_grad()
+def projection_seconds(case: TrainingCase) -> float:
+    """BLUR's combination of two gradients of the model's size: median of three."""
+    named = dict(case.build_model().named_parameters())
+    forget, retain = ([torch.randn_like(weight) for weight in named.values()] for _ in range(2))
+    seconds = []
+    for _ in range(4):
+        synchronize(case.device)
+        start = time.perf_counter()
+        combine(forget, retain, names=list(named))
+        synchronize(case.device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def as_record(found: Race) -> dict[str, Any]:
+    """All numbers, for a file."""
+    methods = list(dict.fromkeys(entry.method.name for entry in found.entries))
+    return {
+        "case": found.case.shape.description,
+        "steps": found.case.steps,
+        "max_relative_loss_difference": found.difference,
+        "projection_seconds": found.projection_seconds,
+        "blur_over_grad_diff_plus_projection": found.bilevel_ratio(),
+        "methods": {
+            name: {
+                "speedup": found.speedup(name),
+                "memory_over_plain_finetune": found.memory_ratio(name),
+                **{entry.side: _entry_record(entry) for entry in found.entries if entry.method.name == name},
+            }
+            for name in methods
+        },
+    }
+
+
+def _entry_record(entry: Entry) -> dict[str, Any]:
+    return {
+        "seconds_per_step": entry.median,
+        "all_seconds_per_step": entry.seconds,
+        "setup_seconds": entry.setup_median,
+        "peak_memory_bytes": entry.memory_bytes,
+        "losses": entry.losses,
+    }
+
+
+def _losses(entry: Entry, case: TrainingCase) -> list[float]:
+    return (train_ours if entry.side == "ours" else train_plain)(case, entry.method)
+
+
+def _compare(ours: Entry, plain: Entry) -> float:
+    """The largest relative difference between two lists of losses."""
+    gaps = [abs(one - other) / max(1.0, abs(other)) for one, other in zip(ours.losses, plain.losses, strict=True)]
+    if not max(gaps) < TOLERANCE:
+        raise InputError(
+            f"{ours.method.name}: ours and the straightforward trainer differ by {max(gaps):.1e} in the loss of step "
+            f"{gaps.index(max(gaps)) + 1}; nothing is reported"
+        )
+    return max(gaps)
+
+
+@contextmanager
+def _fresh_cache() -> Iterator[None]:
+    before = os.environ.get("UNLEARNING_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["UNLEARNING_CACHE"] = str(Path(folder))
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["UNLEARNING_CACHE"]
+            else:
+                os.environ["UNLEARNING_CACHE"] = before
