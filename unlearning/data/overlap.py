@@ -31,7 +31,7 @@ def overlap(forget: Sequence[Example], retain: Sequence[Example]) -> Overlap:
     shared = [example for example in forget if _row(example) in kept_rows]
     return Overlap(
         rows=len(shared),
-        prompts=sum(bool(example.prompt) and _plain(example.prompt) in kept_prompts for example in forget),
+        prompts=sum(_plain(example.prompt) in kept_prompts for example in forget),
         forget=len(forget),
         first=_plain(shared[0].prompt or shared[0].answer)[-60:] if shared else "",
     )

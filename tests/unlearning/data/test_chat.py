@@ -38,7 +38,7 @@ def test_prompt_answer_and_turn_end_are_the_templates_own_text(name: str) -> Non
     assert tokenizer.decode(bare.input_ids[bare.answer_start :]).lstrip() == ANSWER
 
 
-@pytest.mark.parametrize("template", [LLAMA_3, CLOCK])
+@pytest.mark.parametrize("template", [LLAMA_3, CLOCK, LLAMA_3.replace("strftime_now('%d %b %Y')", "'01 Jan 2000'")])
 def test_the_date_is_the_one_that_is_given(template: str) -> None:
     tokenizer = build_tokenizer(chat_template=template)
     assert "26 Jul 2024" in chat_format(tokenizer).prompt(QUESTION)

@@ -114,7 +114,7 @@ def test_without_a_card_the_conventions_hold(
 def test_without_configurations_and_splits_a_data_set_is_its_files(
     asked: list[tuple[str, list[str]]], tmp_path: Path
 ) -> None:
-    write_lines(tmp_path / "remote" / "questions.jsonl", QA)
+    write_json(tmp_path / "remote" / "questions.json", QA)
     write_json(tmp_path / "remote" / "dataset_infos.json", {"default": {}})
     assert read_training_data("hub:someone/qa").examples == EXAMPLES
     with pytest.raises(InputError, match="has no file for it"):
