@@ -59,7 +59,7 @@ def cut_blocks(
     """Cut each text into blocks of at most `block_size` tokens, in T as in T', special tokens counted.
 
     Texts are tokenised whole and cut between tokens, never inside an anchor; blocks are as long as that allows, the
-    last one of a text keeps the remainder. A remainder of a single token, which nothing would predict, is left out.
+    last one of a text keeps the remainder. A single token on its own, which nothing would predict, is left out.
 
     Raises:
         InputError: the tokenizer has no offsets, there is no text, no anchor occurs in any text, or an anchor does not

@@ -1,10 +1,10 @@
 """Labels on disk, for the run to go on with and for a person to read.
 
-    DIR/labels.parquet   one row a token: block, position, token_id, token, next, label_id, label, masked, anchor
+    DIR/labels.parquet   one row a token
     DIR/labels.json      options, counts, the anchor dictionary
 
-Row t of a block is about the prediction made at position t: `next` is what the original text has there, `label` the
-generic label that it is trained towards, `masked` why there is none, `anchor` the anchor that `next` belongs to.
+Row t of a block is about the prediction made at position t, behind `token`: `next` is what the original text has,
+`label` the generic label that it is trained towards, `masked` why there is none, `anchor` what `next` belongs to.
 """
 
 import json
@@ -20,23 +20,23 @@ from unlearning.whp.labels import IGNORED, LabelCounts, LabelledBlock, LabelOpti
 
 TABLE = "labels.parquet"
 RECORD = "labels.json"
-COLUMNS = ("block", "position", "token_id", "token", "next", "label_id", "label", "masked", "anchor")
+COLUMNS = ("block", "position", "token_id", "token", "next_id", "next", "label_id", "label", "masked", "anchor")
 
 
 def labels_frame(labels: Labels, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
-    """The table, with `label_id` null where there is no label."""
+    """The table, with `label_id` null where there is no label and `next_id` at a block's end."""
     texts = _TokenTexts(tokenizer)
     rows = []
     for number, block in enumerate(labels.blocks):
-        following = [*(texts[token] for token in block.input_ids[1:]), ""]
+        following = [*((token, texts[token]) for token in block.input_ids[1:]), (None, "")]
         for position, token in enumerate(block.input_ids):
             target = block.targets[position]
             label = (None, "") if target == IGNORED else (target, texts[target])
             rows.append(
-                (number, position, token, texts[token], following[position], *label)
+                (number, position, token, texts[token], *following[position], *label)
                 + (block.reasons[position], block.anchors[position])
             )
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"label_id": "Int64"})
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"next_id": "Int64", "label_id": "Int64"})
 
 
 def save_labels(directory: str | Path, labels: Labels, tokenizer: PreTrainedTokenizerBase) -> None:
