@@ -24,17 +24,26 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
-def check_launch() -> None:
+def check_launch(method: str, *, combines_gradients: bool) -> None:
     """Refuse what the launcher asks for and the step cannot do.
 
+    Args:
+        method: its name.
+        combines_gradients: whether it needs the two losses' gradients apart, parameter by parameter.
+
     Raises:
-        InputError: DeepSpeed, whose engine steps inside of `backward`.
+        InputError: DeepSpeed, whose engine steps inside of `backward`; for such a method the first FSDP, which hides
+            parameters in flat ones.
     """
+    launch = "accelerate launch --use_fsdp --fsdp_version 2 -m unlearning train ..."
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise InputError(
-            "DeepSpeed steps inside its own backward pass, and a step here has two (BLUR combines their gradients); "
-            "launch with FSDP instead: accelerate launch --use_fsdp --fsdp_version 2 -m unlearning train ..."
+            "DeepSpeed steps inside its own backward pass, and a step here has one for each of two losses (BLUR "
+            f"combines their gradients); launch with FSDP instead: {launch}"
         )
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if combines_gradients and sharded and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise InputError(f"{method} combines gradients parameter by parameter, which FSDP 1 flattens; use {launch}")
 
 
 def training_arguments(
@@ -72,7 +81,6 @@ def training_arguments(
         use_cpu=device.type == "cpu",
         ddp_backend="gloo" if distributed and device.type == "cpu" else None,
         ddp_find_unused_parameters=hidden_losses,
-        ddp_broadcast_buffers=False,  # a window has several forward passes before one reduction
         logging_steps=options.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,

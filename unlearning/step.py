@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import DistributedType
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -194,6 +195,9 @@ class UnlearningTrainer(Trainer):
     def _accumulator(self, model: torch.nn.Module) -> GradientAccumulator:
         """Of the parameters as the wrapper has them, which is known only once it is there."""
         if self._kept_accumulator is None:
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()  # an evaluation leaves whole parameters in the place of the trained shards
             trained = [(n, p) for n, p in unwrapped(model).named_parameters() if p.requires_grad]
             self.trained_names = [name for name, _ in trained]
             self._kept_accumulator = GradientAccumulator([parameter for _, parameter in trained])

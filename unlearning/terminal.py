@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import sys
 import warnings
@@ -33,6 +34,12 @@ def _tune_process() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
 
 
+def _quieten() -> None:
+    """bitsandbytes, which accelerate imports wherever it is installed, asks on every start for kernels it can do
+    without."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def run_app(app: "typer.Typer", name: str, arguments: Sequence[str] | None, *, interrupted: str) -> None:
     """Run a command line and exit: 0, 2 on bad input with one line on stderr, 130 on Ctrl-C.
 
@@ -43,6 +50,7 @@ def run_app(app: "typer.Typer", name: str, arguments: Sequence[str] | None, *, i
         interrupted: what Ctrl-C leaves behind and what to do, one line.
     """
     _tune_process()
+    _quieten()
     warnings.showwarning = lambda message, *_args, **_kwargs: _tell(name, f"warning: {message}")
     try:
         code = app(args=arguments, prog_name=name, standalone_mode=False)

@@ -17,6 +17,7 @@ from transformers.training_args import TrainingArguments
 
 from unlearning.arguments import check_launch, n_windows, optimizer_class, resolve_device, training_arguments
 from unlearning.checkpoints import content_hash, load_tokenizer, load_weights, locate_checkpoint, without_bars
+from unlearning.combining import Bilevel
 from unlearning.errors import InputError
 from unlearning.forward import unwrapped
 from unlearning.inputs import Data, Inputs, check_needs, encode_inputs, read_inputs
@@ -87,8 +88,10 @@ class _Job:
     progress: bool
 
     @property
-    def keeps_checkpoints(self) -> bool:
-        return self.output is not None and bool(self.options.save_every or self.options.keep_best)
+    def keeps_files(self) -> bool:
+        """Whether the directory is in use before the end: checkpoints, or what the method makes first."""
+        wanted = self.options.save_every or self.options.keep_best or self.method.prepare
+        return self.output is not None and bool(wanted)
 
 
 def train(
@@ -118,7 +121,7 @@ def train(
         output=None if output_dir is None else Path(output_dir),
         progress=progress,
     )
-    check_launch()
+    check_launch(method, combines_gradients=isinstance(chosen.combination(method_options), Bilevel))
     check_needs(chosen, job.needs, forget=forget, retain=retain, alternates=alternates)
     _check_keeping(job)
     name = str(model.name_or_path if isinstance(model, PreTrainedModel) else model)
@@ -202,12 +205,13 @@ def _train(
             forget=inputs.forget or [],
             alternates=inputs.alternates,
             max_length=limit,
+            training=options,
             batch_size=options.batch_size,
             seed=options.seed,
             output_dir=job.output,
             progress=job.progress and state.is_main_process,
         )
-        prepared = _on_main_process(lambda: job.method.prepare(start, job.method_options), state)  # type: ignore[misc]
+        prepared = _alike(job.method.prepare(start, job.method_options), state)
     encoded = encode_inputs(inputs, prepared, job.needs, options, tokenizer, model, limit)
     start_model = copy.deepcopy(model).cpu() if job.method.finish is not None else None
     window = options.batch_size * options.gradient_accumulation_steps * state.num_processes
@@ -371,7 +375,7 @@ def _save_model(trainer: UnlearningTrainer, target: Path) -> None:
 @contextlib.contextmanager
 def _directory(job: _Job, configuration: dict[str, Any], state: PartialState) -> Iterator[Path]:
     """Where checkpoints go: the run's own directory, or one that is gone afterwards."""
-    if job.output is None or not job.keeps_checkpoints:
+    if job.output is None or not job.keeps_files:
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
         return
@@ -398,7 +402,7 @@ def _stopping_at_the_last_checkpoint(job: _Job, directory: Path) -> Iterator[Non
 
 
 def _kept(job: _Job, directory: Path) -> str:
-    checkpoint = last_checkpoint(directory) if job.keeps_checkpoints else None
+    checkpoint = last_checkpoint(directory) if job.keeps_files else None
     return f"the last good checkpoint is {checkpoint}" if checkpoint else "nothing was saved"
 
 
@@ -428,12 +432,12 @@ def _told(record: dict[str, Any]) -> dict[str, Any]:
     return {name: record[name] for name in ("history", "evaluations", "notes")}
 
 
-def _on_main_process(prepare: Callable[[], Any], state: PartialState) -> Any:
-    """What the main process makes, on every process."""
-    made = [prepare() if state.is_main_process else None]
+def _alike(made: Any, state: PartialState) -> Any:
+    """What the main process made, on every process: each made its own, which rounding may have turned."""
+    every = [made]
     if state.num_processes > 1:
-        torch.distributed.broadcast_object_list(made)
-    return made[0]
+        torch.distributed.broadcast_object_list(every)
+    return every[0]
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:

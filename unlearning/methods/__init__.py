@@ -19,6 +19,7 @@ from unlearning.methods.simnpo import SIMNPO
 from unlearning.methods.task_vector import TASK_VECTOR
 from unlearning.methods.undial import UNDIAL
 from unlearning.methods.wga import WGA
+from unlearning.methods.whp import WHP
 from unlearning.options import nearest
 
 _ALL: tuple[AnyMethod, ...] = (
@@ -39,6 +40,7 @@ _ALL: tuple[AnyMethod, ...] = (
     RMU,
     TASK_VECTOR,
     BLUR,
+    WHP,
 )
 
 METHODS: dict[str, AnyMethod] = {method.name: method for method in _ALL}

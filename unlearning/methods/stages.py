@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from unlearning.data.batches import Span
 from unlearning.data.question_answer import Example
-from unlearning.data.spans import AnswerSpan
+from unlearning.options import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Start:
         forget: the forget examples.
         alternates: other answers to each forget prompt, where the user gave them.
         max_length: longest sequence in tokens.
+        training: options of the run's own training, for a stage that trains too.
         batch_size: sequences at a time.
         seed: of whatever is drawn.
         output_dir: of the run, where what is made is kept for a person to read; None where nothing is saved.
@@ -32,6 +34,7 @@ class Start:
     forget: Sequence[Example]
     alternates: Sequence[Sequence[str]] | None
     max_length: int | None
+    training: TrainOptions
     batch_size: int
     seed: int
     output_dir: Path | None
@@ -49,7 +52,7 @@ class Prepared:
     """
 
     alternates: Sequence[Sequence[str]] | None = None
-    forget: Sequence[AnswerSpan] | None = None
+    forget: Sequence[Span] | None = None
     notes: dict[str, Any] | None = None
 
 

@@ -1,5 +1,6 @@
 """AltPO's alternates: drawn from the start model, kept, and refused where there are none."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from unlearning.evaluation.generation import sampled_answers
 from unlearning.methods.altpo import ALTPO, ROUNDS, AltPOOptions, draw_alternates
 from unlearning.methods.dpo import DPO, DPOOptions
 from unlearning.methods.stages import Start
+from unlearning.options import TrainOptions
 
 OPTIONS = AltPOOptions(samples=3, max_new_tokens=6)
 
@@ -28,6 +30,7 @@ def start(tokenizer: PreTrainedTokenizerFast) -> Start:
         alternates=None,
         max_length=None,
         batch_size=4,
+        training=TrainOptions(),
         seed=5,
         output_dir=None,
         progress=False,
@@ -63,6 +66,35 @@ def test_alternates_are_the_start_models_samples(start: Start) -> None:
     expected = sampled_answers(start.model, start.tokenizer, prompts, samples=3, seed=5, max_new_tokens=6)
     assert prepared.alternates == expected
     assert prepared.notes == {"alternates": {"drawn": 9, "dropped_empty": 0, "dropped_equal_to_the_answer": 0}}
+
+
+def test_empty_samples_are_dropped_and_counted(start: Start) -> None:
+    model = copy.deepcopy(start.model)
+    with torch.no_grad():  # now and then the end of the sequence comes first
+        model.lm_head.weight[0] *= 3
+    prompts = [example.prompt for example in start.forget]
+    rows = sampled_answers(model, start.tokenizer, prompts, samples=9, seed=5, max_new_tokens=6)
+    n_empty = sum(row.count("") for row in rows)
+    assert 0 < n_empty < 27
+    prepared = draw_alternates(replace(start, model=model), replace(OPTIONS, samples=9))
+    assert prepared.alternates == [[text for text in row if text] for row in rows]
+    assert prepared.notes == {"alternates": {"drawn": 27, "dropped_empty": n_empty, "dropped_equal_to_the_answer": 0}}
+
+
+def test_samples_end_where_another_question_begins(start: Start) -> None:
+    """The model repeats the prompt's last words for ever; the alternate has none of the next question's."""
+    token = start.tokenizer("Q:")["input_ids"]
+    assert start.tokenizer.decode(token) == "Q:"
+    model = copy.deepcopy(start.model)
+    for stop in token:
+        with torch.no_grad():
+            model.lm_head.weight[stop] *= 2
+    prompts = [example.prompt for example in start.forget]
+    whole = sampled_answers(model, start.tokenizer, prompts, samples=9, seed=5, max_new_tokens=40)
+    assert any("Q:" in text for row in whole for text in row)
+    prepared = draw_alternates(replace(start, model=model), replace(OPTIONS, samples=9, max_new_tokens=40))
+    kept = [[text.split("Q:")[0].strip() for text in row] for row in whole]
+    assert prepared.alternates == [[text for text in row if text] for row in kept]
 
 
 def test_given_alternates_are_used_as_they_are(start: Start) -> None:
