@@ -170,10 +170,10 @@ def test_labels_equal_one_forward_a_prediction(tokenizers: dict[str, PreTrainedT
     tokenizer = tokenizers["sentencepiece"]
     base, reinforced = little_llama(len(tokenizer), 0), little_llama(len(tokenizer), 1)
     options = LabelOptions(alpha=0.7, seen_penalty=2.0, block_size=40, relu_baseline=baseline)
-    text = STORY[:260]
+    text = STORY[:170]
     made = make_labels(base, reinforced, tokenizer, [text], Anchors(ANCHORS), options)
     blocks = cut_blocks(tokenizer, [text], Anchors(ANCHORS), block_size=40)
-    assert len(made.blocks) == len(blocks) > 2
+    assert len(made.blocks) == len(blocks) > 1
 
     def last_logits(model: LlamaForCausalLM, tokens: tuple[int, ...]) -> list[float]:
         with torch.no_grad():
