@@ -110,7 +110,7 @@ def _draw(
 ) -> None:
     """One round, for the forget examples that have no alternate yet."""
     lacking = [(place, start.forget[place]) for place in drawn.lacking()]
-    template, bos = options.alternate_template, start.tokenizer.bos_token
+    template = options.alternate_template
     prompts = [template.replace("{prompt}", e.prompt).replace("{answer}", e.answer) for _, e in lacking]
     answers = sampled_answers(
         start.model,
@@ -122,7 +122,7 @@ def _draw(
         max_new_tokens=options.max_new_tokens,
         stop_texts=STOP_TEXTS,
         batch_size=start.batch_size,
-        add_special_tokens=not (bos and prompts[0].startswith(str(bos))),  # a chat template has written them
+        add_special_tokens=not start.training.chat,  # whose template has written them
         advance=advance,
     )
     for (place, example), row in zip(lacking, answers, strict=True):

@@ -1,7 +1,7 @@
 """AltPO's alternates: drawn from the start model, kept, and refused where there are none."""
 
-import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,19 +37,30 @@ def start(tokenizer: PreTrainedTokenizerFast) -> Start:
     )
 
 
+@torch.no_grad()
+def build_bigrams(after: dict[int | None, dict[int, float]]) -> LlamaForCausalLM:
+    """A model whose next token depends on the last one alone: its probabilities after each; None is any other token."""
+    model = build_tiny_llama()
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
+    embedding.zero_()
+    embedding[:, 0] = 1
+    head.fill_(-20)
+    for place, (last, following) in enumerate(after.items()):
+        if last is not None:
+            embedding[last] = 0
+            embedding[last, place] = 1
+        assert place == 0 or last is not None  # None comes first
+        for token, p in following.items():
+            head[token, place] = math.log(p) / math.sqrt(32)  # the final norm scales a unit vector up to sqrt(width)
+    return model
+
+
 def sure_of(token: int) -> LlamaForCausalLM:
     """A model that answers with one token, and then ends."""
-    model = build_tiny_llama()
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-        model.model.embed_tokens.weight.fill_(1.0)
-        model.model.embed_tokens.weight[token] = -1.0
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        model.lm_head.weight[token] = 10.0  # after any other token
-        model.lm_head.weight[0] = -10.0  # after this one
-    return model
+    return build_bigrams({None: {token: 1.0}, token: {0: 1.0}})
 
 
 @torch.no_grad()
@@ -69,32 +80,25 @@ def test_alternates_are_the_start_models_samples(start: Start) -> None:
 
 
 def test_empty_samples_are_dropped_and_counted(start: Start) -> None:
-    model = copy.deepcopy(start.model)
-    with torch.no_grad():  # now and then the end of the sequence comes first
-        model.lm_head.weight[0] *= 3
-    prompts = [example.prompt for example in start.forget]
-    rows = sampled_answers(model, start.tokenizer, prompts, samples=9, seed=5, max_new_tokens=6)
-    n_empty = sum(row.count("") for row in rows)
-    assert 0 < n_empty < 27
-    prepared = draw_alternates(replace(start, model=model), replace(OPTIONS, samples=9))
-    assert prepared.alternates == [[text for text in row if text] for row in rows]
-    assert prepared.notes == {"alternates": {"drawn": 27, "dropped_empty": n_empty, "dropped_equal_to_the_answer": 0}}
+    (word,) = start.tokenizer("A")["input_ids"]
+    often_silent = replace(start, model=build_bigrams({None: {0: 0.5, word: 0.5}, word: {0: 1.0}}))
+    options = replace(OPTIONS, samples=20)
+    prepared = draw_alternates(often_silent, options)
+    assert prepared.alternates is not None and prepared.notes is not None
+    assert {text for row in prepared.alternates for text in row} == {"A"}
+    n_kept = sum(map(len, prepared.alternates))
+    assert 15 < n_kept < 45
+    assert prepared.notes["alternates"] == {"drawn": 60, "dropped_empty": 60 - n_kept, "dropped_equal_to_the_answer": 0}
 
 
-def test_samples_end_where_another_question_begins(start: Start) -> None:
-    """The model repeats the prompt's last words for ever; the alternate has none of the next question's."""
-    token = start.tokenizer("Q:")["input_ids"]
-    assert start.tokenizer.decode(token) == "Q:"
-    model = copy.deepcopy(start.model)
-    for stop in token:
-        with torch.no_grad():
-            model.lm_head.weight[stop] *= 2
-    prompts = [example.prompt for example in start.forget]
-    whole = sampled_answers(model, start.tokenizer, prompts, samples=9, seed=5, max_new_tokens=40)
-    assert any("Q:" in text for row in whole for text in row)
-    prepared = draw_alternates(replace(start, model=model), replace(OPTIONS, samples=9, max_new_tokens=40))
-    kept = [[text.split("Q:")[0].strip() for text in row] for row in whole]
-    assert prepared.alternates == [[text for text in row if text] for row in kept]
+@pytest.mark.parametrize("question", ["Question:", "Q:"])
+def test_samples_end_where_another_question_begins(start: Start, question: str) -> None:
+    tokens = [token for text in ("A", *question) for token in start.tokenizer(text)["input_ids"]]
+    ring = {last: {following: 1.0} for last, following in zip(tokens, [*tokens[1:], tokens[0]], strict=True)}
+    rambling = replace(start, model=build_bigrams({None: {tokens[0]: 1.0}, **ring}))
+    (whole,) = sampled_answers(rambling.model, start.tokenizer, ["x"], max_new_tokens=20)
+    assert whole[0].startswith(f"A{question}A{question}"[:20])
+    assert draw_alternates(rambling, replace(OPTIONS, max_new_tokens=20)).alternates == [["A"] * 3] * 3
 
 
 def test_given_alternates_are_used_as_they_are(start: Start) -> None:
