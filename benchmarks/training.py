@@ -109,6 +109,10 @@ def _show(result: "Race", settings: dict[str, Any], *, to_stderr: bool) -> None:
         "before: what ours does ahead of its first step (constants of the start model, its first evaluation).",
         f"Losses of every step agree to {result.difference:.1e}.",
     ]
+    if result.case.device.type == "cpu":
+        names = dict.fromkeys(entry.method.name for entry in result.entries)
+        shares = ", ".join(f"{name} {result.cpu_speedup(name):.2f}" for name in names)
+        lines.append(f"Ratios of the time on the cores, which other processes hardly change: {shares}.")
     ratio = result.bilevel_ratio()
     if ratio is not None:
         lines.append(

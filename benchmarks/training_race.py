@@ -39,6 +39,7 @@ class Entry:
         losses: of every step.
         memory_bytes: most memory above that before the run, model and all, in the first run: to measure it takes time.
         seconds: of an optimizer step, mean over all but the first, in each run after that.
+        cpu_seconds: the same by the process's own time on all cores, which a busy machine hardly changes.
         setup_seconds: before the first step, in each of these runs: the model is made, and ours computes constants.
     """
 
@@ -47,6 +48,7 @@ class Entry:
     losses: list[float] = field(default_factory=list)
     memory_bytes: int = 0
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     setup_seconds: list[float] = field(default_factory=list)
 
     @property
@@ -86,6 +88,14 @@ class Race:
         assert ours and plain
         return plain.median / ours.median
 
+    def cpu_speedup(self, method: str) -> float | None:
+        """The same of the time that the process spent on its cores; None on a GPU."""
+        ours, plain = self.entry("ours", method), self.entry("plain", method)
+        assert ours and plain
+        if self.case.device.type != "cpu":
+            return None
+        return statistics.median(plain.cpu_seconds) / statistics.median(ours.cpu_seconds)
+
     def memory_ratio(self, method: str) -> float | None:
         """Our peak memory as a multiple of plain fine-tuning's; None where that was not run."""
         ours, plain = self.entry("ours", method), self.entry("plain", "finetune")
@@ -122,21 +132,31 @@ def race(
                 gc.collect()
                 start = time.perf_counter()
                 _losses(entry, case)
-            entry.seconds.append((stamps[-1] - stamps[0]) / (len(stamps) - 1))
-            entry.setup_seconds.append(max(0.0, stamps[0] - start - entry.seconds[-1]))
+            first, last = stamps[0], stamps[-1]
+            entry.seconds.append((last.wall - first.wall) / (len(stamps) - 1))
+            entry.cpu_seconds.append((last.cpu - first.cpu) / (len(stamps) - 1))
+            entry.setup_seconds.append(max(0.0, first.wall - start - entry.seconds[-1]))
             advance()
     timed = projection_seconds(case) if any(method.bilevel for method in methods) else None
     return Race(case, tuple(entries), difference, timed)
 
 
+@dataclass(frozen=True)
+class Stamp:
+    """A moment, in seconds of `time.perf_counter` and of `time.process_time`."""
+
+    wall: float
+    cpu: float
+
+
 @contextmanager
-def step_times(device: torch.device) -> Iterator[list[float]]:
-    """When each optimizer step of whoever trains meanwhile was over, by `time.perf_counter`."""
-    stamps: list[float] = []
+def step_times(device: torch.device) -> Iterator[list[Stamp]]:
+    """When each optimizer step of whoever trains meanwhile was over."""
+    stamps: list[Stamp] = []
 
     def stamp(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         synchronize(device)
-        stamps.append(time.perf_counter())
+        stamps.append(Stamp(time.perf_counter(), time.process_time()))
 
     handle = register_optimizer_step_post_hook(stamp)
     try:
@@ -201,6 +221,7 @@ def as_record(found: Race) -> dict[str, Any]:
         "methods": {
             name: {
                 "speedup": found.speedup(name),
+                "cpu_speedup": found.cpu_speedup(name),
                 "memory_over_plain_finetune": found.memory_ratio(name),
                 **{entry.side: _entry_record(entry) for entry in found.entries if entry.method.name == name},
             }
@@ -213,6 +234,7 @@ def _entry_record(entry: Entry) -> dict[str, Any]:
     return {
         "seconds_per_step": entry.median,
         "all_seconds_per_step": entry.seconds,
+        "all_cpu_seconds_per_step": entry.cpu_seconds,
         "setup_seconds": entry.setup_median,
         "peak_memory_bytes": entry.memory_bytes,
         "losses": entry.losses,
