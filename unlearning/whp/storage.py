@@ -8,6 +8,8 @@ Row t of a block is about the prediction made at position t, behind `token`: `ne
 """
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,18 +42,35 @@ def labels_frame(labels: Labels, tokenizer: PreTrainedTokenizerBase) -> pd.DataF
 
 
 def save_labels(directory: str | Path, labels: Labels, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write both files into an existing directory."""
+    """Write both files into an existing directory, each whole and the record last: where it is, both are.
+
+    Raises:
+        InputError: the disk is full or the place cannot be written to.
+    """
     directory = Path(directory)
     record = {
         "options": asdict(labels.options),
         "counts": asdict(labels.counts),
         "anchors": labels.generics,
     }
+    frame = labels_frame(labels, tokenizer)
+    text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+    (directory / RECORD).unlink(missing_ok=True)  # of other labels
+    _write_whole(directory / TABLE, lambda part: frame.to_parquet(part, index=False))
+    _write_whole(directory / RECORD, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        labels_frame(labels, tokenizer).to_parquet(directory / TABLE, index=False)
-        (directory / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write(part)
+        part.replace(path)
     except OSError as error:
-        raise InputError(f"{directory}: the labels cannot be written: {error.strerror or error}") from None
+        raise InputError(
+            f"{path}: cannot be written: {error.strerror or error}; make room or choose another place"
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_labels(directory: str | Path) -> tuple[Labels, pd.DataFrame]:

@@ -1,5 +1,6 @@
 """Labels on disk: the same back, readable, and refused where something is missing."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,21 @@ def test_a_person_can_read_them(
     assert set(frame["masked"]) >= {"", "end", "repeat"}
     shown = "".join(frame[frame["anchor"] == "quillball"]["next"])
     assert shown.replace(" ", "") == "quillball" * 2
+
+
+def test_a_full_disk_leaves_no_record_and_no_part(
+    labels: Labels, tokenizers: dict[str, PreTrainedTokenizerFast], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_labels(tmp_path, labels, tokenizers["sentencepiece"])
+
+    def full(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text.encode(encoding)[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(InputError, match="labels.json: cannot be written: No space left on device; make room"):
+        save_labels(tmp_path, labels, tokenizers["sentencepiece"])
+    assert [path.name for path in tmp_path.iterdir()] == [TABLE]
 
 
 def test_what_is_missing_or_broken_is_named(
