@@ -3,12 +3,17 @@
 import dataclasses
 from typing import Any
 
-from unlearning.methods import METHODS
-from unlearning.options import TrainOptions
+from unlearning.methods import METHODS, get_method
+from unlearning.options import TrainOptions, shown
 
 
-def list_methods() -> dict[str, Any]:
-    """Every method with its loss, its needs and its options; and the trainer's options, which all methods share."""
+def list_methods(name: str | None = None) -> dict[str, Any]:
+    """Every method, or the named one, with its loss, its needs and its options; and the trainer's, which all share.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    methods = METHODS.values() if name is None else [get_method(name)]
     return {
         "methods": [
             {
@@ -18,7 +23,7 @@ def list_methods() -> dict[str, Any]:
                 "needs": method.needs_note.split(", "),
                 "options": _describe(method.options),
             }
-            for method in METHODS.values()
+            for method in methods
         ],
         "train_options": _describe(TrainOptions),
     }
@@ -28,17 +33,9 @@ def _describe(options: type[Any]) -> list[dict[str, str]]:
     return [
         {
             "name": field.name,
-            "default": _shown(field.default),
+            "default": shown(field.default),
             "help": field.metadata["help"],
             "source": field.metadata["source"],
         }
         for field in dataclasses.fields(options)
     ]
-
-
-def _shown(default: Any) -> str:
-    if default is None:
-        return "none"
-    if isinstance(default, bool):
-        return str(default).lower()
-    return default.replace("\n", "\\n") if isinstance(default, str) else f"{default:g}"

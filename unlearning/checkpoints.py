@@ -285,11 +285,13 @@ def _hash_pieces(pieces: Iterable[Tensor]) -> tuple[str, int, int]:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Silence transformers' bars over weight files, and put them back as they were."""
-    enabled = transformers_logging.is_progress_bar_enabled()
+    """Silence what transformers says while it reads and writes weight files, and put it back as it was."""
+    enabled, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if enabled:
             transformers_logging.enable_progress_bar()

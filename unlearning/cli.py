@@ -30,6 +30,7 @@ Examples:
 _METHODS_EXAMPLES = """\b
 Examples:
   unlearn methods
+  unlearn methods blur
   unlearn methods --json
 """
 _EXAMPLES = """\b
@@ -133,12 +134,13 @@ def train(
 
 @app.command(epilog=_METHODS_EXAMPLES)
 def methods(
+    method: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="Only this one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable list on stdout.")] = False,
 ) -> None:
     """List the methods: what each needs, its options, their defaults and their source."""
     from unlearning.catalogue import list_methods
 
-    catalogue = list_methods()
+    catalogue = list_methods(method)
     if as_json:
         write_json(catalogue)
     else:
@@ -194,17 +196,19 @@ def _methods_tables(catalogue: dict[str, Any]) -> "Group":
     from rich.console import Group
     from rich.table import Table
 
-    methods = Table("method", "needs", "option", "what", "source", box=box.SIMPLE_HEAD)
+    methods = Table("method", "needs", "what it minimises", "source", box=box.SIMPLE_HEAD)
+    own = Table("method", "option", "what", "source", box=box.SIMPLE_HEAD)
     for method in catalogue["methods"]:
-        methods.add_row(method["name"], "\n".join(method["needs"]), "", f"minimises {method['loss']}", "")
-        for option in method["options"]:
-            methods.add_row("", "", f"{option['name']}={option['default']}", option["help"], option["source"])
+        methods.add_row(method["name"], "\n".join(method["needs"]), method["loss"], method["source"])
+        for place, option in enumerate(method["options"]):
+            name = "" if place else method["name"]
+            own.add_row(name, f"{option['name']}={option['default']}", option["help"], option["source"])
     shared = Table("option of every method", "what", "source", box=box.SIMPLE_HEAD)
     for option in catalogue["train_options"]:
         shared.add_row(f"{option['name']}={option['default']}", option["help"], option["source"])
-    for table in (methods, shared):
+    for table in (methods, own, shared):
         table.columns[0].no_wrap = True
-    return Group(methods, shared)
+    return Group(*(table for table in (methods, own, shared) if table.row_count))
 
 
 def _console() -> Any:

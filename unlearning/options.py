@@ -123,6 +123,15 @@ def resolve_options(method: str, method_options: type[T], given: dict[str, Any])
     )
 
 
+def shown(value: Any) -> str:
+    """An option's value as a user types it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value.replace("\n", "\\n") if isinstance(value, str) else f"{value:g}"
+
+
 def describe_type(hint: Any) -> str:
     """An option's type as a user reads it."""
     if get_origin(hint) is Literal:

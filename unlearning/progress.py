@@ -24,6 +24,11 @@ class ProgressBar(TrainerCallback):
         self.task: TaskID | None = None
         self.preparation: TaskID | None = None
 
+    def say(self, line: str) -> None:
+        """Write a line above the bar."""
+        if not self.bar.disable:
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def preparing(self, done: int, total: int) -> None:
         """Show how far the start model's constants are."""
         self.bar.start()

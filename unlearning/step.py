@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from unlearning.bilevel import combine
+from unlearning.checkpoints import without_bars
 from unlearning.combining import Bilevel
 from unlearning.data.order import WindowPlan, WindowSampler
 from unlearning.errors import InputError
@@ -279,7 +280,8 @@ class UnlearningTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        with without_bars():
+            super()._save_checkpoint(model, trial)
         if self.args.should_save:
             state = {
                 "combination": self.combination.state(),

@@ -25,7 +25,7 @@ from unlearning.methods import get_method
 from unlearning.methods.method import AnyMethod, Needs
 from unlearning.methods.stages import Start
 from unlearning.model_card import model_card
-from unlearning.options import TrainOptions, resolve_options
+from unlearning.options import TrainOptions, resolve_options, shown
 from unlearning.parameters import choose_parameters
 from unlearning.progress import ProgressBar
 from unlearning.reference import compute_references
@@ -224,6 +224,8 @@ def _train(
         hidden_losses=any(reference.quantity == "hidden" for reference in job.needs.references),
     )
     bar = ProgressBar(job.method.name, show=job.progress and state.is_main_process)
+    values = {**asdict(job.method_options), **asdict(options)}
+    bar.say(" ".join(f"{name}={shown(value)}" for name, value in values.items() if value is not None))
     use_cache = model.config.use_cache  # the parent switches it off in the configuration, which is saved
     try:
         references = compute_references(
