@@ -1,22 +1,24 @@
 """`python -m benchmarks.training`: both sides train the same, and what is said of them is what was measured."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import training_plain
+from benchmarks import training_race
 from benchmarks.training import main
 from benchmarks.training_case import EOS, SHAPES, TrainingCase, mean_tokens
-from benchmarks.training_options import METHODS
+from benchmarks.training_options import METHODS, Method
+from benchmarks.training_plain import train_plain
 from benchmarks.training_race import step_times, train_ours
 from tests.benchmarks.helpers import assert_refused
 from tests.command_lines import Outcome, call_main
 from unlearning.data.spans import encode_answer
 
-CHOSEN = ["grad_diff", "npo_kl", "blur"]
+CHOSEN = ["grad_diff", "blur"]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,19 @@ def test_both_sides_have_the_same_losses_and_train(quick: tuple[Outcome, dict[st
         ours, plain = (record["methods"][name][side]["losses"] for side in ("ours", "plain"))
         assert ours == pytest.approx(plain, rel=1e-4, abs=1e-4)
         assert len(ours) == 3 and len(set(ours)) == 3
+
+
+@pytest.mark.slow
+def test_the_other_methods_agree_too_and_their_memory_is_set_against_finetune() -> None:
+    outcome = call_main(main, "--quick", "--methods", "finetune,npo_nll,npo_kl", "--json", "-")
+    assert outcome.code == 0, outcome.err
+    record = json.loads(outcome.out)
+    assert record["max_relative_loss_difference"] < 1e-4
     start = record["methods"]["npo_kl"]["ours"]["losses"][0]
-    assert start == pytest.approx(20 * torch.log(torch.tensor(2.0)).item(), rel=1e-4), "(2 / beta) ln 2, and KL 0"
+    assert start == pytest.approx(20 * math.log(2), rel=1e-4), "(2 / beta) ln 2, and KL 0"
+    of_plain = record["methods"]["finetune"]["plain"]["peak_memory_bytes"]
+    for found in record["methods"].values():
+        assert found["memory_over_plain_finetune"] == found["ours"]["peak_memory_bytes"] / of_plain
 
 
 def test_ratios_are_those_of_the_times_and_of_the_memory(quick: tuple[Outcome, dict[str, Any]]) -> None:
@@ -58,10 +71,15 @@ def test_ratios_are_those_of_the_times_and_of_the_memory(quick: tuple[Outcome, d
     assert "…" not in outcome.out, "a number is cut"
 
 
-def test_another_loss_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_plain, "IGNORED", 0)  # the prompt, and the padding, are trained on
+@pytest.mark.parametrize("shift", [0.01, math.nan])
+def test_another_loss_is_an_error(shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shifted(case: TrainingCase, method: Method) -> list[float]:
+        first, *rest = train_plain(case, method)
+        return [first, *(loss + shift for loss in rest)]
+
+    monkeypatch.setattr(training_race, "train_ours", shifted)
     outcome = call_main(main, "--quick", "--methods", "grad_diff")
-    assert_refused(outcome, "grad_diff: ours and the straightforward trainer differ", "nothing is reported")
+    assert_refused(outcome, "grad_diff: ours and the straightforward trainer differ", "step 2; nothing is reported")
 
 
 @pytest.mark.parametrize(
