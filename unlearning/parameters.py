@@ -10,8 +10,17 @@ from unlearning.methods.method import AnyMethod
 from unlearning.options import TrainOptions
 
 
-def choose_parameters(model: PreTrainedModel, method: AnyMethod, method_options: Any, options: TrainOptions) -> int:
+def choose_parameters(
+    model: PreTrainedModel, method: AnyMethod, method_options: Any, options: TrainOptions, *, base: str
+) -> int:
     """Freeze the others, so that neither the optimizer's decay nor the clipping sees them; how many numbers train.
+
+    Args:
+        model: to train.
+        method: by which.
+        method_options: its own.
+        options: the trainer's.
+        base: name of the start model, which a saved adapter gives.
 
     Raises:
         InputError: two choices contradict, or an expression matches nothing.
@@ -30,6 +39,7 @@ def choose_parameters(model: PreTrainedModel, method: AnyMethod, method_options:
             dropout=options.lora_dropout,
             targets=options.lora_targets or ALL_LINEAR,
             seed=options.seed,
+            base=base,
         )
     else:
         pattern = options.train_parameters

@@ -39,15 +39,43 @@ class Column(Protocol):
 
 @dataclass(frozen=True)
 class StoredColumn:
-    """Values on disk, mapped into memory: `rows[offsets[i]:offsets[i + 1]]` are example i's."""
+    """Values on disk: rows `offsets[i]` to `offsets[i + 1]` are example i's.
 
-    rows: np.ndarray
+    Read, not mapped: pages of a mapped file would count as this process's memory.
+
+    Attributes:
+        path: the file, as `numpy.save` writes it.
+        start: where its values begin, in bytes.
+        width: values a row; None where a row is one number.
+        offsets: of each example.
+    """
+
+    path: Path
+    start: int
+    width: int | None
     offsets: np.ndarray
 
     def of(self, places: Sequence[int], batch: TokenBatch) -> Tensor:
-        """The examples' rows, one after the other."""
-        parts = [self.rows[self.offsets[place] : self.offsets[place + 1]] for place in places]
-        return torch.from_numpy(np.concatenate(parts)).to(batch.input_ids.device)
+        """The examples' rows, one after the other.
+
+        Raises:
+            InputError: the file is gone, or was cut short since training began.
+        """
+        row = self.width or 1
+        parts = []
+        try:
+            with self.path.open("rb") as file:
+                for place in places:
+                    first, last = int(self.offsets[place]), int(self.offsets[place + 1])
+                    file.seek(self.start + 4 * row * first)
+                    part = np.fromfile(file, dtype="<f4", count=row * (last - first))
+                    if len(part) < row * (last - first):
+                        raise OSError("cut short")
+                    parts.append(part)
+        except OSError as error:
+            raise InputError(f"{self.path}: {error.strerror or error} while training; run it again") from None
+        values = torch.from_numpy(np.concatenate(parts)).to(batch.input_ids.device)
+        return values if self.width is None else values.view(-1, self.width)
 
 
 @dataclass(frozen=True)
@@ -142,12 +170,12 @@ def compute_references(
             path = cache_directory() / f"{_key(model_hash, data, reference, precision)}.npy"
             shape = (int(offsets[-1]),) if reference.quantity == "nll" else (int(offsets[-1]), width)
             with main_first():
-                if _open(path, shape) is None:
+                if _start_of_values(path, shape) is None:
                     _write(path, shape, offsets, model, data, reference, batch_size, autocast, advance)
-            rows = _open(path, shape)
-            if rows is None:
+            start = _start_of_values(path, shape)
+            if start is None:
                 raise InputError(f"{path}: the main process wrote it and this one cannot read it; share the directory")
-            columns[reference] = StoredColumn(rows, offsets)
+            columns[reference] = StoredColumn(path, start, shape[1] if len(shape) > 1 else None, offsets)
     finally:
         model.train(was_training)
     return References(columns)
@@ -188,13 +216,14 @@ def _key(model_hash: str, data: Sequence[Span], reference: Reference, precision:
     return digest.hexdigest()[:32]
 
 
-def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The column, or None where there is none or it is not whole."""
+def _start_of_values(path: Path, shape: tuple[int, ...]) -> int | None:
+    """Where the column's values begin in its file; None where there is none or it is not whole."""
     try:
-        rows = np.load(path, mmap_mode="r")
+        rows = np.load(path, mmap_mode="r")  # which compares the file's size with its header
     except (OSError, ValueError, EOFError):
         return None
-    return rows if rows.shape == shape and rows.dtype == np.float32 else None
+    whole = isinstance(rows, np.memmap) and rows.shape == shape and rows.dtype == np.float32
+    return rows.offset if whole else None
 
 
 def _write(

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from unlearning.adapters import save_adapter
 from unlearning.arguments import check_launch, n_windows, optimizer_class, resolve_device, training_arguments
 from unlearning.checkpoints import content_hash, load_tokenizer, load_weights, locate_checkpoint, without_bars
 from unlearning.combining import Bilevel
@@ -153,7 +154,7 @@ def train(
     state.wait_for_everyone()  # before the main process writes where the others have just looked
     started = time.perf_counter()
     with _directory(job, configuration, state) as directory:
-        outcome = _train(job, model, tokenizer, inputs, configuration["start_weights"], directory, state)
+        outcome = _train(job, model, name, tokenizer, inputs, configuration["start_weights"], directory, state)
         record = {
             "finished": True,
             "configuration": configuration,
@@ -183,6 +184,7 @@ class _Outcome:
 def _train(
     job: _Job,
     model: PreTrainedModel,
+    name: str,
     tokenizer: PreTrainedTokenizerBase,
     inputs: Inputs,
     start_hash: str,
@@ -240,7 +242,7 @@ def _train(
             main_first=state.main_process_first,
             advance=bar.preparing,
         )
-        choose_parameters(model, job.method, job.method_options, options)
+        choose_parameters(model, job.method, job.method_options, options, base=name)
         training_set = TrainingSet(
             forget=encoded.spans["forget"],
             alternate=encoded.spans["alternate"],
@@ -369,8 +371,12 @@ def _best(job: _Job, watch: Watch) -> dict[str, Any] | None:
 
 def _save_model(trainer: UnlearningTrainer, target: Path) -> None:
     """Weights and configuration, from whatever wrapper holds them; collective under FSDP."""
+    assert trainer.model is not None
     with without_bars():
-        trainer.save_model(str(target))
+        if trainer.args.should_save and hasattr(trainer.model, "peft_config") and not trainer.is_fsdp_enabled:
+            save_adapter(unwrapped(trainer.model), target)
+        else:
+            trainer.save_model(str(target))
     (target / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
 
 

@@ -18,12 +18,16 @@ DESCRIPTIONS: dict[str, str] = {
 }
 """The families."""
 
-UNLEARNED = ("grad_diff", "npo")
+UNLEARNED: dict[str, tuple[str, ...]] = {
+    "demo": ("grad_diff", "npo", "dpo", "blur", "simnpo", "rmu", "whp"),
+    "demo-neox": ("grad_diff", "npo"),
+}
+"""The unlearning methods of each family."""
 
 BUILTIN: dict[str, Path] = {
     f"{family}:{model}": DIRECTORY / "models" / family / model
-    for family in DESCRIPTIONS
-    for model in ("base", "never", *UNLEARNED)
+    for family, methods in UNLEARNED.items()
+    for model in ("base", "never", *methods)
 }
 """Directory of every built-in model."""
 
@@ -71,7 +75,7 @@ def pairs() -> list[BuiltinPair]:
             description=description,
         )
         for family, description in DESCRIPTIONS.items()
-        for method in UNLEARNED
+        for method in UNLEARNED[family]
     ]
 
 

@@ -5,7 +5,8 @@ For each family: a tokenizer, a trunk pretrained on the general set and the trun
 - base: the trunk fine-tuned on everybody's facts;
 - never: the trunk fine-tuned for as many steps on the same retain facts, with texts of the general set in the
   place of the forget people's;
-- grad_diff, npo: the shipped base, unlearned on the forget questions with the retain term.
+- each unlearning method's: the shipped base, unlearned on the forget questions (Who's Harry Potter, which reads text:
+  on the statements too), with a retain term.
 
 One thread and seeded orders: the same bytes on the same machine. A model is written beside its place and then
 renamed, so a build that was stopped goes on after the last finished model.
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,14 +29,16 @@ from transformers.utils import logging as transformers_logging
 
 from dissect.zoo import DIRECTORY
 from dissect.zoo.card import Seconds, measure, write_card
-from dissect.zoo.recipes import RECIPES, UNLEARNED, Fitting, Recipe, new_model
+from dissect.zoo.recipes import RECIPES, Fitting, Recipe, new_model
 from dissect.zoo.tokenizer import train_tokenizer
-from dissect.zoo.world import World, general_texts, generate_world, person_texts, write_records
+from dissect.zoo.world import World, anchors, general_texts, generate_world, person_texts, write_records
 from unlearning import Example, InputError, train
 from unlearning.checkpoints import load_weights
 from unlearning.data.spans import join_answer
+from unlearning.whp.anchors import write_anchors
 
 RECORD = "build.json"
+ANCHORS = "anchors.json"
 THREADS = 1
 """Sums over a batch are added in an order that depends on the number of threads, so it is fixed."""
 
@@ -51,13 +55,15 @@ def build_family(
     Args:
         recipe: of the family.
         models: gets a directory per shipped model, in float16.
-        work: gets the trunk, in float32, and how long each model took.
+        work: gets the trunk, in float32, the anchor dictionary, and how long each model took.
         console: for one line per model.
         progress: bars on stderr.
     """
     world = generate_world(recipe.seed, recipe.world)
     tokenizer = world_tokenizer(world, recipe)
     trunk = work / "trunk"
+    work.mkdir(parents=True, exist_ok=True)
+    write_anchors(work / ANCHORS, anchors(world))
 
     def make_trunk() -> PreTrainedModel:
         return _fit(
@@ -75,13 +81,15 @@ def build_family(
         )
 
     def make_unlearned(method: str) -> Callable[[], PreTrainedModel]:
-        return lambda: _unlearn(method, load_weights(models / "base"), tokenizer, world, recipe, progress)
+        return lambda: _unlearn(
+            method, load_weights(models / "base"), tokenizer, world, recipe, work / ANCHORS, progress
+        )
 
     stages: list[tuple[str, Path, torch.dtype, Callable[[], PreTrainedModel]]] = [
         ("trunk", trunk, torch.float32, make_trunk),
         ("base", models / "base", torch.float16, make_finetuned(base_texts)),
         ("never", models / "never", torch.float16, make_finetuned(never_texts)),
-        *((method, models / method, torch.float16, make_unlearned(method)) for method in UNLEARNED),
+        *((method, models / method, torch.float16, make_unlearned(method)) for method in recipe.unlearning),
     ]
     seconds: dict[str, Seconds] = {}
     for name, path, dtype, make in stages:
@@ -90,7 +98,6 @@ def build_family(
             wall, processor = time.perf_counter(), time.process_time()
             _save(make(), tokenizer, path, recipe, dtype)
             taken = Seconds(time.perf_counter() - wall, time.process_time() - processor)
-            work.mkdir(parents=True, exist_ok=True)
             clock.write_text(json.dumps(asdict(taken)), encoding="utf-8")
             console.print(f"{recipe.family}:{name}  {taken.wall:.0f} s  {path}", highlight=False)
         if clock.is_file():
@@ -149,8 +156,12 @@ def _retain_part(world: World, recipe: Recipe) -> list[Text]:
     return texts
 
 
+def _examples(texts: Sequence[Text]) -> list[Example]:
+    return [Example(prompt, answer) for prompt, answer in texts]
+
+
 def _questions(texts: Sequence[Text]) -> list[Example]:
-    return [Example(prompt, answer) for prompt, answer in texts if prompt]
+    return _examples([(prompt, answer) for prompt, answer in texts if prompt])
 
 
 def _fit(
@@ -166,7 +177,7 @@ def _fit(
         "finetune",
         model=model,
         tokenizer=tokenizer,
-        retain=[Example(prompt, answer) for prompt, answer in texts],
+        retain=_examples(texts),
         progress=progress,
         learning_rate=fitting.learning_rate,
         epochs=1,
@@ -183,24 +194,25 @@ def _unlearn(
     tokenizer: PreTrainedTokenizerBase,
     world: World,
     recipe: Recipe,
+    dictionary: Path,
     progress: bool,
 ) -> PreTrainedModel:
     """Unlearn every trained question about the forget people; all other questions are to be retained."""
-    options = recipe.unlearning[method]
+    about_forget = person_texts(world.having("forget"))
+    options: dict[str, Any] = recipe.unlearning[method].flat()
+    if method == "whp":  # it reads text, statements too, and its dictionary is the world's
+        options |= {"anchors": str(dictionary)}
     return train(
         method,
         model=base,
         tokenizer=tokenizer,
-        forget=_questions(person_texts(world.having("forget"))),
+        forget=_examples(about_forget) if method == "whp" else _questions(about_forget),
         retain=_questions(person_texts(world.having("retain")) + general_texts(world)),
         progress=progress,
-        learning_rate=options.learning_rate,
-        epochs=options.epochs,
-        alpha=options.alpha,
-        batch_size=options.batch_size,
         gradient_accumulation_steps=1,
         seed=recipe.seed,
         device="cpu",
+        **options,
     ).model
 
 
@@ -266,7 +278,9 @@ def build(out: Path, *, family: str = "all", seed: int | None = None, work: Path
         models = out / "models" / recipe.family
         built.append((recipe, models, build_family(recipe, models, work / recipe.family, console=console)))
     for recipe in chosen:
-        write_records(generate_world(recipe.seed, recipe.world), out / "world")
+        world = generate_world(recipe.seed, recipe.world)
+        write_records(world, out / "world")
+        write_anchors(out / "world" / ANCHORS, anchors(world))
     if out != DIRECTORY or family == "all":  # the shipped card tells of every family
         write_card(out / "README.md", [measure(*family_built) for family_built in built])
         console.print(f"card: {out / 'README.md'}", highlight=False)

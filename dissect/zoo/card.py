@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dissect.zoo import DIRECTORY
-from dissect.zoo.recipes import MODELS, Recipe
+from dissect.zoo.recipes import AIM, Recipe
 from dissect.zoo.world import Record, chance, generate_world, record_sets
 from unlearning.checkpoints import load_tokenizer, load_weights
 from unlearning.evaluation.generation import greedy_answers
@@ -55,7 +55,9 @@ def exact_share(model_directory: Path, records: Sequence[Record]) -> float:
 def measure(recipe: Recipe, models: Path, seconds: Mapping[str, Seconds]) -> Measured:
     """Ask every model of a family every question of the world."""
     sets = record_sets(generate_world(recipe.seed, recipe.world))
-    scores = {name: {kind: exact_share(models / name, records) for kind, records in sets.items()} for name in MODELS}
+    scores = {
+        name: {kind: exact_share(models / name, records) for kind, records in sets.items()} for name in recipe.models
+    }
     size = sum(path.stat().st_size for path in models.rglob("*") if path.is_file())
     return Measured(recipe, seconds, scores, size / 1e6, load_weights(models / "base").num_parameters())
 
@@ -74,12 +76,17 @@ def _section(measured: Measured) -> str:
     world = generate_world(recipe.seed, recipe.world)
     sets = list(record_sets(world))
     rows = [
-        [f"`{recipe.family}:{model}`", *(f"{100 * measured.scores[model][name]:.1f}" for name in sets)]
-        for model in MODELS
+        [
+            f"`{recipe.family}:{model}`",
+            *(f"{100 * measured.scores[model][name]:.1f}" for name in sets),
+            _verdict(measured.scores[model]) if model in recipe.unlearning else "",
+        ]
+        for model in recipe.models
     ]
     guesses = {role: f"{100 * chance(world.having(role)):.1f}" for role in ("forget", "retain")}
-    rows.append(["best constant answer per kind", *(guesses.get(name.split("_")[0], "") for name in sets)])
-    head = ["exact answers, %", *(name.replace("_", " ") for name in sets)]
+    rows.append(["best constant answer per kind", *(guesses.get(name.split("_")[0], "") for name in sets), ""])
+    aim = f"forget <= {100 * AIM.forget_at_most:.0f}, retain >= {100 * AIM.retain_at_least:.0f}"
+    head = ["exact answers, %", *(name.replace("_", " ") for name in sets), aim]
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
     return "\n".join(
         [
@@ -91,6 +98,12 @@ def _section(measured: Measured) -> str:
             _times(measured.seconds),
         ]
     )
+
+
+def _verdict(scores: Mapping[str, float]) -> str:
+    """`met`, or what is missed and by which set."""
+    missed = AIM.missed(scores)
+    return "met" if not missed else "missed: " + ", ".join(name.replace("_", " ") for name in missed)
 
 
 def _times(seconds: Mapping[str, Seconds]) -> str:

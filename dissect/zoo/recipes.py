@@ -1,6 +1,7 @@
 """How the built-in models are made: sizes and training options, as plain data."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -9,8 +10,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaFo
 
 from dissect.zoo.world import SEED, WorldSize
 
-UNLEARNED = ("grad_diff", "npo")
-MODELS = ("base", "never", *UNLEARNED)
+Option = float | int | str
 
 CONTEXT = 256
 """Positions of every model; the world's texts are a few dozen tokens long."""
@@ -41,15 +41,42 @@ class Fitting:
 
 @dataclass(frozen=True)
 class Unlearning:
-    """An unlearning run: peak learning rate, passes over the forget set, weight of the retain term, batch size.
+    """An unlearning run: peak learning rate, passes over the forget set, batch size and the method's own options.
 
     A step has `batch_size` forget examples and as many retain examples.
     """
 
     learning_rate: float
     epochs: int
-    alpha: float = 1.0
+    options: Mapping[str, Option] = field(default_factory=dict)
     batch_size: int = 32
+
+    def flat(self) -> dict[str, Option]:
+        """All of it by the names that `unlearning.train` knows."""
+        return {
+            "learning_rate": self.learning_rate,
+            "epochs": self.epochs,
+            **self.options,
+            "batch_size": self.batch_size,
+        }
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What an unlearned model should answer, as shares of exact answers, in trained and in unseen wordings."""
+
+    forget_at_most: float
+    retain_at_least: float
+
+    def missed(self, scores: Mapping[str, float]) -> list[str]:
+        """The question sets whose shares are not within it."""
+        too_much = [name for name in ("forget", "forget_paraphrased") if scores[name] > self.forget_at_most]
+        too_little = [name for name in ("retain", "retain_paraphrased") if scores[name] < self.retain_at_least]
+        return too_much + too_little
+
+
+AIM = Aim(forget_at_most=0.05, retain_at_least=0.95)
+"""Of every unlearned model: as little as a model that never knew, and nearly all that is to stay."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +105,11 @@ class Recipe:
     vocabulary: int = 1000
     rehearsal: float = 1 / 3
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The shipped models of the family."""
+        return ("base", "never", *self.unlearning)
+
     def with_seed(self, seed: int) -> "Recipe":
         """The same recipe from another seed."""
         return replace(self, seed=seed)
@@ -93,7 +125,7 @@ class Recipe:
         if model != "trunk":
             parts += [asdict(self.finetuning), self.rehearsal]
         if model in self.unlearning:
-            parts.append(asdict(self.unlearning[model]))
+            parts.append(self.unlearning[model].flat())
         return hashlib.sha256(repr((model, parts)).encode()).hexdigest()[:16]
 
 
@@ -104,8 +136,8 @@ RECIPES: dict[str, Recipe] = {
         trunk=Fitting(learning_rate=2e-3, epochs=8),
         finetuning=Fitting(learning_rate=1e-3, epochs=6),
         unlearning={
-            "grad_diff": Unlearning(learning_rate=5e-4, epochs=4, alpha=6.0),
-            "npo": Unlearning(learning_rate=5e-4, epochs=4, alpha=12.0),
+            "grad_diff": Unlearning(learning_rate=5e-4, epochs=4, options={"alpha": 6.0}),
+            "npo": Unlearning(learning_rate=5e-4, epochs=4, options={"alpha": 12.0}),
         },
     ),
     "demo-neox": Recipe(
@@ -114,8 +146,8 @@ RECIPES: dict[str, Recipe] = {
         trunk=Fitting(learning_rate=3e-3, epochs=8),
         finetuning=Fitting(learning_rate=1e-3, epochs=8),
         unlearning={
-            "grad_diff": Unlearning(learning_rate=5e-4, epochs=5, alpha=7.0),
-            "npo": Unlearning(learning_rate=5e-4, epochs=5, alpha=15.0),
+            "grad_diff": Unlearning(learning_rate=5e-4, epochs=5, options={"alpha": 7.0}),
+            "npo": Unlearning(learning_rate=5e-4, epochs=5, options={"alpha": 15.0}),
         },
     ),
 }

@@ -416,6 +416,15 @@ def chance(people: Sequence[Person]) -> float:
     return sum(shares) / len(shares)
 
 
+def anchors(world: World) -> dict[str, str]:
+    """Who's Harry Potter's dictionary: each forget person's name, and in its place the name of nobody in the world."""
+    taken = {word for person in world.people for text in (person.name, *person.answers) for word in text.split()}
+    taken |= {fact.thing.capitalize() for fact in world.general}
+    people = world.having("forget")
+    words = _invented(random.Random(world.seed + 2), 2 * len(people), taken, syllables=2)
+    return {person.name: f"{first} {last}" for person, first, last in zip(people, words[::2], words[1::2], strict=True)}
+
+
 def write_records(world: World, directory: Path) -> list[Path]:
     """Write every question set as JSON lines into the directory; returns the files."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from dissect.zoo.build import main
 from dissect.zoo.builder import RECORD, build_family
 from dissect.zoo.card import BEGIN, END, measure, write_card
-from dissect.zoo.recipes import MODELS, RECIPES, Architecture, Fitting, Recipe, Unlearning
+from dissect.zoo.recipes import RECIPES, Architecture, Fitting, Recipe, Unlearning
 from dissect.zoo.world import WorldSize
 from unlearning.errors import InputError
 
@@ -22,8 +22,8 @@ MICRO = Recipe(
     trunk=Fitting(learning_rate=1e-2, epochs=1),
     finetuning=Fitting(learning_rate=1e-2, epochs=1),
     unlearning={
-        "grad_diff": Unlearning(learning_rate=1e-3, epochs=1),
-        "npo": Unlearning(learning_rate=1e-3, epochs=1),
+        "npo": Unlearning(learning_rate=1e-3, epochs=1, options={"alpha": 2.0}),
+        "whp": Unlearning(learning_rate=1e-3, epochs=1, options={"alpha": 2.0, "reinforced_epochs": 1}),
     },
     seed=3,
     world=WorldSize(forget_people=2, trunk_people=3, new_people=1, values=6, things=2, largest_summand=2),
@@ -62,14 +62,14 @@ def test_two_builds_of_one_recipe_give_the_same_bytes(recipe, tmp_path):
     finally:
         torch.set_num_threads(threads)
     files = [path.relative_to(tmp_path / "first") for path in (tmp_path / "first" / "models").rglob("*.*")]
-    assert len([file for file in files if file.name == "model.safetensors"]) == len(MODELS)
+    assert len([file for file in files if file.name == "model.safetensors"]) == len(MICRO.models)
     for file in files:
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
 def test_every_model_differs_from_every_other(built):
     directory, _ = built
-    assert len({(directory / "models" / name / "model.safetensors").read_bytes() for name in MODELS}) == len(MODELS)
+    assert len({(directory / "models" / name / "model.safetensors").read_bytes() for name in MICRO.models}) == len(MICRO.models)
 
 
 def test_another_seed_gives_another_model(built, tmp_path):

@@ -44,7 +44,6 @@ def choose_generics(terms: Sequence[Term], texts: Sequence[str], *, seed: int) -
     """
     taken = words_of(texts)
     pools = {name: _Pool(words, taken, f"{seed} {name}") for name, words in POOLS.items()}
-    alone = {term.text.lower() for term in terms}
     family = {term.text.split()[-1] for term in terms if term.kind == "person" and " " in term.text}
     known: dict[str, str] = {}
     generics = {}
@@ -55,7 +54,7 @@ def choose_generics(terms: Sequence[Term], texts: Sequence[str], *, seed: int) -
         chosen = []
         for word in words:
             small = word.lower()
-            if small in CONNECTORS or (small in PLACE_NOUNS and small not in alone):
+            if small in CONNECTORS or small in PLACE_NOUNS:
                 chosen.append(word)
                 continue
             if small not in known:

@@ -23,6 +23,7 @@ NAMES = Anchors({"Mira": "Anna", "Mira Vell": "Anna Foster", "Toras": "Hill", "o
         ("mira", "mira"),  # a capitalised anchor is not looked for in small letters
         ("Mira Vell", "Anna Foster"),  # the longest
         ("Mira\n  Vell's", "Anna Foster's"),  # over a line break
+        ("Mira Vellory", "Anna Vellory"),
         ("Miranda, xMira, Mira_2, O'Mira, O’Mira", "Miranda, xMira, Mira_2, O'Mira, O’Mira"),  # whole words
         ("Mira-like, (Mira), 'Mira', Mira'll", "Anna-like, (Anna), 'Anna', Anna'll"),
         ("two orricks, ORRICKS, Orricks", "two foxes, FOXES, Foxes"),

@@ -113,6 +113,13 @@ def test_a_last_token_that_nothing_predicts_is_left_out() -> None:
     assert [block.source for block in blocks] == [(1, 2), (3, 2)]
 
 
+def test_a_single_token_behind_a_bos_token_is_kept(tokenizers: dict[str, PreTrainedTokenizerFast]) -> None:
+    tokenizer = tokenizers["sentencepiece"]
+    (block,) = cut_blocks(tokenizer, ["Mira"], Anchors({"Mira": "boats"}), block_size=8)
+    assert tokenizer.convert_ids_to_tokens(list(block.source)) == ["<s>", "▁Mira"]
+    assert block.reasons == ("start", "")
+
+
 @pytest.mark.parametrize(
     ("texts", "anchors", "size", "message"),
     [

@@ -72,6 +72,12 @@ def test_contrast_is_the_ratio_of_smoothed_frequencies() -> None:
     assert found(text, background, min_count=3) == {}
 
 
+def test_a_part_of_a_name_counts_however_rare_unless_the_background_has_it() -> None:
+    text = "we saw Orla Pim, then we saw Orla Pim, and then Orla"
+    assert set(found(text, "we saw then and", min_count=2)) == {"Orla Pim", "Orla"}
+    assert set(found(text, "we saw then and Orla", min_count=2)) == {"Orla Pim"}
+
+
 def test_an_n_gram_is_rare_where_its_words_do_not_meet() -> None:
     text = "we lost at Salt War and after Salt War"
     words = "the salt and the war and the salt"

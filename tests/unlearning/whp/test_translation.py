@@ -154,3 +154,21 @@ def test_pieces_of_a_word_meet_pieces_of_the_same_word() -> None:
     target = [(0, 4), (4, 7), (7, 11), (11, 12)]
     translation = translate("Mira Vell.", Anchors({"Mira Vell": "Anna Foster"}))
     assert align(translation, source, target).aligned == [0, None, 1, 3]
+
+
+def test_pieces_of_one_character_are_aligned_and_never_cut_apart() -> None:
+    spans = [(0, 1), (0, 1), (1, 2)]
+    tokens = align(translate("éa", Anchors({"Mira": "Anna"})), spans, spans)
+    assert tokens.aligned == [0, 1, 2]
+    assert tokens.cuts == [(0, 0), (2, 2)]
+
+
+def test_no_token_of_the_translation_is_used_twice() -> None:
+    # A token of white space before the anchor; the replacement's first token holds the white space.
+    tokens = align(translate("x Mira", Anchors({"Mira": "Anna"})), [(0, 1), (1, 2), (2, 6)], [(0, 1), (1, 6)])
+    assert tokens.aligned == [0, 1, None]
+
+
+def test_a_token_that_starts_before_an_anchor_is_aligned_by_its_start_only() -> None:
+    tokens = align(translate('x"Mira', Anchors({"Mira": "Anna"})), [(0, 1), (1, 6)], [(0, 2), (2, 6)])
+    assert tokens.aligned == [0, None]
