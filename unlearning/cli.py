@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unlearning.cli_labels import labels_app
 from unlearning.errors import InputError
 from unlearning.terminal import run_app, write_json
 
@@ -47,6 +48,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(labels_app, name="labels")
 
 
 @app.command(epilog=_TRAIN_EXAMPLES)

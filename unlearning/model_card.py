@@ -9,10 +9,11 @@ def model_card(method: AnyMethod, record: dict[str, Any]) -> str:
     """`README.md` of a run's directory, in the form that the hub reads."""
     configuration = record["configuration"]
     options = "\n".join(f"| `{name}` | {value!r} |" for name, value in configuration["options"].items())
+    counts = record["examples"]
     data = "\n".join(
-        f"| {name.removesuffix('_data')} | {record['examples'][name.removesuffix('_data')]} | `{sha256}` |"
-        for name, sha256 in configuration.items()
-        if name.endswith("_data") and sha256 is not None
+        f"| {name} | {counts[name]} | `{configuration[key]}` |"
+        for name, key in (("forget", "forget_data"), ("alternate", "alternates_data"), ("retain", "retain_data"))
+        if configuration[key] is not None
     )
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     return f"""---
