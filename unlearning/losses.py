@@ -10,12 +10,13 @@ Below, p is the model's distribution at a token, y the target, L_b the negative 
 its tokens, and sg the stop-gradient.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def token_nll(logits: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
@@ -64,10 +65,37 @@ def token_divergence(
 ) -> Float[Tensor, " token"]:
     """KL(reference || model) of the next token at each position, in nats; 0, with gradient 0, where they agree.
 
-    Computed in float32 at least; the reference is a constant. Logit gradient p - p_ref.
+    Computed in float32 at least; the reference is a constant. Logit gradient p - p_ref, which is all that is kept for
+    the backward pass: over a large vocabulary each tensor of this shape counts.
     """
-    ours, theirs = (_widened(tensor).log_softmax(-1) for tensor in (logits, reference_logits.detach()))
-    return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+    return _Divergence.apply(_widened(logits), reference_logits.detach())
+
+
+class _Divergence(torch.autograd.Function):
+    """KL(reference || model) and its closed gradient, some tokens at a time."""
+
+    PIECE = 2**20
+    """Logits that are worked on together."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, reference: Tensor) -> Tensor:
+        gradient = torch.empty_like(logits)
+        divergence = logits.new_empty(len(logits))
+        size = max(1, _Divergence.PIECE // logits.shape[-1])
+        for first in range(0, len(logits), size):
+            rows = slice(first, first + size)
+            ours = logits[rows].log_softmax(-1)
+            theirs = reference[rows].to(logits.dtype).log_softmax(-1)
+            divergence[rows] = (theirs.exp() * (theirs - ours)).sum(-1)
+            gradient[rows] = ours.exp_().sub_(theirs.exp_())
+        ctx.save_for_backward(gradient)
+        return divergence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer[:, None], None
 
 
 def npo(

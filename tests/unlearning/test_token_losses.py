@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -217,3 +218,22 @@ def test_rmu_is_the_published_squared_norm_over_the_width() -> None:
     norms = (hidden - other).norm(dim=-1) ** 2
     assert 6 * losses.rmu(hidden, other, n_positions=4).item() == pytest.approx(norms.mean().item(), abs=1e-12)
     assert losses.rmu(hidden, hidden, n_positions=4).item() == 0
+
+
+@pytest.mark.parametrize("piece", [1, 20, 10**6])
+def test_divergence_by_pieces_equals_autograd(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses._Divergence, "PIECE", piece)
+    draw = torch.Generator().manual_seed(3)
+    ours, theirs = (5 * torch.randn(7, 9, generator=draw, dtype=torch.float64) for _ in range(2))
+    weights = torch.randn(7, generator=draw, dtype=torch.float64)
+    values, gradients = [], []
+    for loss in (
+        losses.token_divergence,
+        lambda a, b: F.kl_div(a.log_softmax(-1), b.log_softmax(-1), reduction="none", log_target=True).sum(-1),
+    ):
+        logits = ours.clone().requires_grad_()
+        values.append(loss(logits, theirs))
+        (values[-1] * weights).sum().backward()
+        gradients.append(logits.grad)
+    torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
