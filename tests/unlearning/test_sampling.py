@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from tests.unlearning.test_generation import build_gpt2, build_neox
 from unlearning import InputError
-from unlearning.evaluation.generation import greedy_answers, sampled_answers
+from unlearning.evaluation.generation import _before_stop, _drawn_by, greedy_answers, sampled_answers
 
 
 def slow_sample(
@@ -120,3 +120,17 @@ def test_progress_counts_every_sample(tokenizer: PreTrainedTokenizerFast) -> Non
 def test_an_empty_prompt_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(InputError, match="prompt 2 has no tokens"):
         sampled_answers(build_tiny_llama(), tokenizer, ["Who", ""])
+
+
+def test_a_token_without_probability_is_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
+    drawn = [
+        int(_drawn_by(torch.tensor([[draw]], dtype=torch.float64), 1.0)(logits, 0)) for draw in (0, 0.5, 1 - 2**-53)
+    ]
+    assert drawn == [1, 3, 3]
+
+
+def test_the_first_of_several_stop_texts_counts() -> None:
+    assert _before_stop("a Q: b Question: c", ("Question:", "Q:")) == "a "
+    assert _before_stop("a Question: c Q: b", ("Question:", "Q:")) == "a "
+    assert _before_stop("a", ("Question:", "Q:")) is None
