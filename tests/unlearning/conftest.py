@@ -4,6 +4,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tests.unlearning.helpers import build_tiny_llama, build_tokenizer
+from tests.unlearning.small_world import world as world  # a fixture
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,145 @@
+"""Every method, on a model that knows a small world: it forgets, keeps the rest, and a killed run comes to the same."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from tests.unlearning.small_world import FORGET, NAMES, RETAIN, World
+from unlearning import train
+from unlearning.methods import METHODS
+
+STRANGERS = "Rose Moss Pond Reed Glen Cove Peak Vale Bay Holt Fell Dell Isle Cape Loch Mead".split()
+SHARED: dict[str, Any] = {
+    "batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "warmup_ratio": 0,
+    "weight_decay": 0,
+    "logging_steps": 3,
+    "progress": False,
+    "device": "cpu",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Options under which a method unlearns the small world in a few steps, and what is left then.
+
+    Attributes:
+        options: of the run.
+        forget: the share of forget questions answered exactly must be below it, and their probability too.
+        retain: the share of retain questions answered exactly must be above it; None where the method has no retain
+            loss and takes the retain set along, the facts being so alike.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    forget: float = 0.6
+    retain: float | None = 0.75
+
+
+STOPPED: dict[str, Any] = {"stop_when": "forget_probability<0.5"}
+CASES = {
+    "ga": Case({"learning_rate": 2e-3, "max_steps": 10, **STOPPED}, forget=0.7, retain=None),
+    "grad_diff": Case({"learning_rate": 3e-3, "max_steps": 12, "alpha": 2}),
+    "idk": Case({"learning_rate": 4e-3, "max_steps": 20}),
+    "dpo": Case({"learning_rate": 6e-3, "max_steps": 18, "beta": 0.01}, forget=0.3),
+    "altpo": Case(
+        {"learning_rate": 5e-3, "max_steps": 14, "beta": 0.02, "alpha": 4, "samples": 1}
+        | {"max_new_tokens": 4, "temperature": 3}
+    ),
+    "npo": Case({"learning_rate": 4e-3, "max_steps": 14, "beta": 1, "alpha": 3}),
+    "kto": Case({"learning_rate": 4e-3, "max_steps": 12, "alpha": 2}, forget=0.4),
+    "simnpo": Case({"learning_rate": 4e-3, "max_steps": 12, "gamma": 1}),
+    "undial": Case({"learning_rate": 4e-3, "max_steps": 20, "alpha": 3}),
+    "ce_u": Case({"learning_rate": 2e-3, "max_steps": 6, **STOPPED}, forget=0.9, retain=None),
+    "wga": Case({"learning_rate": 4e-3, "max_steps": 12}),
+    "satimp": Case({"learning_rate": 5e-3, "max_steps": 12, "beta1": 1, "alpha": 0.2}),
+    "pdu": Case({"learning_rate": 4e-3, "max_steps": 14, "epsilon": 0.05, "dual_warmup_steps": 3}),
+    "rmu": Case(
+        {"learning_rate": 1e-2, "max_steps": 30, "layer": 0, "alpha": 3, "steering_coefficient": 20}
+        | {"train_parameters": r"layers\.0|embed"},
+        forget=0.3,
+        retain=0.6,
+    ),
+    "task_vector": Case({"learning_rate": 2e-3, "max_steps": 6, "scaling": 3}, forget=0.3, retain=None),
+    "blur": Case({"learning_rate": 3e-3, "max_steps": 12, "gamma": 0.02, "beta": 2}),
+    "whp": Case(
+        {"learning_rate": 4e-3, "max_steps": 14, "reinforced_learning_rate": 1e-3, "reinforced_epochs": 2, "alpha": 1}
+    ),
+}
+QUICK = ("npo", "blur", "pdu", "rmu", "whp", "dpo")
+"""A plain one, the one with two gradients, a learned weight, hidden states, labels made first, alternates."""
+
+
+def test_every_method_that_forgets_has_a_case() -> None:
+    assert set(CASES) == set(METHODS) - {"finetune"}
+
+
+@pytest.fixture(scope="session")
+def anchors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The people of the forget set, and others that nobody has heard of."""
+    path = tmp_path_factory.mktemp("anchors") / "anchors.json"
+    path.write_text(json.dumps({name: f"Jon {last}" for name, last in zip(NAMES, STRANGERS, strict=False)}))
+    return path
+
+
+def settings_of(method: str, anchors: Path) -> dict[str, Any]:
+    own = {"anchors": str(anchors)} if method == "whp" else {}
+    given = {**SHARED, **CASES[method].options, **own, "forget": FORGET}
+    described = METHODS[method]
+    names = {name for name in described.options.__dataclass_fields__ if name in given}
+    needs = described.needs(described.options(**{name: given[name] for name in names}))
+    return {**given, "retain": RETAIN} if needs.retain else given
+
+
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, method: str, call: int) -> None:
+    """Make the method's last loss raise at its call number `call`, which leaves a step half done."""
+    original = METHODS[method]
+    name = "retain_loss" if original.retain_loss and original.needs(original.options()).retain else "forget_loss"
+    calls = []
+
+    def interrupted(model: PreTrainedModel, batch: Any, options: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return getattr(original, name)(model, batch, options)
+
+    monkeypatch.setitem(METHODS, method, replace(original, **{name: interrupted}))
+
+
+@pytest.mark.parametrize(
+    "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
+def test_a_method_forgets_keeps_and_resumes(
+    method: str, world: World, anchors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, settings = CASES[method], settings_of(method, anchors)
+    whole = train(method, model=world.start(), tokenizer=world.tokenizer, **settings)
+    scores = world.scores(whole.model)
+    assert scores.forget_exact < case.forget
+    assert scores.forget_probability < case.forget
+    if case.retain is not None:
+        assert scores.retain_exact > case.retain
+        assert scores.retain_probability > case.retain - 0.15
+
+    steps = int(whole.history[-1]["step"])
+    save_every = max(steps // 2 - 1, 1)  # so that the next one is not the last
+    kept: dict[str, Any] = {**settings, "save_every": save_every, "output_dir": tmp_path / "run"}
+    with monkeypatch.context() as patched:
+        interrupted_at(patched, method, save_every + 2)
+        with pytest.raises(KeyboardInterrupt):
+            train(method, model=world.start(), tokenizer=world.tokenizer, **kept)
+    checkpoints = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert f"checkpoint-{save_every}" in checkpoints
+    resumed = train(method, model=world.start(), tokenizer=world.tokenizer, resume=True, **kept)
+    assert resumed.history == whole.history
+    assert resumed.evaluations == whole.evaluations
+    wanted, saved = whole.model.state_dict(), load_file(tmp_path / "run" / "model.safetensors")
+    for name, tensor in resumed.model.state_dict().items():
+        torch.testing.assert_close(tensor, wanted[name], atol=0, rtol=0)
+        torch.testing.assert_close(saved[name], wanted[name], atol=0, rtol=0)
