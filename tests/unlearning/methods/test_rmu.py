@@ -58,7 +58,7 @@ def test_fused_experts_are_refused() -> None:
         trained_parameters(model, RMUOptions(layer=1))
 
 
-@pytest.mark.parametrize(("n_layers", "layer"), [(1, 0), (2, 0), (4, 0), (8, 1), (12, 2), (24, 5), (32, 7)])
+@pytest.mark.parametrize(("n_layers", "layer"), [(1, 0), (4, 0), (6, 1), (8, 1), (22, 5), (24, 5), (32, 7)])
 def test_the_default_layer_ends_a_quarter_of_the_depth(n_layers: int, layer: int) -> None:
     model = build("llama", {**LLAMA, "num_hidden_layers": n_layers, "intermediate_size": 24})
     assert steered_layer(model, None) == layer  # 7 of Zephyr-7B's 32
