@@ -57,7 +57,12 @@ def training_arguments(
         device: where to train.
         output_dir: gets the checkpoints.
         hidden_losses: whether a loss reads a block's output, so that parameters above it have no gradient.
+
+    Raises:
+        InputError: a precision that the device does not have.
     """
+    if options.precision == "fp16_mixed" and device.type == "cpu":
+        raise InputError("precision=fp16_mixed needs a GPU; use bf16_mixed or float32 on a CPU")
     steps = options.max_steps or options.epochs * n_windows
     schedule = "constant_with_warmup" if options.lr_schedule == "constant" else options.lr_schedule
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -86,7 +91,6 @@ def training_arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps" if options.save_every else "no",
         save_steps=options.save_every or 500,
-        save_total_limit=options.keep_checkpoints,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -30,7 +30,8 @@ class Inputs:
     """What was read.
 
     Attributes:
-        forget, retain: examples; None where the method reads none.
+        forget, retain: examples, where they were given. A method that does not train on retain examples is watched
+            on them.
         alternates: other answers to each forget prompt, given or drawn from refusals; None where the method reads
             none or makes them itself.
         chat: the chat template that wraps the prompts.
@@ -113,7 +114,7 @@ def read_inputs(
     notes: dict[str, Any] = {}
     read = {
         name: _examples(name, data, options, chat, notes)
-        for name, data in (("forget", forget), ("retain", retain if needs.retain else None))
+        for name, data in (("forget", forget), ("retain", retain))
     }
     if read["forget"] is not None and read["retain"] is not None:
         shared = refuse_overlap(read["forget"], read["retain"])
@@ -193,6 +194,8 @@ def encode_inputs(
         if encoded.notes:
             notes[name] = [*notes.get(name, []), *encoded.notes]
     watched = _watched(inputs, spans, origins, options.eval_examples)
+    if not needs.retain:
+        spans["retain"] = []
     if prepared is not None and prepared.forget is not None:
         spans["forget"], origins["forget"] = prepared.forget, list(range(len(prepared.forget)))
     pairs = [(place, -1) for place in range(len(spans["forget"]))]

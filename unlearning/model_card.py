@@ -11,7 +11,7 @@ def model_card(method: AnyMethod, record: dict[str, Any]) -> str:
     options = "\n".join(f"| `{name}` | {value!r} |" for name, value in configuration["options"].items())
     counts = record["examples"]
     data = "\n".join(
-        f"| {name} | {counts[name]} | `{configuration[key]}` |"
+        f"| {name} | {counts.get(name, 'measured only')} | `{configuration[key]}` |"
         for name, key in (("forget", "forget_data"), ("alternate", "alternates_data"), ("retain", "retain_data"))
         if configuration[key] is not None
     )

@@ -387,3 +387,13 @@ def test_a_foreign_tokenizer_is_refused(model_dir: Path, tokenizer: PreTrainedTo
     model.resize_token_embeddings(100)
     with pytest.raises(InputError, match=r"the tokenizer gives token \d+, the model has 100"):
         train("npo", model=model, tokenizer=tokenizer, progress=False, **options_of("npo"))
+
+
+def test_retain_data_that_a_method_does_not_train_on_are_watched(model_dir: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {**WHOLE, "max_steps": 2, "progress": False, "forget": FORGET}
+    alone = train("ga", model=model_dir, **settings)
+    watched = train("ga", model=model_dir, retain=RETAIN, output_dir=tmp_path / "ga", **settings)
+    assert largest_difference(alone.model, watched.model) == 0
+    assert "retain_nll" not in alone.evaluations[-1]
+    assert watched.evaluations[-1]["retain_nll"] > 0
+    assert "| retain | measured only |" in (tmp_path / "ga" / "README.md").read_text()
