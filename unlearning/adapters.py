@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -99,6 +99,22 @@ def save_adapter(model: PreTrainedModel, directory: Path, *, state_dict: Mapping
     config = copy.copy(model.peft_config["default"])
     config.inference_mode = True
     config.save_pretrained(str(directory))
+
+
+def restore_adapter(model: PreTrainedModel, directory: Path) -> None:
+    """Put the weights that were saved in `directory` into the adapter that `add_adapter` made.
+
+    Raises:
+        InputError: they are of another adapter.
+    """
+    from peft import set_peft_model_state_dict
+
+    prefix = "base_model.model."
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in load_file(directory / WEIGHTS).items()}
+    loaded: Any = set_peft_model_state_dict(model, tensors)
+    missing = [name for name in loaded.missing_keys if ".lora_" in name]
+    if missing or loaded.unexpected_keys:
+        raise InputError(f"{directory}: an adapter of other weights, as {[*missing, *loaded.unexpected_keys][0]}")
 
 
 def base_of(path: Path) -> Path:
@@ -239,7 +255,7 @@ def _some_linear(model: PreTrainedModel) -> str:
 def _durable(name: str) -> str:
     """A directory by its absolute path, so that the adapter finds its base from anywhere; other names as they are."""
     path = Path(name).expanduser()
-    return str(path.resolve()) if path.is_dir() else name
+    return str(path.resolve()) if name and path.is_dir() else name
 
 
 def _require_peft() -> None:

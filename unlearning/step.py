@@ -8,6 +8,7 @@ because some methods combine the two gradients of the window.
 import contextlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
+from unlearning.adapters import restore_adapter
 from unlearning.bilevel import combine
-from unlearning.checkpoints import without_bars
+from unlearning.checkpoints import is_adapter, without_bars
 from unlearning.combining import Bilevel
 from unlearning.data.order import WindowPlan, WindowSampler
 from unlearning.errors import InputError
@@ -62,6 +65,7 @@ class UnlearningTrainer(Trainer):
         training_set: TrainingSet,
         batch_size: int,
         window: int,
+        keep_checkpoints: int,
         callbacks: list[TrainerCallback],
         optimizer: tuple[Any, dict[str, Any]] | None = None,
     ) -> None:
@@ -79,6 +83,7 @@ class UnlearningTrainer(Trainer):
         self.training_set = training_set
         self.batch_size = batch_size
         self.window = window
+        self.keep_checkpoints = keep_checkpoints
         self.log_sums: dict[str, float] = {}
         self.steps_logged = 0
         self.trained_names: list[str] = []
@@ -292,7 +297,26 @@ class UnlearningTrainer(Trainer):
             }
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
-            (folder / WHOLE).write_text(json.dumps(state), encoding="utf-8")
+            partial = folder / f".{WHOLE}.partial"
+            partial.write_text(json.dumps(state), encoding="utf-8")
+            os.replace(partial, folder / WHOLE)
+            # Not by the parent, which would remove the last whole one before this one is.
+            rotate_checkpoints(str(self.args.output_dir), save_total_limit=self.keep_checkpoints)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights, or an adapter's, which the parent looks for in peft's own class of models only."""
+        if is_adapter(Path(resume_from_checkpoint)) and not self.is_fsdp_enabled:
+            assert self.model is not None
+            restore_adapter(unwrapped(self.model), Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing where the last checkpoint was the end already: the parent would make one more step."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def restore_step(self, checkpoint: Path) -> None:
         """Take the step's own state from a checkpoint; to be called as training begins."""

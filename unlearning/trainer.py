@@ -258,6 +258,7 @@ def _train(
             training_set=training_set,
             batch_size=options.batch_size,
             window=window,
+            keep_checkpoints=options.keep_checkpoints,
             callbacks=[],
             optimizer=optimizer_class(options),
         )
@@ -320,13 +321,14 @@ class _Resuming(TrainerCallback):
         self,
         args: TrainingArguments,  # noqa: ARG002
         state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
+        control: TrainerControl,
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
         """Restore."""
         if self.checkpoint is not None:
             self.trainer.restore_step(self.checkpoint)
             self.watch.restore(self.checkpoint)
+            control.should_training_stop = self.watch.stopped_at is not None
 
 
 def _watch(

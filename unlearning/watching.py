@@ -164,6 +164,7 @@ class Watch(TrainerCallback, ExportableState):
             "best_value": self.best_value,
             "best_step": self.best_step,
             "collapsed_at": self.collapsed_at,
+            "stopped_at": self.stopped_at,
         }
         return {"args": {}, "attributes": attributes}
 
@@ -183,6 +184,8 @@ class Watch(TrainerCallback, ExportableState):
         """The start model's own metrics."""
         if state.global_step == 0:
             self._evaluate(state, control)
+            if self.stopped_at is not None:
+                raise InputError("stop_when holds before the first step: there is nothing to train; set another bound")
 
     def on_step_end(
         self,
