@@ -176,6 +176,7 @@ def _train_report(method: str, out: Path, result: "TrainResult") -> dict[str, An
         "options": result.options,
         "history": result.history,
         "evaluations": result.evaluations,
+        "final": result.final,
         "notes": result.notes,
     }
 
@@ -187,7 +188,7 @@ def _train_summary(method: str, out: Path, result: "TrainResult") -> str:
     losses = ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name.endswith("loss"))
     lines = [f"{method}: {int(last['step'])} steps, {losses}"]
     if result.evaluations:
-        first, final = result.evaluations[0], result.evaluations[-1]
+        first, final = result.evaluations[0], result.final
         names = [name for name in final if name.endswith(("probability", "rouge")) and not name.startswith("gap")]
         changes = (f"{name} {first[name]:.3f} -> {final[name]:.3f}" for name in names if name in first)
         lines.append(", ".join(changes))

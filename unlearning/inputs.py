@@ -113,8 +113,7 @@ def read_inputs(
     chat = chat_format(tokenizer, options.chat_date) if options.chat else None
     notes: dict[str, Any] = {}
     read = {
-        name: _examples(name, data, options, chat, notes)
-        for name, data in (("forget", forget), ("retain", retain))
+        name: _examples(name, data, options, chat, notes) for name, data in (("forget", forget), ("retain", retain))
     }
     if read["forget"] is not None and read["retain"] is not None:
         shared = refuse_overlap(read["forget"], read["retain"])
@@ -225,7 +224,7 @@ def _watched(
         if read is not None:
             first[name] = spans[name][:limit]
             examples[name] = [read[origin] for origin in origins[name][:limit]]
-    return Watched(examples, first)
+    return Watched(examples, first, inputs.chat)
 
 
 def _examples(

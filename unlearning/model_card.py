@@ -61,7 +61,7 @@ def _metrics(record: dict[str, Any]) -> str:
     evaluations = record["evaluations"]
     if not evaluations:
         return "Not measured."
-    first, last = evaluations[0], evaluations[-1]
+    first, last = evaluations[0], record["final"]
     names = [name for name in last if name not in ("step", "epoch")]
     rows = "\n".join(f"| {name} | {first.get(name, float('nan')):.4f} | {last[name]:.4f} |" for name in names)
     said = f"\n\nCollapsed at step {record['collapsed_at']}." if record["collapsed_at"] is not None else ""

@@ -28,8 +28,12 @@ def choose_parameters(
     if options.lora_rank:
         if options.train_parameters is not None:
             raise InputError("lora_rank trains an adapter and train_parameters weights; set one of the two")
+        if method.finish is not None:
+            raise InputError(f"{method.name} makes whole weights of those that it trained; leave lora_rank out")
         if method.trains is not None and method.trains(model, method_options) is not None:
             raise InputError(f"{method.name} trains weights that it names itself; leave lora_rank out")
+        if method.finish is not None:
+            raise InputError(f"{method.name} does arithmetic on whole weights; leave lora_rank out")
         from unlearning.adapters import ALL_LINEAR, add_adapter
 
         add_adapter(

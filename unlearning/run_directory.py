@@ -49,6 +49,7 @@ def read_run(output_dir: Path, configuration: dict[str, Any]) -> dict[str, Any] 
         InputError: the directory holds something else; names the first thing that differs.
     """
     if not output_dir.exists():
+        _check_place(output_dir)
         return None
     if not output_dir.is_dir():
         raise InputError(f"{output_dir}: a file is in the way; choose another output directory")
@@ -68,10 +69,24 @@ def read_run(output_dir: Path, configuration: dict[str, Any]) -> dict[str, Any] 
     return record
 
 
+def _check_place(output_dir: Path) -> None:
+    """Refuse a directory that could not be made, before anything is trained for it."""
+    place = next(parent for parent in output_dir.absolute().parents if parent.exists())
+    if not place.is_dir():
+        raise InputError(f"{output_dir}: {place} is a file; choose another output directory")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{output_dir}: {place} cannot be written; choose another output directory")
+
+
 def begin_run(output_dir: Path, configuration: dict[str, Any]) -> None:
-    """Take the directory for a run that keeps checkpoints."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    _write_json(output_dir / RECORD, {"finished": False, "configuration": configuration})
+    """Take the directory for a run that keeps checkpoints.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    with saying_disk_full(output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)
+        _write_json(output_dir / RECORD, {"finished": False, "configuration": configuration})
 
 
 def abandon_run(output_dir: Path) -> None:
@@ -156,7 +171,14 @@ def _step(path: Path) -> int:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _difference(name: str, done: Any, wanted: Any) -> str:

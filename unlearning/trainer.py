@@ -61,6 +61,7 @@ class TrainResult:
             (forget_loss, retain_loss), what the method logs (BLUR's xi, PDU's multiplier), grad_norm before clipping,
             learning_rate. Losses are means over the steps since the last line.
         evaluations: before the first step, every `eval_every` steps and after the last: step and metrics.
+        final: those of the weights that are returned: the last, or the best (`keep_best`).
         options: all options, resolved.
         notes: what there is to say of the data and of the preparation.
         already_done: true if the output directory held this very run already, and nothing was trained.
@@ -71,6 +72,7 @@ class TrainResult:
     history: list[dict[str, float]]
     options: dict[str, Any]
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    final: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     already_done: bool = False
 
@@ -126,6 +128,8 @@ def train(
     check_needs(chosen, job.needs, forget=forget, retain=retain, alternates=alternates)
     _check_keeping(job)
     name = str(model.name_or_path if isinstance(model, PreTrainedModel) else model)
+    if train_options.lora_rank and job.output is not None and not name:
+        raise InputError("a saved adapter names its base, and this model in memory has no name; pass its directory")
     tokenizer = _tokenizer(model, tokenizer)
     inputs = read_inputs(
         job.needs,
@@ -148,7 +152,7 @@ def train(
     if job.output is not None:
         record = read_run(job.output, configuration)
         if record is not None and record["finished"]:
-            done = load_weights(job.output)
+            done = load_weights(job.output, device=job.device)
             return TrainResult(done, tokenizer, already_done=True, options=resolved, **_told(record))
     state = PartialState(cpu=job.device.type == "cpu")
     state.wait_for_everyone()  # before the main process writes where the others have just looked
@@ -280,6 +284,8 @@ def _train(
     if job.method.finish is not None:
         assert start_model is not None
         job.method.finish(model, start_model.to(model.device), job.method_options)  # type: ignore[arg-type]
+        trainer.log(watch.measure())  # of the weights that are saved
+        _check_finite(model, job, directory)
 
     def write(target: Path) -> None:
         _save_model(trainer, target)
@@ -287,12 +293,18 @@ def _train(
             tokenizer.save_pretrained(target)
 
     lines = trainer.state.log_history
+    evaluations = [dict(line) for line in lines if not METRIC_NAMES.isdisjoint(line)]
+    if job.method.finish is not None:  # what was measured last is not what is saved
+        evaluations[-1] |= watch.measure()
+        watch.note_collapse(evaluations[-1], trainer.state.global_step)
+    final = next((line for line in evaluations if best and line["step"] == best["step"]), evaluations[-1])
     return _Outcome(
         model,
         write,
         {
             "history": [dict(line) for line in lines if "loss" in line],
-            "evaluations": [dict(line) for line in lines if not METRIC_NAMES.isdisjoint(line)],
+            "evaluations": evaluations,
+            "final": final,
             "notes": encoded.notes,
             "resolved": asdict(job.method_options),
             "steps": trainer.state.global_step,
@@ -425,6 +437,9 @@ def _check_finite(model: PreTrainedModel, job: _Job, directory: Path) -> None:
 def _check_keeping(job: _Job) -> None:
     if job.options.keep_best is not None:
         check_metric(job.options.keep_best, "keep_best")
+    for name in ("stop_when", "keep_best"):
+        if getattr(job.options, name) is not None and job.method.finish is not None:
+            raise InputError(f"{job.method.name} makes its weights after the last step; leave {name} out")
     for name in ("save_every", "keep_best"):
         if getattr(job.options, name) is not None and job.output is None:
             raise InputError(f"{name} needs a directory: give --out DIR (output_dir=... in Python)")
@@ -439,7 +454,7 @@ def _check_resume(record: dict[str, Any] | None, output: Path, resume: bool) -> 
 
 
 def _told(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: record[name] for name in ("history", "evaluations", "notes")}
+    return {name: record[name] for name in ("history", "evaluations", "final", "notes") if name in record}
 
 
 def _alike(made: Any, state: PartialState) -> Any:

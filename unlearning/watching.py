@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.training_args import TrainingArguments
 
 from unlearning.data.batches import Span
+from unlearning.data.chat import ChatFormat
 from unlearning.data.question_answer import Example
 from unlearning.errors import InputError
 from unlearning.evaluation.answers import GENERATED, LIKELIHOODS, answer_likelihoods, answer_matches
@@ -80,10 +81,11 @@ def higher_is_better(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class Watched:
-    """What is measured on: examples and the same tokenised; empty where the method has no such data."""
+    """What is measured on: examples and the same tokenised, empty where there are none, and the chat they are in."""
 
     examples: dict[str, Sequence[Example]]
     spans: dict[str, Sequence[Span]]
+    chat: ChatFormat | None = None
 
     def names(self) -> list[str]:
         """The metrics that these data give."""
@@ -111,7 +113,7 @@ class Watched:
                 continue
             values = answer_likelihoods(model, spans, batch_size=batch_size)
             if generate:
-                values |= answer_matches(model, tokenizer, self.examples[name], batch_size=batch_size)
+                values |= answer_matches(model, tokenizer, self.examples[name], batch_size=batch_size, chat=self.chat)
             metrics |= {f"{name}_{quantity}": value for quantity, value in values.items()}
         for quantity in QUANTITIES:
             if f"forget_{quantity}" in metrics and f"retain_{quantity}" in metrics:
@@ -203,22 +205,26 @@ class Watch(TrainerCallback, ExportableState):
         metrics = self.last = self.measure()
         self.first = self.first or metrics
         self.log(metrics)
+        self.note_collapse(metrics, state.global_step)
         if self.best is not None and self._is_better(metrics[self.best]):
             self.best_value, self.best_step = metrics[self.best], state.global_step
             self.save_best()
-        utility = "retain_probability"
-        if self.collapsed_at is None and metrics.get(utility, 1.0) < self.collapse_below * self.first.get(utility, 0.0):
-            self.collapsed_at = state.global_step
-            warnings.warn(
-                f"collapse at step {state.global_step}: {utility} is {metrics[utility]:.3g}, it was "
-                f"{self.first[utility]:.3g} before training; lower learning_rate, give the retain loss more weight, "
-                "or stop earlier (stop_when)",
-                stacklevel=2,
-            )
         if self.rule is not None and self.rule.holds(metrics):
             self.stopped_at = state.global_step
             control.should_training_stop = True
             control.should_log = True
+
+    def note_collapse(self, metrics: dict[str, float], step: int) -> None:
+        """Say where a model that answered retain questions does so no more."""
+        utility = "retain_probability"
+        if self.collapsed_at is None and metrics.get(utility, 1.0) < self.collapse_below * self.first.get(utility, 0.0):
+            self.collapsed_at = step
+            warnings.warn(
+                f"collapse at step {step}: {utility} is {metrics[utility]:.3g}, it was "
+                f"{self.first[utility]:.3g} before training; lower learning_rate, give the retain loss more weight, "
+                "or stop earlier (stop_when)",
+                stacklevel=2,
+            )
 
     def _is_better(self, value: float) -> bool:
         if value != value:

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearning.data.batches import Span, collate
+from unlearning.data.chat import ChatFormat
 from unlearning.data.question_answer import Example
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.text_match import exact_match, rouge_l_recall
@@ -44,14 +45,31 @@ def answer_matches(
     *,
     batch_size: int,
     max_new_tokens: int = 64,
+    chat: ChatFormat | None = None,
 ) -> dict[str, float]:
     """Mean ROUGE-L recall and share of exact answers, decoding greedily; the examples must have prompts.
+
+    Args:
+        model: that answers.
+        tokenizer: its own.
+        examples: prompts and the answers to compare with.
+        batch_size: prompts at a time.
+        max_new_tokens: of an answer.
+        chat: whose prompts these are, where they are some; they hold their special tokens already.
 
     Returns:
         `rouge` and `exact`, both from 0 to 1.
     """
     prompts = [example.prompt for example in examples]
-    answers = greedy_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    answers = greedy_answers(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        add_special_tokens=chat is None,
+        turn_end="" if chat is None else chat.turn_end,
+    )
     pairs = list(zip(answers, examples, strict=True))
     return {
         "rouge": _mean([rouge_l_recall(answer, example.answer) for answer, example in pairs]),

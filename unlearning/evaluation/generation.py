@@ -20,6 +20,7 @@ def greedy_answers(
     max_new_tokens: int = 30,
     batch_size: int = 64,
     add_special_tokens: bool = True,
+    turn_end: str = "",
 ) -> list[str]:
     """The most likely continuation of each prompt, token by token, without the prompt and without outer white space.
 
@@ -27,13 +28,17 @@ def greedy_answers(
     `max_new_tokens`, or at the end of the model's context. Batches are padded on the left, with positions counted from
     each prompt's first token, so an answer does not depend on its neighbours (up to ties within rounding). A tokenizer
     that closes every text with the end-of-sequence token has it removed from the prompt. A prompt made by a chat
-    template holds its special tokens already: `add_special_tokens=False`.
+    template holds its special tokens already: `add_special_tokens=False`; what ends its turns (`turn_end`) ends an
+    answer too, where it is one token.
 
     Raises:
         InputError: a prompt without tokens, or one that leaves no room for an answer.
     """
     encoded = _encode(model, tokenizer, prompts, add_special_tokens)
     stop = _stop_tokens(model, tokenizer)
+    ending = tokenizer(turn_end, add_special_tokens=False)["input_ids"] if turn_end else []
+    if len(ending) == 1:
+        stop |= set(ending)
     answers = [""] * len(encoded)
     for places in _batches(encoded, batch_size):
         rows = _generate(model, [encoded[place] for place in places], _most_likely, stop, max_new_tokens)
