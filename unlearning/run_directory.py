@@ -90,7 +90,8 @@ def begin_run(output_dir: Path, configuration: dict[str, Any]) -> None:
 
 
 def abandon_run(output_dir: Path) -> None:
-    """Remove an unfinished run that kept nothing."""
+    """Remove an unfinished run that kept nothing, and of others what was cut short."""
+    remove_broken_checkpoints(output_dir)
     entries = [path for path in output_dir.rglob("*") if path.is_file()] if output_dir.is_dir() else []
     if [path.name for path in entries] == [RECORD]:
         shutil.rmtree(output_dir)
@@ -157,9 +158,9 @@ def saying_disk_full(directory: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors and torch have exceptions of their own for it, with the system's words in them.
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if not full:
+        # safetensors has an exception of its own for it, with the system's words in it; torch says where it noticed.
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and not any(words in str(error) for words in ("No space left", "inline_container")):
             raise
         kept = last_checkpoint(directory)
         rest = f"; the last whole checkpoint is {kept}" if kept else ""

@@ -407,7 +407,8 @@ def _directory(job: _Job, configuration: dict[str, Any], state: PartialState) ->
         remove_broken_checkpoints(job.output)
     state.wait_for_everyone()
     try:
-        yield job.output
+        with saying_disk_full(job.output):
+            yield job.output
     except BaseException:
         if state.is_main_process:
             abandon_run(job.output)

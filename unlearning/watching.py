@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_callback import ExportableState
 from transformers.training_args import TrainingArguments
 
-from unlearning.data.batches import Span
+from unlearning.data.batches import Span, n_predicted
 from unlearning.data.chat import ChatFormat
 from unlearning.data.question_answer import Example
 from unlearning.errors import InputError
@@ -22,6 +22,9 @@ from unlearning.options import nearest
 QUANTITIES = (*LIKELIHOODS, *GENERATED)
 METRICS = tuple(f"{name}_{quantity}" for name in ("forget", "retain", "gap") for quantity in QUANTITIES)
 """What can be watched; a gap is retain minus forget."""
+
+MARGIN = 8
+"""Tokens that a watched answer may be longer than the longest right one."""
 
 _RULE = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*")
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -113,7 +116,16 @@ class Watched:
                 continue
             values = answer_likelihoods(model, spans, batch_size=batch_size)
             if generate:
-                values |= answer_matches(model, tokenizer, self.examples[name], batch_size=batch_size, chat=self.chat)
+                # A collapsed model never ends by itself; what goes on beyond the longest answer is none of them.
+                longest = max(n_predicted(span) for span in spans)
+                values |= answer_matches(
+                    model,
+                    tokenizer,
+                    self.examples[name],
+                    batch_size=batch_size,
+                    max_new_tokens=longest + MARGIN,
+                    chat=self.chat,
+                )
             metrics |= {f"{name}_{quantity}": value for quantity, value in values.items()}
         for quantity in QUANTITIES:
             if f"forget_{quantity}" in metrics and f"retain_{quantity}" in metrics:
@@ -204,7 +216,9 @@ class Watch(TrainerCallback, ExportableState):
     def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
         metrics = self.last = self.measure()
         self.first = self.first or metrics
+        due = control.should_log
         self.log(metrics)
+        control.should_log = due  # which a line in the log takes back, and the loss's own is still to come
         self.note_collapse(metrics, state.global_step)
         if self.best is not None and self._is_better(metrics[self.best]):
             self.best_value, self.best_step = metrics[self.best], state.global_step
