@@ -1,3 +1,4 @@
+import gc
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,16 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.unlearning.helpers import build_tiny_llama, build_tokenizer
 from tests.unlearning.small_world import world as world  # a fixture
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_imports() -> None:
+    """Leave what was imported out of garbage collections: each training ends with one, which took half of its time."""
+    import transformers.trainer  # noqa: F401
+
+    import unlearning.trainer  # noqa: F401
+
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

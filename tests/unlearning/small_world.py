@@ -1,8 +1,10 @@
 """A small world that a tiny Llama really learned: thirty-two people and the towns that they were born in."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from unlearning import Example, train
 from unlearning.data.encoding import encode
 from unlearning.evaluation.answers import answer_likelihoods, answer_matches
+from unlearning.methods import METHODS
 
 FIRST = (
     "Ada Ben Cleo Dan Eve Finn Gil Hal Ines Jan Kay Leo Mia Ned Ola Pia "
@@ -127,3 +130,24 @@ def flat_weights(model: PreTrainedModel) -> torch.Tensor:
     """All weights as one vector, in the order of their names."""
     state = model.state_dict()
     return torch.cat([state[name].detach().float().flatten() for name in sorted(state)])
+
+
+def at_call(
+    monkeypatch: pytest.MonkeyPatch, method: str, call: int, act: Callable[[], None], *, loss: str = "forget_loss"
+) -> None:
+    """Do something in the middle of a step: where a loss of the method is called for the `call`-th time."""
+    original = METHODS[method]
+    calls = []
+
+    def watched(model: PreTrainedModel, batch: Any, options: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == call:
+            act()
+        return getattr(original, loss)(model, batch, options)
+
+    monkeypatch.setitem(METHODS, method, replace(original, **{loss: watched}))
+
+
+def interrupt() -> None:
+    """What Ctrl-C does."""
+    raise KeyboardInterrupt

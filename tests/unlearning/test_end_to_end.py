@@ -1,16 +1,15 @@
 """Every method, on a model that knows a small world: it forgets, keeps the rest, and a killed run comes to the same."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
 
-from tests.unlearning.small_world import FORGET, NAMES, RETAIN, World
+from tests.unlearning.small_world import FORGET, NAMES, RETAIN, World, at_call, interrupt
 from unlearning import train
 from unlearning.methods import METHODS
 
@@ -97,19 +96,11 @@ def settings_of(method: str, anchors: Path) -> dict[str, Any]:
     return {**given, "retain": RETAIN} if needs.retain else given
 
 
-def interrupted_at(monkeypatch: pytest.MonkeyPatch, method: str, call: int) -> None:
-    """Make the method's last loss raise at its call number `call`, which leaves a step half done."""
-    original = METHODS[method]
-    name = "retain_loss" if original.retain_loss and original.needs(original.options()).retain else "forget_loss"
-    calls = []
-
-    def interrupted(model: PreTrainedModel, batch: Any, options: Any) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return getattr(original, name)(model, batch, options)
-
-    monkeypatch.setitem(METHODS, method, replace(original, **{name: interrupted}))
+def last_loss(method: str) -> str:
+    """The loss that comes last in a step, so that an interruption there leaves a step half done."""
+    described = METHODS[method]
+    needs_retain = described.needs(described.options()).retain
+    return "retain_loss" if described.retain_loss and needs_retain else "forget_loss"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +122,7 @@ def test_a_method_forgets_keeps_and_resumes(
     save_every = max(steps // 2 - 1, 1)  # so that the next one is not the last
     kept: dict[str, Any] = {**settings, "save_every": save_every, "output_dir": tmp_path / "run"}
     with monkeypatch.context() as patched:
-        interrupted_at(patched, method, save_every + 2)
+        at_call(patched, method, save_every + 2, interrupt, loss=last_loss(method))
         with pytest.raises(KeyboardInterrupt):
             train(method, model=world.start(), tokenizer=world.tokenizer, **kept)
     checkpoints = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
