@@ -67,7 +67,9 @@ class TrainOptions:
     lora_alpha: int = option(16, "scale of the adapter times its rank", source="UNDIAL 2402.10052", minimum=1)
     lora_dropout: float = option(0.0, "of the adapter", minimum=0, below=1)
     lora_targets: str | None = option(None, "regular expression of the adapted modules (none: every linear one)")
-    seed: int = option(0, "of the orders of the examples and of what is drawn", source="open-unlearning", minimum=0)
+    seed: int = option(
+        0, "of the orders of the examples and of what is drawn", source="open-unlearning", minimum=0, below=2**32
+    )
     max_length: int | None = option(None, "longest example in tokens (none: the model's context)", minimum=2)
     too_long: Literal["refuse", "cut", "skip"] = option("refuse", "questions and answers longer than max_length")
     template: str | None = option(None, r"wraps the questions (none: 'Question: {question}\nAnswer:', MUSE its own)")

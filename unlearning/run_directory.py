@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -139,6 +139,8 @@ def finish_run(
             if not output_dir.exists():
                 os.replace(partial, output_dir)
                 return
+            with suppress(OSError):
+                (output_dir / CHECKPOINTS).rmdir()  # where it is empty
             for path in sorted(partial.iterdir(), key=lambda path: path.name == RECORD):
                 os.replace(path, output_dir / path.name)
             partial.rmdir()

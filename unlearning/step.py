@@ -177,6 +177,11 @@ class UnlearningTrainer(Trainer):
         for number, (batch, places) in enumerate(part.batches, start=1):
             with contextlib.nullcontext() if number == travels else self._not_reduced(model):
                 value = part.loss(model, batch, self.method_options)
+                if not value.requires_grad:
+                    raise InputError(
+                        f"the {part.name} loss of {self.method.name} depends on none of the parameters that train; "
+                        "choose others (train_parameters)"
+                    )
                 # A batch without places is another process's, run only to keep step with it.
                 shares.append((value.detach().double() * (1 if places else 0), places))
                 # A data-parallel wrapper averages over processes what is a sum over them.

@@ -83,6 +83,7 @@ def test_a_choice_of_parameters_changes_what_is_clipped(model_dir: Path) -> None
         ({"optimizer": "sgd"}, "optimizer='sgd': should be adamw, adamw_8bit, lion"),
         ({"precision": "int8"}, "precision='int8': should be float32, bf16_mixed, fp16_mixed, bfloat16"),
         ({"precision": "fp16_mixed"}, "fp16_mixed"),
+        ({"seed": 2**32}, "seed=4294967296: should be less than 4294967296"),
         ({"chat": True}, "the tokenizer has no chat template; use --template"),
     ],
     ids=str,
@@ -93,6 +94,16 @@ def test_bad_choices_are_refused(options: dict[str, Any], message: str, model_di
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_that_the_loss_does_not_reach_are_refused(model_dir: Path) -> None:
+    """RMU reads a block's output: nothing above it has a gradient."""
+    for pattern in ("lm_head", r"layers\.1"):
+        with pytest.raises(InputError) as error:
+            train("rmu", model=model_dir, layer=0, train_parameters=pattern, **SHARED)
+        assert str(error.value) == (
+            "the forget loss of rmu depends on none of the parameters that train; choose others (train_parameters)"
+        )
 
 
 def test_adapters_are_refused_where_whole_weights_are_needed(

@@ -127,6 +127,15 @@ def test_a_run_is_finished_beside_its_checkpoints(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_an_empty_folder_of_checkpoints_does_not_stay(tmp_path: Path) -> None:
+    """A method that writes what it made first has the directory begun, though nothing is saved on the way."""
+    run = tmp_path / "run"
+    begin_run(run, CONFIGURATION)
+    (run / "checkpoints").mkdir()
+    finish_run(run, write_nothing, {"finished": True}, "card", is_main=True)
+    assert sorted(path.name for path in run.iterdir()) == ["README.md", "model.safetensors", RECORD]
+
+
 def test_the_record_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before it, the run is unfinished still, whatever else lies there."""
     run = tmp_path / "run"
