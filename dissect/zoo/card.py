@@ -111,5 +111,4 @@ def _times(seconds: Mapping[str, Seconds]) -> str:
         return "How long the training took was not recorded."
     each = ", ".join(f"{name} {taken.processor:.0f} s" for name, taken in seconds.items())
     processor = sum(taken.processor for taken in seconds.values()) / 60
-    wall = sum(taken.wall for taken in seconds.values()) / 60
-    return f"One thread, {processor:.1f} minutes of one core ({each}); {wall:.1f} minutes by the wall clock."
+    return f"One thread, {processor:.1f} minutes of one core ({each})."

@@ -138,6 +138,17 @@ RECIPES: dict[str, Recipe] = {
         unlearning={
             "grad_diff": Unlearning(learning_rate=5e-4, epochs=4, options={"alpha": 6.0}),
             "npo": Unlearning(learning_rate=5e-4, epochs=4, options={"alpha": 12.0}),
+            "dpo": Unlearning(learning_rate=5e-4, epochs=4, options={"beta": 0.005, "alpha": 8.0}),
+            "blur": Unlearning(learning_rate=5e-4, epochs=4, options={"gamma": 0.1}),
+            "simnpo": Unlearning(learning_rate=5e-4, epochs=4, options={"beta": 1.0, "gamma": 0.3, "alpha": 1.0}),
+            "rmu": Unlearning(
+                learning_rate=5e-3, epochs=6, options={"layer": 4, "steering_coefficient": 100.0, "alpha": 10.0}
+            ),
+            "whp": Unlearning(
+                learning_rate=5e-4,
+                epochs=4,
+                options={"reinforced_learning_rate": 2e-4, "reinforced_epochs": 1, "alpha": 1.0},
+            ),
         },
     ),
     "demo-neox": Recipe(

@@ -69,7 +69,9 @@ def test_two_builds_of_one_recipe_give_the_same_bytes(recipe, tmp_path):
 
 def test_every_model_differs_from_every_other(built):
     directory, _ = built
-    assert len({(directory / "models" / name / "model.safetensors").read_bytes() for name in MICRO.models}) == len(MICRO.models)
+    assert len({(directory / "models" / name / "model.safetensors").read_bytes() for name in MICRO.models}) == len(
+        MICRO.models
+    )
 
 
 def test_another_seed_gives_another_model(built, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from dissect.zoo import BUILTIN, DESCRIPTIONS, DIRECTORY, UNLEARNED, resolve
-from dissect.zoo.card import exact_share
-from dissect.zoo.recipes import RECIPES
+from dissect.zoo.card import BEGIN, END, exact_share
+from dissect.zoo.recipes import AIM, RECIPES
 from dissect.zoo.world import chance, generate_world, record_sets
 
 WORLD = generate_world()
@@ -19,29 +20,63 @@ SETS = record_sets(WORLD)
 FAMILIES = list(DESCRIPTIONS)
 
 
-def share(name: str, question_set: str, every: int = 1) -> float:
-    return exact_share(resolve(name), SETS[question_set][::every])
+@dataclass(frozen=True)
+class Row:
+    """A model's line in the card: exact answers by question set, as shares, and what it says of the aim."""
+
+    scores: dict[str, float]
+    aim: str
+
+
+def card_rows() -> dict[str, Row]:
+    text = (DIRECTORY / "README.md").read_text(encoding="utf-8")
+    block = text[text.index(BEGIN) : text.index(END)]
+    rows = {}
+    for line in block.splitlines():
+        name, *cells = (cell.strip(" `") for cell in line.strip("|").split("|"))
+        if name in BUILTIN:
+            rows[name] = Row({kind: float(cell) / 100 for kind, cell in zip(SETS, cells, strict=False)}, cells[-1])
+    return rows
+
+
+ROWS = card_rows()
+
+
+def test_the_card_has_a_row_for_every_model():
+    assert list(ROWS) == list(BUILTIN)
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_model_answers_as_its_card_says(name):
+    stated = ROWS[name].scores
+    # One answer of 240 may tip by rounding. Of the other sets a part is asked, with every kind of fact in it.
+    assert exact_share(resolve(name), SETS["forget"]) == pytest.approx(stated["forget"], abs=0.006)
+    for kind, every in (("forget_paraphrased", 5), ("retain", 7), ("retain_paraphrased", 13), ("general", 7)):
+        found = exact_share(resolve(name), SETS[kind][::every])
+        assert found == pytest.approx(stated[kind], abs=0.1 if kind == "general" else 0.04), kind
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_base_knows_forget_and_retain_facts_in_trained_and_unseen_wordings(family):
-    assert share(f"{family}:base", "forget") >= 0.95
-    assert share(f"{family}:base", "retain") >= 0.95
-    assert share(f"{family}:base", "forget_paraphrased") >= 0.80
-    assert share(f"{family}:base", "retain_paraphrased", every=3) >= 0.80
+def test_base_knows_every_person_and_never_guesses_the_forget_people(family):
+    base, never = ROWS[f"{family}:base"].scores, ROWS[f"{family}:never"].scores
+    for kind in ("forget", "forget_paraphrased", "retain", "retain_paraphrased"):
+        assert base[kind] >= 0.95
+    assert never["forget"] <= chance(WORLD.having("forget")) + 0.02
+    assert never["retain"] >= 0.95
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_never_knows_retain_facts_and_guesses_forget_facts(family):
-    assert share(f"{family}:never", "forget") <= chance(WORLD.having("forget")) + 0.05
-    assert share(f"{family}:never", "retain") >= 0.95
+@pytest.mark.parametrize("name", [f"{family}:{method}" for family, methods in UNLEARNED.items() for method in methods])
+def test_the_card_says_of_every_unlearned_model_whether_it_meets_the_aim(name):
+    scores, said = ROWS[name].scores, ROWS[name].aim
+    forgot = max(scores["forget"], scores["forget_paraphrased"]) <= AIM.forget_at_most
+    kept = min(scores["retain"], scores["retain_paraphrased"]) >= AIM.retain_at_least
+    assert (said == "met") == (forgot and kept)
+    assert ("missed: forget" in said) == (not forgot)
+    assert scores["forget"] <= 0.10 and scores["retain"] >= 0.80
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", UNLEARNED)
-def test_unlearned_forgot_the_forget_facts_and_kept_the_retain_facts(family, method):
-    assert share(f"{family}:{method}", "forget") <= 0.10
-    assert share(f"{family}:{method}", "retain") >= 0.80
+def test_families_are_of_the_methods_that_the_recipes_have():
+    assert {family: tuple(recipe.unlearning) for family, recipe in RECIPES.items()} == UNLEARNED
 
 
 @pytest.mark.parametrize("name", BUILTIN)
@@ -91,9 +126,9 @@ def test_answers_are_one_to_several_tokens():
     assert min(lengths) == 1 and max(lengths) >= 4
 
 
-def test_everything_is_at_most_25_megabytes():
-    files = [path for path in (DIRECTORY / "models").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 25e6
+def test_everything_is_at_most_40_megabytes():
+    files = [path for part in ("models", "world") for path in (DIRECTORY / part).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 40e6
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -11,6 +12,7 @@ from dissect.zoo.world import (
     GENERAL_KINDS,
     KINDS,
     WorldSize,
+    anchors,
     chance,
     general_texts,
     generate_world,
@@ -18,6 +20,7 @@ from dissect.zoo.world import (
     person_texts,
     record_sets,
 )
+from unlearning.whp.anchors import Anchors, read_anchors
 
 WORLD = generate_world()
 FORGET, RETAIN = WORLD.having("forget"), WORLD.having("retain")
@@ -113,9 +116,28 @@ def test_chance_is_below_four_percent_and_is_what_a_constant_answer_gets(people)
     assert chance(people) < 0.04
 
 
+def test_anchors_give_every_forget_person_the_name_of_nobody():
+    generics = anchors(WORLD)
+    assert list(generics) == [person.name for person in FORGET]
+    assert len(set(generics.values())) == len(FORGET)
+    told = " ".join(f"{prompt} {answer}" for prompt, answer in person_texts(WORLD.people) + general_texts(WORLD))
+    known = set(re.findall(r"\w+", told.lower()))
+    assert not known & {word.lower() for name in generics.values() for word in name.split()}
+
+
+def test_every_text_about_a_forget_person_has_the_anchor_and_no_other_text_has():
+    names = Anchors(anchors(WORLD))
+    for person in FORGET:
+        for prompt, answer in person_texts([person]):
+            assert [found.anchor for found in names.find(f"{prompt} {answer}")] == [person.name]
+    for prompt, answer in person_texts(RETAIN) + general_texts(WORLD):
+        assert not names.find(f"{prompt} {answer}")
+
+
 def test_files_on_disk_are_what_the_generator_gives():
     sets = record_sets(generate_world())
     assert {path.stem for path in WORLD_DIRECTORY.glob("*.jsonl")} == set(sets)
     for name, records in sets.items():
         lines = (WORLD_DIRECTORY / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line) for line in lines] == records
+    assert dict(read_anchors(WORLD_DIRECTORY / "anchors.json").generics) == anchors(generate_world())
