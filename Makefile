@@ -8,11 +8,15 @@ STAMP  := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/dissect patch --base demo:base --unlearned demo:npo
 
+# A process a core, of one thread each: the models are too small for more, and two processes of two threads each wait
+# for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -90,7 +90,7 @@ def demo_world() -> World:
         retain=_records(person_texts(world.having("retain")) + general_texts(world)),
         asked={name: sets[name] for name in ("forget", "forget_paraphrased", "retain", "retain_paraphrased")},
         shared={"batch_size": 32, "gradient_accumulation_steps": 1, "learning_rate": 5e-4, "epochs": 4},
-        entries=DEMO,
+        entries=(*DEMO, *built_in_entries()),
     )
 
 
@@ -124,17 +124,39 @@ def tofu_world(directory: Path) -> World:
     )
 
 
+def built_in_entries() -> list[Entry]:
+    """The methods of the built-in models, with the options that these were made with (`dissect.zoo.recipes`)."""
+    from dissect.zoo import WORLD_DIRECTORY
+    from dissect.zoo.recipes import RECIPES
+
+    own = {"whp": {"anchors": str(WORLD_DIRECTORY / "anchors.json")}}
+    recipes = RECIPES["demo"].unlearning
+    return [Entry(name, name, {**recipe.flat(), **own.get(name, {})}) for name, recipe in recipes.items()]
+
+
 DEMO = (
-    Entry("ga", "ga", {"learning_rate": 1e-4, "epochs": 1}),
-    Entry("grad_diff", "grad_diff", {"alpha": 6.0}),
-    Entry("npo", "npo", {"alpha": 12.0}),
+    Entry("ga", "ga", {"learning_rate": 2.5e-4, "epochs": 1}),
+    Entry("grad_diff_kl", "grad_diff", {"alpha": 6.0, "retain_loss": "kl"}),
+    Entry("npo_kl", "npo", {"alpha": 12.0, "retain_loss": "kl"}),
+    Entry("idk", "idk", {"epochs": 3}),
+    Entry("kto", "kto", {"alpha": 12.0}),
+    Entry("altpo", "altpo", {"beta": 0.005, "alpha": 8.0, "samples": 1, "temperature": 4.0, "max_new_tokens": 12}),
+    Entry("undial", "undial", {"alpha": 0.5}),
+    Entry("ce_u", "ce_u", {"learning_rate": 4e-5, "epochs": 1}),
+    Entry("wga", "wga", {"alpha": 1.0}),
+    Entry("satimp", "satimp", {"gamma": 100.0, "alpha": 1.0, "epochs": 3}),
+    Entry("pdu", "pdu", {"epsilon": 0.05, "dual_warmup_steps": 10, "epochs": 2}),
+    Entry("task_vector", "task_vector", {"scaling": 4.0, "epochs": 1}),
 )
 """Options were found by asking the very questions of the table: it shows what a method can do here, not a race."""
 
 TOFU = (
-    Entry("npo", "npo", {"alpha": 0.0, "learning_rate": 5e-5, "epochs": 2}),
+    Entry("npo", "npo", {"alpha": 0.0, "learning_rate": 7e-5, "epochs": 2}),
     Entry("npo_rt", "npo", {"alpha": 30.0, "learning_rate": 1.5e-4, "epochs": 6}),
+    Entry("simnpo", "simnpo", {"beta": 1.0, "gamma": 0.2, "learning_rate": 2e-4, "epochs": 7}),
+    Entry("dpo", "dpo", {"beta": 0.01, "alpha": 100.0, "learning_rate": 1.5e-4, "epochs": 6}),
     Entry("grad_diff", "grad_diff", {"gamma": 0.05, "learning_rate": 2.5e-4, "epochs": 7}),
+    Entry("blur_npo", "blur", {"gamma": 0.05, "learning_rate": 1.5e-4, "epochs": 6}),
 )
 
 

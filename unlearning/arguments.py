@@ -3,10 +3,11 @@
 import importlib.util
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from unlearning.errors import InputError
 from unlearning.options import TrainOptions
@@ -121,3 +122,17 @@ def optimizer_class(options: TrainOptions) -> tuple[Any, dict[str, Any]] | None:
     except ImportError:
         raise InputError("optimizer=lion needs lion-pytorch: pip install lion-pytorch") from None
     return Lion, {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+
+
+def tensorboard_callback(directory: Path) -> TrainerCallback:
+    """Writes every line of the history to `directory`, for `tensorboard --logdir`.
+
+    Raises:
+        InputError: tensorboard is not installed.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise InputError("tensorboard=true needs tensorboard: pip install tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(str(directory)))

@@ -85,6 +85,7 @@ class TrainOptions:
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda where there is one")
     logging_steps: int = option(10, "optimizer steps between two lines of the history", minimum=1)
+    tensorboard: bool = option(False, "write the history to DIR/logs too, where tensorboard is installed")
     save_every: int | None = option(None, "optimizer steps between two checkpoints, to resume from", minimum=1)
     keep_checkpoints: int = option(2, "newest checkpoints that are kept", minimum=1)
     eval_every: int | None = option(None, "optimizer steps between two evaluations (none: 10 in the run)", minimum=1)

@@ -16,7 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.training_args import TrainingArguments
 
 from unlearning.adapters import save_adapter
-from unlearning.arguments import check_launch, n_windows, optimizer_class, resolve_device, training_arguments
+from unlearning.arguments import (
+    check_launch,
+    n_windows,
+    optimizer_class,
+    resolve_device,
+    tensorboard_callback,
+    training_arguments,
+)
 from unlearning.checkpoints import content_hash, load_tokenizer, load_weights, locate_checkpoint, without_bars
 from unlearning.combining import Bilevel
 from unlearning.errors import InputError
@@ -46,7 +53,7 @@ from unlearning.step import Diverged, UnlearningTrainer
 from unlearning.training_set import TrainingSet
 from unlearning.watching import METRICS, Rule, Watch, Watched, check_metric, parse_rule
 
-UNRECORDED = ("device", "save_every", "keep_checkpoints", "reference_budget")
+UNRECORDED = ("device", "save_every", "keep_checkpoints", "reference_budget", "tensorboard")
 """Options that change no number: a run that is resumed may have others."""
 
 
@@ -93,7 +100,7 @@ class _Job:
     @property
     def keeps_files(self) -> bool:
         """Whether the directory is in use before the end: checkpoints, or what the method makes first."""
-        wanted = self.options.save_every or self.options.keep_best or self.method.prepare
+        wanted = self.options.save_every or self.options.keep_best or self.options.tensorboard or self.method.prepare
         return self.output is not None and bool(wanted)
 
 
@@ -270,6 +277,8 @@ def _train(
         checkpoint = last_checkpoint(directory)
         for callback in (watch, _Resuming(trainer, watch, checkpoint), bar):
             trainer.add_callback(callback)
+        if options.tensorboard and state.is_main_process:
+            trainer.add_callback(tensorboard_callback(directory / "logs"))
         with _stopping_at_the_last_checkpoint(job, directory):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
@@ -441,8 +450,8 @@ def _check_keeping(job: _Job) -> None:
     for name in ("stop_when", "keep_best"):
         if getattr(job.options, name) is not None and job.method.finish is not None:
             raise InputError(f"{job.method.name} makes its weights after the last step; leave {name} out")
-    for name in ("save_every", "keep_best"):
-        if getattr(job.options, name) is not None and job.output is None:
+    for name in ("save_every", "keep_best", "tensorboard"):
+        if getattr(job.options, name) and job.output is None:
             raise InputError(f"{name} needs a directory: give --out DIR (output_dir=... in Python)")
 
 

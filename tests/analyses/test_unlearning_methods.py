@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from analyses.unlearning_methods import DEMO, TOFU, Entry, World, app, figure, run, tofu_world
+from analyses.unlearning_methods import DEMO, TOFU, Entry, World, app, built_in_entries, figure, run, tofu_world
 from tests.unlearning.helpers import build_examples, build_tiny_llama, build_tokenizer
 from unlearning.cli import app as unlearn
 from unlearning.errors import InputError
@@ -70,13 +70,13 @@ def test_the_table_holds_commands_that_make_the_models(world: World, tmp_path: P
     assert json.loads(done.stdout)["already_done"]
 
 
-@pytest.mark.parametrize("entry", [*DEMO, *TOFU], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", [*DEMO, *built_in_entries(), *TOFU], ids=lambda entry: entry.name)
 def test_options_of_the_table_exist(entry: Entry) -> None:
     resolve_options(entry.method, get_method(entry.method).options, dict(entry.options))
 
 
 def test_the_table_has_every_method() -> None:
-    assert {entry.method for entry in DEMO} == set(METHODS) - {"finetune"}
+    assert {entry.method for entry in (*DEMO, *built_in_entries())} == set(METHODS) - {"finetune"}
 
 
 def test_a_tofu_directory_without_models_is_refused(tmp_path: Path) -> None:

@@ -397,3 +397,32 @@ def test_retain_data_that_a_method_does_not_train_on_are_watched(model_dir: Path
     assert "retain_nll" not in alone.evaluations[-1]
     assert watched.evaluations[-1]["retain_nll"] > 0
     assert "| retain | measured only |" in (tmp_path / "ga" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("method", ["npo", "undial"])
+def test_a_model_that_is_kept_gives_the_same_training_as_its_constants(model_dir: Path, method: str) -> None:
+    settings: dict[str, Any] = {**WHOLE, "max_steps": 3, "progress": False, "forget": FORGET, "retain": RETAIN}
+    settings |= {"alpha": 2.0, "retain_loss": "kl"}
+    stored, kept = (train(method, model=model_dir, reference_budget=budget, **settings) for budget in (1.0, 0.0))
+    start = build_tiny_llama()
+    assert relative_distance(stored.model, kept.model, start) < 1e-6
+    assert [line["loss"] for line in stored.history] == pytest.approx([line["loss"] for line in kept.history], rel=1e-6)
+
+
+def test_the_history_goes_to_tensorboard(model_dir: Path, tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    result = train(
+        "npo",
+        model=model_dir,
+        output_dir=tmp_path / "out",
+        tensorboard=True,
+        max_steps=3,
+        progress=False,
+        **{**options_of("npo"), **WHOLE, "logging_steps": 1},
+    )
+    read = events.EventAccumulator(str(tmp_path / "out" / "logs"))
+    read.Reload()
+    logged = [event.value for event in read.Scalars("train/forget_loss")]
+    assert logged == pytest.approx([line["forget_loss"] for line in result.history], rel=1e-6)
+    with pytest.raises(InputError, match="tensorboard needs a directory"):
+        train("npo", model=model_dir, tensorboard=True, progress=False, **options_of("npo"))
