@@ -71,8 +71,6 @@ CASES = {
         {"learning_rate": 4e-3, "max_steps": 14, "reinforced_learning_rate": 1e-3, "reinforced_epochs": 2, "alpha": 1}
     ),
 }
-QUICK = ("npo", "blur", "pdu", "rmu", "whp", "dpo")
-"""A plain one, the one with two gradients, a learned weight, hidden states, labels made first, alternates."""
 
 
 def test_every_method_that_forgets_has_a_case() -> None:
@@ -103,9 +101,7 @@ def last_loss(method: str) -> str:
     return "retain_loss" if described.retain_loss and needs_retain else "forget_loss"
 
 
-@pytest.mark.parametrize(
-    "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.parametrize("method", list(CASES))
 def test_a_method_forgets_keeps_and_resumes(
     method: str, world: World, anchors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
