@@ -34,6 +34,7 @@ _EXAMPLES = """\b
 Examples:
   python -m analyses.dissecting
   python -m analyses.dissecting --tofu runs/tofu --limit 64 --format html,svg
+  python -m analyses.dissecting --method grad_diff --method npo --limit 64
   python -m analyses.dissecting --pairs pairs.json --no-builtin --out runs/concepts
   python -m analyses.dissecting --limit 24 --null 1 --out runs/quick
 """
@@ -197,6 +198,9 @@ def main(
     builtin: Annotated[bool, typer.Option("--builtin/--no-builtin", help="The pairs that come with it.")] = True,
     tofu: Annotated[Path | None, typer.Option(metavar="DIR", help="Output of analyses.tofu_pair.")] = None,
     pairs: Annotated[Path | None, typer.Option(metavar="FILE", help="More pairs, as JSON.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only pairs unlearned by it; may be repeated.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use so many prompts of each set at most, evenly spaced.")] = None,
     null: Annotated[int, typer.Option(metavar="N", help="Models with random updates of the same norms.")] = 3,
     formats: Annotated[str, typer.Option("--format", metavar="LIST", help="Figures: html, pdf, svg, png.")] = "html",
@@ -212,6 +216,12 @@ def main(
     check_formats(wanted)
     chosen = [*(builtin_pairs() if builtin else []), *(tofu_pairs(tofu) if tofu is not None else [])]
     chosen += read_pairs(pairs) if pairs is not None else []
+    if method:
+        known = sorted({pair.method for pair in chosen})
+        for name in method:
+            if name not in known:
+                raise InputError(f"--method {name}: no pair was unlearned by it; there are {', '.join(known)}")
+        chosen = [pair for pair in chosen if pair.method in method]
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: at least 1")
     if not chosen:

@@ -174,6 +174,7 @@ def test_a_broken_list_of_pairs_is_refused(tmp_path: Path, content: str, phrase:
     ("arguments", "phrase"),
     [
         (["--no-builtin"], "no pairs"),
+        (["--method", "npoo"], "no pair was unlearned by it; there are blur, dpo, grad_diff, npo"),
         (["--no-builtin", "--pairs", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--tofu", "nowhere"], "analyses.tofu_pair"),
         (["--format", "gif"], "--format gif"),
