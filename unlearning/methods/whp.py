@@ -24,6 +24,7 @@ from unlearning.methods.stages import Prepared, Start
 from unlearning.methods.terms import forget_cross_entropy, retain_cross_entropy
 from unlearning.options import option
 from unlearning.whp.anchors import Anchors, read_anchors
+from unlearning.whp.blocks import cut_blocks
 from unlearning.whp.labels import LabelledBlock, LabelOptions, Labels, make_labels
 from unlearning.whp.proposing import propose_by_contrast
 from unlearning.whp.storage import RECORD, read_labels, save_labels
@@ -76,6 +77,7 @@ def make_generic_labels(start: Start, options: WHPOptions) -> Prepared:
     texts = [join_answer(example.prompt, example.answer) for example in start.forget]
     anchors = _anchors(options, texts, start)
     block_size = min(options.block_size, start.max_length or options.block_size)
+    cut_blocks(start.tokenizer, texts, anchors, block_size=block_size)  # what it refuses, before the long stage
     reinforced = _reinforced(start, options, texts, block_size)
     labels = make_labels(
         start.model,
