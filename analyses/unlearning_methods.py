@@ -218,9 +218,11 @@ def measured(
 ) -> list[dict[str, Any]]:
     """What one model answers to every question set."""
     from unlearning.checkpoints import load_tokenizer, load_weights, locate_checkpoint
+    from unlearning.data.batches import n_predicted
     from unlearning.data.encoding import encode
     from unlearning.data.question_answer import Wrapping, examples_of
     from unlearning.evaluation.answers import answer_likelihoods, answer_matches
+    from unlearning.watching import MARGIN
 
     path = locate_checkpoint(model_name)
     model, tokenizer = load_weights(path), load_tokenizer(path)
@@ -230,7 +232,13 @@ def measured(
         spans = encode(tokenizer, examples, append_eos=False, max_length=None).spans
         values = {
             **answer_likelihoods(model, spans, batch_size=64),
-            **answer_matches(model, tokenizer, examples, batch_size=64),
+            **answer_matches(
+                model,
+                tokenizer,
+                examples,
+                batch_size=64,
+                max_new_tokens=max(n_predicted(span) for span in spans) + MARGIN,
+            ),
         }
         rows.append({"model": name, "method": method, "asked": asked, **values, "seconds": seconds, "steps": steps})
     return rows
