@@ -287,35 +287,36 @@ def table(frame: "pd.DataFrame", made_by: Mapping[str, str]) -> str:
 
 
 def figure(frame: "pd.DataFrame", title: str) -> "go.Figure":
-    """Forget against retain: ROUGE-L recall on the first question set of each kind; below right is best."""
+    """A line a model: ROUGE-L recall on the forget and on the retain questions, apart is good."""
     import plotly.graph_objects as go
 
     from dissect.figures import COLOURS, FONT, MARKERS
 
-    wide = frame.pivot(index="model", columns="asked", values="rouge").reindex(list(dict.fromkeys(frame["model"])))
+    names = list(dict.fromkeys(frame["model"]))
+    wide = frame.pivot(index="model", columns="asked", values="rouge").reindex(names)
     chart = go.Figure()
-    for controls in (True, False):
-        part = wide[wide.index.isin(("base", "never")) == controls]
+    for place, (asked, colour) in enumerate((("forget", COLOURS[1]), ("retain", COLOURS[0]))):
         chart.add_trace(
             go.Scatter(
-                x=part["retain"],
-                y=part["forget"],
-                text=part.index,
-                mode="markers+text",
-                textposition="top center",
-                name="not unlearned" if controls else "unlearned",
-                marker={"size": 11, "symbol": MARKERS[controls], "color": COLOURS[not controls]},
+                x=wide[asked],
+                y=names,
+                mode="markers",
+                name=f"{asked} questions ({'lower' if asked == 'forget' else 'higher'} is better)",
+                marker={"size": 11, "symbol": MARKERS[place], "color": colour},
             )
         )
+    for name, row in wide.iterrows():
+        line = {"color": "#BBBBBB", "width": 2}
+        chart.add_shape(type="line", x0=row["forget"], x1=row["retain"], y0=name, y1=name, line=line, layer="below")
     chart.update_layout(
         template="simple_white",
         font=FONT,
         title=title,
-        xaxis_title="retain questions, ROUGE-L recall (higher is better)",
-        yaxis_title="forget questions, ROUGE-L recall (lower is better)",
+        xaxis_title="ROUGE-L recall of greedy answers",
+        yaxis={"autorange": "reversed", "type": "category"},
         width=820,
-        height=560,
-        legend={"orientation": "h", "y": -0.2},
+        height=200 + 26 * len(names),
+        legend={"orientation": "h", "y": -0.12},
     )
     return chart
 

@@ -51,7 +51,9 @@ def test_every_method_is_trained_and_asked(world: World, tmp_path: Path) -> None
     again = run(world, out, names=["ga"], progress=False)  # from the directory
     one, other = (f[f["model"] == "ga"].reset_index(drop=True) for f in (frame, again))
     pd.testing.assert_frame_equal(one, other)
-    assert list(figure(frame, "title").data[1].text) == ["ga", "npo_rt"]
+    forget, retain = figure(frame, "title").data
+    assert list(forget.y) == list(retain.y) == ["base", "never", "ga", "npo_rt"]
+    assert list(forget.x) == frame[frame["asked"] == "forget"]["rouge"].tolist()
 
     with pytest.raises(InputError, match="holds other data"):
         run(replace(world, forget=world.forget[:1]), out, progress=False)
