@@ -13,14 +13,12 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from unlearning.adapters import save_adapter
 from unlearning.arguments import (
     n_windows,
     optimizer_class,
     tensorboard_callback,
     training_arguments,
 )
-from unlearning.checkpoints import without_bars
 from unlearning.errors import InputError
 from unlearning.forward import unwrapped
 from unlearning.inputs import EncodedInputs, Inputs, encode_inputs
@@ -129,7 +127,7 @@ def run_steps(job: Job, start: Loaded, inputs: Inputs, directory: Path, state: P
         _check_finite(model, job, directory)
 
     def write(target: Path) -> None:
-        _save_model(trainer, target)
+        trainer.save_model(str(target))
         if state.is_main_process:
             start.tokenizer.save_pretrained(target)
 
@@ -275,7 +273,7 @@ def _watch(
 
     def save_best() -> None:
         with saying_disk_full(directory):
-            _save_model(trainer, directory / CHECKPOINTS / "best")
+            trainer.save_model(str(directory / CHECKPOINTS / "best"))
 
     return Watch(
         measure=measure,
@@ -292,17 +290,6 @@ def _best(job: Job, watch: Watch) -> dict[str, Any] | None:
     if job.options.keep_best is None:
         return None
     return {"metric": job.options.keep_best, "step": watch.best_step, "value": watch.best_value}
-
-
-def _save_model(trainer: UnlearningTrainer, target: Path) -> None:
-    """Weights and configuration, from whatever wrapper holds them; collective under FSDP."""
-    assert trainer.model is not None
-    with without_bars():
-        if trainer.args.should_save and hasattr(trainer.model, "peft_config") and not trainer.is_fsdp_enabled:
-            save_adapter(unwrapped(trainer.model), target)
-        else:
-            trainer.save_model(str(target))
-    (target / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
 
 
 @contextlib.contextmanager

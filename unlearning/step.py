@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from unlearning.adapters import restore_adapter
+from unlearning.adapters import restore_adapter, save_adapter
+from unlearning.arguments import n_windows
 from unlearning.bilevel import combine
 from unlearning.checkpoints import is_adapter, without_bars
 from unlearning.combining import Bilevel
@@ -111,7 +112,7 @@ class UnlearningTrainer(Trainer):
         """Optimizer steps of the whole run."""
         if self.args.max_steps > 0:
             return self.args.max_steps
-        return math.ceil(len(self.training_set) / self.window) * int(self.args.num_train_epochs)
+        return n_windows(len(self.training_set), self.window) * int(self.args.num_train_epochs)
 
     def get_batch_samples(
         self,
@@ -133,9 +134,8 @@ class UnlearningTrainer(Trainer):
         bilevel = self.combination if isinstance(self.combination, Bilevel) else None
         accumulator = self._accumulator(model) if bilevel else None
         passes = self._passes(model, inputs)
-        self._read = (
-            inputs.main if not self.training_set.pairs else [self.training_set.pairs[i][0] for i in inputs.main]
-        )
+        pairs = self.training_set.pairs
+        self._read = [pairs[item][0] for item in inputs.main] if pairs else inputs.main
         values: dict[str, float] = {}
         apart: list[list[Tensor]] = []
         for part in passes:
@@ -289,6 +289,17 @@ class UnlearningTrainer(Trainer):
             self.steps_logged = self.state.global_step
         super().log(logs, start_time)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Weights and configuration, or the adapter alone, from whatever wrapper holds them; collective under FSDP."""
+        assert self.model is not None
+        target = Path(output_dir or str(self.args.output_dir))
+        with without_bars():
+            if self.args.should_save and hasattr(self.model, "peft_config") and not self.is_fsdp_enabled:
+                save_adapter(unwrapped(self.model), target)
+            else:
+                super().save_model(str(target), _internal_call)
+        (target / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         with without_bars():
             super()._save_checkpoint(model, trial)
@@ -301,7 +312,6 @@ class UnlearningTrainer(Trainer):
                 "globalstep_last_logged": self._globalstep_last_logged,
             }
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
             partial = folder / f".{WHOLE}.partial"
             partial.write_text(json.dumps(state), encoding="utf-8")
             os.replace(partial, folder / WHOLE)

@@ -74,7 +74,9 @@ def test_the_table_holds_commands_that_make_the_models(world: World, tmp_path: P
 
 @pytest.mark.parametrize("entry", [*DEMO, *built_in_entries(), *TOFU], ids=lambda entry: entry.name)
 def test_options_of_the_table_exist(entry: Entry) -> None:
-    resolve_options(entry.method, get_method(entry.method).options, dict(entry.options))
+    own, shared = resolve_options(entry.method, get_method(entry.method).options, dict(entry.options))
+    resolved = {**asdict(own), **asdict(shared)}
+    assert {name: resolved[name] for name in entry.options} == dict(entry.options)
 
 
 def test_the_table_has_every_method() -> None:
