@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 
 from unlearning.checkpoints import ADAPTER_CONFIG, content_hash, load_weights, locate_checkpoint
 from unlearning.errors import InputError
+from unlearning.run_directory import RECORD
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
-RECORD = "unlearning.json"
 BASE_WEIGHTS = "base_weights"
 ALL_LINEAR = "all-linear"
 

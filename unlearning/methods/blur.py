@@ -11,7 +11,7 @@ from unlearning.bilevel import Clamp, Scope
 from unlearning.combining import Bilevel
 from unlearning.methods import ga, npo, rmu, simnpo
 from unlearning.methods.method import AnyMethod, Batch, Method, Needs, Reference
-from unlearning.methods.terms import retain_cross_entropy, retain_divergence
+from unlearning.methods.terms import retain_references, retain_term
 from unlearning.options import option
 
 SOURCE = "BLUR 2506.08164"
@@ -72,17 +72,14 @@ def retain_loss(model: PreTrainedModel, batch: Batch, options: BLUROptions) -> F
     """R: cross-entropy, divergence from the start model, or RMU's distance of a block's output from it."""
     if options.retain_loss == "hidden":
         return rmu.retain_loss(model, batch, _rmu_options(options))
-    return retain_divergence(model, batch) if options.retain_loss == "kl" else retain_cross_entropy(model, batch)
+    return retain_term(model, batch, options)
 
 
 def needs(options: BLUROptions) -> Needs:
     """Both data sets, and the start model's constants that the two losses read."""
     forget = _FORGET[options.forget_loss].needs(loss_options(options)).references
-    kept = {
-        "nll": (),
-        "kl": (Reference("retain", "logits"),),
-        "hidden": (Reference("retain", "hidden", options.layer),),
-    }[options.retain_loss]
+    hidden = (Reference("retain", "hidden", options.layer),)
+    kept = hidden if options.retain_loss == "hidden" else retain_references(options)
     return Needs(retain=True, references=(*(r for r in forget if r.data == "forget"), *kept))
 
 
