@@ -210,7 +210,7 @@ def main(
     """Run every experiment of the paper on every pair, and put its controls beside each number."""
     from analyses.dissecting_report import findings_table, markdown, paper_average
     from dissect.figures import check_formats, comparison_figure, export
-    from dissect.runs import write_bytes
+    from unlearning.runs import write_bytes
 
     wanted = [name.strip() for name in formats.split(",") if name.strip()]
     check_formats(wanted)

@@ -86,7 +86,7 @@ def write_data(subset: Subset, folder: Path) -> None:
     Raises:
         InputError: other questions are there already.
     """
-    from dissect.runs import write_bytes
+    from unlearning.runs import write_bytes
 
     for name, records in (("forget", subset.forget), ("retain", subset.retain)):
         path = folder / f"{name}.jsonl"
@@ -108,8 +108,8 @@ def measure(workshop: "Workshop", stages: dict[str, dict[str, Any]], path: Path)
     from dataclasses import asdict
 
     from analyses.tofu_models import measure_quality
-    from dissect.runs import write_json as write_file
     from unlearning.checkpoints import load_tokenizer, load_weights
+    from unlearning.runs import write_json as write_file
 
     known = json.loads(path.read_text(encoding="utf-8"))["models"] if path.is_file() else {}
     tokenizer = load_tokenizer(workshop.directory("trunk"))

@@ -179,7 +179,7 @@ def run(world: World, out: Path, *, names: Sequence[str] | None = None, progress
     import pandas as pd
 
     import unlearning
-    from dissect.runs import write_bytes
+    from unlearning.runs import write_bytes
 
     entries = _chosen(world, names)
     files = {name: out / "data" / f"{name}.jsonl" for name in ("forget", "retain")}

@@ -52,7 +52,7 @@ def run_patch(arguments: Sequence[str], out: Path, *, processes: int = 1, thread
     Raises:
         InputError: it failed.
     """
-    from dissect.runs import read_record
+    from unlearning.runs import read_record
 
     command = patch_command([*arguments, "--out", str(out)], processes=processes)
     environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}

@@ -78,7 +78,7 @@ def check_shape(name: str, *, prompts: int, tokens: int, answer: int) -> Shape:
 def write_files(shape: Shape, folder: Path) -> "PairFiles":
     """Write pair and questions, with a progress bar."""
     from benchmarks.pair_files import tensor_sizes, write_pair, write_questions
-    from dissect.progress import Progress
+    from unlearning.progress import Progress
 
     mebibytes = 2 * sum(size.numel() for size in tensor_sizes(shape).values()) * 2 // 2**20
     with Progress(mebibytes, "writing MiB") as bar:

@@ -40,7 +40,7 @@ def write_record(record: dict[str, Any], json_to: str | None) -> None:
 
         write_json(record)
     elif json_to is not None:
-        from dissect.runs import write_json as write_file
+        from unlearning.runs import write_json as write_file
 
         write_file(Path(json_to), record)
 

@@ -69,7 +69,7 @@ def command(
     from benchmarks.gemm import GemmProbe
     from benchmarks.race import as_record, race
     from dissect.pairs import resolve_device, resolve_dtype
-    from dissect.progress import Progress
+    from unlearning.progress import Progress
 
     found_device = resolve_device(device)
     found_dtype = resolve_dtype(dtype, found_device)

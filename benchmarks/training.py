@@ -61,7 +61,7 @@ def command(
     from benchmarks.training_case import TrainingCase, find_shape
     from benchmarks.training_race import SIDES, as_record, race
     from dissect.pairs import resolve_device
-    from dissect.progress import Progress
+    from unlearning.progress import Progress
 
     case = TrainingCase(find_shape(shape), steps, resolve_device(device))
     with Progress(len(chosen) * len(SIDES) * (1 + repeats), "training") as bar:

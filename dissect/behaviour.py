@@ -24,10 +24,10 @@ from dissect.behaviour_result import NO_COEFFICIENTS, BehaviourResult, load_beha
 from dissect.behaviour_scoring import Models, example_rows
 from dissect.coefficients import coefficient_changes
 from dissect.pairs import Model, ModelPair
-from dissect.progress import Progress
 from dissect.prompts import Prompts, check_fits
-from dissect.runs import Run, Stopwatch, open_run, peak_memory_bytes
 from unlearning.errors import InputError
+from unlearning.progress import Progress
+from unlearning.runs import Run, Stopwatch, open_run, peak_memory_bytes
 
 
 def behave(

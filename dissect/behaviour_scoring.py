@@ -13,10 +13,10 @@ from dissect.formats import cut_continuation
 from dissect.pairs import Model
 from dissect.prompts import Batch, Prompt, Prompts
 from dissect.recovery import answer_logprob, kl_from_base, per_example
-from dissect.text_similarity import bleu, rouge_l
 from unlearning.errors import InputError
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.text_match import exact_match
+from unlearning.evaluation.text_similarity import bleu, rouge_l
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,11 +21,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dissect.coefficient_hooks import check_coefficients, scored_coefficients
-from dissect.intervals import Bootstrap
 from dissect.pairs import Model
 from dissect.prompts import Batch, Prompts
 from dissect.recovery import per_example
 from unlearning.errors import InputError
+from unlearning.intervals import Bootstrap
 
 CHANGES = ("cosine", "relative_change", "norm_ratio", "sign_changed", "squared_change")
 """The columns of `coefficient_changes` that are measurements."""

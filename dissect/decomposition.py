@@ -36,10 +36,10 @@ from dissect.decomposition_terms import (
 from dissect.direct_logits import DirectPath, find_path
 from dissect.null_models import check_null, null_model
 from dissect.pairs import Model, ModelPair
-from dissect.progress import Progress
 from dissect.prompts import Batch, Prompts, check_fits
-from dissect.runs import Run, Stopwatch, open_run, peak_memory_bytes
 from unlearning.errors import InputError
+from unlearning.progress import Progress
+from unlearning.runs import Run, Stopwatch, open_run, peak_memory_bytes
 
 CLOSURE = 1e-3
 """Relative gap above which the three terms do not explain what the modules gave."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dissect.intervals import Bootstrap
-from dissect.runs import Run, open_run, read_finished, read_frame, write_frame
 from dissect.tidy import named, pair_title, records, with_mean_null
+from unlearning.intervals import Bootstrap
+from unlearning.runs import Run, open_run, read_finished, read_frame, write_frame
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

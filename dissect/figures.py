@@ -11,8 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dissect.runs import write_bytes
 from unlearning.errors import InputError
+from unlearning.runs import write_bytes
 
 FORMATS = ("html", "pdf", "svg", "png")
 

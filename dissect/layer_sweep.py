@@ -20,12 +20,12 @@ from dissect.precision import Precision, matmul_precision
 from dissect.processes import ALONE, Processes
 from dissect.prompts import Prompts, check_fits
 from dissect.results import SweepResult, load_result
-from dissect.runs import Run, Stopwatch, open_run
 from dissect.sites import SITES, SiteSet, is_regex, is_weight, regex_of, site_label
 from dissect.sweeping import Work, run_sweep
 from dissect.weights import Place
 from dissect.windows import parse_windows
 from unlearning.errors import InputError
+from unlearning.runs import Run, Stopwatch, open_run
 
 Command = Literal["patch", "restore"]
 

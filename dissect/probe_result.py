@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from dissect.coefficients import CHANGES, last_layers_share
-from dissect.intervals import Bootstrap
-from dissect.runs import Run, open_run, read_finished, read_frame, write_frame
 from dissect.tidy import named, pair_title, records
 from dissect.two_samples import Example, TwoSamples
+from unlearning.intervals import Bootstrap
+from unlearning.runs import Run, open_run, read_finished, read_frame, write_frame
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -27,10 +27,10 @@ from dissect.concept_vectors import Concept, check_place, concept_vectors
 from dissect.neurons import NeuronChanges, NeuronSet, neuron_changes, neuron_sets, top_tokens, value_vectors
 from dissect.pairs import Model, ModelPair
 from dissect.probe_result import ProbeResult, load_probe
-from dissect.progress import Progress
 from dissect.prompts import Prompts, check_fits, load_prompts
-from dissect.runs import Run, Stopwatch, open_run, peak_memory_bytes
 from unlearning.errors import InputError
+from unlearning.progress import Progress
+from unlearning.runs import Run, Stopwatch, open_run, peak_memory_bytes
 
 TOKENS_SHOWN = 10
 """So many tokens of each neuron's value vector are shown, promoted and demoted."""

@@ -17,12 +17,12 @@ from dissect.engine.layers import layers_of
 from dissect.engine.plan import Pass, Plan
 from dissect.interventions import Intervention
 from dissect.processes import Processes
-from dissect.progress import Progress
 from dissect.prompts import Prompts
-from dissect.runs import Run, peak_memory_bytes
 from dissect.scoring import score_sweep
 from dissect.sites import site_label
 from unlearning.errors import InputError
+from unlearning.progress import Progress
+from unlearning.runs import Run, peak_memory_bytes
 
 Key = tuple[str, str, int]
 """The site, kind of window and centre of an intervention."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dissect.intervals import Estimate
+from unlearning.intervals import Estimate
 
 
 def named(name: str, estimate: Estimate) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from dissect.intervals import LEVEL, Estimate
+from unlearning.intervals import LEVEL, Estimate
 
 Pairing = Literal["ids", "groups", "none"]
 Values = Float[np.ndarray, " example"]

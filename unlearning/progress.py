@@ -1,78 +1,39 @@
-"""The trainer's progress on stderr."""
+"""A progress bar on stderr."""
 
-from typing import Any
+import sys
+from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 
 
-class ProgressBar(TrainerCallback):
-    """A bar with the losses beside it, and a line of the history at the last step whatever `logging_steps` is."""
+class Progress:
+    """A bar over `total` of anything, shown where `show` asks for it and stderr is a terminal."""
 
-    def __init__(self, description: str, *, show: bool) -> None:
-        self.description = description
-        self.bar = Progress(
+    def __init__(self, total: float, label: str, *, show: bool = True) -> None:
+        console = Console(file=sys.stderr)
+        self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"),
-            console=Console(stderr=True),
-            disable=not show,
+            console=console,
+            disable=not (show and console.is_terminal),  # elsewhere rich leaves an empty line
+            transient=True,
         )
-        self.task: TaskID | None = None
-        self.preparation: TaskID | None = None
+        self._task = self._bar.add_task(label, total=total)
 
-    def say(self, line: str) -> None:
-        """Write a line above the bar."""
-        if not self.bar.disable:
-            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
 
-    def preparing(self, done: int, total: int) -> None:
-        """Show how far the start model's constants are."""
-        self.bar.start()
-        if self.preparation is None or done <= 0:
-            self.preparation = self.bar.add_task("start model", total=total, losses="")
-        self.bar.update(self.preparation, completed=done, total=total)
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Open the bar."""
-        self.task = self.bar.add_task(self.description, total=state.max_steps, completed=state.global_step, losses="")
-        self.bar.start()
+        self._bar.stop()
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
-        """Advance the bar."""
-        assert self.task is not None
-        self.bar.update(self.task, completed=state.global_step)
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-
-    def on_log(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
-        """Show the loss and its terms."""
-        if logs is not None and "loss" in logs and self.task is not None:
-            shown = [f"{name} {value:.3g}" for name, value in logs.items() if name.endswith("loss")]
-            self.bar.update(self.task, losses=", ".join(shown))
-
-    def close(self) -> None:
-        """Close the bar, also after an exception."""
-        self.bar.stop()
+    def advance(self, steps: float) -> None:
+        """Move the bar on."""
+        self._bar.advance(self._task, steps)

@@ -26,7 +26,6 @@ from unlearning.methods.method import AnyMethod, Needs
 from unlearning.methods.stages import Start
 from unlearning.options import TrainOptions, shown
 from unlearning.parameters import choose_parameters
-from unlearning.progress import ProgressBar
 from unlearning.reference import compute_references
 from unlearning.run_directory import (
     CHECKPOINTS,
@@ -34,6 +33,7 @@ from unlearning.run_directory import (
     saying_disk_full,
 )
 from unlearning.step import Diverged, UnlearningTrainer
+from unlearning.training_progress import ProgressBar
 from unlearning.training_set import TrainingSet
 from unlearning.watching import METRICS, Rule, Watch, Watched
 

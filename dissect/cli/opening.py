@@ -159,7 +159,7 @@ def short_name(model: str) -> str:
 
 def earlier_run(out: Path) -> str | None:
     """What a run directory holds already of the run that is about to go on there, to be told afterwards."""
-    from dissect.runs import Run, read_record
+    from unlearning.runs import Run, read_record
 
     if not (out / "run.json").is_file():
         return None

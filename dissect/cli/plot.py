@@ -38,7 +38,7 @@ def command(
 def _load(run: Path) -> Any:
     """The result that a run directory holds, of whichever command wrote it."""
     from dissect import load_behave, load_decompose, load_probe, load_result
-    from dissect.runs import read_record
+    from unlearning.runs import read_record
 
     loaders = {
         "patch": load_result,

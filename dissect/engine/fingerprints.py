@@ -7,10 +7,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dissect.progress import Progress
-from dissect.runs import write_bytes
 from unlearning.checkpoints import HASHED_AT_ONCE, finite_hash
 from unlearning.errors import InputError
+from unlearning.progress import Progress
+from unlearning.runs import write_bytes
 from unlearning.safetensors_files import TensorFiles
 
 FORMAT = 1

@@ -407,7 +407,7 @@ def test_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(
         half.symlink_to("/dev/full")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dissect.runs._sweep_up", fill_the_disk)
+        patch.setattr("unlearning.runs._sweep_up", fill_the_disk)
         outcome = call(*world.patch(run))
     assert_refused(outcome, f"{file}: the disk is full", "make room and run the same command again")
     assert unfinished_files(run) == []

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from pandas.testing import assert_frame_equal
 
-from dissect.runs import Run
 from tests.cli.helpers import Outcome, World, build_records, call, unfinished_files, write_records
+from unlearning.runs import Run
 
 EXAMPLES = 64
 GO_ON = "run the same command again to go on"

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dissect.results import SweepResult, load_result
-from dissect.runs import open_run, write_bytes, write_frame, write_json, write_whole
 from tests.cli.helpers import Outcome, World, build_llama, save, unfinished_files, with_noise
 from unlearning.checkpoints import content_hash, load_weights
 from unlearning.errors import InputError
+from unlearning.runs import open_run, write_bytes, write_frame, write_json, write_whole
 
 CONTRACT = [
     *["target", "kind", "site", "centre", "first_layer", "last_layer", "example", "group", "n_answer_tokens"],

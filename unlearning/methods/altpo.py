@@ -19,7 +19,7 @@ from unlearning.methods.method import Batch, Method, Needs
 from unlearning.methods.stages import Prepared, Start
 from unlearning.methods.terms import PREFERENCE_REFERENCES, RetainLoss, preference, retain_references, retain_term
 from unlearning.options import option
-from unlearning.progress import ProgressBar
+from unlearning.training_progress import ProgressBar
 
 SOURCE = "AltPO 2409.13474"
 STOP_TEXTS = ("Question:", "Q:")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dissect.intervals import Bootstrap, Estimate
+from unlearning.intervals import Bootstrap, Estimate
 
 GROUPS = ["a", "a", "a", "b", "c", "c", "d", "d", "d", "d"]
 

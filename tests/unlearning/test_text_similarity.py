@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from dissect.text_similarity import bleu, rouge_l
+from unlearning.evaluation.text_similarity import bleu, rouge_l
 
 ENGLISH = st.lists(st.sampled_from("The the cat Sat sat on a mat. Mats 7".split()), max_size=9).map(" ".join)
 

@@ -3,10 +3,11 @@
 All statistics of a run use the same draws, so that the interval of a difference is that of paired values.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 LEVEL = 0.95
 
@@ -21,6 +22,24 @@ class Estimate:
     n: int
 
 
+def clusters(groups: Sequence[str]) -> Int[np.ndarray, " example"]:
+    """What is drawn whole, by number: groups; examples where there is no group (""), or only one."""
+    keys = [group or f"\0{index}" for index, group in enumerate(groups)]
+    if len(set(keys)) == 1:
+        keys = [str(index) for index in range(len(keys))]
+    return np.unique(keys, return_inverse=True)[1]
+
+
+def times_drawn(
+    cluster: Int[np.ndarray, " example"], *, draws: int, seed: int | Sequence[int]
+) -> Float[np.ndarray, "draw example"]:
+    """How often each example is in each draw of as many clusters as there are, with replacement."""
+    n_clusters = int(cluster.max()) + 1
+    generator = np.random.default_rng(seed)
+    times = generator.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=draws)
+    return times[:, cluster].astype(np.float64)
+
+
 class Bootstrap:
     """Cluster bootstrap: whole groups are drawn with replacement (percentile intervals).
 
@@ -33,15 +52,9 @@ class Bootstrap:
     """
 
     def __init__(self, groups: list[str], *, draws: int = 2000, seed: int = 0, equal_groups: bool = False) -> None:
-        keys = [group or f"\0{index}" for index, group in enumerate(groups)]
-        if len(set(keys)) == 1:
-            keys = [str(index) for index in range(len(keys))]
-        self._cluster = np.unique(keys, return_inverse=True)[1]
+        self._cluster = clusters(groups)
         self._equal_groups = equal_groups
-        n_clusters = int(self._cluster.max()) + 1
-        generator = np.random.default_rng(seed)
-        times_drawn = generator.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=draws)
-        self._weights: Float[np.ndarray, "draw example"] = times_drawn[:, self._cluster].astype(np.float64)
+        self._weights = times_drawn(self._cluster, draws=draws, seed=seed)
 
     def mean(self, values: Float[np.ndarray, " example"]) -> Estimate:
         """Mean of the values that are not NaN."""

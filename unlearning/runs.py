@@ -201,16 +201,25 @@ def read_record(path: Path) -> dict[str, Any]:
 def read_finished(path: Path, *commands: str) -> dict[str, Any]:
     """The `run.json` of a finished run of one of these commands.
 
+    Args:
+        path: of the run.
+        commands: as configurations name them: `patch` is `dissect patch`, `unlearn eval tofu` is that.
+
     Raises:
         InputError: what `read_record` raises, a run of another command, or one that is not finished.
     """
     record = read_record(path)
     command = record["configuration"].get("command")
     if command not in commands:
-        raise InputError(f"{path}: a run of `dissect {command}`, not of `dissect {' or '.join(commands)}`")
+        wanted = " or ".join(f"`{_typed(name)}`" for name in commands)
+        raise InputError(f"{path}: a run of `{_typed(command)}`, not of {wanted}")
     if record["status"] != "complete":
-        raise InputError(f"{path}: the run is not finished; run the same `dissect {command}` command again to go on")
+        raise InputError(f"{path}: the run is not finished; run the same `{_typed(command)}` command again to go on")
     return record
+
+
+def _typed(command: str) -> str:
+    return command if command.startswith("unlearn ") else f"dissect {command}"
 
 
 def read_frame(path: Path) -> pd.DataFrame:
