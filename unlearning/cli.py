@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unlearning.cli_eval import eval_app
 from unlearning.cli_labels import labels_app
 from unlearning.errors import InputError
 from unlearning.terminal import run_app, write_json
@@ -51,6 +52,7 @@ app = typer.Typer(
 
 
 app.add_typer(labels_app, name="labels")
+app.add_typer(eval_app, name="eval")
 
 
 @app.command(epilog=_TRAIN_EXAMPLES)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unlearning.caching import cache_directory
 from unlearning.data.batches import LabelledSpan, Span, TokenBatch, collate, n_predicted
 from unlearning.errors import InputError
 from unlearning.forward import answer_logits, answer_sequence_nll, block_output
@@ -167,7 +168,7 @@ def compute_references(
                     copied = _frozen_copy(model)
                 columns[reference] = LiveColumn(copied, reference, autocast)
                 continue
-            path = cache_directory() / f"{_key(model_hash, data, reference, precision)}.npy"
+            path = cache_directory("reference") / f"{_key(model_hash, data, reference, precision)}.npy"
             shape = (int(offsets[-1]),) if reference.quantity == "nll" else (int(offsets[-1]), width)
             with main_first():
                 if _start_of_values(path, shape) is None:
@@ -179,15 +180,6 @@ def compute_references(
     finally:
         model.train(was_training)
     return References(columns)
-
-
-def cache_directory() -> Path:
-    """Where columns are kept: $UNLEARNING_CACHE, or `unlearning` in the user's cache directory."""
-    named = os.environ.get("UNLEARNING_CACHE")
-    if named:
-        return Path(named) / "reference"
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "unlearning" / "reference"
 
 
 def _n_rows(span: Span, reference: Reference) -> int:

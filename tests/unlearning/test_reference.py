@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerFast
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning import InputError
 from unlearning import reference as reference_module
+from unlearning.caching import cache_directory
 from unlearning.data.batches import TokenBatch, collate
 from unlearning.data.encoding import encode
 from unlearning.data.spans import AnswerSpan
 from unlearning.methods.method import Reference
-from unlearning.reference import LiveColumn, References, StoredColumn, cache_directory, compute_references
+from unlearning.reference import LiveColumn, References, StoredColumn, compute_references
 
 ALL = (Reference("retain", "nll"), Reference("retain", "logits"), Reference("retain", "hidden", 1))
 
@@ -147,7 +148,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 
 
 def test_the_cache_is_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cache_directory() == tmp_path / "cache" / "reference"
+    assert cache_directory("reference") == tmp_path / "cache" / "reference"
     monkeypatch.delenv("UNLEARNING_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_directory() == tmp_path / "xdg" / "unlearning" / "reference"
+    assert cache_directory("reference") == tmp_path / "xdg" / "unlearning" / "reference"

@@ -1,0 +1,22 @@
+"""`unlearn eval`: one command a benchmark, each with its own options."""
+
+from types import ModuleType
+
+import typer
+
+COMMANDS: dict[str, ModuleType] = {}
+"""By name; each module has `command` and `EXAMPLES`."""
+
+_EXAMPLES = """\b
+Examples:
+  unlearn eval tofu --model runs/npo --retain-model ./retain90 --forget forget10 --data ../data
+"""
+
+eval_app = typer.Typer(
+    help="Measure what a model forgot, kept, and became.",
+    epilog=_EXAMPLES,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+for name, module in COMMANDS.items():
+    eval_app.command(name, epilog=module.EXAMPLES)(module.command)
