@@ -214,11 +214,33 @@ class Workshop:
             InputError: a directory holds a model of another configuration, or a stage misses its aim.
         """
         return {
-            "trunk": self._stage("trunk", None, self._train_trunk),
-            "base": self._stage("base", "trunk", self._train_base),
-            "never": self._stage("never", "trunk", self._train_never),
+            **self.build_base(),
+            "never": self.build_never("never", self.subset.retain),
             **{name: self._stage(name, "base", self._unlearner(name)) for name in UNLEARNED},
         }
+
+    def build_base(self) -> dict[str, dict[str, Any]]:
+        """Train trunk and base where they are not there yet.
+
+        Raises:
+            InputError: as `build`.
+        """
+        return {
+            "trunk": self._stage("trunk", None, self._train_trunk),
+            "base": self._stage("base", "trunk", self._train_base),
+        }
+
+    def build_never(self, name: str, known: Sequence[Record]) -> dict[str, Any]:
+        """Train a model that knows these records and no others: from the trunk, as the base was, as many steps.
+
+        Args:
+            name: of its directory.
+            known: what it is trained on; for `never` all retain authors.
+
+        Raises:
+            InputError: as `build`.
+        """
+        return self._stage(name, "trunk", lambda output: self._train_never(output, known), known=known)
 
     @property
     def torch_device(self) -> torch.device:
@@ -229,9 +251,16 @@ class Workshop:
         """Where a model lies."""
         return self.folder / name
 
-    def _stage(self, name: str, parent: str | None, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    def _stage(
+        self,
+        name: str,
+        parent: str | None,
+        make: Callable[[Path], dict[str, Any]],
+        *,
+        known: Sequence[Record] | None = None,
+    ) -> dict[str, Any]:
         target = self.directory(name)
-        fingerprint = self._fingerprint(name)
+        fingerprint = self._fingerprint(name, known)
         if target.exists():
             return _read_stage(target, fingerprint)
         scratch = self.folder / f".{name}.partial"
@@ -252,8 +281,11 @@ class Workshop:
         os.replace(scratch, target)
         return record
 
-    def _fingerprint(self, name: str) -> str:
-        """SHA-256 of all that decides a model: data, sizes, seed, and the schedules of it and of those before it."""
+    def _fingerprint(self, name: str, known: Sequence[Record] | None = None) -> str:
+        """SHA-256 of all that decides a model: data, sizes, seed, and the schedules of it and of those before it.
+
+        `known` is what a model that never knew the rest is trained on, where that is not all retain authors.
+        """
         recipe = self.recipe
         if name == "trunk":
             parts = [self.subset.digest, asdict(recipe.architecture), recipe.seed, asdict(recipe.trunk)]
@@ -261,6 +293,8 @@ class Workshop:
             parts = [self._fingerprint("trunk"), asdict(recipe.base), recipe.base_recall]
         elif name == "never":
             parts = [self._fingerprint("base")]  # for its number of steps
+        elif known is not None:
+            parts = [self._fingerprint("base"), [record["id"] for record in known]]
         else:
             schedule = asdict(getattr(recipe, name))
             parts = [self._fingerprint("never"), schedule, recipe.forget_margin, recipe.retain_floor]
@@ -329,15 +363,14 @@ class Workshop:
             "train it longer (Recipe.base.epochs)"
         )
 
-    def _train_never(self, output: Path) -> dict[str, Any]:
-        """Fine-tune the trunk as the base was, for as many steps, without the forget authors."""
+    def _train_never(self, output: Path, known: Sequence[Record]) -> dict[str, Any]:
         steps = json.loads((self.directory("base") / STAGE).read_text(encoding="utf-8"))["steps"]
         self._train(
             "finetune",
             self.directory("trunk"),
             self.recipe.base,
             output,
-            retain=as_examples(self.subset.retain),
+            retain=as_examples(list(known)),
             steps=steps,
         )
         return {"steps": steps}
