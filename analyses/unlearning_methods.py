@@ -316,7 +316,7 @@ def figure(frame: "pd.DataFrame", title: str) -> "go.Figure":
         yaxis={"autorange": "reversed", "type": "category"},
         width=820,
         height=200 + 26 * len(names),
-        legend={"orientation": "h", "y": -0.12},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
     )
     return chart
 
