@@ -69,7 +69,7 @@ def read_training_data(
     """
     if template is not None and chat is not None:
         raise InputError("a template and a chat template both wrap the question; give one of them")
-    found = _find(source, data_dir)
+    found = find_records(source, data_dir)
     wrapping = Wrapping(template or found.template, chat)
     examples = examples_of(found.records, wrapping, source=found.source)
     if not examples:
@@ -106,13 +106,18 @@ def read_alternates(
     Raises:
         InputError: what `read_training_data` and `match_alternates` raise.
     """
-    found = _find(source, data_dir)
+    found = find_records(source, data_dir)
     records = [alternate for record in found.records for alternate in _alternates(record)]
     alternates = examples_of(records, Wrapping(template or found.template, chat), source=found.source)
     return match_alternates(alternates, forget, source=str(source))
 
 
-def _find(source: str | Path, data_dir: str | Path | None) -> Found:
+def find_records(source: str | Path, data_dir: str | Path | None = None) -> Found:
+    """The records that a source stands for, before anything is wrapped; see `read_training_data`.
+
+    Raises:
+        InputError: an unknown name, a file that is missing or broken, or data that is neither here nor on the hub.
+    """
     name = str(source)
     prefix, colon, rest = name.partition(":")
     if colon and not Path(source).exists():
