@@ -4,12 +4,15 @@ from types import ModuleType
 
 import typer
 
-COMMANDS: dict[str, ModuleType] = {}
+from unlearning.cli_eval import quality, tofu
+
+COMMANDS: dict[str, ModuleType] = {"quality": quality, "tofu": tofu}
 """By name; each module has `command` and `EXAMPLES`."""
 
 _EXAMPLES = """\b
 Examples:
   unlearn eval tofu --model runs/npo --retain-model ./retain90 --forget forget10 --data ../data
+  unlearn eval quality --model runs/npo --prompts forget.json --base demo:base
 """
 
 eval_app = typer.Typer(
