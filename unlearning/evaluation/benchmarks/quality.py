@@ -13,10 +13,9 @@ from typing import get_args
 import numpy as np
 
 from unlearning.data.chat import ChatFormat
-from unlearning.data.named import read_file
 from unlearning.data.question_answer import QUESTION_KEYS, Wrapping
 from unlearning.data.records import Record, read_records
-from unlearning.data.sources import read_training_data
+from unlearning.data.sources import find_records
 from unlearning.errors import InputError
 from unlearning.evaluation.benchmark import Benchmark, Part, Row, Rows
 from unlearning.evaluation.estimates import Metric, Resampled, Sample, combine
@@ -32,8 +31,6 @@ DOCUMENT_WORDS = 20
 
 TEXT_KEYS = ("generated", "generation", "text", "completion", "answer", "output", "response")
 """Under which a record has the text that was generated; the first that is there."""
-
-_PROSE_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def read_prompts(
     """The prompts of a file or a named data set; answers are not needed and not looked at.
 
     Args:
-        source: a file of `question`, `prompt` or `text` records, or what `read_training_data` knows by name. Of a
+        source: a file of `question`, `prompt` or `text` records, or what `find_records` knows by name. Of a
             document, the first `DOCUMENT_WORDS` words are the prompt.
         template, chat: wrap questions.
         data_dir: where named data sets are looked for.
@@ -64,14 +61,12 @@ def read_prompts(
     Raises:
         InputError: what the readers raise, or a record without a prompt.
     """
-    path = Path(source)
-    if path.suffix.lower() in _PROSE_FILES and path.is_file():
-        wrapping = Wrapping(template, chat) if template is not None else Wrapping(chat=chat)
-        records = read_file(path)
-        asked = [_asked(record, wrapping, f"{source}, record {number}") for number, record in enumerate(records, 1)]
-        return [one for one in asked if one.prompt]
-    examples = read_training_data(source, template=template, chat=chat, data_dir=data_dir).examples
-    return [Asked(example.prompt or _beginning(example.answer)) for example in examples]
+    found = find_records(source, data_dir)
+    wrapping = Wrapping(template or found.template, chat)
+    asked = [
+        _asked(record, wrapping, f"{found.source}, record {number}") for number, record in enumerate(found.records, 1)
+    ]
+    return [one for one in asked if one.prompt]
 
 
 def read_texts(path: str | Path) -> list[Asked]:
