@@ -4,15 +4,17 @@ from types import ModuleType
 
 import typer
 
-from unlearning.cli_eval import quality, tofu
+from unlearning.cli_eval import choice, quality, tofu, wmdp
 
-COMMANDS: dict[str, ModuleType] = {"quality": quality, "tofu": tofu}
+COMMANDS: dict[str, ModuleType] = {"quality": quality, "tofu": tofu, "wmdp": wmdp, "choice": choice}
 """By name; each module has `command` and `EXAMPLES`."""
 
 _EXAMPLES = """\b
 Examples:
   unlearn eval tofu --model runs/npo --retain-model ./retain90 --forget forget10 --data ../data
   unlearn eval quality --model runs/npo --prompts forget.json --base demo:base
+  unlearn eval wmdp --model runs/rmu --data ../data --permute 3
+  unlearn eval choice --model runs/npo --questions quiz.json --role forget
 """
 
 eval_app = typer.Typer(
