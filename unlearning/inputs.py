@@ -1,7 +1,7 @@
 """From what the user names to tokenised forget, alternate and retain sets, checked against what the method needs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from unlearning.data.batches import Span
 from unlearning.data.chat import ChatFormat, chat_format
 from unlearning.data.encoding import Encoded, encode
 from unlearning.data.overlap import refuse_overlap
-from unlearning.data.question_answer import Example
+from unlearning.data.question_answer import Example, Wrapping
 from unlearning.data.records import read_text
 from unlearning.data.refusals import draw_refusals, read_refusals
 from unlearning.data.sources import read_alternates, read_training_data
 from unlearning.errors import InputError
+from unlearning.evaluation.during_training import Reading, TrainingBenchmark, open_benchmark
 from unlearning.methods.method import AnyMethod, Needs
 from unlearning.methods.stages import Prepared
 from unlearning.options import TrainOptions
@@ -192,7 +193,9 @@ def encode_inputs(
         spans[name], origins[name] = encoded.spans, encoded.origin
         if encoded.notes:
             notes[name] = [*notes.get(name, []), *encoded.notes]
-    watched = _watched(inputs, spans, origins, options.eval_examples)
+    watched = replace(
+        _watched(inputs, spans, origins, options.eval_examples), benchmark=_benchmark(options, inputs.chat)
+    )
     if not needs.retain:
         spans["retain"] = []
     if prepared is not None and prepared.forget is not None:
@@ -225,6 +228,22 @@ def _watched(
             first[name] = spans[name][:limit]
             examples[name] = [read[origin] for origin in origins[name][:limit]]
     return Watched(examples, first, inputs.chat)
+
+
+def _benchmark(options: TrainOptions, chat: ChatFormat | None) -> TrainingBenchmark | None:
+    if options.benchmark is None:
+        return None
+    template = {} if options.template is None else {"template": options.template}
+    reading = Reading(
+        options.data_dir, Wrapping(**template, chat=chat), options.benchmark_rows, options.benchmark_generate
+    )
+    return open_benchmark(
+        options.benchmark,
+        reading,
+        retain=options.benchmark_retain,
+        device=None if options.device == "auto" else options.device,
+        batch_size=options.batch_size,
+    )
 
 
 def _examples(

@@ -90,6 +90,12 @@ class TrainOptions:
     keep_checkpoints: int = option(2, "newest checkpoints that are kept", minimum=1)
     eval_every: int | None = option(None, "optimizer steps between two evaluations (none: 10 in the run)", minimum=1)
     eval_examples: int = option(64, "forget and retain examples of an evaluation during training", minimum=1)
+    benchmark: str | None = option(None, "a benchmark of `unlearn eval` at every evaluation too, as tofu:forget05")
+    benchmark_retain: str | None = option(
+        None, "what it compares with: the retain model, or its evaluation's directory"
+    )
+    benchmark_rows: int = option(40, "rows of each of its sets, evenly spaced", minimum=1)
+    benchmark_generate: bool = option(False, "measure what needs generated answers, too")
     keep_best: str | None = option(None, "save the weights of the step where this metric is best, as gap_rouge")
     stop_when: str | None = option(None, "stop where a metric passes a bound, as forget_rouge<0.2")
     collapse_below: float = option(

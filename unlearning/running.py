@@ -35,7 +35,7 @@ from unlearning.run_directory import (
 from unlearning.step import Diverged, UnlearningTrainer
 from unlearning.training_progress import ProgressBar
 from unlearning.training_set import TrainingSet
-from unlearning.watching import METRICS, Rule, Watch, Watched
+from unlearning.watching import METRICS, Measured, Rule, Watch, Watched
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _record(job: Job, encoded: EncodedInputs, trainer: UnlearningTrainer, watch:
     lines = trainer.state.log_history
     evaluations = [dict(line) for line in lines if not METRIC_NAMES.isdisjoint(line)]
     if job.method.finish is not None:  # what was measured last is not what is saved
-        evaluations[-1] |= watch.measure()
+        evaluations[-1] |= watch.measure().values
         watch.note_collapse(evaluations[-1], trainer.state.global_step)
     best = _best(job, watch)
     final = next((line for line in evaluations if best and line["step"] == best["step"]), evaluations[-1])
@@ -258,16 +258,17 @@ def _watch(
     options = job.options
     wanted = [name for name in (options.keep_best, job.rule.metric if job.rule else None) if name]
     for name in wanted:
-        if name not in watched.names():
+        of_benchmark = watched.benchmark is not None and watched.benchmark.has(name)
+        if name not in watched.names() and not of_benchmark:
             raise InputError(f"{name} cannot be measured on these data; there are {', '.join(watched.names())}")
     every = options.eval_every
-    if every is None and wanted:
+    if every is None and (wanted or options.benchmark):
         every = max(1, trainer.planned_steps() // 10)
     generate = any(name.endswith(("rouge", "exact")) for name in wanted) or (
         options.eval_every is not None and watched.generates()
     )
 
-    def measure() -> dict[str, float]:
+    def measure() -> Measured:
         assert trainer.model is not None
         return watched.measure(unwrapped(trainer.model), tokenizer, generate=generate, batch_size=options.batch_size)
 

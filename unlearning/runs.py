@@ -146,7 +146,7 @@ def open_run(
         InputError: the directory holds something else, or a run of another configuration (in what it differs).
     """
     path = Path(path)
-    if (path / "run.json").is_file():
+    if is_run(path):
         record = read_record(path)
         differences = _differences(record.get("configuration", {}), configuration)
         if differences:
@@ -174,6 +174,11 @@ def _sweep_up(path: Path) -> None:
     """Remove what a process that was killed in the middle of a file left behind."""
     for file in (*path.glob(".*.part"), *path.glob("*/.*.part")):
         file.unlink(missing_ok=True)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory holds a run, finished or not."""
+    return (path / "run.json").is_file()
 
 
 def read_record(path: Path) -> dict[str, Any]:

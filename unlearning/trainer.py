@@ -21,7 +21,7 @@ from unlearning.errors import InputError
 from unlearning.inputs import Data, check_needs, read_inputs
 from unlearning.methods import get_method
 from unlearning.model_card import model_card
-from unlearning.options import resolve_options
+from unlearning.options import TrainOptions, resolve_options
 from unlearning.run_directory import (
     RECORD,
     abandon_run,
@@ -34,7 +34,7 @@ from unlearning.run_directory import (
     saying_disk_full,
 )
 from unlearning.running import Job, Loaded, run_steps
-from unlearning.watching import check_metric, parse_rule
+from unlearning.watching import Rule, check_metric, parse_rule
 
 UNRECORDED = ("device", "save_every", "keep_checkpoints", "reference_budget", "tensorboard")
 """Options that change no number: a run that is resumed may have others."""
@@ -89,7 +89,7 @@ def train(
         method_options=method_options,
         options=train_options,
         needs=chosen.needs(method_options),
-        rule=parse_rule(train_options.stop_when) if train_options.stop_when else None,
+        rule=_rule(train_options),
         device=resolve_device(train_options.device),
         output=None if output_dir is None else Path(output_dir),
         progress=progress,
@@ -168,9 +168,13 @@ def _directory(job: Job, configuration: dict[str, Any], state: PartialState) -> 
         raise
 
 
+def _rule(options: TrainOptions) -> Rule | None:
+    return parse_rule(options.stop_when, benchmark=options.benchmark) if options.stop_when else None
+
+
 def _check_keeping(job: Job) -> None:
     if job.options.keep_best is not None:
-        check_metric(job.options.keep_best, "keep_best")
+        check_metric(job.options.keep_best, "keep_best", benchmark=job.options.benchmark)
     for name in ("stop_when", "keep_best"):
         if getattr(job.options, name) is not None and job.method.finish is not None:
             raise InputError(f"{job.method.name} makes its weights after the last step; leave {name} out")

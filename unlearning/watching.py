@@ -17,6 +17,7 @@ from unlearning.data.chat import ChatFormat
 from unlearning.data.question_answer import Example
 from unlearning.errors import InputError
 from unlearning.evaluation.answers import GENERATED, LIKELIHOODS, answer_likelihoods, answer_matches
+from unlearning.evaluation.during_training import TrainingBenchmark
 from unlearning.options import nearest
 
 QUANTITIES = (*LIKELIHOODS, *GENERATED)
@@ -48,8 +49,12 @@ class Rule:
         return _COMPARISONS[self.comparison](metrics[self.metric], self.bound)
 
 
-def parse_rule(text: str) -> Rule:
+def parse_rule(text: str, *, benchmark: str | None = None) -> Rule:
     """Read `METRIC<NUMBER` (or >, <=, >=).
+
+    Args:
+        text: to read.
+        benchmark: what is measured besides, as `tofu:forget05`.
 
     Raises:
         InputError: it is not of this form, or there is no such metric.
@@ -61,37 +66,50 @@ def parse_rule(text: str) -> Rule:
         bound = None
     if found is None or bound is None:
         raise InputError(f"stop_when={text!r}: write METRIC<NUMBER or METRIC>NUMBER, as forget_rouge<0.2")
-    return Rule(check_metric(found[1], "stop_when"), found[2], bound)
+    return Rule(check_metric(found[1], "stop_when", benchmark=benchmark), found[2], bound)
 
 
-def check_metric(name: str, option: str) -> str:
-    """The name, if there is such a metric.
+def check_metric(name: str, option: str, *, benchmark: str | None = None) -> str:
+    """The name, if there is such a metric, or if a benchmark may have one: it says so when it is first measured.
 
     Raises:
         InputError: there is none; names the nearest one.
     """
-    if name not in METRICS:
+    if name not in METRICS and not (benchmark and name.startswith(f"{benchmark.partition(':')[0]}_")):
         hint = nearest(name, METRICS) or ";"
         raise InputError(f"{option}: no metric {name!r}{hint} there are {', '.join(METRICS)}")
     return name
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of it is the better unlearning: more retained, less of the forget set."""
+    """Whether more of one of `METRICS` is the better unlearning: more retained, less of the forget set."""
     part, _, quantity = metric.partition("_")
     return (part != "forget") != (quantity == "nll")
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What one evaluation gave: values by metric, and what is better of each."""
+
+    values: dict[str, float]
+    directions: dict[str, str]
+
+
+_BETTER = {True: "higher is better", False: "lower is better"}
+
+
+@dataclass(frozen=True)
 class Watched:
-    """What is measured on: examples and the same tokenised, empty where there are none, and the chat they are in."""
+    """What is measured on: examples and the same tokenised, empty where there are none, and the chat they are in; and a
+    benchmark, where one was asked for."""
 
     examples: dict[str, Sequence[Example]]
     spans: dict[str, Sequence[Span]]
     chat: ChatFormat | None = None
+    benchmark: TrainingBenchmark | None = None
 
     def names(self) -> list[str]:
-        """The metrics that these data give."""
+        """The metrics that these data give, beside those of the benchmark."""
         parts = [name for name in ("forget", "retain") if self.spans.get(name)]
         if len(parts) == 2:
             parts.append("gap")
@@ -108,7 +126,7 @@ class Watched:
 
     def measure(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, generate: bool, batch_size: int
-    ) -> dict[str, float]:
+    ) -> Measured:
         """All metrics; those of generated answers only if `generate`."""
         metrics: dict[str, float] = {}
         for name, spans in self.spans.items():
@@ -130,14 +148,19 @@ class Watched:
         for quantity in QUANTITIES:
             if f"forget_{quantity}" in metrics and f"retain_{quantity}" in metrics:
                 metrics[f"gap_{quantity}"] = metrics[f"retain_{quantity}"] - metrics[f"forget_{quantity}"]
-        return metrics
+        directions = {name: _BETTER[higher_is_better(name)] for name in metrics}
+        if self.benchmark is not None:
+            for name, metric in self.benchmark.metrics(model, tokenizer).items():
+                assert metric.estimate is not None
+                metrics[name], directions[name] = metric.estimate.value, metric.direction
+        return Measured(metrics, directions)
 
 
 class Watch(TrainerCallback, ExportableState):
     """Measures before the first step, every `every` steps and after the last, and acts on what it finds.
 
     Args:
-        measure: the present metrics by name.
+        measure: the present metrics.
         every: steps between two evaluations; None: only before and after.
         rule: stops the training where it holds.
         best: metric of which the best weights are kept.
@@ -149,7 +172,7 @@ class Watch(TrainerCallback, ExportableState):
     def __init__(
         self,
         *,
-        measure: Callable[[], dict[str, float]],
+        measure: Callable[[], Measured],
         every: int | None,
         rule: Rule | None,
         best: str | None,
@@ -214,13 +237,15 @@ class Watch(TrainerCallback, ExportableState):
             self._evaluate(state, control)
 
     def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
-        metrics = self.last = self.measure()
+        measured = self.measure()
+        metrics = self.last = measured.values
+        self._check_named(measured)
         self.first = self.first or metrics
         due = control.should_log
         self.log(metrics)
         control.should_log = due  # which a line in the log takes back, and the loss's own is still to come
         self.note_collapse(metrics, state.global_step)
-        if self.best is not None and self._is_better(metrics[self.best]):
+        if self.best is not None and self._is_better(metrics[self.best], measured.directions[self.best]):
             self.best_value, self.best_step = metrics[self.best], state.global_step
             self.save_best()
         if self.rule is not None and self.rule.holds(metrics):
@@ -240,10 +265,18 @@ class Watch(TrainerCallback, ExportableState):
                 stacklevel=2,
             )
 
-    def _is_better(self, value: float) -> bool:
+    def _check_named(self, measured: Measured) -> None:
+        """Whether the metrics of the rule and of the best are there: a benchmark's are only known now."""
+        for option, name in (("stop_when", self.rule.metric if self.rule else None), ("keep_best", self.best)):
+            if name is not None and name not in measured.values:
+                hint = nearest(name, measured.values) or ";"
+                raise InputError(f"{option}: {name} was not measured{hint} there are {', '.join(measured.values)}")
+        if self.best is not None and measured.directions[self.best] not in _BETTER.values():
+            raise InputError(f"keep_best: of {self.best}, {measured.directions[self.best]}; name another metric")
+
+    def _is_better(self, value: float, direction: str) -> bool:
         if value != value:
             return False
         if self.best_value is None:
             return True
-        assert self.best is not None
-        return value > self.best_value if higher_is_better(self.best) else value < self.best_value
+        return value > self.best_value if direction == _BETTER[True] else value < self.best_value

@@ -86,10 +86,11 @@ def run_benchmark(
         retain: what the numbers are compared with, where the benchmark compares.
     """
     from unlearning.evaluation.benchmark import evaluate
+    from unlearning.runs import is_run
 
     out = report.out or Path("runs") / f"eval-{name}-{short_name(model)}"
     retain = retain or Retain()
-    if retain.result is not None and not (retain.result / "run.json").is_file():
+    if retain.result is not None and not is_run(retain.result):
         raise InputError(f"--retain-result {retain.result}: not a run directory (no run.json in it)")
     evaluation = evaluate(
         prepare,

@@ -153,11 +153,13 @@ def evaluate(
     benchmark = prepare(subject)
     rows, run = _rows(benchmark, subject, out, batch_size=batch_size, progress=progress)
     retain_rows: Rows | None = None
-    if isinstance(retain, Subject):
-        kept = cache_directory("evaluation") / _digest(_configuration(prepare(retain), retain))
-        retain_rows, _ = _rows(prepare(retain), retain, kept, batch_size=batch_size, progress=progress)
-    elif retain is not None:
-        retain_rows = read_retain_rows(Path(retain), _configuration(benchmark, subject))
+    if retain is not None:
+        results = (
+            remembered(prepare, retain, batch_size=batch_size, progress=progress)
+            if isinstance(retain, Subject)
+            else Path(retain)
+        )
+        retain_rows = read_retain_rows(results, _configuration(benchmark, subject))
     evaluation = Evaluation(
         benchmark=benchmark.name,
         model=subject.name,
@@ -173,6 +175,19 @@ def evaluate(
             write_frame(run.path / "retain.parquet", retain_rows)
         write_json(run.path / "summary.json", evaluation.summary())
     return evaluation
+
+
+def remembered(
+    prepare: Callable[[Subject], Benchmark], subject: Subject, *, batch_size: int = 16, progress: bool = True
+) -> Path:
+    """The run directory of a model's evaluation in the cache, where it is evaluated unless it has been before.
+
+    The directory is named by a hash of the model's content and of all that the numbers depend on.
+    """
+    benchmark = prepare(subject)
+    path = cache_directory("evaluation") / _digest(_configuration(benchmark, subject))
+    _rows(benchmark, subject, path, batch_size=batch_size, progress=progress)
+    return path
 
 
 def read_retain_rows(path: Path, configuration: dict[str, Any]) -> Rows:

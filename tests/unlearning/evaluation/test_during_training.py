@@ -1,0 +1,148 @@
+"""A benchmark that is measured while a model trains: what it says, what it decides, and that it changes nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unlearning.helpers import build_examples
+from unlearning import InputError, train
+from unlearning.data.chat import ChatFormat
+from unlearning.evaluation import during_training
+from unlearning.evaluation.benchmark import Benchmark, Part, Row
+from unlearning.evaluation.during_training import Prepare, Reading, evenly_spaced
+from unlearning.evaluation.estimates import Metric, Resampled, Sample
+from unlearning.evaluation.subject import Subject
+from unlearning.evaluation.token_scores import encode_target, score_tokens
+
+FORGET, RETAIN = build_examples()[:4], build_examples()[4:]
+SHARED: dict[str, Any] = {
+    "forget": FORGET,
+    "retain": RETAIN,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 3e-3,
+    "lr_schedule": "constant",
+    "warmup_ratio": 0,
+    "max_steps": 4,
+    "logging_steps": 1,
+    "progress": False,
+    "device": "cpu",
+    "benchmark": "asked:forget",
+    "eval_every": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(during_training.BENCHMARKS, "asked", read_asked)
+
+
+def read_asked(part: str, reading: Reading) -> Prepare:
+    """Mean NLL of the first forget answers, and how far it is from the retain model's."""
+    examples = evenly_spaced(FORGET if part == "forget" else RETAIN, reading.rows)
+
+    def prepare(subject: Subject) -> Benchmark:
+        chat: ChatFormat | None = reading.wrapping.chat
+        targets = [encode_target(subject, e.prompt, e.answer, chat=chat) for e in examples]
+
+        def score(places: Sequence[int]) -> list[Row]:
+            found = score_tokens(subject, [targets[place] for place in places], batch_size=len(places))
+            return [{"nll": scores.mean_nll} for scores in found]
+
+        return Benchmark("asked", {"part": part}, [Part(part, [1] * len(targets), score)], summarise)
+
+    return prepare
+
+
+def summarise(rows: pd.DataFrame, retain_rows: pd.DataFrame | None) -> list[Metric]:
+    mean = Sample("rows", [""] * len(rows)).mean(rows["nll"])
+    gap = None
+    if retain_rows is not None:
+        value = float(rows["nll"].mean() - retain_rows["nll"].mean())
+        gap = Resampled(value, np.full(5, value), len(rows))
+    return [
+        Metric("nll", mean, "higher is better", "mean NLL"),
+        Metric("gap", gap, "nearer to 0 is better", "to the retain model", None if gap else "no retain model"),
+        Metric("minus_nll", Resampled(-mean.value, -mean.draws, mean.n), "lower is better", "-mean NLL"),  # type: ignore[union-attr]
+    ]
+
+
+def test_every_evaluation_has_the_benchmark_s_metrics_of_the_weights_at_that_step(model_dir: Path) -> None:
+    result = train("npo", model=model_dir, **SHARED)
+    steps = [line["step"] for line in result.evaluations]
+    assert steps == [0, 2, 4]
+    # The benchmark asks the very answers that forget_nll is the mean of.
+    for line in result.evaluations:
+        assert line["asked_nll"] == pytest.approx(line["forget_nll"], abs=1e-5)
+        assert line["asked_minus_nll"] == -line["asked_nll"]
+        assert "asked_gap" not in line
+    assert result.evaluations[-1]["asked_nll"] > result.evaluations[0]["asked_nll"]
+
+
+def test_measuring_changes_no_weight(model_dir: Path) -> None:
+    measured = train("npo", model=model_dir, **SHARED).model
+    alone = train("npo", model=model_dir, **{**SHARED, "benchmark": None, "eval_every": None}).model
+    for ours, theirs in zip(measured.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("metric", ["asked_nll", "asked_minus_nll"])
+def test_the_best_is_the_one_that_the_metric_s_direction_says(model_dir: Path, tmp_path: Path, metric: str) -> None:
+    result = train("npo", model=model_dir, output_dir=tmp_path / "run", keep_best=metric, **SHARED)
+    best = max(result.evaluations, key=lambda line: line["asked_nll"])
+    assert result.final["step"] == best["step"]
+
+
+def test_a_rule_on_it_stops_the_run(model_dir: Path) -> None:
+    free = train("npo", model=model_dir, **SHARED)
+    bound = (free.evaluations[0]["asked_nll"] + free.evaluations[1]["asked_nll"]) / 2
+    stopped = train("npo", model=model_dir, stop_when=f"asked_nll>{bound}", **SHARED)
+    assert [line["step"] for line in stopped.evaluations] == [0, 2]
+
+
+def test_retain_model_is_compared_with_and_may_be_an_evaluation(model_dir: Path) -> None:
+    result = train("npo", model=model_dir, benchmark_retain=str(model_dir), **SHARED)
+    assert result.evaluations[0]["asked_gap"] == pytest.approx(0, abs=1e-6)
+    assert result.evaluations[-1]["asked_gap"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"benchmark": "askd:forget"},
+            "benchmark=askd:forget: none of this name is measured in training; did you mean",
+        ),
+        ({"keep_best": "asked_nl"}, "keep_best: asked_nl was not measured; did you mean 'asked_nll'"),
+        ({"stop_when": "asked_gap<0"}, "stop_when: asked_gap was not measured"),
+        ({"keep_best": "other_nll"}, "keep_best: no metric 'other_nll'"),
+        ({"benchmark_rows": 0}, "benchmark_rows=0: should be at least 1"),
+        ({"benchmark_retain": "./nowhere"}, "./nowhere: no such directory"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    model_dir: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train("npo", model=model_dir, output_dir=tmp_path / "run", **{**SHARED, **options})
+
+
+def test_a_metric_without_a_better_end_cannot_be_the_best(model_dir: Path, tmp_path: Path) -> None:
+    options = {"keep_best": "asked_gap", "benchmark_retain": str(model_dir)}
+    with pytest.raises(InputError, match="keep_best: of asked_gap, nearer to 0 is better; name another metric"):
+        train("npo", model=model_dir, output_dir=tmp_path / "run", **{**SHARED, **options})
+
+
+@given(st.integers(1, 40), st.integers(1, 60))
+def test_rows_are_evenly_spaced(n: int, count: int) -> None:
+    chosen = evenly_spaced(range(n), count)
+    assert len(chosen) == min(n, count) and chosen[0] == 0
+    gaps = set(np.diff(chosen))
+    assert not gaps or max(gaps) - min(gaps) <= 1

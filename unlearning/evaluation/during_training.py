@@ -1,0 +1,120 @@
+"""A benchmark of `unlearn eval` that is measured while a model trains, on a few rows of each of its sets."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from unlearning.data.question_answer import Wrapping
+from unlearning.errors import InputError
+from unlearning.evaluation.benchmark import Benchmark, evaluate, remembered
+from unlearning.evaluation.estimates import Metric
+from unlearning.evaluation.subject import Subject, open_subject
+from unlearning.options import nearest
+from unlearning.runs import is_run
+
+T = TypeVar("T")
+Prepare = Callable[[Subject], Benchmark]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a benchmark's data are read during training.
+
+    Attributes:
+        data_dir: where named data sets are.
+        wrapping: of the questions, as in training.
+        rows: of each set, evenly spaced.
+        generate: also measure what needs generated answers.
+    """
+
+    data_dir: str | Path | None
+    wrapping: Wrapping
+    rows: int
+    generate: bool
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """So many of the items at equal distances, the first among them; all where there are no more."""
+    if count >= len(items):
+        return list(items)
+    return [items[place * len(items) // count] for place in range(count)]
+
+
+def _tofu(split: str, reading: Reading) -> Prepare:
+    from unlearning.evaluation.benchmarks import tofu
+    from unlearning.evaluation.benchmarks.tofu_sets import read_sets
+
+    sets = read_sets(split or "forget10", data_dir=reading.data_dir)
+    if not reading.generate:  # what the sets of facts are for, model utility, needs generated answers
+        sets = [each for each in sets if each.name in ("forget", "retain")]
+    sets = [replace(each, questions=evenly_spaced(each.questions, reading.rows)) for each in sets]
+    return lambda subject: tofu.prepare(subject, sets=sets, wrapping=reading.wrapping, generate=reading.generate)
+
+
+BENCHMARKS: dict[str, Callable[[str, Reading], Prepare]] = {"tofu": _tofu}
+"""By what stands before the first colon of option `benchmark`; given what stands after it."""
+
+
+@dataclass(frozen=True)
+class TrainingBenchmark:
+    """A benchmark and what its numbers are compared with.
+
+    Attributes:
+        name: what its metrics' names begin with, as `tofu` in `tofu_forget_quality`.
+        prepare: makes it ready for a model.
+        retain: the retain model's results; None where it has none.
+        batch_size: rows at a time.
+    """
+
+    name: str
+    prepare: Prepare
+    retain: Path | None
+    batch_size: int
+
+    def has(self, metric: str) -> bool:
+        """Whether a metric of this name would be this benchmark's."""
+        return metric.startswith(f"{self.name}_")
+
+    def metrics(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Metric]:
+        """What can be measured of the model as it is now, by full name; the model keeps its mode."""
+        was_training = model.training
+        # Nothing is kept under the name of weights that the next step changes, so no hash of them is taken.
+        subject = Subject(name="the model in training", model=model.eval(), tokenizer=tokenizer, sha256="")
+        try:
+            found = evaluate(
+                self.prepare, subject, retain=self.retain, batch_size=self.batch_size, progress=False
+            ).metrics
+        finally:
+            model.train(was_training)
+        return {f"{self.name}_{metric.name}": metric for metric in found if metric.estimate is not None}
+
+
+def open_benchmark(
+    spec: str, reading: Reading, *, retain: str | None, device: str | None, batch_size: int
+) -> TrainingBenchmark:
+    """Read a benchmark's data, and evaluate the retain model where it was not before.
+
+    Args:
+        spec: NAME or NAME:PART, as `tofu:forget05`.
+        reading: how its data are read.
+        retain: the retain model, or the run directory of its evaluation on the same rows.
+        device: of the retain model.
+        batch_size: rows at a time.
+
+    Raises:
+        InputError: an unknown benchmark, data that are not there, or what evaluating the retain model refuses.
+    """
+    name, _, part = spec.partition(":")
+    if name not in BENCHMARKS:
+        hint = nearest(name, BENCHMARKS) or ";"
+        raise InputError(f"benchmark={spec}: none of this name is measured in training{hint} {', '.join(BENCHMARKS)}")
+    prepare = BENCHMARKS[name](part, reading)
+    results = None
+    if retain is not None:
+        results = Path(retain)
+        if not is_run(results):
+            results = remembered(prepare, open_subject(retain, device=device), batch_size=batch_size, progress=False)
+    return TrainingBenchmark(name, prepare, results, batch_size)
