@@ -4,14 +4,21 @@ from types import ModuleType
 
 import typer
 
-from unlearning.cli_eval import choice, quality, tofu, wmdp
+from unlearning.cli_eval import choice, familiarity, quality, tofu, wmdp
 
-COMMANDS: dict[str, ModuleType] = {"quality": quality, "tofu": tofu, "wmdp": wmdp, "choice": choice}
+COMMANDS: dict[str, ModuleType] = {
+    "quality": quality,
+    "tofu": tofu,
+    "wmdp": wmdp,
+    "choice": choice,
+    "familiarity": familiarity,
+}
 """By name; each module has `command` and `EXAMPLES`."""
 
 _EXAMPLES = """\b
 Examples:
   unlearn eval tofu --model runs/npo --retain-model ./retain90 --forget forget10 --data ../data
+  unlearn eval familiarity --model runs/whp --prompts studies.json --retain-model ./never
   unlearn eval quality --model runs/npo --prompts forget.json --base demo:base
   unlearn eval wmdp --model runs/rmu --data ../data --permute 3
   unlearn eval choice --model runs/npo --questions quiz.json --role forget
