@@ -21,6 +21,7 @@ def greedy_answers(
     batch_size: int = 64,
     add_special_tokens: bool = True,
     turn_end: str = "",
+    stop_texts: Sequence[str] = (),
 ) -> list[str]:
     """The most likely continuation of each prompt, token by token, without the prompt and without outer white space.
 
@@ -29,7 +30,7 @@ def greedy_answers(
     each prompt's first token, so an answer does not depend on its neighbours (up to ties within rounding). A tokenizer
     that closes every text with the end-of-sequence token has it removed from the prompt. A prompt made by a chat
     template holds its special tokens already: `add_special_tokens=False`; what ends its turns (`turn_end`) ends an
-    answer too, where it is one token.
+    answer too, where it is one token. An answer also stops before the first of `stop_texts`, as "Question:".
 
     Raises:
         InputError: a prompt without tokens, or one that leaves no room for an answer.
@@ -41,9 +42,16 @@ def greedy_answers(
         stop |= set(ending)
     answers = [""] * len(encoded)
     for places in _batches(encoded, batch_size):
-        rows = _generate(model, [encoded[place] for place in places], _most_likely, stop, max_new_tokens)
+        rows = _generate(
+            model,
+            [encoded[place] for place in places],
+            _most_likely,
+            stop,
+            max_new_tokens,
+            ended=_stops_at(tokenizer, stop_texts),
+        )
         for place, row in zip(places, rows, strict=True):
-            answers[place] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+            answers[place] = _text(tokenizer, row, stop_texts)
     return answers
 
 
@@ -90,12 +98,10 @@ def sampled_answers(
             _drawn_by(torch.from_numpy(np.stack(draws)).to(model.device), temperature),
             stop,
             max_new_tokens,
-            ended=lambda row: _before_stop(_tail(tokenizer, row, stop_texts), stop_texts) is not None,
+            ended=_stops_at(tokenizer, stop_texts),
         )
         for place, row in zip(places, rows, strict=True):
-            text = str(tokenizer.decode(row, skip_special_tokens=True))
-            before = _before_stop(text, stop_texts)
-            answers[place] = (text if before is None else before).strip()
+            answers[place] = _text(tokenizer, row, stop_texts)
         done += len(places)
         advance(done, len(repeated))
     return [answers[first : first + samples] for first in range(0, len(repeated), samples)]
@@ -118,6 +124,18 @@ def _batches(encoded: Sequence[list[int]], batch_size: int) -> list[list[int]]:
     """Places of the prompts; those of similar length together, so that there is little padding."""
     order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))
     return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, row: list[int], stop_texts: Sequence[str]) -> str:
+    """New tokens as text, up to the first stop text, without outer white space."""
+    text = str(tokenizer.decode(row, skip_special_tokens=True))
+    before = _before_stop(text, stop_texts)
+    return (text if before is None else before).strip()
+
+
+def _stops_at(tokenizer: PreTrainedTokenizerBase, stop_texts: Sequence[str]) -> Callable[[list[int]], bool]:
+    """Whether new tokens hold a stop text."""
+    return lambda row: _before_stop(_tail(tokenizer, row, stop_texts), stop_texts) is not None
 
 
 def _before_stop(text: str, stop_texts: Sequence[str]) -> str | None:
