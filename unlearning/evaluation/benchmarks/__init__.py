@@ -1,0 +1,1 @@
+"""Benchmarks of `unlearn eval`: what is read, asked and summed up."""
