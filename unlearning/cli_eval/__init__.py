@@ -4,14 +4,16 @@ from types import ModuleType
 
 import typer
 
-from unlearning.cli_eval import choice, familiarity, quality, tofu, wmdp
+from unlearning.cli_eval import choice, familiarity, lm_eval, mia, quality, tofu, wmdp
 
 COMMANDS: dict[str, ModuleType] = {
+    "mia": mia,
     "quality": quality,
     "tofu": tofu,
     "wmdp": wmdp,
     "choice": choice,
     "familiarity": familiarity,
+    "lm-eval": lm_eval,
 }
 """By name; each module has `command` and `EXAMPLES`."""
 
@@ -22,6 +24,8 @@ Examples:
   unlearn eval quality --model runs/npo --prompts forget.json --base demo:base
   unlearn eval wmdp --model runs/rmu --data ../data --permute 3
   unlearn eval choice --model runs/npo --questions quiz.json --role forget
+  unlearn eval mia --model runs/npo --forget forget.json --holdout unseen.json --retain-model ./never
+  unlearn eval lm-eval --model runs/npo --tasks mmlu,winogrande,hellaswag --limit 200
 """
 
 eval_app = typer.Typer(
