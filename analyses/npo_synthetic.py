@@ -61,9 +61,9 @@ def quick_protocol() -> "Protocol":
 
     return Protocol(
         seeds=(1000, 2000),
-        steps=100,
-        limit_steps=400,
-        finetuning_steps=4000,
+        steps=60,
+        limit_steps=200,
+        finetuning_steps=2500,
         n_features=16,
         n_retain=200,
         n_forget=40,

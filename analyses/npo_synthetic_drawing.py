@@ -106,8 +106,6 @@ def draw_name(figure: go.Figure, name: str, x: float, y: float, colour: str, pla
         xshift=shift,
         showarrow=False,
         font={"color": colour, "size": 13},
-        bgcolor="rgba(255,255,255,0.6)",
-        borderpad=0,
         row=place[0],
         col=place[1],
     )

@@ -109,17 +109,17 @@ def tradeoff_figure(comparison: pd.DataFrame) -> go.Figure:
         paths = rows.groupby(["method", "step"], sort=False)[list(DISTANCES)].median().reset_index()
         curves = {str(name): curve for name, curve in paths.groupby("method", sort=False)}
         (left, right), (low, high) = (with_margin(paths[name].min(), paths[name].max(), 0.12) for name in DISTANCES)
-        ends = {name: [float(curve[axis].iloc[-1]) for axis in DISTANCES] for name, curve in curves.items()}
-        heights = spread([power_of_ten(end[1]) for end in ends.values()], gap=0.042 * (high - low))
+        ends = {name: [power_of_ten(curve[axis].iloc[-1]) for axis in DISTANCES] for name, curve in curves.items()}
+        heights = spread([y for _, y in ends.values()], gap=0.042 * (high - low))
         for (name, curve), height in zip(curves.items(), heights, strict=True):
             line = {"color": colours[name], "width": 2, "dash": _dash(name)}
             draw_line(figure, curve, name, line, place, axes=DISTANCES)
-            draw_mark(figure, (ends[name][0], ends[name][1]), _symbol(name), colours[name], place)
-            draw_name(figure, name, power_of_ten(ends[name][0]), height, colours[name], place, shift=9)
-        start = [float(paths[axis].iloc[0]) for axis in DISTANCES]
-        draw_mark(figure, (start[0], start[1]), "circle-open", "#000000", place)
-        below = power_of_ten(start[1]) - 0.05 * (high - low)
-        draw_name(figure, "start", power_of_ten(start[0]), below, "#000000", place, shift=-14)
+            x, y = ends[name]
+            draw_mark(figure, (10**x, 10**y), _symbol(name), colours[name], place)
+            draw_name(figure, name, x, height, colours[name], place, shift=9)
+        start_x, start_y = (power_of_ten(paths[axis].iloc[0]) for axis in DISTANCES)
+        draw_mark(figure, (10**start_x, 10**start_y), "circle-open", "#000000", place)
+        draw_name(figure, "start", start_x, start_y - 0.045 * (high - low), "#000000", place)
         figure.update_xaxes(**log_axis(left, right), title_text=AXES["forget_distance"], row=1, col=column)
         figure.update_yaxes(**log_axis(low, high), row=1, col=column)
     figure.update_yaxes(title_text=AXES["retain_distance"], row=1, col=1)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 
 from unlearning.errors import InputError
 
@@ -96,7 +96,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) 
     mean = float(array.mean())
     if len(array) < 2:
         return mean, float("nan"), float("nan")
-    reach = float(stats.t.ppf((1 + level) / 2, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5)
+    reach = float(special.stdtrit(len(array) - 1, (1 + level) / 2) * array.std(ddof=1) / len(array) ** 0.5)
     return mean, mean - reach, mean + reach
 
 

@@ -16,11 +16,12 @@ from scipy import stats
 from torch import Tensor
 
 import analyses.npo_synthetic as experiment
+import analyses.npo_synthetic_figures as figures_module
 import analyses.npo_synthetic_methods as methods_module
 import analyses.npo_synthetic_world as world_module
 from analyses.npo_synthetic import full_protocol, quick_protocol, read_seeds, run, tidy
 from analyses.npo_synthetic_drawing import log_axis, over_seeds, spread, thinned
-from analyses.npo_synthetic_figures import FAMILIES, distance_figure, figures
+from analyses.npo_synthetic_figures import FAMILIES, figures
 from analyses.npo_synthetic_fits import departures, growth, growth_table, mean_interval
 from analyses.npo_synthetic_methods import (
     COMPARED,
@@ -39,7 +40,7 @@ from unlearning.errors import InputError
 
 TINY = Protocol(
     seeds=(3, 4),
-    steps=50,
+    steps=26,
     limit_steps=100,
     finetuning_steps=3000,
     n_features=8,
@@ -335,18 +336,19 @@ def check_published(medians: pd.DataFrame, *, relative: float) -> None:
 
 
 def test_one_seed_forgets_as_the_published_figure_says() -> None:
-    """Start 1.6 to 1.7, NPO and DPO below .05 by step 300, the retain loss keeps what NPO alone loses."""
-    protocol = replace(full_protocol(), seeds=(1000,), steps=301, evaluate_every=100, n_evaluation=500)
-    world = draw_world(1.0, protocol)
+    """After a shorter fine-tuning: from about 1.6, NPO and DPO below .05 by step 200, ascent not yet under way."""
     chosen = [method for method in COMPARED[1.0] if method.name in ("GA", "IDK+RT", "NPO", "NPO+RT", "DPO+RT")]
-    found = unlearn(world, finetune(world, protocol), chosen, steps=301, evaluate_every=100)
+    protocol = replace(full_protocol(), seeds=(1000,), n_evaluation=400, finetuning_steps=4000)
+    world = draw_world(1.0, protocol)
+    found = unlearn(world, finetune(world, protocol), chosen, steps=201, evaluate_every=200)
     at = tidy(found, chosen, protocol.seeds).set_index(["method", "step"])
-    assert at.loc[("GA", 0), "forget_distance"] == pytest.approx(1.65, abs=0.05)
-    assert at.loc[("GA", 300), "forget_distance"] == pytest.approx(1.56, rel=0.05)
-    assert at.loc[("IDK+RT", 300), "forget_distance"] > 0.5
+    start = at.loc[("GA", 0), "forget_distance"]
+    assert start == pytest.approx(1.6, abs=0.15)
+    assert at.loc[("GA", 200), "forget_distance"] == pytest.approx(1.60 / 1.63 * start, rel=0.02)
+    assert 0.5 < at.loc[("IDK+RT", 200), "forget_distance"] < 1.06
     for method in ("NPO", "NPO+RT", "DPO+RT"):
-        assert at.loc[(method, 300), "forget_distance"] < 0.05
-    assert at.loc[("NPO", 300), "retain_distance"] > 3 * at.loc[("NPO+RT", 300), "retain_distance"]
+        assert at.loc[(method, 200), "forget_distance"] < 0.05
+    assert at.loc[("NPO", 200), "retain_distance"] > 3 * at.loc[("NPO+RT", 200), "retain_distance"]
 
 
 @pytest.mark.slow
@@ -529,7 +531,7 @@ def test_figures_show_the_medians(tiny_frame: pd.DataFrame) -> None:
     here = comparison[comparison["alpha"] == 1]
     lines = {
         (trace.name, trace.yaxis): trace
-        for trace in distance_figure(here, 1.0).data
+        for trace in made["distances_alpha1"].data
         if trace.name and trace.line.color != "#DDDDDD"
     }
     assert {name for name, _ in lines} == {name for names in FAMILIES.values() for name in names}
@@ -582,7 +584,7 @@ def test_a_finished_run_is_read_and_another_one_refused(
     assert calls == [11, 6, 6, 11]
     pd.testing.assert_frame_equal(run(TINY, tmp_path, progress=False), tiny_frame)  # reads
     assert len(calls) == 4
-    with pytest.raises(InputError, match="holds another run: its steps is 50, not 60"):
+    with pytest.raises(InputError, match="holds another run: its steps is 26, not 60"):
         run(replace(TINY, steps=60), tmp_path, progress=False)
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "complete"
 
@@ -594,7 +596,9 @@ def command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[i
     return int(stopped.value.code or 0), captured.out, captured.err
 
 
-def test_the_command_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "run"
     code, text, errors = command(["--quick", "--json", "--quiet", "--out", str(out)], capsys)
     assert (code, errors) == (0, "")
@@ -608,14 +612,15 @@ def test_the_command_writes_everything(tmp_path: Path, capsys: pytest.CaptureFix
     keys = ["experiment", "alpha", "method", "beta", "seed", "step"]
     assert not frame.duplicated(keys).any()
     assert frame[list(METRICS)].notna().all().all()
-    assert len(frame) == 2 * 11 * 2 * 4 + 6 * 2 * 80
+    assert len(frame) == 2 * 11 * 2 * 3 + 6 * 2 * 40
 
+    monkeypatch.setattr(figures_module, "figures", lambda *_: {})  # they take longest
     code, text, errors = command(["--quick", "--out", str(out)], capsys)  # from the directory, for a reader
     assert (code, errors) == (0, "")
-    assert "growth.html" in text
+    assert text == (out / "table.md").read_text() + f"{out / 'table.md'}\n"
     code, _, errors = command(["--quick", "--steps", "50", "--out", str(out)], capsys)
     assert code == 2
-    assert "holds another run: its steps is 100, not 50" in errors
+    assert "holds another run: its steps is 60, not 50" in errors
 
 
 @pytest.mark.parametrize(
