@@ -230,11 +230,14 @@ def _scored(name: str, rows: Rows, seed: int) -> _Scored:
 def _means(sets: Mapping[str, _Scored]) -> Iterator[Metric]:
     for mean in _MEANS:
         for name, direction in mean.directions.items():
-            values = sets[name].column(mean.column)
+            asked = sets.get(name)
+            values = None if asked is None else asked.column(mean.column)
             if values is not None and mean.value is not None:
                 values = mean.value(values)
-            estimate = None if values is None else sets[name].sample.mean(values)
-            reason = mean.missing if estimate is None else None
+            estimate = None if asked is None or values is None else asked.sample.mean(values)
+            reason = None
+            if estimate is None:
+                reason = f"the {name} questions were not asked" if asked is None else mean.missing
             yield Metric(f"{name}_{mean.name}", estimate, direction, mean.meaning, reason)
 
 
@@ -282,7 +285,8 @@ def _described(found: Comparison, form: str) -> tuple[str, str]:
     p_value = (
         f"two-sided Kolmogorov-Smirnov p-value of the truth ratios ({form} form) against the retain model's, n = "
         f"{found.n}: 1 is the same, below 0.05 is told apart, and none is below {shown_floor(found.n, found.n_retain)} "
-        f"(D = 1); {which}; rows of one author are not independent, which makes it smaller than it should be"
+        f"(D = 1); {which}; the test takes all rows for independent, while one author's are alike and both models answer "
+        "the same questions: a score, not the probability of an error"
     )
     distance = (
         f"D, the largest distance between the distributions of both models' truth ratios ({form} form), 0 to 1; "
