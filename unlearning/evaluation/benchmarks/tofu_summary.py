@@ -285,8 +285,8 @@ def _described(found: Comparison, form: str) -> tuple[str, str]:
     p_value = (
         f"two-sided Kolmogorov-Smirnov p-value of the truth ratios ({form} form) against the retain model's, n = "
         f"{found.n}: 1 is the same, below 0.05 is told apart, and none is below {shown_floor(found.n, found.n_retain)} "
-        f"(D = 1); {which}; the test takes all rows for independent, while one author's are alike and both models answer "
-        "the same questions: a score, not the probability of an error"
+        f"(D = 1); {which}; the test takes all rows for independent, while an author's are alike and both models are "
+        "asked the same: a score, not the probability of an error"
     )
     distance = (
         f"D, the largest distance between the distributions of both models' truth ratios ({form} form), 0 to 1; "
