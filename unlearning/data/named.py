@@ -14,6 +14,10 @@ from unlearning.errors import InputError
 DATA_VARIABLE = "DISSECT_DATA"
 
 
+class AbsentData(InputError):
+    """A part of a data set that is neither here nor on the hub."""
+
+
 @dataclass(frozen=True)
 class Found:
     """Records and where they came from.
@@ -53,7 +57,7 @@ def read_part(local: Part, directory_names: tuple[str, ...], data_dir: Path | No
         remote: what it is called on the hub.
 
     Raises:
-        InputError: it is neither here nor there.
+        AbsentData: it is neither here nor there.
     """
     directory = local_directory(directory_names, data_dir)
     files = []
@@ -66,7 +70,7 @@ def read_part(local: Part, directory_names: tuple[str, ...], data_dir: Path | No
         files = find_files(remote)
     except InputError as error:
         place = f"{data_dir} does not hold it" if data_dir else f"no data_dir (nor ${DATA_VARIABLE}) is named"
-        raise InputError(f"{local.name}: {place}; {error}") from None
+        raise AbsentData(f"{local.name}: {place}; {error}") from None
     return Found(read_files(files), f"{remote.repository} ({', '.join(file.name for file in files)})")
 
 
