@@ -1,12 +1,14 @@
 """MUSE (2407.06460): news articles or novels as documents, with questions and continuations about them.
 
 Locally: a copy of the hub's data set under `muse-news` or `muse-books` (`raw/forget-00000-of-00001.parquet`), or the
-same parts in other formats (`raw/forget.txt`, `knowmem/forget_qa.json`).
+same parts in other formats (`raw/forget.txt`, `knowmem/forget_qa.json`), under `news` or `books` too; or the files of
+MUSE's repository, where the corpora are `bbc` and `hp` and what the hub calls `retain` is `retain2`.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-from unlearning.data.hub import Part
+from unlearning.data.hub import Part, local_directory
 from unlearning.data.named import Found, read_part
 from unlearning.errors import InputError
 from unlearning.options import nearest
@@ -23,6 +25,9 @@ _BOTH = {
 
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {"News": {**_BOTH, "scal": _FOUR, "sust": _FOUR}, "Books": _BOTH}
 """Splits by configuration, of each corpus: `scal` is nested forget sets, `sust` disjoint ones."""
+
+
+_DIRECTORIES = {"News": ("muse-news", "MUSE-News", "news", "bbc"), "Books": ("muse-books", "MUSE-Books", "books", "hp")}
 
 
 def read(corpus: str, name: str, data_dir: Path | None) -> Found:
@@ -49,4 +54,15 @@ def read(corpus: str, name: str, data_dir: Path | None) -> Found:
         problem = f"no split {split!r}{nearest(split, splits) or ';'} there are" if split else "which split? There are"
         raise InputError(f"{whole}: {problem} {', '.join(f'{config}:{known}' for known in splits)}")
     part = Part(whole, f"muse-bench/MUSE-{corpus}", config, split)
-    return read_part(part, (f"muse-{corpus.lower()}", f"MUSE-{corpus}"), data_dir, remote=part)
+    directories = _DIRECTORIES[corpus]
+    local = replace(part, split=_local_split(local_directory(directories, data_dir), config, split))
+    return read_part(local, directories, data_dir, remote=part)
+
+
+def _local_split(directory: Path | None, config: str, split: str) -> str:
+    """What a split is called in a directory, which may be the repository's."""
+    if directory is None or config not in ("knowmem", "privleak") or not split.startswith("retain"):
+        return split
+    theirs = split.replace("retain", "retain2")
+    has = {file.name.partition("-")[0].partition(".")[0] for file in (directory / config).glob("*")}
+    return theirs if theirs in has and split not in has else split

@@ -94,7 +94,7 @@ def detection_rate(
     return np.where(allowed, found, 0.0).max(axis=1) / totals[0]
 
 
-def privacy_leakage(unlearned: Values, retain: Values) -> Values:
+def privacy_leakage(unlearned: Values, retain: Values | float) -> Values:
     """MUSE's PrivLeak in percent: 100 (A_U - A_R) / A_R with A = 1 - AUC (2407.06460).
 
     0 is as the retain model; -100 a forget set that is still memorised; positive, up to 100 (1 - A_R) / A_R, one that
