@@ -80,8 +80,15 @@ def ours(subject: Subject) -> SlowMetrics:
 
 
 @pytest.fixture(scope="module")
-def theirs(never: Subject) -> SlowMetrics:
-    return slow_metrics(never.model, never.tokenizer)
+def theirs(never: Subject) -> list[float]:
+    """The never model's truth ratios."""
+    slow = Slow(never.model, never.tokenizer)
+
+    def ratio(record: Record) -> float:
+        wrong = [slow.nll(record["question"], text) for text in record["perturbed_answer"]]
+        return math.exp(slow.nll(record["question"], record["paraphrased_answer"]) - sum(wrong) / len(wrong))
+
+    return [ratio(record) for record in SETS["forget01_perturbed"]]
 
 
 def slow_metrics(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> SlowMetrics:
@@ -130,10 +137,10 @@ def slow_metrics(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) ->
 
 
 def test_every_metric_equals_its_definition_one_text_at_a_time(
-    subject: Subject, never: Subject, sets: list[QuestionSet], ours: SlowMetrics, theirs: SlowMetrics
+    subject: Subject, never: Subject, sets: list[QuestionSet], ours: SlowMetrics, theirs: list[float]
 ) -> None:
     evaluation = run(subject, sets, retain=never)
-    test = ks_2samp(ours[1], theirs[1])
+    test = ks_2samp(ours[1], theirs)
     expected = {**ours[0], "forget_quality": test.pvalue, "forget_quality_statistic": test.statistic}
     values = {metric.name: metric.estimate.value for metric in evaluation.metrics if metric.estimate}
     rest = {"forget_quality_arithmetic", "forget_quality_arithmetic_statistic", "forget_gibberish", "retain_gibberish"}
@@ -149,12 +156,12 @@ def test_every_metric_equals_its_definition_one_text_at_a_time(
 
 
 def test_forget_quality_says_floor_and_direction(
-    subject: Subject, never: Subject, sets: list[QuestionSet], ours: SlowMetrics, theirs: SlowMetrics
+    subject: Subject, never: Subject, sets: list[QuestionSet], ours: SlowMetrics, theirs: list[float]
 ) -> None:
     metrics = run(subject, sets, retain=never, generate=False).summary()["metrics"]
     meaning = metrics["forget_quality"]["meaning"]
     assert "n = 5" in meaning and "none is below 7.94e-3 (D = 1)" in meaning  # 2 / C(10, 5)
-    is_smaller = ks_2samp(ours[1], theirs[1]).statistic_sign == 1  # our distribution function is above
+    is_smaller = ks_2samp(ours[1], theirs).statistic_sign == 1  # our distribution function is above
     assert ("the smaller ones: it prefers the right" in meaning) == is_smaller
     assert ("the larger ones: it prefers the wrong" in meaning) != is_smaller
 
