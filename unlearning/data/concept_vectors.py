@@ -39,24 +39,36 @@ def read(name: str, data_dir: Path | None) -> Found:
     if part not in PARTS:
         hint = nearest(part, PARTS) or ";"
         raise InputError(f"conceptvectors:{name}: no part {part!r}{hint} there are {', '.join(PARTS)}")
-    directory = local_directory(_DIRECTORIES, data_dir)
-    if directory is None:
-        directory = download(REPOSITORY, ["ConceptVectors_data/*_concepts.json"])
-    files = sorted(directory.rglob("*.json"))
-    if not files:
-        raise InputError(f"conceptvectors:{name}: no .json file in {directory}; put the concepts' file there")
-    places = {
-        str(record["Concept"]): (record, file)
-        for file in reversed(files)  # of a concept in two files, the first one counts
-        for record in read_records(file)
-        if is_concept(record)
-    }
+    places = find_concepts(data_dir)
     if concept and concept not in places:
         known = sorted(places)
         raise InputError(f"conceptvectors:{name}: no such concept{nearest(concept, known) or ';'} {', '.join(known)}")
     chosen = [places[concept]] if concept else [places[key] for key in sorted(places)]
     source = ", ".join(sorted({str(file) for _, file in chosen}))
     return records_of(part, [record for record, _ in chosen], source)
+
+
+def find_concepts(data_dir: Path | None) -> dict[str, tuple[Record, Path]]:
+    """Every concept's record and the file that it is in, by the concept's name.
+
+    Args:
+        data_dir: may hold the files; otherwise they come from the hub.
+
+    Raises:
+        InputError: there is no file of concepts.
+    """
+    directory = local_directory(_DIRECTORIES, data_dir)
+    if directory is None:
+        directory = download(REPOSITORY, ["ConceptVectors_data/*_concepts.json"])
+    files = sorted(directory.rglob("*.json"))
+    if not files:
+        raise InputError(f"conceptvectors: no .json file in {directory}; put the concepts' file there")
+    return {
+        str(record["Concept"]): (record, file)
+        for file in reversed(files)  # of a concept in two files, the first one counts
+        for record in read_records(file)
+        if is_concept(record)
+    }
 
 
 def is_concept(record: Record) -> bool:
