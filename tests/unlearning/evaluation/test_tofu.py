@@ -235,6 +235,19 @@ def test_what_needs_a_retain_model_or_texts_is_left_out_by_name(subject: Subject
     }
 
 
+def test_sets_that_are_not_asked_leave_model_utility_out(
+    subject: Subject, never: Subject, sets: list[QuestionSet]
+) -> None:
+    whole, evaluation = (run(subject, some, retain=never) for some in (sets, sets[:2]))
+    without = left_out(evaluation)
+    assert without["world_facts_truth_ratio"] == "the world_facts questions were not asked"
+    assert "real_authors_rouge" in without["model_utility"] and "retain_rouge" not in without["model_utility"]
+    facts = {metric.name for metric in whole.metrics if metric.name.startswith(("real_authors", "world_facts"))}
+    assert set(without) == {"model_utility", *facts}
+    for name in ("forget_quality", "retain_truth_ratio"):
+        assert evaluation[name] == pytest.approx(whole[name], rel=1e-6)
+
+
 def test_a_forget_set_without_perturbed_answers_leaves_its_metrics_out_and_keeps_the_others(
     subject: Subject, never: Subject, data: Path, tmp_path: Path
 ) -> None:
