@@ -166,7 +166,8 @@ def test_every_mean_is_lm_evals_own(subject: Subject, data: Path, usual: Evaluat
     plan = lm_eval_tasks.plan_tasks(USUAL)
     with lm_eval._quiet():
         tasks = [lm_eval_tasks.load_task(plan, name, data, num_fewshot=None, seed=0) for name in USUAL]
-        theirs = simple_evaluate(lm_eval._wrap(subject, 4), tasks=tasks, bootstrap_iters=0)["results"]
+        wrapped = lm_eval._wrap(subject, 4)
+        theirs = simple_evaluate(wrapped, tasks=tasks, task_manager=plan.manager, bootstrap_iters=0)["results"]
     checked = 0
     for task in USUAL:
         for key, value in theirs[task].items():

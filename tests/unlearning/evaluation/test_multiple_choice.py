@@ -215,6 +215,14 @@ def test_a_model_that_always_says_b_is_seen_through(subject: Subject, monkeypatc
     assert found["quiz_permuted_accuracy"] == pytest.approx((2 * 5 + 3 * 6) / (5 * 23))
 
 
+def test_one_other_order_is_compared_with_the_questions_own(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    rigged(monkeypatch, lambda text: 0.0 if text.endswith(" B") else -1e4)
+    found = run(subject, questions(), scoring=["letter"], permute=1)
+    same = [other_orders(question, 1, seed=0)[0][1] == 1 for question in questions()]
+    assert found.rows["permuted_consistent"].tolist() == same
+    assert found["quiz_permuted_consistency"] == np.mean(same) < 1
+
+
 def test_ties_go_to_the_first_option_and_are_counted(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     rigged(monkeypatch, lambda _text: -1e4)
     found = run(subject, questions())
@@ -291,6 +299,17 @@ def test_solved_questions_of_the_same_subject_are_shown(subject: Subject) -> Non
         np.testing.assert_allclose(row["letter_log_likelihoods"], slow, atol=1e-4)
 
 
+def test_solved_questions_show_the_kind_of_answer_that_is_asked_for(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shot, asked = questions()[:2]
+    texts = []
+    rigged(monkeypatch, lambda text: texts.append(text) or -1.0)
+    run(subject, [asked], few_shot=[shot], permute=1)
+    shown = [text.split("Answer:")[1].split("\n")[0] for text in texts]
+    assert shown == [" B"] * 4 + [" blue-green"] * 8 + [" B"] * 4
+
+
 def test_a_chat_template_wraps_the_whole_prompt_and_is_recorded(subject: Subject) -> None:
     template = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
     template += "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -346,6 +365,8 @@ def test_an_empty_option_is_scored_by_letter_only(subject: Subject) -> None:
     found = run(subject, [blank, questions()[1]])
     metrics = found.summary()["metrics"]
     assert [metrics[f"quiz_{name}"]["n"] for name in ("letter_accuracy", "answer_sum_accuracy")] == [2, 1]
+    for name in ("answer_per_token", "cloze_sum", "cloze_per_character"):
+        assert metrics[f"quiz_{name}_accuracy"]["value"] == found.rows[f"{name}_correct"].iloc[1]
     assert "1 questions with an empty option" in " ".join(found.notes)
     alone = run(subject, [blank]).summary()
     assert "empty option" in alone["left_out"]["quiz_cloze_sum_accuracy"]

@@ -145,7 +145,7 @@ def test_wrong_input_is_told_in_one_line_before_the_model_is_loaded(
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom unlearning.cli import main\n"
-        "for name in ('wmdp', 'choice'):\n"
+        "for name in ('wmdp', 'choice', 'lm-eval'):\n"
         "    try: main(['eval', name, '--help'])\n    except SystemExit: pass\n"
         "assert not {'torch', 'lm_eval', 'transformers', 'pandas'} & set(sys.modules), 'heavy'\n"
     )

@@ -68,6 +68,8 @@ def prepare(
         InputError: lm-evaluation-harness is not installed, an unknown task, data that is neither here nor on the hub,
             or a tokenizer without a chat template.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: 1 or more")
     if chat and not subject.tokenizer.chat_template:
         raise InputError("--chat: the tokenizer has no chat template")
     with _quiet():

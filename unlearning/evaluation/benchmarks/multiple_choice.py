@@ -64,6 +64,8 @@ def prepare(
         InputError: what `check_scoring` raises, no question that fits into the model's context, or a tokenizer
             without a chat template.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: 1 or more")
     kinds = check_scoring(scoring, permute)
     about = {question.subject for questions in sets.values() for question in questions}
     shots = {topic: tuple(shot for shot in few_shot if shot.subject == topic)[:n_shots] for topic in sorted(about)}
