@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -40,38 +40,48 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
 
 
 def answer_logits(model: PreTrainedModel, batch: TokenBatch) -> AnswerLogits:
-    """Run the model and keep the logits that predict answer tokens.
-
-    The output projection runs only at positions where some sequence of the batch predicts an answer token: over a
-    large vocabulary the rest of the logits would be most of the memory.
-    """
-    mask = batch.predicts_answer
-    positions = mask.any(dim=0).nonzero().squeeze(1)
-    if _keeps_logits(model):
-        logits = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            use_cache=False,
-            logits_to_keep=positions,
-        ).logits
-    else:
-        output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        logits = output.logits[:, positions]
-    kept = mask[:, positions]
-    targets = batch.input_ids[:, positions + 1] if batch.targets is None else batch.targets[:, positions]
-    return AnswerLogits(logits=logits[kept], targets=targets[kept], sequence=kept.nonzero()[:, 0])
+    """Run the model and keep the logits that predict answer tokens."""
+    logits, kept, targets = _run(model, batch)
+    return AnswerLogits(logits=logits[kept], targets=targets, sequence=kept.nonzero()[:, 0])
 
 
 def answer_nll(model: PreTrainedModel, batch: TokenBatch) -> Float[Tensor, " token"]:
     """Negative log-likelihood of every answer token of the batch, in nats, as one flat list."""
-    answers = answer_logits(model, batch)
-    return token_nll(answers.logits, answers.targets)
+    logits, kept, targets = _run(model, batch)
+    return _nll(logits, kept, targets)
 
 
 def answer_sequence_nll(model: PreTrainedModel, batch: TokenBatch) -> Float[Tensor, " batch"]:
     """Negative log-likelihood of each answer, summed over its tokens, in nats."""
-    answers = answer_logits(model, batch)
-    return sequence_nll(token_nll(answers.logits, answers.targets), answers.sequence, batch.n_sequences)
+    logits, kept, targets = _run(model, batch)
+    return sequence_nll(_nll(logits, kept, targets), kept.nonzero()[:, 0], batch.n_sequences)
+
+
+def _run(
+    model: PreTrainedModel, batch: TokenBatch
+) -> tuple[Float[Tensor, "batch kept vocab"], Bool[Tensor, "batch kept"], Int[Tensor, " token"]]:
+    """Logits at the positions where some sequence predicts an answer token, which of them count, and their targets.
+
+    The output projection runs at these positions only: over a large vocabulary the rest of the logits would be most of
+    the memory.
+    """
+    mask = batch.predicts_answer
+    positions = mask.any(dim=0).nonzero().squeeze(1)
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    if _keeps_logits(model):
+        logits = model(**inputs, logits_to_keep=positions).logits
+    else:
+        logits = model(**inputs).logits[:, positions]
+    kept = mask[:, positions]
+    targets = batch.input_ids[:, positions + 1] if batch.targets is None else batch.targets[:, positions]
+    return logits, kept, targets[kept]
+
+
+def _nll(
+    logits: Float[Tensor, "batch kept vocab"], kept: Bool[Tensor, "batch kept"], targets: Int[Tensor, " token"]
+) -> Float[Tensor, " token"]:
+    """Of the positions that count. A copy of their logits alone would be the largest tensor of the step."""
+    return token_nll(logits.flatten(0, 1), targets, kept.flatten().nonzero().squeeze(1))
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:

@@ -10,6 +10,7 @@ Below, p is the model's distribution at a token, y the target, L_b the negative 
 its tokens, and sg the stop-gradient.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -19,12 +20,60 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def token_nll(logits: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
+def token_nll(
+    logits: Float[Tensor, "row vocab"], targets: Int[Tensor, " token"], rows: Int[Tensor, " token"] | None = None
+) -> Float[Tensor, " token"]:
     """Negative log-likelihood of each target, -log softmax(logits)[target], in nats.
 
-    Computed in float32 at least, whatever the logits' dtype.
+    Computed in float32 at least, whatever the logits' dtype. What is kept for the backward pass are the logits alone:
+    over a large vocabulary each tensor of this shape counts.
+
+    Args:
+        logits: of each token.
+        targets: the tokens.
+        rows: where the logits of each token stand, each row at most once; row by row if None.
     """
-    return F.cross_entropy(_widened(logits), targets, reduction="none")
+    return _TokenNLL.apply(logits, targets, torch.arange(len(targets), device=logits.device) if rows is None else rows)
+
+
+PIECE = {"cpu": 2**20, "cuda": 2**24}
+"""Logits that are worked on together: on a CPU what its cache holds, on a GPU enough to keep it busy."""
+
+
+class _TokenNLL(torch.autograd.Function):
+    """Cross-entropy and its gradient, some tokens at a time; the backward pass computes the softmax again."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, targets, rows)
+        parts = [
+            F.cross_entropy(_widened(logits[r]), targets[piece], reduction="none") for piece, r in _cut(logits, rows)
+        ]
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
+        logits, targets, rows = ctx.saved_tensors
+        gradient = torch.zeros_like(logits)
+        for piece, r in _cut(logits, rows):
+            part = logits[r].requires_grad_()
+            with torch.enable_grad():
+                nll = F.cross_entropy(_widened(part), targets[piece], reduction="none")
+            (gradient[r],) = torch.autograd.grad(nll, part, outer[piece])
+        return gradient, None, None
+
+
+def _cut(logits: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The tokens in pieces, with the rows of each."""
+    size = _at_once(logits)
+    for first in range(0, max(1, len(rows)), size):
+        piece = slice(first, first + size)
+        yield piece, rows[piece]
+
+
+def _at_once(logits: Tensor) -> int:
+    return max(1, PIECE.get(logits.device.type, PIECE["cuda"]) // logits.shape[-1])
 
 
 def sequence_nll(
@@ -74,14 +123,11 @@ def token_divergence(
 class _Divergence(torch.autograd.Function):
     """KL(reference || model) and its closed gradient, some tokens at a time."""
 
-    PIECE = 2**20
-    """Logits that are worked on together."""
-
     @staticmethod
     def forward(ctx: Any, logits: Tensor, reference: Tensor) -> Tensor:
         gradient = torch.empty_like(logits)
         divergence = logits.new_empty(len(logits))
-        size = max(1, _Divergence.PIECE // logits.shape[-1])
+        size = _at_once(logits)
         for first in range(0, len(logits), size):
             rows = slice(first, first + size)
             ours = logits[rows].log_softmax(-1)

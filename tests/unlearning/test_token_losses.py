@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unlearning.test_losses import random_case
 from unlearning import losses
@@ -222,7 +223,7 @@ def test_rmu_is_the_published_squared_norm_over_the_width() -> None:
 
 @pytest.mark.parametrize("piece", [1, 20, 10**6])
 def test_divergence_by_pieces_equals_autograd(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses._Divergence, "PIECE", piece)
+    monkeypatch.setitem(losses.PIECE, "cpu", piece)
     draw = torch.Generator().manual_seed(3)
     ours, theirs = (5 * torch.randn(7, 9, generator=draw, dtype=torch.float64) for _ in range(2))
     weights = torch.randn(7, generator=draw, dtype=torch.float64)
@@ -237,3 +238,61 @@ def test_divergence_by_pieces_equals_autograd(piece: int, monkeypatch: pytest.Mo
         gradients.append(logits.grad)
     torch.testing.assert_close(values[0], values[1])
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("piece", [1, 60, 10**6])
+def test_nll_by_pieces_is_cross_entropy_to_the_bit(
+    piece: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(losses.PIECE, "cpu", piece)
+    draw = torch.Generator().manual_seed(4)
+    start = (5 * torch.randn(9, 19, generator=draw)).to(dtype)
+    rows, targets = torch.tensor([0, 2, 3, 5, 8]), torch.tensor([3, 18, 0, 7, 7])
+    weights = torch.randn(5, generator=draw)
+    values, gradients = [], []
+    for loss in (
+        lambda logits: losses.token_nll(logits, targets, rows),
+        lambda logits: F.cross_entropy(logits[rows].float(), targets, reduction="none"),
+    ):
+        logits = start.clone().requires_grad_()
+        values.append(loss(logits))
+        (values[-1] * weights).sum().backward()
+        gradients.append(logits.grad)
+    assert torch.equal(values[0], values[1]) and torch.equal(gradients[0], gradients[1])
+    assert gradients[0][[1, 4, 6, 7]].count_nonzero() == 0, "rows that nobody asked for"
+
+
+def test_nll_of_no_token_is_empty() -> None:
+    nothing = torch.zeros(0, dtype=torch.long)
+    logits = torch.randn(3, 7, requires_grad=True)
+    nll = losses.token_nll(logits, nothing, nothing)
+    assert nll.shape == (0,)
+    assert gradient(nll.sum(), logits).count_nonzero() == 0
+
+
+class Sizes(TorchDispatchMode):
+    """Elements of every tensor that is made and has memory of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = function(*args, **(kwargs or {}))
+        given = {argument.untyped_storage().data_ptr() for argument in args if isinstance(argument, Tensor)}
+        for tensor in made if isinstance(made, tuple) else (made,):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self.made.append(tensor.numel())
+        return made
+
+
+def test_nll_makes_one_tensor_of_the_logits_size_which_is_their_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(losses.PIECE, "cpu", 2 * 100)
+    logits, targets = torch.randn(40, 100, requires_grad=True), torch.zeros(40, dtype=torch.long)
+    with Sizes() as forward:
+        nll = losses.token_nll(logits, targets)
+    with Sizes() as backward:
+        nll.sum().backward()
+    assert max(forward.made) == 2 * 100
+    assert sorted(backward.made)[-2:] == [2 * 100, 40 * 100]
