@@ -1,5 +1,6 @@
 """Memory is that of the call alone; nobody always goes first; the peak is the best product."""
 
+import os
 import time
 
 import pytest
@@ -71,3 +72,11 @@ def test_a_rate_is_operations_over_seconds(monkeypatch: pytest.MonkeyPatch) -> N
     gemm = GemmProbe(config, device=CPU, dtype=torch.float32, chunks=(5,))
     gemm.measure()
     assert gemm.rates == {(32, 32, 5): 2 * 5 * 32 * 32}
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel keeps no peak to set back")
+def test_memory_that_is_held_for_a_moment_is_counted() -> None:
+    def for_a_moment() -> None:
+        torch.ones(96 * MIB, dtype=torch.uint8)
+
+    assert 90 * MIB < measure(for_a_moment, CPU).memory_bytes < 130 * MIB
