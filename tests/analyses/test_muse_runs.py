@@ -1,5 +1,6 @@
 """Scalability and sustainability on invented data: from which model, on what, gone on with, told."""
 
+import gc
 import json
 import shlex
 import shutil
@@ -19,6 +20,16 @@ from unlearning.cli import main as unlearn
 from unlearning.data import hub
 from unlearning.errors import InputError
 from unlearning.evaluation.subject import open_subject
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_imports() -> None:
+    """As in tests/unlearning: each training ends with a collection, which took half of its time."""
+    import transformers.trainer  # noqa: F401
+
+    import unlearning.trainer  # noqa: F401
+
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -260,10 +260,9 @@ def _summarise(rows: Rows, retain_rows: Rows | None, *, attacks: Sequence[str], 
             detection = partial(membership.detection_rate, false_alarms=_FALSE_ALARMS)
             rate = compared(rows, attack, SETS, detection, seed=seed)
             theirs = None if retain_rows is None else compared(retain_rows, attack, SETS, membership.auc, seed=seed)
-            metrics += [*_alone(attack, area, rate, None), *_relative(attack, area, theirs)]
-        else:
-            reason = _HOW_TO_GET.get(attack, "not among --attacks")
-            metrics += [*_alone(attack, None, None, reason), *_relative(attack, None, None, reason)]
+            metrics += [_area(attack, area), _rate(attack, rate), *_relative(attack, area, theirs)]
+        else:  # told once, by its main number
+            metrics.append(_area(attack, None, _HOW_TO_GET.get(attack, "not among --attacks")))
     return metrics
 
 
@@ -273,32 +272,31 @@ _HOW_TO_GET = {
 }
 
 
-def _alone(attack: str, area: Resampled | None, rate: Resampled | None, reason: str | None) -> list[Metric]:
-    return [
-        Metric(
-            f"{attack}_auc",
-            area,
-            "nearer to the retain model is better",
-            f"P(hold-out text scores higher than forget text), each scored by the {ATTACKS[attack]}: 1 memorised, 0.5 "
-            "not to be told apart, 0 over-forgotten",
-            reason,
-        ),
-        Metric(
-            f"{attack}_tpr_at_1_fpr",
-            rate,
-            "nearer to the retain model is better",
-            "share of the forget texts below a threshold that at most 1 % of the hold-out texts are below",
-            reason,
-        ),
-    ]
+def _area(attack: str, area: Resampled | None, reason: str | None = None) -> Metric:
+    return Metric(
+        f"{attack}_auc",
+        area,
+        "nearer to the retain model is better",
+        f"P(hold-out text scores higher than forget text), each scored by the {ATTACKS[attack]}: 1 memorised, 0.5 not "
+        "to be told apart, 0 over-forgotten",
+        reason,
+    )
 
 
-def _relative(attack: str, area: Resampled | None, theirs: Resampled | None, reason: str | None = None) -> list[Metric]:
+def _rate(attack: str, rate: Resampled) -> Metric:
+    return Metric(
+        f"{attack}_tpr_at_1_fpr",
+        rate,
+        "nearer to the retain model is better",
+        "share of the forget texts below a threshold that at most 1 % of the hold-out texts are below",
+    )
+
+
+def _relative(attack: str, area: Resampled, theirs: Resampled | None) -> list[Metric]:
     """What is relative to the retain model's AUC."""
     leakage, likeness = None, None
-    if reason is None and theirs is None:
-        reason = "it is relative to the retain model's AUC; give --retain-model N or --retain-result DIR"
-    if area is not None and theirs is not None:
+    reason = "it is relative to the retain model's AUC; give --retain-model N or --retain-result DIR"
+    if theirs is not None:
         leakage = relative_leakage(area, theirs) if theirs.value < 1 else None
         likeness = combine(membership.retain_likeness, area, theirs) if theirs.value > 0 else None
         reason = f"the retain model's AUC is {theirs.value:.0f}, which leaves nothing to divide by"
