@@ -54,7 +54,61 @@ def _tofu(split: str, reading: Reading) -> Prepare:
     return lambda subject: tofu.prepare(subject, sets=sets, wrapping=reading.wrapping, generate=reading.generate)
 
 
-BENCHMARKS: dict[str, Callable[[str, Reading], Prepare]] = {"tofu": _tofu}
+def _muse(corpus: str, reading: Reading) -> Prepare:
+    from unlearning.evaluation.benchmarks import muse
+    from unlearning.evaluation.benchmarks.muse_data import read_muse
+
+    found = read_muse(corpus, reading.data_dir, limit=reading.rows)
+    return lambda subject: muse.prepare(subject, found)
+
+
+def _wmdp(name: str, reading: Reading) -> Prepare:
+    return _multiple_choice("wmdp", name, f"wmdp:{name}", reading)
+
+
+def _choice(source: str, reading: Reading) -> Prepare:
+    return _multiple_choice("choice", "questions", source, reading)
+
+
+def _multiple_choice(benchmark: str, name: str, source: str, reading: Reading) -> Prepare:
+    from unlearning.data.choice_questions import read_questions
+    from unlearning.evaluation.benchmarks import multiple_choice
+
+    questions = evenly_spaced(read_questions(source, data_dir=reading.data_dir), reading.rows)
+    return lambda subject: multiple_choice.prepare(
+        subject,
+        sets={name: questions},
+        name=benchmark,
+        role="forget",
+        scoring=["letter"],
+        chat=reading.wrapping.chat is not None,
+    )
+
+
+def _familiarity(source: str, reading: Reading) -> Prepare:
+    from unlearning.evaluation.benchmarks import familiarity
+
+    prompts = evenly_spaced(familiarity.read_prompts(source), reading.rows)
+    return lambda subject: familiarity.prepare(subject, prompts=prompts)
+
+
+def _quality(source: str, reading: Reading) -> Prepare:
+    from unlearning.evaluation.benchmarks import quality
+
+    chat = reading.wrapping.chat
+    template = None if chat is not None else reading.wrapping.template
+    asked = quality.read_prompts(source, template=template, chat=chat, data_dir=reading.data_dir)
+    return lambda subject: quality.prepare(subject, asked=evenly_spaced(asked, reading.rows), chat=chat)
+
+
+BENCHMARKS: dict[str, Callable[[str, Reading], Prepare]] = {
+    "tofu": _tofu,
+    "muse": _muse,
+    "wmdp": _wmdp,
+    "choice": _choice,
+    "familiarity": _familiarity,
+    "quality": _quality,
+}
 """By what stands before the first colon of option `benchmark`; given what stands after it."""
 
 
@@ -98,7 +152,8 @@ def open_benchmark(
     """Read a benchmark's data, and evaluate the retain model where it was not before.
 
     Args:
-        spec: NAME or NAME:PART, as `tofu:forget05`.
+        spec: NAME:PART, as `tofu:forget05`, `muse:news`, `wmdp:bio`, `choice:FILE`, `familiarity:FILE`,
+            `quality:PROMPTS`.
         reading: how its data are read.
         retain: the retain model, or the run directory of its evaluation on the same rows.
         device: of the retain model.

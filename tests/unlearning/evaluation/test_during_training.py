@@ -1,5 +1,6 @@
 """A benchmark that is measured while a model trains: what it says, what it decides, and that it changes nothing."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unlearning.helpers import build_examples
+from tests.analyses.helpers import needs_tofu, real_tofu
+from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning import InputError, train
+from unlearning.checkpoints import load_tokenizer
 from unlearning.data.chat import ChatFormat
 from unlearning.evaluation import during_training
 from unlearning.evaluation.benchmark import Benchmark, Part, Row
@@ -138,6 +141,38 @@ def test_a_metric_without_a_better_end_cannot_be_the_best(model_dir: Path, tmp_p
     options = {"keep_best": "asked_gap", "benchmark_retain": str(model_dir)}
     with pytest.raises(InputError, match="keep_best: of asked_gap, nearer to 0 is better; name another metric"):
         train("npo", model=model_dir, output_dir=tmp_path / "run", **{**SHARED, **options})
+
+
+FILES: dict[str, list[dict[str, Any]]] = {
+    "choice": [{"question": "Where was Ada Brook born?", "choices": ["Oslo", "Lima"], "answer": 0}],
+    "familiarity": [{"prompt": "Ada Brook was born in", "specific": ["Oslo"], "generic": ["town"]}],
+    "quality": [{"question": "Where was Ada Brook born?"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [("choice", "choice_questions_letter_accuracy"), ("familiarity", "familiarity_"), ("quality", "quality_gibberish")],
+)
+def test_benchmarks_of_files_are_measured_while_training(
+    model_dir: Path, tmp_path: Path, name: str, metric: str
+) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(FILES[name] * 3))
+    options = {**SHARED, "benchmark": f"{name}:{file}", "benchmark_rows": 2, "max_steps": 1}
+    found = train("npo", model=model_dir, **options).evaluations[-1]
+    assert any(key.startswith(metric) for key in found), sorted(found)
+
+
+@needs_tofu
+def test_tofu_is_measured_while_training(model_dir: Path) -> None:
+    data = str(real_tofu().parent)  # type: ignore[union-attr]
+    options = {**SHARED, "benchmark": "tofu:forget01", "benchmark_rows": 2, "max_steps": 1, "data_dir": data}
+    model = build_tiny_llama()
+    model.config.max_position_embeddings = 1024
+    found = train("npo", model=model, tokenizer=load_tokenizer(model_dir), **options).evaluations[-1]
+    assert 0 <= found["tofu_forget_probability"] <= 1
+    assert "tofu_model_utility" not in found and "tofu_forget_quality" not in found
 
 
 @given(st.integers(1, 40), st.integers(1, 60))
