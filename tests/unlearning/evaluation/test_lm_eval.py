@@ -327,14 +327,19 @@ def test_a_killed_run_goes_on_with_the_next_task(
 
 
 def test_rows_beyond_the_context_are_counted(data: Path) -> None:
-    small = build_subject(context=40)
-    found = run(small, "hellaswag", "piqa", data_dir=data)
     texts = [[f"Sailing: A boat leaves {town}. The crew {ending}" for ending in ENDINGS] for town in TOWNS]
-    too_long = [any(len(ids) > 41 for ids in small.tokenizer(some)["input_ids"]) for some in texts]
+    longest = [max(map(len, build_tokenizer()(some)["input_ids"])) for some in texts]
+    context = sorted(set(longest))[1] - 1  # nothing has to be predicted from the last token
+    found = run(build_subject(context=context), "hellaswag", "piqa", data_dir=data)
     rows = found.rows[found.rows["set"] == "hellaswag"]
-    assert rows["truncated"].tolist() == too_long
-    assert found["hellaswag_truncated"] == np.mean(too_long) > 0
+    assert rows["truncated"].tolist() == [length > context + 1 for length in longest]
+    assert 0 < found["hellaswag_truncated"] == np.mean(rows["truncated"].astype(bool)) < 1
     assert "piqa_truncated" not in found.summary()["metrics"]
+
+
+def test_a_task_that_asks_for_no_solved_examples_shows_none(subject: Subject, data: Path, tasks_dir: Path) -> None:
+    found = run(subject, "quiz", "piqa", data_dir=data, tasks_dir=tasks_dir, num_fewshot=1, limit=1)
+    assert found.notes == ("quiz: 0-shot", "piqa: 1-shot")
 
 
 def test_what_is_no_mean_is_left_out_by_name(subject: Subject, data: Path, tmp_path: Path) -> None:
