@@ -170,7 +170,7 @@ def note(text: str) -> None:
 
 
 def _good(direction: str) -> str:
-    return direction.removesuffix(" is better") if direction.endswith(" is better") else "-"
+    return "-" if direction.startswith("describes") else direction.removesuffix(" is better")
 
 
 def _with_interval(record: dict[str, Any], value: str, low: str, high: str) -> str:
