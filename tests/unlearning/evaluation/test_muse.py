@@ -161,6 +161,20 @@ def test_answers_stop_before_the_stop_texts(subject: Subject) -> None:
     assert cut == [text.split(stop)[0].strip() for text in whole] and cut != whole
 
 
+def test_answers_are_cut_and_continuations_are_not(
+    subject: Subject, data: MuseData, everything: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert muse.STOP_TEXTS == ("\n\n", "\nQuestion", "Question:")
+    whole = everything.rows.set_index(["set", "row"])["generated"]
+    stop = whole.loc["retain_knowmem", 0][4:6]
+    monkeypatch.setattr(muse, "STOP_TEXTS", (stop,))  # the tiny model writes none of the real ones
+    questions = {name: data.found[name] for name in ("verbmem", "retain_knowmem")}
+    found = ask(subject, MuseData("news", questions), batch_size=2).rows.set_index(["set", "row"])["generated"]
+    cut = [text.split(stop)[0].strip() for text in whole.loc["retain_knowmem"]]
+    assert found.loc["retain_knowmem"].tolist() == cut != whole.loc["retain_knowmem"].tolist()
+    assert found.loc["verbmem"].tolist() == whole.loc["verbmem"].tolist()
+
+
 def test_a_collapsed_model_scores_zero_and_its_numbers_are_finite(
     tokenizer: PreTrainedTokenizerFast, data: MuseData
 ) -> None:
