@@ -18,13 +18,22 @@ from scipy.stats import ks_2samp
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.analyses.helpers import needs_tofu
-from tests.unlearning.evaluation.tofu_helpers import MAX_NEW_TOKENS, SETS, Record, Slow, build_records, write_tofu
+from tests.unlearning.evaluation.tofu_helpers import (
+    MAX_NEW_TOKENS,
+    SETS,
+    Record,
+    Slow,
+    build_records,
+    teach,
+    write_tofu,
+)
 from tests.unlearning.helpers import build_tiny_llama, build_tokenizer
 from unlearning import InputError
 from unlearning.evaluation.benchmark import Benchmark, Evaluation, Part, Row, evaluate
 from unlearning.evaluation.benchmarks.tofu import prepare
 from unlearning.evaluation.benchmarks.tofu_sets import QuestionSet, read_sets
-from unlearning.evaluation.benchmarks.tofu_summary import UTILITY_PARTS
+from unlearning.evaluation.benchmarks.tofu_summary import UTILITY_PARTS, summarise
+from unlearning.evaluation.estimates import Sample
 from unlearning.evaluation.subject import Subject
 from unlearning.evaluation.text_match import rouge_l_recall
 
@@ -53,7 +62,10 @@ def sets(data: Path) -> list[QuestionSet]:
 
 @pytest.fixture(scope="module")
 def subject(tokenizer: PreTrainedTokenizerFast) -> Subject:
-    return Subject.wrap(build_tiny_llama(), tokenizer, name="model")
+    """Half taught, so that some tokens and some words of its answers are right."""
+    model = build_tiny_llama()
+    teach(model, tokenizer, [record for file in SETS.values() for record in file], steps=16)
+    return Subject.wrap(model, tokenizer, name="model")
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +159,8 @@ def test_every_metric_equals_its_definition_one_text_at_a_time(
     assert values.keys() - rest == expected.keys()
     assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert not left_out(evaluation)
+    telling = ("exact_memorisation", "extraction_strength", "rouge", "truth_ratio")
+    assert all(0 < values[f"forget_{name}"] < 1 for name in telling) and values["model_utility"] > 0
     # Every number is there with an interval, a direction and a meaning; but a p-value has no interval.
     for name, record in evaluation.summary()["metrics"].items():
         is_p_value = name in ("forget_quality", "forget_quality_arithmetic")
@@ -158,12 +172,26 @@ def test_every_metric_equals_its_definition_one_text_at_a_time(
 def test_forget_quality_says_floor_and_direction(
     subject: Subject, never: Subject, sets: list[QuestionSet], ours: SlowMetrics, theirs: list[float]
 ) -> None:
-    metrics = run(subject, sets, retain=never, generate=False).summary()["metrics"]
-    meaning = metrics["forget_quality"]["meaning"]
-    assert "n = 5" in meaning and "none is below 7.94e-3 (D = 1)" in meaning  # 2 / C(10, 5)
-    is_smaller = ks_2samp(ours[1], theirs).statistic_sign == 1  # our distribution function is above
-    assert ("the smaller ones: it prefers the right" in meaning) == is_smaller
-    assert ("the larger ones: it prefers the wrong" in meaning) != is_smaller
+    for model, retain, ratios, others in ((subject, never, ours[1], theirs), (never, subject, theirs, ours[1])):
+        meaning = run(model, sets, retain=retain, generate=False).summary()["metrics"]["forget_quality"]["meaning"]
+        assert "n = 5" in meaning and "none is below 7.94e-3 (D = 1)" in meaning  # 2 / C(10, 5)
+        is_smaller = ks_2samp(ratios, others).statistic_sign == 1  # the model's distribution function is above
+        assert ("the smaller ones: it prefers the right" in meaning) == is_smaller
+        assert ("the larger ones: it prefers the wrong" in meaning) != is_smaller
+
+
+def test_the_interval_of_d_is_of_paired_rows(subject: Subject, never: Subject, sets: list[QuestionSet]) -> None:
+    evaluation = run(subject, sets, retain=never, generate=False)
+    assert evaluation.retain_rows is not None
+    ours, theirs = (
+        rows.query("set == 'forget'")["log_truth_ratio"].to_numpy()
+        for rows in (evaluation.rows, evaluation.retain_rows)
+    )
+    found = next(metric for metric in evaluation.metrics if metric.name == "forget_quality_statistic").estimate
+    assert found is not None
+    for times, drawn in zip(Sample("forget", [""] * 5).weights[:50].astype(int), found.draws, strict=False):
+        expected = ks_2samp(np.repeat(ours, times), np.repeat(theirs, times)).statistic
+        assert drawn == pytest.approx(expected, abs=1e-12)
 
 
 def test_batch_size_padding_side_and_order_change_no_number(subject: Subject, data: Path) -> None:
@@ -179,6 +207,16 @@ def test_batch_size_padding_side_and_order_change_no_number(subject: Subject, da
     base = rows(sets, subject.tokenizer, 16)
     for other in (rows(sets, subject.tokenizer, 1), rows(shuffled, subject.tokenizer, 7), rows(sets, left, 4)):
         pd.testing.assert_frame_equal(other, base, rtol=0, atol=1e-5)
+
+
+def test_the_order_of_rows_changes_no_metric(subject: Subject, never: Subject, sets: list[QuestionSet]) -> None:
+    evaluation = run(subject, sets, retain=never)
+    assert evaluation.retain_rows is not None
+    shuffled = summarise(evaluation.rows.sample(frac=1, random_state=1), evaluation.retain_rows)
+    for ours, other in zip(evaluation.metrics, shuffled, strict=True):
+        assert ours.name == other.name and ours.estimate is not None and other.estimate is not None
+        assert other.estimate.value == pytest.approx(ours.estimate.value, rel=1e-12)
+        assert other.estimate.interval == pytest.approx(ours.estimate.interval, rel=1e-9)
 
 
 def test_a_collapsed_model_has_finite_numbers_and_none_that_are_missing(
