@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from unlearning.data.batches import TokenBatch
 from unlearning.errors import InputError
-from unlearning.losses import sequence_nll, token_nll
+from unlearning.losses import sequence_nll, token_divergence, token_nll
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,13 @@ def answer_sequence_nll(model: PreTrainedModel, batch: TokenBatch) -> Float[Tens
     return sequence_nll(_nll(logits, kept, targets), kept.nonzero()[:, 0], batch.n_sequences)
 
 
+def answer_divergence(model: PreTrainedModel, batch: TokenBatch) -> Float[Tensor, " token"]:
+    """KL(start model || model) of every answer token, in nats, from the batch's `reference_logits`."""
+    assert batch.reference_logits is not None
+    logits, kept, _ = _run(model, batch)
+    return token_divergence(logits.flatten(0, 1), batch.reference_logits, _rows(kept))
+
+
 def _run(
     model: PreTrainedModel, batch: TokenBatch
 ) -> tuple[Float[Tensor, "batch kept vocab"], Bool[Tensor, "batch kept"], Int[Tensor, " token"]]:
@@ -80,8 +87,12 @@ def _run(
 def _nll(
     logits: Float[Tensor, "batch kept vocab"], kept: Bool[Tensor, "batch kept"], targets: Int[Tensor, " token"]
 ) -> Float[Tensor, " token"]:
-    """Of the positions that count. A copy of their logits alone would be the largest tensor of the step."""
-    return token_nll(logits.flatten(0, 1), targets, kept.flatten().nonzero().squeeze(1))
+    return token_nll(logits.flatten(0, 1), targets, _rows(kept))
+
+
+def _rows(kept: Bool[Tensor, "batch kept"]) -> Int[Tensor, " token"]:
+    """Where the logits that count stand. A copy of them alone would be one more of the largest tensors of a step."""
+    return kept.flatten().nonzero().squeeze(1)
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:

@@ -110,38 +110,51 @@ def pooled_cross_entropy(nll: Float[Tensor, " token"], n_tokens: int) -> Float[T
 
 
 def token_divergence(
-    logits: Float[Tensor, "token vocab"], reference_logits: Float[Tensor, "token vocab"]
+    logits: Float[Tensor, "row vocab"],
+    reference_logits: Float[Tensor, "token vocab"],
+    rows: Int[Tensor, " token"] | None = None,
 ) -> Float[Tensor, " token"]:
     """KL(reference || model) of the next token at each position, in nats; 0, with gradient 0, where they agree.
 
-    Computed in float32 at least; the reference is a constant. Logit gradient p - p_ref, which is all that is kept for
-    the backward pass: over a large vocabulary each tensor of this shape counts.
+    Computed in float32 at least; the reference is a constant. Logit gradient p - p_ref. Nothing else of the logits'
+    size is kept for the backward pass.
+
+    Args:
+        logits: of each token.
+        reference_logits: of each token, in the tokens' order.
+        rows: where the logits of each token stand, each row at most once; row by row if None.
     """
-    return _Divergence.apply(_widened(logits), reference_logits.detach())
+    places = torch.arange(len(reference_logits), device=logits.device) if rows is None else rows
+    return _Divergence.apply(logits, reference_logits.detach(), places)
 
 
 class _Divergence(torch.autograd.Function):
-    """KL(reference || model) and its closed gradient, some tokens at a time."""
+    """KL(reference || model) and its closed gradient, some tokens at a time; the backward pass computes both again."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, reference: Tensor) -> Tensor:
-        gradient = torch.empty_like(logits)
-        divergence = logits.new_empty(len(logits))
-        size = _at_once(logits)
-        for first in range(0, len(logits), size):
-            rows = slice(first, first + size)
-            ours = logits[rows].log_softmax(-1)
-            theirs = reference[rows].to(logits.dtype).log_softmax(-1)
-            divergence[rows] = (theirs.exp() * (theirs - ours)).sum(-1)
-            gradient[rows] = ours.exp_().sub_(theirs.exp_())
-        ctx.save_for_backward(gradient)
-        return divergence
+    def forward(ctx: Any, logits: Tensor, reference: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, reference, rows)
+        parts = []
+        for piece, r in _cut(logits, rows):
+            ours, theirs = _log_softmax(logits[r], reference[piece])
+            parts.append((theirs.exp() * (theirs - ours)).sum(-1))
+        return torch.cat(parts)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * outer[:, None], None
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
+        logits, reference, rows = ctx.saved_tensors
+        gradient = torch.zeros_like(logits)
+        for piece, r in _cut(logits, rows):
+            ours, theirs = _log_softmax(logits[r], reference[piece])
+            gradient[r] = (ours.exp_().sub_(theirs.exp_()) * outer[piece, None]).to(logits.dtype)
+        return gradient, None, None
+
+
+def _log_softmax(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Of both, in the logits' dtype or float32."""
+    wide = _widened(logits)
+    return wide.log_softmax(-1), reference.to(wide.dtype).log_softmax(-1)
 
 
 def npo(

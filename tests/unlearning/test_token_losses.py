@@ -1,6 +1,7 @@
 """Losses over tokens and hidden states against slow loops in float64 and against their identities."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -271,6 +272,15 @@ def test_nll_of_no_token_is_empty() -> None:
     assert gradient(nll.sum(), logits).count_nonzero() == 0
 
 
+def test_divergence_of_some_rows_is_that_of_their_copies() -> None:
+    logits, rows = random_case(0, [6])[0].requires_grad_(True), torch.tensor([1, 2, 5])
+    reference = random_case(1, [3])[0]
+    weights = torch.tensor([1.0, -2.0, 0.5])
+    chosen, copied = losses.token_divergence(logits, reference, rows), losses.token_divergence(logits[rows], reference)
+    assert torch.equal(chosen, copied)
+    assert torch.equal(gradient((weights * chosen).sum(), logits), gradient((weights * copied).sum(), logits))
+
+
 class Sizes(TorchDispatchMode):
     """Elements of every tensor that is made and has memory of its own."""
 
@@ -287,12 +297,18 @@ class Sizes(TorchDispatchMode):
         return made
 
 
-def test_nll_makes_one_tensor_of_the_logits_size_which_is_their_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("loss", "other"),
+    [(losses.token_nll, torch.zeros(40, dtype=torch.long)), (losses.token_divergence, torch.ones(40, 100))],
+)
+def test_a_token_loss_makes_one_tensor_of_the_logits_size_which_is_their_gradient(
+    loss: Callable[[Tensor, Tensor], Tensor], other: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(losses.PIECE, "cpu", 2 * 100)
-    logits, targets = torch.randn(40, 100, requires_grad=True), torch.zeros(40, dtype=torch.long)
+    logits = torch.randn(40, 100, requires_grad=True)
     with Sizes() as forward:
-        nll = losses.token_nll(logits, targets)
+        values = loss(logits, other)
     with Sizes() as backward:
-        nll.sum().backward()
+        values.sum().backward()
     assert max(forward.made) == 2 * 100
     assert sorted(backward.made)[-2:] == [2 * 100, 40 * 100]

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unlearning import losses
-from unlearning.forward import answer_logits, answer_nll, answer_sequence_nll
+from unlearning.forward import answer_divergence, answer_nll, answer_sequence_nll
 from unlearning.methods.method import Batch, Reference
 
 RetainLoss = Literal["nll", "kl"]
@@ -47,10 +47,8 @@ def retain_cross_entropy(model: PreTrainedModel, batch: Batch, _options: Any = N
 
 def retain_divergence(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
     """KL(start model || model) at the retain answers, mean over the tokens of the window."""
-    assert batch.retain is not None and batch.retain.reference_logits is not None
-    answers = answer_logits(model, batch.retain)
-    divergence = losses.token_divergence(answers.logits, batch.retain.reference_logits)
-    return divergence.sum() / batch.window.retain_tokens
+    assert batch.retain is not None
+    return answer_divergence(model, batch.retain).sum() / batch.window.retain_tokens
 
 
 def retain_term(model: PreTrainedModel, batch: Batch, options: Any) -> Float[Tensor, ""]:
