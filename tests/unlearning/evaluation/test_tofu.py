@@ -32,7 +32,7 @@ from unlearning import InputError
 from unlearning.evaluation.benchmark import Benchmark, Evaluation, Part, Row, evaluate
 from unlearning.evaluation.benchmarks.tofu import prepare
 from unlearning.evaluation.benchmarks.tofu_sets import QuestionSet, read_sets
-from unlearning.evaluation.benchmarks.tofu_summary import UTILITY_PARTS, summarise
+from unlearning.evaluation.benchmarks.tofu_summary import summarise
 from unlearning.evaluation.estimates import Sample
 from unlearning.evaluation.subject import Subject
 from unlearning.evaluation.text_match import rouge_l_recall
@@ -145,7 +145,10 @@ def slow_metrics(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) ->
                 add("forget_exact_memorisation", sum(likeliest) / n)
                 add("forget_extraction_strength", 1 - min(k for k in range(n + 1) if all(likeliest[k:])) / n)
     means = {name: sum(values) / len(values) for name, values in found.items()}
-    return means | {"model_utility": statistics.harmonic_mean([means[part] for part in UTILITY_PARTS])}, ratios
+    nine = [means[f"retain_{part}"] for part in ("probability", "rouge", "truth_ratio")]
+    for part in ("normalised_probability", "rouge", "truth_ratio"):
+        nine += [means[f"real_authors_{part}"], means[f"world_facts_{part}"]]
+    return means | {"model_utility": statistics.harmonic_mean(nine)}, ratios
 
 
 def test_every_metric_equals_its_definition_one_text_at_a_time(
