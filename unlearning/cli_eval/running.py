@@ -124,9 +124,13 @@ def wrapping_of(subject: "Subject", template: str | None, chat: bool, *, default
 def show(evaluation: "Evaluation", out: Path) -> None:
     """The metrics as a table, what was left out, and where everything is."""
     from rich.console import Console
+    from rich.measure import Measurement
 
-    console = Console()
-    console.print(metrics_table(evaluation))
+    console, table = Console(), metrics_table(evaluation)
+    # Never cut: half a number is another number. A terminal that is too narrow wraps the lines itself.
+    wide = Console(width=1000)
+    console.width = max(console.width, Measurement.get(wide, wide.options, table).maximum)
+    console.print(table)
     summary = evaluation.summary()
     for name, reason in summary["left_out"].items():
         console.print(f"left out: {name} ({reason})", soft_wrap=True, highlight=False, markup=False)
