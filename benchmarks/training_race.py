@@ -16,7 +16,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from benchmarks.gemm import synchronize
 from benchmarks.measure import measure, rotated
-from benchmarks.training_case import SEED, SHAPES, TrainingCase
+from benchmarks.training_case import SEED, TrainingCase
 from benchmarks.training_options import LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, Method
 from benchmarks.training_plain import train_plain
 from unlearning.bilevel import combine
@@ -118,8 +118,10 @@ def race(
         InputError: the two sides of a method differ in a loss.
     """
     entries = [Entry(side, method) for method in methods for side in SIDES]
-    rehearsal = TrainingCase(SHAPES["tiny"], 2, case.device)
-    for entry in entries[:2]:  # so that what is imported on first use is not the first one's memory
+    # What is imported on first use, and the buffers that a library of matrix products keeps for a vocabulary of this
+    # size (66 MiB for the shape wide), are not the first one's memory.
+    rehearsal = TrainingCase(case.shape, 2, case.device)
+    for entry in entries[:2]:
         _losses(entry, rehearsal)
     for entry in entries:
         found = measure(lambda entry=entry: _losses(entry, case), case.device)  # type: ignore[misc]

@@ -173,10 +173,11 @@ class UnlearningTrainer(Trainer):
         self, model: torch.nn.Module, part: "_Pass", travels: int, accumulator: GradientAccumulator | None
     ) -> float:
         """Forward and backward over all micro-batches, reducing gradients at number `travels`; the window's loss."""
-        shares = []
-        for number, (batch, places) in enumerate(part.batches, start=1):
-            with contextlib.nullcontext() if number == travels else self._not_reduced(model):
+        shares: list[tuple[Float[Tensor, ""], list[int]]] = []
+        for batch, places in part.batches:  # not by `enumerate`, which would keep the batch
+            with contextlib.nullcontext() if len(shares) + 1 == travels else self._not_reduced(model):
                 value = part.loss(model, batch, self.method_options)
+                del batch  # its constants, which may be as large as logits, go as the backward pass has used them
                 if not value.requires_grad:
                     raise InputError(
                         f"the {part.name} loss of {self.method.name} depends on none of the parameters that train; "

@@ -3,6 +3,7 @@
 import copy
 import json
 import signal
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning import Example, InputError, train
+from unlearning.data.batches import TokenBatch
 from unlearning.methods import METHODS
+from unlearning.reference import References
 
 FORGET = build_examples()[:4]
 RETAIN = build_examples()[4:]
@@ -426,3 +429,25 @@ def test_the_history_goes_to_tensorboard(model_dir: Path, tmp_path: Path) -> Non
     assert logged == pytest.approx([line["forget_loss"] for line in result.history], rel=1e-6)
     with pytest.raises(InputError, match="tensorboard needs a directory"):
         train("npo", model=model_dir, tensorboard=True, progress=False, **options_of("npo"))
+
+
+def test_the_constants_of_a_batch_are_gone_before_its_backward_pass_ends(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits of the start model are as large as the model's own."""
+    given: list[weakref.ref[Tensor]] = []
+    left: list[bool] = []
+    attach = References.attach
+
+    def watched(self: References, data: str, places: list[int], batch: TokenBatch) -> TokenBatch:
+        batch = attach(self, data, places, batch)
+        if batch.reference_logits is not None:
+            given.append(weakref.ref(batch.reference_logits))
+        return batch
+
+    monkeypatch.setattr(References, "attach", watched)
+    model = build_tiny_llama()
+    model.get_input_embeddings().weight.register_hook(lambda _: left.append(any(kept() is not None for kept in given)))
+    options = {**WHOLE, "gradient_accumulation_steps": 2, "batch_size": 2, "max_steps": 1, "retain_loss": "kl"}
+    train("npo", model=model, tokenizer=tokenizer, forget=FORGET, retain=RETAIN, progress=False, **options)
+    assert len(given) == 2 and left == [False] * 4
