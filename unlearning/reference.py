@@ -63,19 +63,20 @@ class StoredColumn:
             InputError: the file is gone, or was cut short since training began.
         """
         row = self.width or 1
-        parts = []
+        ranges = [(int(self.offsets[place]), int(self.offsets[place + 1])) for place in places]
+        read = np.empty(row * sum(last - first for first, last in ranges), dtype="<f4")
+        done = 0
         try:
             with self.path.open("rb") as file:
-                for place in places:
-                    first, last = int(self.offsets[place]), int(self.offsets[place + 1])
+                for first, last in ranges:  # into its place: as parts to be joined the logits would be there twice
                     file.seek(self.start + 4 * row * first)
-                    part = np.fromfile(file, dtype="<f4", count=row * (last - first))
-                    if len(part) < row * (last - first):
+                    part = read[done : done + row * (last - first)]
+                    if file.readinto(part.data) < part.nbytes:
                         raise OSError("cut short")
-                    parts.append(part)
+                    done += len(part)
         except OSError as error:
             raise InputError(f"{self.path}: {error.strerror or error} while training; run it again") from None
-        values = torch.from_numpy(np.concatenate(parts)).to(batch.input_ids.device)
+        values = torch.from_numpy(read).to(batch.input_ids.device)
         return values if self.width is None else values.view(-1, self.width)
 
 

@@ -1,5 +1,6 @@
 """The start model's constants: from disk and from a kept copy the same, and never another model's."""
 
+import tracemalloc
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -152,3 +153,18 @@ def test_the_cache_is_named_by_the_environment(tmp_path: Path, monkeypatch: pyte
     monkeypatch.delenv("UNLEARNING_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_directory("reference") == tmp_path / "xdg" / "unlearning" / "reference"
+
+
+def test_rows_are_read_into_their_place_and_stand_in_memory_once(tmp_path: Path) -> None:
+    """The logits of a batch are among the largest tensors of a step."""
+    rows = np.arange(200 * 500, dtype="<f4").reshape(200, 500)
+    rows.tofile(tmp_path / "rows")
+    column = StoredColumn(tmp_path / "rows", 0, 500, np.array([0, 50, 100, 100, 200]))
+    tracemalloc.start()
+    try:
+        found = column.of([3, 2, 1], collate([AnswerSpan([1, 2], 1)]))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(found.numpy(), np.concatenate([rows[100:200], rows[50:100]]))
+    assert peak < 1.1 * found.numel() * 4
