@@ -93,6 +93,31 @@ def select_authors(tofu: Path, *, trunk: int, late: int, forget: int, seed: int)
     )
 
 
+def perturbed(tofu: Path, subset: Subset) -> dict[str, list[Record]]:
+    """The rows of TOFU's evaluation files that ask about the subset's authors, with their author.
+
+    They are those that `unlearn eval tofu` asks: with a paraphrased and five wrong answers each.
+
+    Returns:
+        `forget_perturbed` (of forget10's) and `retain_perturbed`; one of them is empty where TOFU asks nothing.
+
+    Raises:
+        InputError: a file is missing or broken.
+    """
+    found = {}
+    for name, file, known in (
+        ("forget_perturbed", "forget10_perturbed", subset.forget),
+        ("retain_perturbed", "retain_perturbed", subset.retain),
+    ):
+        groups = {(record["question"], record["answer"]): record["group"] for record in known}
+        rows = [
+            (record, groups.get((record["question"], record["answer"])))
+            for record in read_records(tofu / f"{file}.json")
+        ]
+        found[name] = [{**record, "group": group} for record, group in rows if group is not None]
+    return found
+
+
 def as_examples(records: list[Record]) -> list[Example]:
     """Records as the prompts and answers that `unlearning` trains on and `dissect` patches."""
     return [Example(DEFAULT_TEMPLATE.replace("{question}", record["question"]), record["answer"]) for record in records]

@@ -4,6 +4,7 @@ Trains trunk, base, never, npo and grad_diff (`analyses.tofu_models`), measures 
 activations into both unlearned models and into never as the control.
 
     OUT/data/{forget,retain}.jsonl          the questions, with their authors
+    OUT/data/{forget,retain}_perturbed.jsonl  those of TOFU's evaluation that ask about them, for `unlearn eval tofu`
     OUT/models/{trunk,base,never,npo,grad_diff}
     OUT/quality.json                        how the models answer, what they cost
     OUT/patch-{npo,grad_diff}/              runs of `dissect patch`
@@ -12,13 +13,14 @@ activations into both unlearned models and into never as the control.
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analyses.tofu_data import Subset, find_tofu, select_authors
+from analyses.tofu_data import find_tofu, perturbed, select_authors
+from unlearning.data.records import Record
 from unlearning.errors import InputError
 from unlearning.terminal import run_app, write_json
 
@@ -58,14 +60,15 @@ def run(
     """
     from analyses.tofu_models import Workshop
 
+    tofu = find_tofu(data)
     subset = select_authors(
-        find_tofu(data),
+        tofu,
         trunk=recipe.trunk_authors,
         late=recipe.late_authors,
         forget=recipe.forget_authors,
         seed=recipe.seed,
     )
-    write_data(subset, out / "data")
+    write_data({"forget": subset.forget, "retain": subset.retain, **perturbed(tofu, subset)}, out / "data")
     workshop = Workshop(recipe, subset, out / "models", device=device, progress=progress)
     stages = workshop.build()
     quality = measure(workshop, stages, out / "quality.json")
@@ -80,15 +83,15 @@ def run(
     }
 
 
-def write_data(subset: Subset, folder: Path) -> None:
-    """Write the forget and the retain questions as JSON lines.
+def write_data(sets: Mapping[str, Sequence[Record]], folder: Path) -> None:
+    """Write sets of questions as JSON lines, each under its name.
 
     Raises:
         InputError: other questions are there already.
     """
     from unlearning.runs import write_bytes
 
-    for name, records in (("forget", subset.forget), ("retain", subset.retain)):
+    for name, records in sets.items():
         path = folder / f"{name}.jsonl"
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
         if path.exists():

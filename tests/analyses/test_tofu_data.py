@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from analyses.tofu_data import DATA_VARIABLE, as_examples, find_tofu, select_authors
+from analyses.tofu_data import DATA_VARIABLE, as_examples, find_tofu, perturbed, select_authors
 from tests.analyses.helpers import needs_tofu, real_tofu, write_imitation
 from unlearning.data.records import read_records
 from unlearning.errors import InputError
@@ -94,3 +94,19 @@ def test_as_examples_wraps_questions_as_dissect_reads_them() -> None:
     (example,) = as_examples([{"question": "Who {is} it?", "answer": "Her.", "group": "a", "id": "b"}])
     assert example.prompt == "Question: Who {is} it?\nAnswer:"
     assert example.answer == "Her."
+
+
+@needs_tofu
+def test_evaluation_rows_are_the_subset_s_own_with_five_wrong_answers() -> None:
+    tofu = real_tofu()
+    assert tofu is not None
+    subset = select_authors(tofu, trunk=27, late=5, forget=8, seed=0)
+    found = perturbed(tofu, subset)
+    assert len(found["forget_perturbed"]) == 160
+    for name, known in (("forget_perturbed", subset.forget), ("retain_perturbed", subset.retain)):
+        by_question = {record["question"]: record for record in known}
+        assert found[name]
+        for row in found[name]:
+            assert by_question[row["question"]]["answer"] == row["answer"]
+            assert by_question[row["question"]]["group"] == row["group"]
+            assert len(row["perturbed_answer"]) == 5

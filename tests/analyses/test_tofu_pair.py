@@ -207,10 +207,10 @@ def test_recipe_with_authors_keeps_most_of_them_in_the_trunk() -> None:
 def test_write_data_refuses_other_authors(tmp_path: Path) -> None:
     folder = write_imitation(tmp_path / "tofu")
     first, other = (select_authors(folder, trunk=2, late=1, forget=1, seed=seed) for seed in (0, 1))
-    tofu_pair.write_data(first, tmp_path / "data")
-    tofu_pair.write_data(first, tmp_path / "data")
+    tofu_pair.write_data({"forget": first.forget, "retain": first.retain}, tmp_path / "data")
+    tofu_pair.write_data({"forget": first.forget, "retain": first.retain}, tmp_path / "data")
     with pytest.raises(InputError, match=r"\.jsonl: holds other authors' questions; give another --out"):
-        tofu_pair.write_data(other, tmp_path / "data")
+        tofu_pair.write_data({"forget": other.forget, "retain": other.retain}, tmp_path / "data")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ EXAMPLES = """\b
 Examples:
   unlearn eval tofu --model runs/npo --forget forget10 --retain-model ./retain90 --data ../data
   unlearn eval tofu --model runs/npo --forget forget05 --retain-result runs/eval-tofu-retain95
-  unlearn eval tofu --model runs/npo --forget authors.jsonl --retain others.jsonl --no-generate --json
+  unlearn eval tofu --model runs/npo --forget authors.jsonl --retain others.jsonl --sets forget,retain --json
   unlearn eval tofu --model ./llama-npo --forget forget01 --chat --limit 10 --out runs/quick
 """
 
@@ -28,6 +28,9 @@ def command(
     retain: Annotated[
         str, typer.Option(metavar="R", help="What was to be kept: a file of that shape, or a split.")
     ] = "retain_perturbed",
+    ask: Annotated[
+        str, typer.Option("--sets", metavar="LIST", help="What is asked; model utility needs all of them.")
+    ] = "forget,retain,real_authors,world_facts",
     data: options.Data = None,
     retain_model: options.RetainModel = None,
     retain_result: options.RetainResult = None,
@@ -53,7 +56,8 @@ def command(
     from unlearning.evaluation.benchmarks.tofu_sets import read_sets
 
     against = Retain(retain_model, retain_result)
-    sets = read_sets(forget, retain=retain, data_dir=data, limit=limit)
+    names = [name.strip() for name in ask.split(",") if name.strip()]
+    sets = read_sets(forget, retain=retain, names=names, data_dir=data, limit=limit)
 
     def prepared(subject: "Subject") -> "Benchmark":
         return prepare(

@@ -45,11 +45,10 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
 
 def _tofu(split: str, reading: Reading) -> Prepare:
     from unlearning.evaluation.benchmarks import tofu
-    from unlearning.evaluation.benchmarks.tofu_sets import read_sets
+    from unlearning.evaluation.benchmarks.tofu_sets import SETS, read_sets
 
-    sets = read_sets(split or "forget10", data_dir=reading.data_dir)
-    if not reading.generate:  # what the sets of facts are for, model utility, needs generated answers
-        sets = [each for each in sets if each.name in ("forget", "retain")]
+    names = SETS if reading.generate else SETS[:2]  # model utility, which the others are for, needs generated answers
+    sets = read_sets(split or "forget10", names=names, data_dir=reading.data_dir)
     sets = [replace(each, questions=evenly_spaced(each.questions, reading.rows)) for each in sets]
     return lambda subject: tofu.prepare(subject, sets=sets, wrapping=reading.wrapping, generate=reading.generate)
 

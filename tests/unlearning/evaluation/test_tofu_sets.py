@@ -1,5 +1,6 @@
 """TOFU's sets from files: what is read, how rows are grouped, what is refused."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,14 @@ def test_the_real_splits_are_the_last_and_the_first_authors_of_full() -> None:
     # No forget split up to forget90 holds TOFU's retain questions.
     sets = by_name(read_sets("forget90", data_dir=data))
     assert len(sets["forget"].questions) == 3600 and len(sets["retain"].questions) == 400
+
+
+def test_some_of_the_sets_need_no_files_of_the_others(tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("forget", "retain")}
+    for name, file in files.items():
+        file.write_text(json.dumps({"question": f"Who is {name}?", "answer": "Ada.", "group": name}) + "\n")
+    found = read_sets(files["forget"], retain=files["retain"], names=["retain"], data_dir=tmp_path)
+    assert [each.name for each in found] == ["forget", "retain"]
+    assert [each.name for each in read_sets(files["forget"], names=["forget"], data_dir=tmp_path)] == ["forget"]
+    with pytest.raises(InputError, match="--sets retian: no such set; did you mean 'retain'"):
+        read_sets(files["forget"], names=["retian"], data_dir=tmp_path)

@@ -8,9 +8,12 @@ from unlearning.data import tofu
 from unlearning.data.named import data_directory, read_file
 from unlearning.data.records import Record
 from unlearning.errors import InputError
+from unlearning.options import nearest
 
 RETAIN = "retain_perturbed"
 """TOFU's 400 questions about the first 20 authors, which every forget split up to forget90 leaves in."""
+
+SETS = ("forget", "retain", "real_authors", "world_facts")
 
 _OPTIONAL = ("paraphrased_question", "paraphrased_answer", "perturbed_answer")
 
@@ -57,40 +60,49 @@ def read_sets(
     forget: str | Path = "forget10",
     *,
     retain: str | Path = RETAIN,
+    names: Sequence[str] = SETS,
     data_dir: str | Path | None = None,
     limit: int | None = None,
 ) -> list[QuestionSet]:
-    """Read the four sets.
+    """Read the four sets, or some of them.
 
     Args:
         forget: a split, forget01 to forget99, or a file with records of the same shape, whose `group` or `author` is
             what the bootstrap draws whole.
         retain: likewise.
+        names: which of `SETS`; the forget set is always among them.
         data_dir: holds `tofu/`; None reads $DISSECT_DATA, then the hub.
         limit: use the first so many rows of each set.
 
     Raises:
-        InputError: what `read_questions` raises, an unknown split, a set that is neither here nor on the hub, or
-            questions that are in the forget and in the retain set.
+        InputError: what `read_questions` raises, an unknown set or split, a set that is neither here nor on the hub,
+            or questions that are in the forget and in the retain set.
     """
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: 1 or more")
+    for name in names:
+        if name not in SETS:
+            raise InputError(f"--sets {name}: no such set{nearest(name, SETS) or ';'} there are {', '.join(SETS)}")
     directory = data_directory(data_dir)
-    named = {
-        "forget": forget,
-        "retain": retain,
-        "real_authors": "real_authors_perturbed",
-        "world_facts": "world_facts_perturbed",
+    sources = dict(zip(SETS, (forget, retain, "real_authors_perturbed", "world_facts_perturbed"), strict=True))
+    sets = {
+        name: _read(name, source, directory, limit)
+        for name, source in sources.items()
+        if name == "forget" or name in names
     }
-    sets = [_read(name, source, directory, limit) for name, source in named.items()]
-    forgotten = {(question.question, question.answer) for question in sets[0].questions}
-    shared = sum((question.question, question.answer) in forgotten for question in sets[1].questions)
+    if "retain" in sets:
+        _refuse_shared(sets["forget"], sets["retain"])
+    return list(sets.values())
+
+
+def _refuse_shared(forget: QuestionSet, retain: QuestionSet) -> None:
+    forgotten = {(question.question, question.answer) for question in forget.questions}
+    shared = sum((question.question, question.answer) in forgotten for question in retain.questions)
     if shared:
         raise InputError(
-            f"{shared} questions of {sets[1].label} are in {sets[0].label}, too; name questions that are not to be "
+            f"{shared} questions of {retain.label} are in {forget.label}, too; name questions that are not to be "
             "forgotten with --retain"
         )
-    return sets
 
 
 def read_questions(records: Sequence[Record], *, source: str, authors_in_order: bool = False) -> list[Question]:
