@@ -162,7 +162,8 @@ def saying_disk_full(directory: Path) -> Iterator[None]:
     except Exception as error:
         # safetensors has an exception of its own for it, with the system's words in it; torch says where it noticed.
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not full and not any(words in str(error) for words in ("No space left", "inline_container", "iostream error")):
+        words = ("No space left", "inline_container", "iostream error")
+        if not full and not any(word in str(error) for word in words):
             raise
         kept = last_checkpoint(directory)
         rest = f"; the last whole checkpoint is {kept}" if kept else ""
