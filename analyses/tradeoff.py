@@ -7,7 +7,7 @@ On TOFU's own files, for the splits forget01, forget05 and forget10, each agains
     OUT/never/SPLIT/            what the never model answers, a run of `unlearn eval tofu`
     OUT/runs/SPLIT/NAME-seedN/  runs of `unlearn train`
     OUT/trajectories.csv        one row an evaluation
-    OUT/findings.csv            each run at its best, at its end, and at the never model's forget probability
+    OUT/findings.csv            each run at its best, at its end, and at the same forget probability as all others
     OUT/table.md                the same over the seeds, for a reader, with the commands
     OUT/figures/tradeoff.*
 """
@@ -68,6 +68,9 @@ ENTRIES = (
 STEPS = {"forget01": 60, "forget05": 120, "forget10": 160}
 EVALUATIONS = 6
 """Of a run, at equal distances, beside the one before its first step."""
+
+LEVEL = 0.1
+"""Forget probability at which methods are compared."""
 
 SHARED: Mapping[str, Any] = {
     "batch_size": 8,
@@ -165,7 +168,7 @@ def never_metrics(out: Path, splits: Sequence[str]) -> dict[str, dict[str, float
     return found
 
 
-def report(runs: Sequence[Path], out: Path, *, formats: Sequence[str]) -> dict[str, Any]:
+def report(runs: Sequence[Path], out: Path, *, level: float = LEVEL, formats: Sequence[str]) -> dict[str, Any]:
     """Read the runs, write tables and figure, and say where.
 
     Raises:
@@ -174,21 +177,20 @@ def report(runs: Sequence[Path], out: Path, *, formats: Sequence[str]) -> dict[s
     import numpy as np
 
     from analyses.tradeoff_figures import tradeoff_figure
-    from analyses.tradeoff_report import FORGET, UTILITY_PARTS, findings, harmonic, over_seeds, read_trajectories
+    from analyses.tradeoff_report import UTILITY_PARTS, findings, harmonic, over_seeds, read_trajectories
     from dissect.figures import export
     from unlearning.runs import write_bytes
 
     trajectories = read_trajectories(runs)
     never = never_metrics(out, list(dict.fromkeys(trajectories["split"])))
-    levels = {split: metrics[FORGET] for split, metrics in never.items()}
     utility = {
         split: float(harmonic([np.array([metrics[part]]) for part in UTILITY_PARTS])[0])
         for split, metrics in never.items()
     }
-    found = findings(trajectories, levels)
+    found = findings(trajectories, level)
     write_bytes(out / "trajectories.csv", trajectories.to_csv(index=False).encode())
     write_bytes(out / "findings.csv", found.to_csv(index=False).encode())
-    write_bytes(out / "table.md", _table(over_seeds(found)).encode())
+    write_bytes(out / "table.md", _table(over_seeds(found), level).encode())
     chart = tradeoff_figure(trajectories, never_utility=utility, title="Forget quality against utility, step by step")
     exported = export(chart, out / "figures" / "tradeoff", formats=formats)
     return {
@@ -200,13 +202,13 @@ def report(runs: Sequence[Path], out: Path, *, formats: Sequence[str]) -> dict[s
     }
 
 
-def _table(seeds: "pd.DataFrame") -> str:
+def _table(seeds: "pd.DataFrame", level: float) -> str:
     """The findings over the seeds, in Markdown."""
     from analyses.tradeoff_report import ranged
 
     lines = [
-        "| split | method | seeds | highest forget quality (p) | its D | retain utility there | retain utility at the "
-        "never model's forget probability | forget quality at the end | retain utility at the end |",
+        "| split | method | seeds | highest forget quality (p) | its D | retain utility there | retain utility where "
+        f"the forget probability is {level:g} | forget quality at the end | retain utility at the end |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     columns = (
@@ -254,6 +256,9 @@ def command(
     ] = None,
     name: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this method; may be repeated.")] = None,
     seeds: Annotated[str, typer.Option(metavar="LIST", help="Of the runs.")] = "0,1,2",
+    level: Annotated[
+        float, typer.Option(metavar="P", help="Forget probability at which the methods' utilities are compared.")
+    ] = LEVEL,
     rows: Annotated[int, typer.Option(metavar="N", help="Of each set, evenly spaced, at every evaluation.")] = 40,
     formats: Annotated[str, typer.Option("--format", metavar="LIST", help="Figure: html, pdf, svg, png.")] = "html",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -276,7 +281,7 @@ def command(
         device=device,
         progress=not quiet,
     )
-    result = report(runs, out, formats=formats.split(","))
+    result = report(runs, out, level=level, formats=formats.split(","))
     if as_json:
         write_json(result)
     elif not quiet:

@@ -114,23 +114,22 @@ def best_steps(trajectories: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def at_forget_level(trajectories: pd.DataFrame, levels: dict[str, float]) -> pd.DataFrame:
-    """Utility where the answers to be forgotten have become as improbable as they are to the never model.
+def at_forget_level(trajectories: pd.DataFrame, level: float) -> pd.DataFrame:
+    """Utility where the answers to be forgotten have become so improbable: methods compared at the same forgetting.
 
     Between two evaluations both are taken as linear in each other. A run that never comes so far has no utility there.
 
     Args:
         trajectories: as `read_trajectories` gives them.
-        levels: the never model's forget probability by split.
+        level: forget probability.
 
     Returns:
-        Columns `split`, `name`, `seed`, `level`, `retain_utility` (NaN where the level is not reached).
+        Columns `split`, `name`, `seed`, `retain_utility` (NaN where the level is not reached).
     """
     rows = []
     for (split, name, seed), run in trajectories.groupby(["split", "name", "seed"], sort=False):
         ordered = run.sort_values("step")
         forget, utility = ordered[FORGET].to_numpy(), ordered[UTILITY].to_numpy()
-        level = levels[str(split)]
         below = np.flatnonzero(forget <= level)
         found = np.nan
         if len(below):
@@ -139,17 +138,14 @@ def at_forget_level(trajectories: pd.DataFrame, levels: dict[str, float]) -> pd.
             if place:
                 share = (forget[place - 1] - level) / (forget[place - 1] - forget[place])
                 found = utility[place - 1] + share * (utility[place] - utility[place - 1])
-        rows.append({"split": split, "name": name, "seed": seed, "level": level, UTILITY: found})
+        rows.append({"split": split, "name": name, "seed": seed, UTILITY: found})
     return pd.DataFrame(rows)
 
 
-def findings(trajectories: pd.DataFrame, levels: dict[str, float]) -> pd.DataFrame:
-    """`best_steps`, with `utility_at_level`: utility at the never model's forget probability, where that is known."""
+def findings(trajectories: pd.DataFrame, level: float) -> pd.DataFrame:
+    """`best_steps`, with `utility_at_level`: utility at a forget probability that all are compared at."""
     table = best_steps(trajectories)
-    known = trajectories[trajectories["split"].isin(levels)]
-    at_level = at_forget_level(known, levels).rename(columns={UTILITY: "utility_at_level"})
-    if at_level.empty:
-        return table.assign(level=np.nan, utility_at_level=np.nan)
+    at_level = at_forget_level(trajectories, level).rename(columns={UTILITY: "utility_at_level"})
     return table.merge(at_level, on=["split", "name", "seed"], how="left")
 
 

@@ -68,17 +68,17 @@ def test_a_run_is_read_at_its_best_step_and_at_its_last() -> None:
 
 def test_utility_at_a_level_lies_on_the_line_between_two_steps() -> None:
     run = path("npo", 0, [(0, 1.0, 0.9), (0, 0.8, 0.5), (0, 0.2, 0.1)])
-    found = at_forget_level(run, {"forget01": 0.3})
+    found = at_forget_level(run, 0.3)
     assert found[UTILITY].item() == pytest.approx(0.5)
-    assert at_forget_level(run, {"forget01": 0.5})[UTILITY].item() == pytest.approx(0.8)
-    assert np.isnan(at_forget_level(run, {"forget01": 0.05})[UTILITY].item())
-    assert at_forget_level(run, {"forget01": 0.95})[UTILITY].item() == 1.0  # there from the start
+    assert at_forget_level(run, 0.5)[UTILITY].item() == pytest.approx(0.8)
+    assert np.isnan(at_forget_level(run, 0.05)[UTILITY].item())
+    assert at_forget_level(run, 0.95)[UTILITY].item() == 1.0  # there from the start
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(UNIT, UNIT, UNIT), min_size=2, max_size=8), UNIT)
 def test_utility_at_a_level_is_between_the_run_s_extremes(points: list[Any], level: float) -> None:
-    found = at_forget_level(path("npo", 0, points), {"forget01": level})[UTILITY].item()
+    found = at_forget_level(path("npo", 0, points), level)[UTILITY].item()
     utilities = [utility for _, utility, _ in points]
     reached = any(forget <= level for _, _, forget in points)
     assert np.isnan(found) != reached
@@ -88,12 +88,11 @@ def test_utility_at_a_level_is_between_the_run_s_extremes(points: list[Any], lev
 
 def test_seeds_are_averaged_with_their_range() -> None:
     both = pd.concat([path("npo", 0, [(0.2, 0.9, 0.9)]), path("npo", 1, [(0.4, 0.7, 0.9)])])
-    row = over_seeds(findings(both, {"forget01": 0.95})).iloc[0]
+    row = over_seeds(findings(both, 0.95)).iloc[0]
     assert row["seeds"] == 2
     assert ranged(row, QUALITY) == "0.30 [0.20, 0.40]"
     assert ranged(row, "utility_at_level") == "0.80 [0.70, 0.90]"
-    assert ranged(over_seeds(findings(both, {"forget01": 0.5})).iloc[0], "utility_at_level") == "not reached"
-    assert ranged(over_seeds(findings(both, {})).iloc[0], "utility_at_level") == "not reached"
+    assert ranged(over_seeds(findings(both, 0.5)).iloc[0], "utility_at_level") == "not reached"
 
 
 def test_harmonic_mean_of_two_and_with_a_zero() -> None:
