@@ -65,7 +65,7 @@ ENTRIES = (
 )
 """The options that `analyses.unlearning_methods --tofu` has for its pair; they were not searched for again here."""
 
-STEPS = {"forget01": 60, "forget05": 120, "forget10": 160}
+STEPS = {"forget01": 120, "forget05": 120, "forget10": 160}
 EVALUATIONS = 6
 """Of a run, at equal distances, beside the one before its first step."""
 
