@@ -177,14 +177,15 @@ def report(runs: Sequence[Path], out: Path, *, level: float = LEVEL, formats: Se
     import numpy as np
 
     from analyses.tradeoff_figures import tradeoff_figure
-    from analyses.tradeoff_report import UTILITY_PARTS, findings, harmonic, over_seeds, read_trajectories
+    from analyses.tradeoff_report import UTILITY_PARTS, findings, over_seeds, read_trajectories
     from dissect.figures import export
+    from unlearning.evaluation.model_utility import harmonic_mean
     from unlearning.runs import write_bytes
 
     trajectories = read_trajectories(runs)
     never = never_metrics(out, list(dict.fromkeys(trajectories["split"])))
     utility = {
-        split: float(harmonic([np.array([metrics[part]]) for part in UTILITY_PARTS])[0])
+        split: float(harmonic_mean(*(np.array([metrics[part]]) for part in UTILITY_PARTS))[0])
         for split, metrics in never.items()
     }
     found = findings(trajectories, level)

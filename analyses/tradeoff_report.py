@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from unlearning.errors import InputError
+from unlearning.evaluation.model_utility import harmonic_mean
 from unlearning.run_directory import RECORD
 
 PREFIX = "tofu_"
@@ -67,15 +68,8 @@ def read_trajectories(runs: Sequence[Path]) -> pd.DataFrame:
                 }
             )
     frame = pd.DataFrame(rows)
-    frame[UTILITY] = harmonic([frame[part] for part in UTILITY_PARTS])
+    frame[UTILITY] = harmonic_mean(*(frame[part].to_numpy(dtype=np.float64) for part in UTILITY_PARTS))
     return frame
-
-
-def harmonic(parts: Sequence["pd.Series[float]"] | Sequence[np.ndarray]) -> np.ndarray:
-    """Harmonic mean of columns; 0 where one of them is."""
-    stacked = np.stack([np.asarray(part, dtype=np.float64) for part in parts])
-    with np.errstate(divide="ignore"):
-        return len(parts) / (1 / stacked).sum(axis=0)
 
 
 def front(points: pd.DataFrame) -> pd.DataFrame:

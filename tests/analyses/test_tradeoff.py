@@ -24,13 +24,13 @@ from analyses.tradeoff_report import (
     best_steps,
     findings,
     front,
-    harmonic,
     over_seeds,
     ranged,
     read_trajectories,
 )
 from tests.analyses.helpers import needs_tofu, real_tofu
 from unlearning import InputError
+from unlearning.evaluation.model_utility import harmonic_mean
 
 UNIT = st.integers(0, 5).map(lambda value: value / 5)
 
@@ -96,7 +96,7 @@ def test_seeds_are_averaged_with_their_range() -> None:
 
 
 def test_harmonic_mean_of_two_and_with_a_zero() -> None:
-    assert harmonic([np.array([0.5, 0.0]), np.array([1.0, 1.0])]) == pytest.approx([2 / 3, 0.0])
+    assert harmonic_mean(np.array([0.5, 0.0]), np.array([1.0, 1.0])) == pytest.approx([2 / 3, 0.0])
 
 
 def test_the_figure_has_every_run_the_base_and_the_never_model() -> None:

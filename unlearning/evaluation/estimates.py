@@ -65,13 +65,7 @@ class Sample:
         kept = ~np.isnan(array)
         if not kept.any():
             return None
-        filled = np.where(kept, array, 0.0)
-
-        def weighted_mean(weights: Weights) -> Values:
-            with np.errstate(invalid="ignore"):  # a draw without any of the rows that have a value
-                return (weights @ filled) / (weights @ kept)
-
-        return resample(weighted_mean, self, n=int(kept.sum()))
+        return resample(weighted_mean(array), self, n=int(kept.sum()))
 
 
 def resample(statistic: Callable[..., Values], *samples: Sample, n: int | None = None) -> Resampled:
@@ -85,6 +79,23 @@ def resample(statistic: Callable[..., Values], *samples: Sample, n: int | None =
     value = statistic(*(np.ones((1, sample.n)) for sample in samples))
     draws = statistic(*(sample.weights for sample in samples))
     return Resampled(float(value[0]), draws, sum(sample.n for sample in samples) if n is None else n)
+
+
+def fixed(value: float, n: int) -> Resampled:
+    """A value that is not resampled, as a p-value: the same on every draw."""
+    return Resampled(value, np.full(DRAWS, value), n)
+
+
+def weighted_mean(values: Float[np.ndarray, " row"]) -> Callable[[Weights], Values]:
+    """Mean over the rows whose value is a number, for `resample`; NaN on a draw that has none of them."""
+    kept = ~np.isnan(values)
+    filled = np.where(kept, values, 0.0)
+
+    def mean(weights: Weights) -> Values:
+        with np.errstate(invalid="ignore"):
+            return np.asarray((weights @ filled) / (weights @ kept))
+
+    return mean
 
 
 def combine(function: Callable[..., Values], *parts: Resampled) -> Resampled:

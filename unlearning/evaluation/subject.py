@@ -47,6 +47,11 @@ class Subject:
             "device": self.model.device.type,
         }
 
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model reads; None where its configuration names no number."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
     def check_tokens(self, texts: Sequence[Sequence[int]]) -> None:
         """Check that the model has an embedding for every token.
 

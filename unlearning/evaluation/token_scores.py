@@ -90,7 +90,7 @@ def encode_target(
     """
     bare = encode_answer(subject.tokenizer, prompt, answer, chat=chat)
     span = encode_answer(subject.tokenizer, prompt, answer, chat=chat, append_eos=True) if append_eos else bare
-    limit = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = subject.context
     if limit is not None and len(span.input_ids) > limit:
         raise InputError(
             f"{(prompt or answer)[:60]!r} has {len(span.input_ids)} tokens with its answer, the model's context "

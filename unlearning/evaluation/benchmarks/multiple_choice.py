@@ -202,7 +202,7 @@ def _that_fit(asking: _Asking, questions: Sequence[Question]) -> tuple[list[Ques
         ],
         axis=0,
     )
-    limit = getattr(asking.subject.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = asking.subject.context
     kept = [place for place, length in enumerate(longest) if limit is None or length + _SPARE_TOKENS <= limit]
     return [questions[place] for place in kept], [int(longest[place]) for place in kept]
 

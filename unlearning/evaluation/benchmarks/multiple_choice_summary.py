@@ -9,7 +9,17 @@ from jaxtyping import Float
 
 from unlearning.data.choice_questions import LETTERS
 from unlearning.evaluation.benchmark import Rows
-from unlearning.evaluation.estimates import DRAWS, Direction, Metric, Resampled, Sample, Values, Weights, resample
+from unlearning.evaluation.estimates import (
+    Direction,
+    Metric,
+    Resampled,
+    Sample,
+    Values,
+    Weights,
+    fixed,
+    resample,
+    weighted_mean,
+)
 from unlearning.evaluation.multiple_choice import NORMALISATIONS, chance_p_value, expected_shares
 
 ALL = "all"
@@ -78,13 +88,7 @@ class _Scope:
         kept = ~np.isnan(values)
         if not kept.any():
             return None
-        filled = np.where(kept, values, 0.0)
-
-        def weighted_mean(weights: Weights) -> Values:
-            with np.errstate(invalid="ignore"):
-                return np.asarray((weights @ filled) / (weights @ kept))
-
-        return self.estimate(weighted_mean, n=int(kept.sum()))
+        return self.estimate(weighted_mean(values), n=int(kept.sum()))
 
 
 def _letter_metrics(scope: _Scope, role: Role) -> list[Metric]:
@@ -121,7 +125,7 @@ def _letter_metrics(scope: _Scope, role: Role) -> list[Metric]:
         ),
         Metric(
             f"{scope.name}_letter_chance_p_value",
-            _fixed(p_value, n),
+            fixed(p_value, n),
             _DESCRIBES,
             "Exact two-sided probability of an accuracy as unlikely as this one or more, if every option were as "
             "likely as every other.",
@@ -205,8 +209,3 @@ def _text_metrics(scope: _Scope, kind: str, role: Role) -> list[Metric]:
         )
         for way, measure in NORMALISATIONS.items()
     ]
-
-
-def _fixed(value: float, n: int) -> Resampled:
-    """A value that is not resampled."""
-    return Resampled(value, np.full(DRAWS, value), n)

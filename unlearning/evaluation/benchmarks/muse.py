@@ -117,7 +117,7 @@ def _generated(
     encoded = [subject.tokenizer(prompt, verbose=False)["input_ids"] for prompt in prompts]
     subject.check_tokens(encoded)
     costs = [len(ids) for ids in encoded]
-    context = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
+    context = subject.context
     notes = []
     if context is not None:
         if max(costs) >= context:

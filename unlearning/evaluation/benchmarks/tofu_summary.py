@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from unlearning.evaluation.benchmark import Rows
-from unlearning.evaluation.estimates import DRAWS, Direction, Metric, Resampled, Sample, combine, resample
+from unlearning.evaluation.estimates import Direction, Metric, Sample, combine, fixed, resample
 from unlearning.evaluation.forget_quality import Comparison, compare, log10_floor, statistic
 from unlearning.evaluation.model_utility import harmonic_mean
 from unlearning.evaluation.probability import probability
@@ -266,7 +266,7 @@ def _forget_quality(forget: _Scored, retain: _Scored | None, suffix: str, form: 
         pairs = zip(names, directions, strict=True)
         return [Metric(name, None, direction, meaning, reason) for name, direction in pairs]
     found = compare(ours, theirs)
-    p_value = Resampled(found.p_value, np.full(DRAWS, found.p_value), found.n)
+    p_value = fixed(found.p_value, found.n)
     distance = resample(lambda weights: statistic(weights, weights, ours, theirs), forget.sample)
     described = _described(found, form)
     return [
