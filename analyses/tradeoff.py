@@ -60,10 +60,16 @@ ENTRIES = (
     Entry("grad_diff", "grad_diff", {"gamma": 0.05, "learning_rate": 2.5e-4}),
     Entry("dpo", "dpo", {"beta": 0.01, "alpha": 100, "learning_rate": 1.5e-4}),
     Entry("npo_rt", "npo", {"alpha": 30, "learning_rate": 1.5e-4}),
+    Entry("npo_rt_10", "npo", {"alpha": 10, "learning_rate": 1.5e-4}),
+    Entry("npo_rt_100", "npo", {"alpha": 100, "learning_rate": 1.5e-4}),
     Entry("simnpo", "simnpo", {"beta": 1, "gamma": 0.2, "learning_rate": 2e-4}),
     Entry("blur_npo", "blur", {"gamma": 0.05, "learning_rate": 1.5e-4}),
+    Entry("blur_npo_02", "blur", {"gamma": 0.02, "learning_rate": 1.5e-4}),
+    Entry("blur_npo_20", "blur", {"gamma": 0.2, "learning_rate": 1.5e-4}),
 )
-"""The options that `analyses.unlearning_methods --tofu` has for its pair; they were not searched for again here."""
+"""The options that `analyses.unlearning_methods --tofu` has for its pair; they were not searched for again here. NPO
+with a retain loss and BLUR have two more weights each, a third of theirs and three to four times theirs, so that one
+combination of the losses is compared with the other and not one weight with another."""
 
 STEPS = {"forget01": 120, "forget05": 120, "forget10": 160}
 EVALUATIONS = 6
