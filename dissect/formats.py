@@ -21,6 +21,7 @@ class Question:
         answer: where the file gives one.
         row: ConceptVectors' prompt and continuation as one text, for the notebooks' protocol.
         n_answer_tokens: the released length of that continuation.
+        wrong: wrong answers to the question, where the file gives some.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Question:
     answer: str | None
     row: str | None = None
     n_answer_tokens: int | None = None
+    wrong: tuple[str, ...] = ()
 
 
 def questions(
@@ -69,7 +71,19 @@ def questions(
             group=str(record.get("group", "")),
             prompt=text if "prompt" in record and chat is None else _wrap(text, template, chat),
             answer=answer,
+            wrong=_wrong_answers(record, path, number),
         )
+
+
+def _wrong_answers(record: Record, path: str | Path, number: int) -> tuple[str, ...]:
+    """Of a record: `wrong`, or as TOFU calls them `perturbed_answer`."""
+    key = next((key for key in ("wrong", "perturbed_answer") if record.get(key) is not None), None)
+    answers = record[key] if key else []
+    if isinstance(answers, str):
+        answers = [answers]
+    if not isinstance(answers, list) or not all(isinstance(text, str) and text.strip() for text in answers):
+        raise InputError(f"{path}, record {number}: {key} is not a list of texts; give wrong answers, or leave it out")
+    return tuple(answers)
 
 
 def _concept_questions(

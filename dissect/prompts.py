@@ -37,6 +37,7 @@ class Prompt:
         answer_start: index of the answer's first token.
         scored: positions whose logits are scored. With `answer` scoring these are the answer positions, which
             predict the answer's tokens; with `notebook` scoring the last n positions of the row.
+        wrong: wrong answers that the file gives, each with the tokens of the prompt and itself.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Prompt:
     input_ids: tuple[int, ...]
     answer_start: int
     scored: range
+    wrong: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
     def n_answer_tokens(self) -> int:
@@ -216,7 +218,8 @@ def load_prompts(
 
     Args:
         path: a JSON list or JSON lines of `{"prompt", "answer"}` or `{"question", "answer"}` records (both with
-            optional `group` and `id`), or ConceptVectors' JSON with the paper's prompts.
+            optional `group`, `id` and `wrong` answers, TOFU's `perturbed_answer`), or ConceptVectors' JSON with the
+            paper's prompts.
         tokenizer: the pair's.
         scoring: `answer`, every answer token by the position that predicts it; or `notebook`, the released
             notebooks' protocol with its flaws, for replication.
@@ -262,6 +265,10 @@ def load_prompts(
                 input_ids=tuple(span.input_ids),
                 answer_start=span.answer_start,
                 scored=range(span.answer_start - 1, len(span.input_ids) - 1),
+                wrong=tuple(
+                    (text, tuple(encode_answer(tokenizer, question.prompt, text, chat=wrap).input_ids))
+                    for text in question.wrong
+                ),
             )
         )
     return Prompts(items=tuple(items), scoring="answer", pad_token_id=_pad_token(tokenizer), source=str(path))

@@ -1,0 +1,106 @@
+"""How well a model knows facts: three scores of every fact, all higher for a model that knows it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from dissect.behaviour_scoring import answer_logits
+from dissect.pairs import Model
+from dissect.prompts import Prompt, Prompts
+from dissect.recovery import answer_logprob, per_example
+from dissect.stress.alternatives import Facts
+from unlearning.errors import InputError
+
+MEASURES = ("rank", "logprob", "correct")
+"""The columns of `FactScores`, the one that decides first."""
+
+RANK_FLOOR = 0.5
+"""What knowing nothing scores on `rank`."""
+
+
+@dataclass(frozen=True, eq=False)
+class FactScores:
+    """One model on some facts.
+
+    Attributes:
+        logprob: mean log-probability of the answer's tokens, in nats.
+        rank: share of the wrong answers whose mean log-probability is lower, ties counting half: 1 where the answer
+            beats all of them, 1/2 where nothing is known; NaN where a fact has no wrong answers.
+        correct: 1 where every answer token is the likeliest one, given those before it, else 0.
+    """
+
+    rank: Float[np.ndarray, " fact"]
+    logprob: Float[np.ndarray, " fact"]
+    correct: Float[np.ndarray, " fact"]
+
+    def columns(self) -> dict[str, Float[np.ndarray, " fact"]]:
+        """The scores by name, in the order of `MEASURES`."""
+        return {name: getattr(self, name) for name in MEASURES}
+
+
+def score_facts(model: Model, facts: Facts, *, batch_size: int = 64) -> FactScores:
+    """Score every fact, teacher-forced; hooks that are on `model.hf` take part.
+
+    Args:
+        model: in memory.
+        facts: with their wrong answers.
+        batch_size: most texts in one batch; no number depends on it.
+
+    Raises:
+        InputError: logits that are not finite.
+    """
+    right = score_answers(model, facts.prompts, facts.prompts.items, batch_size=batch_size)
+    flat = [item for of_fact in facts.wrong for item in of_fact]
+    wrong = score_answers(model, facts.prompts, flat, batch_size=batch_size)[0] if flat else np.zeros(0)
+    return FactScores(rank=ranks(right[0], wrong, [len(w) for w in facts.wrong]), logprob=right[0], correct=right[1])
+
+
+def ranks(
+    right: Float[np.ndarray, " fact"], wrong: Float[np.ndarray, " wrong"], counts: Sequence[int]
+) -> Float[np.ndarray, " fact"]:
+    """Share of each fact's wrong answers that score below its right one, ties counting half; NaN without any.
+
+    Args:
+        right: score of each right answer.
+        wrong: scores of all wrong answers, fact by fact.
+        counts: how many of them each fact has.
+    """
+    fact = np.repeat(np.arange(len(right)), counts)
+    beaten = (wrong < right[fact]) + 0.5 * (wrong == right[fact])
+    totals = np.bincount(fact, weights=beaten, minlength=len(right))
+    n = np.asarray(counts, dtype=np.float64)
+    return np.divide(totals, n, out=np.full(len(right), np.nan), where=n > 0)
+
+
+@torch.inference_mode()
+def score_answers(
+    model: Model, prompts: Prompts, items: Sequence[Prompt], *, batch_size: int = 64
+) -> tuple[Float[np.ndarray, " item"], Float[np.ndarray, " item"]]:
+    """Mean log-probability of each answer's tokens in nats, and 1 where all of them are the likeliest, else 0.
+
+    Args:
+        model: in memory.
+        prompts: says what batches are padded with.
+        items: what to score; those of one length run together.
+        batch_size: most of them in one batch.
+
+    Raises:
+        InputError: logits that are not finite.
+    """
+    logprob, correct = np.zeros(len(items)), np.zeros(len(items))
+    order = sorted(range(len(items)), key=lambda place: len(items[place].input_ids))
+    for first in range(0, len(order), batch_size):
+        places = order[first : first + batch_size]
+        (batch,) = replace(prompts, items=tuple(items[place] for place in places)).batches(len(places))
+        logits = answer_logits(model, batch)
+        if not torch.isfinite(logits).all():
+            raise InputError(f"{model.name}: gives logits that are not finite; is the checkpoint sound?")
+        rows, tokens = batch.rows.to(logits.device), batch.next_tokens.to(logits.device)
+        of_token = answer_logprob(logits.log_softmax(-1), tokens)
+        likeliest = (logits.argmax(-1) == tokens).double()
+        logprob[places] = per_example(of_token, rows, len(places)).cpu().numpy()
+        correct[places] = (per_example(likeliest, rows, len(places)) == 1).double().cpu().numpy()
+    return logprob, correct
