@@ -154,8 +154,9 @@ def _texts(record: Record, key: str, where: str, *, others_have_it: bool) -> tup
     """A text, or several where perturbed answers are."""
     value = record.get(key)
     if value is None:
+        keys = ", ".join(record) or "none"
         rest = ", which other records have; add it, or leave the record out" if others_have_it else ""
-        raise InputError(f"{where}: no {key}{rest}")
+        raise InputError(f"{where}: no {key}{rest or f'; its keys are {keys}, and question and answer are needed'}")
     texts = tuple(value) if key == "perturbed_answer" and isinstance(value, list) else (value,)
     if not texts:
         raise InputError(f"{where}: {key} is an empty list; give wrong answers, or leave the record out")
