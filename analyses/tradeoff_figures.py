@@ -1,5 +1,6 @@
 """The trade-off as a picture: forget quality against utility, each run's path over its steps, the front of the best."""
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -22,7 +23,8 @@ def tradeoff_figure(
 ) -> go.Figure:
     """One panel a split; up and right is better.
 
-    A line is one run from the base (star) over its evaluations to its end (large marker). The grey line is the front:
+    A line is one run from the base (star) over its evaluations to its end (large marker); runs of one method have one
+    colour, whatever their weights (`npo_rt_10`, `npo_rt_100`) and seeds. The grey line is the front:
     what no step of any run beats in both. Above the dotted line the truth ratios cannot be told from the never
     model's at the 5 % level; the open diamond is the never model itself.
 
@@ -33,7 +35,7 @@ def tradeoff_figure(
         titles: of the panels, by split.
     """
     splits = list(dict.fromkeys(trajectories["split"]))
-    names = list(dict.fromkeys(trajectories["name"]))
+    methods = list(dict.fromkeys(map(_method, trajectories["name"])))
     chart = make_subplots(
         1,
         len(splits),
@@ -59,8 +61,10 @@ def tradeoff_figure(
             col=column,
         )
         for (name, seed), run in here.groupby(["name", "seed"], sort=False):
-            chart.add_trace(_path(run.sort_values("step"), names.index(name), name, seed, name not in shown), 1, column)
-            shown.add(name)
+            method = _method(name)
+            path = _path(run.sort_values("step"), methods.index(method), name, seed, method not in shown)
+            chart.add_trace(path, row=1, col=column)
+            shown.add(method)
         base = here.sort_values("step").iloc[0]
         marks = [("base", float(base[UTILITY]), float(_log10(base[QUALITY])), "star", 16)]
         if split in never_utility:
@@ -81,7 +85,8 @@ def tradeoff_figure(
         chart.add_hline(
             y=np.log10(SIGNIFICANT), line={"color": "#888888", "dash": "dot", "width": 1}, row=1, col=column
         )
-        chart.update_xaxes(title_text="retain utility", range=[-0.03, 1.03], row=1, col=column)
+        widest = max(float(trajectories[UTILITY].max()), *never_utility.values(), 0.0)
+        chart.update_xaxes(title_text="retain utility", range=[-0.03, 1.05 * widest], row=1, col=column)
     chart.update_yaxes(title_text="forget quality, log<sub>10</sub> p", row=1, col=1)
     chart.update_layout(
         template="plotly_white",
@@ -102,12 +107,18 @@ def _path(run: pd.DataFrame, style: int, name: str, seed: int, in_legend: bool) 
         mode="lines+markers",
         line={"color": colour, "width": 1.5},
         marker={"symbol": marker, "color": colour, "size": [4] * (len(run) - 1) + [11]},
-        name=name,
-        legendgroup=name,
+        name=_method(name),
+        legendgroup=_method(name),
         showlegend=in_legend,
         customdata=np.stack([run["step"], np.full(len(run), seed)], axis=1),
-        hovertemplate="step %{customdata[0]}, seed %{customdata[1]}<br>utility %{x:.3f}, log10 p %{y:.2f}",
+        hovertemplate=f"{name}, step %{{customdata[0]}}, seed %{{customdata[1]}}<br>utility %{{x:.3f}}, "
+        "log10 p %{y:.2f}<extra></extra>",
     )
+
+
+def _method(name: str) -> str:
+    """A run's name without the number that tells its weight from another's."""
+    return re.sub(r"_\d+$", "", name)
 
 
 def _log10(quality: pd.Series | float) -> np.ndarray:
