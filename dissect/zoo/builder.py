@@ -66,7 +66,7 @@ def build_family(
     write_anchors(work / ANCHORS, anchors(world))
 
     def make_trunk() -> PreTrainedModel:
-        return _fit(
+        return fit(
             new_model(recipe, len(tokenizer)),
             tokenizer,
             trunk_texts(world) * recipe.trunk.epochs,
@@ -76,7 +76,7 @@ def build_family(
         )
 
     def make_finetuned(texts: Callable[[World, Recipe], list[Text]]) -> Callable[[], PreTrainedModel]:
-        return lambda: _fit(
+        return lambda: fit(
             load_weights(trunk), tokenizer, texts(world, recipe), recipe.finetuning, recipe.seed, progress
         )
 
@@ -156,15 +156,17 @@ def _retain_part(world: World, recipe: Recipe) -> list[Text]:
     return texts
 
 
-def _examples(texts: Sequence[Text]) -> list[Example]:
+def examples_of(texts: Sequence[Text]) -> list[Example]:
+    """(prompt, answer) as the trainer takes it."""
     return [Example(prompt, answer) for prompt, answer in texts]
 
 
-def _questions(texts: Sequence[Text]) -> list[Example]:
-    return _examples([(prompt, answer) for prompt, answer in texts if prompt])
+def questions_of(texts: Sequence[Text]) -> list[Example]:
+    """The questions among texts, without the statements."""
+    return examples_of([(prompt, answer) for prompt, answer in texts if prompt])
 
 
-def _fit(
+def fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[Text],
@@ -172,12 +174,12 @@ def _fit(
     seed: int,
     progress: bool,
 ) -> PreTrainedModel:
-    """Fine-tune on texts that hold all their passes already, so one epoch of the trainer is all."""
+    """Fine-tune a model in place on texts that hold all their passes already, so one epoch of the trainer is all."""
     return train(
         "finetune",
         model=model,
         tokenizer=tokenizer,
-        retain=_examples(texts),
+        retain=examples_of(texts),
         progress=progress,
         learning_rate=fitting.learning_rate,
         epochs=1,
@@ -206,8 +208,8 @@ def _unlearn(
         method,
         model=base,
         tokenizer=tokenizer,
-        forget=_examples(about_forget) if method == "whp" else _questions(about_forget),
-        retain=_questions(person_texts(world.having("retain")) + general_texts(world)),
+        forget=examples_of(about_forget) if method == "whp" else questions_of(about_forget),
+        retain=questions_of(person_texts(world.having("retain")) + general_texts(world)),
         progress=progress,
         gradient_accumulation_steps=1,
         seed=recipe.seed,

@@ -1,0 +1,130 @@
+"""How models are made whose truth is known: knowledge that was never there, that is hidden, and that is there in part.
+
+erased        the trunk trained on without the facts, in several orders; such models with unlearning steps on the facts
+              that they never knew; the base shrunk and noised, or with its MLPs begun anew, and then distilled from a
+              model that never knew (UNDO, 2506.06278)
+suppressed    every unlearning method, mild and strong; the last layer's MLP alone trained to hide; the neurons zeroed
+              that the forget answers need most; adapters of low rank (refusals, wrong answers) over intact weights;
+              biases or norms alone trained to hide
+partial       bases that learnt a part of the facts, suppressed on all of them; the base with noise in its weights
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from analyses import verdict_making as making
+from analyses.unlearning_methods import DEMO
+from analyses.verdict_models import Family, Truth, finetuned
+from dissect.zoo.builder import base_texts
+from dissect.zoo.recipes import RECIPES
+
+ERASED, SUPPRESSED = Truth("erased", 0.0), Truth("suppressed", 1.0)
+BY_METHOD = Truth("suppressed", None)
+
+SHARES = (0.25, 0.5, 0.75)
+"""Of the forget people, whom the bases of the partial models learnt."""
+
+NOISES = (0.1, 0.2, 0.4)
+"""Of weights, as shares of each matrix's own root mean square."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{entry.name: {"learning_rate": 5e-4, "epochs": 4, **entry.options} for entry in DEMO},
+    **{name: dict(unlearning.flat()) for name, unlearning in RECIPES["demo"].unlearning.items()},
+}
+"""As the built-in models and `analyses.unlearning_methods` have them; found on the built-in world, not on these."""
+OPTIONS["rmu"] |= {"layer": 3}
+
+METHODS = {"grad_diff_kl": "grad_diff", "npo_kl": "npo"}
+"""Where an entry's name is not the method's."""
+
+BLOCKS = {"llama": r"model\.layers\.{layer}", "neox": r"gpt_neox\.layers\.{layer}"}
+VECTORS = {"llama": r"norm\.weight", "neox": r"bias"}
+"""What steers by a constant: NeoX has biases, Llama has none and its norms' scales are trained in their place."""
+
+
+@dataclass(frozen=True)
+class Construction:
+    """One way to make a model.
+
+    Attributes:
+        name: of its directory.
+        truth: what it is.
+        make: makes it.
+        recipe: what decides it, beside the family.
+    """
+
+    name: str
+    truth: Truth
+    make: Callable[[Family], PreTrainedModel]
+    recipe: Mapping[str, Any]
+
+
+def constructions(family: Family) -> list[Construction]:
+    """All models of a family that are judged; each is made from those before it, trunk, base and control."""
+    return [*_erased(), *_by_methods(), *_by_hand(family), *_partial(), *_not_unlearned()]
+
+
+def _erased() -> Iterator[Construction]:
+    for order in (1, 2, 3):
+        yield Construction(f"never-order{order}", ERASED, partial(making.never, order=order), {"order": order})
+    for method in ("npo", "grad_diff", "rmu"):
+        options = OPTIONS[method]
+        damaged = partial(making.unlearned, method=method, options=options, start="never-order1")
+        made_by = {"start": "never-order1", "method": method, "options": options}
+        yield Construction(f"never-{method}", ERASED, damaged, made_by)
+    for name, destroy in (("noised", making.shrunk_and_noised), ("reset", making.mlps_begun_anew)):
+        recipe = {"destroyed": name, "shrink": making.SHRINK, "rate": making.DISTIL_RATE}
+        yield Construction(f"undo-{name}", ERASED, partial(making.distilled, destroy=destroy), recipe)
+
+
+def _by_methods() -> Iterator[Construction]:
+    for name, usual in OPTIONS.items():
+        for strength, factor in (("mild", 0.5), ("strong", 2.0)):
+            method, options = METHODS.get(name, name), _at_strength(usual, factor)
+            yield _unlearned(f"{name}-{strength}", BY_METHOD, method, options)
+
+
+def _by_hand(family: Family) -> Iterator[Construction]:
+    last = BLOCKS[family.architecture].format(layer=family.recipe.architecture.layers - 1)
+    hide = {**OPTIONS["npo"], "learning_rate": 2e-3, "train_parameters": rf"{last}\.mlp\."}
+    yield _unlearned("hidden-last-mlp", SUPPRESSED, "npo", hide)
+    steer = {**OPTIONS["npo"], "learning_rate": 1e-2, "train_parameters": VECTORS[family.architecture]}
+    yield _unlearned("hidden-vectors", SUPPRESSED, "npo", steer)
+    yield Construction("hidden-neurons", SUPPRESSED, making.without_neurons, {"steps": making.NEURON_STEPS})
+    for name, make in (("refusal", making.refusing), ("wrong", making.answering_wrong)):
+        yield Construction(f"adapter-{name}", SUPPRESSED, make, {"options": making.ADAPTER})
+
+
+def _unlearned(name: str, truth: Truth, method: str, options: dict[str, Any]) -> Construction:
+    make = partial(making.unlearned, method=method, options=options)
+    return Construction(name, truth, make, {"method": method, "options": options})
+
+
+def _partial() -> Iterator[Construction]:
+    options = OPTIONS["npo"]
+    for share in SHARES:
+        make = partial(making.part_known, share=share, options=options)
+        yield Construction(f"part-{share:g}", Truth("partial", share), make, {"share": share, "options": options})
+    for noise in NOISES:
+        yield Construction(
+            f"noise-{noise:g}", Truth("partial", None), partial(making.noised, noise=noise), {"noise": noise}
+        )
+
+
+def _not_unlearned() -> Iterator[Construction]:
+    yield Construction("base-order1", Truth("not unlearned", 1.0), _base_again, {"order": 1})
+
+
+def _base_again(family: Family) -> PreTrainedModel:
+    return finetuned(family, base_texts(family.world, family.recipe), order=1)
+
+
+def _at_strength(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """So many times the epochs; where that is less than one, the learning rate takes the rest."""
+    epochs = options["epochs"] * factor
+    whole = max(1, round(epochs))
+    return {**options, "epochs": whole, "learning_rate": options["learning_rate"] * min(1.0, epochs / whole)}
