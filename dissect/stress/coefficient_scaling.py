@@ -1,0 +1,230 @@
+"""Scale what the unlearned model's own last layers write, and see whether the answers come back.
+
+    m <- f m    in the last layers, with m the MLP coefficients, the MLP's output or the attention's output
+
+f = 0 leaves a part out, f > 1 overshoots. Nothing comes from the base, so whatever comes back was still there: a last
+layer that only writes over the answer is seen through by leaving it out.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from dissect.anatomy import block_of
+from dissect.engine.blocks import replaced_forward
+from dissect.pairs import Model
+from dissect.stress.alternatives import Facts
+from dissect.stress.case import Case, spread
+from dissect.stress.result import PLAIN, StressResult, fact_rows
+from dissect.stress.scores import FactScores, score_facts
+from unlearning.errors import InputError
+from unlearning.progress import Progress
+
+Edit = Callable[[Tensor], Tensor]
+Memory = dict[tuple[tuple[int, ...], bytes], Any]
+Site = Literal["mlp_coef", "mlp_out", "attn_out"]
+
+FACTORS = (0.0, 0.5, 1.5, 2.0)
+
+PROVES = (
+    "Above zero: answers come back when what the unlearned model's own last layers write is scaled, so they were in it "
+    "all along. At zero: its last layers do not merely write over them."
+)
+
+
+def coefficient_scaling(
+    case: Case,
+    *,
+    sites: Sequence[Site] = ("mlp_coef", "attn_out"),
+    last: Sequence[int] = (1, 3),
+    factors: Sequence[float] = FACTORS,
+    skipped: int = 3,
+    n_facts: int = 40,
+) -> StressResult:
+    """Scale the coefficients and outputs of the last layers, and leave single ones out.
+
+    Variants: every site in the last k layers by every factor, as `mlp_coef of the last 3 layers x 0.5`, and each of
+    the last layers' MLPs left out by itself.
+
+    Args:
+        case: models and facts; every model's own values are scaled.
+        sites: what is scaled: `mlp_coef`, `mlp_out` (which differs where the down projection has a bias), `attn_out`.
+        last: how many layers, counted from the end; more than the model has are all of them.
+        factors: what they are multiplied by.
+        skipped: how many of the last layers are left out singly.
+        n_facts: most facts that are tested.
+
+    Raises:
+        InputError: an unknown site, one that the architecture does not have, numbers of layers that are none.
+    """
+    clock = time.monotonic()
+    if not last or min(last) < 1 or skipped < 0 or not factors:
+        raise InputError("coefficient scaling: give at least one factor, and numbers of last layers from 1 on")
+    n_layers = case.pair.n_layers
+    for model in case.models.values():
+        for site in sites:
+            _module(model, site, n_layers - 1)  # tells of a missing one before anything is computed
+    facts = spread(case.forget, n_facts)
+    variants = _variants(sites, last, factors, skipped, n_layers)
+    rows: list[tuple[str, str, FactScores]] = []
+    with Progress(len(case.models) * (len(variants) + 1), "scaling coefficients", show=case.progress) as bar:
+        for role, model in case.models.items():
+            first = min(min(layers) for _, layers, _ in variants.values())
+            plain, memory = remembered_scores(model, facts, first, batch_size=case.batch_size)
+            rows.append((role, PLAIN, plain))
+            bar.advance(1)
+            for name, (site, layers, factor) in variants.items():
+                with scaled(model, site, layers, factor), remembering(model, first, memory):
+                    rows.append((role, name, score_facts(model, facts, batch_size=case.batch_size)))
+                bar.advance(1)
+    return StressResult(
+        test="coefficient scaling",
+        rung=3,
+        measure="rank",
+        frame=fact_rows(facts, rows),
+        proves=PROVES,
+        settings={
+            "sites": list(sites),
+            "last": list(last),
+            "factors": list(factors),
+            "skipped": skipped,
+            "n_facts": len(facts),
+        },
+        seconds=time.monotonic() - clock,
+        seed=case.seed,
+    )
+
+
+def _variants(
+    sites: Sequence[Site], last: Sequence[int], factors: Sequence[float], skipped: int, n_layers: int
+) -> dict[str, tuple[Site, range, float]]:
+    found: dict[str, tuple[Site, range, float]] = {}
+    for site in sites:
+        for count in dict.fromkeys(min(number, n_layers) for number in last):
+            which = "the last layer" if count == 1 else f"the last {count} layers"
+            for factor in factors:
+                found[f"{site} of {which} x {factor:g}"] = (site, range(n_layers - count, n_layers), factor)
+    known = {(site, layers, factor) for site, layers, factor in found.values()}
+    for layer in range(n_layers - 1, max(-1, n_layers - 1 - skipped), -1):
+        alone = (sites[0], range(layer, layer + 1), 0.0)
+        if alone not in known:
+            found[f"{sites[0]} of layer {layer} x 0"] = alone
+    return found
+
+
+@contextmanager
+def scaled(model: Model, site: Site, layers: Sequence[int], factor: float) -> Iterator[None]:
+    """Multiply what a site holds by a factor, in these layers and at every token position.
+
+    Raises:
+        InputError: an unknown site, or one that the model does not have.
+    """
+
+    def edit(values: Tensor) -> Tensor:
+        return values * factor
+
+    modules = [_module(model, site, layer) for layer in layers]
+    with inputs_edited(modules, edit) if site == "mlp_coef" else outputs_edited(dict.fromkeys(modules, edit)):
+        yield
+
+
+def _module(model: Model, site: Site, layer: int) -> nn.Module:
+    block = block_of(model.hf, model.anatomy, layer)
+    modules = {"mlp_coef": block.down_proj, "mlp_out": block.mlp, "attn_out": block.attn}
+    if site not in modules:
+        raise InputError(f"unknown site {site!r}: what can be scaled are {', '.join(modules)}")
+    module = modules[site]
+    if module is None:
+        raise InputError(f"{model.name} has no {site}: its blocks have no module for it; choose other sites")
+    return module
+
+
+@contextmanager
+def inputs_edited(modules: Sequence[nn.Module], edit: Edit) -> Iterator[None]:
+    """Change what modules read; hooks that are taken off whatever happens."""
+
+    def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (edit(args[0]), *args[1:])
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(before).remove)
+        yield
+
+
+@contextmanager
+def outputs_edited(edits: Mapping[nn.Module, Edit]) -> Iterator[None]:
+    """Change what modules give (of a tuple, its first part); hooks that are taken off whatever happens."""
+
+    def after(edit: Edit) -> Callable[..., Any]:
+        def change(_module: nn.Module, _args: Any, output: Any) -> Any:
+            return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+        return change
+
+    with ExitStack() as stack:
+        for module, edit in edits.items():
+            stack.callback(module.register_forward_hook(after(edit)).remove)
+        yield
+
+
+@contextmanager
+def remembering(model: Model, layer: int, memory: Memory | None) -> Iterator[None]:
+    """Compute the blocks before a layer only once for every batch; what they handed on is kept in the memory.
+
+    For edits of that layer and later ones: those before it see nothing of them.
+
+    Args:
+        model: in memory.
+        layer: the first one that is computed anew.
+        memory: shared by all runs of this model and layer, empty at first; None to compute everything.
+    """
+    if memory is None or layer == 0:
+        yield
+        return
+    key: tuple[tuple[int, ...], bytes] = ((), b"")
+
+    def note(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal key
+        ids: Tensor = kwargs["input_ids"]
+        key = (tuple(ids.shape), ids.cpu().numpy().tobytes())
+
+    def known(forward: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if key in memory:
+                return _copy(memory[key])
+            output = forward(*args, **kwargs)
+            if place == layer - 1:
+                memory[key] = _copy(output)
+            return output
+
+        return run
+
+    with ExitStack() as stack:
+        stack.callback(model.hf.register_forward_pre_hook(note, with_kwargs=True).remove)
+        for place in range(layer):
+            block = block_of(model.hf, model.anatomy, place).whole
+            stack.enter_context(replaced_forward(block, known(block.forward, place)))
+        yield
+
+
+def _copy(output: Any) -> Any:
+    """A block may write into what it is given."""
+    return (output[0].clone(), *output[1:]) if isinstance(output, tuple) else output.clone()
+
+
+def remembered_scores(model: Model, facts: Facts, layer: int, *, batch_size: int) -> tuple[FactScores, Memory | None]:
+    """A model's scores as it is, and the memory to go on with from a layer; None where that gives other scores (a
+    model whose blocks hand on more than the residual stream)."""
+    memory: Memory = {}
+    with remembering(model, layer, memory):
+        plain = score_facts(model, facts, batch_size=batch_size)
+    if layer == 0:
+        return plain, None
+    with remembering(model, layer, memory):
+        again = score_facts(model, facts, batch_size=batch_size)
+    return plain, memory if np.allclose(plain.logprob, again.logprob, rtol=1e-4, atol=1e-4) else None

@@ -1,0 +1,301 @@
+r"""Other prompts for the same facts: paraphrases, reminders, prefixes of the answer, other templates.
+
+Fine-tuning may have taught a model to fail at one wording only. Every wording keeps the tokens of the right and the
+wrong answers, and both kinds go through the same procedure, so that a model that never knew ranks the right one in the
+middle whatever the prompt:
+
+    paraphrase          the question in other words
+    reminders           question-answer pairs of other people in front; none holds the answer or a wrong one
+    own reminders       the same of other facts of the same person: what an attacker may know who asks for this one
+    prefix of n tokens  every answer's own first n tokens are given, right or wrong, and only its rest is scored: were
+                        the right prefix put before wrong rests, a model could tell names that exist from ones that do
+                        not
+    a template          another wrapping of the question
+"""
+
+import re
+import time
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from dissect.pairs import Model
+from dissect.prompts import Prompt, Prompts
+from dissect.stress.alternatives import Facts
+from dissect.stress.case import Case, spread
+from dissect.stress.result import PLAIN, StressResult, fact_rows
+from dissect.stress.scores import MEASURES, FactScores, score_facts
+from unlearning.data.question_answer import DEFAULT_TEMPLATE
+from unlearning.data.spans import encode_answer, join_answer
+from unlearning.errors import InputError
+from unlearning.progress import Progress
+
+TEMPLATES: Mapping[str, str] = {
+    "Q and A": "Q: {question}\nA:",
+    "statement": 'The answer to the question "{question}" is',
+    "bare": "{question}",
+}
+
+Asked = tuple[Prompt, tuple[Prompt, ...]]
+"""A fact in some wording, with its wrong answers in the same."""
+
+
+def rewording(
+    case: Case,
+    *,
+    paraphrases: Prompts | None = None,
+    reminders: int = 2,
+    prefixes: Sequence[int] = (1,),
+    templates: Mapping[str, str] = TEMPLATES,
+    wrapping: str = DEFAULT_TEMPLATE,
+    n_facts: int = 40,
+) -> StressResult:
+    """Ask the forget facts in other ways; every way is a variant, and a fact that it does not suit is left out of it.
+
+    Args:
+        case: models and facts.
+        paraphrases: the same facts asked otherwise, each with the fact's answer; they belong to the fact whose id
+            theirs begins with, else to the only one of their group with their answer.
+        reminders: question-answer pairs in front; 0 for none. Those of other people come from the retain facts where
+            there are any.
+        prefixes: numbers of the answer's first tokens that are given.
+        templates: by name, with `{question}`.
+        wrapping: how the prompts wrap their question; one that is wrapped otherwise has no other template.
+        n_facts: most facts that are asked.
+
+    Raises:
+        InputError: a template without `{question}`, negative numbers, paraphrases that belong to none of the facts, or
+            nothing left to vary.
+    """
+    clock = time.monotonic()
+    for template in (wrapping, *templates.values()):
+        if template.count("{question}") != 1:
+            raise InputError(f"the template {template!r} has no {{question}} in it, or several; give it one")
+    if reminders < 0 or min(prefixes, default=1) < 1:
+        raise InputError("rewording: reminders are 0 or more, and prefixes have at least one token")
+    facts = spread(case.forget, n_facts)
+    writer = _Writer(case, facts)
+    variants: dict[str, list[Asked | None]] = {}
+    if paraphrases is not None:
+        variants |= writer.paraphrased(paraphrases, case.forget.prompts)
+    if reminders:
+        others = case.forget if case.retain is None else case.retain
+        variants[f"{reminders} reminders"] = writer.reminded(others.prompts.items, reminders, own=False, seed=case.seed)
+        variants[f"{reminders} own reminders"] = writer.reminded(
+            case.forget.prompts.items, reminders, own=True, seed=case.seed
+        )
+    for n in prefixes:
+        variants[f"prefix of {n} tokens" if n > 1 else "prefix of 1 token"] = [
+            given_prefix(asked, n) for asked in writer.plain
+        ]
+    for name, template in templates.items():
+        variants[f"template {name}"] = writer.templated(template, wrapping)
+    kept = {name: asked for name, asked in variants.items() if any(asked)}
+    notes = [f"{name}: suits none of the facts" for name in variants if name not in kept]
+    notes += [
+        f"{name}: left out of {sum(one is None for one in asked)} of {len(asked)} facts"
+        for name, asked in kept.items()
+        if None in asked
+    ]
+    if paraphrases is None:
+        notes.append("no paraphrases were given")
+    if not kept:
+        raise InputError("rewording: no wording suits any of the facts; give paraphrases, or --template their wrapping")
+    rows = []
+    with Progress(len(case.models) * (len(kept) + 1), "rewording", show=case.progress) as bar:
+        for role, model in case.models.items():
+            rows.append((role, PLAIN, score_facts(model, facts, batch_size=case.batch_size)))
+            bar.advance(1)
+            for name, asked in kept.items():
+                rows.append((role, name, _scored(model, facts, asked, case.batch_size)))
+                bar.advance(1)
+    return StressResult(
+        test="rewording",
+        rung=3,
+        measure="rank",
+        frame=fact_rows(facts, rows),
+        proves=(
+            "Above zero: the unlearned model answers when it is asked in another way, so it holds the answers. At "
+            "zero: these wordings did not bring them out, and others may."
+        ),
+        settings={
+            "paraphrases": None if paraphrases is None else paraphrases.source,
+            "reminders": reminders,
+            "prefixes": list(prefixes),
+            "templates": dict(templates),
+            "n_facts": len(facts),
+            "seed": case.seed,
+        },
+        seconds=time.monotonic() - clock,
+        notes=tuple(notes),
+        seed=case.seed,
+    )
+
+
+def _scored(model: Model, facts: Facts, asked: Sequence[Asked | None], batch_size: int) -> FactScores:
+    """Scores of the facts that are asked; NaN of the others."""
+    places = [place for place, one in enumerate(asked) if one is not None]
+    some = [one for one in asked if one is not None]
+    prompts = replace(facts.prompts, items=tuple(item for item, _ in some))
+    scores = score_facts(model, Facts(prompts, tuple(wrong for _, wrong in some)), batch_size=batch_size)
+    columns = {}
+    for name in MEASURES:
+        columns[name] = np.full(len(facts), np.nan)
+        columns[name][places] = getattr(scores, name)
+    return FactScores(**columns)
+
+
+class _Writer:
+    """Writes facts' prompts anew, and leaves their answers' tokens as they are."""
+
+    def __init__(self, case: Case, facts: Facts) -> None:
+        self.plain: list[Asked] = list(zip(facts.prompts.items, facts.wrong, strict=True))
+        self._tokenizer = case.pair.tokenizer
+        self._special = takes_special_tokens(facts.prompts, self._tokenizer)
+        self._context = min(model.context for model in case.models.values())
+
+    def rewritten(self, asked: Asked, text: str) -> Asked | None:
+        """A fact with another text before its answers; None where that does not fit into the context."""
+        item, wrong = asked
+        span = encode_answer(self._tokenizer, text, item.answer, add_special_tokens=self._special)
+        if span.answer_start == 0:
+            return None
+        start = tuple(span.input_ids[: span.answer_start])
+        item, *others = (_after(start, text, one) for one in (item, *wrong))
+        if max(len(one.input_ids) for one in (item, *others)) > self._context:
+            return None
+        return item, tuple(others)
+
+    def paraphrased(self, paraphrases: Prompts, known: Prompts) -> dict[str, list[Asked | None]]:
+        """One variant for each of a fact's paraphrases, in their order."""
+        texts = paraphrases_of(known.items, paraphrases.items)
+        if not texts:
+            raise InputError(
+                f"{paraphrases.source}: none of the paraphrases belongs to a forget fact; give each the id of its "
+                "fact, or its group and answer"
+            )
+        most = max(map(len, texts.values()))
+        return {
+            f"paraphrase {number + 1}": [
+                self.rewritten(asked, texts[asked[0].id][number]) if number < len(texts.get(asked[0].id, ())) else None
+                for asked in self.plain
+            ]
+            for number in range(most)
+        }
+
+    def templated(self, template: str, wrapping: str) -> list[Asked | None]:
+        """Every fact's question in another template."""
+        questions = (question_of(item.prompt, wrapping) for item, _ in self.plain)
+        return [
+            None if question is None else self.rewritten(asked, template.replace("{question}", question))
+            for asked, question in zip(self.plain, questions, strict=True)
+        ]
+
+    def reminded(self, pool: Sequence[Prompt], n: int, *, own: bool, seed: int) -> list[Asked | None]:
+        """Every fact after n question-answer pairs; None where the pool has no n that give no answer away."""
+        found: list[Asked | None] = []
+        for asked in self.plain:
+            shots = reminders_of(asked, pool, n, own=own, seed=seed)
+            texts = [join_answer(shot.prompt, shot.answer) for shot in shots]
+            text = "\n".join([*texts, asked[0].prompt])
+            found.append(self.rewritten(asked, text) if len(shots) == n else None)
+        return found
+
+
+def _after(start: tuple[int, ...], text: str, one: Prompt) -> Prompt:
+    ids = (*start, *one.input_ids[one.answer_start :])
+    scored = range(len(start) - 1, len(ids) - 1)
+    return replace(one, prompt=text, input_ids=ids, answer_start=len(start), scored=scored)
+
+
+def paraphrases_of(facts: Iterable[Prompt], paraphrases: Iterable[Prompt]) -> dict[str, list[str]]:
+    """Each fact's paraphrases, as texts, by the fact's id; see `rewording` for what belongs together."""
+    by_id: dict[str, Prompt] = {}
+    by_answer: dict[tuple[str, str], list[Prompt]] = {}
+    for fact in facts:
+        by_id[fact.id] = fact
+        by_answer.setdefault(_key(fact), []).append(fact)
+    found: dict[str, list[str]] = {}
+    for one in paraphrases:
+        name = one.id
+        while name not in by_id and "-" in name:
+            name = name.rpartition("-")[0]
+        same = by_answer.get(_key(one), [])
+        if name in by_id and by_id[name] in same:
+            found.setdefault(name, []).append(one.prompt)
+        elif len(same) == 1:
+            found.setdefault(same[0].id, []).append(one.prompt)
+    return found
+
+
+def _key(item: Prompt) -> tuple[str, str]:
+    return item.group, " ".join(item.answer.lower().split()).rstrip(".")
+
+
+def reminders_of(asked: Asked, pool: Sequence[Prompt], n: int, *, own: bool, seed: int) -> list[Prompt]:
+    """Up to n pairs that give nothing away: none has the fact's right answer in it, or a wrong one of its.
+
+    A wrong one that was just read would be likelier for that, in every model.
+
+    Args:
+        asked: the fact.
+        pool: what to choose from.
+        n: how many.
+        own: whether they are of the fact's own group or of other ones; among those, the most similar questions.
+        seed: of the order among equally similar ones.
+    """
+    item, wrong = asked
+    answers = "|".join(re.escape(one.answer.strip().rstrip(".")) for one in (item, *wrong))
+    forbidden = re.compile(rf"(?<!\w)(?:{answers})(?!\w)", re.IGNORECASE)
+    words = frozenset(item.prompt.split())
+
+    def rank(other: Prompt) -> tuple[float, int]:
+        theirs = frozenset(other.prompt.split())
+        turn = zlib.crc32(f"{seed} {item.id} {other.id}".encode())
+        return -len(words & theirs) / (len(words | theirs) or 1), turn
+
+    allowed = (
+        other
+        for other in pool
+        if other.prompt != item.prompt and (bool(item.group) and other.group == item.group) == own
+    )
+    found: list[Prompt] = []
+    for other in sorted(allowed, key=rank):
+        if len(found) == n:
+            break
+        if not forbidden.search(join_answer(other.prompt, other.answer)):
+            found.append(other)
+    return found
+
+
+def given_prefix(asked: Asked, n: int) -> Asked | None:
+    """The first n tokens of every answer counted to its prompt; None where the right answer, or every wrong one, has no
+    rest."""
+    item, wrong = asked
+    longer = [one for one in (item, *wrong) if one.n_answer_tokens > n]
+    if len(longer) < 2 or longer[0] is not item:
+        return None
+    first, *others = (
+        replace(one, answer_start=one.answer_start + n, scored=range(one.scored.start + n, one.scored.stop))
+        for one in longer
+    )
+    return first, tuple(others)
+
+
+def question_of(prompt: str, wrapping: str) -> str | None:
+    """The question in a prompt; None where it is wrapped otherwise."""
+    before, after = wrapping.split("{question}")
+    inside = prompt[len(before) : len(prompt) - len(after)]
+    return inside if inside and prompt == before + inside + after else None
+
+
+def takes_special_tokens(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether prompts were tokenised with the tokenizer's special tokens; those of a chat template were not."""
+    return all(
+        encode_answer(tokenizer, item.prompt, item.answer).input_ids[: item.answer_start]
+        == list(item.input_ids[: item.answer_start])
+        for item in prompts.items[:8]
+    )
