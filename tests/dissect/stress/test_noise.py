@@ -22,7 +22,7 @@ from dissect.stress.scores import FactScores, score_facts
 from tests.dissect.stress.constructed import case_of, model
 from unlearning.checkpoints import content_hash
 
-N = 8
+N = 6
 
 
 def _number(tokens):
@@ -48,7 +48,7 @@ def test_prefix_numbers_are_those_of_the_tokens_alone(texts, left):
 @pytest.mark.parametrize("name", ["demo:npo", "demo-neox:npo"])
 def test_noise_is_that_of_one_text_at_a_time(name):
     of = model(name)
-    facts = case_of(of, base=name.replace("npo", "base"), n=3).forget
+    facts = case_of(of, base=name.replace("npo", "base")).at_most(3).forget
     layer, strength = 2, 0.2
     with pushed(of, layer, strength, seed=5):
         found = score_facts(of, facts, batch_size=4).logprob
@@ -74,7 +74,7 @@ def test_noise_is_that_of_one_text_at_a_time(name):
 
 def test_no_noise_changes_nothing():
     of = model("demo:npo")
-    facts = case_of(of, n=4).forget
+    facts = case_of(of).at_most(4).forget
     plain = score_facts(of, facts).logprob
     with pushed(of, 3, 0.0, seed=0):
         np.testing.assert_array_equal(score_facts(of, facts).logprob, plain)
@@ -104,14 +104,14 @@ def _displaced(base, strength, seed):
             generator = torch.Generator().manual_seed(seed_of(seed, name))
             drawn = torch.randn(weight.shape, generator=generator)
             values[name] = weight.data
-            for _ in range(200):  # the noise is a share of what it is put on
+            for _ in range(100):  # the noise is a share of what it is put on
                 values[name] = weight.data - strength * values[name].square().mean().sqrt() * drawn
     return replace(base, name="displaced", hf=with_values(base.hf, values), sha256="displaced")
 
 
 def test_the_noise_that_undoes_a_displacement_brings_everything_back():
     """Two draws: the first puts the knowledge back, the second moves it further away."""
-    case = case_of(_displaced(model("demo:base"), 0.9, seed_of(0, 0)), n=N)
+    case = case_of(_displaced(model("demo:base"), 0.9, seed_of(0, 0))).at_most(N)
     result = weight_noise(case, strengths=[0.9], draws=2)
     attacked = result.frame[(result.frame["role"] == "unlearned") & (result.frame["variant"] != "")]
     assert score_facts(case.pair.unlearned, case.forget).correct.mean() == 0
@@ -122,14 +122,14 @@ def test_the_noise_that_undoes_a_displacement_brings_everything_back():
 
 @pytest.mark.parametrize("test", [activation_noise, weight_noise])
 def test_never_as_unlearned_is_exactly_zero(test):
-    result = test(case_of(model("demo:never"), n=6), strengths=[0.1], draws=2)
+    result = test(case_of(model("demo:never")).at_most(4), strengths=[0.1], draws=2)
     for measure in ("rank", "logprob", "rank_best"):
         found = result.residual(measure)
         assert found.rho == found.low == found.high == 0
 
 
 def test_the_base_as_unlearned_is_whole_without_noise():
-    result = activation_noise(case_of(model("demo:base"), n=6), strengths=[0.0], draws=1)
+    result = activation_noise(case_of(model("demo:base")).at_most(6), strengths=[0.0], draws=1)
     assert result.residual().rho == 1
 
 
@@ -145,14 +145,14 @@ def test_expected_and_best_of_draws(draws):
 
 
 def test_the_result_has_a_variant_for_every_layer_and_strength():
-    result = activation_noise(case_of(model("demo:npo"), n=4), layers=[1, 6], strengths=[0.01, 0.2], draws=1)
+    result = activation_noise(case_of(model("demo:npo")).at_most(4), layers=[1, 6], strengths=[0.01, 0.2], draws=1)
     ours = result.frame[result.frame["role"] == "unlearned"]
     assert set(ours["variant"]) == {"", "layer 1 + 0.01", "layer 1 + 0.2", "layer 6 + 0.01", "layer 6 + 0.2"}
     assert result.rung == 3
 
 
 def test_bad_input():
-    case = case_of(model("demo:npo"), n=3)
+    case = case_of(model("demo:npo")).at_most(3)
     with pytest.raises(InputError, match="layers 0 to 7"):
         activation_noise(case, layers=[8])
     with pytest.raises(InputError, match="strength of -0.1"):

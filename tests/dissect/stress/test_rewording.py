@@ -12,7 +12,7 @@ from dissect.stress.rewording import TEMPLATES, given_prefix, paraphrases_of, qu
 from dissect.stress.scores import score_facts
 from tests.dissect.stress.constructed import case_of, model, questions
 
-N = 12
+N = 6
 
 
 def _mute_to(base, opening):
@@ -38,27 +38,31 @@ def _values(result, role, variant, measure="rank"):
     return here.sort_values("example_index")["value"].to_numpy()
 
 
-@pytest.mark.parametrize("name", ["demo:base", "demo-neox:base"])
+@pytest.mark.parametrize("name", ["demo:base", pytest.param("demo-neox:base", marks=pytest.mark.slow)])
 def test_another_template_finds_what_one_opening_shuts_off(name):
-    case = case_of(_mute_to(model(name), "Question:"), base=name, n=N)
+    case = case_of(_mute_to(model(name), "Question:"), base=name).at_most(N)
     result = rewording(case, paraphrases=questions("forget_paraphrased"), reminders=1)
     for variant in ("", "paraphrase 1", "1 reminders", "1 own reminders"):
         np.testing.assert_array_equal(_values(result, "unlearned", variant), 0.5)
     for template in TEMPLATES:
         ours, base = (_values(result, role, f"template {template}", "logprob") for role in ("unlearned", "base"))
         np.testing.assert_array_equal(ours, base)
-    assert result.residual().variant.startswith("template") and result.residual().rho > 0.7
+    means = result.frame[result.frame["measure"] == "rank"].groupby(["role", "variant"])["value"].mean()
+    ours = max(means["base", f"template {template}"] for template in TEMPLATES)
+    expected = (ours - means["never"].drop("").max()) / (means["base", ""] - means["never", ""])
+    assert result.residual().variant.startswith("template")
+    assert result.residual().rho == pytest.approx(expected) and expected > 0
 
 
 def test_never_as_unlearned_is_exactly_zero():
-    result = rewording(case_of(model("demo:never"), n=6), reminders=1)
+    result = rewording(case_of(model("demo:never")).at_most(4), reminders=1)
     for measure in ("rank", "logprob"):
         found = result.residual(measure)
         assert found.rho == found.low == found.high == 0
 
 
 def test_a_model_that_never_knew_ranks_the_answer_in_the_middle_whatever_the_prompt():
-    case = case_of(model("demo:npo"), n=80)
+    case = case_of(model("demo:npo")).at_most(60)
     asked = [given_prefix(both, 1) for both in zip(case.forget.prompts.items, case.forget.wrong, strict=True)]
     some = [one for one in asked if one is not None]
     facts = replace(
@@ -67,12 +71,14 @@ def test_a_model_that_never_knew_ranks_the_answer_in_the_middle_whatever_the_pro
         wrong=tuple(wrong for _, wrong in some),
     )
     rank = score_facts(case.never, facts).rank
-    assert len(rank) > 50
+    assert len(rank) > 40
     assert abs(rank.mean() - 0.5) < 3 * 0.35 / len(rank) ** 0.5  # ties make ranks' deviation larger than 1/sqrt(12)
 
 
 def test_a_prefix_is_given_and_only_the_rest_scored():
-    case = case_of(model("demo:npo"), n=8)
+    case = case_of(model("demo:npo"))
+    by_length = {item.n_answer_tokens: place for place, item in enumerate(case.forget.prompts.items)}
+    case = replace(case, forget=case.forget.select([by_length[n] for n in (1, 2, 3, 4)]))
     result = rewording(case, reminders=0, prefixes=[1, 2], templates={})
     found = {n: _values(result, "base", f"prefix of {n} token{'s' if n > 1 else ''}", "logprob") for n in (1, 2)}
     ranks = _values(result, "base", "prefix of 1 token")
@@ -96,8 +102,8 @@ def test_a_prefix_is_given_and_only_the_rest_scored():
 
 
 def test_reminders_give_no_answer_away_and_are_of_the_right_people():
-    case = case_of(model("demo:npo"), n=60)
-    pool = questions("retain").items[:300]
+    case = case_of(model("demo:npo")).at_most(30)
+    pool = questions("retain").items[:200]
     for asked in zip(case.forget.prompts.items, case.forget.wrong, strict=True):
         item, wrong = asked
         others = reminders_of(asked, pool, 3, own=False, seed=0)
@@ -115,7 +121,7 @@ def test_reminders_give_no_answer_away_and_are_of_the_right_people():
 
 
 def test_reminders_stand_in_front_as_text():
-    case = case_of(model("demo:npo"), n=2)
+    case = case_of(model("demo:npo")).at_most(2)
     result = rewording(case, reminders=2, prefixes=[], templates={})
     item = case.forget.prompts.items[0]
     asked = (item, case.forget.wrong[0])
@@ -151,13 +157,13 @@ def test_a_question_is_found_in_its_wrapping(question, before, after):
 
 
 def test_prompts_that_are_wrapped_otherwise_have_no_other_template():
-    result = rewording(case_of(model("demo:npo"), n=3), reminders=0, wrapping="Frage: {question}")
+    result = rewording(case_of(model("demo:npo")).at_most(3), reminders=0, wrapping="Frage: {question}")
     assert "template bare: suits none of the facts" in result.notes
     assert set(result.frame["variant"]) == {"", "prefix of 1 token"}
 
 
 def test_bad_input():
-    case = case_of(model("demo:npo"), n=3)
+    case = case_of(model("demo:npo")).at_most(3)
     with pytest.raises(InputError, match="no {question} in it"):
         rewording(case, templates={"none": "What?"})
     with pytest.raises(InputError, match="at least one token"):

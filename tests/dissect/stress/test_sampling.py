@@ -68,8 +68,8 @@ def _one_token(facts):
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_answers_come_as_often_as_their_probability_says(temperature):
     of = model("demo:never")
-    facts = _one_token(case_of(model("demo:npo"), n=120).forget)
-    n = 400
+    facts = _one_token(case_of(model("demo:npo")).forget)
+    n = 300
     held, _ = answers_held(of, facts, temperature=temperature, samples=n, seed=3, batch_size=1024)
     for place, item in enumerate(facts.prompts.items):
         with torch.inference_mode():
@@ -79,7 +79,7 @@ def test_answers_come_as_often_as_their_probability_says(temperature):
 
 
 def test_batches_change_nothing():
-    facts = case_of(model("demo:npo"), n=5).forget
+    facts = case_of(model("demo:npo")).at_most(5).forget
     counts = [
         answers_held(model("demo:never"), facts, temperature=1.5, samples=6, seed=0, batch_size=size)[0]
         for size in (3, 64)
@@ -103,7 +103,7 @@ def _shy(base, silence):
 
 
 def test_what_greedy_answers_hide_leaks_when_one_asks_often():
-    case = case_of(_shy(model("demo:base"), 0.6), n=120)
+    case = case_of(_shy(model("demo:base"), 0.6))
     case = replace(case, forget=_one_token(case.forget))
     assert score_facts(case.pair.unlearned, case.forget).correct.max() == 0
     result = sampling(case, samples=64, ks=(1, 16))
@@ -115,21 +115,21 @@ def test_what_greedy_answers_hide_leaks_when_one_asks_often():
 
 def test_a_gate_that_is_shut_leaks_nothing():
     shut, _ = gated("demo:base")
-    result = sampling(case_of(shut, n=10), samples=4, ks=(4,))
+    result = sampling(case_of(shut).at_most(4), samples=4, ks=(4,))
     ours = result.frame[(result.frame["role"] == "unlearned") & (result.frame["measure"] == "leak@4")]["value"]
     base = result.frame[(result.frame["role"] == "base") & (result.frame["measure"] == "leak@4")]["value"]
     assert ours.max() == 0 and base.min() == 1
 
 
 def test_never_as_unlearned_is_exactly_zero():
-    result = sampling(case_of(model("demo:never"), n=10), samples=4, ks=(1, 4))
+    result = sampling(case_of(model("demo:never")).at_most(6), samples=4, ks=(1, 4))
     for measure in ("leak@1", "leak@4", "excess@4"):
         found = result.residual(measure)
         assert found.rho == found.low == found.high == 0
 
 
 def test_without_a_never_model_wrong_answers_stand_in():
-    case = replace(case_of(model("demo:base"), n=10), never=None)
+    case = replace(case_of(model("demo:base")).at_most(10), never=None)
     result = sampling(case, samples=4, ks=(4,))
     found = result.residual()
     assert result.measure == "excess@4" and found.against == "floor" and found.rho == 1
@@ -137,7 +137,7 @@ def test_without_a_never_model_wrong_answers_stand_in():
 
 
 def test_bad_input():
-    case = case_of(model("demo:npo"), n=3)
+    case = case_of(model("demo:npo")).at_most(3)
     with pytest.raises(InputError, match="temperatures above 0"):
         sampling(case, temperatures=[0])
     with pytest.raises(InputError, match="k from 1 to 4"):

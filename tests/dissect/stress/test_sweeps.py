@@ -8,7 +8,7 @@ from dissect.decomposition import decompose
 from dissect.stress.sweeps import GUARD, decomposition_sweep, patching_sweep, restoration_sweep
 from tests.dissect.stress.constructed import case_of, gated, model
 
-N = 8
+N = 6
 
 
 def _values(result, role, variant, measure="krs"):
@@ -18,7 +18,7 @@ def _values(result, role, variant, measure="krs"):
 
 
 def test_values_are_those_of_patch_and_its_control():
-    case = case_of(model("demo:npo"), n=N)
+    case = case_of(model("demo:npo")).at_most(N)
     result = patching_sweep(case, sites=["attn_out", "mlp_coef"], window=3, guard=1.0)
     swept = patch(
         case.pair,
@@ -46,14 +46,14 @@ def test_values_are_those_of_patch_and_its_control():
 
 
 def test_rho_is_what_the_peak_closes_of_what_never_leaves_open():
-    result = patching_sweep(case_of(model("demo:npo"), n=N))
+    result = patching_sweep(case_of(model("demo:npo")).at_most(N))
     means = result.frame[result.frame["measure"] == "krs"].groupby(["role", "variant"])["value"].mean()
     ours, theirs = means["unlearned"].max(), means["never"].max()
     assert result.residual().rho == pytest.approx((ours - theirs) / (1 - theirs))
 
 
 def test_places_that_answer_in_any_model_are_left_out():
-    case = case_of(model("demo:npo"), n=N)
+    case = case_of(model("demo:npo")).at_most(N)
     result = patching_sweep(case)
     places = result.tables["places"].set_index("variant")
     assert (places["kept"] == (places["never"] <= GUARD)).all()
@@ -66,23 +66,26 @@ def test_places_that_answer_in_any_model_are_left_out():
 @pytest.mark.parametrize("name", ["demo:base", "demo-neox:base"])
 def test_the_gates_value_vector_back_is_everything_back(name):
     shut, gate = gated(name)
-    result = restoration_sweep(case_of(shut, base=name, n=N), window=3)
+    result = restoration_sweep(case_of(shut, base=name).at_most(N), window=3)
     found = result.residual()
     assert found.rho > 0.9 and found.variant.endswith(f"-{gate.layer}")
     first = f"value_vectors, layers 0-{1}"
     assert _values(result, "unlearned", first).max() == pytest.approx(0, abs=1e-3)
 
 
-@pytest.mark.parametrize("test", [patching_sweep, restoration_sweep, decomposition_sweep])
+@pytest.mark.parametrize(
+    "test", [patching_sweep, restoration_sweep, pytest.param(decomposition_sweep, marks=pytest.mark.slow)]
+)
 def test_never_as_unlearned_is_exactly_zero(test):
-    result = test(case_of(model("demo:never"), n=4))
+    result = test(case_of(model("demo:never")).at_most(4))
     for measure in ("krs", "logprob_recovery"):
         found = result.residual(measure)
         assert found.rho == found.low == found.high == 0
 
 
+@pytest.mark.slow
 def test_decomposition_has_the_terms_of_decompose():
-    case = case_of(model("demo:npo"), n=3)
+    case = case_of(model("demo:npo")).at_most(3)
     result = decomposition_sweep(case, sites=["mlp"], guard=1.0)
     split = decompose(case.pair, case.forget.prompts, sites=["mlp"], control=case.never, progress=False).frame
     for arm, role in (("main", "unlearned"), ("control", "never")):
@@ -94,7 +97,7 @@ def test_decomposition_has_the_terms_of_decompose():
 
 
 def test_without_a_never_model_another_question_stands_in():
-    case = replace(case_of(model("demo:npo"), n=N), never=None)
+    case = replace(case_of(model("demo:npo")).at_most(N), never=None)
     result = patching_sweep(case, sites=["attn_out"])
     places = result.tables["places"].set_index("variant")
     floor = max(0.0, places["unlearned from other-question"].max())
@@ -105,15 +108,15 @@ def test_without_a_never_model_another_question_stands_in():
 
 
 def test_without_a_never_model_null_models_stand_in_for_weights():
-    case = replace(case_of(model("demo:npo"), n=N), never=None)
+    case = replace(case_of(model("demo:npo")).at_most(N), never=None)
     result = restoration_sweep(case, null=2)
     assert result.floors["krs"] == pytest.approx(max(0.0, result.tables["places"]["null"].max()))
     assert "moved at random" in result.notes[0]
 
 
 def test_bad_input():
-    case = case_of(model("demo:npo"), n=3)
+    case = case_of(model("demo:npo")).at_most(3)
     with pytest.raises(InputError, match="unknown term"):
         decomposition_sweep(case, sites=["mlp"], terms=["weights"])
     with pytest.raises(InputError, match="nothing to recover"):
-        restoration_sweep(case_of(model("demo:base"), n=3))
+        restoration_sweep(case_of(model("demo:base")).at_most(3))
