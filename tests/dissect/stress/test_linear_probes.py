@@ -32,7 +32,7 @@ def test_more_noise_asks_for_a_stronger_ridge():
 
 def _states(case, *, knows, seed=0, noise=0.0):
     """Made-up states: a fixed linear image of the answer's embedding, or of nothing."""
-    split = Split.of(case, 5)
+    split = Split.of(case, 3)
     answers = Answers.of(case.pair.base, case.forget, split.prompts)
     width = answers.right.shape[1]
     states = answers.right @ _normal(width, width, seed=7) if knows else torch.zeros(len(answers.right), width)
@@ -48,7 +48,7 @@ def test_a_linear_code_of_the_answer_is_found_and_noise_is_not():
     assert abs(found[1].mean() - 0.5) < 0.1  # fitted to other facts' answers it knows no more than chance
     split, answers, nothing = _states(case, knows=False)
     means = []
-    for seed in range(4):
+    for seed in range(3):
         nothing = _states(case, knows=False, seed=seed)[2]
         means.append(probe_ranks(nothing, [nothing], answers, split, order)[0][0].mean())
     assert abs(np.mean(means) - 0.5) < 0.06
@@ -79,7 +79,7 @@ def test_nobody_is_asked_by_a_probe_that_was_fitted_on_them():
 @pytest.mark.parametrize("name", ["demo:base", "demo-neox:base"])
 def test_what_a_gate_hides_in_the_last_layer_is_probed_before_it(name):
     shut, gate = gated(name)
-    result = linear_probes(case_of(shut, base=name, n=N), layers=[gate.layer - 1])
+    result = linear_probes(case_of(shut, base=name, n=N), layers=[gate.layer - 1], folds=3)
     found = result.residual()
     assert found.rho == pytest.approx(1, abs=0.02) and found.low > 0.9
     table = result.tables["probes"].set_index(["role", "probe"])["rank"]
@@ -91,9 +91,9 @@ def test_what_a_gate_hides_in_the_last_layer_is_probed_before_it(name):
 
 def test_never_and_base_as_unlearned_are_exactly_zero_and_one():
     for name, rho in (("demo:never", 0), ("demo:base", 1)):
-        result = linear_probes(case_of(model(name), n=30), layers=[5])
+        result = linear_probes(case_of(model(name), n=20), layers=[5], folds=2)
         assert result.residual().rho == result.residual().low == result.residual().high == rho
-    alone = linear_probes(replace(case_of(model("demo:base"), n=30), never=None), layers=[5]).residual()
+    alone = linear_probes(replace(case_of(model("demo:base"), n=20), never=None), layers=[5], folds=2).residual()
     assert alone.against == "floor" and alone.rho == 1
 
 
@@ -114,7 +114,7 @@ def _few_classes(n=60):
 
 def test_few_classes_are_told_apart_by_a_classifier():
     case = _few_classes()
-    split = Split.of(case, 5)
+    split = Split.of(case, 2)
     assert split.is_classification and not Split.of(case_of(model("demo:base"), n=N), 5).is_classification
     of_class = np.array([int(item.answer[-1]) for item in split.prompts.items])
     noise = np.random.default_rng(1).normal(size=(len(of_class), 6))
@@ -122,8 +122,12 @@ def test_few_classes_are_told_apart_by_a_classifier():
     noise[:, 2] += 6.0 * of_class
     noise[:, 4] += 6.0 * (of_class == 1)
     assert np.nanmean(class_ranks(noise, case.forget, split)) > 0.97
-    result = linear_probes(case, layers=[0])
-    assert "classifier, layer 0" in set(result.frame["variant"])
+
+
+@pytest.mark.slow
+def test_a_classifier_stands_beside_the_regression_where_classes_are_few():
+    result = linear_probes(_few_classes(), layers=[0], folds=2)
+    assert "classifier, layer 0" in set(result.frame["variant"]) and not result.notes
 
 
 def test_a_class_that_was_never_seen_has_no_value():
@@ -132,7 +136,7 @@ def test_a_class_that_was_never_seen_has_no_value():
     alone = items[0].group
     items = [replace(item, answer="class 9") if item.group == alone else item for item in items]
     facts = replace(case.forget, prompts=replace(case.forget.prompts, items=tuple(items)))
-    split = Split.of(replace(case, forget=facts), 5)
+    split = Split.of(replace(case, forget=facts), 2)
     found = class_ranks(np.random.default_rng(0).normal(size=(len(split.prompts), 3)), facts, split)
     np.testing.assert_array_equal(np.isnan(found), [item.group == alone for item in items])
 
