@@ -1,0 +1,252 @@
+import copy
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dissect import InputError
+from dissect.pairs import ModelPair
+from dissect.stress import relearning
+from dissect.stress.alternatives import Facts
+from dissect.stress.case import Case
+from dissect.stress.relearning import (
+    Recipe,
+    fine_tuned,
+    full_recipes,
+    quick_recipes,
+    relearn_benign,
+    relearn_disjoint,
+    relearn_speed,
+    same_exposure,
+    split,
+    without_answers,
+)
+from dissect.stress.scores import score_facts
+from tests.dissect.stress.constructed import case_of, gated, model
+from unlearning import Example
+
+N = 40
+SHORT = (Recipe(1e-3, steps=3),)
+
+
+@pytest.fixture(scope="module")
+def npo():
+    return case_of(model("demo:npo"), n=N)
+
+
+def _examples(facts):
+    return [Example(item.prompt, item.answer) for item in facts.prompts.items]
+
+
+def _by_hand(of, facts, recipe):
+    """The same training without the trainer: AdamW on the mean over answer tokens, gradients clipped, every text in
+    every step, so that order does not matter."""
+    tokenizer, hf = of.tokenizer, copy.deepcopy(of.hf).requires_grad_(True)
+    optimizer = torch.optim.AdamW(hf.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
+    for _ in range(recipe.steps):
+        nll = []
+        for item in facts.prompts.items:
+            ids = torch.tensor([[*item.input_ids, tokenizer.eos_token_id]])
+            logprobs = hf(input_ids=ids).logits[0].log_softmax(-1)
+            nll += [-logprobs[at - 1, ids[0, at]] for at in range(item.answer_start, ids.shape[1])]
+        loss = torch.stack(nll).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(hf.parameters(), 1.0)
+        optimizer.step()
+    return hf.eval()
+
+
+def test_fine_tuning_is_plain_fine_tuning_and_leaves_the_model_alone(npo):
+    of, facts = model("demo:npo"), npo.forget.select(range(6))
+    before = {name: value.clone() for name, value in of.hf.named_parameters()}
+    recipe = Recipe(1e-3, steps=3, batch_size=len(facts))
+    after = fine_tuned(of, _examples(facts), recipe, case=npo)
+    expected = score_facts(replace(of, hf=_by_hand(of, facts, recipe)), facts)
+    np.testing.assert_allclose(score_facts(after, facts).logprob, expected.logprob, atol=2e-3)
+    assert (expected.logprob > score_facts(of, facts).logprob + 0.5).all()
+    assert all(torch.equal(value, before[name]) for name, value in of.hf.named_parameters())
+    assert not any(value.grad is not None for value in of.hf.parameters())
+
+
+def test_an_adapter_trains_too(npo):
+    of, facts = model("demo:npo"), npo.forget.select(range(6))
+    after = fine_tuned(of, _examples(facts), Recipe(1e-2, steps=4, batch_size=6, lora_rank=4), case=npo)
+    assert (score_facts(after, facts).logprob > score_facts(of, facts).logprob + 0.5).all()
+    trained = [name for name, value in after.hf.named_parameters() if value.requires_grad]
+    assert trained and all("lora" in name for name in trained)
+    assert not any("lora" in name for name, _ in of.hf.named_parameters())
+
+
+def test_knowledge_behind_a_gate_comes_back_by_other_facts_and_by_other_people():
+    """One neuron shuts everything off; nothing that opens it says anything of the facts asked."""
+    case = case_of(gated()[0], n=24)
+    recipe = Recipe(1e-3, steps=12, batch_size=12)
+    for result in (relearn_disjoint(case, recipes=[recipe]), relearn_benign(case, recipes=[recipe])):
+        found = result.residual()
+        assert found.rho > 0.6 and found.low > 0.3 and result.rung == 4, result.test
+        plain = result.frame.query("role == 'unlearned' and variant == '' and measure == 'correct'")
+        assert plain["value"].mean() == 0
+
+
+def test_the_never_model_as_unlearned_has_no_residual():
+    case = case_of(model("demo:never"), n=12)
+    for result in (relearn_disjoint(case, recipes=SHORT), relearn_speed(case, recipes=SHORT, curve=(1, 2))):
+        found = result.residual()
+        assert found.rho == found.low == found.high == 0
+
+
+@pytest.mark.slow
+def test_other_facts_teach_a_model_nothing_that_never_knew():
+    """What RTT rests on: never + T is no better than never on V, and no worse, though T's answers are preferred."""
+    case = case_of(model("demo:never"), n=120)
+    result = relearn_disjoint(case, recipes=[Recipe(1e-3, steps=16)])
+    frame = result.frame.query("role == 'never' and measure == 'rank'").pivot(
+        index="example_index", columns="variant", values="value"
+    )
+    gain = frame["lr 0.001"] - frame[""]
+    assert abs(gain.mean()) < 2.5 * gain.std() / np.sqrt(len(gain.dropna()))
+    # Without care for what training treats alike, it would seem to lose what it never had.
+    parts = split(case.forget, 2, seed=0)
+    rest = case.forget.select(parts[1])
+    after = fine_tuned(model("demo:never"), _examples(rest), Recipe(1e-3, steps=16), case=case)
+    biased = score_facts(after, case.forget.select(parts[0])).rank.mean()
+    assert biased < frame["lr 0.001"].iloc[parts[0]].mean() - 0.03
+
+
+def test_every_fact_is_asked_once_and_never_after_training_on_its_group(npo, monkeypatch):
+    seen = []
+
+    def spy(of, examples, recipe, *, case):  # noqa: ARG001
+        seen.append({example.prompt for example in examples})
+        return of
+
+    monkeypatch.setattr(relearning, "fine_tuned", spy)
+    result = relearn_disjoint(npo, recipes=SHORT, folds=4)
+    parts = split(npo.forget, 4, seed=npo.seed)
+    assert sorted(place for part in parts for place in part) == list(range(N))
+    for taught, part in zip(seen, parts, strict=False):
+        groups = {npo.forget.groups[place] for place in part}
+        others = {item.prompt for item in npo.forget.prompts.items if item.group not in groups}
+        assert taught == others and len(taught) < N
+    assert len(seen) == 8  # four folds of the unlearned and of the never model
+    # A training that does nothing changes nothing, fold by fold.
+    for _, rows in result.frame.query("role != 'base'").groupby(["role", "measure"]):
+        table = rows.pivot(index="example_index", columns="variant", values="value")
+        np.testing.assert_allclose(table["lr 0.001"], table[""], atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 6), st.integers(0, 50), st.booleans())
+def test_folds_keep_groups_whole_and_are_as_equal_as_can_be(folds, seed, grouped):
+    facts = _some_facts()
+    if not grouped:
+        items = tuple(replace(item, group="") for item in facts.prompts.items)
+        facts = Facts(replace(facts.prompts, items=items), facts.wrong)
+    parts = split(facts, folds, seed=seed)
+    assert sorted(place for part in parts for place in part) == list(range(len(facts)))
+    keys = [group or str(place) for place, group in enumerate(facts.groups)]
+    of_part = [{keys[place] for place in part} for part in parts]
+    assert sum(map(len, of_part)) == len(set(keys))
+    assert max(map(len, of_part)) - min(map(len, of_part)) <= 1
+
+
+@cache
+def _some_facts():
+    return case_of(model("demo:npo"), n=60).forget
+
+
+def test_wrong_answers_are_kept_where_training_treats_them_as_the_right_one(npo):
+    facts = npo.forget.select([0])
+    item, wrong = facts.prompts.items[0], facts.wrong[0]
+    told = same_exposure(facts, [f"It is {wrong[0].answer}, as I said.", f"Or {wrong[3].answer}?"])
+    assert told.wrong[0] == (*wrong[1:3], *wrong[4:])
+    both = same_exposure(facts, [f"{item.answer} and {wrong[0].answer}"])
+    assert both.wrong[0] == wrong[:1]
+    assert same_exposure(facts, ["nothing of it"]).wrong == facts.wrong
+    assert same_exposure(facts, [f"un{wrong[0].answer}ed"]).wrong == facts.wrong  # words, not parts of words
+    assert same_exposure(facts, [wrong[0].answer], places=[]).wrong == facts.wrong
+
+
+def test_texts_with_a_forget_answer_are_left_out(npo):
+    answers = [item.answer for item in npo.forget.prompts.items]
+    texts = [
+        Example("", f"They went to {answers[0].upper()}."),
+        Example(f"What of {answers[1]}?", "Nothing"),
+        Example("", f"x{answers[0]}x"),
+        Example("Who?", "Nobody"),
+    ]
+    assert without_answers(texts, npo.forget) == texts[2:]
+
+
+def test_benign_texts_have_no_forget_answer_and_that_is_told(npo):
+    texts = [Example("", "The lake is deep."), Example("", f"It is {npo.forget.prompts.items[0].answer}.")]
+    result = relearn_benign(replace(npo, retain=None), recipes=SHORT, texts=texts)
+    assert set(result.frame["variant"]) == {"", "unrelated, lr 0.001"}
+    assert any("1 of 2 unrelated texts left out" in note for note in result.notes)
+    assert result.settings["texts"] == {"unrelated": 1}
+
+
+def test_speed_is_the_mean_over_the_curve(npo):
+    case = npo.at_most(12)
+    result = relearn_speed(case, recipes=[Recipe(1e-3, batch_size=12)], curve=(1, 3))
+    of_never = model("demo:never")
+    by_hand = [
+        score_facts(fine_tuned(of_never, _examples(case.forget), Recipe(1e-3, n, 12), case=case), case.forget)
+        for n in (1, 3)
+    ]
+    rows = result.frame.query("role == 'never' and variant == 'lr 0.001' and measure == 'logprob'")
+    np.testing.assert_allclose(rows["value"], np.mean([scores.logprob for scores in by_hand], axis=0), atol=1e-6)
+    curve = result.tables["curve"].set_index(["role", "steps"])
+    assert set(curve.index) == {(role, n) for role in ("base", "unlearned", "never") for n in (0, 1, 3)}
+    assert curve.loc[("never", 3), "logprob"] == pytest.approx(by_hand[1].logprob.mean(), abs=1e-6)
+    assert curve.loc[("never", 0), "logprob"] < curve.loc[("never", 1), "logprob"] < curve.loc[("never", 3), "logprob"]
+    assert "Speed only" in result.proves and result.rung < 4
+
+
+def test_speed_needs_a_never_model(npo):
+    case = npo.at_most(6)
+    alone = Case(ModelPair(case.pair.base, case.pair.unlearned), None, case.forget)
+    found = relearn_speed(alone, recipes=[Recipe(1e-3, batch_size=6)], curve=(1,)).residual()
+    assert found.rho is None and "give a never model" in found.reason
+
+
+def test_gpt_neox_relearns_as_well():
+    case = case_of(gated("demo-neox:base")[0], base="demo-neox:base", n=24)
+    assert relearn_disjoint(case, recipes=[Recipe(1e-3, steps=12, batch_size=12)]).residual().low > 0.3
+
+
+def test_recipes_scale_with_the_models_width():
+    of = model("demo:base")
+    assert [recipe.learning_rate for recipe in quick_recipes(of)] == [pytest.approx(1e-3)]
+    full = full_recipes(of)
+    assert len({recipe.variant for recipe in full}) == len(full) and sum(not recipe.lora_rank for recipe in full) >= 4
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda case: relearn_disjoint(case, folds=1), "from 2 to"),
+        (lambda case: relearn_disjoint(case, folds=1000), "from 2 to"),
+        (lambda case: relearn_disjoint(case, recipes=()), "at least one recipe"),
+        (lambda case: relearn_disjoint(case, recipes=SHORT * 2), "each of another"),
+        (lambda case: relearn_benign(replace(case, retain=None)), "give one of them"),
+        (lambda case: relearn_speed(case, curve=()), "rising numbers"),
+        (lambda case: relearn_speed(case, curve=(3, 2)), "rising numbers"),
+        (lambda case: relearn_speed(case, curve=(0, 2)), "rising numbers"),
+        (
+            lambda case: relearn_benign(
+                replace(case, retain=None), texts=[Example("", case.forget.prompts.items[0].answer)]
+            ),
+            "every one of the unrelated texts",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(npo, call, match):
+    with pytest.raises(InputError, match=match) as refused:
+        call(npo)
+    assert "\n" not in str(refused.value)
