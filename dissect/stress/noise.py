@@ -27,7 +27,7 @@ from dissect.anatomy import block_of
 from dissect.engine.restoring import with_values
 from dissect.pairs import Model
 from dissect.stress.case import Case, spread
-from dissect.stress.coefficient_scaling import Memory, outputs_edited, remembered_scores, remembering
+from dissect.stress.coefficient_scaling import outputs_edited, remembered_scores, remembering
 from dissect.stress.result import PLAIN, Rung, StressResult, value_rows
 from dissect.stress.scores import MEASURES, FactScores, score_facts
 from unlearning.errors import InputError
@@ -74,7 +74,7 @@ def activation_noise(
         return noisy
 
     variants = {
-        f"layer {layer} + {strength:g}": (layer + 1, at(layer, strength)) for layer in chosen for strength in strengths
+        f"layer {layer} + {strength:g}": (layer, at(layer, strength)) for layer in chosen for strength in strengths
     }
     return _run(
         case,
@@ -135,29 +135,24 @@ def _run(
     settings: dict[str, Any],
     proves: str,
 ) -> StressResult:
-    """Every variant, with the first layer that it leaves nothing unchanged before, on every model."""
+    """Every variant on every model; beside what disturbs it stands the first layer that it disturbs."""
     clock = time.monotonic()
     if draws < 1 or not variants:
         raise InputError(f"{test}: give at least one strength and one draw")
     if min(settings["strengths"]) < 0:
         raise InputError(f"{test}: a strength of {min(settings['strengths']):g}; give shares from 0 on, as 0.1")
     facts = spread(case.forget, n_facts)
+    first = min(layer for layer, _ in variants.values())
     rows = []
     with Progress(len(case.models) * (len(variants) * draws + 1), test, show=case.progress) as bar:
         for role, model in case.models.items():
-            # Blocks up to the lowest disturbed one are the same in every draw.
-            first = min(first for first, _ in variants.values()) - 1
-            memory: Memory | None = None
-            if first > 0:
-                plain, memory = remembered_scores(model, facts, first, batch_size=case.batch_size)
-            else:
-                plain = score_facts(model, facts, batch_size=case.batch_size)
+            plain, memory = remembered_scores(model, facts, first, batch_size=case.batch_size)
             rows.append((role, PLAIN, expected_and_best([plain])))
             bar.advance(1)
             for name, (_, disturb) in variants.items():
                 scores = []
                 for draw in range(draws):
-                    with disturb(model, draw) as noisy, remembering(noisy, max(first, 0), memory):
+                    with disturb(model, draw) as noisy, remembering(noisy, first, memory):
                         scores.append(score_facts(noisy, facts, batch_size=case.batch_size))
                     bar.advance(1)
                 rows.append((role, name, expected_and_best(scores)))

@@ -103,7 +103,7 @@ def rewording(
     if paraphrases is None:
         notes.append("no paraphrases were given")
     if not kept:
-        raise InputError("rewording: no wording suits any of the facts; give paraphrases, or --template their wrapping")
+        raise InputError("rewording: no wording suits any of the facts; give paraphrases, or the prompts' wrapping")
     rows = []
     with Progress(len(case.models) * (len(kept) + 1), "rewording", show=case.progress) as bar:
         for role, model in case.models.items():

@@ -267,7 +267,9 @@ def _result(
     given = (found["never"]["krs"] if "never" in found else _values(frames["unlearned"], stand_in, "krs")).mean()
     kept = variants
     if "never" in found:
-        kept = [name for name in variants if given[name] <= guard] or [str(given.idxmin())]
+        kept = (
+            [name for name in variants if given[name] <= guard] or list(given.dropna().nsmallest(1).index) or variants
+        )
         if len(kept) < len(variants):
             notes.append(
                 f"left out: {len(variants) - len(kept)} of {len(variants)} places, where the never model's KRS is "
