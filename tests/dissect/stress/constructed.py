@@ -48,16 +48,16 @@ def questions(name: str) -> Prompts:
 
 def case_of(unlearned: Model, *, base: str = "demo:base", never: Model | None = None, n: int = N_FACTS) -> Case:
     """A case with the built-in questions, `n` of each set; `never` is the family's own unless another is given."""
-    start = _base_case(base, n)
+    start = _base_case(base).at_most(n)
     return replace(start, pair=ModelPair(model(base), unlearned), never=never or start.never)
 
 
 @cache
-def _base_case(base: str, n: int) -> Case:
+def _base_case(base: str) -> Case:
     """The base against itself; finding wrong answers takes a second, so it is done once."""
     pair = ModelPair(model(base), model(base))
     forget, retain = (load_prompts(zoo.question_set(name), pair.tokenizer) for name in ("forget", "retain"))
-    return make_case(pair, forget, retain=retain, never=model(base.partition(":")[0] + ":never"), seed=0).at_most(n)
+    return make_case(pair, forget, retain=retain, never=model(base.partition(":")[0] + ":never"), seed=0)
 
 
 @cache

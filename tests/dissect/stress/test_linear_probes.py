@@ -76,7 +76,7 @@ def test_nobody_is_asked_by_a_probe_that_was_fitted_on_them():
     assert len(Split.of(overlapping, 4).prompts) == n
 
 
-@pytest.mark.parametrize("name", ["demo:base", "demo-neox:base"])
+@pytest.mark.parametrize("name", ["demo:base", pytest.param("demo-neox:base", marks=pytest.mark.slow)])
 def test_what_a_gate_hides_in_the_last_layer_is_probed_before_it(name):
     shut, gate = gated(name)
     result = linear_probes(case_of(shut, base=name, n=N), layers=[gate.layer - 1], folds=3)

@@ -87,7 +87,7 @@ def _means(case):
     return result, table
 
 
-@pytest.mark.parametrize("name", ["demo:base", "demo-neox:base"])
+@pytest.mark.parametrize("name", ["demo:base", pytest.param("demo-neox:base", marks=pytest.mark.slow)])
 def test_the_base_as_unlearned_is_intact_at_every_layer(name):
     # A copy with another identity, so that its states are really read and patched.
     result, table = _means(case_of(replace(model(name), name="copy"), base=name, n=N))
@@ -107,7 +107,7 @@ def test_the_never_model_as_unlearned_is_erased():
     assert found.rho == found.low == found.high == 0
 
 
-@pytest.mark.parametrize("name", ["demo:base", "demo-neox:base"])
+@pytest.mark.parametrize("name", ["demo:base", pytest.param("demo-neox:base", marks=pytest.mark.slow)])
 def test_what_a_gate_hides_in_the_last_layer_is_intact_before_it(name):
     shut, gate = gated(name)
     result = unlearning_depth(case_of(shut, base=name, n=N))
