@@ -37,7 +37,7 @@ from dissect.stress.result import PLAIN, StressResult, fact_rows
 from dissect.stress.scores import MEASURES, FactScores, score_facts
 from unlearning.errors import InputError
 
-SHARES = ((1.0, 1.0), (5.0, 5.0), (20.0, 20.0))
+SHARES = ((1.0, 1.0), (5.0, 5.0))
 """Per cent of each matrix that matter most to forget and to retain questions (q, p)."""
 
 N_TEXTS = 32
@@ -54,7 +54,7 @@ def prune_changed(case: Case, *, counts: Sequence[int] | None = None, random: in
 
     Args:
         case: models and facts.
-        counts: how many neurons; by default 1, 8, 64, ... up to a tenth of all.
+        counts: how many neurons; by default 8, 64, 512, ... up to a tenth of all.
         random: draws of as many random neurons each, for comparison.
 
     Returns:
@@ -67,7 +67,7 @@ def prune_changed(case: Case, *, counts: Sequence[int] | None = None, random: in
     base = case.pair.base
     total = sum(len(value_vectors(base, layer)) for layer in range(base.n_layers))
     if counts is None:
-        counts = [n for n in (8**power for power in range(12)) if n <= max(1, total // 10)]
+        counts = [n for n in (8**power for power in range(1, 12)) if n <= max(8, total // 10)]
     if not counts or len(set(counts)) < len(counts) or not 1 <= min(counts) <= max(counts) <= total:
         given = ", ".join(map(str, counts)) or "none"
         raise InputError(f"neurons to prune: {given}; give different numbers from 1 to {total}")
