@@ -12,7 +12,7 @@ from dissect.stress.interpolation import interpolation, moved
 from dissect.stress.scores import score_facts
 from tests.dissect.stress.constructed import case_of, gated, model
 
-N = 12
+N = 8
 
 
 @pytest.mark.parametrize("family", ["demo", "demo-neox"])
@@ -68,14 +68,12 @@ def test_the_base_as_unlearned_stays_and_the_never_model_is_no_better_than_itsel
 
 
 def test_a_gate_that_is_small_is_passed_by_a_small_step():
-    """The gate writes (1 - t)^3 of what it wrote, in a block whose hidden width has a gate and an up projection; one
-    that is just strong enough lets go before the never model learns anything."""
-    shut, _ = gated(strength=40.0)
-    case = case_of(shut, n=N)
+    """A weak gate lets go of half of the answers at t = 0.3, where the never model has hardly learnt any."""
+    case = case_of(gated(strength=50.0)[0], n=24)
     result = interpolation(case, steps=(0.3,))
     means = result.frame.query("measure == 'correct'").groupby(["role", "variant"])["value"].mean()
     assert means["unlearned", ""] < 0.1
-    assert means["unlearned", "t 0.3"] > means["never", "t 0.3"] + 0.5
+    assert means["unlearned", "t 0.3"] > means["never", "t 0.3"] + 0.3
     assert result.residual().low > 0
 
 

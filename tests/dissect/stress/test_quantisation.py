@@ -16,7 +16,7 @@ from dissect.stress.case import Case
 from dissect.stress.quantisation import SCHEMES, quantisation, quantise, quantised_model, same_codes
 from tests.dissect.stress.constructed import case_of, model
 
-N = 24
+N = 12
 
 # 4-bit books, written down from the sources and not read from the library: the quantiles of NF4 (2305.14314,
 # appendix E), and FP4 with a sign, two bits of exponent and one of mantissa, over its largest value 12.

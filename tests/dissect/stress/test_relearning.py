@@ -29,8 +29,8 @@ from dissect.stress.scores import score_facts
 from tests.dissect.stress.constructed import case_of, gated, model
 from unlearning import Example
 
-N = 40
-SHORT = (Recipe(1e-3, steps=3),)
+N = 24
+SHORT = (Recipe(1e-3, steps=1),)
 
 
 @pytest.fixture(scope="module")
@@ -82,19 +82,26 @@ def test_an_adapter_trains_too(npo):
     assert not any("lora" in name for name, _ in of.hf.named_parameters())
 
 
-def test_knowledge_behind_a_gate_comes_back_by_other_facts_and_by_other_people():
+@pytest.mark.parametrize(
+    ("test", "name"),
+    [
+        (relearn_disjoint, "demo-neox:base"),
+        pytest.param(relearn_disjoint, "demo:base", marks=pytest.mark.slow),
+        pytest.param(relearn_benign, "demo:base", marks=pytest.mark.slow),
+    ],
+)
+def test_knowledge_behind_a_gate_comes_back_by_other_facts_and_by_other_people(test, name):
     """One neuron shuts everything off; nothing that opens it says anything of the facts asked."""
-    case = case_of(gated()[0], n=24)
-    recipe = Recipe(1e-3, steps=12, batch_size=12)
-    for result in (relearn_disjoint(case, recipes=[recipe]), relearn_benign(case, recipes=[recipe])):
-        found = result.residual()
-        assert found.rho > 0.6 and found.low > 0.3 and result.rung == 4, result.test
-        plain = result.frame.query("role == 'unlearned' and variant == '' and measure == 'correct'")
-        assert plain["value"].mean() == 0
+    case = case_of(gated(name)[0], base=name, n=24)
+    result = test(case, recipes=[Recipe(1e-3, steps=12, batch_size=12)])
+    found = result.residual()
+    assert found.rho > 0.6 and found.low > 0.3 and result.rung == 4
+    plain = result.frame.query("role == 'unlearned' and variant == '' and measure == 'correct'")
+    assert plain["value"].mean() == 0
 
 
 def test_the_never_model_as_unlearned_has_no_residual():
-    case = case_of(model("demo:never"), n=12)
+    case = case_of(model("demo:never"), n=8)
     for result in (relearn_disjoint(case, recipes=SHORT), relearn_speed(case, recipes=SHORT, curve=(1, 2))):
         found = result.residual()
         assert found.rho == found.low == found.high == 0
@@ -192,11 +199,11 @@ def test_benign_texts_have_no_forget_answer_and_that_is_told(npo):
 
 
 def test_speed_is_the_mean_over_the_curve(npo):
-    case = npo.at_most(12)
-    result = relearn_speed(case, recipes=[Recipe(1e-3, batch_size=12)], curve=(1, 3))
+    case = npo.at_most(6)
+    result = relearn_speed(case, recipes=[Recipe(1e-3, batch_size=6)], curve=(1, 3))
     of_never = model("demo:never")
     by_hand = [
-        score_facts(fine_tuned(of_never, _examples(case.forget), Recipe(1e-3, n, 12), case=case), case.forget)
+        score_facts(fine_tuned(of_never, _examples(case.forget), Recipe(1e-3, n, 6), case=case), case.forget)
         for n in (1, 3)
     ]
     rows = result.frame.query("role == 'never' and variant == 'lr 0.001' and measure == 'logprob'")
@@ -213,11 +220,6 @@ def test_speed_needs_a_never_model(npo):
     alone = Case(ModelPair(case.pair.base, case.pair.unlearned), None, case.forget)
     found = relearn_speed(alone, recipes=[Recipe(1e-3, batch_size=6)], curve=(1,)).residual()
     assert found.rho is None and "give a never model" in found.reason
-
-
-def test_gpt_neox_relearns_as_well():
-    case = case_of(gated("demo-neox:base")[0], base="demo-neox:base", n=24)
-    assert relearn_disjoint(case, recipes=[Recipe(1e-3, steps=12, batch_size=12)]).residual().low > 0.3
 
 
 def test_recipes_scale_with_the_models_width():
