@@ -1,11 +1,11 @@
 """How models are made whose truth is known: knowledge that was never there, that is hidden, and that is there in part.
 
 erased        the trunk trained on without the facts, in several orders; such models with unlearning steps on the facts
-              that they never knew; the base shrunk and noised, or with its MLPs begun anew, and then distilled from a
-              model that never knew (UNDO, 2506.06278)
-suppressed    every unlearning method, mild and strong; the last layer's MLP alone trained to hide; the neurons zeroed
-              that the forget answers need most; adapters of low rank (refusals, wrong answers) over intact weights;
-              biases or norms alone trained to hide
+              that they never knew; the base shrunk and noised until hardly anything of it is left, and then distilled
+              from a model that never knew (UNDO, 2506.06278)
+suppressed    every unlearning method, mild or strong; a few parameters alone trained to hide: the last layer's MLP
+              (a gate), the key vectors of the last three layers (their coefficients), the biases (a steering vector
+              baked in); adapters of low rank, with refusals or wrong answers, over intact weights
 partial       bases that learnt a part of the facts, suppressed on all of them; the base with noise in its weights
 """
 
@@ -28,7 +28,7 @@ BY_METHOD = Truth("suppressed", None)
 SHARES = (0.25, 0.5, 0.75)
 """Of the forget people, whom the bases of the partial models learnt."""
 
-NOISES = (0.1, 0.2, 0.4)
+NOISES = (0.4, 0.6, 0.8)
 """Of weights, as shares of each matrix's own root mean square."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -36,14 +36,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **{name: dict(unlearning.flat()) for name, unlearning in RECIPES["demo"].unlearning.items()},
 }
 """As the built-in models and `analyses.unlearning_methods` have them; found on the built-in world, not on these."""
-OPTIONS["rmu"] |= {"layer": 3}
+OPTIONS["rmu"] |= {"layer": 3, "steering_coefficient": 50.0, "learning_rate": 3e-3, "alpha": 30.0}
+"""These models are narrower and shallower than those that RMU's options were found on."""
+
+STRENGTHS = {"mild": 0.5, "strong": 2.0}
+"""Of the usual number of epochs."""
 
 METHODS = {"grad_diff_kl": "grad_diff", "npo_kl": "npo"}
 """Where an entry's name is not the method's."""
 
-BLOCKS = {"llama": r"model\.layers\.{layer}", "neox": r"gpt_neox\.layers\.{layer}"}
-VECTORS = {"llama": r"norm\.weight", "neox": r"bias"}
-"""What steers by a constant: NeoX has biases, Llama has none and its norms' scales are trained in their place."""
+BLOCKS = {"llama": r"model\.layers", "neox": r"gpt_neox\.layers"}
+KEYS = {"llama": "gate_proj|up_proj", "neox": "dense_h_to_4h"}
+HIDE: dict[str, Any] = {**OPTIONS["npo"], "learning_rate": 5e-3, "epochs": 6, "alpha": 5.0}
+"""NPO on a few parameters, which leaves all others, and what they hold, as they were."""
 
 
 @dataclass(frozen=True)
@@ -65,36 +70,39 @@ class Construction:
 
 def constructions(family: Family) -> list[Construction]:
     """All models of a family that are judged; each is made from those before it, trunk, base and control."""
-    return [*_erased(), *_by_methods(), *_by_hand(family), *_partial(), *_not_unlearned()]
+    return [*_erased(), *_by_methods(family), *_by_hand(family), *_partial(), *_not_unlearned()]
 
 
 def _erased() -> Iterator[Construction]:
     for order in (1, 2, 3):
         yield Construction(f"never-order{order}", ERASED, partial(making.never, order=order), {"order": order})
-    for method in ("npo", "grad_diff", "rmu"):
+    for method in ("npo", "grad_diff", "rmu", "dpo"):
         options = OPTIONS[method]
         damaged = partial(making.unlearned, method=method, options=options, start="never-order1")
         made_by = {"start": "never-order1", "method": method, "options": options}
         yield Construction(f"never-{method}", ERASED, damaged, made_by)
-    for name, destroy in (("noised", making.shrunk_and_noised), ("reset", making.mlps_begun_anew)):
-        recipe = {"destroyed": name, "shrink": making.SHRINK, "rate": making.DISTIL_RATE}
-        yield Construction(f"undo-{name}", ERASED, partial(making.distilled, destroy=destroy), recipe)
+    recipe = {"shrink": making.SHRINK, "rate": making.DISTIL_RATE}
+    yield Construction("undo", ERASED, making.distilled, recipe)
 
 
-def _by_methods() -> Iterator[Construction]:
-    for name, usual in OPTIONS.items():
-        for strength, factor in (("mild", 0.5), ("strong", 2.0)):
-            method, options = METHODS.get(name, name), _at_strength(usual, factor)
-            yield _unlearned(f"{name}-{strength}", BY_METHOD, method, options)
+def _by_methods(family: Family) -> Iterator[Construction]:
+    """Every method, mild in one family and strong in the next."""
+    for number, (name, usual) in enumerate(OPTIONS.items()):
+        strength = ("mild", "strong")[(number + family.seed) % 2]
+        method, options = METHODS.get(name, name), _at_strength(usual, STRENGTHS[strength])
+        yield _unlearned(f"{name}-{strength}", BY_METHOD, method, options)
 
 
 def _by_hand(family: Family) -> Iterator[Construction]:
-    last = BLOCKS[family.architecture].format(layer=family.recipe.architecture.layers - 1)
-    hide = {**OPTIONS["npo"], "learning_rate": 2e-3, "train_parameters": rf"{last}\.mlp\."}
-    yield _unlearned("hidden-last-mlp", SUPPRESSED, "npo", hide)
-    steer = {**OPTIONS["npo"], "learning_rate": 1e-2, "train_parameters": VECTORS[family.architecture]}
-    yield _unlearned("hidden-vectors", SUPPRESSED, "npo", steer)
-    yield Construction("hidden-neurons", SUPPRESSED, making.without_neurons, {"steps": making.NEURON_STEPS})
+    blocks, last = BLOCKS[family.architecture], family.recipe.architecture.layers - 1
+    keys = KEYS[family.architecture]
+    only = {
+        "last-mlp": rf"{blocks}\.{last}\.mlp\.",
+        "coefficients": rf"{blocks}\.({last - 2}|{last - 1}|{last})\.mlp\.({keys})",
+        **({"biases": r"bias$"} if family.architecture == "neox" else {}),
+    }
+    for name, pattern in only.items():
+        yield _unlearned(f"hidden-{name}", SUPPRESSED, "npo", {**HIDE, "train_parameters": pattern})
     for name, make in (("refusal", making.refusing), ("wrong", making.answering_wrong)):
         yield Construction(f"adapter-{name}", SUPPRESSED, make, {"options": making.ADAPTER})
 

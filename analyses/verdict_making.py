@@ -1,19 +1,17 @@
 """The making of the constructed models, one function each: from a family to a model."""
 
-import copy
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from analyses.unlearning_methods import Entry, needs_retain
-from analyses.verdict_models import Family, answers, finetuned
+from analyses.verdict_models import Family, finetuned
 from dissect.zoo.builder import base_texts, never_texts
 from dissect.zoo.world import World, anchors
 from unlearning import Example, train
@@ -24,9 +22,8 @@ from unlearning.forward import answer_logits
 from unlearning.whp.anchors import write_anchors
 
 ADAPTER: dict[str, Any] = {"lora_rank": 8, "learning_rate": 2e-3, "epochs": 3, "batch_size": 32}
-SHRINK = 0.7
+SHRINK = 0.9
 DISTIL_RATE = 1.5e-3
-NEURON_STEPS = 24
 
 
 def unlearned(
@@ -74,21 +71,9 @@ def shrunk_and_noised(family: Family) -> PreTrainedModel:
     return model
 
 
-def mlps_begun_anew(family: Family) -> PreTrainedModel:
-    """The base with the weights of all its MLPs, and nothing else, drawn anew."""
-    model = family.load("base")
-    generator = torch.Generator().manual_seed(family.seed)
-    std = float(getattr(model.config, "initializer_range", 0.02))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".mlp." in name and parameter.dim() > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-    return model
-
-
-def distilled(family: Family, destroy: Callable[[Family], PreTrainedModel]) -> PreTrainedModel:
-    """A damaged base trained to give a never model's distributions on the texts that that one was trained on."""
-    student, teacher = destroy(family), family.load("never-order1")
+def distilled(family: Family) -> PreTrainedModel:
+    """The shrunk and noised base, trained to give a never model's distributions on that one's own training texts."""
+    student, teacher = shrunk_and_noised(family), family.load("never-order1")
     texts = [Example(prompt, answer) for prompt, answer in never_texts(family.world, family.recipe)]
     random.Random(family.seed).shuffle(texts)
     spans = encode(family.tokenizer, texts, append_eos=True, max_length=None).spans
@@ -108,56 +93,6 @@ def distilled(family: Family, destroy: Callable[[Family], PreTrainedModel]) -> P
         optimizer.step()
         schedule.step()
     return student.eval()
-
-
-def without_neurons(family: Family) -> PreTrainedModel:
-    """The base with the neurons of its last three layers zeroed that the forget answers need more than the others do,
-    a few at a time, until hardly any forget answer is left or the others begin to suffer."""
-    model = family.load("base")
-    layers = list(range(family.recipe.architecture.layers))[-3:]
-    down = [_down_projection(model, layer) for layer in layers]
-    scores = {role: _importance(model, examples, down, family) for role, examples in _asked(family).items()}
-    ratio = torch.stack([f / (r + 1e-6 * r.max()) for f, r in zip(scores["forget"], scores["retain"], strict=True)])
-    order = ratio.flatten().argsort(descending=True)
-    width = ratio.shape[1]
-    each = len(order) // (4 * NEURON_STEPS)
-    for step in range(NEURON_STEPS):
-        before = copy.deepcopy(model.state_dict())
-        with torch.no_grad():
-            for flat in order[step * each : (step + 1) * each].tolist():
-                down[flat // width].weight[:, flat % width] = 0.0
-        found = answers(model, family)
-        if found["retain"] < 0.8:
-            model.load_state_dict(before)
-            break
-        if found["forget"] < 0.05:
-            break
-    return model
-
-
-def _asked(family: Family) -> dict[str, Sequence[Example]]:
-    return {"forget": family.forget[::3], "retain": family.retain[::5]}
-
-
-def _down_projection(model: PreTrainedModel, layer: int) -> Any:
-    blocks = model.get_submodule("model.layers" if hasattr(model, "model") else "gpt_neox.layers")
-    mlp = blocks[layer].mlp  # type: ignore[index]
-    return mlp.down_proj if hasattr(mlp, "down_proj") else mlp.dense_4h_to_h
-
-
-def _importance(
-    model: PreTrainedModel, examples: Sequence[Example], down: Sequence[Any], family: Family
-) -> list[Tensor]:
-    """Mean over batches of |value vector . gradient of the loss|, for every neuron of these layers (SNIP)."""
-    spans = encode(family.tokenizer, examples, append_eos=True, max_length=None).spans
-    sums = [torch.zeros(module.weight.shape[1]) for module in down]
-    for first in range(0, len(spans), 32):
-        answered = answer_logits(model, collate(spans[first : first + 32]))
-        loss = torch.nn.functional.cross_entropy(answered.logits, answered.targets)
-        grads = torch.autograd.grad(loss, [module.weight for module in down])
-        for total, module, grad in zip(sums, down, grads, strict=True):
-            total += (module.weight * grad).sum(0).abs().detach()
-    return sums
 
 
 def _adapter(family: Family, method: str, **data: Any) -> PreTrainedModel:

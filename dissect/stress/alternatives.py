@@ -4,6 +4,8 @@ A model that never knew gives an answer and a wrong answer of the same kind the 
 of wrong answers that are less probable than the right one is 1/2 for it, whatever training did to answers in general.
 """
 
+import hashlib
+import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +39,12 @@ class Facts:
     def groups(self) -> list[str]:
         """The group of each fact."""
         return [item.group for item in self.prompts.items]
+
+    @property
+    def sha256(self) -> str:
+        """Content hash of what is computed on: the questions, and the tokens of the wrong answers."""
+        tokens = [[item.input_ids for item in wrong] for wrong in self.wrong]
+        return hashlib.sha256(json.dumps([self.prompts.sha256, tokens]).encode()).hexdigest()
 
     def select(self, places: Sequence[int]) -> "Facts":
         """Some of the facts, with the wrong answers that they have."""

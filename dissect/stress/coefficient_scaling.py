@@ -82,7 +82,7 @@ def coefficient_scaling(
                     rows.append((role, name, score_facts(model, facts, batch_size=case.batch_size)))
                 bar.advance(1)
     return StressResult(
-        test="coefficient scaling",
+        test="coefficient_scaling",
         rung=3,
         measure="rank",
         frame=fact_rows(facts, rows),

@@ -88,7 +88,7 @@ def own_direction(
         variants[f"steered at layer {middle} x {alpha:g}"] = _Variant((middle,), alpha)
     return _run(
         case,
-        "own direction",
+        "own_direction",
         3,
         estimate,
         variants,
@@ -125,7 +125,7 @@ def oracle_direction(
     chosen = (n_layers // 2, n_layers - 1) if layers is None else tuple(layers)
     return _run(
         case,
-        "oracle direction",
+        "oracle_direction",
         2,
         estimate,
         _ablations(n_layers, chosen),

@@ -78,7 +78,7 @@ def activation_noise(
     }
     return _run(
         case,
-        "activation noise",
+        "activation_noise",
         3,
         variants,
         draws,
@@ -111,7 +111,7 @@ def weight_noise(
 
     return _run(
         case,
-        "weight noise",
+        "weight_noise",
         4,
         {f"weights + {strength:g}": (0, by(strength)) for strength in strengths},
         draws,

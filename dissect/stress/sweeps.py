@@ -83,7 +83,7 @@ def patching_sweep(
     return _result(
         case,
         facts,
-        "patching sweep",
+        "patching",
         frames,
         stand_in=OTHER,
         guard=guard,
@@ -141,7 +141,7 @@ def restoration_sweep(
     return _result(
         case,
         facts,
-        "restoration sweep",
+        "restoration",
         frames,
         stand_in="null",
         guard=guard,
@@ -198,7 +198,7 @@ def decomposition_sweep(
     return _result(
         case,
         facts,
-        "decomposition sweep",
+        "decomposition",
         frames,
         stand_in="null",
         guard=guard,

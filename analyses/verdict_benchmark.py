@@ -1,0 +1,108 @@
+"""The ground truth that verdicts are held to: models whose truth is known by construction, under every test.
+
+    OUT/models/FAMILY/MODEL/    checkpoints (`analyses.verdict_models`)
+    OUT/tests/FAMILY/MODEL/     what every test gives (`analyses.verdict_testing`)
+
+A family is an architecture and a seed. Which seeds the rule is fitted on and which it is reported on is decided here,
+before anything is fitted: `CALIBRATION` and `REPORT`.
+"""
+
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unlearning.errors import InputError
+from unlearning.terminal import run_app
+
+CALIBRATION = (1, 2)
+"""Seeds that the rule is fitted on."""
+
+REPORT = (3, 4)
+"""Seeds that are used for nothing but the report."""
+
+_EXAMPLES = """\b
+Examples:
+  python -m analyses.verdict_benchmark
+  python -m analyses.verdict_benchmark --seeds 1 --architectures llama --only never-order1,npo-strong
+"""
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+
+
+def run_family(architecture: str, seed: int, out: Path, only: Sequence[str] | None = None) -> None:
+    """Build a family's models and run every test on each; what is there already is kept.
+
+    Args:
+        architecture: llama or neox.
+        seed: of the family.
+        out: of the benchmark.
+        only: these models; by default all.
+    """
+    import logging
+
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from analyses.verdict_constructions import constructions
+    from analyses.verdict_models import Family, build, build_ground
+    from analyses.verdict_testing import Examiner
+
+    torch.set_num_threads(1)  # sums over a batch depend on the number of threads
+    transformers_logging.disable_progress_bar()
+    family = Family(architecture, seed, out / "models")
+    build_ground(family)
+    examiner = Examiner(family, out)
+    for one in constructions(family):
+        if only is None or one.name in only:
+            build(family, one.name, one.make, truth=one.truth, recipe=dict(one.recipe))
+            examiner.examine(one.name)
+            logging.getLogger(__name__).info("%s %s", family.name, one.name)
+
+
+def run_all(
+    architectures: Sequence[str], seeds: Sequence[int], out: Path, *, workers: int, only: Sequence[str] | None
+) -> None:
+    """All families, so many at a time, each in a process of one thread."""
+    jobs = [(architecture, seed, out, only) for seed in seeds for architecture in architectures]
+    if workers == 1:
+        for job in jobs:
+            run_family(*job)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
+        pool.starmap(run_family, jobs, chunksize=1)
+
+
+@app.command(epilog=_EXAMPLES)
+def command(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes; go on where it stopped.")] = Path(
+        "runs/verdict-benchmark"
+    ),
+    seeds: Annotated[str, typer.Option(metavar="LIST", help="Of the families.")] = ",".join(
+        map(str, (*CALIBRATION, *REPORT))
+    ),
+    architectures: Annotated[str, typer.Option(metavar="LIST", help="llama, neox or both.")] = "llama,neox",
+    only: Annotated[str | None, typer.Option(metavar="LIST", help="Only these models of each family.")] = None,
+    workers: Annotated[int, typer.Option(help="Families at a time, each on one core.")] = 2,
+) -> None:
+    """Build models of known truth and run every test on them."""
+    names = architectures.split(",")
+    for name in names:
+        if name not in ("llama", "neox"):
+            raise InputError(f"--architectures {name}: there are llama and neox")
+    try:
+        numbers = [int(part) for part in seeds.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {seeds}: write numbers, as 1,2") from None
+    run_all(names, numbers, out, workers=workers, only=None if only is None else only.split(","))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
+    run_app(app, "python -m analyses.verdict_benchmark", arguments, interrupted="run the same command again to go on")
+
+
+if __name__ == "__main__":
+    main()

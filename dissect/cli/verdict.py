@@ -1,0 +1,121 @@
+"""`dissect verdict`: was the knowledge erased, or merely suppressed?"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dissect.cli import options
+from dissect.cli.opening import (
+    ModelOptions,
+    PromptOptions,
+    choice,
+    earlier_run,
+    figure_formats,
+    find_data,
+    note,
+    open_control,
+    open_pair,
+    open_prompts,
+    short_name,
+)
+from dissect.processes import ALONE
+from unlearning.errors import InputError
+from unlearning.terminal import write_json
+
+if TYPE_CHECKING:
+    from dissect.verdict_result import Verdict
+
+EXAMPLES = """\b
+Examples:
+  dissect verdict --base demo:base --unlearned demo:npo
+  dissect verdict --base demo:base --unlearned demo:rmu --budget quick --never none
+  dissect verdict --base ./base --unlearned ./npo --never ./never --data forget.json --retain retain.json
+  dissect verdict --base ./base --unlearned ./npo --never ./never --data forget.json --budget full --format html,pdf
+"""
+
+
+def command(
+    base: options.Base,
+    unlearned: options.Unlearned,
+    never: Annotated[
+        str,
+        typer.Option(
+            metavar="N",
+            help="A model that never knew, from the base's trunk; `none` for none, which makes the answer weaker.  "
+            "[default: a built-in pair's own]",
+            show_default=False,
+        ),
+    ] = "auto",
+    data: options.Data = None,
+    retain: Annotated[
+        Path | None,
+        typer.Option(metavar="R", help="Questions about what was to stay.  [default: a built-in pair's own]"),
+    ] = None,
+    paraphrases: Annotated[
+        Path | None,
+        typer.Option(metavar="P", help="Other wordings of the forget questions.  [default: a built-in pair's own]"),
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="quick, standard or full: about 1, 5, 30 minutes on the built-in pair, two cores.")
+    ] = "standard",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory.  [default: runs/verdict-U]")] = None,
+    template: options.Template = None,
+    chat: options.Chat = False,
+    limit: Annotated[int | None, typer.Option(help="Use the first so many forget questions only.")] = None,
+    formats: options.Formats = "html",
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = 64,
+    allow_pickle: options.AllowPickle = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Say whether knowledge was erased from the parameters or merely suppressed, with the evidence."""
+    wanted = figure_formats(formats)
+    chosen = choice("--budget", budget, "quick", "standard", "full")
+    # Before what is slow to import, or to load.
+    data = find_data(data, base)
+    loading = ModelOptions(device, dtype, False, None, allow_pickle, trust_remote_code, quiet)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError("dissect verdict runs in one process; start it without torchrun, or unset WORLD_SIZE")
+    pair = open_pair(base, unlearned, loading, ALONE)
+    reading = PromptOptions("answer", template, chat, "given", 30, limit)
+    others = PromptOptions("answer", template, chat, "given", 30, None)
+    from dissect.verdict import verdict
+
+    out = out or Path("runs") / f"verdict-{short_name(unlearned)}"
+    earlier = earlier_run(out)
+    found = verdict(
+        pair,
+        open_prompts(data, pair, reading),
+        retain=None if retain is None else open_prompts(retain, pair, others),
+        paraphrases=None if paraphrases is None else open_prompts(paraphrases, pair, others),
+        never=open_control(never, pair, loading),
+        budget=chosen,
+        batch_size=batch_size,
+        seed=seed,
+        out=out,
+        progress=not quiet,
+    )
+    if earlier and not quiet:
+        note(earlier)
+    _report(found, out, wanted, quiet=quiet, as_json=as_json)
+
+
+def _report(found: "Verdict", out: Path, formats: list[str], *, quiet: bool, as_json: bool) -> None:
+    from dissect.tables import console
+    from dissect.verdict_tables import print_verdict
+
+    exported = found.save_figures(out, formats=formats)
+    if exported.problem:
+        note(exported.problem)
+    if as_json:
+        write_json({**found.summary(), "run": str(out), "figures": [str(path) for path in exported.paths]})
+    elif not quiet:
+        print_verdict(found)
+        console().print(f"page    {out / 'verdict.html'}", soft_wrap=True, highlight=False)
+        console().print(f"run     {out}", soft_wrap=True, highlight=False)

@@ -1,0 +1,114 @@
+"""The figures of a verdict: the evidence of every test, and where the model stands among models of known truth."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from dissect.figures import COLOURS, FONT
+from dissect.verdict_rule import Rule, Score
+
+RUNG_COLOURS = {rung: COLOURS[rung] for rung in range(5)}
+
+
+def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
+    """Every test's residual with its 95 % interval, up the claim ladder: 0 is a model that never knew, 1 the base.
+
+    Args:
+        evidence: as `Verdict.evidence` gives it.
+        title: of the whole.
+    """
+    chart = go.Figure()
+    order = list(evidence["test"])
+    for rung, rows in evidence.groupby("rung", sort=False):
+        known = rows[rows["rho"].notna()]
+        low, high = (known[end].fillna(known["rho"]).astype(float) for end in ("low", "high"))
+        rho = known["rho"].astype(float)
+        chart.add_trace(
+            go.Scatter(
+                x=rho,
+                y=known["test"],
+                mode="markers",
+                marker={"color": RUNG_COLOURS[int(str(rung))], "size": 11},
+                error_x={"type": "data", "symmetric": False, "array": high - rho, "arrayminus": rho - low},
+                name=f"{rung} {rows['claim'].iloc[0]}",
+                customdata=known[["variant", "measure", "n"]],
+                hovertemplate="%{y}: rho %{x:.2f}<br>strongest: %{customdata[0]}<br>%{customdata[1]}, "
+                "%{customdata[2]} facts<extra></extra>",
+            )
+        )
+    for x, text in ((0.0, "never knew"), (1.0, "base")):
+        chart.add_vline(x=x, line={"color": "#888888", "dash": "dot", "width": 1}, annotation_text=text)
+    chart.update_yaxes(categoryorder="array", categoryarray=order, ticktext=_labels(order), tickvals=order)
+    chart.update_xaxes(title_text="residual ρ = (attacked unlearned − attacked never) / (base − never)")
+    chart.update_layout(
+        template="plotly_white",
+        font=FONT,
+        title={"text": title, "x": 0.01, "xanchor": "left", "font": {"size": 16}},
+        width=900,
+        height=170 + 34 * len(order),
+        margin={"l": 170, "r": 20, "t": 80, "b": 60},
+        legend={"title": {"text": "rung of the claim ladder"}, "traceorder": "normal"},
+    )
+    return chart
+
+
+def standing_figure(score: Score, rule: Rule, *, label: str) -> go.Figure:
+    """The score among those of the models that the rule was reported on, whose truth is known by construction.
+
+    Args:
+        score: of the model.
+        rule: with its reference scores and bounds.
+        label: what the model is called.
+    """
+    chart = go.Figure()
+    kinds: Mapping[str, Sequence[float]] = rule.reference
+    for number, (kind, scores) in enumerate(kinds.items()):
+        chart.add_trace(
+            go.Box(
+                x=list(scores),
+                name=f"{kind} ({len(scores)})",
+                boxpoints="all",
+                jitter=0.6,
+                pointpos=0,
+                fillcolor="rgba(0,0,0,0)",
+                line={"width": 0},
+                marker={"color": COLOURS[number % len(COLOURS)], "size": 7, "opacity": 0.7},
+                hoverinfo="x",
+                showlegend=False,
+            )
+        )
+    chart.add_vrect(x0=0, x1=rule.erased_below, fillcolor="#009E73", opacity=0.08, line_width=0)
+    chart.add_vrect(x0=rule.suppressed_above, x1=1, fillcolor="#D55E00", opacity=0.08, line_width=0)
+    if score.value is not None:
+        ends = (score.value, score.value) if score.low is None or score.high is None else (score.low, score.high)
+        chart.add_trace(
+            go.Scatter(
+                x=[score.value],
+                y=[label],
+                mode="markers",
+                marker={"symbol": "diamond", "size": 15, "color": "#000000"},
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [ends[1] - score.value],
+                    "arrayminus": [score.value - ends[0]],
+                },
+                showlegend=False,
+                hovertemplate="%{x:.2f}<extra></extra>",
+            )
+        )
+    chart.update_xaxes(title_text="residual knowledge", range=[-0.02, 1.02])
+    chart.update_layout(
+        template="plotly_white",
+        font=FONT,
+        title={"text": "Among models whose truth is known", "x": 0.01, "xanchor": "left", "font": {"size": 16}},
+        width=900,
+        height=170 + 60 * (len(kinds) + 1),
+        margin={"l": 170, "r": 20, "t": 60, "b": 60},
+    )
+    return chart
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    return [name.replace("_", " ") for name in names]

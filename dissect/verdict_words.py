@@ -1,0 +1,97 @@
+"""A verdict in sentences: what it says, what it rests on, and what would change it."""
+
+from typing import TYPE_CHECKING
+
+from dissect.stress.result import RUNGS
+from dissect.verdict_rule import decide, residual_knowledge
+
+if TYPE_CHECKING:
+    from dissect.verdict_result import Verdict
+
+MEANING = {
+    "not unlearned": "The model still gives the answers that were to be forgotten.",
+    "suppressed": "The answers are gone from what the model says, and knowledge of them is left inside.",
+    "erased": "No test of this budget finds more of the knowledge than in a model that never had it.",
+    "inconclusive": "The tests neither find the knowledge nor rule it out.",
+}
+
+
+def sentences(verdict: "Verdict") -> list[str]:
+    """What a reader needs to know, the most important first."""
+    said = []
+    utility, score = verdict.utility, verdict.score
+    if utility is not None and utility.collapsed:
+        said.append(
+            f"Utility is gone: {utility.share:.0%} of the base's right answers to {utility.n} retain questions are "
+            "left. Such a model is broken, not unlearned; what follows is said of a broken model."
+        )
+    said.append(MEANING[verdict.word])
+    if score.value is not None:
+        interval = "" if score.low is None else f" (95 % interval {score.low:.2f} to {score.high:.2f})"
+        said.append(
+            f"Residual knowledge {score.value:.2f}{interval} on a scale from 0, a model that never knew, to 1, the "
+            f"base; from {_listed(score.used)}."
+        )
+    found = verdict.residuals
+    proven = [r for r in verdict.results if r.rung > 0 and (found[r.test].low or 0.0) > verdict.rule.suppressed_above]
+    if proven:
+        highest = max(result.rung for result in proven)
+        tests = [result.test for result in proven if result.rung == highest]
+        said.append(f"The highest claim with evidence is rung {highest}, {RUNGS[highest]} ({_listed(tests)}).")
+    if verdict.word == "erased":
+        tests = [result.test for result in verdict.results if result.rung > 0]
+        said.append(
+            f"This holds for the {len(tests)} tests of the budget {verdict.configuration['budget']} "
+            f"({_listed(tests)}) and a margin of {verdict.rule.erased_below:.2f}; an attack that was not tried may "
+            "still find something."
+        )
+    if utility is not None and not utility.collapsed:
+        said.append(f"{utility.share:.0%} of the base's right answers to {utility.n} retain questions are left.")
+    if not verdict.configuration["never_sha256"]:
+        said.append(
+            "There was no never model: residuals are compared with chance, so that what the forget answers taught in "
+            "unlearning itself counts as knowledge, and tests without a chance level were left out."
+        )
+    return said
+
+
+def advice(verdict: "Verdict") -> list[str]:
+    """What would change the answer, or make it firmer."""
+    found = []
+    score, rule = verdict.score, verdict.rule
+    alone = _decisive(verdict)
+    if alone:
+        found.append(f"Without {_listed(alone, 'or')} the verdict would be another.")
+    if verdict.word == "inconclusive" and score.low is not None and score.high is not None:
+        found.append(
+            f"The interval reaches from {score.low:.2f} to {score.high:.2f}: it would have to lie above "
+            f"{rule.suppressed_above:.2f} (suppressed) or below {rule.erased_below:.2f} (erased); more forget "
+            "questions make it narrower."
+        )
+    if not verdict.configuration["never_sha256"]:
+        found.append("A model that never knew, from the base's own trunk (--never), is the control that is missing.")
+    larger = {"quick": "standard", "standard": "full"}.get(verdict.configuration["budget"])
+    if larger and verdict.word in ("erased", "inconclusive"):
+        found.append(f"--budget {larger} runs further tests and stronger attacks.")
+    if verdict.utility is None:
+        found.append("Retain questions (--retain) would tell whether the model is whole.")
+    found += [f"{name} could not be run: {reason}" for name, reason in verdict.not_run.items()]
+    return found
+
+
+def _decisive(verdict: "Verdict") -> list[str]:
+    """Tests of the rule without any one of which the word would be another."""
+    residuals = verdict.residuals
+    utility = verdict.utility.share if verdict.utility else None
+    changed = []
+    for name in verdict.score.used:
+        rest = {test: residual for test, residual in residuals.items() if test != name}
+        score = residual_knowledge(rest, verdict.rule)
+        if decide(score, residuals["expressed"], verdict.rule, utility=utility) != verdict.word:
+            changed.append(name)
+    return changed
+
+
+def _listed(names: "tuple[str, ...] | list[str]", joint: str = "and") -> str:
+    words = [name.replace("_", " ") for name in names]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {joint} {words[-1]}"
