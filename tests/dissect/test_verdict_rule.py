@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dissect.stress.result import Residual
+from dissect.verdict_rule import Rule, Score, decide, read_rule, residual_knowledge
+
+RULE = Rule(
+    weights={"relearning": 0.5, "lens": 0.3, "probe": 0.2, "unused": 0.0},
+    expressed_above=0.5,
+    suppressed_above=0.2,
+    erased_below=0.1,
+    utility_floor=0.8,
+    fitted={},
+    reference={},
+)
+
+
+def residual(rho, low=None, high=None, draws=None):
+    return Residual(rho, low, high, 10, "lr 1", "never", draws=None if draws is None else np.asarray(draws))
+
+
+def test_the_score_is_the_weighted_mean_of_clipped_residuals():
+    found = residual_knowledge(
+        {
+            "relearning": residual(1.4, draws=[1.4, 0.4]),
+            "lens": residual(-0.5, draws=[-0.5, 0.5]),
+            "probe": residual(0.5, draws=[0.5, 0.5]),
+            "unused": residual(9.0, draws=[9.0, 9.0]),
+        },
+        RULE,
+    )
+    assert found.value == pytest.approx(0.5 * 1 + 0.3 * 0 + 0.2 * 0.5)
+    draws = [0.5 * 1 + 0.2 * 0.5, 0.5 * 0.4 + 0.3 * 0.5 + 0.2 * 0.5]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+    assert found.used == ("relearning", "lens", "probe") and found.missing == ()
+
+
+def test_a_test_without_a_residual_gives_its_weight_to_the_others():
+    found = residual_knowledge({"relearning": residual(0.4, draws=[0.4, 0.4]), "lens": residual(None)}, RULE)
+    assert found.value == pytest.approx(0.4) and found.used == ("relearning",) and found.missing == ("lens", "probe")
+
+
+def test_without_any_residual_there_is_no_score():
+    found = residual_knowledge({"lens": residual(None)}, RULE)
+    assert found == Score(None, None, None, (), ("relearning", "lens", "probe"))
+    assert decide(found, residual(0.0, 0.0, 0.0), RULE, utility=1.0) == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("score", "expressed_low", "utility", "word"),
+    [
+        ((0.5, 0.3, 0.7), 0.0, 1.0, "suppressed"),
+        ((0.5, 0.3, 0.7), 0.6, 1.0, "not unlearned"),
+        ((0.05, 0.0, 0.09), 0.0, 1.0, "erased"),
+        ((0.05, 0.0, 0.09), 0.0, None, "erased"),
+        ((0.05, 0.0, 0.09), 0.0, 0.5, "inconclusive"),  # broken: nothing found says nothing
+        ((0.5, 0.3, 0.7), 0.0, 0.5, "suppressed"),  # broken, and knowledge is found in it
+        ((0.15, 0.05, 0.3), 0.0, 1.0, "inconclusive"),
+        ((0.15, 0.12, 0.18), 0.0, 1.0, "inconclusive"),  # between the bounds
+    ],
+)
+def test_the_word(score, expressed_low, utility, word):
+    found = decide(Score(*score, used=("lens",), missing=()), residual(0.0, expressed_low, 1.0), RULE, utility=utility)
+    assert found == word
+
+
+@given(st.lists(st.floats(-2, 2), min_size=3, max_size=3), st.integers(0, 2))
+def test_more_of_any_residual_is_never_less_knowledge(values, which):
+    names = ["relearning", "lens", "probe"]
+    more = [value + (0.3 if place == which else 0.0) for place, value in enumerate(values)]
+
+    def score(of):
+        return residual_knowledge({n: residual(v, draws=[v]) for n, v in zip(names, of, strict=True)}, RULE).value
+
+    assert 0 <= score(values) <= score(more) <= 1
+
+
+def test_a_rule_is_read_as_it_was_written_and_its_hash_is_of_what_decides():
+    record = {name: getattr(RULE, name) for name in Rule.__dataclass_fields__}
+    assert read_rule(record) == RULE
+    assert read_rule(record | {"fitted": {"seeds": [1]}, "reference": {"erased": [0.1]}}).sha256 == RULE.sha256
+    assert read_rule(record | {"erased_below": 0.11}).sha256 != RULE.sha256
