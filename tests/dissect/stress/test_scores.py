@@ -1,11 +1,18 @@
+from dataclasses import replace
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dissect.stress.alternatives import with_wrong_answers
+from dissect.pairs import Model
+from dissect.stress.alternatives import Facts, with_wrong_answers
+from dissect.stress.prompts_once import score_with_prompts_once
+from dissect.stress.rewording import given_prefix
 from dissect.stress.scores import ranks, score_answers, score_facts
+from tests.dissect.helpers import build_model, build_prompts, build_tokenizer
 from tests.dissect.stress.constructed import model, questions
 
 
@@ -26,15 +33,88 @@ def _slowly(of, item):
     return total / len(item.scored), float(likeliest)
 
 
-@pytest.mark.parametrize("name", ["demo:base", "demo:npo"])
-def test_scores_are_those_of_one_text_at_a_time(facts, name):
-    scores = score_facts(model(name), facts, batch_size=7)
+def _are_slow_ones(scores, of, facts):
     for place, item in enumerate(facts.prompts.items):
-        logprob, likeliest = _slowly(model(name), item)
-        wrong = [_slowly(model(name), other)[0] for other in facts.wrong[place]]
+        logprob, likeliest = _slowly(of, item)
+        wrong = [_slowly(of, other)[0] for other in facts.wrong[place]]
         assert scores.logprob[place] == pytest.approx(logprob, abs=1e-4)
         assert scores.correct[place] == likeliest
         assert scores.rank[place] == np.mean([logprob > other for other in wrong])
+
+
+def _once(of, facts, batch_size=3):
+    asked = [(item, *wrong) for item, wrong in zip(facts.prompts.items, facts.wrong, strict=True)]
+    return score_with_prompts_once(of, asked, pad_token_id=facts.prompts.pad_token_id, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("name", ["demo:base", "demo:npo", "demo-neox:npo"])
+def test_scores_are_those_of_one_text_at_a_time(facts, name):
+    assert _once(model(name), facts) is not None
+    _are_slow_ones(score_facts(model(name), facts, batch_size=7), model(name), facts)
+
+
+@pytest.mark.parametrize("family", ["llama", "neox", "gpt2", "mistral", "gemma2", "opt", "falcon", "mixtral"])
+def test_prompts_run_once_in_other_architectures_too(family, tmp_path):
+    # Mistral and Gemma 2 have windows of four tokens here, less than the prompts.
+    facts = with_wrong_answers(build_prompts(tmp_path), n=3)
+    of = Model.wrap(build_model(family, vocab_size=400), build_tokenizer(), name=family)
+    assert _once(of, facts) is not None
+    _are_slow_ones(score_facts(of, facts, batch_size=3), of, facts)
+
+
+def test_a_model_without_positions_runs_whole_texts(tmp_path):
+    facts = with_wrong_answers(build_prompts(tmp_path), n=3)
+    of = Model.wrap(build_model("bloom"), build_tokenizer(), name="bloom")
+    assert _once(of, facts) is None
+    _are_slow_ones(score_facts(of, facts, batch_size=3), of, facts)
+
+
+def test_a_model_whose_cache_misleads_it_runs_whole_texts(facts):
+    class Forgetful(type(model("demo:base").hf)):
+        def forward(self, **inputs):
+            if inputs.get("past_key_values") is not None:
+                inputs["position_ids"] = inputs["position_ids"] + 1
+            return super().forward(**inputs)
+
+        forward.__signature__ = signature(type(model("demo:base").hf).forward)
+
+    hf = Forgetful(model("demo:base").hf.config).eval()
+    hf.load_state_dict(model("demo:base").hf.state_dict())
+    of = replace(model("demo:base"), hf=hf)
+    assert abs(_once(of, facts)[0] - _once(model("demo:base"), facts)[0]).max() > 0.1
+    expected = score_facts(model("demo:base"), facts)
+    np.testing.assert_allclose(score_facts(of, facts).logprob, expected.logprob, atol=1e-5)
+
+
+def test_hooks_see_whole_texts(facts):
+    of, seen = model("demo:base"), []
+    lengths = {len(item.input_ids) for answers in (facts.prompts.items, *facts.wrong) for item in answers}
+
+    def note(_module, _args, kwargs):
+        seen.append(kwargs["input_ids"].shape[1])
+
+    handle = of.hf.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        score_facts(of, facts, batch_size=1)
+    finally:
+        handle.remove()
+    assert set(seen) == lengths and len(seen) == 5 * len(facts)
+
+
+def test_answers_that_begin_alike_share_that_too(facts):
+    """With a prefix of every answer given, what is scored begins after the tokens that all of them share."""
+    asked = [given_prefix(one, 1) for one in zip(facts.prompts.items, facts.wrong, strict=True)]
+    asked = [one for one in asked if one is not None]
+    some = Facts(replace(facts.prompts, items=tuple(item for item, _ in asked)), tuple(wrong for _, wrong in asked))
+    assert len(some) > 3 and _once(model("demo:base"), some) is not None
+    _are_slow_ones(score_facts(model("demo:base"), some, batch_size=4), model("demo:base"), some)
+
+
+def test_facts_without_wrong_answers_have_no_rank(facts):
+    alone = Facts(facts.prompts, tuple(() for _ in facts.wrong))
+    found, expected = (score_facts(model("demo:npo"), some) for some in (alone, facts))
+    np.testing.assert_allclose(found.logprob, expected.logprob, atol=1e-5)
+    assert np.isnan(found.rank).all()
 
 
 def test_batches_change_nothing(facts):
