@@ -26,6 +26,9 @@ from dissect.recovery import answer_logprob, per_example
 _COPYABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 """Caches that are changed by putting new tensors in the place of old ones, so that a shallow copy is one of its own."""
 
+_RECORDING = "transformers.utils.output_capturing"
+"""Whose hooks stay on a model that was once asked for its hidden states."""
+
 
 @torch.inference_mode()
 def score_with_prompts_once(
@@ -184,8 +187,14 @@ def _shared(answers: Sequence[Prompt]) -> int:
 
 
 def _is_touched(hf: nn.Module) -> bool:
+    """Whether someone's hook or forward is on a module; those by which transformers records states change nothing."""
     return any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in hf.modules()
+        "forward" in vars(module)
+        or any(
+            getattr(hook, "__module__", "") != _RECORDING
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        )
+        for module in hf.modules()
     )
 
 
