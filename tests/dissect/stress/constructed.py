@@ -42,7 +42,7 @@ def model(name: str) -> Model:
 
 @cache
 def questions(name: str) -> Prompts:
-    """A question set of the built-in world, with the tokens of `demo`."""
+    """A question set of the built-in world, with the tokens of `demo`, which are those of `demo-neox` too."""
     return load_prompts(zoo.question_set(name), model("demo:base").tokenizer)
 
 
@@ -54,10 +54,12 @@ def case_of(unlearned: Model, *, base: str = "demo:base", never: Model | None = 
 
 @cache
 def _base_case(base: str) -> Case:
-    """The base against itself; finding wrong answers takes a second, so it is done once."""
+    """The base against itself; finding wrong answers takes a second, so it is done once for both worlds."""
     pair = ModelPair(model(base), model(base))
-    forget, retain = (load_prompts(zoo.question_set(name), pair.tokenizer) for name in ("forget", "retain"))
-    return make_case(pair, forget, retain=retain, never=model(base.partition(":")[0] + ":never"), seed=0)
+    never = model(base.partition(":")[0] + ":never")
+    if base != "demo:base":  # the worlds have one tokenizer
+        return replace(_base_case("demo:base"), pair=pair, never=never)
+    return make_case(pair, questions("forget"), retain=questions("retain"), never=never, seed=0)
 
 
 @cache
@@ -70,7 +72,7 @@ def gated(name: str = "demo:base", strength: float = 200.0) -> tuple[Model, Gate
     """
     start = model(name)
     layer = start.n_layers - 1
-    inputs = _mlp_inputs(start, load_prompts(zoo.question_set("retain"), start.tokenizer))
+    inputs = _mlp_inputs(start, questions("retain"))
     direction = torch.linalg.lstsq(inputs, torch.ones(len(inputs), 1)).solution[:, 0]  # 1 on every position, about
     neuron = int(down_projections(start)[layer].weight.norm(dim=0).argmin())
     prefix = f"{start.anatomy.blocks}.{layer}."

@@ -12,7 +12,7 @@ from dissect.engine.restoring import with_values
 from dissect.stress.geometry import geometry, hsic, linear_cka, weight_changes
 from tests.dissect.stress.constructed import case_of, gated, model
 
-N = 30
+N = 12
 
 
 def _normal(*shape, seed=0):
@@ -40,11 +40,11 @@ def test_cka_sees_no_rotation_scale_or_shift(seed, scale, shift):
 def test_cka_of_unrelated_states_is_about_nothing_and_of_many_rows_the_plain_one():
     wide = [linear_cka(_normal(20, 100, seed=seed), _normal(20, 100, seed=seed + 500)) for seed in range(40)]
     assert abs(np.mean(wide)) < 0.03
-    x = _normal(3000, 4)
-    y = x @ _normal(4, 3, seed=3) + _normal(3000, 3, seed=4)
+    x = _normal(1500, 4)
+    y = x @ _normal(4, 3, seed=3) + _normal(1500, 3, seed=4)
     x, y = x - x.mean(0), y - y.mean(0)
     plain = (y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
-    assert linear_cka(x, y) == pytest.approx(float(plain), abs=2e-3)
+    assert linear_cka(x, y) == pytest.approx(float(plain), abs=4e-3)
 
 
 def test_constant_states_have_no_cka():

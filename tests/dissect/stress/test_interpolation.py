@@ -69,10 +69,10 @@ def test_the_base_as_unlearned_stays_and_the_never_model_is_no_better_than_itsel
 
 def test_a_gate_that_is_small_is_passed_by_a_small_step():
     """A weak gate lets go of half of the answers at t = 0.3, where the never model has hardly learnt any."""
-    case = case_of(gated(strength=50.0)[0], n=24)
+    case = case_of(gated(strength=50.0)[0], n=16)
     result = interpolation(case, steps=(0.3,))
     means = result.frame.query("measure == 'correct'").groupby(["role", "variant"])["value"].mean()
-    assert means["unlearned", ""] < 0.1
+    assert means["unlearned", ""] < 0.2
     assert means["unlearned", "t 0.3"] > means["never", "t 0.3"] + 0.3
     assert result.residual().low > 0
 

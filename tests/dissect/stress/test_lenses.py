@@ -19,7 +19,7 @@ from dissect.stress.residual_stream import residual_stream, states_at
 from dissect.stress.scores import score_facts
 from tests.dissect.stress.constructed import case_of, gated, model
 
-N = 12
+N = 8
 FEW_STEPS = {"steps": 4, "batch_tokens": 32, "max_tokens": 200, "layers": [3, 6]}
 
 

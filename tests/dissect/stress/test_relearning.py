@@ -101,8 +101,8 @@ def test_knowledge_behind_a_gate_comes_back_by_other_facts_and_by_other_people(t
 
 
 def test_the_never_model_as_unlearned_has_no_residual():
-    case = case_of(model("demo:never"), n=8)
-    for result in (relearn_disjoint(case, recipes=SHORT), relearn_speed(case, recipes=SHORT, curve=(1, 2))):
+    case = case_of(model("demo:never"), n=4)
+    for result in (relearn_disjoint(case, recipes=SHORT), relearn_speed(case, recipes=SHORT, curve=(1,))):
         found = result.residual()
         assert found.rho == found.low == found.high == 0
 
@@ -144,7 +144,7 @@ def test_every_fact_is_asked_once_and_never_after_training_on_its_group(npo, mon
     # A training that does nothing changes nothing, fold by fold.
     for _, rows in result.frame.query("role != 'base'").groupby(["role", "measure"]):
         table = rows.pivot(index="example_index", columns="variant", values="value")
-        np.testing.assert_allclose(table["lr 0.001"], table[""], atol=1e-6)
+        np.testing.assert_allclose(table["lr 0.001"], table[""], atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,20 +1,21 @@
+from functools import cache
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dissect.stress.alternatives import with_wrong_answers
 from dissect.stress.result import StressResult, fact_rows, value_rows
 from dissect.stress.scores import score_facts
-from tests.dissect.stress.constructed import model, questions
+from tests.dissect.stress.constructed import case_of, model
 
 N = 24
 
 
 @pytest.fixture(scope="module")
 def facts():
-    return with_wrong_answers(questions("forget"), n=2).select(range(0, 8 * N, 8))
+    return case_of(model("demo:base"), n=N).forget
 
 
 def _result(facts, values, *, measure="rank", floors=None, seed=0):
@@ -140,10 +141,15 @@ def test_examples_without_a_value_are_left_out(facts):
     assert found.rho == pytest.approx(0.5) and found.n == N - 6
 
 
+@cache
+def _eight_facts():
+    return case_of(model("demo:base")).forget.select(range(8))
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.permutations(range(8)), st.integers(0, 3))
 def test_the_order_of_rows_changes_nothing(order, seed):
-    facts = with_wrong_answers(questions("forget"), n=2).select(range(8))
+    facts = _eight_facts()
     values = {
         (role, variant): _noise(seed + len(role + variant), 8) for role in ("unlearned", "never") for variant in "ab"
     }

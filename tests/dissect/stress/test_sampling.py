@@ -69,7 +69,7 @@ def _one_token(facts):
 def test_answers_come_as_often_as_their_probability_says(temperature):
     of = model("demo:never")
     facts = _one_token(case_of(model("demo:npo")).forget)
-    n = 300
+    n = 150
     held, _ = answers_held(of, facts, temperature=temperature, samples=n, seed=3, batch_size=1024)
     for place, item in enumerate(facts.prompts.items):
         with torch.inference_mode():
