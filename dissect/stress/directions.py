@@ -254,7 +254,7 @@ class _Scorer:
                 )
                 for layer in variant.layers
             }
-            with outputs_edited(edits):
+            with outputs_edited(edits, pointwise=True):
                 return score_facts(self._model, facts, batch_size=self._batch_size)
 
         return self._together(score)

@@ -8,7 +8,7 @@ The last token of the first pass predicts an answer's first token where the prom
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,21 @@ _RECORDING = "transformers.utils.output_capturing"
 """Whose hooks stay on a model that was once asked for its hidden states."""
 
 
+@dataclass(frozen=True)
+class Pointwise:
+    """A forward hook that does the same to every position whatever the others are, so that it may see parts of texts.
+
+    Attributes:
+        hook: as `register_forward_hook` takes it.
+    """
+
+    hook: Callable[[nn.Module, Any, Any], Any]
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """What the hook gives."""
+        return self.hook(module, args, output)
+
+
 @torch.inference_mode()
 def score_with_prompts_once(
     model: Model, questions: Sequence[Sequence[Prompt]], *, pad_token_id: int, batch_size: int
@@ -43,8 +58,8 @@ def score_with_prompts_once(
         batch_size: most questions, and most answers, in one batch.
 
     Returns:
-        None where whole texts have to be run: nothing is shared; a hook or another forward is on one of the model's
-        modules, and might look at the batch; the model takes no explicit positions, or keeps more of what it read
+        None where whole texts have to be run: nothing is shared; a hook that is not `Pointwise`, or another forward, is
+        on one of the model's modules; the model takes no explicit positions, or keeps more of what it read
         than keys and values; a logit is not finite.
     """
     shared = [_shared(answers) for answers in questions]
@@ -187,11 +202,12 @@ def _shared(answers: Sequence[Prompt]) -> int:
 
 
 def _is_touched(hf: nn.Module) -> bool:
-    """Whether someone's hook or forward is on a module; those by which transformers records states change nothing."""
+    """Whether a hook or a forward is on a module that might look at more than single positions; those by which
+    transformers records states change nothing."""
     return any(
         "forward" in vars(module)
         or any(
-            getattr(hook, "__module__", "") != _RECORDING
+            getattr(hook, "__module__", "") != _RECORDING and not isinstance(hook, Pointwise)
             for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         )
         for module in hf.modules()

@@ -45,8 +45,8 @@ class FactScores:
 def score_facts(model: Model, facts: Facts, *, batch_size: int = 64) -> FactScores:
     """Score every fact, teacher-forced; hooks that are on `model.hf` take part.
 
-    Every prompt is run once for all of its answers, where the model allows it; under hooks, which may look at whole
-    texts, every answer runs with its prompt.
+    Every prompt is run once for all of its answers, where the model allows it; under hooks that may look at whole texts
+    (all but `prompts_once.Pointwise` ones) every answer runs with its prompt.
 
     Args:
         model: in memory.

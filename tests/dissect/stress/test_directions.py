@@ -102,7 +102,7 @@ def test_states_are_block_outputs_at_the_last_token_of_the_question(name):
 
 def test_the_direction_of_a_fact_comes_from_other_people():
     """Worked out slowly for one fact: the mean over the other fold, and the score with that taken out."""
-    of = model("demo:rmu")
+    of = model("demo:npo")
     case = case_of(of).at_most(12)
     fold = dealt(case.forget.groups, 2, seed=case.seed)
     result = own_direction(case, layers=[LAYER], alphas=[], random=0)

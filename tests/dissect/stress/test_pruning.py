@@ -32,7 +32,7 @@ def npo():
     return case_of(model("demo:npo"), n=N)
 
 
-@pytest.mark.parametrize("name", ["demo:base", "demo-neox:base"])
+@pytest.mark.parametrize("name", ["demo:base", pytest.param("demo-neox:base", marks=pytest.mark.slow)])
 def test_the_gate_is_the_most_changed_neuron_and_pruning_it_brings_everything_back(name):
     shut, gate = gated(name)
     case = case_of(shut, base=name, n=N)

@@ -91,7 +91,7 @@ def test_outputs_are_rows_in_conv1d_too():
     assert after.lm_head.weight is after.transformer.wte.weight
 
 
-@pytest.mark.parametrize("name", ["demo:base", "demo-neox:base"])
+@pytest.mark.parametrize("name", ["demo:base", pytest.param("demo-neox:base", marks=pytest.mark.slow)])
 def test_the_base_as_unlearned_has_the_same_codes_and_all_of_its_knowledge(name):
     result = quantisation(case_of(model(name), base=name, n=N), schemes=("nf4",))
     codes = result.tables["codes"].set_index("role")

@@ -7,9 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dissect.anatomy import block_of
 from dissect.pairs import Model
 from dissect.stress.alternatives import Facts, with_wrong_answers
 from dissect.stress.case import spread
+from dissect.stress.coefficient_scaling import outputs_edited
+from dissect.stress.directions import edit_of
 from dissect.stress.prompts_once import score_with_prompts_once
 from dissect.stress.rewording import given_prefix
 from dissect.stress.scores import ranks, score_answers, score_facts
@@ -49,7 +52,7 @@ def _once(of, facts, batch_size=3):
     return score_with_prompts_once(of, asked, pad_token_id=facts.prompts.pad_token_id, batch_size=batch_size)
 
 
-@pytest.mark.parametrize("name", ["demo:base", "demo:npo", "demo-neox:npo"])
+@pytest.mark.parametrize("name", ["demo:npo", "demo-neox:npo"])
 def test_scores_are_those_of_one_text_at_a_time(facts, name):
     assert _once(model(name), facts) is not None
     _are_slow_ones(score_facts(model(name), facts, batch_size=7), model(name), facts)
@@ -102,6 +105,23 @@ def test_hooks_see_whole_texts(facts):
     finally:
         handle.remove()
     assert set(seen) == lengths and len(seen) == 5 * len(facts)
+
+
+@pytest.mark.parametrize("name", ["demo:npo", "demo-neox:npo"])
+def test_hooks_on_single_positions_see_parts_of_texts(facts, name):
+    of = model(name)
+    generator = torch.Generator().manual_seed(0)
+    edit = edit_of(torch.randn(of.adapter.cfg.d_model, generator=generator), None)
+    edits = {block_of(of.hf, of.anatomy, layer).whole: edit for layer in (1, 4)}
+    with outputs_edited(edits):
+        assert _once(of, facts) is None
+        expected = score_facts(of, facts)
+    with outputs_edited(edits, pointwise=True):
+        assert _once(of, facts) is not None
+        found = score_facts(of, facts)
+    np.testing.assert_allclose(found.logprob, expected.logprob, atol=1e-4)
+    np.testing.assert_array_equal(found.rank, expected.rank)
+    assert abs(found.logprob - score_facts(of, facts).logprob).max() > 0.01
 
 
 def test_answers_that_begin_alike_share_that_too(facts):

@@ -66,7 +66,7 @@ def test_places_that_answer_in_any_model_are_left_out():
     assert set(strict.frame["variant"]) == {attention["never"].idxmin()}
 
 
-@pytest.mark.parametrize("name", ["demo:base", "demo-neox:base"])
+@pytest.mark.parametrize("name", ["demo:base", pytest.param("demo-neox:base", marks=pytest.mark.slow)])
 def test_the_gates_value_vector_back_is_everything_back(name):
     shut, gate = gated(name)
     result = restoration_sweep(case_of(shut, base=name).at_most(N), window=3)
