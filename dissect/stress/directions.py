@@ -26,7 +26,7 @@ from dissect.pairs import Model
 from dissect.prompts import Prompts
 from dissect.stress.alternatives import Facts
 from dissect.stress.case import Case, spread
-from dissect.stress.coefficient_scaling import Edit, outputs_edited
+from dissect.stress.edits import Edit, outputs_edited
 from dissect.stress.residual_stream import states_at
 from dissect.stress.result import PLAIN, Rung, StressResult, fact_rows
 from dissect.stress.scores import MEASURES, FactScores, score_facts

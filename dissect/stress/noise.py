@@ -27,7 +27,7 @@ from dissect.anatomy import block_of
 from dissect.engine.restoring import with_values
 from dissect.pairs import Model
 from dissect.stress.case import Case, spread
-from dissect.stress.coefficient_scaling import outputs_edited, remembered_scores, remembering
+from dissect.stress.edits import outputs_edited, remembered_scores, remembering
 from dissect.stress.result import PLAIN, Rung, StressResult, value_rows
 from dissect.stress.scores import MEASURES, FactScores, score_facts
 from unlearning.errors import InputError

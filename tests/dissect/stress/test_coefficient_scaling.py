@@ -5,7 +5,8 @@ import pytest
 
 from dissect import InputError
 from dissect.engine.restoring import with_values
-from dissect.stress.coefficient_scaling import coefficient_scaling, remembered_scores, remembering, scaled
+from dissect.stress.coefficient_scaling import coefficient_scaling, scaled
+from dissect.stress.edits import remembered_scores, remembering
 from dissect.stress.scores import score_facts
 from tests.dissect.stress.constructed import case_of, gated, model
 

@@ -11,8 +11,8 @@ from dissect.anatomy import block_of
 from dissect.pairs import Model
 from dissect.stress.alternatives import Facts, with_wrong_answers
 from dissect.stress.case import spread
-from dissect.stress.coefficient_scaling import outputs_edited
 from dissect.stress.directions import edit_of
+from dissect.stress.edits import outputs_edited
 from dissect.stress.prompts_once import score_with_prompts_once
 from dissect.stress.rewording import given_prefix
 from dissect.stress.scores import ranks, score_answers, score_facts
