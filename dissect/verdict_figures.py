@@ -8,6 +8,9 @@ import plotly.graph_objects as go
 from dissect.figures import COLOURS, FONT
 from dissect.verdict_rule import Rule, Score
 
+LOWEST = -1.0
+"""Where residuals are drawn that are lower still."""
+
 RUNG_COLOURS = {rung: COLOURS[rung] for rung in range(5)}
 
 
@@ -22,8 +25,9 @@ def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
     order = list(evidence["test"])
     for rung, rows in evidence.groupby("rung", sort=False):
         known = rows[rows["rho"].notna()]
-        low, high = (known[end].fillna(known["rho"]).astype(float) for end in ("low", "high"))
-        rho = known["rho"].astype(float)
+        # Over-forgetting has no lower end on some measures: what is below is drawn at it, and hovering tells.
+        low, high = (known[end].fillna(known["rho"]).astype(float).clip(lower=LOWEST) for end in ("low", "high"))
+        rho = known["rho"].astype(float).clip(lower=LOWEST)
         chart.add_trace(
             go.Scatter(
                 x=rho,
@@ -32,15 +36,18 @@ def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
                 marker={"color": RUNG_COLOURS[int(str(rung))], "size": 11},
                 error_x={"type": "data", "symmetric": False, "array": high - rho, "arrayminus": rho - low},
                 name=f"{rung} {rows['claim'].iloc[0]}",
-                customdata=known[["variant", "measure", "n"]],
-                hovertemplate="%{y}: rho %{x:.2f}<br>strongest: %{customdata[0]}<br>%{customdata[1]}, "
+                customdata=known[["variant", "measure", "n", "rho"]],
+                hovertemplate="%{y}: rho %{customdata[3]:.2f}<br>strongest: %{customdata[0]}<br>%{customdata[1]}, "
                 "%{customdata[2]} facts<extra></extra>",
             )
         )
     for x, text in ((0.0, "never knew"), (1.0, "base")):
         chart.add_vline(x=x, line={"color": "#888888", "dash": "dot", "width": 1}, annotation_text=text)
     chart.update_yaxes(categoryorder="array", categoryarray=order, ticktext=_labels(order), tickvals=order)
-    chart.update_xaxes(title_text="residual ρ = (attacked unlearned − attacked never) / (base − never)")
+    chart.update_xaxes(
+        title_text="residual ρ = (attacked unlearned − attacked never) / (base − never)",
+        range=[LOWEST - 0.05, max(1.15, *evidence["high"].dropna().astype(float), 1.15) + 0.05],
+    )
     chart.update_layout(
         template="plotly_white",
         font=FONT,
