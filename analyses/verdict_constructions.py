@@ -47,7 +47,7 @@ METHODS = {"grad_diff_kl": "grad_diff", "npo_kl": "npo"}
 
 BLOCKS = {"llama": r"model\.layers", "neox": r"gpt_neox\.layers"}
 KEYS = {"llama": "gate_proj|up_proj", "neox": "dense_h_to_4h"}
-HIDE: dict[str, Any] = {**OPTIONS["npo"], "learning_rate": 5e-3, "epochs": 6, "alpha": 5.0}
+HIDE: dict[str, Any] = {**OPTIONS["npo"], "learning_rate": 5e-3, "epochs": 6, "alpha": 8.0}
 """NPO on a few parameters, which leaves all others, and what they hold, as they were."""
 
 
@@ -81,7 +81,7 @@ def _erased() -> Iterator[Construction]:
         damaged = partial(making.unlearned, method=method, options=options, start="never-order1")
         made_by = {"start": "never-order1", "method": method, "options": options}
         yield Construction(f"never-{method}", ERASED, damaged, made_by)
-    recipe = {"shrink": making.SHRINK, "rate": making.DISTIL_RATE}
+    recipe = {"shrink": making.SHRINK, "rate": making.DISTIL_RATE, "passes": making.DISTIL_PASSES}
     yield Construction("undo", ERASED, making.distilled, recipe)
 
 

@@ -22,8 +22,10 @@ from unlearning.forward import answer_logits
 from unlearning.whp.anchors import write_anchors
 
 ADAPTER: dict[str, Any] = {"lora_rank": 8, "learning_rate": 2e-3, "epochs": 3, "batch_size": 32}
-SHRINK = 0.9
-DISTIL_RATE = 1.5e-3
+SHRINK = 0.8
+DISTIL_RATE = 3e-3
+DISTIL_PASSES = 2
+"""Over the texts of a never model's training: so much was destroyed that one is not enough."""
 
 
 def unlearned(
@@ -74,7 +76,7 @@ def shrunk_and_noised(family: Family) -> PreTrainedModel:
 def distilled(family: Family) -> PreTrainedModel:
     """The shrunk and noised base, trained to give a never model's distributions on that one's own training texts."""
     student, teacher = shrunk_and_noised(family), family.load("never-order1")
-    texts = [Example(prompt, answer) for prompt, answer in never_texts(family.world, family.recipe)]
+    texts = [Example(prompt, answer) for prompt, answer in never_texts(family.world, family.recipe)] * DISTIL_PASSES
     random.Random(family.seed).shuffle(texts)
     spans = encode(family.tokenizer, texts, append_eos=True, max_length=None).spans
     size = family.recipe.finetuning.batch_size
