@@ -75,7 +75,7 @@ def with_wrong_answers(prompts: Prompts, *, n: int = N_WRONG, seed: int = 0, nam
             f"the {name} prompts have one answer between them ({prompts.items[0].answer[:40]!r}): nothing tells "
             "knowing it from always saying it; give prompts with different answers"
         )
-    words = [frozenset(item.prompt.split()) for item in prompts.items]
+    words = [words_of(item) for item in prompts.items]
     order = sorted(range(len(prompts)), key=lambda place: zlib.crc32(f"{seed} {prompts.items[place].id}".encode()))
     turn = {place: number for number, place in enumerate(order)}
     wrong = []
@@ -86,7 +86,7 @@ def with_wrong_answers(prompts: Prompts, *, n: int = N_WRONG, seed: int = 0, nam
         # Each question begins elsewhere, so that of equally similar ones not all questions get the same.
         candidates = [*order[turn[place] + 1 :], *order[: turn[place]]][:_CANDIDATES]
         allowed = [other for other in candidates if prompts.items[other].group != item.group or not item.group]
-        allowed.sort(key=lambda other: -_jaccard(words[place], words[other]))
+        allowed.sort(key=lambda other: -jaccard(words[place], words[other]))
         wrong.append(tuple(_different(item, [prompts.items[other] for other in allowed], n)))
     return Facts(prompts, tuple(wrong))
 
@@ -110,7 +110,13 @@ def _asked(item: Prompt, ids: tuple[int, ...], answer: str) -> Prompt:
     return replace(item, answer=answer, input_ids=ids, scored=scored, wrong=())
 
 
-def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+def words_of(item: Prompt) -> frozenset[str]:
+    """The words of a question, by which questions are told to be alike."""
+    return frozenset(item.prompt.split())
+
+
+def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    """The share of the words of two questions that both have."""
     return len(one & other) / (len(one | other) or 1)
 
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dissect.pairs import Model
 from dissect.prompts import Prompt, Prompts
-from dissect.stress.alternatives import Facts
+from dissect.stress.alternatives import Facts, jaccard, words_of
 from dissect.stress.case import Case, spread
 from dissect.stress.result import PLAIN, StressResult, fact_rows
 from dissect.stress.scores import MEASURES, FactScores, score_facts
@@ -250,12 +250,11 @@ def reminders_of(asked: Asked, pool: Sequence[Prompt], n: int, *, own: bool, see
     item, wrong = asked
     answers = "|".join(re.escape(one.answer.strip().rstrip(".")) for one in (item, *wrong))
     forbidden = re.compile(rf"(?<!\w)(?:{answers})(?!\w)", re.IGNORECASE)
-    words = frozenset(item.prompt.split())
+    words = words_of(item)
 
     def rank(other: Prompt) -> tuple[float, int]:
-        theirs = frozenset(other.prompt.split())
         turn = zlib.crc32(f"{seed} {item.id} {other.id}".encode())
-        return -len(words & theirs) / (len(words | theirs) or 1), turn
+        return -jaccard(words, words_of(other)), turn
 
     allowed = (
         other

@@ -1,7 +1,7 @@
 """How well a model knows facts: three scores of every fact, all higher for a model that knows it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from dissect.prompts import Prompt, Prompts
 from dissect.recovery import answer_logprob, per_example
 from dissect.stress.alternatives import Facts
 from dissect.stress.prompts_once import score_with_prompts_once
+from dissect.stress.residual_stream import even_batches
 from unlearning.errors import InputError
 
 MEASURES = ("rank", "logprob", "correct")
@@ -116,10 +117,7 @@ def score_answers(
         InputError: logits that are not finite.
     """
     logprob, correct = np.zeros(len(items)), np.zeros(len(items))
-    order = sorted(range(len(items)), key=lambda place: len(items[place].input_ids))
-    for first in range(0, len(order), batch_size):
-        places = order[first : first + batch_size]
-        (batch,) = replace(prompts, items=tuple(items[place] for place in places)).batches(len(places))
+    for places, batch in even_batches(prompts, items, batch_size):
         logits = answer_logits(model, batch)
         if not torch.isfinite(logits).all():
             raise InputError(f"{model.name}: gives logits that are not finite; is the checkpoint sound?")

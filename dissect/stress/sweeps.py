@@ -15,7 +15,7 @@ in every test: where a sweep has its best centre is not known beforehand, and th
 Where those only do harm, nothing is subtracted: harm done by another patch is no merit of this one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,28 +63,25 @@ def patching_sweep(
     """
     clock, facts = Stopwatch(), spread(case.forget, n_facts)
     width = _widest(case, window)
-    frames = {
-        role: _named(
-            patch(
-                ModelPair(case.pair.base, model),
-                facts.prompts,
-                sites=sites,
-                window=width,
-                control=None,
-                donor=OTHER,
-                batch_size=case.batch_size,
-                seed=case.seed,
-                progress=case.progress,
-            ).frame
-        )
-        for role, model in case.models.items()
-        if role != "base"
-    }
+
+    def sweep(pair: ModelPair) -> pd.DataFrame:
+        return patch(
+            pair,
+            facts.prompts,
+            sites=sites,
+            window=width,
+            control=None,
+            donor=OTHER,
+            batch_size=case.batch_size,
+            seed=case.seed,
+            progress=case.progress,
+        ).frame
+
     return _result(
         case,
         facts,
         "patching",
-        frames,
+        _swept(case, sweep),
         stand_in=OTHER,
         guard=guard,
         proves=(
@@ -121,28 +118,25 @@ def restoration_sweep(
     """
     clock, facts = Stopwatch(), spread(case.forget, n_facts)
     width = _widest(case, window)
-    frames = {
-        role: _named(
-            restore(
-                ModelPair(case.pair.base, model),
-                facts.prompts,
-                sites=sites,
-                window=width,
-                control=None,
-                null=null if case.never is None else 0,
-                batch_size=case.batch_size,
-                seed=case.seed,
-                progress=case.progress,
-            ).frame
-        )
-        for role, model in case.models.items()
-        if role != "base"
-    }
+
+    def sweep(pair: ModelPair) -> pd.DataFrame:
+        return restore(
+            pair,
+            facts.prompts,
+            sites=sites,
+            window=width,
+            control=None,
+            null=null if case.never is None else 0,
+            batch_size=case.batch_size,
+            seed=case.seed,
+            progress=case.progress,
+        ).frame
+
     return _result(
         case,
         facts,
         "restoration",
-        frames,
+        _swept(case, sweep),
         stand_in="null",
         guard=guard,
         proves=(
@@ -177,12 +171,10 @@ def decomposition_sweep(
         InputError: what `decompose` raises, unknown terms, or an unlearned model that has nothing to recover.
     """
     clock, facts = Stopwatch(), spread(case.forget, n_facts)
-    frames = {}
-    for role, model in case.models.items():
-        if role == "base":
-            continue
+
+    def sweep(pair: ModelPair) -> pd.DataFrame:
         frame = decompose(
-            ModelPair(case.pair.base, model),
+            pair,
             facts.prompts,
             sites=sites,
             control=None,
@@ -194,12 +186,13 @@ def decomposition_sweep(
         unknown = sorted(set(terms) - set(frame["term"]))
         if unknown or not terms:
             raise InputError(f"decomposition sweep: unknown term {unknown}; known are {list(frame['term'].unique())}")
-        frames[role] = _named(frame[frame["term"].isin(terms)])
+        return frame[frame["term"].isin(terms)]
+
     return _result(
         case,
         facts,
         "decomposition",
-        frames,
+        _swept(case, sweep),
         stand_in="null",
         guard=guard,
         proves=(
@@ -209,6 +202,12 @@ def decomposition_sweep(
         settings={"sites": list(sites), "terms": list(terms), "null": null},
         clock=clock,
     )
+
+
+def _swept(case: Case, sweep: Callable[[ModelPair], pd.DataFrame]) -> Frames:
+    """The same sweep into every model but the base, which it is taken from."""
+    base = case.pair.base
+    return {role: _named(sweep(ModelPair(base, model))) for role, model in case.models.items() if role != "base"}
 
 
 def _widest(case: Case, window: int) -> int:

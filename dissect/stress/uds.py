@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dissect.pairs import Model
 from dissect.prompts import Prompt
-from dissect.stress.alternatives import Facts
+from dissect.stress.alternatives import Facts, jaccard, words_of
 from dissect.stress.case import Case
 from dissect.stress.residual_stream import (
     even_batches,
@@ -175,7 +175,7 @@ def donor_items(facts: Facts, n: int) -> list[list[Prompt]]:
         InputError: there is none.
     """
     items = facts.prompts.items
-    words = [frozenset(item.prompt.split()) for item in items]
+    words = [words_of(item) for item in items]
     found = []
     for place, item in enumerate(items):
         others = [
@@ -186,7 +186,7 @@ def donor_items(facts: Facts, n: int) -> list[list[Prompt]]:
         if not others:
             raise InputError(f"{item.id}: no other group has a question with another answer; give more prompts")
         # Those after it first, so that equally similar ones are not the same for every fact.
-        others.sort(key=lambda other: (-_shared(words[place], words[other]), (other - place) % len(items)))
+        others.sort(key=lambda other: (-jaccard(words[place], words[other]), (other - place) % len(items)))
         found.append([_asked_of(items[other], item) for other in others[:n]])
     return found
 
@@ -194,10 +194,6 @@ def donor_items(facts: Facts, n: int) -> list[list[Prompt]]:
 def _asked_of(other: Prompt, item: Prompt) -> Prompt:
     ids = (*other.input_ids[: other.answer_start], *item.input_ids[item.answer_start :])
     return replace(other, answer=item.answer, input_ids=ids, scored=range(other.answer_start - 1, len(ids) - 1))
-
-
-def _shared(one: frozenset[str], other: frozenset[str]) -> float:
-    return len(one & other) / (len(one | other) or 1)
 
 
 def _mean_states(
