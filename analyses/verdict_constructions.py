@@ -39,6 +39,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 OPTIONS["rmu"] |= {"layer": 3, "steering_coefficient": 50.0, "learning_rate": 3e-3, "alpha": 30.0}
 """These models are narrower and shallower than those that RMU's options were found on."""
 
+NEOX_RMU: dict[str, Any] = {
+    "layer": 4,
+    "steering_coefficient": 100.0,
+    "alpha": 10.0,
+    "train_parameters": r"gpt_neox\.layers\.[2-4]\.",
+}
+"""On NeoX the down projections alone steer next to nothing."""
+
 STRENGTHS = {"mild": 0.5, "strong": 2.0}
 """Of the usual number of epochs."""
 
@@ -70,14 +78,19 @@ class Construction:
 
 def constructions(family: Family) -> list[Construction]:
     """All models of a family that are judged; each is made from those before it, trunk, base and control."""
-    return [*_erased(), *_by_methods(family), *_by_hand(family), *_partial(), *_not_unlearned()]
+    return [*_erased(family), *_by_methods(family), *_by_hand(family), *_partial(), *_not_unlearned()]
 
 
-def _erased() -> Iterator[Construction]:
+def _options(family: Family, name: str) -> dict[str, Any]:
+    own = NEOX_RMU if (family.architecture, name) == ("neox", "rmu") else {}
+    return OPTIONS[name] | own
+
+
+def _erased(family: Family) -> Iterator[Construction]:
     for order in (1, 2, 3):
         yield Construction(f"never-order{order}", ERASED, partial(making.never, order=order), {"order": order})
     for method in ("npo", "grad_diff", "rmu", "dpo"):
-        options = OPTIONS[method]
+        options = _options(family, method)
         damaged = partial(making.unlearned, method=method, options=options, start="never-order1")
         made_by = {"start": "never-order1", "method": method, "options": options}
         yield Construction(f"never-{method}", ERASED, damaged, made_by)
@@ -87,9 +100,9 @@ def _erased() -> Iterator[Construction]:
 
 def _by_methods(family: Family) -> Iterator[Construction]:
     """Every method, mild in one family and strong in the next."""
-    for number, (name, usual) in enumerate(OPTIONS.items()):
+    for number, name in enumerate(OPTIONS):
         strength = ("mild", "strong")[(number + family.seed) % 2]
-        method, options = METHODS.get(name, name), _at_strength(usual, STRENGTHS[strength])
+        method, options = METHODS.get(name, name), _at_strength(_options(family, name), STRENGTHS[strength])
         yield _unlearned(f"{name}-{strength}", BY_METHOD, method, options)
 
 

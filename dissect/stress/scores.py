@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from dissect.behaviour_scoring import answer_logits
 from dissect.pairs import Model
@@ -57,17 +57,43 @@ def score_facts(model: Model, facts: Facts, *, batch_size: int = 64) -> FactScor
     Raises:
         InputError: logits that are not finite.
     """
+    return fact_scores(facts, *all_answers(model, facts, batch_size=batch_size))
+
+
+def all_answers(
+    model: Model, facts: Facts, *, batch_size: int = 64
+) -> tuple[Float[np.ndarray, " item"], Float[np.ndarray, " item"]]:
+    """What `score_answers` gives for every answer: of each fact the right one, then its wrong ones.
+
+    Args:
+        model: in memory.
+        facts: with their wrong answers.
+        batch_size: see `score_facts`.
+
+    Raises:
+        InputError: logits that are not finite.
+    """
     asked = [(right, *wrong) for right, wrong in zip(facts.prompts.items, facts.wrong, strict=True)]
     items = [item for answers in asked for item in answers]
     scores = score_with_prompts_once(model, asked, pad_token_id=facts.prompts.pad_token_id, batch_size=batch_size)
     if scores is None or not _agree(model, facts.prompts, items, scores[0]):
-        scores = score_answers(model, facts.prompts, items, batch_size=batch_size)
-    logprob, correct = scores
-    counts = [len(wrong) for wrong in facts.wrong]
-    is_right = np.zeros(len(items), dtype=bool)
-    is_right[np.cumsum([0, *(count + 1 for count in counts)])[:-1]] = True
+        return score_answers(model, facts.prompts, items, batch_size=batch_size)
+    return scores
+
+
+def right_places(facts: Facts) -> Int[np.ndarray, " fact"]:
+    """Where the right answers are among all answers."""
+    return np.cumsum([0, *(len(wrong) + 1 for wrong in facts.wrong)])[:-1]
+
+
+def fact_scores(facts: Facts, logprob: Float[np.ndarray, " item"], correct: Float[np.ndarray, " item"]) -> FactScores:
+    """The scores of facts from those of all their answers (`all_answers`)."""
+    places = right_places(facts)
+    wrong = np.delete(logprob, places)
     return FactScores(
-        rank=ranks(logprob[is_right], logprob[~is_right], counts), logprob=logprob[is_right], correct=correct[is_right]
+        rank=ranks(logprob[places], wrong, [len(some) for some in facts.wrong]),
+        logprob=logprob[places],
+        correct=correct[places],
     )
 
 
