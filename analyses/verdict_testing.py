@@ -1,8 +1,10 @@
 """Every judged model under every test: the values that verdicts are made of, kept on disk.
 
-OUT/tests/FAMILY/MODEL/*.parquet    one table a test, and tests.json: what is said of them
+OUT/tests/FAMILY/MODEL/*.parquet        one table a test, and tests.json: what is said of them
+OUT/tests/FAMILY/base-and-never-HASH/   what tests give of these two, once for all models of the family
 """
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -36,6 +38,18 @@ from unlearning.runs import write_frame, write_json
 
 RECORD = "tests.json"
 
+OF_ONE_ROLE = (
+    "expressed",
+    "logit_lens",
+    "own_direction",
+    "rewording",
+    "relearn_disjoint",
+    "relearn_benign",
+    "prune_changed",
+    "quantisation",
+)
+"""Tests whose values of base and never are the same whatever the unlearned model is."""
+
 
 class Examiner:
     """A family's base, control and questions, loaded once.
@@ -56,6 +70,8 @@ class Examiner:
             for name in ("forget", "retain", "forget_paraphrased")
         }
         self._case: Case | None = None
+        configuration = json.dumps(family.fingerprint(), sort_keys=True)
+        self._ground = self.out / f"base-and-never-{hashlib.sha256(configuration.encode()).hexdigest()[:12]}"
 
     def case(self, unlearned: Model) -> Case:
         """The case of one model; wrong answers are found once."""
@@ -64,6 +80,18 @@ class Examiner:
             forget, retain = self._prompts["forget"], self._prompts["retain"]
             self._case = make_case(pair, forget, retain=retain, never=self.never)
         return replace(self._case, pair=pair)
+
+    def run(self, name: str, test: Callable[[Case], StressResult], case: Case) -> StressResult:
+        """A test's result; base and never are attacked for the family's first model, and not again."""
+        if name not in OF_ONE_ROLE:
+            return test(case)
+        path = self._ground / f"{name}.parquet"
+        if not path.exists():
+            found = test(case)
+            write_frame(path, found.frame[found.frame["role"] != "unlearned"])
+            return found
+        found = test(replace(case, only="unlearned"))
+        return replace(found, frame=pd.concat([pd.read_parquet(path), found.frame], ignore_index=True))
 
     def examine(self, name: str) -> None:
         """Run the tests of a model that were not run before, and keep what they give.
@@ -85,7 +113,7 @@ class Examiner:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 try:
-                    found = tests[test](case)
+                    found = self.run(test, tests[test], case)
                 except InputError as error:
                     record["tests"][test] = {"failed": str(error)}
                     write_json(folder / RECORD, record)

@@ -24,6 +24,9 @@ class Case:
         batch_size: most texts in one batch; no number depends on it.
         seed: of everything that is drawn.
         progress: show progress bars on stderr.
+        only: the one role that is attacked; None for all. What a test gives of a role depends on no other model than
+            the base (but for `uds` and the causal sweeps), so that base and never need not be attacked again for every
+            unlearned model of theirs.
     """
 
     pair: ModelPair
@@ -33,12 +36,15 @@ class Case:
     batch_size: int = 64
     seed: int = 0
     progress: bool = False
+    only: str | None = None
 
     @property
     def models(self) -> Mapping[str, Model]:
-        """The models by their role: `base`, `unlearned` and, where there is one, `never`."""
-        of_pair = {"base": self.pair.base, "unlearned": self.pair.unlearned}
-        return of_pair if self.never is None else of_pair | {"never": self.never}
+        """The models by their role: `base`, `unlearned` and, where there is one, `never`; or the `only` one."""
+        found = {"base": self.pair.base, "unlearned": self.pair.unlearned}
+        if self.never is not None:
+            found["never"] = self.never
+        return found if self.only is None else {self.only: found[self.only]}
 
     def at_most(self, n: int) -> "Case":
         """The same with so many forget facts at most, and as many retain facts, spread evenly over each set."""
