@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dissect.behaviour_result import BehaviourResult, load_behave
     from dissect.decomposition import decompose
     from dissect.decomposition_results import DecompositionResult, load_decompose
+    from dissect.judging import verdict
     from dissect.pairs import Model, ModelPair, load_model, load_pair
     from dissect.patching import patch
     from dissect.probe_result import ProbeResult, load_probe
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dissect.prompts import Prompts, load_prompts
     from dissect.restoration import restore
     from dissect.results import SweepResult, load_result
+    from dissect.verdict_result import Verdict, load_verdict
     from unlearning.errors import InputError
 
 _HOME = {
@@ -34,6 +36,7 @@ _HOME = {
     "ProbeResult": "dissect.probe_result",
     "SweepResult": "dissect.results",
     "Prompts": "dissect.prompts",
+    "Verdict": "dissect.verdict_result",
     "behave": "dissect.behaviour",
     "decompose": "dissect.decomposition",
     "load_behave": "dissect.behaviour_result",
@@ -43,9 +46,11 @@ _HOME = {
     "load_probe": "dissect.probe_result",
     "load_prompts": "dissect.prompts",
     "load_result": "dissect.results",
+    "load_verdict": "dissect.verdict_result",
     "patch": "dissect.patching",
     "probe": "dissect.probing",
     "restore": "dissect.restoration",
+    "verdict": "dissect.judging",
 }
 
 __all__ = [
@@ -57,6 +62,7 @@ __all__ = [
     "ProbeResult",
     "SweepResult",
     "Prompts",
+    "Verdict",
     "behave",
     "decompose",
     "load_behave",
@@ -66,9 +72,11 @@ __all__ = [
     "load_probe",
     "load_prompts",
     "load_result",
+    "load_verdict",
     "patch",
     "probe",
     "restore",
+    "verdict",
 ]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import typer
 
-from dissect.cli import behave, decompose, models, patch, plot, probe, restore
+from dissect.cli import behave, decompose, models, patch, plot, probe, restore, verdict
 from dissect.processes import first_speaks
 from unlearning.terminal import run_app
 
@@ -12,6 +12,7 @@ from unlearning.terminal import run_app
 _EXAMPLES = """\b
 Examples:
   dissect models
+  dissect verdict --base demo:base --unlearned demo:npo
   dissect patch --base demo:base --unlearned demo:npo
   dissect restore --base demo:base --unlearned demo:npo --sites value_vectors,key_vectors
   dissect decompose --base demo:base --unlearned demo:npo
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for name, module in (
+    ("verdict", verdict),
     ("patch", patch),
     ("restore", restore),
     ("decompose", decompose),

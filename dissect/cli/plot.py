@@ -37,7 +37,7 @@ def command(
 
 def _load(run: Path) -> Any:
     """The result that a run directory holds, of whichever command wrote it."""
-    from dissect import load_behave, load_decompose, load_probe, load_result
+    from dissect import load_behave, load_decompose, load_probe, load_result, load_verdict
     from unlearning.runs import read_record
 
     loaders = {
@@ -46,6 +46,7 @@ def _load(run: Path) -> Any:
         "decompose": load_decompose,
         "probe": load_probe,
         "behave": load_behave,
+        "verdict": load_verdict,
     }
     command = read_record(run)["configuration"].get("command")
     if command not in loaders:

@@ -85,7 +85,7 @@ def command(
     pair = open_pair(base, unlearned, loading, ALONE)
     reading = PromptOptions("answer", template, chat, "given", 30, limit)
     others = PromptOptions("answer", template, chat, "given", 30, None)
-    from dissect.verdict import verdict
+    from dissect.judging import verdict
 
     out = out or Path("runs") / f"verdict-{short_name(unlearned)}"
     earlier = earlier_run(out)

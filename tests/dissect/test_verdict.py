@@ -6,12 +6,12 @@ import pytest
 
 from dissect import InputError
 from dissect.engine.restoring import with_values
+from dissect.judging import verdict
 from dissect.pairs import Model, ModelPair
 from dissect.stress import catalogue
 from dissect.stress.catalogue import Entry, entries, selection
 from dissect.stress.expressed import expressed
 from dissect.stress.lenses import logit_lens
-from dissect.verdict import verdict
 from dissect.verdict_page import page
 from dissect.verdict_result import load_verdict
 from dissect.verdict_rule import Rule
@@ -45,7 +45,7 @@ def two_tests(monkeypatch):
     )
     monkeypatch.setattr(catalogue, "entries", lambda _paraphrases: cheap)
     monkeypatch.setattr(catalogue, "SAMPLE", dict.fromkeys(catalogue.BUDGETS, 40))
-    monkeypatch.setattr("dissect.verdict.SAMPLE", dict.fromkeys(catalogue.BUDGETS, 40))
+    monkeypatch.setattr("dissect.judging.SAMPLE", dict.fromkeys(catalogue.BUDGETS, 40))
     return calls
 
 
@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_after_its_last_test(tmp_path, monkeypatch, two_tes
     out = tmp_path / "run"
     whole = judged("demo:rmu")
     with monkeypatch.context() as patched:
-        patched.setattr("dissect.verdict._utility", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("dissect.judging._utility", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             judged("demo:rmu", out=out)
     assert len(two_tests) == 2

@@ -1,0 +1,39 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import gmean
+
+from dissect.stress.alternatives import Facts
+from dissect.stress.expressed import expressed
+from dissect.stress.scores import score_answers
+from tests.dissect.stress.constructed import case_of, model
+
+
+@pytest.fixture(scope="module")
+def case():
+    return case_of(model("demo:npo"), n=10)
+
+
+def test_probability_and_truth_ratio_are_those_of_one_answer_at_a_time(case):
+    found = expressed(case).frame.pivot_table(index=["role", "example_index"], columns="measure", values="value")
+    for role, of in case.models.items():
+        for place, item in enumerate(case.forget.prompts.items):
+            right, *wrong = np.exp(score_answers(of, case.forget.prompts, [item, *case.forget.wrong[place]])[0])
+            row = found.loc[role, place]
+            assert row["probability"] == pytest.approx(right, rel=1e-4)
+            assert row["truth_ratio"] == pytest.approx(right / (right + gmean(wrong)), rel=1e-4)
+
+
+def test_a_fact_without_wrong_answers_has_no_truth_ratio(case):
+    one = case.forget
+    bare = replace(case, forget=Facts(one.prompts, ((), *one.wrong[1:])))
+    rows = expressed(bare).frame.query("measure == 'truth_ratio' and role == 'base'").sort_values("example_index")
+    assert np.isnan(rows["value"].to_numpy()).tolist() == [True] + [False] * 9
+
+
+def test_a_truth_ratio_is_compared_with_a_half_without_a_never_model(case):
+    found = expressed(replace(case, never=None)).residual("truth_ratio")
+    values = expressed(case).frame.query("measure == 'truth_ratio'").groupby("role")["value"].mean()
+    assert found.against == "floor"
+    assert found.rho == pytest.approx((values["unlearned"] - 0.5) / (values["base"] - 0.5))
