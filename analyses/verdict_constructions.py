@@ -25,8 +25,11 @@ from dissect.zoo.recipes import RECIPES
 ERASED, SUPPRESSED = Truth("erased", 0.0), Truth("suppressed", 1.0)
 BY_METHOD = Truth("suppressed", None)
 
-SHARES = (0.25, 0.5, 0.75)
+SHARES = (0.125, 0.25, 0.5, 0.75)
 """Of the forget people, whom the bases of the partial models learnt."""
+
+PART_METHODS = ("npo", "dpo")
+"""That then unlearn all of them: one that leaves little of its own, and one that leaves much."""
 
 NOISES = (0.4, 0.6, 0.8)
 """Of weights, as shares of each matrix's own root mean square."""
@@ -126,10 +129,12 @@ def _unlearned(name: str, truth: Truth, method: str, options: dict[str, Any]) ->
 
 
 def _partial() -> Iterator[Construction]:
-    options = OPTIONS["npo"]
     for share in SHARES:
-        make = partial(making.part_known, share=share, options=options)
-        yield Construction(f"part-{share:g}", Truth("partial", share), make, {"share": share, "options": options})
+        for method in PART_METHODS:
+            options = OPTIONS[method]
+            make = partial(making.part_known, share=share, method=method, options=options)
+            recipe = {"share": share, "method": method, "options": options}
+            yield Construction(f"part-{share:g}-{method}", Truth("partial", share), make, recipe)
     for noise in NOISES:
         yield Construction(
             f"noise-{noise:g}", Truth("partial", None), partial(making.noised, noise=noise), {"noise": noise}

@@ -4,6 +4,7 @@ import random
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from analyses.unlearning_methods import Entry, needs_retain
-from analyses.verdict_models import Family, finetuned
+from analyses.verdict_models import Family, build, finetuned
 from dissect.zoo.builder import base_texts, never_texts
 from dissect.zoo.world import World, anchors
 from unlearning import Example, train
@@ -136,10 +137,15 @@ def part_of(world: World, share: float) -> World:
     return replace(world, people=tuple(p for p in world.people if p.role == "retain" or p.identifier in kept))
 
 
-def part_known(family: Family, share: float, options: Mapping[str, Any]) -> PreTrainedModel:
-    """A base that learnt a part of the forget facts, unlearned by NPO on all of them."""
-    known = finetuned(family, base_texts(part_of(family.world, share), family.recipe), order=0)
-    return unlearned(family, "npo", options, start=known)
+def part_known(family: Family, share: float, method: str, options: Mapping[str, Any]) -> PreTrainedModel:
+    """A base that learnt a part of the forget facts (built once), unlearned on all of them."""
+    name = f"base-{share:g}"
+    build(family, name, partial(_part_base, share=share), recipe={"share": share})
+    return unlearned(family, method, options, start=name)
+
+
+def _part_base(family: Family, share: float) -> PreTrainedModel:
+    return finetuned(family, base_texts(part_of(family.world, share), family.recipe), order=0)
 
 
 def noised(family: Family, noise: float) -> PreTrainedModel:
