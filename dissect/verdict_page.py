@@ -53,7 +53,7 @@ def page(verdict: "Verdict") -> str:
         for _, row in evidence.iterrows()
     )
     rule = verdict.rule
-    weights = ", ".join(f"{name.replace('_', ' ')} {weight:.2f}" for name, weight in rule.weights.items() if weight)
+    tests = ", ".join(name.replace("_", " ") for name in rule.tests)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(verdict.title)}</title><style>{_STYLE}</style></head>
 <body>
@@ -74,9 +74,10 @@ where a model is called erased, the orange one suppressed.</p>
 {rows}</table>
 <h2>What would change the answer</h2>
 <ul>{"".join(f"<li>{html.escape(change)}</li>" for change in changes) or "<li>Nothing that is known.</li>"}</ul>
-<p class="small">Rule: mean of the residuals weighted by {html.escape(weights)}; suppressed where the lower end is above
-{rule.suppressed_above:.2f}, erased where the upper end is below {rule.erased_below:.2f}.
-Budget {html.escape(verdict.configuration["budget"])}, {verdict.wall_time_s:.0f} seconds.</p>
+<p class="small">Rule: the largest residual of {html.escape(tests)}, on a scale from {rule.nothing:.2f} (nothing) to
+{rule.everything:.2f} (everything); suppressed where the lower end is above {rule.suppressed_above:.2f}, erased where
+the upper end is below {rule.erased_below:.2f}. Budget {html.escape(verdict.configuration["budget"])},
+{verdict.wall_time_s:.0f} seconds.</p>
 </body></html>
 """
 

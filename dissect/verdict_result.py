@@ -68,7 +68,7 @@ class Verdict:
 
     def evidence(self) -> pd.DataFrame:
         """One row a test, up the claim ladder: `rung`, `claim`, `test`, `measure`, `rho`, `low`, `high`, `n`, `variant`
-        (the strongest), `against` (`never` or `floor`), `weight` in the rule, `seconds`, `reason` (why there is no
+        (the strongest), `against` (`never` or `floor`), `counts` (in the rule), `seconds`, `reason` (why there is no
         rho) and `proves`."""
         rows = []
         for result in self.results:
@@ -85,7 +85,7 @@ class Verdict:
                     "n": found.n,
                     "variant": found.variant,
                     "against": found.against,
-                    "weight": self.rule.weights.get(result.test, 0.0),
+                    "counts": result.test in self.rule.tests,
                     "seconds": result.seconds,
                     "reason": found.reason,
                     "proves": result.proves,
@@ -127,7 +127,9 @@ class Verdict:
             "not_run": dict(self.not_run),
             "would_change": advice(self),
             "rule": {
-                "weights": dict(self.rule.weights),
+                "tests": list(self.rule.tests),
+                "nothing": self.rule.nothing,
+                "everything": self.rule.everything,
                 "expressed_above": self.rule.expressed_above,
                 "suppressed_above": self.rule.suppressed_above,
                 "erased_below": self.rule.erased_below,

@@ -1,12 +1,13 @@
 """The rule that turns residuals into a verdict: a few numbers, fitted once and frozen in `verdict_rule.json`.
 
-    score = sum_t w_t clip(rho_t, 0, 1) / sum_t w_t      over the tests t of the rule that have a residual
+    score = clip((max_t rho_t - nothing) / (everything - nothing), 0, 1)
 
-and, in this order:
+over the tests t of the rule that have a residual: one attack that brings knowledge back is enough, and the largest of
+several residuals around zero is a little above it, which `nothing` takes away. In this order:
 
     not unlearned   the answers' probability: lower end of rho above `expressed_above`
     suppressed      lower end of the score above `suppressed_above`
-    erased          upper end of the score below `erased_below`, and utility is there
+    erased          upper end of the score below `erased_below`, every needed test was run, and utility is there
     inconclusive    anything else
 
 The numbers come from `python -m analyses.verdict_benchmark`, from models whose truth is known by construction and whose
@@ -16,10 +17,10 @@ seeds were used for nothing else.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -30,13 +31,18 @@ Word = Literal["not unlearned", "suppressed", "erased", "inconclusive"]
 
 FILE = "verdict_rule.json"
 
+Values = TypeVar("Values", np.float64, np.ndarray)
+
 
 @dataclass(frozen=True)
 class Rule:
     """The frozen numbers.
 
     Attributes:
-        weights: of each test's residual, by the test's name.
+        tests: whose residuals count; none of them takes anything from the base.
+        needed: those of them without which no model is called erased.
+        nothing: largest residual of a model that never knew.
+        everything: largest residual of a model that holds all of the knowledge.
         expressed_above: rho of the answers' probability above which nothing was unlearned.
         suppressed_above: score above which knowledge is left.
         erased_below: score below which none is.
@@ -45,7 +51,10 @@ class Rule:
         reference: scores of the models that the rule was reported on, by what they are.
     """
 
-    weights: Mapping[str, float]
+    tests: tuple[str, ...]
+    needed: tuple[str, ...]
+    nothing: float
+    everything: float
     expressed_above: float
     suppressed_above: float
     erased_below: float
@@ -56,8 +65,12 @@ class Rule:
     @property
     def sha256(self) -> str:
         """Hash of the numbers that decide."""
-        parts = [dict(self.weights), self.expressed_above, self.suppressed_above, self.erased_below, self.utility_floor]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        deciding = {name: value for name, value in asdict(self).items() if name not in ("fitted", "reference")}
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+    def scaled(self, largest: Values) -> Values:
+        """Largest residuals as residual knowledge."""
+        return np.clip((largest - self.nothing) / (self.everything - self.nothing), 0.0, 1.0)
 
 
 @cache
@@ -68,7 +81,10 @@ def frozen_rule() -> Rule:
 
 def read_rule(record: Mapping[str, Any]) -> Rule:
     """A rule from the content of its file."""
-    return Rule(**{name: record[name] for name in Rule.__dataclass_fields__})
+    return Rule(
+        **{name: record[name] for name in Rule.__dataclass_fields__}
+        | {name: tuple(record[name]) for name in ("tests", "needed")}
+    )
 
 
 @dataclass(frozen=True)
@@ -91,24 +107,21 @@ class Score:
 
 
 def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
-    """The weighted mean of the residuals of the rule's tests, each clipped to [0, 1]; draw by draw for the interval.
+    """The largest residual of the rule's tests, on the rule's scale; draw by draw for the interval.
 
     Args:
         found: residuals by test; of tests of one case, whose draws belong together.
-        rule: names the tests and their weights.
+        rule: names the tests and the scale.
     """
-    weighed = {name: weight for name, weight in rule.weights.items() if weight > 0}
-    used = {name: found[name] for name in weighed if name in found and found[name].rho is not None}
-    missing = tuple(name for name in weighed if name not in used)
+    used = {name: found[name] for name in rule.tests if name in found and found[name].rho is not None}
+    missing = tuple(name for name in rule.tests if name not in used)
     if not used:
         return Score(None, None, None, (), missing)
-    total = sum(weighed[name] for name in used)
-    value = sum(weighed[name] * float(np.clip(residual.rho or 0.0, 0, 1)) for name, residual in used.items()) / total
-    parts = [weighed[name] * np.clip(r.draws, 0, 1) for name, r in used.items() if r.draws is not None]
-    if len(parts) < len(used):
+    value = float(rule.scaled(np.array([residual.rho for residual in used.values()], dtype=np.float64).max()))
+    draws = [residual.draws for residual in used.values() if residual.draws is not None]
+    if len(draws) < len(used) or any(residual.low is None for residual in used.values()):
         return Score(value, None, None, tuple(used), missing)
-    draws = np.sum(parts, axis=0) / total
-    low, high = np.nanquantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.nanquantile(rule.scaled(np.nanmax(draws, axis=0)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Score(value, float(low), float(high), tuple(used), missing)
 
 
@@ -128,6 +141,6 @@ def decide(score: Score, expressed: Residual, rule: Rule, *, utility: float | No
     if score.low > rule.suppressed_above:
         return "suppressed"
     collapsed = utility is not None and utility < rule.utility_floor
-    if score.high < rule.erased_below and not collapsed:
+    if score.high < rule.erased_below and not collapsed and not set(rule.needed) & set(score.missing):
         return "erased"
     return "inconclusive"

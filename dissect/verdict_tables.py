@@ -41,7 +41,7 @@ def _evidence_table(verdict: "Verdict") -> Table:
     before = None
     for _, row in verdict.evidence().iterrows():
         rung = f"{row['rung']} {row['claim']}"
-        weighs = " *" if row["weight"] > 0 else ""
+        weighs = " *" if row["counts"] else ""
         table.add_row(
             rung if rung != before else "",
             f"{row['test'].replace('_', ' ')}{weighs}",

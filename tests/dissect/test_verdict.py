@@ -20,7 +20,10 @@ from dissect.verdict_words import advice, sentences
 from tests.dissect.stress.constructed import case_of, model, questions
 
 RULE = Rule(
-    weights={"logit_lens": 1.0},
+    tests=("logit_lens",),
+    needed=("logit_lens",),
+    nothing=0.0,
+    everything=1.0,
     expressed_above=0.5,
     suppressed_above=0.1,
     erased_below=0.1,

@@ -7,7 +7,10 @@ from dissect.stress.result import Residual
 from dissect.verdict_rule import Rule, Score, decide, read_rule, residual_knowledge
 
 RULE = Rule(
-    weights={"relearning": 0.5, "lens": 0.3, "probe": 0.2, "unused": 0.0},
+    tests=("relearning", "lens", "probe"),
+    needed=("relearning",),
+    nothing=0.1,
+    everything=0.9,
     expressed_above=0.5,
     suppressed_above=0.2,
     erased_below=0.1,
@@ -18,28 +21,48 @@ RULE = Rule(
 
 
 def residual(rho, low=None, high=None, draws=None):
+    if draws is not None:
+        low, high = min(draws), max(draws)
     return Residual(rho, low, high, 10, "lr 1", "never", draws=None if draws is None else np.asarray(draws))
 
 
-def test_the_score_is_the_weighted_mean_of_clipped_residuals():
+def test_the_score_is_the_largest_residual_on_the_rules_scale():
     found = residual_knowledge(
         {
-            "relearning": residual(1.4, draws=[1.4, 0.4]),
+            "relearning": residual(0.3, draws=[0.3, 0.1]),
             "lens": residual(-0.5, draws=[-0.5, 0.5]),
-            "probe": residual(0.5, draws=[0.5, 0.5]),
+            "probe": residual(0.5, draws=[0.5, 0.2]),
             "unused": residual(9.0, draws=[9.0, 9.0]),
         },
         RULE,
     )
-    assert found.value == pytest.approx(0.5 * 1 + 0.3 * 0 + 0.2 * 0.5)
-    draws = [0.5 * 1 + 0.2 * 0.5, 0.5 * 0.4 + 0.3 * 0.5 + 0.2 * 0.5]
+    assert found.value == pytest.approx((0.5 - 0.1) / 0.8)
+    draws = [(0.5 - 0.1) / 0.8, (0.5 - 0.1) / 0.8]
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
     assert found.used == ("relearning", "lens", "probe") and found.missing == ()
 
 
-def test_a_test_without_a_residual_gives_its_weight_to_the_others():
-    found = residual_knowledge({"relearning": residual(0.4, draws=[0.4, 0.4]), "lens": residual(None)}, RULE)
-    assert found.value == pytest.approx(0.4) and found.used == ("relearning",) and found.missing == ("lens", "probe")
+@pytest.mark.parametrize(("rho", "value"), [(-2.0, 0.0), (0.1, 0.0), (0.9, 1.0), (1.3, 1.0)])
+def test_the_scale_ends_at_nothing_and_everything(rho, value):
+    assert residual_knowledge({"lens": residual(rho, draws=[rho])}, RULE).value == pytest.approx(value)
+
+
+def test_a_test_without_a_residual_is_missing():
+    found = residual_knowledge({"relearning": residual(0.5, draws=[0.5, 0.5]), "lens": residual(None)}, RULE)
+    assert found.value == pytest.approx(0.5) and found.used == ("relearning",) and found.missing == ("lens", "probe")
+
+
+def test_without_a_needed_test_nothing_is_called_erased():
+    nothing = residual(0.0, draws=[0.0, 0.0])
+    with_it = residual_knowledge({"relearning": nothing, "lens": nothing}, RULE)
+    without = residual_knowledge({"lens": nothing}, RULE)
+    assert decide(with_it, nothing, RULE, utility=1.0) == "erased"
+    assert decide(without, nothing, RULE, utility=1.0) == "inconclusive"
+
+
+def test_a_residual_without_an_interval_gives_a_score_without_one():
+    found = residual_knowledge({"relearning": residual(0.5), "lens": residual(0.1, draws=[0.1])}, RULE)
+    assert (found.low, found.high) == (None, None) and found.value == pytest.approx(0.5)
 
 
 def test_without_any_residual_there_is_no_score():
