@@ -2,6 +2,8 @@
 
     OUT/models/FAMILY/MODEL/    checkpoints (`analyses.verdict_models`)
     OUT/tests/FAMILY/MODEL/     what every test gives (`analyses.verdict_testing`)
+    OUT/judged.csv              every model of the report with its verdict and all numbers
+    OUT/rates.csv, words.csv, power.csv, table.md, figures/*
 
 A family is an architecture and a seed. Which seeds the rule is fitted on and which it is reported on is decided here,
 before anything is fitted: `CALIBRATION` and `REPORT`.
@@ -23,9 +25,24 @@ CALIBRATION = (1, 2)
 REPORT = (3, 4)
 """Seeds that are used for nothing but the report."""
 
+QUICK_SEED = 5
+QUICK_MODELS = (
+    "never-order1",
+    "never-order2",
+    "never-npo",
+    "npo-mild",
+    "dpo-strong",
+    "hidden-last-mlp",
+    "adapter-refusal",
+    "part-0.5-npo",
+)
+"""Of `--quick`: one family of each architecture, with these; reported with the frozen rule, nothing is fitted."""
+
 _EXAMPLES = """\b
 Examples:
-  python -m analyses.verdict_benchmark
+  python -m analyses.verdict_benchmark --format html,svg
+  python -m analyses.verdict_benchmark --quick
+  python -m analyses.verdict_benchmark --seeds 1,2 --fit dissect/verdict_rule.json
   python -m analyses.verdict_benchmark --seeds 1 --architectures llama --only never-order1,npo-strong
 """
 
@@ -80,14 +97,22 @@ def command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes; go on where it stopped.")] = Path(
         "runs/verdict-benchmark"
     ),
-    seeds: Annotated[str, typer.Option(metavar="LIST", help="Of the families.")] = ",".join(
-        map(str, (*CALIBRATION, *REPORT))
-    ),
+    seeds: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="Families to build and test; 1 and 2 calibrate, the others are reported."),
+    ] = ",".join(map(str, (*CALIBRATION, *REPORT))),
     architectures: Annotated[str, typer.Option(metavar="LIST", help="llama, neox or both.")] = "llama,neox",
     only: Annotated[str | None, typer.Option(metavar="LIST", help="Only these models of each family.")] = None,
     workers: Annotated[int, typer.Option(help="Families at a time, each on one core.")] = 2,
+    quick: Annotated[bool, typer.Option("--quick", help="Two small sets of models instead: ten minutes.")] = False,
+    fit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Fit the rule on the calibration families and write it there.")
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="Of the figures: html, pdf, svg, png.")
+    ] = "html",
 ) -> None:
-    """Build models of known truth and run every test on them."""
+    """Build models of known truth, run every test on them, and hold the verdict and every rival to the truth."""
     names = architectures.split(",")
     for name in names:
         if name not in ("llama", "neox"):
@@ -96,7 +121,21 @@ def command(
         numbers = [int(part) for part in seeds.split(",")]
     except ValueError:
         raise InputError(f"--seeds {seeds}: write numbers, as 1,2") from None
+    from analyses.verdict_writing import fitted_rule, write_report, write_rule
+    from dissect.figures import check_formats
+    from dissect.verdict_rule import frozen_rule
+
+    wanted = formats.split(",")
+    check_formats(wanted)
+    if quick:
+        numbers, only = [QUICK_SEED], ",".join(QUICK_MODELS)
     run_all(names, numbers, out, workers=workers, only=None if only is None else only.split(","))
+    report = [seed for seed in numbers if seed not in CALIBRATION]
+    rule = frozen_rule() if fit is None else fitted_rule(out, names, CALIBRATION)
+    if report:
+        rule = write_report(out, names, CALIBRATION, report, rule, formats=wanted)
+    if fit is not None:
+        write_rule(rule, fit)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,188 @@
+"""The benchmark's three figures: scores by what models are, how well each number tells these apart, score by share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analyses.verdict_report import NET, VERDICT
+from dissect.figures import COLOURS, FONT, MARKERS
+from dissect.verdict_rule import Rule
+
+GROUPS = (
+    ("never knew", "#009E73"),
+    ("never knew, then unlearned", "#56B4E9"),
+    ("destroyed and distilled", "#0072B2"),
+    ("unlearned by a method", "#D55E00"),
+    ("hidden by hand", "#E69F00"),
+    ("broken by a method", "#999999"),
+)
+"""What models are, in the figure of scores, with their colours."""
+
+
+def group_of(row: pd.Series) -> str | None:
+    """What a judged model is, in the figure of scores; None where it holds a part, or was not unlearned."""
+    if row["kind"] == "erased":
+        if row["model"] == "undo":
+            return "destroyed and distilled"
+        return "never knew" if "order" in row["model"] else "never knew, then unlearned"
+    if row["kind"] != "suppressed":
+        return None
+    if row["collapsed"]:
+        return "broken by a method"
+    return "hidden by hand" if row["share"] == 1 else "unlearned by a method"
+
+
+def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) -> go.Figure:
+    """Each number of every model that holds all of the knowledge or none, a panel a number; the score with its bounds.
+
+    Args:
+        frame: as `verdict_report.judged` gives it.
+        rule: with its bounds.
+        numbers: of `frame`; the score first.
+    """
+    chart = make_subplots(
+        1,
+        len(numbers),
+        subplot_titles=["residual knowledge" if name == "score" else name for name in numbers],
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+    )
+    frame = frame.assign(group=pd.Series([group_of(row) for _, row in frame.iterrows()], index=frame.index))
+    generator = np.random.default_rng(0)
+    for place, (group, colour) in enumerate(GROUPS):
+        here = frame[frame["group"] == group]
+        for column, name in enumerate(numbers, start=1):
+            chart.add_trace(
+                go.Scatter(
+                    x=here[name],
+                    y=place + generator.uniform(-0.28, 0.28, len(here)),
+                    mode="markers",
+                    marker={"color": colour, "size": 7, "opacity": 0.75},
+                    text=here["family"] + " " + here["model"],
+                    hovertemplate="%{text}: %{x:.2f}<extra></extra>",
+                    showlegend=False,
+                ),
+                row=1,
+                col=column,
+            )
+    chart.add_vrect(x0=0, x1=rule.erased_below, fillcolor="#009E73", opacity=0.1, line_width=0, row=1, col=1)
+    chart.add_vrect(x0=rule.suppressed_above, x1=1, fillcolor="#D55E00", opacity=0.06, line_width=0, row=1, col=1)
+    sizes = frame["group"].value_counts()
+    chart.update_yaxes(
+        tickvals=list(range(len(GROUPS))),
+        ticktext=[f"{group} ({sizes.get(group, 0)})" for group, _ in GROUPS],
+        range=[len(GROUPS) - 0.4, -0.6],
+    )
+    chart.update_xaxes(range=[-0.05, 1.05], tickvals=[0, 0.5, 1])
+    return _laid_out(chart, width=1100, height=400, left=230)
+
+
+def rates_figure(table: pd.DataFrame) -> go.Figure:
+    """AUROC of every number with its 95 % interval, the best first.
+
+    Args:
+        table: as `verdict_report.rates` gives it.
+    """
+    chart = go.Figure()
+    kinds = (
+        ("verdict", table["number"] == VERDICT, "#D55E00", "diamond"),
+        ("residuals, net of a never model", table["number"].str.endswith(NET), "#0072B2", "circle"),
+        (
+            "numbers as papers quote them",
+            ~table["number"].str.endswith(NET) & (table["number"] != VERDICT),
+            "#000000",
+            "square",
+        ),
+    )
+    for name, chosen, colour, marker in kinds:
+        rows = table[chosen]
+        chart.add_trace(
+            go.Scatter(
+                x=rows["auroc"],
+                y=rows["number"],
+                mode="markers",
+                name=name,
+                marker={"color": colour, "size": 10, "symbol": marker},
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": rows["high"] - rows["auroc"],
+                    "arrayminus": rows["auroc"] - rows["low"],
+                },
+                hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+            )
+        )
+    order = list(table["number"])
+    chart.update_yaxes(
+        categoryorder="array", categoryarray=order[::-1], tickvals=order, ticktext=[_short(name) for name in order]
+    )
+    chart.add_vline(x=0.5, line={"color": "#888888", "dash": "dot", "width": 1})
+    chart.update_xaxes(title_text="AUROC: models that hold the knowledge against models that do not")
+    chart.update_layout(legend={"x": 0.02, "y": 0.02, "bgcolor": "rgba(255,255,255,0.8)"})
+    return _laid_out(chart, width=900, height=140 + 24 * len(order), left=260)
+
+
+def shares_figure(table: pd.DataFrame) -> go.Figure:
+    """The score against the true share of the facts that a model holds, and how often a share is found.
+
+    Args:
+        table: as `verdict_report.power` gives it.
+    """
+    chart = make_subplots(1, 2, subplot_titles=["residual knowledge", "called suppressed"], horizontal_spacing=0.1)
+    for place, (hidden, part) in enumerate(table.groupby("hidden by", sort=False)):
+        style = {"color": COLOURS[place % len(COLOURS)], "symbol": MARKERS[place % len(MARKERS)], "size": 9}
+        chart.add_trace(
+            go.Scatter(
+                x=part["share"],
+                y=part["score"],
+                mode="lines+markers" if len(part) > 1 else "markers",
+                name=str(hidden),
+                marker=style,
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": part["score_high"] - part["score"],
+                    "arrayminus": part["score"] - part["score_low"],
+                },
+            ),
+            row=1,
+            col=1,
+        )
+        chart.add_trace(
+            go.Scatter(
+                x=part["share"],
+                y=part["found"],
+                mode="lines+markers" if len(part) > 1 else "markers",
+                marker=style,
+                showlegend=False,
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": part["found_high"] - part["found"],
+                    "arrayminus": part["found"] - part["found_low"],
+                    "thickness": 1,
+                },
+            ),
+            row=1,
+            col=2,
+        )
+    diagonal = {"color": "#888888", "dash": "dot", "width": 1}
+    chart.add_trace(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=diagonal, name="exact"), row=1, col=1)
+    chart.add_hline(y=0.9, line=diagonal, row=1, col=2)
+    chart.update_xaxes(title_text="true share of the facts that the model holds", range=[-0.05, 1.05])
+    chart.update_yaxes(range=[-0.05, 1.05])
+    return _laid_out(chart, width=1000, height=420, left=60)
+
+
+def _short(name: str) -> str:
+    return name.replace(NET, " − never")
+
+
+def _laid_out(chart: go.Figure, *, width: int, height: int, left: int) -> go.Figure:
+    chart.update_layout(
+        template="plotly_white", font=FONT, width=width, height=height, margin={"l": left, "r": 20, "t": 50, "b": 60}
+    )
+    return chart

@@ -1,0 +1,100 @@
+"""The rule of `dissect verdict`, fitted on the calibration families and on nothing else.
+
+    tests                   relearning on other forgotten facts, and of all sets of at most two candidates beside it
+                            the one whose score is nearest to the true share, where that is known
+    nothing, everything     by least squares, of the score's line between them
+    suppressed_above        twice the highest lower end of a model that holds nothing, at least `MARGIN`
+    erased_below            the highest upper end of nine in ten models that hold nothing
+
+Candidates take nothing from the base, inject nothing about the facts that are asked, and run in every budget.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from analyses.verdict_measured import EXPRESSED, Measured
+from dissect.verdict_rule import Rule, Score, residual_knowledge
+
+NEEDED = ("relearn_disjoint",)
+"""The one test that finds knowledge wherever it was hidden; without it nothing is called erased."""
+
+CANDIDATES = ("logit_lens", "linear_probes", "own_direction", "prune_changed", "quantisation")
+
+AT_MOST = 2
+"""Of them, beside the needed one."""
+
+MARGIN = 0.05
+"""The effect below which a residual is not worth a word, whatever its interval."""
+
+UTILITY_FLOOR = 0.8
+KEPT = 0.9
+"""Share of the models that hold nothing whose upper end is below `erased_below`."""
+
+
+def fit(models: Sequence[Measured], fitted: Mapping[str, Any]) -> Rule:
+    """The rule.
+
+    Args:
+        models: of the calibration families.
+        fitted: what is said of its origin.
+    """
+    known = [model for model in models if model.share is not None and not model.collapsed]
+    shares = np.array([model.share for model in known], dtype=np.float64)
+    error, tests, nothing, everything = min(_fits(known, shares))
+    rule = Rule(
+        tests=tests,
+        needed=NEEDED,
+        nothing=nothing,
+        everything=everything,
+        expressed_above=EXPRESSED,
+        suppressed_above=1.0,
+        erased_below=0.0,
+        utility_floor=UTILITY_FLOOR,
+        fitted={},
+        reference={},
+    )
+    empty = [residual_knowledge(model.residuals, rule) for model in models if model.kind == "erased"]
+    suppressed_above, erased_below = bounds_of(empty)
+    said = {**fitted, "models": len(models), "error": error, "date": datetime.now(UTC).date().isoformat()}
+    return replace(rule, suppressed_above=suppressed_above, erased_below=erased_below, fitted=said)
+
+
+def _fits(
+    models: Sequence[Measured], shares: Float[np.ndarray, " model"]
+) -> Iterator[tuple[float, tuple[str, ...], float, float]]:
+    """Root mean square error of the score, tests, and the scale's ends, for every set of tests."""
+    for n in range(AT_MOST + 1):
+        for others in combinations(CANDIDATES, n):
+            tests = NEEDED + others
+            largest = np.array([largest_residual(model, tests) for model in models])
+            nothing, everything = scale(largest, shares)
+            score = np.clip((largest - nothing) / (everything - nothing), 0, 1)
+            yield float(np.sqrt(np.mean((score - shares) ** 2))), tests, nothing, everything
+
+
+def largest_residual(model: Measured, tests: Sequence[str]) -> float:
+    """Of those of the tests that have one."""
+    found = [model.residuals[test].rho for test in tests if test in model.residuals]
+    return max(rho for rho in found if rho is not None)
+
+
+def scale(largest: Float[np.ndarray, " model"], shares: Float[np.ndarray, " model"]) -> tuple[float, float]:
+    """The ends of the scale on which clipped residuals are nearest to the shares, to two decimals, by trying all."""
+    low, high = (end / 100 for end in np.meshgrid(np.arange(31), np.arange(40, 111), indexing="ij"))
+    scores = np.clip((largest - low[..., None]) / (high - low)[..., None], 0, 1)
+    best = np.argmin(((scores - shares) ** 2).mean(-1))
+    return float(low.flat[best]), float(high.flat[best])
+
+
+def bounds_of(empty: Sequence[Score]) -> tuple[float, float]:
+    """`suppressed_above` and `erased_below`, from the scores of models that hold nothing, to two decimals."""
+    lows, highs = (np.array([getattr(score, end) for score in empty], dtype=np.float64) for end in ("low", "high"))
+    above = max(2 * float(lows.max()), MARGIN)
+    below = float(np.quantile(highs, KEPT, method="higher"))
+    return round(above, 2), float(np.ceil(100 * below + 1) / 100)
