@@ -72,7 +72,10 @@ def run_family(architecture: str, seed: int, out: Path, only: Sequence[str] | No
     family = Family(architecture, seed, out / "models")
     build_ground(family)
     examiner = Examiner(family, out)
+    parent = multiprocessing.parent_process()
     for one in constructions(family):
+        if parent is not None and not parent.is_alive():
+            return  # else a run that was killed and started again would build every model twice, in the same place
         if only is None or one.name in only:
             build(family, one.name, one.make, truth=one.truth, recipe=dict(one.recipe))
             examiner.examine(one.name)
@@ -121,6 +124,8 @@ def command(
         numbers = [int(part) for part in seeds.split(",")]
     except ValueError:
         raise InputError(f"--seeds {seeds}: write numbers, as 1,2") from None
+    from analyses.verdict_constructions import constructions
+    from analyses.verdict_models import Family
     from analyses.verdict_writing import fitted_rule, write_report, write_rule
     from dissect.figures import check_formats
     from dissect.verdict_rule import frozen_rule
@@ -129,7 +134,13 @@ def command(
     check_formats(wanted)
     if quick:
         numbers, only = [QUICK_SEED], ",".join(QUICK_MODELS)
-    run_all(names, numbers, out, workers=workers, only=None if only is None else only.split(","))
+    chosen = None if only is None else only.split(",")
+    families = [Family(name, number, out) for name in names for number in numbers]
+    known = {one.name for family in families for one in constructions(family)}
+    for name in chosen or []:
+        if name not in known:
+            raise InputError(f"--only {name}: there is no such model; there are {', '.join(sorted(known))}")
+    run_all(names, numbers, out, workers=workers, only=chosen)
     report = [seed for seed in numbers if seed not in CALIBRATION]
     rule = frozen_rule() if fit is None else fitted_rule(out, names, CALIBRATION)
     if report:
