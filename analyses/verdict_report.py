@@ -214,6 +214,12 @@ def least_share(table: pd.DataFrame) -> dict[str, float | None]:
     return found
 
 
+def score_error(frame: pd.DataFrame) -> float:
+    """Root mean square difference between the score and the true share, over models whose share is known."""
+    known = frame[frame["share"].notna() & ~frame["collapsed"]]
+    return float(np.sqrt(np.mean((known["score"] - known["share"]) ** 2)))
+
+
 def reference(frame: pd.DataFrame) -> Mapping[str, list[float]]:
     """Scores by what models are, for a reader to compare a score with."""
     whole = frame[~frame["collapsed"] & frame["score"].notna()]

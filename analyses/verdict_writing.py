@@ -74,6 +74,7 @@ def write_report(
         _markdown(power),
         "Least share found in at least nine of ten: "
         + ", ".join(f"{method} {share}" for method, share in reporting.least_share(power).items()),
+        f"The score is {reporting.score_error(frame):.2f} from the true share, root mean square.",
     ]
     write_bytes(out / "table.md", "\n\n".join(text).encode())
     figures = {

@@ -210,6 +210,17 @@ def test_power_is_the_share_that_is_found_and_least_share_the_smallest_that_hold
     assert (table["found_low"] <= table["found"]).all() and (table["found"] <= table["found_high"]).all()
 
 
+def test_the_score_is_held_to_the_true_share_where_that_is_known():
+    frame = pd.DataFrame(
+        {
+            "share": [0.0, 0.5, 1.0, None, 1.0],
+            "score": [0.1, 0.5, 0.8, 0.9, 0.0],
+            "collapsed": [False, False, False, False, True],
+        }
+    )
+    assert reporting.score_error(frame) == pytest.approx(np.sqrt((0.01 + 0 + 0.04) / 3))
+
+
 def test_rivals_are_means_of_the_unlearned_model_under_the_strongest_attack():
     rows = [
         {"role": role, "variant": variant, "measure": "rank", "example_index": n, "value": value + 0.1 * n}
