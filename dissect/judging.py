@@ -39,6 +39,7 @@ def verdict(
     *,
     retain: Prompts | None = None,
     paraphrases: Prompts | None = None,
+    benign: Prompts | None = None,
     never: str | Model | None = "auto",
     budget: Budget = "standard",
     rule: Rule | None = None,
@@ -55,6 +56,7 @@ def verdict(
         retain: questions about what was to stay; None takes the built-in ones where the base is built in. Without any,
             nothing is said of utility and the tests that need them are left out.
         paraphrases: other wordings of the forget questions; None takes the built-in ones where the base is built in.
+        benign: questions that have nothing to do with them, to fine-tune on; None as for `paraphrases`.
         never: a model that never knew, from the base's trunk: a name or a loaded model, None for none, or `auto`, which
             knows the built-in pairs' own. Without one the tests are compared with chance where that is known, which is
             weaker: what training on the forget answers alone teaches is then taken for knowledge.
@@ -80,9 +82,10 @@ def verdict(
         )
     retain = _built_in(pair, retain, "retain")
     paraphrases = _built_in(pair, paraphrases, "forget_paraphrased")
+    benign = _built_in(pair, benign, "general")
     case = make_case(pair, forget, retain=retain, never=never, batch_size=batch_size, seed=seed)
     case = case.at_most(SAMPLE[budget])
-    chosen, not_run = selection(budget, case, paraphrases)
+    chosen, not_run = selection(budget, case, paraphrases, benign)
     configuration = {
         "command": COMMAND,
         "base_sha256": pair.base.sha256,
@@ -91,6 +94,7 @@ def verdict(
         "forget_sha256": case.forget.sha256,
         "retain_sha256": case.retain.sha256 if case.retain else None,
         "paraphrases_sha256": paraphrases.sha256 if paraphrases else None,
+        "benign_sha256": benign.sha256 if benign else None,
         "budget": budget,
         "tests": list(chosen),
         "rule": rule.sha256,

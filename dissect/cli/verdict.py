@@ -57,6 +57,10 @@ def command(
         Path | None,
         typer.Option(metavar="P", help="Other wordings of the forget questions.  [default: a built-in pair's own]"),
     ] = None,
+    benign: Annotated[
+        Path | None,
+        typer.Option(metavar="Q", help="Questions on other things, to fine-tune on.  [default: a built-in pair's own]"),
+    ] = None,
     budget: Annotated[
         str, typer.Option(help="quick, standard or full: about 1, 5, 30 minutes on the built-in pair, two cores.")
     ] = "standard",
@@ -94,6 +98,7 @@ def command(
         open_prompts(data, pair, reading),
         retain=None if retain is None else open_prompts(retain, pair, others),
         paraphrases=None if paraphrases is None else open_prompts(paraphrases, pair, others),
+        benign=None if benign is None else open_prompts(benign, pair, others),
         never=open_control(never, pair, loading),
         budget=chosen,
         batch_size=batch_size,

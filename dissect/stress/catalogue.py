@@ -26,6 +26,7 @@ from dissect.stress.rewording import rewording
 from dissect.stress.sampling import sampling
 from dissect.stress.sweeps import decomposition_sweep, patching_sweep, restoration_sweep
 from dissect.stress.uds import unlearning_depth
+from unlearning import Example
 
 Budget = Literal["quick", "standard", "full"]
 BUDGETS: tuple[Budget, ...] = ("quick", "standard", "full")
@@ -54,12 +55,15 @@ class Entry:
     needs_never: bool = False
 
 
-def entries(paraphrases: Prompts | None) -> tuple[Entry, ...]:
+def entries(paraphrases: Prompts | None, benign: Prompts | None = None) -> tuple[Entry, ...]:
     """All tests, the cheapest of each rung first.
 
     Args:
         paraphrases: other wordings of the forget questions, where there are some.
+        benign: questions that have nothing to do with them, to train on.
     """
+    texts = None if benign is None else [Example(item.prompt, item.answer) for item in benign.items]
+    relearned = partial(relearn_benign, texts=texts)
     reworded = partial(rewording, paraphrases=paraphrases)
     return (
         Entry("expressed", _always(expressed)),
@@ -84,8 +88,8 @@ def entries(paraphrases: Prompts | None) -> tuple[Entry, ...]:
         ),
         Entry(
             "relearn_benign",
-            {"standard": relearn_benign, "full": _thorough(relearn_benign)},
-            needs_retain=True,
+            {"standard": relearned, "full": _thorough(relearned)},
+            needs_retain=benign is None,
         ),
         Entry("prune_changed", _always(prune_changed)),
         Entry("prune_important", {"full": prune_important}, needs_retain=True),
@@ -118,17 +122,20 @@ def _thorough(run: Callable[..., StressResult]) -> Run:
     return lambda case: run(case, recipes=full_recipes(case.pair.base))
 
 
-def selection(budget: Budget, case: Case, paraphrases: Prompts | None) -> tuple[dict[str, Run], dict[str, str]]:
+def selection(
+    budget: Budget, case: Case, paraphrases: Prompts | None, benign: Prompts | None = None
+) -> tuple[dict[str, Run], dict[str, str]]:
     """The tests of a budget that can be run on a case, and why the others cannot.
 
     Args:
         budget: one of `BUDGETS`.
         case: models and facts.
         paraphrases: other wordings of the forget questions.
+        benign: see `entries`.
     """
     chosen: dict[str, Run] = {}
     left_out: dict[str, str] = {}
-    for entry in entries(paraphrases):
+    for entry in entries(paraphrases, benign):
         if budget not in entry.runs:
             continue
         if entry.needs_retain and case.retain is None:

@@ -21,7 +21,7 @@ def cut_down(patched: pytest.MonkeyPatch) -> None:
         Entry("expressed", dict.fromkeys(catalogue.BUDGETS, expressed)),
         Entry("relearn_disjoint", dict.fromkeys(catalogue.BUDGETS, relearn_disjoint)),
     )
-    patched.setattr(catalogue, "entries", lambda _paraphrases: cheap)
+    patched.setattr(catalogue, "entries", lambda *_: cheap)
     patched.setattr("dissect.judging.SAMPLE", dict.fromkeys(catalogue.BUDGETS, 60))
 
 

@@ -46,7 +46,7 @@ def two_tests(monkeypatch):
         Entry("expressed", dict.fromkeys(catalogue.BUDGETS, expressed)),
         Entry("logit_lens", dict.fromkeys(catalogue.BUDGETS, counted)),
     )
-    monkeypatch.setattr(catalogue, "entries", lambda _paraphrases: cheap)
+    monkeypatch.setattr(catalogue, "entries", lambda *_: cheap)
     monkeypatch.setattr(catalogue, "SAMPLE", dict.fromkeys(catalogue.BUDGETS, 40))
     monkeypatch.setattr("dissect.judging.SAMPLE", dict.fromkeys(catalogue.BUDGETS, 40))
     return calls
@@ -178,4 +178,6 @@ def test_every_budget_has_what_a_smaller_one_has_and_says_what_is_left_out(monke
     runs, left_out = selection("full", replace(case, never=None, retain=None), None)
     assert "relearn_speed" in left_out and "--never" in left_out["relearn_speed"]
     assert "own_direction" in left_out and "--retain" in left_out["own_direction"]
-    assert {"expressed", "relearn_disjoint"} <= set(runs)
+    assert {"expressed", "relearn_disjoint"} <= set(runs) and "relearn_benign" in left_out
+    others = questions("retain")
+    assert "relearn_benign" in selection("full", replace(case, never=None, retain=None), None, others)[0]
