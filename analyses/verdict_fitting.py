@@ -1,7 +1,7 @@
 """The rule of `dissect verdict`, fitted on the calibration families and on nothing else.
 
-    tests                   relearning on other forgotten facts, and of all sets of at most two candidates beside it
-                            the one whose score is nearest to the true share, where that is known
+    tests                   relearning on other forgotten facts, by rank and by accuracy, and of all sets of at most two
+                            candidates beside it the one whose score is nearest to the true share, where that is known
     nothing, everything     by least squares, of the score's line between them
     suppressed_above        twice the highest lower end of a model that holds nothing, at least `MARGIN`
     erased_below            the highest upper end of nine in ten models that hold nothing
@@ -21,8 +21,10 @@ from jaxtyping import Float
 from analyses.verdict_measured import EXPRESSED, Measured
 from dissect.verdict_rule import Rule, Score, residual_knowledge
 
-NEEDED = ("relearn_disjoint",)
-"""The one test that finds knowledge wherever it was hidden; without it nothing is called erased."""
+NEEDED = ("relearn_disjoint", "relearn_disjoint:accuracy")
+"""The one test that finds knowledge wherever it was hidden; without it nothing is called erased. Rank sees what is left
+of facts that all models were taught to avoid; accuracy is not outweighed by facts that the model never knew and was
+taught to avoid all the same."""
 
 CANDIDATES = ("logit_lens", "linear_probes", "own_direction", "prune_changed", "quantisation")
 

@@ -32,7 +32,7 @@ class Measured:
         share: of the forget facts in its weights by construction; None where only the making is known.
         forget: share of exact greedy answers to unseen wordings of the forget questions.
         retain: the same of the retain questions.
-        residuals: of every test that gave a result.
+        residuals: of every test that gave a result, and of relearning's multiple-choice accuracy.
         rivals: single numbers, higher for more knowledge; NaN is no number.
     """
 
@@ -80,10 +80,18 @@ def read_measured(out: Path, architectures: Iterable[str], seeds: Iterable[int])
                     share=truth["share"],
                     forget=truth["answers"]["forget"],
                     retain=truth["answers"]["retain"],
-                    residuals={name: result.residual() for name, result in results.items()},
+                    residuals=_residuals(results),
                     rivals=rivals(results, record["cka"]),
                 )
             )
+    return found
+
+
+def _residuals(results: Mapping[str, StressResult]) -> dict[str, Residual]:
+    found = {name: result.residual() for name, result in results.items()}
+    for name in ("relearn_disjoint", "relearn_benign"):
+        if name in results:
+            found[f"{name}:accuracy"] = results[name].residual("accuracy")
     return found
 
 

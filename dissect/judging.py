@@ -24,7 +24,7 @@ from dissect.stress.result import StressResult
 from dissect.stress.scores import score_answers
 from dissect.stress.storage import as_parts, as_record, from_parts
 from dissect.verdict_result import COMMAND, Utility, Verdict, load_verdict
-from dissect.verdict_rule import Rule, decide, frozen_rule, residual_knowledge
+from dissect.verdict_rule import Rule, decide, frozen_rule, residual_knowledge, residuals_of
 from unlearning.errors import InputError
 from unlearning.progress import Progress
 from unlearning.runs import Run, Stopwatch, open_run, peak_memory_bytes
@@ -137,7 +137,7 @@ def verdict(
         if run is not None:
             run.pause(wall_time_s=clock.seconds)
         raise
-    residuals = {result.test: result.residual() for result in results}
+    residuals = residuals_of(results, rule)
     score = residual_knowledge(residuals, rule)
     word = decide(score, residuals["expressed"], rule, utility=utility.share if utility else None)
     found = Verdict(

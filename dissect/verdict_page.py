@@ -9,7 +9,7 @@ import pandas as pd
 from dissect.tidy import pair_title
 from dissect.verdict_figures import evidence_figure, standing_figure
 from dissect.verdict_tables import residual_cell
-from dissect.verdict_words import advice, sentences
+from dissect.verdict_words import advice, entry_name, sentences
 from unlearning.runs import write_bytes
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def page(verdict: "Verdict") -> str:
         for _, row in evidence.iterrows()
     )
     rule = verdict.rule
-    tests = ", ".join(name.replace("_", " ") for name in rule.tests)
+    tests = ", ".join(map(entry_name, rule.tests))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(verdict.title)}</title><style>{_STYLE}</style></head>
 <body>

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dissect.stress.result import RUNGS, Residual, StressResult
 from dissect.stress.storage import as_record, from_parts, one_table
-from dissect.verdict_rule import Rule, Score, Word, read_rule
+from dissect.verdict_rule import Rule, Score, Word, read_rule, residuals_of, test_of
 from unlearning.runs import Run, open_run, read_finished, read_frame, write_frame
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ class Verdict:
 
     @property
     def residuals(self) -> dict[str, Residual]:
-        """The residual of every test by its name."""
-        return {result.test: result.residual() for result in self.results}
+        """The residual of every test by its name, and of every entry of the rule that names a measure."""
+        return residuals_of(self.results, self.rule)
 
     def evidence(self) -> pd.DataFrame:
         """One row a test, up the claim ladder: `rung`, `claim`, `test`, `measure`, `rho`, `low`, `high`, `n`, `variant`
@@ -85,7 +85,7 @@ class Verdict:
                     "n": found.n,
                     "variant": found.variant,
                     "against": found.against,
-                    "counts": result.test in self.rule.tests,
+                    "counts": result.test in map(test_of, self.rule.tests),
                     "seconds": result.seconds,
                     "reason": found.reason,
                     "proves": result.proves,

@@ -2,8 +2,9 @@
 
     score = clip((max_t rho_t - nothing) / (everything - nothing), 0, 1)
 
-over the tests t of the rule that have a residual: one attack that brings knowledge back is enough, and the largest of
-several residuals around zero is a little above it, which `nothing` takes away. In this order:
+over the entries t of the rule that have a residual: tests, or single measures of tests (`relearn_disjoint:accuracy`).
+One attack that brings knowledge back is enough. The largest of several residuals around zero is a little above it,
+which `nothing` takes away. In this order:
 
     not unlearned   the answers' probability: lower end of rho above `expressed_above`
     suppressed      lower end of the score above `suppressed_above`
@@ -16,7 +17,7 @@ seeds were used for nothing else.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
@@ -24,7 +25,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from dissect.stress.result import Residual
+from dissect.stress.result import Residual, StressResult
 from unlearning.intervals import LEVEL
 
 Word = Literal["not unlearned", "suppressed", "erased", "inconclusive"]
@@ -39,7 +40,8 @@ class Rule:
     """The frozen numbers.
 
     Attributes:
-        tests: whose residuals count; none of them takes anything from the base.
+        tests: whose residuals count, each with its deciding measure or, after a colon, with another; none of them takes
+            anything from the base.
         needed: those of them without which no model is called erased.
         nothing: largest residual of a model that never knew.
         everything: largest residual of a model that holds all of the knowledge.
@@ -106,11 +108,27 @@ class Score:
     missing: tuple[str, ...]
 
 
+def test_of(entry: str) -> str:
+    """The test that an entry of the rule is about."""
+    return entry.partition(":")[0]
+
+
+def residuals_of(results: Iterable[StressResult], rule: Rule) -> dict[str, Residual]:
+    """The residual of every test by its name, and of every entry of the rule that names a measure."""
+    found = {}
+    for result in results:
+        found[result.test] = result.residual()
+        for entry in rule.tests:
+            if entry != test_of(entry) == result.test:
+                found[entry] = result.residual(entry.partition(":")[2])
+    return found
+
+
 def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
     """The largest residual of the rule's tests, on the rule's scale; draw by draw for the interval.
 
     Args:
-        found: residuals by test; of tests of one case, whose draws belong together.
+        found: as `residuals_of` gives them; of tests of one case, whose draws belong together.
         rule: names the tests and the scale.
     """
     used = {name: found[name] for name in rule.tests if name in found and found[name].rho is not None}

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from dissect.stress.result import RUNGS
-from dissect.verdict_rule import decide, residual_knowledge
+from dissect.verdict_rule import decide, residual_knowledge, test_of
 
 if TYPE_CHECKING:
     from dissect.verdict_result import Verdict
@@ -84,14 +84,20 @@ def _decisive(verdict: "Verdict") -> list[str]:
     residuals = verdict.residuals
     utility = verdict.utility.share if verdict.utility else None
     changed = []
-    for name in verdict.score.used:
-        rest = {test: residual for test, residual in residuals.items() if test != name}
+    for name in dict.fromkeys(map(test_of, verdict.score.used)):
+        rest = {entry: residual for entry, residual in residuals.items() if test_of(entry) != name}
         score = residual_knowledge(rest, verdict.rule)
         if decide(score, residuals["expressed"], verdict.rule, utility=utility) != verdict.word:
             changed.append(name)
     return changed
 
 
+def entry_name(entry: str) -> str:
+    """A test, or one measure of a test, for a reader."""
+    test, _, measure = entry.replace("_", " ").partition(":")
+    return f"{test} ({measure})" if measure else test
+
+
 def _listed(names: "tuple[str, ...] | list[str]", joint: str = "and") -> str:
-    words = [name.replace("_", " ") for name in names]
+    words = [entry_name(name) for name in names]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {joint} {words[-1]}"

@@ -26,7 +26,7 @@ from dissect.prompts import Prompt
 from dissect.stress.alternatives import Facts
 from dissect.stress.case import Case
 from dissect.stress.result import PLAIN, StressResult, fact_rows
-from dissect.stress.scores import MEASURES, FactScores, score_facts
+from dissect.stress.scores import MEASURES, RANK_FLOOR, FactScores, chance_accuracy, score_facts
 from unlearning import Example, train
 from unlearning.data.spans import encode_answer
 from unlearning.errors import InputError
@@ -114,6 +114,7 @@ def relearn_disjoint(case: Case, *, recipes: Sequence[Recipe] | None = None, fol
         ),
         settings={"folds": folds, "recipes": [asdict(recipe) for recipe in recipes]},
         seconds=time.perf_counter() - started,
+        floors=_floors(facts),
         notes=_unanswered(facts),
         seed=case.seed,
     )
@@ -174,6 +175,7 @@ def relearn_benign(
             "recipes": [asdict(recipe) for recipe in recipes],
         },
         seconds=time.perf_counter() - started,
+        floors=_floors(facts),
         notes=(*notes, *_unanswered(facts)),
         seed=case.seed,
     )
@@ -327,6 +329,10 @@ def _rows(case: Case, facts: Facts, variants: Mapping[str, Callable[[Model], Fac
         if role != "base":
             scored += [(role, variant, attacked(model)) for variant, attacked in variants.items()]
     return fact_rows(facts, scored)
+
+
+def _floors(facts: Facts) -> dict[str, float]:
+    return {"rank": RANK_FLOOR, "accuracy": chance_accuracy(facts)}
 
 
 def _unanswered(facts: Facts) -> tuple[str, ...]:

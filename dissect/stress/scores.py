@@ -1,4 +1,4 @@
-"""How well a model knows facts: three scores of every fact, all higher for a model that knows it."""
+"""How well a model knows facts: four scores of every fact, all higher for a model that knows it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from dissect.stress.prompts_once import score_with_prompts_once
 from dissect.stress.residual_stream import even_batches
 from unlearning.errors import InputError
 
-MEASURES = ("rank", "logprob", "correct")
+MEASURES = ("rank", "logprob", "correct", "accuracy")
 """The columns of `FactScores`, the one that decides first."""
 
 RANK_FLOOR = 0.5
@@ -32,11 +32,14 @@ class FactScores:
         rank: share of the wrong answers whose mean log-probability is lower, ties counting half: 1 where the answer
             beats all of them, 1/2 where nothing is known; NaN where a fact has no wrong answers.
         correct: 1 where every answer token is the likeliest one, given those before it, else 0.
+        accuracy: of a multiple choice (RTT's, 2410.08827): 1 where the answer beats every wrong one, else 0. A fact
+            that a model was taught to avoid is at worst 0, near what guessing gives; its rank falls far below.
     """
 
     rank: Float[np.ndarray, " fact"]
     logprob: Float[np.ndarray, " fact"]
     correct: Float[np.ndarray, " fact"]
+    accuracy: Float[np.ndarray, " fact"]
 
     def columns(self) -> dict[str, Float[np.ndarray, " fact"]]:
         """The scores by name, in the order of `MEASURES`."""
@@ -90,11 +93,18 @@ def fact_scores(facts: Facts, logprob: Float[np.ndarray, " item"], correct: Floa
     """The scores of facts from those of all their answers (`all_answers`)."""
     places = right_places(facts)
     wrong = np.delete(logprob, places)
+    rank = ranks(logprob[places], wrong, [len(some) for some in facts.wrong])
     return FactScores(
-        rank=ranks(logprob[places], wrong, [len(some) for some in facts.wrong]),
+        rank=rank,
         logprob=logprob[places],
         correct=correct[places],
+        accuracy=np.where(np.isnan(rank), np.nan, rank == 1),
     )
+
+
+def chance_accuracy(facts: Facts) -> float:
+    """What guessing scores on `accuracy`, over the facts that have wrong answers."""
+    return float(np.mean([1 / (len(wrong) + 1) for wrong in facts.wrong if wrong] or [np.nan]))
 
 
 def _agree(model: Model, prompts: Prompts, items: Sequence[Prompt], logprob: Float[np.ndarray, " item"]) -> bool:

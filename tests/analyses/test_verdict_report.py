@@ -13,7 +13,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from analyses import verdict_drawing as drawing
 from analyses import verdict_report as reporting
 from analyses import verdict_writing as writing
-from analyses.verdict_fitting import CANDIDATES, MARGIN, bounds_of, fit, largest_residual, scale
+from analyses.verdict_fitting import CANDIDATES, MARGIN, NEEDED, bounds_of, fit, largest_residual, scale
 from analyses.verdict_measured import Measured, labelled, rivals
 from dissect.stress.result import PLAIN, Residual, StressResult
 from dissect.verdict_rule import Rule, Score, read_rule
@@ -71,7 +71,7 @@ RULE = Rule(
 
 def test_the_fit_finds_the_line_between_residual_and_share():
     rule = fit(family(1) + family(2), {"families": ["llama-1", "llama-2"]})
-    assert rule.tests == ("relearn_disjoint",)
+    assert rule.tests == rule.needed == NEEDED
     assert rule.nothing == pytest.approx(0.05, abs=0.03) and rule.everything == pytest.approx(0.85, abs=0.03)
     assert rule.fitted["models"] == 36 and rule.fitted["error"] < 0.05
     assert rule.fitted["families"] == ["llama-1", "llama-2"]
@@ -85,7 +85,7 @@ def test_a_test_that_finds_what_relearning_misses_is_taken():
         else one
         for one in models
     ]
-    assert fit(missed, {}).tests == ("relearn_disjoint", "linear_probes")
+    assert fit(missed, {}).tests == (*NEEDED, "linear_probes")
 
 
 def test_the_bounds_come_from_models_that_hold_nothing():

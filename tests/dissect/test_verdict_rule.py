@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dissect.stress.result import Residual
-from dissect.verdict_rule import Rule, Score, decide, read_rule, residual_knowledge
+from dissect.stress.result import Residual, StressResult
+from dissect.verdict_rule import Rule, Score, decide, read_rule, residual_knowledge, residuals_of
+from dissect.verdict_words import entry_name
 
 RULE = Rule(
     tests=("relearning", "lens", "probe"),
@@ -105,3 +109,23 @@ def test_a_rule_is_read_as_it_was_written_and_its_hash_is_of_what_decides():
     assert read_rule(record) == RULE
     assert read_rule(record | {"fitted": {"seeds": [1]}, "reference": {"erased": [0.1]}}).sha256 == RULE.sha256
     assert read_rule(record | {"erased_below": 0.11}).sha256 != RULE.sha256
+
+
+def test_an_entry_may_name_a_measure_of_a_test():
+    rows = [
+        {"role": role, "variant": "", "measure": measure, "example_index": n, "group": "", "value": value}
+        for role, measure, value in [
+            *(("base", "rank", 1.0), ("never", "rank", 0.5), ("unlearned", "rank", 0.4)),
+            *(("base", "accuracy", 1.0), ("never", "accuracy", 0.1), ("unlearned", "accuracy", 0.55)),
+        ]
+        for n in range(6)
+    ]
+    result = StressResult("relearning", 4, "rank", pd.DataFrame(rows), "", {}, 0.0)
+    rule = replace(RULE, tests=("relearning", "relearning:accuracy"), nothing=0.0, everything=1.0)
+    found = residuals_of([result], rule)
+    assert found["relearning"].rho == pytest.approx(-0.2)
+    assert found["relearning:accuracy"].rho == pytest.approx(0.5)
+    assert residual_knowledge(found, rule).value == pytest.approx(0.5)
+    assert set(residuals_of([result], RULE)) == {"relearning"}
+    assert entry_name("relearn_disjoint:accuracy") == "relearn disjoint (accuracy)"
+    assert entry_name("logit_lens") == "logit lens"

@@ -15,7 +15,7 @@ from dissect.stress.directions import edit_of
 from dissect.stress.edits import outputs_edited
 from dissect.stress.prompts_once import score_with_prompts_once
 from dissect.stress.rewording import given_prefix
-from dissect.stress.scores import ranks, score_answers, score_facts
+from dissect.stress.scores import chance_accuracy, ranks, score_answers, score_facts
 from tests.dissect.helpers import build_model, build_prompts, build_tokenizer
 from tests.dissect.stress.constructed import case_of, model, questions
 
@@ -45,6 +45,7 @@ def _are_slow_ones(scores, of, facts):
         assert scores.logprob[place] == pytest.approx(logprob, abs=1e-4)
         assert scores.correct[place] == likeliest
         assert scores.rank[place] == np.mean([logprob > other for other in wrong])
+        assert scores.accuracy[place] == (logprob > max(wrong))
 
 
 def _once(of, facts, batch_size=3):
@@ -171,3 +172,14 @@ def test_no_answers_at_all_is_no_error():
     prompts = questions("forget")
     logprob, correct = score_answers(model("demo:base"), prompts, [])
     assert len(logprob) == len(correct) == 0
+
+
+def test_guessing_is_right_once_in_as_many_as_there_are_answers(facts):
+    assert chance_accuracy(facts) == pytest.approx(1 / 5)
+    some = Facts(facts.prompts, ((), facts.wrong[1][:1], *facts.wrong[2:]))
+    assert chance_accuracy(some) == pytest.approx((1 / 2 + 10 / 5) / 11)
+
+
+def test_a_fact_without_wrong_answers_has_neither_rank_nor_accuracy(facts):
+    scores = score_facts(model("demo:npo"), Facts(facts.prompts, ((), *facts.wrong[1:])))
+    assert np.isnan(scores.rank[0]) and np.isnan(scores.accuracy[0]) and not np.isnan(scores.accuracy[1:]).any()
