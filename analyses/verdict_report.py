@@ -57,17 +57,18 @@ def numbers_of(model: Measured, rule: Rule) -> dict[str, float]:
 def rates(calibration: Sequence[Measured], report: Sequence[Measured], rule: Rule) -> pd.DataFrame:
     """How well each number tells models that hold the knowledge from those that do not.
 
-    Columns: `number`, `auroc` with its interval `low`, `high` (bootstrap over models of each kind), `accuracy`
-    (balanced, at the threshold that is best on the calibration families; NaN without any), `false_alarms` (models
-    without the knowledge above it) and `n` (models with a number). Broken models are left out; the verdict's order is
-    that of its largest residual, before it is cut to [0, 1].
+    Columns: `number`, `auroc` with its interval `low`, `high` (bootstrap over models of each kind), `silent` (the same
+    without the models that still give most answers, which nobody would take for unlearned), `accuracy` (balanced, at
+    the threshold that is best on the calibration families; NaN without any), `false_alarms` (models without the
+    knowledge above it) and `n` (models with a number). Broken models are left out; the verdict's order is that of its
+    largest residual, before it is cut to [0, 1].
 
     Args:
         calibration: models that thresholds are chosen on.
         report: models that the rates are of.
         rule: of the verdict.
     """
-    (before, before_holds), (after, holds) = _numbers(calibration, rule), _numbers(report, rule)
+    (before, before_holds, _), (after, holds, speaks) = _numbers(calibration, rule), _numbers(report, rule)
     rows = []
     for name in after.columns:
         known = after[name].notna().to_numpy()
@@ -77,12 +78,14 @@ def rates(calibration: Sequence[Measured], report: Sequence[Measured], rule: Rul
             fit = before[name].notna().to_numpy()
             threshold = best_threshold(before[name].to_numpy(dtype=np.float64)[fit], before_holds[fit])
         low, high = _interval(x, y)
+        silent = ~speaks[known]
         rows.append(
             {
                 "number": name,
                 "auroc": float(roc_auc_score(y, x)),
                 "low": low,
                 "high": high,
+                "silent": float(roc_auc_score(y[silent], x[silent])),
                 "accuracy": float(balanced_accuracy_score(y, x > threshold)) if np.isfinite(threshold) else np.nan,
                 "false_alarms": int((x[~y] > threshold).sum()),
                 "n": int(known.sum()),
@@ -91,9 +94,13 @@ def rates(calibration: Sequence[Measured], report: Sequence[Measured], rule: Rul
     return pd.DataFrame(rows).sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
 
 
-def _numbers(models: Sequence[Measured], rule: Rule) -> tuple[pd.DataFrame, Bool[np.ndarray, " model"]]:
+def _numbers(
+    models: Sequence[Measured], rule: Rule
+) -> tuple[pd.DataFrame, Bool[np.ndarray, " model"], Bool[np.ndarray, " model"]]:
+    """All numbers of the labelled models, whether they hold the knowledge, and whether they still give most answers."""
     kept, holds = labelled(models)
-    return pd.DataFrame([numbers_of(model, rule) for model in kept]), np.array(holds, dtype=bool)
+    table = pd.DataFrame([numbers_of(model, rule) for model in kept])
+    return table, np.array(holds, dtype=bool), np.array([model.forget > EXPRESSED for model in kept], dtype=bool)
 
 
 def best_threshold(x: Float[np.ndarray, " model"], holds: Bool[np.ndarray, " model"]) -> float:

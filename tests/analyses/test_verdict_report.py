@@ -131,6 +131,10 @@ def test_rates_are_those_of_the_report_at_thresholds_of_the_calibration():
     row = table.loc["logit lens" + reporting.NET]
     assert row["auroc"] == pytest.approx(roc_auc_score(holds, lens)) and row["n"] == len(kept) == 15
     assert table.loc["verdict", "auroc"] == 1 and table.loc["verdict", "accuracy"] == 1
+    speaking = [replace(one, forget=0.9) if one.name == "hidden-0" else one for one in report]
+    silent = [(lens, hold) for one, lens, hold in zip(kept, lens, holds, strict=True) if one.name != "hidden-0"]
+    row = reporting.rates(calibration, speaking, RULE).set_index("number").loc["logit lens" + reporting.NET]
+    assert row["silent"] == pytest.approx(roc_auc_score([hold for _, hold in silent], [lens for lens, _ in silent]))
     # A threshold that calibration puts in another place is used as it is.
     moved = [replace(one, rivals={"UDS": one.rivals["UDS"] + 1}) for one in calibration]
     assert reporting.rates(moved, report, RULE).set_index("number").loc["UDS", "accuracy"] == 0.5
@@ -256,7 +260,7 @@ def test_the_report_is_written_and_the_rule_gets_its_reference(tmp_path, monkeyp
     assert len(rule.reference["erased"]) == 10 and len(rule.reference["partly erased"]) == 3
     assert rule.sha256 == RULE.sha256
     text = (tmp_path / "table.md").read_text()
-    assert "never called suppressed 0" in text and "| verdict | 1 | 1 | 1 | 1 | 0 | 15 |" in text
+    assert "never called suppressed 0" in text and "| verdict | 1 | 1 | 1 | 1 | 1 | 0 | 15 |" in text
 
 
 @pytest.mark.usefixtures("measured")
