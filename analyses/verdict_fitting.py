@@ -1,7 +1,8 @@
 """The rule of `dissect verdict`, fitted on the calibration families and on nothing else.
 
-    tests                   relearning on other forgotten facts, by rank and by accuracy, and of all sets of at most two
-                            candidates beside it the one whose score is nearest to the true share, where that is known
+    tests                   relearning on other forgotten facts, by rank and by accuracy, with at most two candidates:
+                            of all sets the one whose score is nearest to the true share, where that is known, or a
+                            larger one that is as near, since tests that look elsewhere hold where one is blocked
     nothing, everything     by least squares, of the score's line between them
     suppressed_above        twice the highest lower end of a model that holds nothing, at least `MARGIN`
     erased_below            the highest upper end of nine in ten models that hold nothing
@@ -26,10 +27,21 @@ NEEDED = ("relearn_disjoint", "relearn_disjoint:accuracy")
 of facts that all models were taught to avoid; accuracy is not outweighed by facts that the model never knew and was
 taught to avoid all the same."""
 
-CANDIDATES = ("logit_lens", "linear_probes", "own_direction", "prune_changed", "quantisation")
+CANDIDATES = (
+    "logit_lens",
+    "linear_probes",
+    "own_direction",
+    "relearn_benign",
+    "relearn_benign:accuracy",
+    "prune_changed",
+    "quantisation",
+)
 
 AT_MOST = 2
 """Of them, beside the needed one."""
+
+AS_NEAR = 0.001
+"""In root mean square error of the score."""
 
 MARGIN = 0.05
 """The effect below which a residual is not worth a word, whatever its interval."""
@@ -48,7 +60,11 @@ def fit(models: Sequence[Measured], fitted: Mapping[str, Any]) -> Rule:
     """
     known = [model for model in models if model.share is not None and not model.collapsed]
     shares = np.array([model.share for model in known], dtype=np.float64)
-    error, tests, nothing, everything = min(_fits(known, shares))
+    fits = list(_fits(known, shares))
+    nearest = min(fits)[0]
+    error, tests, nothing, everything = min(
+        (fit for fit in fits if fit[0] <= nearest + AS_NEAR), key=lambda fit: (-len(fit[1]), fit[0])
+    )
     rule = Rule(
         tests=tests,
         needed=NEEDED,

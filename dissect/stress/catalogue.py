@@ -88,7 +88,7 @@ def entries(paraphrases: Prompts | None, benign: Prompts | None = None) -> tuple
         ),
         Entry(
             "relearn_benign",
-            {"standard": relearned, "full": _thorough(relearned)},
+            {"quick": relearned, "standard": relearned, "full": _thorough(relearned)},
             needs_retain=benign is None,
         ),
         Entry("prune_changed", _always(prune_changed)),
