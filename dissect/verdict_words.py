@@ -30,7 +30,7 @@ def sentences(verdict: "Verdict") -> list[str]:
         interval = "" if score.low is None else f" (95 % interval {score.low:.2f} to {score.high:.2f})"
         said.append(
             f"Residual knowledge {score.value:.2f}{interval} on a scale from 0, a model that never knew, to 1, the "
-            f"base; from {_listed(score.used)}."
+            f"base; from {_listed(_tests(score.used))}."
         )
     found = verdict.residuals
     proven = [r for r in verdict.results if r.rung > 0 and (found[r.test].low or 0.0) > verdict.rule.suppressed_above]
@@ -84,12 +84,16 @@ def _decisive(verdict: "Verdict") -> list[str]:
     residuals = verdict.residuals
     utility = verdict.utility.share if verdict.utility else None
     changed = []
-    for name in dict.fromkeys(map(test_of, verdict.score.used)):
+    for name in _tests(verdict.score.used):
         rest = {entry: residual for entry, residual in residuals.items() if test_of(entry) != name}
         score = residual_knowledge(rest, verdict.rule)
         if decide(score, residuals["expressed"], verdict.rule, utility=utility) != verdict.word:
             changed.append(name)
     return changed
+
+
+def _tests(entries: "tuple[str, ...]") -> list[str]:
+    return list(dict.fromkeys(map(test_of, entries)))
 
 
 def entry_name(entry: str) -> str:
