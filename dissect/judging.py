@@ -42,6 +42,7 @@ def verdict(
     benign: Prompts | None = None,
     never: str | Model | None = "auto",
     budget: Budget = "standard",
+    n_facts: int | None = None,
     rule: Rule | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -61,6 +62,7 @@ def verdict(
             knows the built-in pairs' own. Without one the tests are compared with chance where that is known, which is
             weaker: what training on the forget answers alone teaches is then taken for knowledge.
         budget: which tests: `quick`, `standard` or `full` (about 1, 5 and 30 minutes on the built-in pair, two cores).
+        n_facts: most forget facts, and retain facts, that are asked, evenly spaced; by default 120, 240 or 400.
         rule: other numbers than the frozen ones.
         batch_size: most texts in one batch; no number depends on it.
         seed: of everything that is drawn.
@@ -84,7 +86,7 @@ def verdict(
     paraphrases = _built_in(pair, paraphrases, "forget_paraphrased")
     benign = _built_in(pair, benign, "general")
     case = make_case(pair, forget, retain=retain, never=never, batch_size=batch_size, seed=seed)
-    case = case.at_most(SAMPLE[budget])
+    case = case.at_most(n_facts or SAMPLE[budget])
     chosen, not_run = selection(budget, case, paraphrases, benign)
     configuration = {
         "command": COMMAND,
@@ -96,6 +98,7 @@ def verdict(
         "paraphrases_sha256": paraphrases.sha256 if paraphrases else None,
         "benign_sha256": benign.sha256 if benign else None,
         "budget": budget,
+        "n_facts": len(case.forget),
         "tests": list(chosen),
         "rule": rule.sha256,
         "dtype": pair.base.dtype,

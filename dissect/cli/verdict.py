@@ -33,6 +33,7 @@ Examples:
   dissect verdict --base demo:base --unlearned demo:rmu --budget quick --never none
   dissect verdict --base ./base --unlearned ./npo --never ./never --data forget.json --retain retain.json
   dissect verdict --base ./base --unlearned ./npo --never ./never --data forget.json --budget full --format html,pdf
+  dissect verdict --base ./base --unlearned ./npo --data tofu.json --retain retain.json --budget quick --facts 48
 """
 
 
@@ -64,10 +65,17 @@ def command(
     budget: Annotated[
         str, typer.Option(help="quick, standard or full: about 1, 5, 30 minutes on the built-in pair, two cores.")
     ] = "standard",
+    n_facts: Annotated[
+        int | None,
+        typer.Option(
+            "--facts",
+            min=4,
+            help="Ask at most so many forget facts, evenly spaced.  [default: 120, 240, 400 by budget]",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory.  [default: runs/verdict-U]")] = None,
     template: options.Template = None,
     chat: options.Chat = False,
-    limit: Annotated[int | None, typer.Option(help="Use the first so many forget questions only.")] = None,
     formats: options.Formats = "html",
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -87,8 +95,7 @@ def command(
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError("dissect verdict runs in one process; start it without torchrun, or unset WORLD_SIZE")
     pair = open_pair(base, unlearned, loading, ALONE)
-    reading = PromptOptions("answer", template, chat, "given", 30, limit)
-    others = PromptOptions("answer", template, chat, "given", 30, None)
+    reading = PromptOptions("answer", template, chat, "given", 30, None)
     from dissect.judging import verdict
 
     out = out or Path("runs") / f"verdict-{short_name(unlearned)}"
@@ -96,11 +103,12 @@ def command(
     found = verdict(
         pair,
         open_prompts(data, pair, reading),
-        retain=None if retain is None else open_prompts(retain, pair, others),
-        paraphrases=None if paraphrases is None else open_prompts(paraphrases, pair, others),
-        benign=None if benign is None else open_prompts(benign, pair, others),
+        retain=None if retain is None else open_prompts(retain, pair, reading),
+        paraphrases=None if paraphrases is None else open_prompts(paraphrases, pair, reading),
+        benign=None if benign is None else open_prompts(benign, pair, reading),
         never=open_control(never, pair, loading),
         budget=chosen,
+        n_facts=n_facts,
         batch_size=batch_size,
         seed=seed,
         out=out,

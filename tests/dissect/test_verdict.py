@@ -165,6 +165,13 @@ def test_forget_prompts_without_variation_are_refused():
         verdict(ModelPair(model("demo:base"), model("demo:npo")), same, budget="quick", rule=RULE, progress=False)
 
 
+def test_facts_are_evenly_spaced_and_no_more_than_asked_for():
+    found = judged("demo:rmu", n_facts=12)
+    assert found.configuration["n_facts"] == 12
+    frame = found.results[0].frame
+    assert frame["example"].nunique() == 12 and frame["group"].nunique() == 12
+
+
 def test_an_unknown_budget_is_refused():
     with pytest.raises(InputError, match="--budget tiny: use quick, standard, full"):
         judged("demo:npo", budget="tiny")
