@@ -7,6 +7,7 @@ STAMP  := $(VENV)/.installed
 
 demo: $(STAMP)
 	$(BIN)/dissect patch --base demo:base --unlearned demo:npo
+	$(BIN)/dissect verdict --base demo:base --unlearned demo:npo --budget quick
 
 # A process a core, of one thread each: the models are too small for more, and two processes of two threads each wait
 # for one another.

@@ -1,6 +1,7 @@
 """The benchmark's three figures: scores by what models are, how well each number tells these apart, score by share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -106,12 +107,7 @@ def rates_figure(table: pd.DataFrame) -> go.Figure:
                 mode="markers",
                 name=name,
                 marker={"color": colour, "size": 10, "symbol": marker},
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": rows["high"] - rows["auroc"],
-                    "arrayminus": rows["auroc"] - rows["low"],
-                },
+                error_x=_whiskers(rows["auroc"], rows["low"], rows["high"]),
                 hovertemplate="%{y}: %{x:.3f}<extra></extra>",
             )
         )
@@ -141,12 +137,7 @@ def shares_figure(table: pd.DataFrame) -> go.Figure:
                 mode="lines+markers" if len(part) > 1 else "markers",
                 name=str(hidden),
                 marker=style,
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": part["score_high"] - part["score"],
-                    "arrayminus": part["score"] - part["score_low"],
-                },
+                error_y=_whiskers(part["score"], part["score_low"], part["score_high"]),
             ),
             row=1,
             col=1,
@@ -158,13 +149,7 @@ def shares_figure(table: pd.DataFrame) -> go.Figure:
                 mode="lines+markers" if len(part) > 1 else "markers",
                 marker=style,
                 showlegend=False,
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": part["found_high"] - part["found"],
-                    "arrayminus": part["found"] - part["found_low"],
-                    "thickness": 1,
-                },
+                error_y=_whiskers(part["found"], part["found_low"], part["found_high"]),
             ),
             row=1,
             col=2,
@@ -175,6 +160,10 @@ def shares_figure(table: pd.DataFrame) -> go.Figure:
     chart.update_xaxes(title_text="true share of the facts that the model holds", range=[-0.05, 1.05])
     chart.update_yaxes(range=[-0.05, 1.05])
     return _laid_out(chart, width=1000, height=420, left=60)
+
+
+def _whiskers(value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any]:
+    return {"type": "data", "symmetric": False, "array": high - value, "arrayminus": value - low, "thickness": 1}
 
 
 def _short(name: str) -> str:
