@@ -37,7 +37,8 @@ def group_of(row: pd.Series) -> str | None:
 
 
 def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) -> go.Figure:
-    """Each number of every model that holds all of the knowledge or none, a panel a number; the score with its bounds.
+    """Each number of every model that holds all of the knowledge or none, a panel a number; the score with its bounds:
+    an interval wholly above the left one is called suppressed, wholly below the right one erased.
 
     Args:
         frame: as `verdict_report.judged` gives it.
@@ -69,8 +70,8 @@ def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) ->
                 row=1,
                 col=column,
             )
-    chart.add_vrect(x0=0, x1=rule.erased_below, fillcolor="#009E73", opacity=0.1, line_width=0, row=1, col=1)
-    chart.add_vrect(x0=rule.suppressed_above, x1=1, fillcolor="#D55E00", opacity=0.06, line_width=0, row=1, col=1)
+    for bound, colour in ((rule.suppressed_above, "#D55E00"), (rule.erased_below, "#009E73")):
+        chart.add_vline(x=bound, line={"color": colour, "dash": "dash", "width": 1}, row=1, col=1)
     sizes = frame["group"].value_counts()
     chart.update_yaxes(
         tickvals=list(range(len(GROUPS))),
@@ -117,7 +118,7 @@ def rates_figure(table: pd.DataFrame) -> go.Figure:
     )
     chart.add_vline(x=0.5, line={"color": "#888888", "dash": "dot", "width": 1})
     chart.update_xaxes(title_text="AUROC: models that hold the knowledge against models that do not")
-    chart.update_layout(legend={"x": 0.02, "y": 0.02, "bgcolor": "rgba(255,255,255,0.8)"})
+    chart.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": -0.3})
     return _laid_out(chart, width=900, height=140 + 24 * len(order), left=260)
 
 
@@ -167,7 +168,7 @@ def _whiskers(value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, An
 
 
 def _short(name: str) -> str:
-    return name.replace(NET, " − never")
+    return name.replace(NET, " − never").replace(":accuracy", " (accuracy)")
 
 
 def _laid_out(chart: go.Figure, *, width: int, height: int, left: int) -> go.Figure:

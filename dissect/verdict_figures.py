@@ -85,8 +85,14 @@ def standing_figure(score: Score, rule: Rule, *, label: str) -> go.Figure:
                 showlegend=False,
             )
         )
-    chart.add_vrect(x0=0, x1=rule.erased_below, fillcolor="#009E73", opacity=0.08, line_width=0)
-    chart.add_vrect(x0=rule.suppressed_above, x1=1, fillcolor="#D55E00", opacity=0.08, line_width=0)
+    for bound, colour, text, side in (
+        (rule.suppressed_above, "#D55E00", "suppressed →", "top right"),
+        (rule.erased_below, "#009E73", "← erased", "top left"),
+    ):
+        line = {"color": colour, "dash": "dash", "width": 1}
+        chart.add_vline(
+            x=bound, line=line, annotation={"text": text, "font": {"color": colour}}, annotation_position=side
+        )
     if score.value is not None:
         ends = (score.value, score.value) if score.low is None or score.high is None else (score.low, score.high)
         chart.add_trace(

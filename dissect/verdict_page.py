@@ -66,8 +66,9 @@ def page(verdict: "Verdict") -> str:
 a model that never knew. Bars are 95 % intervals. Higher rungs are stronger claims.</p>
 {figures[0]}
 <h2>How this compares</h2>
-<p>Dots are models whose truth is known by construction and that the rule was not fitted on. The green band is
-where a model is called erased, the orange one suppressed.</p>
+<p>Dots are models whose truth is known by construction and that the rule was not fitted on. An interval that lies
+wholly to the right of the orange line is called suppressed, one that lies wholly to the left of the green line erased.
+</p>
 {figures[1]}
 <h2>What each test shows</h2>
 <table><tr><th>rung</th><th>test</th><th>ρ [95 %]</th><th>what it can and cannot prove</th></tr>
