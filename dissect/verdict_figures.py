@@ -11,6 +11,9 @@ from dissect.verdict_rule import Rule, Score
 LOWEST = -1.0
 """Where residuals are drawn that are lower still."""
 
+KIND_COLOURS = ("#009E73", "#E69F00", "#D55E00")
+"""Of models that hold nothing, a part, or all."""
+
 RUNG_COLOURS = {rung: COLOURS[rung] for rung in range(5)}
 
 
@@ -80,7 +83,7 @@ def standing_figure(score: Score, rule: Rule, *, label: str) -> go.Figure:
                 pointpos=0,
                 fillcolor="rgba(0,0,0,0)",
                 line={"width": 0},
-                marker={"color": COLOURS[number % len(COLOURS)], "size": 7, "opacity": 0.7},
+                marker={"color": KIND_COLOURS[number % len(KIND_COLOURS)], "size": 7, "opacity": 0.7},
                 hoverinfo="x",
                 showlegend=False,
             )
