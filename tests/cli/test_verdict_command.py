@@ -71,7 +71,7 @@ def test_plot_draws_its_figures_again(finished: tuple[Path, Outcome]) -> None:
 def test_another_configuration_is_refused(finished: tuple[Path, Outcome]) -> None:
     run, _ = finished
     before = (run / "verdict.json").read_bytes()
-    assert_refused(call(*PAIR, "--out", run, "--seed", "3"), f"{run}: holds another run: its seed")
+    assert_refused(call(*PAIR, "--out", run, "--seed", "3"), f"{run} holds another run", "its seed is 0, not 3")
     assert (run / "verdict.json").read_bytes() == before
 
 
