@@ -11,7 +11,7 @@ demo: $(STAMP)
 
 # A process a core, of one thread each: the models are too small for more, and two processes of two threads each wait
 # for one another.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 test: lint
 	$(PYTEST) -m "not slow"

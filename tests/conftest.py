@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 _CACHE = tempfile.TemporaryDirectory(prefix="unlearning-cache-")  # gone when Python ends
 
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
@@ -10,3 +12,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The start model's constants of test models, which nobody needs again.
 os.environ["UNLEARNING_CACHE"] = _CACHE.name
+
+
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notebooks come first and each may run in any process, since they take longest; a file's tests stay together."""
+    items.sort(key=lambda item: "notebooks" not in item.path.parts)
+    for item in items:
+        group = item.name if "notebooks" in item.path.parts else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
