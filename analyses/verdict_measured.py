@@ -105,7 +105,7 @@ def rivals(results: Mapping[str, StressResult], cka: float | None) -> dict[str, 
     found: dict[str, float] = {}
     for name, (test, take) in _RIVALS.items():
         found[name] = take(results[test]) if test in results else float("nan")
-    found["CKA"] = float("nan") if cka is None else 1 - cka
+    found["1 − CKA erasure"] = float("nan") if cka is None else 1 - cka
     return found
 
 
@@ -130,9 +130,9 @@ _RIVALS: Mapping[str, tuple[str, Callable[[StressResult], float]]] = {
     "linear probe": ("linear_probes", _mean("rank")),
     "KRS, patching": ("patching", _mean("krs")),
     "KRS, restoration": ("restoration", _mean("krs")),
-    "UDS": ("uds", _mean("uds")),
-    "UDS without never": ("uds", _mean("uds_donor")),
-    "UDS, logit lens": ("uds", _mean("uds_lens")),
+    "1 − UDS": ("uds", _mean("uds")),
+    "1 − UDS without never": ("uds", _mean("uds_donor")),
+    "1 − UDS, logit lens": ("uds", _mean("uds_lens")),
     "relearning": ("relearn_disjoint", _mean("rank")),
     "benign relearning": ("relearn_benign", _mean("rank")),
     "quantisation": ("quantisation", _mean("rank")),

@@ -15,7 +15,7 @@ from dissect.verdict_rule import Rule
 from unlearning.errors import InputError
 from unlearning.runs import write_bytes, write_json
 
-RIVALS = ("score", "UDS", "KRS, patching", "linear probe")
+RIVALS = ("score", "1 − UDS", "KRS, patching", "linear probe")
 """What the figure of scores shows."""
 
 

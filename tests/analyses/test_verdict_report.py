@@ -248,7 +248,8 @@ def test_rivals_are_means_of_the_unlearned_model_under_the_strongest_attack():
     result = StressResult("relearn_disjoint", 4, "rank", pd.DataFrame(rows), "", {}, 0.0)
     found = rivals({"relearn_disjoint": result}, cka=0.25)
     assert found["relearning"] == pytest.approx(0.6)  # the model as it was is no attack
-    assert found["CKA"] == 0.75 and np.isnan(found["UDS"]) and np.isnan(rivals({}, None)["CKA"])
+    assert found["1 − CKA erasure"] == 0.75 and np.isnan(found["1 − UDS"])
+    assert np.isnan(rivals({}, None)["1 − CKA erasure"])
 
 
 @pytest.fixture
