@@ -7,7 +7,7 @@
     suppressed_above        twice the highest lower end of a model that holds nothing, at least `MARGIN`
     erased_below            the highest upper end of nine in ten models that hold nothing
 
-Candidates take nothing from the base, inject nothing about the facts that are asked, and run in every budget.
+Candidates put nothing of the base into the model, say nothing of the facts that are asked, and run in every budget.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

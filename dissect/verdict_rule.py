@@ -40,8 +40,8 @@ class Rule:
     """The frozen numbers.
 
     Attributes:
-        tests: whose residuals count, each with its deciding measure or, after a colon, with another; none of them takes
-            anything from the base.
+        tests: whose residuals count, each with its deciding measure or, after a colon, with another; none of them puts
+            anything of the base into the model.
         needed: those of them without which no model is called erased.
         nothing: largest residual of a model that never knew.
         everything: largest residual of a model that holds all of the knowledge.
