@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analyses.verdict_report import NET, VERDICT
+from analyses.verdict_report import NET, POWER, VERDICT
 from dissect.figures import COLOURS, FONT, MARKERS
 from dissect.verdict_rule import Rule
 
@@ -131,33 +131,23 @@ def shares_figure(table: pd.DataFrame) -> go.Figure:
     chart = make_subplots(1, 2, subplot_titles=["residual knowledge", "called suppressed"], horizontal_spacing=0.1)
     for place, (hidden, part) in enumerate(table.groupby("hidden by", sort=False)):
         style = {"color": COLOURS[place % len(COLOURS)], "symbol": MARKERS[place % len(MARKERS)], "size": 9}
-        chart.add_trace(
-            go.Scatter(
-                x=part["share"],
-                y=part["score"],
-                mode="lines+markers" if len(part) > 1 else "markers",
-                name=str(hidden),
-                marker=style,
-                error_y=_whiskers(part["score"], part["score_low"], part["score_high"]),
-            ),
-            row=1,
-            col=1,
-        )
-        chart.add_trace(
-            go.Scatter(
-                x=part["share"],
-                y=part["found"],
-                mode="lines+markers" if len(part) > 1 else "markers",
-                marker=style,
-                showlegend=False,
-                error_y=_whiskers(part["found"], part["found_low"], part["found_high"]),
-            ),
-            row=1,
-            col=2,
-        )
+        for column, name in enumerate(("score", "found"), start=1):
+            chart.add_trace(
+                go.Scatter(
+                    x=part["share"],
+                    y=part[name],
+                    mode="lines+markers" if len(part) > 1 else "markers",
+                    name=str(hidden),
+                    marker=style,
+                    showlegend=column == 1,
+                    error_y=_whiskers(part[name], part[f"{name}_low"], part[f"{name}_high"]),
+                ),
+                row=1,
+                col=column,
+            )
     diagonal = {"color": "#888888", "dash": "dot", "width": 1}
     chart.add_trace(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=diagonal, name="exact"), row=1, col=1)
-    chart.add_hline(y=0.9, line=diagonal, row=1, col=2)
+    chart.add_hline(y=POWER, line=diagonal, row=1, col=2)
     chart.update_xaxes(title_text="true share of the facts that the model holds", range=[-0.05, 1.05])
     chart.update_yaxes(range=[-0.05, 1.05])
     return _laid_out(chart, width=1000, height=420, left=60)

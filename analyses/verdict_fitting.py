@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from analyses.verdict_measured import EXPRESSED, Measured
+from analyses.verdict_measured import EXPRESSED, Measured, largest_residual
 from dissect.verdict_rule import Rule, Score, residual_knowledge
 
 NEEDED = ("relearn_disjoint", "relearn_disjoint:accuracy")
@@ -94,12 +94,6 @@ def _fits(
             nothing, everything = scale(largest, shares)
             score = np.clip((largest - nothing) / (everything - nothing), 0, 1)
             yield float(np.sqrt(np.mean((score - shares) ** 2))), tests, nothing, everything
-
-
-def largest_residual(model: Measured, tests: Sequence[str]) -> float:
-    """Of those of the tests that have one."""
-    found = [model.residuals[test].rho for test in tests if test in model.residuals]
-    return max(rho for rho in found if rho is not None)
 
 
 def scale(largest: Float[np.ndarray, " model"], shares: Float[np.ndarray, " model"]) -> tuple[float, float]:

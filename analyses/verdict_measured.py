@@ -139,6 +139,12 @@ _RIVALS: Mapping[str, tuple[str, Callable[[StressResult], float]]] = {
 }
 
 
+def largest_residual(model: Measured, entries: Sequence[str]) -> float:
+    """Of those of a rule's entries that have one; NaN where none has."""
+    found = [model.residuals[entry].rho for entry in entries if entry in model.residuals]
+    return max((rho for rho in found if rho is not None), default=float("nan"))
+
+
 def labelled(models: Sequence[Measured]) -> tuple[list[Measured], list[bool]]:
     """The models that hold all or nothing, and whether it is all; broken ones are left out.
 

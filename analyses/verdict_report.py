@@ -9,12 +9,15 @@ from jaxtyping import Bool, Float
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
-from analyses.verdict_measured import EXPRESSED, Measured, labelled
+from analyses.verdict_measured import EXPRESSED, Measured, labelled, largest_residual
 from dissect.verdict_rule import Rule, decide, residual_knowledge
 
 VERDICT = "verdict"
 DRAWS = 2000
 POWER = 0.9
+FOUND_OUT = ("suppressed", "not unlearned")
+"""Words that say that knowledge is there."""
+
 NET = ", net of never"
 """After a test's name: its residual, with the never model under the same attack taken off."""
 
@@ -47,9 +50,7 @@ def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
 
 def numbers_of(model: Measured, rule: Rule) -> dict[str, float]:
     """All numbers that can be held to the truth, higher for more knowledge; NaN where there is none."""
-    largest = [model.residuals[name].rho for name in rule.tests if name in model.residuals]
-    found = {VERDICT: max((rho for rho in largest if rho is not None), default=np.nan)}
-    found |= model.rivals
+    found = {VERDICT: largest_residual(model, rule.tests), **model.rivals}
     nets = {name.replace("_", " ") + NET: residual.rho for name, residual in model.residuals.items()}
     return found | {name: np.nan if rho is None else rho for name, rho in nets.items()}
 
@@ -60,8 +61,8 @@ def rates(calibration: Sequence[Measured], report: Sequence[Measured], rule: Rul
     Columns: `number`, `auroc` with its interval `low`, `high` (bootstrap over models of each kind), `silent` (the same
     without the models that still give most answers, which nobody would take for unlearned), `accuracy` (balanced, at
     the threshold that is best on the calibration families; NaN without any), `false_alarms` (models without the
-    knowledge above it) and `n` (models with a number). Broken models are left out; the verdict's order is that of its
-    largest residual, before it is cut to [0, 1].
+    knowledge above it, NaN as well) and `n` (models with a number). Broken models are left out; the verdict's order is
+    that of its largest residual, before it is cut to [0, 1].
 
     Args:
         calibration: models that thresholds are chosen on.
@@ -87,7 +88,7 @@ def rates(calibration: Sequence[Measured], report: Sequence[Measured], rule: Rul
                 "high": high,
                 "silent": float(roc_auc_score(y[silent], x[silent])),
                 "accuracy": float(balanced_accuracy_score(y, x > threshold)) if np.isfinite(threshold) else np.nan,
-                "false_alarms": int((x[~y] > threshold).sum()),
+                "false_alarms": int((x[~y] > threshold).sum()) if np.isfinite(threshold) else np.nan,
                 "n": int(known.sum()),
             }
         )
@@ -156,8 +157,8 @@ def right_words(frame: pd.DataFrame) -> dict[str, Any]:
     """
     erased = frame[(frame["kind"] == "erased") & ~frame["collapsed"]]["word"]
     holding = frame[(frame["kind"] == "suppressed") & ~frame["collapsed"]]["word"]
-    right = int((erased == "erased").sum() + holding.isin(["suppressed", "not unlearned"]).sum())
-    alarms = erased.isin(["suppressed", "not unlearned"])
+    right = int((erased == "erased").sum() + holding.isin(FOUND_OUT).sum())
+    alarms = erased.isin(FOUND_OUT)
     return {
         "models": len(erased) + len(holding),
         "right": right,
@@ -178,7 +179,7 @@ def power(frame: pd.DataFrame) -> pd.DataFrame:
     partial = frame[frame["share"].notna() & ~frame["collapsed"] & (frame["kind"] != "not unlearned")]
     rows = []
     for (share, hidden), part in partial.groupby([partial["share"], partial.apply(_hidden, axis=1)]):
-        found = part["word"].isin(["suppressed", "not unlearned"])
+        found = part["word"].isin(FOUND_OUT)
         interval = binomtest(int(found.sum()), len(found)).proportion_ci()
         rows.append(
             {

@@ -13,8 +13,8 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from analyses import verdict_drawing as drawing
 from analyses import verdict_report as reporting
 from analyses import verdict_writing as writing
-from analyses.verdict_fitting import AT_MOST, CANDIDATES, MARGIN, NEEDED, bounds_of, fit, largest_residual, scale
-from analyses.verdict_measured import Measured, labelled, rivals
+from analyses.verdict_fitting import AT_MOST, CANDIDATES, MARGIN, NEEDED, bounds_of, fit, scale
+from analyses.verdict_measured import Measured, labelled, largest_residual, rivals
 from dissect.stress.result import PLAIN, Residual, StressResult
 from dissect.verdict_rule import Rule, Score, read_rule
 from unlearning import InputError
@@ -147,7 +147,8 @@ def test_rates_are_those_of_the_report_at_thresholds_of_the_calibration():
     # A threshold that calibration puts in another place is used as it is.
     moved = [replace(one, rivals={"UDS": one.rivals["UDS"] + 1}) for one in calibration]
     assert reporting.rates(moved, report, RULE).set_index("number").loc["UDS", "accuracy"] == 0.5
-    assert np.isnan(reporting.rates([], report, RULE).set_index("number").loc["UDS", "accuracy"])
+    uncalibrated = reporting.rates([], report, RULE).set_index("number").loc["UDS"]
+    assert np.isnan(uncalibrated["accuracy"]) and np.isnan(uncalibrated["false_alarms"])
 
 
 def test_the_interval_of_an_auroc_is_that_of_drawn_models():
