@@ -51,7 +51,7 @@ def figure(frame: "pd.DataFrame", title: str) -> "go.Figure":
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    from dissect.figures import COLOURS, FONT, MARKERS
+    from dissect.figures import COLOURS, FONT, MARKERS, whiskers
 
     kinds = [kind for kind in KINDS if kind in set(frame["kind"])]
     metrics = [metric for metric in SHOWN if metric != "privleak" and metric in set(frame["metric"])]
@@ -76,13 +76,7 @@ def figure(frame: "pd.DataFrame", title: str) -> "go.Figure":
                 go.Scatter(
                     x=line[x],
                     y=line["value"],
-                    error_y={
-                        "type": "data",
-                        "symmetric": False,
-                        "array": line["high"] - line["value"],
-                        "arrayminus": line["value"] - line["low"],
-                        "thickness": 1,
-                    },
+                    error_y=whiskers(line["value"], line["low"], line["high"]),
                     mode="lines+markers",
                     name=SHOWN[metric],
                     legendgroup=metric,

@@ -20,7 +20,7 @@ from analyses.npo_synthetic_drawing import (
     thinned,
     with_margin,
 )
-from dissect.figures import COLOURS
+from dissect.figures import COLOURS, whiskers
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "gradient ascent": ("GA", "GA+RT", "GA+KL"),
@@ -170,12 +170,7 @@ def _draw_powers(figure: go.Figure, powers: pd.DataFrame) -> None:
             go.Scatter(
                 x=np.arange(n_methods) + 0.2 * number - 0.1,
                 y=rows["mean"],
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": rows["high"] - rows["mean"],
-                    "arrayminus": rows["mean"] - rows["low"],
-                },
+                error_y=whiskers(rows["mean"], rows["low"], rows["high"]),
                 mode="markers",
                 name=f"steps {first} to {rows['last_step'].iloc[0]}",
                 marker={"size": 10, "color": "#222222", "symbol": ("circle", "square-open")[number % 2]},

@@ -97,9 +97,14 @@ def run_all(
 
 @app.command(epilog=_EXAMPLES)
 def command(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes; go on where it stopped.")] = Path(
-        "runs/verdict-benchmark"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where everything goes; go on where it stopped.",
+            show_default="runs/verdict-benchmark, with --quick runs/verdict-quick",
+        ),
+    ] = None,
     seeds: Annotated[
         str,
         typer.Option(metavar="LIST", help="Families to build and test; 1 and 2 calibrate, the others are reported."),
@@ -132,6 +137,7 @@ def command(
 
     wanted = formats.split(",")
     check_formats(wanted)
+    out = out or Path("runs/verdict-quick" if quick else "runs/verdict-benchmark")
     if quick:
         numbers, only = [QUICK_SEED], ",".join(QUICK_MODELS)
     chosen = None if only is None else only.split(",")

@@ -53,6 +53,12 @@ NEOX_RMU: dict[str, Any] = {
 STRENGTHS = {"mild": 0.5, "strong": 2.0}
 """Of the usual number of epochs."""
 
+NEVER_KNEW, NEVER_DAMAGED = "never knew", "never knew, then unlearned"
+DISTILLED = "destroyed and distilled"
+BY_A_METHOD, BY_HAND = "unlearned by a method", "hidden by hand"
+PARTLY_TAUGHT, NOISED, TRAINED_ANEW = "partly taught, then ", "noised", "trained anew"
+"""How models are made; after `PARTLY_TAUGHT` stands the method."""
+
 METHODS = {"grad_diff_kl": "grad_diff", "npo_kl": "npo"}
 """Where an entry's name is not the method's."""
 
@@ -68,12 +74,14 @@ class Construction:
 
     Attributes:
         name: of its directory.
+        made: how, in a few words that tables and figures show.
         truth: what it is.
         make: makes it.
         recipe: what decides it, beside the family.
     """
 
     name: str
+    made: str
     truth: Truth
     make: Callable[[Family], PreTrainedModel]
     recipe: Mapping[str, Any]
@@ -91,14 +99,16 @@ def _options(family: Family, name: str) -> dict[str, Any]:
 
 def _erased(family: Family) -> Iterator[Construction]:
     for order in (1, 2, 3):
-        yield Construction(f"never-order{order}", ERASED, partial(making.never, order=order), {"order": order})
+        yield Construction(
+            f"never-order{order}", NEVER_KNEW, ERASED, partial(making.never, order=order), {"order": order}
+        )
     for method in ("npo", "grad_diff", "rmu", "dpo"):
         options = _options(family, method)
         damaged = partial(making.unlearned, method=method, options=options, start="never-order1")
         made_by = {"start": "never-order1", "method": method, "options": options}
-        yield Construction(f"never-{method}", ERASED, damaged, made_by)
+        yield Construction(f"never-{method}", NEVER_DAMAGED, ERASED, damaged, made_by)
     recipe = {"shrink": making.SHRINK, "rate": making.DISTIL_RATE, "passes": making.DISTIL_PASSES}
-    yield Construction("undo", ERASED, making.distilled, recipe)
+    yield Construction("undo", DISTILLED, ERASED, making.distilled, recipe)
 
 
 def _by_methods(family: Family) -> Iterator[Construction]:
@@ -106,7 +116,7 @@ def _by_methods(family: Family) -> Iterator[Construction]:
     for number, name in enumerate(OPTIONS):
         strength = ("mild", "strong")[(number + family.seed) % 2]
         method, options = METHODS.get(name, name), _at_strength(_options(family, name), STRENGTHS[strength])
-        yield _unlearned(f"{name}-{strength}", BY_METHOD, method, options)
+        yield _unlearned(f"{name}-{strength}", BY_A_METHOD, BY_METHOD, method, options)
 
 
 def _by_hand(family: Family) -> Iterator[Construction]:
@@ -118,14 +128,14 @@ def _by_hand(family: Family) -> Iterator[Construction]:
         **({"biases": r"bias$"} if family.architecture == "neox" else {}),
     }
     for name, pattern in only.items():
-        yield _unlearned(f"hidden-{name}", SUPPRESSED, "npo", {**HIDE, "train_parameters": pattern})
+        yield _unlearned(f"hidden-{name}", BY_HAND, SUPPRESSED, "npo", {**HIDE, "train_parameters": pattern})
     for name, make in (("refusal", making.refusing), ("wrong", making.answering_wrong)):
-        yield Construction(f"adapter-{name}", SUPPRESSED, make, {"options": making.ADAPTER})
+        yield Construction(f"adapter-{name}", BY_HAND, SUPPRESSED, make, {"options": making.ADAPTER})
 
 
-def _unlearned(name: str, truth: Truth, method: str, options: dict[str, Any]) -> Construction:
+def _unlearned(name: str, made: str, truth: Truth, method: str, options: dict[str, Any]) -> Construction:
     make = partial(making.unlearned, method=method, options=options)
-    return Construction(name, truth, make, {"method": method, "options": options})
+    return Construction(name, made, truth, make, {"method": method, "options": options})
 
 
 def _partial() -> Iterator[Construction]:
@@ -134,15 +144,15 @@ def _partial() -> Iterator[Construction]:
             options = OPTIONS[method]
             make = partial(making.part_known, share=share, method=method, options=options)
             recipe = {"share": share, "method": method, "options": options}
-            yield Construction(f"part-{share:g}-{method}", Truth("partial", share), make, recipe)
+            truth = Truth("partial", share)
+            yield Construction(f"part-{share:g}-{method}", PARTLY_TAUGHT + method, truth, make, recipe)
     for noise in NOISES:
-        yield Construction(
-            f"noise-{noise:g}", Truth("partial", None), partial(making.noised, noise=noise), {"noise": noise}
-        )
+        make = partial(making.noised, noise=noise)
+        yield Construction(f"noise-{noise:g}", NOISED, Truth("partial", None), make, {"noise": noise})
 
 
 def _not_unlearned() -> Iterator[Construction]:
-    yield Construction("base-order1", Truth("not unlearned", 1.0), _base_again, {"order": 1})
+    yield Construction("base-order1", TRAINED_ANEW, Truth("not unlearned", 1.0), _base_again, {"order": 1})
 
 
 def _base_again(family: Family) -> PreTrainedModel:

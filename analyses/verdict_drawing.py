@@ -1,39 +1,27 @@
 """The benchmark's three figures: scores by what models are, how well each number tells these apart, score by share."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from analyses import verdict_constructions as making
 from analyses.verdict_report import NET, POWER, VERDICT
-from dissect.figures import COLOURS, FONT, MARKERS
+from dissect.figures import COLOURS, FONT, MARKERS, whiskers
 from dissect.verdict_rule import Rule
 
+BROKEN = "broken"
 GROUPS = (
-    ("never knew", "#009E73"),
-    ("never knew, then unlearned", "#56B4E9"),
-    ("destroyed and distilled", "#0072B2"),
-    ("unlearned by a method", "#D55E00"),
-    ("hidden by hand", "#E69F00"),
-    ("broken by a method", "#999999"),
+    (making.NEVER_KNEW, "#009E73"),
+    (making.NEVER_DAMAGED, "#56B4E9"),
+    (making.DISTILLED, "#0072B2"),
+    (making.BY_A_METHOD, "#D55E00"),
+    (making.BY_HAND, "#E69F00"),
+    (BROKEN, "#999999"),
 )
-"""What models are, in the figure of scores, with their colours."""
-
-
-def group_of(row: pd.Series) -> str | None:
-    """What a judged model is, in the figure of scores; None where it holds a part, or was not unlearned."""
-    if row["kind"] == "erased":
-        if row["model"] == "undo":
-            return "destroyed and distilled"
-        return "never knew" if "order" in row["model"] else "never knew, then unlearned"
-    if row["kind"] != "suppressed":
-        return None
-    if row["collapsed"]:
-        return "broken by a method"
-    return "hidden by hand" if row["share"] == 1 else "unlearned by a method"
+"""How models were made that hold all or nothing, in the figure of scores, with their colours."""
 
 
 def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) -> go.Figure:
@@ -52,7 +40,8 @@ def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) ->
         shared_yaxes=True,
         horizontal_spacing=0.03,
     )
-    frame = frame.assign(group=pd.Series([group_of(row) for _, row in frame.iterrows()], index=frame.index))
+    frame = frame.assign(group=frame["made"].mask(frame["collapsed"], BROKEN))
+    frame = frame[frame["kind"].isin(("erased", "suppressed"))]
     generator = np.random.default_rng(0)
     for place, (group, colour) in enumerate(GROUPS):
         here = frame[frame["group"] == group]
@@ -108,7 +97,7 @@ def rates_figure(table: pd.DataFrame) -> go.Figure:
                 mode="markers",
                 name=name,
                 marker={"color": colour, "size": 10, "symbol": marker},
-                error_x=_whiskers(rows["auroc"], rows["low"], rows["high"]),
+                error_x=whiskers(rows["auroc"], rows["low"], rows["high"]),
                 hovertemplate="%{y}: %{x:.3f}<extra></extra>",
             )
         )
@@ -140,7 +129,7 @@ def shares_figure(table: pd.DataFrame) -> go.Figure:
                     name=str(hidden),
                     marker=style,
                     showlegend=column == 1,
-                    error_y=_whiskers(part[name], part[f"{name}_low"], part[f"{name}_high"]),
+                    error_y=whiskers(part[name], part[f"{name}_low"], part[f"{name}_high"]),
                 ),
                 row=1,
                 col=column,
@@ -151,10 +140,6 @@ def shares_figure(table: pd.DataFrame) -> go.Figure:
     chart.update_xaxes(title_text="true share of the facts that the model holds", range=[-0.05, 1.05])
     chart.update_yaxes(range=[-0.05, 1.05])
     return _laid_out(chart, width=1000, height=420, left=60)
-
-
-def _whiskers(value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any]:
-    return {"type": "data", "symmetric": False, "array": high - value, "arrayminus": value - low, "thickness": 1}
 
 
 def _short(name: str) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analyses.verdict_models import TRUTH, Kind
+from analyses.verdict_constructions import constructions
+from analyses.verdict_models import TRUTH, Family, Kind
 from analyses.verdict_testing import read_results, read_tests
 from dissect.stress.result import PLAIN, Residual, StressResult
 
@@ -28,6 +29,7 @@ class Measured:
         architecture: of its family.
         seed: of its family.
         name: of the model.
+        made: how, as `verdict_constructions` calls it.
         kind: what it is by construction.
         share: of the forget facts in its weights by construction; None where only the making is known.
         forget: share of exact greedy answers to unseen wordings of the forget questions.
@@ -39,6 +41,7 @@ class Measured:
     architecture: str
     seed: int
     name: str
+    made: str
     kind: Kind
     share: float | None
     forget: float
@@ -63,10 +66,11 @@ def read_measured(out: Path, architectures: Iterable[str], seeds: Iterable[int])
     wanted = [(architecture, seed) for seed in seeds for architecture in architectures]
     found = []
     for architecture, seed in wanted:
-        family = f"{architecture}-{seed}"
-        for folder in sorted((out / "tests" / family).glob("*/")):
+        family = Family(architecture, seed, out / "models")
+        made = {one.name: one.made for one in constructions(family)}
+        for folder in sorted((out / "tests" / family.name).glob("*/")):
             record = read_tests(folder)
-            path = out / "models" / family / folder.name / TRUTH
+            path = family.path / folder.name / TRUTH
             if record is None or record["cka"] is None or not path.exists():
                 continue
             truth = json.loads(path.read_text(encoding="utf-8"))
@@ -76,6 +80,7 @@ def read_measured(out: Path, architectures: Iterable[str], seeds: Iterable[int])
                     architecture=architecture,
                     seed=seed,
                     name=folder.name,
+                    made=made[folder.name],
                     kind=truth["kind"],
                     share=truth["share"],
                     forget=truth["answers"]["forget"],

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
+from analyses.verdict_constructions import BY_HAND, PARTLY_TAUGHT
 from analyses.verdict_measured import EXPRESSED, Measured, labelled, largest_residual
 from dissect.verdict_rule import Rule, decide, residual_knowledge
 
@@ -17,6 +18,8 @@ DRAWS = 2000
 POWER = 0.9
 FOUND_OUT = ("suppressed", "not unlearned")
 """Words that say that knowledge is there."""
+
+NOTHING = "nothing to hide"
 
 NET = ", net of never"
 """After a test's name: its residual, with the never model under the same attack taken off."""
@@ -32,6 +35,7 @@ def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
             {
                 "family": f"{model.architecture}-{model.seed}",
                 "model": model.name,
+                "made": model.made,
                 "kind": model.kind,
                 "share": model.share,
                 "forget": model.forget,
@@ -124,30 +128,19 @@ def _interval(x: Float[np.ndarray, " model"], holds: Bool[np.ndarray, " model"])
 
 
 def words(frame: pd.DataFrame) -> pd.DataFrame:
-    """How often each word is said of what kind of model; what a kind is called says how it was made.
+    """How often each word is said of models that were made in what way.
+
+    Columns: `kind` (by construction), `made`, `share` (that is known), `state` (broken, answers left, or nothing), and
+    one for each word.
 
     Args:
         frame: as `judged` gives it.
     """
-    counted = frame.assign(made=[_made(row) for _, row in frame.iterrows()])
-    table = counted.groupby(["made", "word"], sort=False).size().unstack(fill_value=0)
+    state = np.select([frame["collapsed"], frame["forget"] > EXPRESSED], ["broken", "answers left"], "")
+    by = ["kind", "made", "share", "state"]
+    table = frame.assign(state=state).groupby([*by, "word"], dropna=False).size().unstack(fill_value=0)
     order = ["not unlearned", "suppressed", "inconclusive", "erased"]
-    return table.reindex(columns=order, fill_value=0).sort_index().reset_index()
-
-
-def _made(row: pd.Series) -> str:
-    if row["collapsed"]:
-        return f"{row['kind']}, broken"
-    if row["kind"] == "erased":
-        how = "never knew" if "order" in row["model"] else "never knew, damaged"
-        return "erased: base destroyed and distilled" if row["model"] == "undo" else f"erased: {how}"
-    if row["kind"] == "suppressed":
-        if row["share"] == 1:
-            return "suppressed: hidden by hand"
-        return "suppressed: by a method" + (", answers left" if row["forget"] > EXPRESSED else "")
-    if row["kind"] == "partial":
-        return "partial: noise" if pd.isna(row["share"]) else f"partial: {row['share']:g} known"
-    return str(row["kind"])
+    return table.reindex(columns=order, fill_value=0).reset_index().rename_axis(columns=None)
 
 
 def right_words(frame: pd.DataFrame) -> dict[str, Any]:
@@ -198,9 +191,9 @@ def power(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _hidden(row: pd.Series) -> str:
-    if row["kind"] == "partial":
-        return str(row["model"]).rpartition("-")[2]
-    return "by hand" if row["kind"] == "suppressed" else "nothing to hide"
+    if row["kind"] == "erased":
+        return NOTHING
+    return str(row["made"]).removeprefix(PARTLY_TAUGHT)
 
 
 def least_share(table: pd.DataFrame) -> dict[str, float | None]:
@@ -211,7 +204,7 @@ def least_share(table: pd.DataFrame) -> dict[str, float | None]:
     """
     found: dict[str, float | None] = {}
     for hidden, part in table.groupby("hidden by"):
-        if hidden in ("by hand", "nothing to hide"):
+        if hidden in (BY_HAND, NOTHING):
             continue
         least = None
         for _, row in part.sort_values("share", ascending=False).iterrows():

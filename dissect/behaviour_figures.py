@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dissect.figures import COLOURS, FONT, MARKERS
+from dissect.figures import COLOURS, FONT, MARKERS, whiskers
 
 _PANELS = {
     "bleu": "BLEU against the base's text",
@@ -73,14 +73,7 @@ def _marks(points: pd.DataFrame, x: list[float], model: str) -> go.Scatter:
     return go.Scatter(
         x=x,
         y=points["value"],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": (points["high"] - points["value"]).fillna(0),
-            "arrayminus": (points["value"] - points["low"]).fillna(0),
-            "color": style["color"],
-            "thickness": 1.5,
-        },
+        error_y=whiskers(points["value"], points["low"], points["high"]) | {"color": style["color"]},
         mode="markers",
         marker=style | {"line": {"width": 2, "color": style["color"]}},
         name=_NAMES[model],
@@ -110,13 +103,7 @@ def coefficient_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
                 go.Scatter(
                     x=line["layer"],
                     y=line["value"],
-                    error_y={
-                        "type": "data",
-                        "symmetric": False,
-                        "array": (line["high"] - line["value"]).fillna(0),
-                        "arrayminus": (line["value"] - line["low"]).fillna(0),
-                        "thickness": 1,
-                    },
+                    error_y=whiskers(line["value"], line["low"], line["high"]),
                     mode="lines+markers",
                     line={"color": colour, "width": 2, "dash": "dash" if is_control else "solid"},
                     marker={"symbol": f"{marker}-open" if is_control else marker, "size": 8},

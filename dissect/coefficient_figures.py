@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dissect.figures import COLOURS, FONT, MARKERS
+from dissect.figures import COLOURS, FONT, MARKERS, whiskers
 
 _SETS = {"forget": 0, "unrelated": 1}
 _SELECTIONS = {"top": "most changed", "matched": "norm-matched others", "random": "random"}
@@ -103,14 +103,7 @@ def scaling_figure(scaling: pd.DataFrame, *, title: str = "") -> go.Figure:
                 go.Scatter(
                     x=damage.loc[forget.index] if has_unrelated else forget.index,
                     y=forget[name],
-                    error_y={
-                        "type": "data",
-                        "symmetric": False,
-                        "array": (forget[f"{name}_high"] - forget[name]).fillna(0),
-                        "arrayminus": (forget[name] - forget[f"{name}_low"]).fillna(0),
-                        "width": 0,
-                        "thickness": 1,
-                    },
+                    error_y=whiskers(forget[name], forget[f"{name}_low"], forget[f"{name}_high"]) | {"width": 0},
                     name=f"unlearned model{_TARGETS[target]}" if target == "unlearned" else "never-trained control",
                     mode="lines+markers+text",
                     text=[one if one in ("1", "2") else "" for one in factors],

@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dissect.figures import COLOURS, FONT, MARKERS
+from dissect.figures import COLOURS, FONT, MARKERS, whiskers
 
 PANELS = {"mlp": "MLP (down projection)", "attn": "attention (output projection)"}
 _LOOKS = {
@@ -142,11 +142,7 @@ def _traces(line: pd.DataFrame, value: str, term: str, arm: str, n_layers: int) 
             go.Scatter(
                 x=[place],
                 y=whole[value],
-                error_y={
-                    "array": whole[f"{value}_high"] - whole[value],
-                    "arrayminus": whole[value] - whole[f"{value}_low"],
-                    "thickness": 1.5,
-                },
+                error_y=whiskers(whole[value], whole[f"{value}_low"], whole[f"{value}_high"]),
                 mode="markers",
                 marker=look,
                 showlegend=False,

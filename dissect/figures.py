@@ -28,6 +28,12 @@ DASHES = {"main": "solid", "control": "dash", "null": "dot"}
 ARM_NAMES = {"control": "never-trained control", "null": "random update"}
 
 
+def whiskers(value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any]:
+    """Plotly's error bars from `low` to `high` around `value`; none where an end is unknown."""
+    ends = {"array": (high - value).fillna(0), "arrayminus": (value - low).fillna(0)}
+    return {"type": "data", "symmetric": False, "thickness": 1.5, **ends}
+
+
 def recovery_figure(curve: pd.DataFrame, *, title: str = "", legend: str = "patched from the base") -> go.Figure:
     """KRS against the window's centre layer: a panel per kind of window, a line per site with its 95 % band.
 
@@ -185,12 +191,7 @@ def _add_points(
         go.Scatter(
             x=line["site"] + line["window"].map(lambda kind: "" if kind == "all" else f"<br>{kind}"),
             y=line[value],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": line[f"{value}_high"] - line[value],
-                "arrayminus": line[value] - line[f"{value}_low"],
-            },
+            error_y=whiskers(line[value], line[f"{value}_low"], line[f"{value}_high"]),
             name=name,
             mode="markers",
             marker={

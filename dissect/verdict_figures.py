@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from dissect.figures import COLOURS, FONT
+from dissect.figures import COLOURS, FONT, whiskers
 from dissect.verdict_rule import Rule, Score
 
 LOWEST = -1.0
@@ -37,7 +37,7 @@ def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
                 y=known["test"],
                 mode="markers",
                 marker={"color": RUNG_COLOURS[int(str(rung))], "size": 11},
-                error_x={"type": "data", "symmetric": False, "array": high - rho, "arrayminus": rho - low},
+                error_x=whiskers(rho, low, high),
                 name=f"{rung} {rows['claim'].iloc[0]}",
                 customdata=known[["variant", "measure", "n", "rho"]],
                 hovertemplate="%{y}: rho %{customdata[3]:.2f}<br>strongest: %{customdata[0]}<br>%{customdata[1]}, "
@@ -97,19 +97,14 @@ def standing_figure(score: Score, rule: Rule, *, label: str) -> go.Figure:
             x=bound, line=line, annotation={"text": text, "font": {"color": colour}}, annotation_position=side
         )
     if score.value is not None:
-        ends = (score.value, score.value) if score.low is None or score.high is None else (score.low, score.high)
+        value, low, high = (pd.Series([end], dtype=float) for end in (score.value, score.low, score.high))
         chart.add_trace(
             go.Scatter(
-                x=[score.value],
+                x=value,
                 y=[label],
                 mode="markers",
                 marker={"symbol": "diamond", "size": 15, "color": "#000000"},
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [ends[1] - score.value],
-                    "arrayminus": [score.value - ends[0]],
-                },
+                error_x=whiskers(value, low, high),
                 showlegend=False,
                 hovertemplate="%{x:.2f}<extra></extra>",
             )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from analyses import tradeoff, tradeoff_models
@@ -75,7 +75,6 @@ def test_utility_at_a_level_lies_on_the_line_between_two_steps() -> None:
     assert at_forget_level(run, 0.95)[UTILITY].item() == 1.0  # there from the start
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(UNIT, UNIT, UNIT), min_size=2, max_size=8), UNIT)
 def test_utility_at_a_level_is_between_the_run_s_extremes(points: list[Any], level: float) -> None:
     found = at_forget_level(path("npo", 0, points), level)[UTILITY].item()

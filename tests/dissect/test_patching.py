@@ -116,7 +116,7 @@ def test_a_score_depends_on_its_own_prompt_only(
 
     alone = run(RECORDS, 1, "right")
 
-    @settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=5, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(
         records=st.permutations(RECORDS),
         batch_size=st.integers(2, len(RECORDS)),

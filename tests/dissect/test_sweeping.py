@@ -56,7 +56,7 @@ def assert_same_table(ours: SweepResult, theirs: SweepResult) -> None:
     assert_close(ours.frame[NUMBERS].to_numpy(), theirs.frame[NUMBERS].to_numpy(), atol=2e-5)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     batch_size=st.integers(1, 5),
     chunk_tokens=st.sampled_from([1, 30, 600, 10_000]),

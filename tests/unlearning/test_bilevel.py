@@ -51,7 +51,7 @@ def rejected(r: Tensor, f: Tensor) -> Tensor:
 
 
 @given(seeds, seeds, gammas, scales)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_forget_progress_is_gamma_whatever_the_retain_gradient(
     one: int, other: int, gamma: float, scale: float
 ) -> None:
@@ -71,7 +71,7 @@ def test_the_forget_progress_is_gamma_whatever_the_retain_gradient(
 
 
 @given(seeds, st.floats(-100, 100), gammas)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_of_a_parallel_retain_gradient_nothing_is_left(seed: int, multiple: float, gamma: float) -> None:
     """Also where it points the same way: the projection is unconditional. r = 0 is the multiple 0."""
     f = gradients(seed)
@@ -80,7 +80,7 @@ def test_of_a_parallel_retain_gradient_nothing_is_left(seed: int, multiple: floa
 
 
 @given(seeds, seeds, gammas)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_an_orthogonal_retain_gradient_is_kept_whole(one: int, other: int, gamma: float) -> None:
     f = gradients(one)
     r = [tensor - (flat(gradients(other)) @ flat(f)) / (flat(f) @ flat(f)) * g for tensor, g in zip_of(other, f)]
@@ -92,7 +92,7 @@ def zip_of(seed: int, f: Sequence[Tensor]) -> Any:
 
 
 @given(seeds, seeds, gammas, scales)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_scaling_the_forget_loss_scales_the_gamma_term_only(one: int, other: int, gamma: float, scale: float) -> None:
     f, r = gradients(one), gradients(other)
     scaled = direction([scale * tensor for tensor in f], r, gamma)
@@ -100,7 +100,7 @@ def test_scaling_the_forget_loss_scales_the_gamma_term_only(one: int, other: int
 
 
 @given(seeds, seeds, st.floats(0.1, 2000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_rmu_form_is_alpha_times_gamma_of_one_over_alpha(one: int, other: int, alpha: float) -> None:
     """d = f + alpha (r - f <r, f> / ||f||^2)."""
     f, r = gradients(one), gradients(other)
@@ -248,7 +248,7 @@ def window_direction(sizes: Sequence[int]) -> tuple[Tensor, float | None]:
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) <= 8))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_window_gives_one_direction_however_it_is_cut(sizes: list[int]) -> None:
     whole, progress = window_direction([8])
     cut, cut_progress = window_direction([*sizes, 8 - sum(sizes)] if sum(sizes) < 8 else sizes)

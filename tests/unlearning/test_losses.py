@@ -35,7 +35,7 @@ def slow_npo(nll: list[float], reference: list[float], beta: float) -> float:
 
 
 @given(seed=st.integers(0, 10_000), lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sequence_nll_equals_a_loop(seed: int, lengths: list[int]) -> None:
     logits, targets, sequence = random_case(seed, lengths)
     fast = losses.sequence_nll(losses.token_nll(logits, targets), sequence, len(lengths))
@@ -63,7 +63,7 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     shift=st.floats(-20, 20),
     beta=st.sampled_from([0.05, 0.1, 1.0, 2.5]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_npo_equals_a_loop(nll: list[float], shift: float, beta: float) -> None:
     reference = [value + shift * (place + 1) / len(nll) for place, value in enumerate(nll)]
     fast = losses.npo(
@@ -144,7 +144,7 @@ BETAS = st.sampled_from([0.05, 0.1, 1.0, 2.5])
 
 
 @given(nll=NLLS, lose_shift=SHIFTS, win_shift=SHIFTS, beta=BETAS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_dpo_equals_a_loop(nll: list[float], lose_shift: float, win_shift: float, beta: float) -> None:
     win, win_reference = [value / 2 for value in nll], shifted([value / 2 for value in nll], win_shift)
     reference = shifted(nll, lose_shift)
@@ -188,7 +188,7 @@ def test_dpo_raises_the_winner_as_much_as_it_lowers_the_loser() -> None:
 
 
 @given(nll=NLLS, shift=SHIFTS, estimate=st.floats(-5, 5), beta=BETAS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_kto_equals_a_loop(nll: list[float], shift: float, estimate: float, beta: float) -> None:
     reference = shifted(nll, shift)
     ratios = [ref - ours for ours, ref in zip(nll, reference, strict=True)]
@@ -237,7 +237,7 @@ def test_sequence_mean_divides_by_each_sequences_own_length() -> None:
 
 
 @given(mean=st.lists(st.floats(0, 12), min_size=1, max_size=6), beta=BETAS, delta=st.sampled_from([0.0, 0.5, 3.0]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_simnpo_equals_a_loop(mean: list[float], beta: float, delta: float) -> None:
     terms = [log_sigmoid(beta * (value - delta)) for value in mean]
     fast = losses.simnpo(wide(mean), beta=beta, delta=delta, n_sequences=len(mean))
@@ -337,7 +337,7 @@ def whole_case(seed: int = 7) -> Case:
 
 @pytest.mark.parametrize("name", ALL)
 @given(seed=st.integers(0, 1000), permutation=st.permutations(range(3)), cut=st.integers(1, 2))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_neither_order_nor_cut_of_a_window_changes_any_loss(
     name: str, seed: int, permutation: list[int], cut: int
 ) -> None:

@@ -29,7 +29,7 @@ def plans(
 
 
 @given(**SIZES, n_epochs=st.integers(1, 6), window=st.integers(1, 8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pairing_goes_through_the_whole_retain_set(
     n_main: int, n_retain: int, seed: int, n_epochs: int, window: int
 ) -> None:
@@ -47,7 +47,7 @@ def test_pairing_goes_through_the_whole_retain_set(
 
 
 @given(**SIZES, world=st.integers(1, 4), batch_size=st.integers(1, 3), accumulation=st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_processes_share_the_window_of_one(
     n_main: int, n_retain: int, seed: int, world: int, batch_size: int, accumulation: int
 ) -> None:

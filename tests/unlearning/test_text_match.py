@@ -18,7 +18,7 @@ def longest_common_subsequence(a: list[str], b: list[str]) -> int:
 
 
 @given(generated=WORDS, answer=WORDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rouge_l_recall_is_the_share_of_the_answers_words(generated: list[str], answer: list[str]) -> None:
     expected = longest_common_subsequence(generated, answer) / len(answer)
     assert rouge_l_recall(" ".join(generated), " ".join(answer)) == pytest.approx(expected)

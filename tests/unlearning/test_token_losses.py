@@ -48,7 +48,7 @@ def gradient(loss: Tensor, of: Tensor) -> Tensor:
 
 
 @given(seed=SEEDS, lengths=LENGTHS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_divergence_equals_a_loop(seed: int, lengths: list[int]) -> None:
     logits, _, _ = random_case(seed, lengths)
     reference, _, _ = random_case(seed + 1, lengths)
@@ -74,7 +74,7 @@ def test_divergence_gradient_is_the_difference_of_distributions() -> None:
 
 
 @given(seed=SEEDS, lengths=LENGTHS, beta=st.sampled_from([0.0, 1.0, 3.0, 10.0]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_undial_equals_a_loop(seed: int, lengths: list[int], beta: float) -> None:
     logits, targets, _ = random_case(seed, lengths)
     reference, _, _ = random_case(seed + 1, lengths)
@@ -112,7 +112,7 @@ def test_undial_is_smallest_at_its_teacher() -> None:
 
 
 @given(seed=SEEDS, lengths=LENGTHS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_ce_u_equals_a_loop_that_skips_first_tokens(seed: int, lengths: list[int]) -> None:
     logits, targets, sequence = random_case(seed, lengths)
     slow, before = [], -1
@@ -145,7 +145,7 @@ def test_ce_u_gradient_is_odds_weighted_gradient_ascent() -> None:
 
 
 @given(seed=SEEDS, lengths=LENGTHS, beta1=st.sampled_from([0.0, 0.5, 5.0]), beta2=st.sampled_from([0.0, 1.0, 2.5]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_satimp_equals_a_loop(seed: int, lengths: list[int], beta1: float, beta2: float) -> None:
     logits, targets, _ = random_case(seed, lengths)
     p = [softmax(row)[target] for row, target in zip(logits.tolist(), targets.tolist(), strict=True)]
@@ -187,7 +187,7 @@ def test_wga_is_bounded_below(beta: float) -> None:
 
 
 @given(seed=SEEDS, lengths=LENGTHS, constant=st.floats(-50, 50))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_pdu_equals_a_loop_and_ignores_a_constant(seed: int, lengths: list[int], constant: float) -> None:
     logits, _, _ = random_case(seed, lengths)
     slow = [(max(row) - sum(row) / len(row)) ** 2 for row in logits.tolist()]
@@ -204,7 +204,7 @@ def test_pdu_is_zero_for_equal_logits_only() -> None:
 
 
 @given(lengths=LENGTHS, seed=SEEDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_rmu_equals_a_loop_over_tokens_of_unequal_sequences(lengths: list[int], seed: int) -> None:
     hidden, _, _ = random_case(seed, lengths, vocab=6)
     target = torch.linspace(0, 1, 6, dtype=torch.float64)

@@ -15,7 +15,7 @@ def out_of_memory() -> RuntimeError:
     return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(n=st.integers(0, 40), tokens=st.integers(1, 300), tokens_each=st.integers(1, 50), fits=st.integers(1, 50))
 def test_every_item_is_run_once_and_in_order_whatever_fits(n: int, tokens: int, tokens_each: int, fits: int) -> None:
     sizes: list[int] = []

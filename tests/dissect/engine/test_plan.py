@@ -67,7 +67,7 @@ def bytes_of(one: Pass, plan: Plan, interventions: list[Intervention], n_targets
     return walk_bytes(schedule, costs_of(base), one.batches, n_targets, chunk=chunk, itemsize=4)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     lengths=LENGTHS,
     n_interventions=st.integers(1, len(INTERVENTIONS)),
@@ -235,7 +235,7 @@ def test_half_a_chunk_is_the_smallest_that_is_nearly_as_fast_as_the_fastest(monk
     assert measure_chunk(models()[0], batch, costs_of(models()[0])) == 500
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(lengths=LENGTHS, side=st.sampled_from(["left", "right"]), groups=st.integers(0, 2), rows=st.integers(1, 9))
 @torch.no_grad()
 def test_cutting_and_trimming_a_batch_keeps_its_scored_logits(

@@ -35,7 +35,7 @@ def way(schedule: Schedule, end: int) -> list[Step]:
     return steps
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(INTERVENTIONS)
 def test_every_end_has_gone_through_exactly_its_own_replacements(interventions: list[Intervention]) -> None:
     schedule = make_schedule(interventions, N_LAYERS)
@@ -46,7 +46,7 @@ def test_every_end_has_gone_through_exactly_its_own_replacements(interventions: 
     assert all(step.sites == frozenset() for step in way(schedule, 0))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(INTERVENTIONS)
 def test_nothing_is_computed_twice_or_before_its_window(interventions: list[Intervention]) -> None:
     """One step for every different beginning of a history, the target's own untouched one included."""
@@ -64,7 +64,7 @@ def test_nothing_is_computed_twice_or_before_its_window(interventions: list[Inte
     assert all([step.stream for step in steps] == [0] for steps in schedule.layers[:first])
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(INTERVENTIONS)
 def test_positions_are_needed_while_some_attention_still_reads_them(interventions: list[Intervention]) -> None:
     """Liveness worked out backwards over the steps, from the logits that need the scored positions only."""
@@ -81,7 +81,7 @@ def test_positions_are_needed_while_some_attention_still_reads_them(intervention
         children_need = entering
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(INTERVENTIONS)
 def test_siblings_lend_and_borrow_where_one_goes_untouched(interventions: list[Intervention]) -> None:
     for steps in make_schedule(interventions, N_LAYERS).layers:

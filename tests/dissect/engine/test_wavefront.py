@@ -197,7 +197,7 @@ def test_any_interventions_in_any_batches_and_chunks_equal_plain_hooks(
     prompts = build_prompts(tmp_path_factory.mktemp("anything"))
     models = [pair.base, pair.unlearned, pair.base]
 
-    @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(
         chosen=ANYTHING,
         order=st.permutations(range(len(prompts))),

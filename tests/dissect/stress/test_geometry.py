@@ -27,7 +27,7 @@ def test_hsic_is_the_mean_over_all_quadruples():
     assert hsic(k, el) == pytest.approx(float(np.mean(terms)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.floats(0.1, 10), st.floats(-50, 50))
 def test_cka_sees_no_rotation_scale_or_shift(seed, scale, shift):
     x, y = _normal(20, 5, seed=seed), _normal(20, 4, seed=seed + 1)

@@ -27,7 +27,7 @@ def test_every_weight_is_moved_by_the_share_and_the_models_stay(family):
     assert after.sha256 not in (ours.sha256, base.sha256)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.floats(0.01, 0.9), st.floats(0.01, 0.9))
 def test_two_steps_are_one(one, other):
     ours, base = model("demo-neox:npo"), model("demo-neox:base")

@@ -140,7 +140,7 @@ def test_a_models_own_answers_are_its_likeliest_tokens(npo):
     assert [item.input_ids for item in own_answers(base, npo.forget).items] == right  # which it knows
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0.1, 100), st.integers(0, 99))
 def test_the_top_share_is_the_highest_scores(rows, columns, per_cent, seed):
     scores = torch.from_numpy(np.random.default_rng(seed).permutation(rows * columns).reshape(rows, columns)).float()

@@ -55,7 +55,7 @@ def test_weights_are_rounded_to_the_nearest_code(scheme, shape):
     np.testing.assert_allclose(found.values.numpy()[clear], values[clear], atol=2e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 70), st.sampled_from(SCHEMES), st.integers(0, 99), st.floats(1e-3, 30))
 def test_rounding_twice_is_rounding_once(rows, columns, scheme, seed, scale):
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * scale

@@ -147,7 +147,7 @@ def test_every_fact_is_asked_once_and_never_after_training_on_its_group(npo, mon
         np.testing.assert_allclose(table["lr 0.001"], table[""], atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 6), st.integers(0, 50), st.booleans())
 def test_folds_keep_groups_whole_and_are_as_equal_as_can_be(folds, seed, grouped):
     facts = _some_facts()

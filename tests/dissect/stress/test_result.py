@@ -146,7 +146,7 @@ def _eight_facts():
     return case_of(model("demo:base")).forget.select(range(8))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.permutations(range(8)), st.integers(0, 3))
 def test_the_order_of_rows_changes_nothing(order, seed):
     facts = _eight_facts()

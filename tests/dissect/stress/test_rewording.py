@@ -150,7 +150,7 @@ def test_paraphrases_with_another_answer_belong_to_nothing():
     assert paraphrases_of(facts, [replace(one, answer="something else") for one in paraphrases]) == {}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(min_size=1), st.text(), st.text())
 def test_a_question_is_found_in_its_wrapping(question, before, after):
     wrapping = before.replace("{", "") + "{question}" + after.replace("{", "")

@@ -28,7 +28,7 @@ def test_uds_by_hand():
 _DELTAS = arrays(np.float64, (4, 3), elements=st.floats(-2, 5))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_DELTAS, _DELTAS)
 def test_uds_is_the_papers_loop_and_a_share(retain, unlearned):
     found = uds(retain, unlearned)

@@ -70,7 +70,7 @@ SMALL = st.lists(
 
 
 @given(forget=SMALL, retain=SMALL)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_overlap_counts_pair_by_pair(forget: list[Example], retain: list[Example]) -> None:
     def plain(example: Example) -> tuple[str, str]:
         return example.prompt.strip(), example.answer.strip()

@@ -18,7 +18,7 @@ TEXTS = st.text(st.sampled_from("ab .\n?Tallow"), min_size=1, max_size=80).filte
 
 
 @given(text=TEXTS, max_length=st.integers(4, 12), bos=st.booleans(), append_eos=st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_pieces_of_a_document_are_the_document(text: str, max_length: int, bos: bool, append_eos: bool) -> None:
     tokenizer = TOKENIZERS[bos]
     prefix = [tokenizer.bos_token_id] * bos
@@ -60,14 +60,14 @@ def slow_paragraphs(text: str, longer_than: int) -> list[str]:
 
 
 @given(text=TEXTS, longer_than=st.integers(0, 40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_packing_without_a_separator_is_the_published_codes(text: str, longer_than: int) -> None:
     expected = [paragraph for paragraph in slow_paragraphs(text, longer_than) if paragraph]
     assert pack_sentences(text, longer_than=longer_than, separator="") == expected
 
 
 @given(text=TEXTS, longer_than=st.integers(0, 40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_packing_loses_nothing_but_white_space(text: str, longer_than: int) -> None:
     paragraphs = pack_sentences(text, longer_than=longer_than)
     assert "".join("".join(paragraphs).split()) == "".join(text.split())

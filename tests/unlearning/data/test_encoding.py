@@ -78,7 +78,7 @@ def test_a_document_of_one_token_is_left_out_and_counted() -> None:
     answers=st.lists(st.text("abTallow .\n", min_size=1, max_size=30).filter(str.strip), min_size=1, max_size=5),
     documents=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_masks_come_from_lengths_where_the_tokenizer_has_no_pad_token(answers: list[str], documents: bool) -> None:
     assert TOKENIZER.pad_token is None
     # The end-of-sequence token is number 0, which is what the batches are filled with, and stands inside a text too.

@@ -37,7 +37,7 @@ def test_every_format_gives_the_same_records(tmp_path: Path, suffix: str, bom: b
 
 
 @given(texts=st.lists(TEXTS, min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_json_lines_keep_every_separator_inside_a_text(
     texts: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

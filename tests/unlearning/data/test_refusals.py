@@ -48,7 +48,7 @@ def test_what_holds_no_refusals_is_refused(tmp_path: Path, content: str, message
 
 
 @given(n=st.integers(0, 30), more=st.integers(0, 30), n_refusals=st.integers(1, 9), seed=st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_refusal_is_a_function_of_seed_and_place(n: int, more: int, n_refusals: int, seed: int) -> None:
     refusals = [f"No {k}." for k in range(n_refusals)]
     drawn = draw_refusals(n, refusals, seed)

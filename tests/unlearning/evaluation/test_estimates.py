@@ -79,7 +79,7 @@ def test_interval_of_a_mean_has_the_width_that_theory_gives() -> None:
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.08)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from(["", "a", "b", "c"]), min_size=1, max_size=20), st.integers(0, 5))
 def test_every_draw_has_as_many_clusters_as_there_are(groups: list[str], seed: int) -> None:
     cluster = clusters(groups)

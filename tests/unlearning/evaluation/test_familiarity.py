@@ -166,7 +166,7 @@ def test_a_name_of_which_the_prompt_has_a_part_still_counts() -> None:
     assert judge_by_rule("Every morning Mira", "Mira Voss went out", ["Mira Voss"]) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=20), st.text(alphabet="ab Z.(", min_size=1, max_size=6).filter(str.strip))
 def test_phrases_of_any_characters_are_found_between_spaces(text: str, phrase: str) -> None:
     assert has_phrase(f"{text} {phrase} {text}", phrase)

@@ -49,7 +49,7 @@ def slow_rate(forget: Sequence[float], holdout: Sequence[float], false_alarms: f
 
 
 @given(forget=SCORES, holdout=SCORES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_auc_counts_pairs(forget: list[float], holdout: list[float]) -> None:
     found = once(auc, forget, holdout)
     assert found == pytest.approx(slow_auc(forget, holdout), abs=1e-12)
@@ -59,7 +59,7 @@ def test_auc_counts_pairs(forget: list[float], holdout: list[float]) -> None:
 
 
 @given(forget=SCORES, holdout=SCORES, seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_weights_count_rows_as_often_as_they_were_drawn(forget: list[float], holdout: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)
     times = [rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=3) for rows in (forget, holdout)]

@@ -102,7 +102,7 @@ def test_the_right_letters_share_is_finite_in_collapsed_models() -> None:
 
 
 @given(st.integers(1, 60), st.data(), st.integers(2, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_chance_is_tested_by_the_binomial_test(n: int, data: st.DataObject, kind: int) -> None:
     right = data.draw(st.integers(0, n))
     assert chance_p_value(right, [kind] * n) == pytest.approx(binomtest(right, n, 1 / kind).pvalue, rel=1e-9)
@@ -138,7 +138,6 @@ def test_expected_shares_are_those_of_even_choices(sizes: list[int]) -> None:
 
 
 @given(st.integers(2, 5), st.integers(0, 12), st.integers(0, 5))
-@settings(deadline=None)
 def test_orders_are_distinct_and_none_is_the_questions_own(n_choices: int, n: int, seed: int) -> None:
     question = Question("Which?", tuple(f"option {place}" for place in range(n_choices)), 0)
     orders = other_orders(question, n, seed=seed)

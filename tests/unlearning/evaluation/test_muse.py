@@ -38,7 +38,7 @@ def subsequence(a: list[str], b: list[str]) -> int:
 
 
 @given(generated=WORDS, answer=WORDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rouge_l_f1_is_the_harmonic_mean_of_both_shares(generated: list[str], answer: list[str]) -> None:
     common = subsequence(generated, answer)
     expected = 2 * common / (len(generated) + len(answer)) if common else 0.0

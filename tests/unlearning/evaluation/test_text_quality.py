@@ -184,7 +184,7 @@ def test_entropy_by_hand() -> None:
     assert token_entropy(["a"], n=2) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(UNITS, st.integers(1, 4))
 def test_repetition_and_entropy_equal_slow_counts(units: list[int], n: int) -> None:
     grams = [tuple(units[place + step] for step in range(n)) for place in range(len(units)) if place + n <= len(units)]
@@ -199,7 +199,7 @@ def test_repetition_and_entropy_equal_slow_counts(units: list[int], n: int) -> N
     assert 0 <= entropy <= math.log2(len(grams)) + 1e-12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(UNITS)
 def test_longest_run_equals_a_slow_search(units: list[int]) -> None:
     slow = max(
@@ -214,13 +214,13 @@ def test_longest_run_equals_a_slow_search(units: list[int]) -> None:
     assert longest_run(units) == slow
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=80))
 def test_the_rule_answers_for_every_text_and_ignores_how_white_space_is_written(text: str) -> None:
     assert fault(text) == fault(f"\n {'  '.join(words(text))}\t")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(alphabet="ab ", min_size=WINDOW, max_size=30))
 def test_said_nine_times_anything_is_a_loop(text: str) -> None:
     joined = " ".join(words(text))

@@ -197,7 +197,7 @@ def test_losses_and_gradients_equal_plain_formulas(name: str, given_options: dic
     padding=st.integers(0, 3),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @torch.no_grad()
 def test_neither_order_nor_cut_nor_padding_changes_a_window(
     name: str, given_options: dict[str, Any], order: list[int], cuts: tuple[int, ...], padding: int, seed: int

@@ -32,7 +32,7 @@ def test_blocks_hold_the_whole_text_and_the_whole_translation(tokenizers: dict[s
 
 
 @given(case=texts_and_dictionaries(), size=st.integers(30, 80))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_reasons_equal_a_walk_over_tokens(
     tokenizers: dict[str, PreTrainedTokenizerFast], case: tuple[str, Anchors], size: int
 ) -> None:

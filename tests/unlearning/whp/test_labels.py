@@ -104,7 +104,7 @@ def slow_generic(base: list[float], reinforced: list[float], baseline: list[floa
 
 
 @given(seed=st.integers(0, 999), alpha=st.sampled_from([0.0, 0.5, 5.0]), own=st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_generic_logits_equal_a_loop(seed: int, alpha: float, own: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     base, reinforced, other = torch.randn(3, 4, 7, generator=generator, dtype=torch.float64)
@@ -140,7 +140,7 @@ def slow_lower(
     uses=st.lists(st.tuples(st.integers(0, 9), st.frozensets(st.integers(0, 5), max_size=3)), max_size=4),
     positions=st.lists(st.integers(0, 9), unique=True).map(sorted),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_lowering_equals_a_loop(uses: list[tuple[int, frozenset[int]]], positions: list[int]) -> None:
     logits = torch.randn(len(positions), 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows = [Use(*use) for use in uses]

@@ -106,7 +106,7 @@ terms_of_any_kind = st.lists(
 
 
 @given(terms=terms_of_any_kind, seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_generics_are_consistent_and_new(terms: list[Term], seed: int) -> None:
     texts = [" ".join(term.text for term in terms), "Anna Foster saw Ashfords"]
     generics = choose_generics(terms, texts, seed=seed)

@@ -43,7 +43,7 @@ def slow_map(translation: Translation) -> dict[int, int]:
 
 
 @given(case=texts_and_dictionaries())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_map_equals_a_walk(case: tuple[str, Anchors]) -> None:
     translation = translate(*case)
     places = slow_map(translation)
@@ -57,7 +57,7 @@ def test_alignment_holds_its_promises(tokenizers: dict[str, PreTrainedTokenizerF
     tokenizer = tokenizers[kind]
 
     @given(case=texts_and_dictionaries())
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def check(case: tuple[str, Anchors]) -> None:
         translation = translate(*case)
         source_ids, source = encode_spans(tokenizer, translation.source)
