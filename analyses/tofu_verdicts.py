@@ -3,6 +3,7 @@ without, and of a model that is known to hold nothing.
 
     TOFU/models/never-twin/         a second model that never knew: the control's recipe in another order
     OUT/{with,without}/NAME/        runs of `dissect verdict`
+    OUT/base-and-never/             what tests give of these two, once for all
     OUT/findings.csv, table.md      one row a verdict
 """
 
@@ -112,6 +113,7 @@ def run(
                 budget=budget,  # type: ignore[arg-type]  # checked there
                 n_facts=n_facts,
                 out=out / arm / path.name,
+                shared=out / "base-and-never",
                 progress=progress,
             )
             rows.append({"model": path.name, "never": arm, **_row(found)})

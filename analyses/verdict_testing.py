@@ -29,6 +29,7 @@ from dissect.stress.quantisation import quantisation
 from dissect.stress.relearning import relearn_benign, relearn_disjoint
 from dissect.stress.result import StressResult
 from dissect.stress.rewording import rewording
+from dissect.stress.sharing import attacked
 from dissect.stress.storage import as_parts, as_record, from_parts
 from dissect.stress.sweeps import patching_sweep, restoration_sweep
 from dissect.stress.uds import unlearning_depth
@@ -37,18 +38,6 @@ from unlearning.errors import InputError
 from unlearning.runs import write_frame, write_json
 
 RECORD = "tests.json"
-
-OF_ONE_ROLE = (
-    "expressed",
-    "logit_lens",
-    "own_direction",
-    "rewording",
-    "relearn_disjoint",
-    "relearn_benign",
-    "prune_changed",
-    "quantisation",
-)
-"""Tests whose values of base and never are the same whatever the unlearned model is."""
 
 
 class Examiner:
@@ -81,18 +70,6 @@ class Examiner:
             self._case = make_case(pair, forget, retain=retain, never=self.never)
         return replace(self._case, pair=pair)
 
-    def run(self, name: str, test: Callable[[Case], StressResult], case: Case) -> StressResult:
-        """A test's result; base and never are attacked for the family's first model, and not again."""
-        if name not in OF_ONE_ROLE:
-            return test(case)
-        path = self._ground / f"{name}.parquet"
-        if not path.exists():
-            found = test(case)
-            write_frame(path, found.frame[found.frame["role"] != "unlearned"])
-            return found
-        found = test(replace(case, only="unlearned"))
-        return replace(found, frame=pd.concat([pd.read_parquet(path), found.frame], ignore_index=True))
-
     def examine(self, name: str) -> None:
         """Run the tests of a model that were not run before, and keep what they give.
 
@@ -113,7 +90,7 @@ class Examiner:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 try:
-                    found = self.run(test, tests[test], case)
+                    found = attacked(test, tests[test], case, self._ground)
                 except InputError as error:
                     record["tests"][test] = {"failed": str(error)}
                     write_json(folder / RECORD, record)

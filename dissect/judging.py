@@ -8,6 +8,8 @@ found = verdict(pair, forget, budget="quick")
 found.word, found.score, found.evidence()
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from dissect.stress.case import Case, make_case
 from dissect.stress.catalogue import BUDGETS, SAMPLE, Budget, selection
 from dissect.stress.result import StressResult
 from dissect.stress.scores import score_answers
+from dissect.stress.sharing import attacked
 from dissect.stress.storage import as_parts, as_record, from_parts
 from dissect.verdict_result import COMMAND, Utility, Verdict, load_verdict
 from dissect.verdict_rule import Rule, decide, frozen_rule, residual_knowledge, residuals_of
@@ -47,6 +50,7 @@ def verdict(
     batch_size: int = 64,
     seed: int = 0,
     out: str | Path | None = None,
+    shared: str | Path | None = None,
     progress: bool = True,
 ) -> Verdict:
     """Was the knowledge erased from the parameters, or merely suppressed?
@@ -67,6 +71,7 @@ def verdict(
         batch_size: most texts in one batch; no number depends on it.
         seed: of everything that is drawn.
         out: run directory to write to while computing; a killed run goes on from there.
+        shared: directory to keep what tests give of base and never in, for the next unlearned model of theirs.
         progress: show a progress bar on stderr.
 
     Raises:
@@ -115,6 +120,7 @@ def verdict(
     run = None if out is None else open_run(out, configuration, provenance)
     if run is not None and run.is_complete:
         return load_verdict(run.path)
+    ground = None if shared is None else Path(shared) / _of_base_and_never(configuration)
     results = []
     failed: dict[str, str] = {}
     try:
@@ -125,7 +131,7 @@ def verdict(
                     result = from_parts(records[name], kept)
                 else:
                     try:
-                        result = test(case)
+                        result = attacked(name, test, case, ground)
                     except InputError as error:
                         failed[name] = str(error)
                         bar.advance(1)
@@ -216,6 +222,13 @@ def _utility(case: Case, rule: Rule) -> Utility | None:
         return None
     share = float((base & unlearned).sum() / base.sum())
     return Utility(share=share, n=int(base.sum()), collapsed=share < rule.utility_floor)
+
+
+def _of_base_and_never(configuration: Mapping[str, Any]) -> str:
+    """The name of a directory for what is the same for every unlearned model."""
+    own = ("unlearned_sha256", "tests", "rule")
+    decides = {name: value for name, value in configuration.items() if name not in own}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _kept(run: Run | None) -> tuple[dict[str, pd.DataFrame], dict[str, Mapping[str, Any]]]:

@@ -34,6 +34,7 @@ Examples:
   dissect verdict --base ./base --unlearned ./npo --never ./never --data forget.json --retain retain.json
   dissect verdict --base ./base --unlearned ./npo --never ./never --data forget.json --budget full --format html,pdf
   dissect verdict --base ./base --unlearned ./npo --data tofu.json --retain retain.json --budget quick --facts 48
+  for m in npo dpo; do dissect verdict --base ./base --unlearned ./$m --never ./never --data f.json --shared kept; done
 """
 
 
@@ -74,6 +75,14 @@ def command(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory.  [default: runs/verdict-U]")] = None,
+    shared: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep there what tests give of base and never: for the next unlearned model of theirs, most tests "
+            "then take a third of the time.",
+        ),
+    ] = None,
     template: options.Template = None,
     chat: options.Chat = False,
     formats: options.Formats = "html",
@@ -112,6 +121,7 @@ def command(
         batch_size=batch_size,
         seed=seed,
         out=out,
+        shared=shared,
         progress=not quiet,
     )
     if earlier and not quiet:

@@ -1,6 +1,7 @@
 """Building and examining constructed models, in a world small enough for a test."""
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -21,7 +22,7 @@ SMALL = WorldSize(forget_people=4, trunk_people=4, new_people=2, values=16, thin
 
 @pytest.fixture
 def two_tests(monkeypatch):
-    """The cheapest ones; how often each model was attacked."""
+    """The cheapest ones, and a CKA that costs nothing; how often each model was attacked."""
     calls: list[tuple[str, str | None]] = []
 
     def counted(test):
@@ -32,6 +33,7 @@ def two_tests(monkeypatch):
         return run
 
     monkeypatch.setattr(testing, "battery", lambda _: {one.__name__: counted(one) for one in (expressed, logit_lens)})
+    monkeypatch.setattr(testing, "geometry", lambda _: SimpleNamespace(erasure=0.25))
     return calls
 
 
@@ -77,6 +79,7 @@ def test_a_model_that_was_examined_is_not_examined_again(family, tmp_path, two_t
     (measured,) = read_measured(tmp_path, ["llama"], [1])
     assert (measured.name, measured.kind, measured.share) == ("never-order1", "erased", 0.0)
     assert set(measured.residuals) == {"expressed", "logit_lens"}
+    assert measured.rivals["1 − CKA erasure"] == 0.75
 
 
 def test_a_test_that_was_stopped_goes_on(family, tmp_path, two_tests, monkeypatch):
