@@ -127,6 +127,19 @@ def test_a_killed_run_goes_on_after_its_last_test(tmp_path, monkeypatch, two_tes
     assert found.score == whole.score
 
 
+def test_two_unlearned_models_share_what_base_and_never_give(tmp_path):
+    alone = judged("demo:npo", never="demo:never")
+    judged("demo:rmu", shared=tmp_path)
+    found = judged("demo:npo", shared=tmp_path)
+    assert found.score == alone.score
+    assert found.evidence().drop(columns="seconds").equals(alone.evidence().drop(columns="seconds"))
+    (kept,) = tmp_path.iterdir()
+    judged("demo:npo", shared=tmp_path, n_facts=8)
+    judged("demo:npo", shared=tmp_path, never=None)
+    assert len(list(tmp_path.iterdir())) == 3  # other facts and another control share nothing with these
+    assert kept.is_dir()
+
+
 def test_the_page_needs_nothing_else_and_has_every_test():
     found = judged("demo:rmu")
     text = page(found)
