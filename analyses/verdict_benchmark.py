@@ -19,10 +19,11 @@ import typer
 from unlearning.errors import InputError
 from unlearning.terminal import run_app
 
-CALIBRATION = (1, 2)
-"""Seeds that the rule is fitted on."""
+CALIBRATION = (3, 4)
+"""Seeds that the rule is fitted on. Its form was found on seeds 1 to 4: fitted on 1 and 2, without the spread between
+training runs, it called 4 of the 32 models of 3 and 4 suppressed that hold nothing."""
 
-REPORT = (3, 4)
+REPORT = (6, 7)
 """Seeds that are used for nothing but the report."""
 
 QUICK_SEED = 5
@@ -42,7 +43,7 @@ _EXAMPLES = """\b
 Examples:
   python -m analyses.verdict_benchmark --format html,svg
   python -m analyses.verdict_benchmark --quick
-  python -m analyses.verdict_benchmark --seeds 1,2 --fit dissect/verdict_rule.json
+  python -m analyses.verdict_benchmark --seeds 3,4 --fit dissect/verdict_rule.json
   python -m analyses.verdict_benchmark --seeds 1 --architectures llama --only never-order1,npo-strong
 """
 
@@ -107,7 +108,7 @@ def command(
     ] = None,
     seeds: Annotated[
         str,
-        typer.Option(metavar="LIST", help="Families to build and test; 1 and 2 calibrate, the others are reported."),
+        typer.Option(metavar="LIST", help="Families to build and test; 3 and 4 calibrate, the others are reported."),
     ] = ",".join(map(str, (*CALIBRATION, *REPORT))),
     architectures: Annotated[str, typer.Option(metavar="LIST", help="llama, neox or both.")] = "llama,neox",
     only: Annotated[str | None, typer.Option(metavar="LIST", help="Only these models of each family.")] = None,

@@ -4,8 +4,11 @@
                             of all sets the one whose score is nearest to the true share, where that is known, or a
                             larger one that is as near, since tests that look elsewhere hold where one is blocked
     nothing, everything     by least squares, of the score's line between them
+    spread                  root mean square of the residual of models that never knew, trained in other orders than the
+                            control: of the test of the rule where it is largest
     suppressed_above        twice the highest lower end of a model that holds nothing, at least `MARGIN`
-    erased_below            the highest upper end of nine in ten models that hold nothing
+    erased_below            the highest upper end of nine in ten models that hold nothing, or the lowest of a model that
+                            holds a half or more, if that is lower
 
 Candidates put nothing of the base into the model, say nothing of the facts that are asked, and run in every budget.
 """
@@ -19,6 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from analyses.verdict_constructions import NEVER_KNEW
 from analyses.verdict_measured import EXPRESSED, Measured, largest_residual
 from dissect.verdict_rule import Rule, Score, residual_knowledge
 
@@ -46,6 +50,9 @@ AS_NEAR = 0.001
 MARGIN = 0.05
 """The effect below which a residual is not worth a word, whatever its interval."""
 
+HALF = 0.5
+"""A model that holds this share of the facts is not to be called erased."""
+
 UTILITY_FLOOR = 0.8
 KEPT = 0.9
 """Share of the models that hold nothing whose upper end is below `erased_below`."""
@@ -70,6 +77,7 @@ def fit(models: Sequence[Measured], fitted: Mapping[str, Any]) -> Rule:
         needed=NEEDED,
         nothing=nothing,
         everything=everything,
+        spread=spread_of(models, tests),
         expressed_above=EXPRESSED,
         suppressed_above=1.0,
         erased_below=0.0,
@@ -78,7 +86,8 @@ def fit(models: Sequence[Measured], fitted: Mapping[str, Any]) -> Rule:
         reference={},
     )
     empty = [residual_knowledge(model.residuals, rule) for model in models if model.kind == "erased"]
-    suppressed_above, erased_below = bounds_of(empty)
+    half = [residual_knowledge(one.residuals, rule) for one in known if one.share is not None and one.share >= HALF]
+    suppressed_above, erased_below = bounds_of(empty, half)
     said = {**fitted, "models": len(models), "error": error, "date": datetime.now(UTC).date().isoformat()}
     return replace(rule, suppressed_above=suppressed_above, erased_below=erased_below, fitted=said)
 
@@ -104,9 +113,28 @@ def scale(largest: Float[np.ndarray, " model"], shares: Float[np.ndarray, " mode
     return float(low.flat[best]), float(high.flat[best])
 
 
-def bounds_of(empty: Sequence[Score]) -> tuple[float, float]:
-    """`suppressed_above` and `erased_below`, from the scores of models that hold nothing, to two decimals."""
+def spread_of(models: Sequence[Measured], tests: Sequence[str]) -> float:
+    """How far the residuals of models that never knew are from zero, root mean square, to three decimals.
+
+    Args:
+        models: of the calibration families.
+        tests: of the rule; the one where it is largest counts.
+    """
+    never = [model for model in models if model.made == NEVER_KNEW]
+    found = [[one.residuals[test].rho for one in never if test in one.residuals] for test in tests]
+    known = [[rho for rho in rhos if rho is not None] for rhos in found]
+    return round(max(float(np.sqrt(np.mean(np.square(rhos)))) for rhos in known if rhos), 3)
+
+
+def bounds_of(empty: Sequence[Score], half: Sequence[Score]) -> tuple[float, float]:
+    """`suppressed_above` and `erased_below`, to two decimals.
+
+    Args:
+        empty: scores of models that hold nothing.
+        half: of models that hold a half or more.
+    """
     lows, highs = (np.array([getattr(score, end) for score in empty], dtype=np.float64) for end in ("low", "high"))
     above = max(2 * float(lows.max()), MARGIN)
-    below = float(np.quantile(highs, KEPT, method="higher"))
-    return round(above, 2), float(np.ceil(100 * below + 1) / 100)
+    below = float(np.ceil(100 * np.quantile(highs, KEPT, method="higher") + 1) / 100)
+    holding = min((score.high for score in half if score.high is not None), default=1.0)
+    return round(above, 2), min(below, float(np.floor(100 * holding) / 100))

@@ -65,8 +65,8 @@ def write_report(
     families = sorted(set(frame["family"]))
     text = [
         f"Rule {rule.sha256[:12]}: the largest residual of {', '.join(rule.tests)}, from {rule.nothing:.2f} (nothing) "
-        f"to {rule.everything:.2f} (everything); suppressed where the lower end is above {rule.suppressed_above:.2f}, "
-        f"erased where the upper end is below {rule.erased_below:.2f}.",
+        f"to {rule.everything:.2f} (everything), {rule.spread:.3f} from run to run; suppressed where the lower end is "
+        f"above {rule.suppressed_above:.2f}, erased where the upper end is below {rule.erased_below:.2f}.",
         f"Reported on {', '.join(families)}: {len(frame)} models, {int(frame['collapsed'].sum())} of them broken.",
         _markdown(rates),
         ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in reporting.right_words(frame).items()),

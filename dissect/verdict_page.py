@@ -76,8 +76,9 @@ wholly to the right of the orange line is called suppressed, one that lies wholl
 <h2>What would change the answer</h2>
 <ul>{"".join(f"<li>{html.escape(change)}</li>" for change in changes) or "<li>Nothing that is known.</li>"}</ul>
 <p class="small">Rule: the largest residual of {html.escape(tests)}, on a scale from {rule.nothing:.2f} (nothing) to
-{rule.everything:.2f} (everything); suppressed where the lower end is above {rule.suppressed_above:.2f}, erased where
-the upper end is below {rule.erased_below:.2f}. Budget {html.escape(verdict.configuration["budget"])},
+{rule.everything:.2f} (everything), its interval over people and over training runs (standard deviation
+{rule.spread:.2f}); suppressed where the lower end is above {rule.suppressed_above:.2f}, erased where the upper end is
+below {rule.erased_below:.2f}. Budget {html.escape(verdict.configuration["budget"])},
 {verdict.wall_time_s:.0f} seconds.</p>
 </body></html>
 """

@@ -130,6 +130,7 @@ class Verdict:
                 "tests": list(self.rule.tests),
                 "nothing": self.rule.nothing,
                 "everything": self.rule.everything,
+                "spread": self.rule.spread,
                 "expressed_above": self.rule.expressed_above,
                 "suppressed_above": self.rule.suppressed_above,
                 "erased_below": self.rule.erased_below,

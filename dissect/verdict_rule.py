@@ -4,7 +4,8 @@
 
 over the entries t of the rule that have a residual: tests, or single measures of tests (`relearn_disjoint:accuracy`).
 One attack that brings knowledge back is enough. The largest of several residuals around zero is a little above it,
-which `nothing` takes away. In this order:
+which `nothing` takes away. The score's interval is over people, by bootstrap, and over training runs: two models that
+never knew, trained on the same texts in another order, differ by `spread` under the same attack. In this order:
 
     not unlearned   the answers' probability: lower end of rho above `expressed_above`
     suppressed      lower end of the score above `suppressed_above`
@@ -45,6 +46,7 @@ class Rule:
         needed: those of them without which no model is called erased.
         nothing: largest residual of a model that never knew.
         everything: largest residual of a model that holds all of the knowledge.
+        spread: standard deviation of the residual of a model that never knew, over the orders of its training texts.
         expressed_above: rho of the answers' probability above which nothing was unlearned.
         suppressed_above: score above which knowledge is left.
         erased_below: score below which none is.
@@ -57,6 +59,7 @@ class Rule:
     needed: tuple[str, ...]
     nothing: float
     everything: float
+    spread: float
     expressed_above: float
     suppressed_above: float
     erased_below: float
@@ -125,7 +128,7 @@ def residuals_of(results: Iterable[StressResult], rule: Rule) -> dict[str, Resid
 
 
 def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
-    """The largest residual of the rule's tests, on the rule's scale; draw by draw for the interval.
+    """The largest residual of the rule's tests, on the rule's scale; draw by draw for the interval, and with `spread`.
 
     Args:
         found: as `residuals_of` gives them; of tests of one case, whose draws belong together.
@@ -139,7 +142,9 @@ def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
     draws = [residual.draws for residual in used.values() if residual.draws is not None]
     if len(draws) < len(used) or any(residual.low is None for residual in used.values()):
         return Score(value, None, None, tuple(used), missing)
-    low, high = np.nanquantile(rule.scaled(np.nanmax(draws, axis=0)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    over_people = np.nanmax(draws, axis=0)
+    over_runs = over_people + rule.spread * np.random.default_rng(0).standard_normal(over_people.shape)
+    low, high = np.nanquantile(rule.scaled(over_runs), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Score(value, float(low), float(high), tuple(used), missing)
 
 

@@ -26,6 +26,7 @@ RULE = Rule(
     needed=("logit_lens",),
     nothing=0.0,
     everything=1.0,
+    spread=0.0,
     expressed_above=0.5,
     suppressed_above=0.1,
     erased_below=0.3,

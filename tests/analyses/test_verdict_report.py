@@ -14,7 +14,7 @@ from analyses import verdict_constructions as making
 from analyses import verdict_drawing as drawing
 from analyses import verdict_report as reporting
 from analyses import verdict_writing as writing
-from analyses.verdict_fitting import AT_MOST, CANDIDATES, MARGIN, NEEDED, bounds_of, fit, scale
+from analyses.verdict_fitting import AT_MOST, CANDIDATES, MARGIN, NEEDED, bounds_of, fit, scale, spread_of
 from analyses.verdict_measured import Measured, labelled, largest_residual, rivals
 from dissect.stress.result import PLAIN, Residual, StressResult
 from dissect.verdict_rule import Rule, Score, read_rule
@@ -71,6 +71,7 @@ RULE = Rule(
     needed=("relearn_disjoint",),
     nothing=0.05,
     everything=0.85,
+    spread=0.0,
     expressed_above=0.5,
     suppressed_above=0.1,
     erased_below=0.1,
@@ -102,10 +103,28 @@ def test_a_test_that_finds_what_relearning_misses_is_taken():
 
 def test_the_bounds_come_from_models_that_hold_nothing():
     scores = [Score(0.0, low, low + 0.05, ("relearn_disjoint",), ()) for low in np.linspace(0, 0.06, 21)]
-    above, below = bounds_of(scores)
+    above, below = bounds_of(scores, [])
     assert above == pytest.approx(0.12)
     assert np.mean([score.high < below for score in scores]) >= 0.9
-    assert bounds_of([Score(0.0, 0.0, 0.0, (), ())] * 3)[0] == MARGIN
+    assert bounds_of([Score(0.0, 0.0, 0.0, (), ())] * 3, [])[0] == MARGIN
+
+
+def test_no_model_that_holds_a_half_is_called_erased():
+    empty = [Score(0.0, 0.0, high, ("relearn_disjoint",), ()) for high in np.linspace(0.1, 0.9, 21)]
+    half = [Score(0.5, 0.3, high, ("relearn_disjoint",), ()) for high in (0.457, 0.8)]
+    below = bounds_of(empty, half)[1]
+    assert below == 0.45 and not any(score.high < below for score in half)
+    assert bounds_of(empty, half[1:])[1] == 0.8
+
+
+def test_the_spread_is_that_of_never_models_and_of_no_others():
+    rhos = (0.1, -0.2, 0.05)
+    never = [model(f"never-order{n}", "erased", 0.0, relearn_disjoint=rho) for n, rho in enumerate(rhos)]
+    damaged = replace(model("never-npo", "erased", 0.0, relearn_disjoint=-0.9), made=making.NEVER_DAMAGED)
+    others = [damaged, model("hidden-0", "suppressed", 1.0, relearn_disjoint=0.9)]
+    wanted = round(float(np.sqrt(np.mean(np.square(rhos)))), 3)
+    assert spread_of(never + others, ("relearn_disjoint", "logit_lens")) == wanted
+    assert spread_of(never + others, ("logit_lens",)) == 0.0
 
 
 @given(st.floats(0.0, 0.3), st.floats(0.5, 1.1))

@@ -15,6 +15,7 @@ RULE = Rule(
     needed=("relearning",),
     nothing=0.1,
     everything=0.9,
+    spread=0.0,
     expressed_above=0.5,
     suppressed_above=0.2,
     erased_below=0.1,
@@ -44,6 +45,15 @@ def test_the_score_is_the_largest_residual_on_the_rules_scale():
     draws = [(0.5 - 0.1) / 0.8, (0.5 - 0.1) / 0.8]
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
     assert found.used == ("relearning", "lens", "probe") and found.missing == ()
+
+
+@pytest.mark.parametrize("over_people", [0.0, 0.04])
+def test_the_interval_is_over_people_and_over_runs(over_people):
+    draws = 0.5 + over_people * np.random.default_rng(7).standard_normal(2000)
+    found = residual_knowledge({"lens": residual(0.5, draws=draws)}, replace(RULE, spread=0.03))
+    half_width = 1.96 * np.hypot(over_people, 0.03) / 0.8
+    assert found.value == pytest.approx(0.5)
+    assert (found.low, found.high) == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=0.01)
 
 
 @pytest.mark.parametrize(("rho", "value"), [(-2.0, 0.0), (0.1, 0.0), (0.9, 1.0), (1.3, 1.0)])
