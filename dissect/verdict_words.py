@@ -50,7 +50,8 @@ def sentences(verdict: "Verdict") -> list[str]:
     if not verdict.configuration["never_sha256"]:
         said.append(
             "There was no never model: residuals are compared with chance, so that what the forget answers taught in "
-            "unlearning itself counts as knowledge, and tests without a chance level were left out."
+            "unlearning itself counts as knowledge, and tests without a chance level were left out. On real text "
+            "a model that never knew may do better than chance: without one, `suppressed` is no proof."
         )
     return said
 
