@@ -34,7 +34,7 @@ Examples:
   dissect verdict --base ./base --unlearned ./npo --never ./never --data forget.json --retain retain.json
   dissect verdict --base ./base --unlearned ./npo --never ./never --data forget.json --budget full --format html,pdf
   dissect verdict --base ./base --unlearned ./npo --data tofu.json --retain retain.json --budget quick --facts 48
-  for m in npo dpo; do dissect verdict --base ./base --unlearned ./$m --never ./never --data f.json --shared kept; done
+  dissect verdict --base ./base --unlearned ./npo --never ./never --data forget.json --shared runs/base-and-never
 """
 
 
