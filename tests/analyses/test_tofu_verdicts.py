@@ -17,22 +17,19 @@ from dissect.stress import catalogue
 from dissect.stress.catalogue import Entry
 from dissect.stress.expressed import expressed
 from dissect.stress.lenses import logit_lens
-from dissect.verdict_rule import Rule
+from dissect.verdict_rule import frozen_rule
 from tests.unlearning.helpers import build_tiny_llama, build_tokenizer
 from unlearning.errors import InputError
 
-RULE = Rule(
+RULE = replace(
+    frozen_rule(),
     tests=("logit_lens",),
     needed=("logit_lens",),
     nothing=0.0,
     everything=1.0,
     spread=0.0,
-    expressed_above=0.5,
     suppressed_above=0.1,
     erased_below=0.3,
-    utility_floor=0.8,
-    fitted={},
-    reference={},
 )
 
 CHEAP = [Entry(test.__name__, dict.fromkeys(catalogue.BUDGETS, test)) for test in (expressed, logit_lens)]
