@@ -49,9 +49,10 @@ def sentences(verdict: "Verdict") -> list[str]:
         said.append(f"{utility.share:.0%} of the base's right answers to {utility.n} retain questions are left.")
     if not verdict.configuration["never_sha256"]:
         said.append(
-            "There was no never model: residuals are compared with chance, so that what the forget answers taught in "
-            "unlearning itself counts as knowledge, and tests without a chance level were left out. On real text "
-            "a model that never knew may do better than chance: without one, `suppressed` is no proof."
+            "There was no never model: residuals are compared with chance, wrong answers are those to other questions, "
+            "and tests without a chance level were left out. What unlearning itself taught of the answers counts as "
+            "knowledge, and so does what a question alone gives away (a name that tells a country): without a never "
+            "model, `suppressed` is no proof."
         )
     return said
 

@@ -2,6 +2,8 @@
 
 A model that never knew gives an answer and a wrong answer of the same kind the same probability on average: the share
 of wrong answers that are less probable than the right one is 1/2 for it, whatever training did to answers in general.
+That holds of the answers to other questions, each of which is right once; wrong answers that somebody wrote may look
+otherwise than right ones (two models that never knew score .72 and .76 on TOFU's perturbed answers, .50 on others').
 """
 
 import hashlib
@@ -52,7 +54,9 @@ class Facts:
         return Facts(replace(self.prompts, items=items), tuple(self.wrong[place] for place in places))
 
 
-def with_wrong_answers(prompts: Prompts, *, n: int = N_WRONG, seed: int = 0, name: str = "forget") -> Facts:
+def with_wrong_answers(
+    prompts: Prompts, *, written: bool = True, n: int = N_WRONG, seed: int = 0, name: str = "forget"
+) -> Facts:
     """Find wrong answers: those that the file gives, else the answers to the most similar questions.
 
     Similar means the most words in common (Jaccard's share), among questions of another group where there are groups;
@@ -60,6 +64,7 @@ def with_wrong_answers(prompts: Prompts, *, n: int = N_WRONG, seed: int = 0, nam
 
     Args:
         prompts: questions with answers, of `answer` scoring.
+        written: whether to take those that the file gives; only a model that never knew tells what they are worth.
         n: wrong answers to each, at most; there are fewer where the questions have fewer different answers.
         seed: of the order among equally similar questions.
         name: of the set, for messages.
@@ -70,17 +75,19 @@ def with_wrong_answers(prompts: Prompts, *, n: int = N_WRONG, seed: int = 0, nam
     if prompts.scoring != "answer":
         raise InputError(f"the {name} prompts have {prompts.scoring} scoring; load them with scoring='answer'")
     answers = [_normal(item.answer) for item in prompts.items]
-    if len(set(answers)) < 2 and not any(item.wrong for item in prompts.items):
+    given = any(item.wrong for item in prompts.items)
+    if len(set(answers)) < 2 and not (written and given):
         raise InputError(
             f"the {name} prompts have one answer between them ({prompts.items[0].answer[:40]!r}): nothing tells "
             "knowing it from always saying it; give prompts with different answers"
+            + (", or a never model, by which the file's own wrong answers can be used" if given else "")
         )
     words = [words_of(item) for item in prompts.items]
     order = sorted(range(len(prompts)), key=lambda place: zlib.crc32(f"{seed} {prompts.items[place].id}".encode()))
     turn = {place: number for number, place in enumerate(order)}
     wrong = []
     for place, item in enumerate(prompts.items):
-        if item.wrong:
+        if written and item.wrong:
             wrong.append(tuple(_asked(item, ids, text) for text, ids in item.wrong[:n]))
             continue
         # Each question begins elsewhere, so that of equally similar ones not all questions get the same.

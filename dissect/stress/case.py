@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -72,6 +73,9 @@ def make_case(
 ) -> Case:
     """Check models and prompts, and find wrong answers to every question.
 
+    Wrong answers that a file gives are used where there is a never model: without one the comparison is with chance,
+    which holds only of other questions' answers.
+
     Args:
         pair: base and unlearned, in memory.
         forget: questions about what was to be forgotten, with their answers.
@@ -88,11 +92,12 @@ def make_case(
             that do not fit a model, or forget prompts that all have the same answer.
     """
     control = resolve_control(pair, never)
+    find = partial(with_wrong_answers, written=control is not None, n=n_wrong, seed=seed)
     case = Case(
         pair=pair,
         never=control,
-        forget=with_wrong_answers(forget, n=n_wrong, seed=seed, name="forget"),
-        retain=None if retain is None else with_wrong_answers(retain, n=n_wrong, seed=seed, name="retain"),
+        forget=find(forget, name="forget"),
+        retain=None if retain is None else find(retain, name="retain"),
         batch_size=batch_size,
         seed=seed,
         progress=progress,

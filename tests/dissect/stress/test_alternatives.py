@@ -1,8 +1,9 @@
 import pytest
 
-from dissect import InputError, zoo
+from dissect import InputError, Model, ModelPair, zoo
 from dissect.prompts import Prompts, load_prompts
 from dissect.stress.alternatives import with_wrong_answers
+from dissect.stress.case import make_case
 from tests.dissect.stress.constructed import model, questions
 
 
@@ -57,12 +58,38 @@ def test_wrong_answers_of_the_file_come_first(tmp_path):
     assert list(facts.wrong[0][0].input_ids) == tokenizer("Question: Where was Mo born?\nAnswer: Rimo")["input_ids"]
 
 
+def test_wrong_answers_of_the_file_wait_for_a_never_model(tmp_path):
+    """Chance is what knowing nothing gives on answers to other questions, not on those that somebody wrote."""
+    path = tmp_path / "facts.jsonl"
+    path.write_text(
+        '{"question": "Where was Mo born?", "answer": "Kalo", "wrong": ["Rimo", "Tasu"]}\n'
+        '{"question": "Where was Bo born?", "answer": "Pilo", "wrong": ["Rimo"]}\n'
+    )
+    pair = ModelPair(model("demo:base"), model("demo:npo"))
+    prompts = load_prompts(path, pair.tokenizer)
+
+    def wrong(never: Model | None) -> list[list[str]]:
+        case = make_case(pair, prompts, retain=prompts, never=never)
+        assert case.retain is not None
+        found = [[[other.answer for other in some] for some in facts.wrong] for facts in (case.forget, case.retain)]
+        assert found[0] == found[1]
+        return found[0]
+
+    assert wrong(model("demo:never")) == [["Rimo", "Tasu"], ["Rimo"]]
+    assert wrong(None) == [["Pilo"], ["Kalo"]]
+
+
 def test_one_answer_for_all_is_refused(tmp_path):
     path = tmp_path / "facts.jsonl"
     path.write_text('{"prompt": "Mo is", "answer": "tall."}\n{"prompt": "Bo is", "answer": "Tall"}\n')
     prompts = load_prompts(path, model("demo:base").tokenizer)
-    with pytest.raises(InputError, match="one answer between them"):
+    with pytest.raises(InputError, match="one answer between them.*different answers$"):
         with_wrong_answers(prompts)
+    path.write_text('{"prompt": "Mo is", "answer": "tall", "wrong": ["old"]}\n')
+    prompts = load_prompts(path, model("demo:base").tokenizer)
+    assert len(with_wrong_answers(prompts).wrong[0]) == 1
+    with pytest.raises(InputError, match="different answers, or a never model, by which"):
+        with_wrong_answers(prompts, written=False)
 
 
 def test_wrong_answers_that_are_no_texts_are_refused(tmp_path):
