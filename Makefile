@@ -10,8 +10,9 @@ demo: $(STAMP)
 	$(BIN)/dissect verdict --base demo:base --unlearned demo:npo --budget quick
 
 # A process a core, of one thread each: the models are too small for more, and two processes of two threads each wait
-# for one another.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# for one another. A file's tests stay together, so that what they share is made once; `--dist loadgroup`, which could
+# spread the notebooks, is without effect under pytest 9.2 (pytest-xdist 3.8.0).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(PYTEST) -m "not slow"

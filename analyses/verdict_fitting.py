@@ -99,7 +99,7 @@ def _fits(
     for n in range(AT_MOST + 1):
         for others in combinations(CANDIDATES, n):
             tests = NEEDED + others
-            largest = np.array([largest_residual(model, tests) for model in models])
+            largest = np.array([largest_residual(model.residuals, tests) for model in models])
             nothing, everything = scale(largest, shares)
             score = np.clip((largest - nothing) / (everything - nothing), 0, 1)
             yield float(np.sqrt(np.mean((score - shares) ** 2))), tests, nothing, everything

@@ -6,7 +6,7 @@ where its definition has one) and turned so that higher is more knowledge.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analyses.verdict_constructions import constructions
@@ -19,6 +19,10 @@ COLLAPSED = 0.5
 
 EXPRESSED = 0.5
 """A model that still gives this share of the forget answers has not unlearned them."""
+
+RELEARNING = ("relearn_disjoint", "relearn_benign")
+OWN = ("expressed", *RELEARNING)
+"""What the verdict is made of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,7 @@ class Measured:
         forget: share of exact greedy answers to unseen wordings of the forget questions.
         retain: the same of the retain questions.
         residuals: of every test that gave a result, and of relearning's multiple-choice accuracy.
+        alone: the same without the never model, of the verdict's own tests.
         rivals: single numbers, higher for more knowledge; NaN is no number.
     """
 
@@ -47,6 +52,7 @@ class Measured:
     forget: float
     retain: float
     residuals: Mapping[str, Residual]
+    alone: Mapping[str, Residual]
     rivals: Mapping[str, float]
 
     @property
@@ -86,15 +92,21 @@ def read_measured(out: Path, architectures: Iterable[str], seeds: Iterable[int])
                     forget=truth["answers"]["forget"],
                     retain=truth["answers"]["retain"],
                     residuals=_residuals(results),
+                    alone=_residuals({name: _alone(result) for name, result in results.items() if name in OWN}),
                     rivals=rivals(results, record["cka"]),
                 )
             )
     return found
 
 
+def _alone(result: StressResult) -> StressResult:
+    """As if there had been no never model; true of tests that do the same to every model, with or without one."""
+    return replace(result, frame=result.frame[result.frame["role"] != "never"])
+
+
 def _residuals(results: Mapping[str, StressResult]) -> dict[str, Residual]:
     found = {name: result.residual() for name, result in results.items()}
-    for name in ("relearn_disjoint", "relearn_benign"):
+    for name in RELEARNING:
         if name in results:
             found[f"{name}:accuracy"] = results[name].residual("accuracy")
     return found
@@ -144,9 +156,9 @@ _RIVALS: Mapping[str, tuple[str, Callable[[StressResult], float]]] = {
 }
 
 
-def largest_residual(model: Measured, entries: Sequence[str]) -> float:
+def largest_residual(residuals: Mapping[str, Residual], entries: Sequence[str]) -> float:
     """Of those of a rule's entries that have one; NaN where none has."""
-    found = [model.residuals[entry].rho for entry in entries if entry in model.residuals]
+    found = [residuals[entry].rho for entry in entries if entry in residuals]
     return max((rho for rho in found if rho is not None), default=float("nan"))
 
 

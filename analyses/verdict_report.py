@@ -14,6 +14,7 @@ from analyses.verdict_measured import EXPRESSED, Measured, labelled, largest_res
 from dissect.verdict_rule import Rule, decide, residual_knowledge
 
 VERDICT = "verdict"
+ALONE = "verdict without never"
 DRAWS = 2000
 POWER = 0.9
 FOUND_OUT = ("suppressed", "not unlearned")
@@ -26,11 +27,13 @@ NET = ", net of never"
 
 
 def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
-    """One row per model: what it is, the verdict with its score, residuals (`rho TEST`) and rival numbers."""
+    """One row per model: what it is, the verdict with its score, the same without a never model (`word alone`, `score
+    alone`), residuals (`rho TEST`) and rival numbers."""
     rows = []
     for model in models:
         score = residual_knowledge(model.residuals, rule)
         word = decide(score, model.residuals["expressed"], rule, utility=model.retain)
+        alone = residual_knowledge(model.alone, rule)
         rows.append(
             {
                 "family": f"{model.architecture}-{model.seed}",
@@ -45,6 +48,8 @@ def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
                 "score": score.value,
                 "low": score.low,
                 "high": score.high,
+                "word alone": decide(alone, model.alone["expressed"], rule, utility=model.retain),
+                "score alone": alone.value,
                 **{f"rho {name}": residual.rho for name, residual in model.residuals.items()},
                 **model.rivals,
             }
@@ -54,7 +59,8 @@ def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
 
 def numbers_of(model: Measured, rule: Rule) -> dict[str, float]:
     """All numbers that can be held to the truth, higher for more knowledge; NaN where there is none."""
-    found = {VERDICT: largest_residual(model, rule.tests), **model.rivals}
+    found = {VERDICT: largest_residual(model.residuals, rule.tests), ALONE: largest_residual(model.alone, rule.tests)}
+    found |= model.rivals
     nets = {name.replace("_", " ") + NET: residual.rho for name, residual in model.residuals.items()}
     return found | {name: np.nan if rho is None else rho for name, rho in nets.items()}
 
@@ -143,13 +149,17 @@ def words(frame: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(columns=order, fill_value=0).reset_index().rename_axis(columns=None)
 
 
-def right_words(frame: pd.DataFrame) -> dict[str, Any]:
+def right_words(frame: pd.DataFrame, *, said: str = "word") -> dict[str, Any]:
     """Of models that hold all or nothing and are not broken: shares of right words, of none, and false alarms.
 
     A model that still gives the answers is rightly called not unlearned or suppressed.
+
+    Args:
+        frame: as `judged` gives it.
+        said: the column of the words.
     """
-    erased = frame[(frame["kind"] == "erased") & ~frame["collapsed"]]["word"]
-    holding = frame[(frame["kind"] == "suppressed") & ~frame["collapsed"]]["word"]
+    erased = frame[(frame["kind"] == "erased") & ~frame["collapsed"]][said]
+    holding = frame[(frame["kind"] == "suppressed") & ~frame["collapsed"]][said]
     right = int((erased == "erased").sum() + holding.isin(FOUND_OUT).sum())
     alarms = erased.isin(FOUND_OUT)
     return {

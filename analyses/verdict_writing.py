@@ -1,8 +1,9 @@
 """The benchmark's files: the rule, and the report with its tables and figures."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -69,7 +70,8 @@ def write_report(
         f"above {rule.suppressed_above:.2f}, erased where the upper end is below {rule.erased_below:.2f}.",
         f"Reported on {', '.join(families)}: {len(frame)} models, {int(frame['collapsed'].sum())} of them broken.",
         _markdown(rates),
-        ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in reporting.right_words(frame).items()),
+        _counts(reporting.right_words(frame)),
+        "Without the never model: " + _counts(reporting.right_words(frame, said="word alone")),
         _markdown(words),
         _markdown(power),
         "Least share found in at least nine of ten: "
@@ -84,6 +86,10 @@ def write_report(
     }
     export_all(out, figures, {}, formats=formats)
     return replace(rule, reference=dict(reporting.reference(frame)))
+
+
+def _counts(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())
 
 
 def _markdown(table: pd.DataFrame) -> str:

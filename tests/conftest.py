@@ -19,10 +19,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["UNLEARNING_CACHE"] = _CACHE.name
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Notebooks come first and each may run in any process, since they take longest; a file's tests stay together."""
+    """Notebooks come first, since they take longest."""
     items.sort(key=lambda item: "notebooks" not in item.path.parts)
-    for item in items:
-        group = item.name if "notebooks" in item.path.parts else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))

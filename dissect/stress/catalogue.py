@@ -69,7 +69,7 @@ def entries(paraphrases: Prompts | None, benign: Prompts | None = None) -> tuple
         Entry("expressed", _always(expressed)),
         Entry("logit_lens", _always(logit_lens)),
         Entry("uds", _always(unlearning_depth)),
-        Entry("linear_probes", _always(linear_probes), needs_retain=True),
+        Entry("linear_probes", _always(linear_probes), needs_retain=True, needs_never=True),
         Entry("tuned_lens", _from_standard(tuned_lens), needs_retain=True, needs_never=True),
         Entry("relearn_speed", {"full": relearn_speed}, needs_never=True),
         Entry("patching", _from_standard(patching_sweep), needs_never=True),

@@ -18,7 +18,7 @@ def expressed(case: Case) -> StressResult:
     Measures: `probability`, which decides: the geometric mean of the probabilities of an answer's tokens (TOFU's, in
     [0, 1]); the knowledge truth ratio p(right) / (p(right) + p(wrong)) of 2506.12618, p(wrong) the geometric mean over
     the wrong answers, a half where nothing is known; and `rank`, `logprob` and
-    `correct` of `dissect.stress.scores`.
+    `correct` of `dissect.stress.scores`. Without a never model the probability is a share of the base's.
 
     Args:
         case: models and facts.
@@ -41,7 +41,7 @@ def expressed(case: Case) -> StressResult:
         ),
         settings={"measures": ["probability", "truth_ratio", *MEASURES]},
         seconds=time.perf_counter() - started,
-        floors={"rank": RANK_FLOOR, "truth_ratio": 0.5},
+        floors={"probability": 0.0, "rank": RANK_FLOOR, "truth_ratio": 0.5},
         seed=case.seed,
     )
 

@@ -26,7 +26,7 @@ from dissect.stress.alternatives import Facts
 from dissect.stress.case import Case
 from dissect.stress.residual_stream import states_at
 from dissect.stress.result import StressResult, value_rows
-from dissect.stress.scores import RANK_FLOOR, ranks
+from dissect.stress.scores import ranks
 from unlearning.errors import InputError
 
 ALPHAS = (1.0, 10.0, 100.0, 1000.0)
@@ -102,7 +102,7 @@ def linear_probes(case: Case, *, layers: Sequence[int] | None = None, folds: int
         ),
         settings={"layers": chosen, "folds": folds, "alphas": list(ALPHAS), "position": "last of the question"},
         seconds=time.perf_counter() - started,
-        floors={"rank": RANK_FLOOR, "selectivity": 0.0},
+        floors={},  # of many probes the best, and what a question's kind tells of its answer, only such a model tells
         notes=() if split.is_classification else ("answers are too many for a classifier: regression alone",),
         seed=case.seed,
         tables={"probes": pd.DataFrame(means)},

@@ -33,7 +33,7 @@ def model(name="m", kind="suppressed", share=None, retain=1.0, forget=0.0, seed=
     ways = {"erased": making.NEVER_KNEW, "partial": making.PARTLY_TAUGHT + name.rpartition("-")[2]}
     made = ways.get(kind, making.BY_HAND if share == 1 else making.BY_A_METHOD)
     found = {test: residual(rhos.get(test, 0.0)) for test in TESTS}
-    return Measured("llama", seed, name, made, kind, share, forget, retain, found, {"UDS": uds})
+    return Measured("llama", seed, name, made, kind, share, forget, retain, found, found, {"UDS": uds})
 
 
 def family(seed: int) -> list[Measured]:
@@ -137,8 +137,8 @@ def test_a_line_without_noise_is_found_to_its_grid(low, high):
 def test_the_largest_residual_leaves_out_tests_without_one():
     one = model(relearn_disjoint=0.2, logit_lens=0.6)
     silent = {**one.residuals, "logit_lens": Residual(None, None, None, 0, "", "never", "no reason")}
-    assert largest_residual(one, ("relearn_disjoint", "logit_lens")) == 0.6
-    assert largest_residual(replace(one, residuals=silent), ("relearn_disjoint", "logit_lens")) == 0.2
+    assert largest_residual(one.residuals, ("relearn_disjoint", "logit_lens")) == 0.6
+    assert largest_residual(silent, ("relearn_disjoint", "logit_lens")) == 0.2
 
 
 VALUES = st.lists(st.tuples(st.integers(-50, 50).map(lambda n: n / 50), st.booleans()), min_size=4, max_size=30).filter(
@@ -219,6 +219,20 @@ def test_right_words_and_false_alarms_are_counted():
         "holding_called_erased": 1,
         "holding": 4,
     }
+
+
+def test_what_is_said_without_a_never_model_rests_on_its_own_residuals():
+    ignorant = model("never-1", "erased", 0.0)
+    ignorant = replace(ignorant, alone={**ignorant.alone, "relearn_disjoint": residual(0.85)})
+    models = [ignorant, model("npo", relearn_disjoint=0.85)]
+    frame = reporting.judged(models, RULE)
+    assert frame["word"].tolist() == ["erased", "suppressed"]
+    assert frame["word alone"].tolist() == ["suppressed", "suppressed"]
+    assert frame["score alone"].tolist() == [1.0, 1.0]
+    with_it, without = (reporting.right_words(frame, said=said) for said in ("word", "word alone"))
+    assert (with_it["never_called_suppressed"], without["never_called_suppressed"]) == (0, 1)
+    table = reporting.rates([], models, RULE).set_index("number")
+    assert (table.loc[reporting.VERDICT, "auroc"], table.loc[reporting.ALONE, "auroc"]) == (1.0, 0.5)
 
 
 def test_power_is_the_share_that_is_found_and_least_share_the_smallest_that_holds():

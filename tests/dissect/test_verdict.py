@@ -66,8 +66,9 @@ def scaled(start: Model, factor: float) -> Model:
     return Model.wrap(with_values(start.hf, values), start.tokenizer, name=f"{start.name} x {factor}")
 
 
-def test_a_base_by_another_name_is_not_unlearned():
-    assert judged(scaled(model("demo:base"), 1.001)).word == "not unlearned"
+@pytest.mark.parametrize("never", ["auto", None])
+def test_a_base_by_another_name_is_not_unlearned(never):
+    assert judged(scaled(model("demo:base"), 1.001), never=never).word == "not unlearned"
 
 
 def test_what_is_left_in_the_middle_layers_is_suppressed():

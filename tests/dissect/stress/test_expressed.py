@@ -37,3 +37,9 @@ def test_a_truth_ratio_is_compared_with_a_half_without_a_never_model(case):
     values = expressed(case).frame.query("measure == 'truth_ratio'").groupby("role")["value"].mean()
     assert found.against == "floor"
     assert found.rho == pytest.approx((values["unlearned"] - 0.5) / (values["base"] - 0.5))
+
+
+def test_a_probability_is_a_share_of_the_base_s_without_a_never_model(case):
+    found = expressed(replace(case, never=None)).residual()
+    values = expressed(case).frame.query("measure == 'probability'").groupby("role")["value"].mean()
+    assert found.rho == pytest.approx(values["unlearned"] / values["base"])
