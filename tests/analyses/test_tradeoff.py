@@ -198,6 +198,7 @@ def test_the_whole_on_models_that_know_nothing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(
         tradeoff_models.build_models, "__kwdefaults__", {"recipe": tiny, "device": "cpu", "progress": False}
     )
+    monkeypatch.setattr(tradeoff_models, "read_world", few_of_each)
     monkeypatch.setattr(tradeoff, "STEPS", {"forget01": 2})
     monkeypatch.setattr(
         tradeoff.train_runs, "__kwdefaults__", {**tradeoff.train_runs.__kwdefaults__, "steps": {"forget01": 2}}

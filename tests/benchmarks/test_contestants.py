@@ -26,7 +26,7 @@ def test_contestant_gets_the_krs_of_plain_hooks(name: str, side: Side) -> None:
 
 
 @pytest.mark.skipif(find_spec("nnsight") is None, reason="nnsight is not installed: pip install nnsight")
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 def test_nnsight_gets_the_krs_of_plain_hooks(side: Side, tmp_path: Path) -> None:
     # In a process of its own: nnsight mounts a method on every object of the interpreter that imports it.
     found = krs_in_own_process("nnsight", side, tmp_path / "krs.npy")

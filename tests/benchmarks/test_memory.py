@@ -72,6 +72,7 @@ def n_bytes(*, matrices: bool) -> int:
     return sum(2 * size.numel() for size in tensor_sizes(SHAPES["tiny"]).values() if (len(size) > 1) == matrices)
 
 
+@pytest.mark.slow
 def test_remove_leaves_nothing(tmp_path: Path) -> None:
     outcome = call_main(main, "--shape", "tiny", "--disk", tmp_path, "--remove", "--window", "9")
     assert_refused(outcome, "dissect patch exited with 2")

@@ -112,6 +112,7 @@ def _at(row: int, shift: float) -> tuple[Any, Any]:
     return torch.tensor([row]), torch.full((1, 3), shift, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_the_account_adds_up_to_the_sweep_and_counts_what_the_plan_counts(tmp_path: Path) -> None:
     outcome = call_main(main, "--quick", "--against", "notebook", "--account", "--json", tmp_path / "a.json")
     assert outcome.code == 0, outcome.err
