@@ -41,7 +41,7 @@ def attacked(name: str, test: Callable[[Case], StressResult], case: Case, shared
         return found
     try:
         parts = {part: read_frame(shared / f"{part}.parquet") for part in json.loads(record.read_text())["parts"]}
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{record}: not what a verdict keeps ({error}); remove {shared}") from None
     found = test(replace(case, only="unlearned"))
     whole = {

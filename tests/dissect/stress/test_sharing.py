@@ -65,8 +65,9 @@ def test_what_was_cut_off_is_attacked_again(cases, tmp_path):
     assert seen == [None]
 
 
-def test_a_file_that_is_no_record_is_refused(cases, tmp_path):
-    (tmp_path / "logit_lens.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_file_that_is_no_record_is_refused(content, cases, tmp_path):
+    (tmp_path / "logit_lens.json").write_text(content)
     with pytest.raises(InputError, match="not what a verdict keeps .*; remove"):
         attacked("logit_lens", logit_lens, cases[0], tmp_path)
 
