@@ -54,12 +54,13 @@ def interpolation(case: Case, *, steps: Sequence[float] = STEPS) -> StressResult
     base = case.pair.base
     scored: list[tuple[str, str, FactScores]] = []
     points = []
+    ends = score_facts(base, case.forget, batch_size=case.batch_size)
     for role, model in case.models.items():
+        if role == "base":  # which goes nowhere
+            scored.append((role, PLAIN, ends))
+            continue
         found = {0.0: score_facts(model, case.forget, batch_size=case.batch_size)}
         scored.append((role, PLAIN, found[0.0]))
-        if role == "base":  # which goes nowhere
-            ends = found[0.0]
-            continue
         for t in steps:
             found[t] = score_facts(moved(model, base, t), case.forget, batch_size=case.batch_size)
             scored.append((role, _variant(t), found[t]))
