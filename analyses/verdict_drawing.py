@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analyses import verdict_constructions as making
-from analyses.verdict_report import NET, POWER, VERDICT
+from analyses.verdict_report import ALONE, NET, POWER, VERDICT
 from dissect.figures import COLOURS, FONT, MARKERS, whiskers
 from dissect.verdict_rule import Rule
 
@@ -78,15 +78,11 @@ def rates_figure(table: pd.DataFrame) -> go.Figure:
         table: as `verdict_report.rates` gives it.
     """
     chart = go.Figure()
+    ours, net = table["number"].isin((VERDICT, ALONE)), table["number"].str.endswith(NET)
     kinds = (
-        ("verdict", table["number"] == VERDICT, "#D55E00", "diamond"),
-        ("residuals, net of a never model", table["number"].str.endswith(NET), "#0072B2", "circle"),
-        (
-            "numbers as papers quote them",
-            ~table["number"].str.endswith(NET) & (table["number"] != VERDICT),
-            "#000000",
-            "square",
-        ),
+        ("verdict", ours, "#D55E00", "diamond"),
+        ("residuals, net of a never model", net, "#0072B2", "circle"),
+        ("numbers as papers quote them", ~ours & ~net, "#000000", "square"),
     )
     for name, chosen, colour, marker in kinds:
         rows = table[chosen]
