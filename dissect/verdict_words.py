@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 MEANING = {
     "not unlearned": "The model still gives the answers that were to be forgotten.",
     "suppressed": "The answers are gone from what the model says, and knowledge of them is left inside.",
-    "erased": "No test of this budget finds more of the knowledge than in a model that never had it.",
+    "erased": "No test of this budget finds more of the knowledge than {nothing} shows.",
     "inconclusive": "The tests neither find the knowledge nor rule it out.",
 }
 
@@ -25,12 +25,14 @@ def sentences(verdict: "Verdict") -> list[str]:
             f"Utility is gone: {utility.share:.0%} of the base's right answers to {utility.n} retain questions are "
             "left. Such a model is broken, not unlearned; what follows is said of a broken model."
         )
-    said.append(MEANING[verdict.word])
+    alone = not verdict.configuration["never_sha256"]
+    nothing = "guessing" if alone else "a model that never knew"
+    said.append(MEANING[verdict.word].format(nothing=nothing))
     if score.value is not None:
         interval = "" if score.low is None else f" (95 % interval {score.low:.2f} to {score.high:.2f})"
         said.append(
-            f"Residual knowledge {score.value:.2f}{interval} on a scale from 0, a model that never knew, to 1, the "
-            f"base; from {_listed(_tests(score.used))}."
+            f"Residual knowledge {score.value:.2f}{interval} on a scale from 0, {nothing}, to 1, the base; "
+            f"from {_listed(_tests(score.used))}."
         )
     found = verdict.residuals
     proven = [r for r in verdict.results if r.rung > 0 and (found[r.test].low or 0.0) > verdict.rule.suppressed_above]
@@ -47,7 +49,7 @@ def sentences(verdict: "Verdict") -> list[str]:
         )
     if utility is not None and not utility.collapsed:
         said.append(f"{utility.share:.0%} of the base's right answers to {utility.n} retain questions are left.")
-    if not verdict.configuration["never_sha256"]:
+    if alone:
         said.append(
             "There was no never model: residuals are compared with chance, wrong answers are those to other questions, "
             "and tests without a chance level were left out. What unlearning itself taught of the answers counts as "

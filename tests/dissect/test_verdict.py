@@ -81,7 +81,7 @@ def test_what_is_left_in_the_middle_layers_is_suppressed():
 def test_a_second_never_model_is_erased():
     """Here the control itself by another name: rho is 0 but for the head's scale, which no measure of ranks sees."""
     found = judged(scaled(model("demo:never"), 1.001))
-    assert found.word == "erased"
+    assert found.word == "erased" and "than a model that never knew shows" in sentences(found)[0]
     said = " ".join(sentences(found))
     assert "1 tests of the budget quick" in said and "an attack that was not tried" in said
 
@@ -98,6 +98,8 @@ def test_without_a_never_model_it_says_so():
     assert found.word == "suppressed"
     assert found.evidence()["against"].tolist() == ["floor", "floor"]
     assert "no never model" in " ".join(sentences(found)) and "--never" in " ".join(advice(found))
+    assert "from 0, guessing, to 1" in " ".join(sentences(found))
+    assert "than guessing shows" in sentences(replace(found, word="erased"))[0]
 
 
 def test_a_verdict_is_saved_resumed_and_read_back(tmp_path, two_tests):
