@@ -18,13 +18,15 @@ RUNG_COLOURS = {rung: COLOURS[rung] for rung in range(5)}
 
 
 def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """Every test's residual with its 95 % interval, up the claim ladder: 0 is a model that never knew, 1 the base.
+    """Every test's residual with its 95 % interval, up the claim ladder: 0 is a model that never knew, or chance where
+    there is none, 1 the base.
 
     Args:
         evidence: as `Verdict.evidence` gives it.
         title: of the whole.
     """
     chart = go.Figure()
+    nothing, attacked = ("chance", "chance") if (evidence["against"] == "floor").all() else ("never", "attacked never")
     order = list(evidence["test"])
     for rung, rows in evidence.groupby("rung", sort=False):
         known = rows[rows["rho"].notna()]
@@ -44,11 +46,11 @@ def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
                 "%{customdata[2]} facts<extra></extra>",
             )
         )
-    for x, text in ((0.0, "never knew"), (1.0, "base")):
+    for x, text in ((0.0, "chance" if nothing == "chance" else "never knew"), (1.0, "base")):
         chart.add_vline(x=x, line={"color": "#888888", "dash": "dot", "width": 1}, annotation_text=text)
     chart.update_yaxes(categoryorder="array", categoryarray=order, ticktext=_labels(order), tickvals=order)
     chart.update_xaxes(
-        title_text="residual ρ = (attacked unlearned − attacked never) / (base − never)",
+        title_text=f"residual ρ = (attacked unlearned − {attacked}) / (base − {nothing})",
         range=[LOWEST - 0.05, max(1.15, *evidence["high"].dropna().astype(float), 1.15) + 0.05],
     )
     chart.update_layout(

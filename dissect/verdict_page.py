@@ -46,6 +46,7 @@ def page(verdict: "Verdict") -> str:
     said, changes = sentences(verdict), advice(verdict)
     names = pair_title(verdict.provenance)
     control = verdict.provenance.get("never")
+    beyond = "the same test finds in a model that never knew" if control else "guessing gives"
     rows = "\n".join(
         "<tr>"
         + f"<td>{row['rung']} {html.escape(row['claim'])}</td><td>{html.escape(row['test'].replace('_', ' '))}</td>"
@@ -62,8 +63,8 @@ def page(verdict: "Verdict") -> str:
 <p class="word">{html.escape(verdict.word)}</p>
 {"".join(f'<p class="first">{html.escape(sentence)}</p>' for sentence in said)}
 <h2>Evidence</h2>
-<p>Each dot is one test: how much of the base's knowledge comes back or can be read, beyond what the same test finds in
-a model that never knew. Bars are 95 % intervals. Higher rungs are stronger claims.</p>
+<p>Each dot is one test: how much of the base's knowledge comes back or can be read, beyond what
+{beyond}. Bars are 95 % intervals. Higher rungs are stronger claims.</p>
 {figures[0]}
 <h2>How this compares</h2>
 <p>Dots are models whose truth is known by construction and that the rule was not fitted on. An interval that lies

@@ -100,6 +100,11 @@ class Verdict:
         return evidence_figure(self.evidence(), title=self.title)
 
     @property
+    def nothing(self) -> str:
+        """What residuals are compared with: a residual of 0, for a reader."""
+        return "a model that never knew" if self.configuration["never_sha256"] else "guessing"
+
+    @property
     def title(self) -> str:
         """`base → unlearned: word`."""
         from dissect.tidy import pair_title

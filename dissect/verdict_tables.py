@@ -50,7 +50,7 @@ def _evidence_table(verdict: "Verdict") -> Table:
             f"{row['seconds']:.0f}",
         )
         before = rung
-    table.caption = "* counts in the score; rho: 0 as a model that never knew, 1 as the base"
+    table.caption = f"* counts in the score; rho: 0 as {verdict.nothing}, 1 as the base"
     return table
 
 

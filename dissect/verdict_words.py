@@ -25,13 +25,11 @@ def sentences(verdict: "Verdict") -> list[str]:
             f"Utility is gone: {utility.share:.0%} of the base's right answers to {utility.n} retain questions are "
             "left. Such a model is broken, not unlearned; what follows is said of a broken model."
         )
-    alone = not verdict.configuration["never_sha256"]
-    nothing = "guessing" if alone else "a model that never knew"
-    said.append(MEANING[verdict.word].format(nothing=nothing))
+    said.append(MEANING[verdict.word].format(nothing=verdict.nothing))
     if score.value is not None:
         interval = "" if score.low is None else f" (95 % interval {score.low:.2f} to {score.high:.2f})"
         said.append(
-            f"Residual knowledge {score.value:.2f}{interval} on a scale from 0, {nothing}, to 1, the base; "
+            f"Residual knowledge {score.value:.2f}{interval} on a scale from 0, {verdict.nothing}, to 1, the base; "
             f"from {_listed(_tests(score.used))}."
         )
     found = verdict.residuals
@@ -49,7 +47,7 @@ def sentences(verdict: "Verdict") -> list[str]:
         )
     if utility is not None and not utility.collapsed:
         said.append(f"{utility.share:.0%} of the base's right answers to {utility.n} retain questions are left.")
-    if alone:
+    if not verdict.configuration["never_sha256"]:
         said.append(
             "There was no never model: residuals are compared with chance, wrong answers are those to other questions, "
             "and tests without a chance level were left out. What unlearning itself taught of the answers counts as "

@@ -100,6 +100,10 @@ def test_without_a_never_model_it_says_so():
     assert "no never model" in " ".join(sentences(found)) and "--never" in " ".join(advice(found))
     assert "from 0, guessing, to 1" in " ".join(sentences(found))
     assert "than guessing shows" in sentences(replace(found, word="erased"))[0]
+    drawn = found.figure()
+    assert drawn.layout.xaxis.title.text.endswith("(attacked unlearned − chance) / (base − chance)")
+    assert {note.text for note in drawn.layout.annotations} == {"chance", "base"}
+    assert "beyond what\nguessing gives" in page(found)
 
 
 def test_a_verdict_is_saved_resumed_and_read_back(tmp_path, two_tests):
