@@ -65,7 +65,7 @@ def verdict(
         never: a model that never knew, from the base's trunk: a name or a loaded model, None for none, or `auto`, which
             knows the built-in pairs' own. Without one the tests are compared with chance where that is known, which is
             weaker: what training on the forget answers alone teaches is then taken for knowledge.
-        budget: which tests: `quick`, `standard` or `full` (about 1, 5 and 30 minutes on the built-in pair, two cores).
+        budget: which tests: `quick`, `standard` or `full` (about 1, 2 and 7 minutes on the built-in pair, two cores).
         n_facts: most forget facts, and retain facts, that are asked, evenly spaced; by default 120, 240 or 400.
         rule: other numbers than the frozen ones.
         batch_size: most texts in one batch; no number depends on it.

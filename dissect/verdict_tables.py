@@ -30,7 +30,7 @@ def print_verdict(verdict: "Verdict") -> None:
 
 def _evidence_table(verdict: "Verdict") -> Table:
     table = Table(
-        Column("rung", no_wrap=True),
+        Column("rung", max_width=12),
         Column("test", no_wrap=True),
         Column("rho [95 %]", no_wrap=True, justify="right"),
         Column("strongest"),

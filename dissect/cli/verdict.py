@@ -64,7 +64,7 @@ def command(
         typer.Option(metavar="Q", help="Questions on other things, to fine-tune on.  [default: a built-in pair's own]"),
     ] = None,
     budget: Annotated[
-        str, typer.Option(help="quick, standard or full: about 1, 5, 30 minutes on the built-in pair, two cores.")
+        str, typer.Option(help="quick, standard or full: about 1, 2, 7 minutes on the built-in pair, two cores.")
     ] = "standard",
     n_facts: Annotated[
         int | None,

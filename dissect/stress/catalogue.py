@@ -1,6 +1,6 @@
 """Which tests a verdict runs, by budget, and with what options.
 
-`quick`, `standard` and `full` take about 1, 5 and 30 minutes on the built-in pair and two cores; a larger budget has
+`quick`, `standard` and `full` take about 1, 2 and 7 minutes on the built-in pair and two cores; a larger budget has
 every test of a smaller one, asked of more facts or with more variants.
 """
 
