@@ -22,12 +22,13 @@ from dissect.pairs import Model, ModelPair
 from dissect.prompts import Prompts, load_prompts
 from dissect.stress.case import Case, make_case
 from dissect.stress.catalogue import BUDGETS, SAMPLE, Budget, selection
+from dissect.stress.guessing import guessing
 from dissect.stress.result import StressResult
 from dissect.stress.scores import score_answers
 from dissect.stress.sharing import attacked
 from dissect.stress.storage import as_parts, as_record, from_parts
 from dissect.verdict_result import COMMAND, Utility, Verdict, load_verdict
-from dissect.verdict_rule import Rule, decide, frozen_rule, residual_knowledge, residuals_of
+from dissect.verdict_rule import Rule, frozen_rule, judge
 from unlearning.errors import InputError
 from unlearning.progress import Progress
 from unlearning.runs import Run, Stopwatch, open_run, peak_memory_bytes
@@ -146,15 +147,15 @@ def verdict(
         if run is not None:
             run.pause(wall_time_s=clock.seconds)
         raise
-    residuals = residuals_of(results, rule)
-    score = residual_knowledge(residuals, rule)
-    word = decide(score, residuals["expressed"], rule, utility=utility.share if utility else None)
+    guessed = None if case.never is not None else guessing(case.forget)
+    word, score = judge(results, rule, utility=utility.share if utility else None, guessing=guessed)
     found = Verdict(
         word=word,
         score=score,
         utility=utility,
         results=results,
         not_run=not_run | failed,
+        guessing=guessed,
         rule=rule,
         configuration=configuration,
         provenance=provenance,

@@ -43,6 +43,7 @@ class Verdict:
         utility: None where no retain questions were asked.
         results: every stress test that was run, the unattacked answers (`expressed`) first.
         not_run: tests of the budget that could not be run, with the reason.
+        guessing: `dissect.stress.guessing` of the forget facts where there is no never model; else None.
         rule: the frozen numbers.
         configuration: everything that the numbers depend on.
         provenance: names and paths.
@@ -55,6 +56,7 @@ class Verdict:
     utility: Utility | None
     results: Sequence[StressResult]
     not_run: Mapping[str, str]
+    guessing: Mapping[str, float] | None
     rule: Rule
     configuration: dict[str, Any]
     provenance: dict[str, Any]
@@ -127,6 +129,7 @@ class Verdict:
             },
             "utility": None if self.utility is None else vars(self.utility),
             "against": "never" if self.configuration["never_sha256"] else "floor",
+            "guessing": None if self.guessing is None else dict(self.guessing),
             "said": sentences(self),
             "evidence": evidence.astype(object).where(evidence.notna(), None).to_dict("records"),
             "not_run": dict(self.not_run),
@@ -173,6 +176,7 @@ class Verdict:
                 "score": vars(self.score) | {"used": list(self.score.used), "missing": list(self.score.missing)},
                 "utility": None if self.utility is None else vars(self.utility),
                 "not_run": dict(self.not_run),
+                "guessing": None if self.guessing is None else dict(self.guessing),
                 "rule": {name: getattr(self.rule, name) for name in Rule.__dataclass_fields__},
             },
         )
@@ -212,6 +216,7 @@ def load_verdict(path: str | Path) -> Verdict:
         utility=None if said["utility"] is None else Utility(**said["utility"]),
         results=results,
         not_run=said["not_run"],
+        guessing=said["guessing"],
         rule=read_rule(said["rule"]),
         configuration=record["configuration"],
         provenance={name: record.get(name) for name in kept},

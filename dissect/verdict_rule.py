@@ -8,7 +8,7 @@ which `nothing` takes away. The score's interval is over people, by bootstrap, a
 never knew, trained on the same texts in another order, differ by `spread` under the same attack. In this order:
 
     not unlearned   the answers' probability: lower end of rho above `expressed_above`
-    suppressed      lower end of the score above `suppressed_above`
+    suppressed      lower end of the score above `suppressed_above`; without a never model, of the score above guessing
     erased          upper end of the score below `erased_below`, every needed test was run, and utility is there
     inconclusive    anything else
 
@@ -19,7 +19,7 @@ seeds were used for nothing else.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, TypeVar
@@ -116,10 +116,22 @@ def test_of(entry: str) -> str:
     return entry.partition(":")[0]
 
 
-def residuals_of(results: Iterable[StressResult], rule: Rule) -> dict[str, Residual]:
-    """The residual of every test by its name, and of every entry of the rule that names a measure."""
+def residuals_of(
+    results: Iterable[StressResult], rule: Rule, *, guessing: Mapping[str, float] | None = None
+) -> dict[str, Residual]:
+    """The residual of every test by its name, and of every entry of the rule that names a measure.
+
+    Args:
+        results: of the tests.
+        rule: with its entries.
+        guessing: what its measures are without any knowledge, where that may be above chance; counts where results have
+            no never model.
+    """
     found = {}
     for result in results:
+        if guessing is not None:
+            floors = {name: max(floor, guessing.get(name, floor)) for name, floor in result.floors.items()}
+            result = replace(result, floors=floors)
         found[result.test] = result.residual()
         for entry in rule.tests:
             if entry != test_of(entry) == result.test:
@@ -148,7 +160,9 @@ def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
     return Score(value, float(low), float(high), tuple(used), missing)
 
 
-def decide(score: Score, expressed: Residual, rule: Rule, *, utility: float | None) -> Word:
+def decide(
+    score: Score, expressed: Residual, rule: Rule, *, utility: float | None, above_guessing: Score | None = None
+) -> Word:
     """The verdict's word.
 
     Args:
@@ -156,14 +170,35 @@ def decide(score: Score, expressed: Residual, rule: Rule, *, utility: float | No
         expressed: the residual of the answers' probability, unattacked.
         rule: with its bounds.
         utility: share of the base's retain answers that the unlearned model still gives; None where none was asked.
+        above_guessing: the score against `dissect.stress.guessing`, where there is no never model: chance is too little
+            to call knowledge what is above it.
     """
     if expressed.low is not None and expressed.low > rule.expressed_above:
         return "not unlearned"
     if score.low is None or score.high is None:
         return "inconclusive"
-    if score.low > rule.suppressed_above:
+    found = (above_guessing or score).low
+    if score.low > rule.suppressed_above and found is not None and found > rule.suppressed_above:
         return "suppressed"
     collapsed = utility is not None and utility < rule.utility_floor
     if score.high < rule.erased_below and not collapsed and not set(rule.needed) & set(score.missing):
         return "erased"
     return "inconclusive"
+
+
+def judge(
+    results: Iterable[StressResult], rule: Rule, *, utility: float | None, guessing: Mapping[str, float] | None
+) -> tuple[Word, Score]:
+    """The verdict's word and score.
+
+    Args:
+        results: `expressed` and the rule's tests among them.
+        rule: with its bounds.
+        utility: see `decide`.
+        guessing: what measures are without any knowledge, where there is no never model; else None.
+    """
+    counted = [result for result in results if result.test in {"expressed", *map(test_of, rule.tests)}]
+    found = residuals_of(counted, rule)
+    score = residual_knowledge(found, rule)
+    above = score if guessing is None else residual_knowledge(residuals_of(counted, rule, guessing=guessing), rule)
+    return decide(score, found["expressed"], rule, utility=utility, above_guessing=above), score

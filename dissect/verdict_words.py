@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from dissect.stress.result import RUNGS
-from dissect.verdict_rule import decide, residual_knowledge, test_of
+from dissect.verdict_rule import judge, test_of
 
 if TYPE_CHECKING:
     from dissect.verdict_result import Verdict
@@ -51,8 +51,8 @@ def sentences(verdict: "Verdict") -> list[str]:
         said.append(
             "There was no never model: residuals are compared with chance, wrong answers are those to other questions, "
             "and tests without a chance level were left out. What unlearning itself taught of the answers counts as "
-            "knowledge, and so does what a question alone gives away (a name that tells a country): without a never "
-            "model, `suppressed` is no proof."
+            "knowledge, and so does what a question gives away otherwise than by its words (a name that tells a "
+            "country): without a never model, `suppressed` is no proof."
         )
     return said
 
@@ -64,7 +64,13 @@ def advice(verdict: "Verdict") -> list[str]:
     alone = _decisive(verdict)
     if alone:
         found.append(f"Without {_listed(alone, 'or')} the verdict would be another.")
-    if verdict.word == "inconclusive" and score.low is not None and score.high is not None:
+    unsure = verdict.word == "inconclusive" and score.low is not None and score.high is not None
+    if unsure and verdict.guessing is not None and (score.low or 0.0) > rule.suppressed_above:
+        found.append(
+            "It is above chance; but who knows nothing and compares words puts the right answer above "
+            f"{verdict.guessing['rank']:.0%} of the wrong ones here, and the score is not above that."
+        )
+    elif unsure:
         found.append(
             f"The interval reaches from {score.low:.2f} to {score.high:.2f}: it would have to lie above "
             f"{rule.suppressed_above:.2f} (suppressed) or below {rule.erased_below:.2f} (erased); more forget "
@@ -83,13 +89,11 @@ def advice(verdict: "Verdict") -> list[str]:
 
 def _decisive(verdict: "Verdict") -> list[str]:
     """Tests of the rule without any one of which the word would be another."""
-    residuals = verdict.residuals
     utility = verdict.utility.share if verdict.utility else None
     changed = []
     for name in _tests(verdict.score.used):
-        rest = {entry: residual for entry, residual in residuals.items() if test_of(entry) != name}
-        score = residual_knowledge(rest, verdict.rule)
-        if decide(score, residuals["expressed"], verdict.rule, utility=utility) != verdict.word:
+        rest = [result for result in verdict.results if result.test != name]
+        if judge(rest, verdict.rule, utility=utility, guessing=verdict.guessing)[0] != verdict.word:
             changed.append(name)
     return changed
 

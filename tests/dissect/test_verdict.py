@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dissect import InputError
+from dissect import InputError, judging
 from dissect.engine.restoring import with_values
 from dissect.judging import verdict
 from dissect.pairs import Model, ModelPair
@@ -104,6 +104,16 @@ def test_without_a_never_model_it_says_so():
     assert drawn.layout.xaxis.title.text.endswith("(attacked unlearned − chance) / (base − chance)")
     assert {note.text for note in drawn.layout.annotations} == {"chance", "base"}
     assert "beyond what\nguessing gives" in page(found)
+
+
+def test_where_words_give_answers_away_nothing_is_called_suppressed_without_a_never_model(monkeypatch, tmp_path):
+    monkeypatch.setattr(judging, "guessing", lambda _facts: {"rank": 0.97, "accuracy": 0.84})
+    found = judged("demo:rmu", never=None, out=tmp_path)
+    assert found.word == "inconclusive" and found.score.low > 0.5
+    assert "compares words puts the right answer above 97% of the wrong ones" in " ".join(advice(found))
+    assert load_verdict(tmp_path).guessing == found.guessing == {"rank": 0.97, "accuracy": 0.84}
+    assert advice(load_verdict(tmp_path)) == advice(found)
+    assert judged("demo:rmu").guessing is None
 
 
 def test_a_verdict_is_saved_resumed_and_read_back(tmp_path, two_tests):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dissect.stress.result import Residual, StressResult
-from dissect.verdict_rule import Rule, Score, decide, read_rule, residual_knowledge, residuals_of
+from dissect.verdict_rule import Rule, Score, decide, judge, read_rule, residual_knowledge, residuals_of
 from dissect.verdict_words import entry_name
 
 RULE = Rule(
@@ -101,6 +101,43 @@ def test_without_any_residual_there_is_no_score():
 def test_the_word(score, expressed_low, utility, word):
     found = decide(Score(*score, used=("lens",), missing=()), residual(0.0, expressed_low, 1.0), RULE, utility=utility)
     assert found == word
+
+
+@pytest.mark.parametrize(
+    ("low", "above_low", "word"),
+    [
+        (0.5, 0.5, "suppressed"),
+        (0.5, 0.1, "inconclusive"),  # above chance, not above guessing
+        (0.5, None, "inconclusive"),  # the base is not above guessing either
+        (0.0, 0.0, "erased"),
+    ],
+)
+def test_what_guessing_gives_is_no_knowledge(low, above_low, word):
+    """Chance decides what is erased, guessing what is suppressed: knowing nothing lies between the two."""
+    score = Score(low, low, low + 0.05, ("relearning",), ())
+    above = Score(above_low, above_low, above_low, ("relearning",), ())
+    found = decide(score, residual(0.0, -0.1, 0.1), RULE, utility=1.0, above_guessing=above)
+    assert found == word
+
+
+def test_the_word_of_results_is_judged_against_chance_and_guessing():
+    def result(test, unlearned):
+        rows = [
+            {"role": role, "variant": "", "measure": "rank", "example": str(n), "example_index": n, "group": ""}
+            | {"value": value}
+            for role, value in (("base", 1.0), ("unlearned", unlearned))
+            for n in range(6)
+        ]
+        return StressResult(test, 4, "rank", pd.DataFrame(rows), "", {}, 0.0)
+
+    results = [result("expressed", 0.5), result("relearning", 0.9), result("not in the rule", 1.0)]
+    words = {}
+    for rank in (0.5, 0.8, 0.95):
+        word, score = judge(results, RULE, utility=1.0, guessing={"rank": rank})
+        assert score.value == pytest.approx((0.8 - 0.1) / 0.8) and score.used == ("relearning",)
+        words[rank] = word
+    assert words == {0.5: "suppressed", 0.8: "suppressed", 0.95: "inconclusive"}
+    assert judge(results, RULE, utility=1.0, guessing=None) == judge(results, RULE, utility=1.0, guessing={})
 
 
 @given(st.lists(st.floats(-2, 2), min_size=3, max_size=3), st.integers(0, 2))
