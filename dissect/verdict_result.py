@@ -216,7 +216,7 @@ def load_verdict(path: str | Path) -> Verdict:
         utility=None if said["utility"] is None else Utility(**said["utility"]),
         results=results,
         not_run=said["not_run"],
-        guessing=said["guessing"],
+        guessing=said.get("guessing"),  # runs of before it was asked have none
         rule=read_rule(said["rule"]),
         configuration=record["configuration"],
         provenance={name: record.get(name) for name in kept},
