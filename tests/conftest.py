@@ -1,6 +1,7 @@
 """Before torch is imported: the settings that the command lines make for themselves."""
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -11,6 +12,9 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 _CACHE = tempfile.TemporaryDirectory(prefix="unlearning-cache-")  # gone when Python ends
+
+# A shell starts what it runs in the background deaf to Ctrl-C, and tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 # No test reaches for the network; what would, fails at once instead of after a minute of retries.

@@ -160,6 +160,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_is_told_once_and_ends_the_run(many: list[str], tmp_path: Path) -> None:
     program = tmp_path / "limited.py"
     program.write_text(LIMITED)

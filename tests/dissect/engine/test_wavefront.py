@@ -110,7 +110,8 @@ CASES = [
         for family in FAMILIES
     ],
     *[pytest.param(family, "right", marks=[] if family in QUICK else pytest.mark.slow) for family in FAMILIES],
-    *[pytest.param(family, "notebook") for family in ("llama", "mistral", "gpt2", "neox", "gemma2", "bloom")],
+    *[pytest.param(family, "notebook") for family in ("llama", "gpt2", "neox", "gemma2")],
+    *[pytest.param(family, "notebook", marks=pytest.mark.slow) for family in ("mistral", "bloom")],
 ]
 
 
