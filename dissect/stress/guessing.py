@@ -12,23 +12,25 @@ import numpy as np
 
 from dissect.prompts import Prompt
 from dissect.stress.alternatives import Facts
-from dissect.stress.scores import ranks
 
 
 def guessing(facts: Facts) -> Mapping[str, float]:
     """Mean `rank` and `accuracy` (see `dissect.stress.scores`) of answers by the share of their words that the question
-    has; NaN where no fact has wrong answers.
+    has, choosing at random among equal ones; NaN where no fact has wrong answers.
 
     Args:
         facts: with their wrong answers.
     """
-    right = np.array([_repeated(item) for item in facts.prompts.items])
-    wrong = np.array([_repeated(other) for several in facts.wrong for other in several])
-    rank = ranks(right, wrong, [len(several) for several in facts.wrong])
-    known = rank[~np.isnan(rank)]
-    if not len(known):
+    asked = [
+        (_repeated(item), several) for item, several in zip(facts.prompts.items, facts.wrong, strict=True) if several
+    ]
+    if not asked:
         return {"rank": float("nan"), "accuracy": float("nan")}
-    return {"rank": float(known.mean()), "accuracy": float((known == 1).mean())}
+    differences = [right - np.array([_repeated(other) for other in several]) for right, several in asked]
+    return {
+        "rank": float(np.mean([((of > 0) + 0.5 * (of == 0)).mean() for of in differences])),
+        "accuracy": float(np.mean([(of >= 0).all() / (1 + (of == 0).sum()) for of in differences])),
+    }
 
 
 def _repeated(item: Prompt) -> float:

@@ -6,6 +6,7 @@ import pytest
 from dissect.prompts import load_prompts
 from dissect.stress.alternatives import Facts, with_wrong_answers
 from dissect.stress.guessing import guessing
+from dissect.stress.scores import chance_accuracy
 from tests.dissect.stress.constructed import model, questions
 
 
@@ -16,13 +17,14 @@ def asked(tmp_path, *records: str) -> Facts:
 
 
 def test_answers_are_ranked_by_the_share_of_their_words_that_the_question_has(tmp_path):
-    """Mo: 2 of 3 words against 1 of 3, 2 of 3 and 0: rank (1 + 1/2 + 1) / 3; Bo: 0 of 1 against 1 of 1: rank 0."""
+    """Mo: 2 of 3 words against 1 of 3, 2 of 3 and 0: rank (1 + 1/2 + 1) / 3, and chosen one
+    time in two; Bo: 0 of 1 against 1 of 1: rank 0."""
     facts = asked(
         tmp_path,
         '{"question": "Was Mo born?", "answer": "Mo was tall", "wrong": ["Bo was tall", "Was mo small", "Kalo"]}',
         '{"question": "Where is Bo?", "answer": "Kalo", "wrong": ["Bo!"]}',
     )
-    assert guessing(facts) == {"rank": pytest.approx((2.5 / 3 + 0) / 2), "accuracy": 0.0}
+    assert guessing(facts) == {"rank": pytest.approx((2.5 / 3 + 0) / 2), "accuracy": pytest.approx((1 / 2 + 0) / 2)}
 
 
 def test_who_repeats_the_question_is_found_by_it(tmp_path):
@@ -34,8 +36,10 @@ def test_who_repeats_the_question_is_found_by_it(tmp_path):
 
 
 def test_the_built_in_world_gives_nothing_away():
-    found = guessing(with_wrong_answers(questions("forget")))
-    assert found["rank"] == pytest.approx(0.5, abs=0.005) and found["accuracy"] < 0.01
+    facts = with_wrong_answers(questions("forget"))
+    found = guessing(facts)
+    assert found["rank"] == pytest.approx(0.5, abs=0.005)
+    assert found["accuracy"] == pytest.approx(chance_accuracy(facts), abs=0.01)
 
 
 def test_facts_without_wrong_answers_are_left_out(tmp_path):
