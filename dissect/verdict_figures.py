@@ -26,7 +26,8 @@ def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
         title: of the whole.
     """
     chart = go.Figure()
-    nothing, attacked = ("chance", "chance") if (evidence["against"] == "floor").all() else ("never", "attacked never")
+    alone = (evidence["against"] == "floor").all()
+    line, nothing, attacked = ("chance",) * 3 if alone else ("never knew", "never", "attacked never")
     order = list(evidence["test"])
     for rung, rows in evidence.groupby("rung", sort=False):
         known = rows[rows["rho"].notna()]
@@ -46,7 +47,7 @@ def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
                 "%{customdata[2]} facts<extra></extra>",
             )
         )
-    for x, text in ((0.0, "chance" if nothing == "chance" else "never knew"), (1.0, "base")):
+    for x, text in ((0.0, line), (1.0, "base")):
         chart.add_vline(x=x, line={"color": "#888888", "dash": "dot", "width": 1}, annotation_text=text)
     chart.update_yaxes(categoryorder="array", categoryarray=order, ticktext=_labels(order), tickvals=order)
     chart.update_xaxes(

@@ -12,6 +12,7 @@ import numpy as np
 
 from dissect.prompts import Prompt
 from dissect.stress.alternatives import Facts
+from dissect.stress.scores import ranks
 
 
 def guessing(facts: Facts) -> Mapping[str, float]:
@@ -21,15 +22,15 @@ def guessing(facts: Facts) -> Mapping[str, float]:
     Args:
         facts: with their wrong answers.
     """
-    asked = [
-        (_repeated(item), several) for item, several in zip(facts.prompts.items, facts.wrong, strict=True) if several
-    ]
+    asked = [(item, several) for item, several in zip(facts.prompts.items, facts.wrong, strict=True) if several]
     if not asked:
         return {"rank": float("nan"), "accuracy": float("nan")}
-    differences = [right - np.array([_repeated(other) for other in several]) for right, several in asked]
+    right = np.array([_repeated(item) for item, _ in asked])
+    wrong = [np.array([_repeated(other) for other in several]) for _, several in asked]
+    chosen = [(others <= own).all() / (1 + (others == own).sum()) for own, others in zip(right, wrong, strict=True)]
     return {
-        "rank": float(np.mean([((of > 0) + 0.5 * (of == 0)).mean() for of in differences])),
-        "accuracy": float(np.mean([(of >= 0).all() / (1 + (of == 0).sum()) for of in differences])),
+        "rank": float(ranks(right, np.concatenate(wrong), [len(others) for others in wrong]).mean()),
+        "accuracy": float(np.mean(chosen)),
     }
 
 

@@ -17,8 +17,8 @@ def asked(tmp_path, *records: str) -> Facts:
 
 
 def test_answers_are_ranked_by_the_share_of_their_words_that_the_question_has(tmp_path):
-    """Mo: 2 of 3 words against 1 of 3, 2 of 3 and 0: rank (1 + 1/2 + 1) / 3, and chosen one
-    time in two; Bo: 0 of 1 against 1 of 1: rank 0."""
+    """Mo: 2 of 3 words against 1 of 3, 2 of 3 and 0: rank (1 + 1/2 + 1) / 3, and chosen one time in two;
+    Bo: 0 of 1 against 1 of 1: rank 0."""
     facts = asked(
         tmp_path,
         '{"question": "Was Mo born?", "answer": "Mo was tall", "wrong": ["Bo was tall", "Was mo small", "Kalo"]}',
