@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unlearning.errors import InputError
-from unlearning.terminal import run_app, write_json
+from unlearning.common.errors import InputError
+from unlearning.common.terminal import run_app, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,10 +126,10 @@ def tofu_world(directory: Path) -> World:
 
 def built_in_entries() -> list[Entry]:
     """The methods of the built-in models, with the options that these were made with (`dissect.zoo.recipes`)."""
-    from dissect.zoo import WORLD_DIRECTORY
+    from dissect.zoo import QUESTIONS
     from dissect.zoo.recipes import RECIPES
 
-    own = {"whp": {"anchors": str(WORLD_DIRECTORY / "anchors.json")}}
+    own = {"whp": {"anchors": str(QUESTIONS / "anchors.json")}}
     recipes = RECIPES["demo"].unlearning
     return [Entry(name, name, {**recipe.flat(), **own.get(name, {})}) for name, recipe in recipes.items()]
 
@@ -179,7 +179,7 @@ def run(world: World, out: Path, *, names: Sequence[str] | None = None, progress
     import pandas as pd
 
     import unlearning
-    from unlearning.runs import write_bytes
+    from unlearning.common.runs import write_bytes
 
     entries = _chosen(world, names)
     files = {name: out / "data" / f"{name}.jsonl" for name in ("forget", "retain")}
@@ -217,12 +217,12 @@ def measured(
     name: str, method: str, model_name: str, world: World, *, seconds: float | None, steps: int | None
 ) -> list[dict[str, Any]]:
     """What one model answers to every question set."""
-    from unlearning.checkpoints import load_tokenizer, load_weights, locate_checkpoint
+    from unlearning.checkpoints.load import load_tokenizer, load_weights, locate_checkpoint
     from unlearning.data.batches import n_predicted
     from unlearning.data.encoding import encode
     from unlearning.data.question_answer import Wrapping, examples_of
     from unlearning.evaluation.answers import answer_likelihoods, answer_matches
-    from unlearning.watching import MARGIN
+    from unlearning.training.evaluation_callback import MARGIN
 
     path = locate_checkpoint(model_name)
     model, tokenizer = load_weights(path), load_tokenizer(path)
@@ -290,7 +290,7 @@ def figure(frame: "pd.DataFrame", title: str) -> "go.Figure":
     """A line a model: ROUGE-L recall on the forget and on the retain questions, apart is good."""
     import plotly.graph_objects as go
 
-    from dissect.figures import COLOURS, FONT, MARKERS
+    from dissect.plotting import COLOURS, FONT, MARKERS
 
     names = list(dict.fromkeys(frame["model"]))
     wide = frame.pivot(index="model", columns="asked", values="rouge").reindex(names)
@@ -335,7 +335,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")] = False,
 ) -> None:
     """Unlearn by every method and compare."""
-    from dissect.figures import export
+    from dissect.plotting import export
 
     world = demo_world() if tofu is None else tofu_world(tofu)
     frame = run(world, out, names=method, progress=not quiet)

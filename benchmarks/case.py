@@ -9,11 +9,11 @@ from benchmarks.flops import naive_sweep_flops
 from benchmarks.models import build_pair, random_prompts
 from benchmarks.shapes import find_shape
 from dissect import zoo
-from dissect.interventions import Intervention
-from dissect.pairs import ModelPair, load_pair
-from dissect.prompts import Batch, Prompts, load_prompts
-from dissect.sites import PATCH_SITES
-from dissect.windows import centred_windows
+from dissect.interventions.intervention import Intervention
+from dissect.interventions.windows import centred_windows
+from dissect.models.model import ModelPair, load_pair
+from dissect.models.sites import PATCH_SITES
+from dissect.prompts.prompts import Batch, Prompts, load_prompts
 
 WINDOW = 5
 DEMO = "demo"

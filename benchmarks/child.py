@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 _INTERVAL = 0.05
 """Seconds between two looks at the process."""
@@ -52,7 +52,7 @@ def run_patch(arguments: Sequence[str], out: Path, *, processes: int = 1, thread
     Raises:
         InputError: it failed.
     """
-    from unlearning.runs import read_record
+    from unlearning.common.runs import read_record
 
     command = patch_command([*arguments, "--out", str(out)], processes=processes)
     environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}

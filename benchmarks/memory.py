@@ -10,8 +10,8 @@ import typer
 
 from benchmarks.report import JsonOption, ThreadsOption, check_target, describe_machine, set_threads, write_record
 from benchmarks.shapes import Shape, find_shape
-from unlearning.errors import InputError
-from unlearning.terminal import run_app
+from unlearning.common.errors import InputError
+from unlearning.common.terminal import run_app
 
 if TYPE_CHECKING:
     from benchmarks.child import Finished
@@ -78,7 +78,7 @@ def check_shape(name: str, *, prompts: int, tokens: int, answer: int) -> Shape:
 def write_files(shape: Shape, folder: Path) -> "PairFiles":
     """Write pair and questions, with a progress bar."""
     from benchmarks.pair_files import tensor_sizes, write_pair, write_questions
-    from unlearning.progress import Progress
+    from unlearning.common.progress import Progress
 
     mebibytes = 2 * sum(size.numel() for size in tensor_sizes(shape).values()) * 2 // 2**20
     with Progress(mebibytes, "writing MiB") as bar:

@@ -9,8 +9,8 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.shapes import Shape
-from dissect.pairs import Model, ModelPair
-from dissect.prompts import Prompt, Prompts
+from dissect.models.model import Model, ModelPair
+from dissect.prompts.prompts import Prompt, Prompts
 
 NOISE = 0.2
 """Standard deviation of what unlearning changed, in units of the base weights' own."""

@@ -14,8 +14,8 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.models import NOISE, build_config, build_tokenizer
 from benchmarks.shapes import Shape
-from unlearning.errors import InputError
-from unlearning.runs import write_bytes, write_json
+from unlearning.common.errors import InputError
+from unlearning.common.runs import write_bytes, write_json
 
 SHARD_BYTES = 10**9
 """Of each model: two shards are in memory while a pair is written."""

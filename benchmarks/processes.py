@@ -9,8 +9,8 @@ import typer
 
 from benchmarks.report import JsonOption, check_target, write_record
 from benchmarks.shapes import find_shape
-from unlearning.errors import InputError
-from unlearning.terminal import run_app
+from unlearning.common.errors import InputError
+from unlearning.common.terminal import run_app
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from benchmarks.case import Case
 from benchmarks.contestants import OURS, Contestant, Krs, Run
 from benchmarks.gemm import GemmProbe, best_around
 from benchmarks.measure import measure, rotated, timed
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """How far two contestants' KRS may be apart. Half precision rounds every activation, each in its own order: in bfloat16

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -36,11 +36,11 @@ def check_target(json_to: str | None) -> None:
 def write_record(record: dict[str, Any], json_to: str | None) -> None:
     """Write a benchmark's numbers to a file, to stdout for `-`, or nowhere."""
     if json_to == "-":
-        from unlearning.terminal import write_json
+        from unlearning.common.terminal import write_json
 
         write_json(record)
     elif json_to is not None:
-        from unlearning.runs import write_json as write_file
+        from unlearning.common.runs import write_json as write_file
 
         write_file(Path(json_to), record)
 

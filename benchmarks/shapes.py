@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 
 @dataclass(frozen=True)

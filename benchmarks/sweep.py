@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from benchmarks.report import JsonOption, ThreadsOption, check_target, describe_machine, set_threads, write_record
-from unlearning.errors import InputError
-from unlearning.terminal import run_app
+from unlearning.common.errors import InputError
+from unlearning.common.terminal import run_app
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,8 +68,8 @@ def command(
     from benchmarks.case import build_case
     from benchmarks.gemm import GemmProbe
     from benchmarks.race import as_record, race
-    from dissect.pairs import resolve_device, resolve_dtype
-    from unlearning.progress import Progress
+    from dissect.models.model import resolve_device, resolve_dtype
+    from unlearning.common.progress import Progress
 
     found_device = resolve_device(device)
     found_dtype = resolve_dtype(dtype, found_device)

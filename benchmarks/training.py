@@ -7,8 +7,8 @@ import typer
 
 from benchmarks.report import JsonOption, ThreadsOption, check_target, describe_machine, set_threads, write_record
 from benchmarks.training_options import METHODS, parse_methods
-from unlearning.errors import InputError
-from unlearning.terminal import run_app
+from unlearning.common.errors import InputError
+from unlearning.common.terminal import run_app
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,8 +60,8 @@ def command(
 
     from benchmarks.training_case import TrainingCase, find_shape
     from benchmarks.training_race import SIDES, as_record, race
-    from dissect.pairs import resolve_device
-    from unlearning.progress import Progress
+    from dissect.models.model import resolve_device
+    from unlearning.common.progress import Progress
 
     case = TrainingCase(find_shape(shape), steps, resolve_device(device))
     with Progress(len(chosen) * len(SIDES) * (1 + repeats), "training") as bar:

@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from benchmarks.models import build_tokenizer
 from unlearning import Example
+from unlearning.common.errors import InputError
 from unlearning.data.order import WindowSampler
-from unlearning.errors import InputError
 
 EOS = 0
 SEED = 0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 LEARNING_RATE = 1e-5
 WEIGHT_DECAY = 0.01

@@ -19,8 +19,8 @@ from benchmarks.measure import measure, rotated
 from benchmarks.training_case import SEED, TrainingCase
 from benchmarks.training_options import LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, Method
 from benchmarks.training_plain import train_plain
-from unlearning.bilevel import combine
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
+from unlearning.objectives.bilevel import combine
 
 Side = Literal["ours", "plain"]
 SIDES: tuple[Side, ...] = ("ours", "plain")

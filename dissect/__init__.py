@@ -12,45 +12,45 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dissect.behaviour import behave
-    from dissect.behaviour_result import BehaviourResult, load_behave
-    from dissect.decomposition import decompose
-    from dissect.decomposition_results import DecompositionResult, load_decompose
-    from dissect.judging import verdict
-    from dissect.pairs import Model, ModelPair, load_model, load_pair
-    from dissect.patching import patch
-    from dissect.probe_result import ProbeResult, load_probe
-    from dissect.probing import probe
-    from dissect.prompts import Prompts, load_prompts
-    from dissect.restoration import restore
-    from dissect.results import SweepResult, load_result
-    from dissect.verdict_result import Verdict, load_verdict
-    from unlearning.errors import InputError
+    from dissect.behaviour.result import BehaviourResult, load_behave
+    from dissect.behaviour.run import behave
+    from dissect.coefficients.result import ProbeResult, load_probe
+    from dissect.coefficients.run import probe
+    from dissect.decomposition.result import DecompositionResult, load_decompose
+    from dissect.decomposition.run import decompose
+    from dissect.models.model import Model, ModelPair, load_model, load_pair
+    from dissect.prompts.prompts import Prompts, load_prompts
+    from dissect.sweeps.patching import patch
+    from dissect.sweeps.restoration import restore
+    from dissect.sweeps.result import SweepResult, load_result
+    from dissect.verdicts.result import Verdict, load_verdict
+    from dissect.verdicts.run import verdict
+    from unlearning.common.errors import InputError
 
 _HOME = {
-    "BehaviourResult": "dissect.behaviour_result",
-    "DecompositionResult": "dissect.decomposition_results",
-    "InputError": "unlearning.errors",
-    "Model": "dissect.pairs",
-    "ModelPair": "dissect.pairs",
-    "ProbeResult": "dissect.probe_result",
-    "SweepResult": "dissect.results",
-    "Prompts": "dissect.prompts",
-    "Verdict": "dissect.verdict_result",
-    "behave": "dissect.behaviour",
-    "decompose": "dissect.decomposition",
-    "load_behave": "dissect.behaviour_result",
-    "load_decompose": "dissect.decomposition_results",
-    "load_model": "dissect.pairs",
-    "load_pair": "dissect.pairs",
-    "load_probe": "dissect.probe_result",
-    "load_prompts": "dissect.prompts",
-    "load_result": "dissect.results",
-    "load_verdict": "dissect.verdict_result",
-    "patch": "dissect.patching",
-    "probe": "dissect.probing",
-    "restore": "dissect.restoration",
-    "verdict": "dissect.judging",
+    "BehaviourResult": "dissect.behaviour.result",
+    "DecompositionResult": "dissect.decomposition.result",
+    "InputError": "unlearning.common.errors",
+    "Model": "dissect.models.model",
+    "ModelPair": "dissect.models.model",
+    "ProbeResult": "dissect.coefficients.result",
+    "SweepResult": "dissect.sweeps.result",
+    "Prompts": "dissect.prompts.prompts",
+    "Verdict": "dissect.verdicts.result",
+    "behave": "dissect.behaviour.run",
+    "decompose": "dissect.decomposition.run",
+    "load_behave": "dissect.behaviour.result",
+    "load_decompose": "dissect.decomposition.result",
+    "load_model": "dissect.models.model",
+    "load_pair": "dissect.models.model",
+    "load_probe": "dissect.coefficients.result",
+    "load_prompts": "dissect.prompts.prompts",
+    "load_result": "dissect.sweeps.result",
+    "load_verdict": "dissect.verdicts.result",
+    "patch": "dissect.sweeps.patching",
+    "probe": "dissect.coefficients.run",
+    "restore": "dissect.sweeps.restoration",
+    "verdict": "dissect.verdicts.run",
 }
 
 __all__ = [

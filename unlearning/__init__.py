@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearning.common.errors import InputError
 from unlearning.data.question_answer import Example, read_examples
-from unlearning.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from unlearning.trainer import TrainResult
+    from unlearning.training.train import TrainResult
 
 __all__ = ["Example", "InputError", "read_examples", "train"]
 
@@ -52,7 +52,7 @@ def train(
             directory that holds something else.
     """
     # Imported here so that `unlearn --help` need not wait for torch.
-    from unlearning.trainer import train as train_with
+    from unlearning.training.train import train as train_with
 
     return train_with(
         method,

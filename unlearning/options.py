@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from unlearning.common.errors import InputError
 from unlearning.data.chat import DEFAULT_CHAT_DATE
-from unlearning.errors import InputError
 
 T = TypeVar("T")
 

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dissect.interventions import Intervention
-from dissect.pairs import ModelPair
-from dissect.prompts import Batch
-from dissect.recovery import knowledge_recovery_score, logit_mse, per_example
-from unlearning.errors import InputError
+from dissect.interventions.intervention import Intervention
+from dissect.models.model import ModelPair
+from dissect.prompts.prompts import Batch
+from dissect.scoring.recovery import knowledge_recovery_score, logit_mse, per_example
+from unlearning.common.errors import InputError
 
 Krs = Float[Tensor, "intervention example"]
 Run = Callable[[Sequence[Batch]], Krs]

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from benchmarks.contestants import Krs, Run, batch_by_batch, krs_table
 from benchmarks.contestants.transformer_lens import swapped
-from dissect.interventions import Intervention
-from dissect.pairs import ModelPair
-from dissect.prompts import Batch
+from dissect.interventions.intervention import Intervention
+from dissect.models.model import ModelPair
+from dissect.prompts.prompts import Batch
 
 
 def prepare(pair: ModelPair, interventions: Sequence[Intervention]) -> Run:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from benchmarks.contestants import Krs, Run, batch_by_batch, krs_table
-from dissect.interventions import Intervention
-from dissect.pairs import ModelPair
-from dissect.prompts import Batch
+from dissect.interventions.intervention import Intervention
+from dissect.models.model import ModelPair
+from dissect.prompts.prompts import Batch
 
 Place = tuple[str, int]
 """A site and a layer."""

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from benchmarks.contestants import Krs, Run, batch_by_batch, krs_table
-from dissect.donors import own
 from dissect.engine import find_engine
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import InMemory
-from dissect.interventions import Intervention
-from dissect.pairs import ModelPair
-from dissect.prompts import Batch
+from dissect.interventions.donors import own
+from dissect.interventions.intervention import Intervention
+from dissect.models.model import ModelPair
+from dissect.prompts.prompts import Batch
 
 
 def prepare(pair: ModelPair, interventions: Sequence[Intervention]) -> Run:

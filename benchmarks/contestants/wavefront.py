@@ -9,9 +9,9 @@ from dissect.engine.chunk import Chunk
 from dissect.engine.costs import costs_of, walk_flops
 from dissect.engine.plan import measure_chunk
 from dissect.engine.schedule import make_schedule
-from dissect.interventions import Intervention
-from dissect.pairs import ModelPair
-from dissect.prompts import Batch
+from dissect.interventions.intervention import Intervention
+from dissect.models.model import ModelPair
+from dissect.prompts.prompts import Batch
 
 
 def prepare(pair: ModelPair, interventions: Sequence[Intervention]) -> Run:

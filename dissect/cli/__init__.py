@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import typer
 
 from dissect.cli import behave, decompose, models, patch, plot, probe, restore, verdict
-from dissect.processes import first_speaks
-from unlearning.terminal import run_app
+from dissect.runtime.processes import first_speaks
+from unlearning.common.terminal import run_app
 
 # \b keeps the lines that follow as they are.
 _EXAMPLES = """\b

@@ -8,7 +8,7 @@ import typer
 
 from dissect import zoo
 from dissect.cli import options
-from dissect.cli.opening import (
+from dissect.cli.loading import (
     ModelOptions,
     choice,
     earlier_run,
@@ -19,13 +19,13 @@ from dissect.cli.opening import (
     open_pair,
     short_name,
 )
-from dissect.processes import ALONE
-from unlearning.errors import InputError
-from unlearning.terminal import write_json
+from dissect.runtime.processes import ALONE
+from unlearning.common.errors import InputError
+from unlearning.common.terminal import write_json
 
 if TYPE_CHECKING:
-    from dissect.behaviour_prompts import Sources
-    from dissect.behaviour_result import BehaviourResult
+    from dissect.behaviour.prompts import Sources
+    from dissect.behaviour.result import BehaviourResult
 
 EXAMPLES = """\b
 Examples:
@@ -74,8 +74,8 @@ def command(
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError("dissect behave runs in one process; start it without torchrun, or unset WORLD_SIZE")
     pair = open_pair(base, unlearned, loading, ALONE)
-    from dissect.behaviour import behave
-    from dissect.behaviour_prompts import Reading, read_questions
+    from dissect.behaviour.prompts import Reading, read_questions
+    from dissect.behaviour.run import behave
 
     reading = Reading(None if template is None else template.replace("\\n", "\n"), chat, known_answers, limit)
     asked = read_questions(sources, pair.tokenizer, reading, answers_from=pair.base)
@@ -102,7 +102,7 @@ def command(
 def _sources(data: Path | None, unrelated: Path | None, completions: Path | None, base: str) -> "Sources":
     """The files, checked; a built-in pair's unrelated questions are the retain set unless others are named."""
     data = find_data(data, base)
-    from dissect.behaviour_prompts import Sources
+    from dissect.behaviour.prompts import Sources
 
     sources = Sources(data, unrelated, completions)
     if unrelated is None and base in zoo.BUILTIN and not sources.has_own_unrelated:
@@ -112,8 +112,8 @@ def _sources(data: Path | None, unrelated: Path | None, completions: Path | None
 
 
 def _report(result: "BehaviourResult", out: Path, formats: list[str], *, quiet: bool, as_json: bool) -> None:
-    from dissect.behaviour_tables import print_behaviour
-    from dissect.tables import console
+    from dissect.behaviour.tables import print_behaviour
+    from dissect.sweeps.tables import console
 
     exported = result.save_figures(out, formats=formats)
     if exported.problem:

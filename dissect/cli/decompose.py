@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dissect.cli import options
-from dissect.cli.opening import (
+from dissect.cli.loading import (
     ModelOptions,
     PromptOptions,
     earlier_run,
@@ -18,12 +18,12 @@ from dissect.cli.opening import (
     open_prompts,
     short_name,
 )
-from unlearning.terminal import write_json
+from unlearning.common.terminal import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dissect.decomposition_results import DecompositionResult
+    from dissect.decomposition.result import DecompositionResult
 
 EXAMPLES = """\b
 Examples:
@@ -73,8 +73,8 @@ def command(
     loading = ModelOptions(device, dtype, stream, None, allow_pickle, trust_remote_code, quiet)
     data = find_data(data, base)
 
-    from dissect.decomposition import decompose, parse_decomposed
-    from dissect.processes import ALONE
+    from dissect.decomposition.run import decompose, parse_decomposed
+    from dissect.runtime.processes import ALONE
 
     known = parse_decomposed(sites)
     pair = open_pair(base, unlearned, loading, ALONE)
@@ -111,7 +111,7 @@ def _report(result: "DecompositionResult", out: Path, formats: list[str], *, qui
     if as_json:
         write_json({**result.summary(), "run": str(out), "figures": [str(path) for path in exported.paths]})
     elif not quiet:
-        from dissect.tables import console
+        from dissect.sweeps.tables import console
 
         _print_layers(result)
         _print_whole(result, "share", "share of the change")
@@ -135,8 +135,8 @@ def _print_layers(result: "DecompositionResult") -> None:
     from rich import box
     from rich.table import Column, Table
 
-    from dissect.decomposition_terms import EXACT
-    from dissect.tables import console
+    from dissect.decomposition.terms import EXACT
+    from dissect.sweeps.tables import console
 
     curve = result.curve()
     krs, share = (_lookup(curve, ["arm", *_PLACE, "term"], value) for value in ("krs", "share"))
@@ -165,8 +165,8 @@ def _print_whole(result: "DecompositionResult", value: str, label: str) -> None:
     from rich import box
     from rich.table import Column, Table
 
-    from dissect.decomposition_terms import EXACT, TOTAL
-    from dissect.tables import console, interval
+    from dissect.decomposition.terms import EXACT, TOTAL
+    from dissect.sweeps.tables import console, interval
 
     curve, contrast = result.curve(), result.contrast()
     others = list(contrast["against"].unique())
@@ -191,7 +191,7 @@ def _print_whole(result: "DecompositionResult", value: str, label: str) -> None:
 
 
 def _print_reading(result: "DecompositionResult") -> None:
-    from dissect.tables import console
+    from dissect.sweeps.tables import console
 
     said = []
     if "control" in result.arms:

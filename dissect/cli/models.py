@@ -2,7 +2,7 @@
 
 from dissect import zoo
 from dissect.cli import options
-from unlearning.terminal import write_json
+from unlearning.common.terminal import write_json
 
 EXAMPLES = """\b
 Examples:
@@ -17,6 +17,6 @@ def command(as_json: options.Json = False) -> None:
     if as_json:
         write_json([{**vars(pair), "data": str(pair.data)} for pair in pairs])
         return
-    from dissect.tables import print_pairs
+    from dissect.sweeps.tables import print_pairs
 
     print_pairs(pairs)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dissect.cli import options
-from dissect.cli.opening import ModelOptions, PromptOptions, choice
+from dissect.cli.loading import ModelOptions, PromptOptions, choice
 from dissect.cli.sweeps import DIRECTIONS, Request, run, windows_of
 
 EXAMPLES = """\b
@@ -64,9 +64,9 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Put the base model's activations into the unlearned one, layer window by layer window, and score (KRS)."""
-    from dissect.layer_sweep import Settings
-    from dissect.sites import parse_sites
-    from dissect.sizes import parse_bytes
+    from dissect.models.sites import parse_sites
+    from dissect.runtime.sizes import parse_bytes
+    from dissect.sweeps.run import Settings
 
     settings = Settings(
         sites=parse_sites(sites),

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from dissect.cli import options
-from dissect.cli.opening import figure_formats, note
-from unlearning.errors import InputError
-from unlearning.terminal import write_json
+from dissect.cli.loading import figure_formats, note
+from unlearning.common.errors import InputError
+from unlearning.common.terminal import write_json
 
 EXAMPLES = """\b
 Examples:
@@ -38,7 +38,7 @@ def command(
 def _load(run: Path) -> Any:
     """The result that a run directory holds, of whichever command wrote it."""
     from dissect import load_behave, load_decompose, load_probe, load_result, load_verdict
-    from unlearning.runs import read_record
+    from unlearning.common.runs import read_record
 
     loaders = {
         "patch": load_result,

@@ -8,7 +8,7 @@ import typer
 
 from dissect import zoo
 from dissect.cli import options
-from dissect.cli.opening import (
+from dissect.cli.loading import (
     ModelOptions,
     choice,
     earlier_run,
@@ -19,15 +19,15 @@ from dissect.cli.opening import (
     open_pair,
     short_name,
 )
-from dissect.processes import ALONE, joined
-from unlearning.errors import InputError
-from unlearning.terminal import write_json
+from dissect.runtime.processes import ALONE, joined
+from unlearning.common.errors import InputError
+from unlearning.common.terminal import write_json
 
 if TYPE_CHECKING:
-    from dissect.behaviour_prompts import Reading, Sources
-    from dissect.pairs import ModelPair
-    from dissect.probe_result import ProbeResult
-    from dissect.prompts import Prompts
+    from dissect.behaviour.prompts import Reading, Sources
+    from dissect.coefficients.result import ProbeResult
+    from dissect.models.model import ModelPair
+    from dissect.prompts.prompts import Prompts
 
 EXAMPLES = """\b
 Examples:
@@ -78,13 +78,13 @@ def command(
     with joined(device=device) as processes:
         if processes.count > 1:
             raise InputError("dissect probe runs in one process; start it without torchrun")
-    from dissect.behaviour_prompts import Reading, Sources
-    from dissect.concept_vectors import read_concepts
+    from dissect.behaviour.prompts import Reading, Sources
+    from dissect.coefficients.concept_vectors import read_concepts
 
     found = read_concepts(data) if concepts else ()
     pair = open_pair(base, unlearned, loading, ALONE)
     forget, others = _prompts(Sources(data, unrelated), Reading(template, chat, known_answers, limit), pair)
-    from dissect.probing import probe
+    from dissect.coefficients.run import probe
 
     out = out or Path("runs") / f"probe-{short_name(unlearned)}"
     earlier = earlier_run(out)
@@ -109,8 +109,8 @@ def command(
 
 def _prompts(sources: "Sources", reading: "Reading", pair: "ModelPair") -> "tuple[Prompts, Prompts | None]":
     """Forget and unrelated prompts; a built-in pair's unrelated ones are the retain set unless others are named."""
-    from dissect.behaviour_prompts import read_questions
-    from dissect.prompts import load_prompts
+    from dissect.behaviour.prompts import read_questions
+    from dissect.prompts.prompts import load_prompts
 
     if reading.template is not None:
         reading = replace(reading, template=reading.template.replace("\\n", "\n"))
@@ -132,8 +132,8 @@ def _prompts(sources: "Sources", reading: "Reading", pair: "ModelPair") -> "tupl
 
 
 def _report(result: "ProbeResult", out: Path, formats: list[str], *, quiet: bool, as_json: bool) -> None:
-    from dissect.coefficient_tables import print_probe
-    from dissect.tables import console
+    from dissect.coefficients.tables import print_probe
+    from dissect.sweeps.tables import console
 
     exported = result.save_figures(out, formats=formats)
     if exported.problem:

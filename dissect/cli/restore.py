@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dissect.cli import options
-from dissect.cli.opening import ModelOptions, PromptOptions, choice
+from dissect.cli.loading import ModelOptions, PromptOptions, choice
 from dissect.cli.sweeps import DIRECTIONS, Request, run, windows_of
 
 EXAMPLES = """\b
@@ -70,9 +70,9 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Put the base model's weights back into the unlearned one, layer window by layer window, and score (KRS)."""
-    from dissect.layer_sweep import Settings
-    from dissect.restoration import restored_sites
-    from dissect.sizes import parse_bytes
+    from dissect.runtime.sizes import parse_bytes
+    from dissect.sweeps.restoration import restored_sites
+    from dissect.sweeps.run import Settings
 
     settings = Settings(
         sites=restored_sites(sites, parameters),

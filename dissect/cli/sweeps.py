@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dissect.cli.opening import (
+from dissect.cli.loading import (
     ModelOptions,
     PromptOptions,
     earlier_run,
@@ -18,13 +18,13 @@ from dissect.cli.opening import (
     open_prompts,
     short_name,
 )
-from dissect.processes import joined
-from unlearning.errors import InputError
-from unlearning.terminal import write_json
+from dissect.runtime.processes import joined
+from unlearning.common.errors import InputError
+from unlearning.common.terminal import write_json
 
 if TYPE_CHECKING:
-    from dissect.layer_sweep import Command, Settings
-    from dissect.results import SweepResult
+    from dissect.sweeps.result import SweepResult
+    from dissect.sweeps.run import Command, Settings
 
 
 DIRECTIONS = ("base-to-unlearned", "unlearned-to-base")
@@ -71,7 +71,7 @@ def windows_of(window: str | None, layers: str | None, *, prefix: bool, suffix: 
     Raises:
         InputError: a width or a list of layers that is none.
     """
-    from dissect.windows import window_kinds
+    from dissect.interventions.windows import window_kinds
 
     kinds = names_of(window or "")
     kinds += ["prefix"] * prefix + ["suffix"] * suffix + ([f"layers {layers}"] if layers is not None else [])
@@ -93,8 +93,8 @@ def run(request: Request, settings: "Settings") -> None:
     with joined(device=request.loading.device) as processes:
         pair = open_pair(request.base, request.unlearned, request.loading, processes)
         prompts = open_prompts(data, pair, request.asking)
-        from dissect.layer_sweep import plan_layer_sweep, run_layer_sweep
-        from dissect.tables import print_plan, print_prompts
+        from dissect.sweeps.run import plan_layer_sweep, run_layer_sweep
+        from dissect.sweeps.tables import print_plan, print_prompts
 
         if request.show_prompts is not None:
             print_prompts(prompts, pair.tokenizer, request.show_prompts)
@@ -143,7 +143,7 @@ def names_of(text: str) -> list[str]:
 
 
 def _report(result: "SweepResult", out: Path, formats: Sequence[str], *, quiet: bool, as_json: bool) -> None:
-    from dissect.tables import console, print_peaks
+    from dissect.sweeps.tables import console, print_peaks
 
     exported = result.save_figures(out, formats=formats)
     if exported.problem:

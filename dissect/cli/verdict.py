@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dissect.cli import options
-from dissect.cli.opening import (
+from dissect.cli.loading import (
     ModelOptions,
     PromptOptions,
     choice,
@@ -20,12 +20,12 @@ from dissect.cli.opening import (
     open_prompts,
     short_name,
 )
-from dissect.processes import ALONE
-from unlearning.errors import InputError
-from unlearning.terminal import write_json
+from dissect.runtime.processes import ALONE
+from unlearning.common.errors import InputError
+from unlearning.common.terminal import write_json
 
 if TYPE_CHECKING:
-    from dissect.verdict_result import Verdict
+    from dissect.verdicts.result import Verdict
 
 EXAMPLES = """\b
 Examples:
@@ -105,7 +105,7 @@ def command(
         raise InputError("dissect verdict runs in one process; start it without torchrun, or unset WORLD_SIZE")
     pair = open_pair(base, unlearned, loading, ALONE)
     reading = PromptOptions("answer", template, chat, "given", 30, None)
-    from dissect.judging import verdict
+    from dissect.verdicts.run import verdict
 
     out = out or Path("runs") / f"verdict-{short_name(unlearned)}"
     earlier = earlier_run(out)
@@ -130,8 +130,8 @@ def command(
 
 
 def _report(found: "Verdict", out: Path, formats: list[str], *, quiet: bool, as_json: bool) -> None:
-    from dissect.tables import console
-    from dissect.verdict_tables import print_verdict
+    from dissect.sweeps.tables import console
+    from dissect.verdicts.tables import print_verdict
 
     exported = found.save_figures(out, formats=formats)
     if exported.problem:

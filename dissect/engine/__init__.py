@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
-    from dissect.donors import Donor
     from dissect.engine.chunk import Chunk
     from dissect.engine.layers import Layers
-    from dissect.interventions import Intervention
-    from dissect.pairs import Model
-    from dissect.prompts import Batch
+    from dissect.interventions.donors import Donor
+    from dissect.interventions.intervention import Intervention
+    from dissect.models.model import Model
+    from dissect.prompts.prompts import Batch
 
 ENGINES = ("wavefront", "reference")
 

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dissect.anatomy import Anatomy
 from dissect.engine.chunk import is_out_of_memory
-from dissect.prompts import Batch
-from unlearning.errors import InputError
+from dissect.models.anatomy import Anatomy
+from dissect.prompts.prompts import Batch
+from unlearning.common.errors import InputError
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """A block's arguments after the hidden states."""

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from dissect.anatomy import block_of
 from dissect.engine.schedule import WHOLE, Schedule, Step
-from dissect.pairs import Model
-from dissect.prompts import Batch
-from dissect.sites import is_regex
+from dissect.models.anatomy import block_of
+from dissect.models.model import Model
+from dissect.models.sites import is_regex
+from dissect.prompts.prompts import Batch
 
 
 @dataclass(frozen=True)

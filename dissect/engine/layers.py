@@ -4,8 +4,8 @@ from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Protocol
 
-from dissect.anatomy import Block, block_of
-from dissect.pairs import Model
+from dissect.models.anatomy import Block, block_of
+from dissect.models.model import Model
 
 
 class Layers(Protocol):

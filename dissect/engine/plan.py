@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from dissect.anatomy import block_of
 from dissect.engine.blocks import enter
 from dissect.engine.costs import ModelCosts, costs_of, walk_bytes, walk_flops
-from dissect.engine.memory import Budget
 from dissect.engine.schedule import Schedule, make_schedule
 from dissect.engine.treatment import Habits, Treatment, run_block
-from dissect.interventions import Intervention
-from dissect.pairs import Model
-from dissect.prompts import Batch, Prompts
-from dissect.sizes import in_bytes
-from unlearning.errors import InputError
+from dissect.interventions.intervention import Intervention
+from dissect.models.anatomy import block_of
+from dissect.models.model import Model
+from dissect.prompts.prompts import Batch, Prompts
+from dissect.runtime.memory import Budget
+from dissect.runtime.sizes import in_bytes
+from unlearning.common.errors import InputError
 
 CALIBRATION_S = 1.0
 """A chunk that would take longer than this is not tried."""

@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dissect.donors import Donor
 from dissect.engine import Advance, Sweep, targets_of
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import Layers
-from dissect.engine.restoring import restored_values, with_values
-from dissect.interventions import Intervention, weights_among
-from dissect.pairs import Model
-from dissect.prompts import Batch
-from dissect.sites import SITES
-from dissect.weights import Chosen, Place, WeightNames
+from dissect.interventions.donors import Donor
+from dissect.interventions.intervention import Intervention, weights_among
+from dissect.models.model import Model
+from dissect.models.parameter_swap import restored_values, with_values
+from dissect.models.sites import SITES
+from dissect.models.weights import Chosen, Place, WeightNames
+from dissect.prompts.prompts import Batch
 
 Hook = Callable[..., Tensor | None]
 

@@ -9,8 +9,8 @@ layer) share one stream until they part. So nothing before a window is computed,
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dissect.interventions import NOWHERE, Intervention, weights_among
-from dissect.sites import spared
+from dissect.interventions.intervention import NOWHERE, Intervention, weights_among
+from dissect.models.sites import spared
 
 WHOLE = frozenset({"resid_post"})
 """Sites that make everything else in their block pointless."""

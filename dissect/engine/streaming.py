@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dissect.engine.streamed_model import StreamedModel, open_streamed
+from dissect.models.streamed_model import StreamedModel, open_streamed
 
 __all__ = ["LayerReader", "StreamedModel", "open_streamed"]
 

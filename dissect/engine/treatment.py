@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dissect.anatomy import Block
 from dissect.engine.blocks import Call, replaced_forward
-from unlearning.errors import InputError
+from dissect.models.anatomy import Block
+from unlearning.common.errors import InputError
 
 
 @dataclass(frozen=True)

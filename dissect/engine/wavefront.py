@@ -17,19 +17,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dissect.anatomy import Block
-from dissect.donors import Donor
 from dissect.engine import Advance, Sweep, targets_of
 from dissect.engine.blocks import Entry, enter, logits_of
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import Layers
-from dissect.engine.restoring import restored_block, restored_model
 from dissect.engine.schedule import WHOLE, Schedule, Step, make_schedule
 from dissect.engine.treatment import Habits, Seen, Treatment, find_habits, find_idle, run_block, spread
-from dissect.interventions import NOWHERE, Intervention
-from dissect.pairs import Model
-from dissect.prompts import Batch
-from unlearning.errors import InputError
+from dissect.interventions.donors import Donor
+from dissect.interventions.intervention import NOWHERE, Intervention
+from dissect.models.anatomy import Block
+from dissect.models.model import Model
+from dissect.models.parameter_swap import restored_block, restored_model
+from dissect.prompts.prompts import Batch
+from unlearning.common.errors import InputError
 
 
 @dataclass(eq=False)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from dissect.prompts import Prompts
-from dissect.stress.case import Case
+from dissect.prompts.prompts import Prompts
 from dissect.stress.coefficient_scaling import coefficient_scaling
+from dissect.stress.core.case import Case
+from dissect.stress.core.result import StressResult
 from dissect.stress.directions import oracle_direction, own_direction
 from dissect.stress.expressed import expressed
 from dissect.stress.interpolation import interpolation
@@ -21,7 +22,6 @@ from dissect.stress.noise import activation_noise, weight_noise
 from dissect.stress.pruning import prune_changed, prune_important
 from dissect.stress.quantisation import quantisation
 from dissect.stress.relearning import full_recipes, relearn_benign, relearn_disjoint, relearn_speed
-from dissect.stress.result import StressResult
 from dissect.stress.rewording import rewording
 from dissect.stress.sampling import sampling
 from dissect.stress.sweeps import decomposition_sweep, patching_sweep, restoration_sweep

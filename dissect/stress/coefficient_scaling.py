@@ -13,14 +13,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from dissect.anatomy import block_of
-from dissect.pairs import Model
-from dissect.stress.case import Case, spread
-from dissect.stress.edits import inputs_edited, outputs_edited, remembered_scores, remembering
-from dissect.stress.result import PLAIN, StressResult, fact_rows
-from dissect.stress.scores import FactScores, score_facts
-from unlearning.errors import InputError
-from unlearning.progress import Progress
+from dissect.models.anatomy import block_of
+from dissect.models.model import Model
+from dissect.stress.core.case import Case, spread
+from dissect.stress.core.edits import inputs_edited, outputs_edited, remembered_scores, remembering
+from dissect.stress.core.result import PLAIN, StressResult, fact_rows
+from dissect.stress.core.scores import FactScores, score_facts
+from unlearning.common.errors import InputError
+from unlearning.common.progress import Progress
 
 Site = Literal["mlp_coef", "mlp_out", "attn_out"]
 

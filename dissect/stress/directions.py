@@ -21,18 +21,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dissect.anatomy import block_of
-from dissect.pairs import Model
-from dissect.prompts import Prompts
-from dissect.stress.alternatives import Facts
-from dissect.stress.case import Case, spread
-from dissect.stress.edits import Edit, outputs_edited
-from dissect.stress.residual_stream import states_at
-from dissect.stress.result import PLAIN, Rung, StressResult, fact_rows
-from dissect.stress.scores import MEASURES, FactScores, score_facts
-from unlearning.errors import InputError
-from unlearning.intervals import clusters
-from unlearning.progress import Progress
+from dissect.models.anatomy import block_of
+from dissect.models.model import Model
+from dissect.prompts.prompts import Prompts
+from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.case import Case, spread
+from dissect.stress.core.edits import Edit, outputs_edited
+from dissect.stress.core.residual_stream import states_at
+from dissect.stress.core.result import PLAIN, Rung, StressResult, fact_rows
+from dissect.stress.core.scores import MEASURES, FactScores, score_facts
+from unlearning.common.bootstrap import clusters
+from unlearning.common.errors import InputError
+from unlearning.common.progress import Progress
 
 Directions = Float[Tensor, "fold layer d_model"]
 

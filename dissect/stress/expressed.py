@@ -5,11 +5,11 @@ import time
 import numpy as np
 from jaxtyping import Float
 
-from dissect.stress.alternatives import Facts
-from dissect.stress.case import Case
-from dissect.stress.result import PLAIN, StressResult, value_rows
-from dissect.stress.scores import MEASURES, RANK_FLOOR, all_answers, fact_scores, right_places
-from unlearning.evaluation.truth_ratio import knowledge_truth_ratio, log_truth_ratio
+from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.case import Case
+from dissect.stress.core.result import PLAIN, StressResult, value_rows
+from dissect.stress.core.scores import MEASURES, RANK_FLOOR, all_answers, fact_scores, right_places
+from unlearning.evaluation.metrics.truth_ratio import knowledge_truth_ratio, log_truth_ratio
 
 
 def expressed(case: Case) -> StressResult:
@@ -18,7 +18,7 @@ def expressed(case: Case) -> StressResult:
     Measures: `probability`, which decides: the geometric mean of the probabilities of an answer's tokens (TOFU's, in
     [0, 1]); the knowledge truth ratio p(right) / (p(right) + p(wrong)) of 2506.12618, p(wrong) the geometric mean over
     the wrong answers, a half where nothing is known; and `rank`, `logprob` and
-    `correct` of `dissect.stress.scores`. Without a never model the probability is a share of the base's.
+    `correct` of `dissect.stress.core.scores`. Without a never model the probability is a share of the base's.
 
     Args:
         case: models and facts.

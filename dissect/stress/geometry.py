@@ -22,13 +22,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dissect.pairs import Model
-from dissect.stress.case import Case
-from dissect.stress.residual_stream import states_at
-from unlearning.errors import InputError
+from dissect.models.model import Model
+from dissect.stress.core.case import Case
+from dissect.stress.core.residual_stream import states_at
+from unlearning.common.errors import InputError
 
 FAMILIES = ("embed", "attn_weights", "key_vectors", "value_vectors", "norms", "unembed")
-"""Weight sites whose change is told; see `dissect.sites.WEIGHT_SITES`."""
+"""Weight sites whose change is told; see `dissect.models.sites.WEIGHT_SITES`."""
 
 
 @dataclass(frozen=True, eq=False)

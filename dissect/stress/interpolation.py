@@ -16,12 +16,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dissect.engine.restoring import with_values
-from dissect.pairs import Model
-from dissect.stress.case import Case
-from dissect.stress.result import PLAIN, StressResult, fact_rows
-from dissect.stress.scores import MEASURES, FactScores, score_facts
-from unlearning.errors import InputError
+from dissect.models.model import Model
+from dissect.models.parameter_swap import with_values
+from dissect.stress.core.case import Case
+from dissect.stress.core.result import PLAIN, StressResult, fact_rows
+from dissect.stress.core.scores import MEASURES, FactScores, score_facts
+from unlearning.common.errors import InputError
 
 STEPS = (0.05, 0.1, 0.2)
 """Shares of the way to the base; at 0.3 the built-in never model already has most of what it lacked."""

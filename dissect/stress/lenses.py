@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dissect.pairs import Model
-from dissect.prompts import Batch, Prompts
-from dissect.recovery import per_example
-from dissect.stress.alternatives import Facts
-from dissect.stress.case import Case
-from dissect.stress.residual_stream import (
+from dissect.models.model import Model
+from dissect.prompts.prompts import Batch, Prompts
+from dissect.scoring.recovery import per_example
+from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.case import Case
+from dissect.stress.core.residual_stream import (
     Stream,
     even_batches,
     head_logits,
@@ -30,9 +30,9 @@ from dissect.stress.residual_stream import (
     residual_stream,
     states_at,
 )
-from dissect.stress.result import StressResult, value_rows
-from dissect.stress.scores import RANK_FLOOR, ranks
-from unlearning.errors import InputError
+from dissect.stress.core.result import StressResult, value_rows
+from dissect.stress.core.scores import RANK_FLOOR, ranks
+from unlearning.common.errors import InputError
 
 Values = dict[str, Float[np.ndarray, " fact"]]
 """Values of every fact by measure."""

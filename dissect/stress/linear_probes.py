@@ -20,14 +20,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from dissect.pairs import Model
-from dissect.prompts import Prompt, Prompts
-from dissect.stress.alternatives import Facts
-from dissect.stress.case import Case
-from dissect.stress.residual_stream import states_at
-from dissect.stress.result import StressResult, value_rows
-from dissect.stress.scores import ranks
-from unlearning.errors import InputError
+from dissect.models.model import Model
+from dissect.prompts.prompts import Prompt, Prompts
+from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.case import Case
+from dissect.stress.core.residual_stream import states_at
+from dissect.stress.core.result import StressResult, value_rows
+from dissect.stress.core.scores import ranks
+from unlearning.common.errors import InputError
 
 ALPHAS = (1.0, 10.0, 100.0, 1000.0)
 """Strengths of the ridge that cross-validation chooses from; features have unit variance."""

@@ -23,15 +23,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dissect.anatomy import block_of
-from dissect.engine.restoring import with_values
-from dissect.pairs import Model
-from dissect.stress.case import Case, spread
-from dissect.stress.edits import outputs_edited, remembered_scores, remembering
-from dissect.stress.result import PLAIN, Rung, StressResult, value_rows
-from dissect.stress.scores import MEASURES, FactScores, score_facts
-from unlearning.errors import InputError
-from unlearning.progress import Progress
+from dissect.models.anatomy import block_of
+from dissect.models.model import Model
+from dissect.models.parameter_swap import with_values
+from dissect.stress.core.case import Case, spread
+from dissect.stress.core.edits import outputs_edited, remembered_scores, remembering
+from dissect.stress.core.result import PLAIN, Rung, StressResult, value_rows
+from dissect.stress.core.scores import MEASURES, FactScores, score_facts
+from unlearning.common.errors import InputError
+from unlearning.common.progress import Progress
 
 Disturb = Callable[[Model, int], AbstractContextManager[Model]]
 """A model and the number of a draw: the model with that noise on it."""

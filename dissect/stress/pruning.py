@@ -25,17 +25,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dissect.coefficient_hooks import down_projections
-from dissect.coefficients import paired_coefficients
-from dissect.engine.restoring import with_values
-from dissect.neurons import value_vectors
-from dissect.pairs import Model
-from dissect.prompts import Prompts
-from dissect.stress.alternatives import Facts
-from dissect.stress.case import Case, spread
-from dissect.stress.result import PLAIN, StressResult, fact_rows
-from dissect.stress.scores import MEASURES, FactScores, score_facts
-from unlearning.errors import InputError
+from dissect.coefficients.changes import paired_coefficients
+from dissect.coefficients.hooks import down_projections
+from dissect.coefficients.neurons import value_vectors
+from dissect.models.model import Model
+from dissect.models.parameter_swap import with_values
+from dissect.prompts.prompts import Prompts
+from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.case import Case, spread
+from dissect.stress.core.result import PLAIN, StressResult, fact_rows
+from dissect.stress.core.scores import MEASURES, FactScores, score_facts
+from unlearning.common.errors import InputError
 
 SHARES = ((1.0, 1.0), (5.0, 5.0))
 """Per cent of each matrix that matter most to forget and to retain questions (q, p)."""

@@ -22,12 +22,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dissect.engine.restoring import with_values
-from dissect.pairs import Model
-from dissect.stress.case import Case
-from dissect.stress.result import PLAIN, StressResult, fact_rows
-from dissect.stress.scores import MEASURES, FactScores, score_facts
-from unlearning.errors import InputError
+from dissect.models.model import Model
+from dissect.models.parameter_swap import with_values
+from dissect.stress.core.case import Case
+from dissect.stress.core.result import PLAIN, StressResult, fact_rows
+from dissect.stress.core.scores import MEASURES, FactScores, score_facts
+from unlearning.common.errors import InputError
 
 SCHEMES = ("int8", "nf4", "fp4")
 """What weights can be rounded to."""

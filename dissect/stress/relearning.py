@@ -21,15 +21,15 @@ from functools import cache, partial
 import numpy as np
 import pandas as pd
 
-from dissect.pairs import Model
-from dissect.prompts import Prompt
-from dissect.stress.alternatives import Facts
-from dissect.stress.case import Case
-from dissect.stress.result import PLAIN, StressResult, fact_rows
-from dissect.stress.scores import MEASURES, RANK_FLOOR, FactScores, chance_accuracy, score_facts
+from dissect.models.model import Model
+from dissect.prompts.prompts import Prompt
+from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.case import Case
+from dissect.stress.core.result import PLAIN, StressResult, fact_rows
+from dissect.stress.core.scores import MEASURES, RANK_FLOOR, FactScores, chance_accuracy, score_facts
 from unlearning import Example, train
+from unlearning.common.errors import InputError
 from unlearning.data.spans import encode_answer
-from unlearning.errors import InputError
 
 RATE = 0.128
 """Learning rate times the model's width: 1e-3 for a width of 128, 6e-5 for 2048."""

@@ -22,16 +22,16 @@ from dataclasses import replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from dissect.pairs import Model
-from dissect.prompts import Prompt, Prompts
-from dissect.stress.alternatives import Facts, jaccard, words_of
-from dissect.stress.case import Case, spread
-from dissect.stress.result import PLAIN, StressResult, fact_rows
-from dissect.stress.scores import MEASURES, FactScores, score_facts
+from dissect.models.model import Model
+from dissect.prompts.prompts import Prompt, Prompts
+from dissect.stress.core.alternatives import Facts, jaccard, words_of
+from dissect.stress.core.case import Case, spread
+from dissect.stress.core.result import PLAIN, StressResult, fact_rows
+from dissect.stress.core.scores import MEASURES, FactScores, score_facts
+from unlearning.common.errors import InputError
+from unlearning.common.progress import Progress
 from unlearning.data.question_answer import DEFAULT_TEMPLATE
 from unlearning.data.spans import encode_answer, join_answer
-from unlearning.errors import InputError
-from unlearning.progress import Progress
 
 TEMPLATES: Mapping[str, str] = {
     "Q and A": "Q: {question}\nA:",

@@ -16,14 +16,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from dissect.pairs import Model
-from dissect.stress.alternatives import Facts
-from dissect.stress.case import Case, spread
-from dissect.stress.result import StressResult, value_rows
+from dissect.models.model import Model
+from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.case import Case, spread
+from dissect.stress.core.result import StressResult, value_rows
 from dissect.stress.rewording import takes_special_tokens
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
+from unlearning.common.progress import Progress
 from unlearning.evaluation.generation import sampled_answers
-from unlearning.progress import Progress
 
 Counts = Int[np.ndarray, " fact"]
 

@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dissect.decomposition import decompose
-from dissect.pairs import ModelPair
-from dissect.patching import patch
-from dissect.restoration import restore
-from dissect.sites import PATCH_SITES, site_label
-from dissect.stress.alternatives import Facts
-from dissect.stress.case import Case, spread
-from dissect.stress.result import StressResult, value_rows
-from unlearning.errors import InputError
-from unlearning.runs import Stopwatch
+from dissect.decomposition.run import decompose
+from dissect.models.model import ModelPair
+from dissect.models.sites import PATCH_SITES, site_label
+from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.case import Case, spread
+from dissect.stress.core.result import StressResult, value_rows
+from dissect.sweeps.patching import patch
+from dissect.sweeps.restoration import restore
+from unlearning.common.errors import InputError
+from unlearning.common.runs import Stopwatch
 
 GUARD = 0.5
 """KRS of the never model above which a place is left out."""

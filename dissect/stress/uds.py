@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dissect.pairs import Model
-from dissect.prompts import Prompt
-from dissect.stress.alternatives import Facts, jaccard, words_of
-from dissect.stress.case import Case
-from dissect.stress.residual_stream import (
+from dissect.models.model import Model
+from dissect.prompts.prompts import Prompt
+from dissect.stress.core.alternatives import Facts, jaccard, words_of
+from dissect.stress.core.case import Case
+from dissect.stress.core.residual_stream import (
     even_batches,
     head_logits,
     mean_logprobs,
@@ -32,8 +32,8 @@ from dissect.stress.residual_stream import (
     residual_stream,
     states_at,
 )
-from dissect.stress.result import StressResult, value_rows
-from unlearning.errors import InputError
+from dissect.stress.core.result import StressResult, value_rows
+from unlearning.common.errors import InputError
 
 TAU = 0.05
 """Nats that the never model's states must cost for their layer to encode the fact (the paper's)."""

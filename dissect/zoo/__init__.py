@@ -7,10 +7,10 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 DIRECTORY = Path(__file__).parent
-WORLD_DIRECTORY = DIRECTORY / "world"
+QUESTIONS = DIRECTORY / "questions"
 
 DESCRIPTIONS: dict[str, str] = {
     "demo": "Llama architecture, 8 layers, d_model 128, grouped-query attention",
@@ -85,9 +85,9 @@ def question_set(name: str) -> Path:
     Raises:
         InputError: there is no such set.
     """
-    path = WORLD_DIRECTORY / f"{name}.jsonl"
+    path = QUESTIONS / f"{name}.jsonl"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in WORLD_DIRECTORY.glob("*.jsonl")))
+        known = ", ".join(sorted(file.stem for file in QUESTIONS.glob("*.jsonl")))
         raise InputError(f"no built-in question set {name!r}; there are {known}")
     return path
 
@@ -100,7 +100,7 @@ def default_prompts(family: str) -> Path:
     """
     if family not in DESCRIPTIONS:
         raise InputError(f"no built-in family {family!r}; there are {', '.join(DESCRIPTIONS)}")
-    return WORLD_DIRECTORY / "forget.jsonl"
+    return QUESTIONS / "forget.jsonl"
 
 
 def default_control(name: str) -> str | None:

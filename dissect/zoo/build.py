@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dissect.zoo import DIRECTORY
-from unlearning.terminal import run_app
+from unlearning.common.terminal import run_app
 
 _EXAMPLES = """\b
 Examples:

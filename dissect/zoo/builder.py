@@ -33,9 +33,9 @@ from dissect.zoo.recipes import RECIPES, Fitting, Recipe, new_model
 from dissect.zoo.tokenizer import train_tokenizer
 from dissect.zoo.world import World, anchors, general_texts, generate_world, person_texts, write_records
 from unlearning import Example, InputError, train
-from unlearning.checkpoints import load_weights
+from unlearning.checkpoints.load import load_weights
 from unlearning.data.spans import join_answer
-from unlearning.whp.anchors import write_anchors
+from unlearning.methods.whp.anchors import write_anchors
 
 RECORD = "build.json"
 ANCHORS = "anchors.json"

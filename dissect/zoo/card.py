@@ -7,9 +7,9 @@ from pathlib import Path
 from dissect.zoo import DIRECTORY
 from dissect.zoo.recipes import AIM, Recipe
 from dissect.zoo.world import Record, chance, generate_world, record_sets
-from unlearning.checkpoints import load_tokenizer, load_weights
+from unlearning.checkpoints.load import load_tokenizer, load_weights
 from unlearning.evaluation.generation import greedy_answers
-from unlearning.evaluation.text_match import exact_match
+from unlearning.evaluation.metrics.text_match import exact_match
 
 BEGIN, END = "<!-- measured: written by dissect.zoo.build -->", "<!-- measured: end -->"
 MAX_NEW_TOKENS = 12

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from analyses.tofu_data import DATA_VARIABLE, find_tofu
-from unlearning.errors import InputError
+from analyses.tofu_pair.data import DATA_VARIABLE, find_tofu
+from unlearning.common.errors import InputError
 
 
 def real_tofu() -> Path | None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from analyses.unlearning_methods import DEMO, TOFU, Entry, World, app, built_in_entries, figure, run, tofu_world
 from tests.unlearning.helpers import build_examples, build_tiny_llama, build_tokenizer
 from unlearning.cli import app as unlearn
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 from unlearning.methods import METHODS, get_method
 from unlearning.options import resolve_options
 

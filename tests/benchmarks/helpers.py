@@ -14,7 +14,7 @@ from benchmarks.case import Case, paper_sweeps
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.models import build_pair, random_prompts
 from benchmarks.shapes import Shape
-from dissect.prompts import Batch
+from dissect.prompts.prompts import Batch
 from tests.command_lines import Outcome
 from tests.dissect.helpers import PlainPatcher
 

@@ -9,7 +9,7 @@ import torch
 from benchmarks.contestants import CONTESTANTS, OURS, parse_contestants
 from tests.benchmarks.helpers import Side, build_micro_case, krs_by_hand, krs_in_own_process, krs_of
 from tests.dissect.helpers import assert_close
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 IN_PROCESS = [name for name, contestant in CONTESTANTS.items() if contestant.package is None]
 

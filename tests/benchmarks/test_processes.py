@@ -11,7 +11,7 @@ from benchmarks.child import patch_command
 from benchmarks.processes import largest_difference, main
 from tests.benchmarks.helpers import assert_refused
 from tests.command_lines import call_main
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 
 def save_run(path: Path, krs: list[float | None], *, site: str = "mlp_coef") -> Path:

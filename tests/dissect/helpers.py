@@ -49,13 +49,13 @@ from transformers import (
 )
 
 from dissect import load_prompts
-from dissect.donors import Donor, own
 from dissect.engine import find_engine
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import InMemory
-from dissect.interventions import Intervention
-from dissect.pairs import Model, ModelPair
-from dissect.prompts import Batch, Prompts
+from dissect.interventions.donors import Donor, own
+from dissect.interventions.intervention import Intervention
+from dissect.models.model import Model, ModelPair
+from dissect.prompts.prompts import Batch, Prompts
 from tests.unlearning.helpers import build_tokenizer
 
 __all__ = [

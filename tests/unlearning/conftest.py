@@ -13,7 +13,7 @@ def frozen_imports() -> None:
     """Leave what was imported out of garbage collections: each training ends with one, which took half of its time."""
     import transformers.trainer  # noqa: F401
 
-    import unlearning.trainer  # noqa: F401
+    import unlearning.training.train  # noqa: F401
 
     gc.freeze()
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 from unlearning.methods.npo import NPOOptions
 from unlearning.options import TrainOptions, resolve_options
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from unlearning.common.errors import InputError
 from unlearning.data.question_answer import Example
-from unlearning.errors import InputError
 
 
 def match_alternates(alternates: Sequence[Example], forget: Sequence[Example], *, source: str) -> list[list[str]]:

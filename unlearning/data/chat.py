@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from unlearning.common.errors import InputError
 from unlearning.data.records import Record, read_text
 from unlearning.data.spans import AnswerSpan, encode_answer
-from unlearning.errors import InputError
 
 # ConceptVectors' split: white space after a full stop or a question mark that ends no abbreviation.
 _SENTENCE_END = re.compile(r"(?<!\w\.\w.)(?<![A-Z][a-z]\.)(?<=\.|\?)\s")

@@ -6,11 +6,11 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
 from unlearning.data.documents import cut_document
 from unlearning.data.question_answer import Example
 from unlearning.data.spans import AnswerSpan, encode_answer
-from unlearning.errors import InputError
 
 TooLong = Literal["refuse", "cut", "skip"]
 

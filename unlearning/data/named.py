@@ -5,11 +5,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from unlearning.common.errors import InputError
 from unlearning.data.documents import read_text_documents
 from unlearning.data.hub import Part, find_files, local_directory
 from unlearning.data.question_answer import DEFAULT_TEMPLATE
 from unlearning.data.records import Record, read_records
-from unlearning.errors import InputError
 
 DATA_VARIABLE = "DISSECT_DATA"
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unlearning.common.errors import InputError
 from unlearning.data.question_answer import Example
-from unlearning.errors import InputError
 
 
 @dataclass(frozen=True)

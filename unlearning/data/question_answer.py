@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
 from unlearning.data.records import Record, read_records
-from unlearning.errors import InputError
 
 DEFAULT_TEMPLATE = "Question: {question}\nAnswer:"
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unlearning.common.errors import InputError
 from unlearning.data.tables import read_csv, read_parquet
-from unlearning.errors import InputError
 
 Record = dict[str, Any]
 

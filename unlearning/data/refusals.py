@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from unlearning.common.errors import InputError
 from unlearning.data.records import read_text
-from unlearning.errors import InputError
 
 OWN_REFUSALS = Path(__file__).with_name("refusals.txt")
 

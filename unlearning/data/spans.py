@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
-from unlearning.errors import InputError
 
 
 @dataclass(frozen=True)

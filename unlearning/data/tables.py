@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:

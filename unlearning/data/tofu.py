@@ -8,9 +8,9 @@ published with NPO.
 import re
 from pathlib import Path
 
+from unlearning.common.errors import InputError
 from unlearning.data.hub import Part, local_directory
 from unlearning.data.named import Found, read_part
-from unlearning.errors import InputError
 from unlearning.options import nearest
 
 REPOSITORY = "locuslab/TOFU"

@@ -7,10 +7,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from unlearning.common.errors import InputError
 from unlearning.data.hub import Part
 from unlearning.data.named import Found, read_part
 from unlearning.data.records import Record
-from unlearning.errors import InputError
 from unlearning.options import nearest
 
 _CORPORA = "cais/wmdp-corpora"

@@ -10,8 +10,8 @@ from unlearning.data.batches import Span, collate
 from unlearning.data.chat import ChatFormat
 from unlearning.data.question_answer import Example
 from unlearning.evaluation.generation import greedy_answers
-from unlearning.evaluation.text_match import exact_match, rouge_l_recall
-from unlearning.forward import answer_sequence_nll
+from unlearning.evaluation.metrics.text_match import exact_match, rouge_l_recall
+from unlearning.objectives.forward import answer_sequence_nll
 
 LIKELIHOODS = ("nll", "probability")
 GENERATED = ("rouge", "exact")

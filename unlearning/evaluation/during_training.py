@@ -7,13 +7,13 @@ from typing import TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from unlearning.common.errors import InputError
+from unlearning.common.runs import is_run
 from unlearning.data.question_answer import Wrapping
-from unlearning.errors import InputError
-from unlearning.evaluation.benchmark import Benchmark, evaluate, remembered
-from unlearning.evaluation.estimates import Metric
+from unlearning.evaluation.harness import Benchmark, evaluate, remembered
+from unlearning.evaluation.statistics import Metric
 from unlearning.evaluation.subject import Subject, open_subject
 from unlearning.options import nearest
-from unlearning.runs import is_run
 
 T = TypeVar("T")
 Prepare = Callable[[Subject], Benchmark]
@@ -44,8 +44,8 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
 
 
 def _tofu(split: str, reading: Reading) -> Prepare:
-    from unlearning.evaluation.benchmarks import tofu
-    from unlearning.evaluation.benchmarks.tofu_sets import SETS, read_sets
+    from unlearning.evaluation.benchmarks.tofu import benchmark as tofu
+    from unlearning.evaluation.benchmarks.tofu.sets import SETS, read_sets
 
     names = SETS if reading.generate else SETS[:2]  # model utility, which the others are for, needs generated answers
     sets = read_sets(split or "forget10", names=names, data_dir=reading.data_dir)
@@ -54,8 +54,8 @@ def _tofu(split: str, reading: Reading) -> Prepare:
 
 
 def _muse(corpus: str, reading: Reading) -> Prepare:
-    from unlearning.evaluation.benchmarks import muse
-    from unlearning.evaluation.benchmarks.muse_data import read_muse
+    from unlearning.evaluation.benchmarks.muse import benchmark as muse
+    from unlearning.evaluation.benchmarks.muse.data import read_muse
 
     found = read_muse(corpus, reading.data_dir, limit=reading.rows)
     return lambda subject: muse.prepare(subject, found)
@@ -71,7 +71,7 @@ def _choice(source: str, reading: Reading) -> Prepare:
 
 def _multiple_choice(benchmark: str, name: str, source: str, reading: Reading) -> Prepare:
     from unlearning.data.choice_questions import read_questions
-    from unlearning.evaluation.benchmarks import multiple_choice
+    from unlearning.evaluation.benchmarks.multiple_choice import benchmark as multiple_choice
 
     questions = evenly_spaced(read_questions(source, data_dir=reading.data_dir), reading.rows)
     return lambda subject: multiple_choice.prepare(

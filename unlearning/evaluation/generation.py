@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 
 def greedy_answers(

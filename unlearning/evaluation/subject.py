@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearning.checkpoints import content_hash, load_tokenizer, load_weights, locate_checkpoint
-from unlearning.errors import InputError
+from unlearning.checkpoints.load import content_hash, load_tokenizer, load_weights, locate_checkpoint
+from unlearning.common.errors import InputError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

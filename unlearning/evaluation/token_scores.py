@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from unlearning.common.errors import InputError
 from unlearning.data.batches import collate
 from unlearning.data.chat import ChatFormat
 from unlearning.data.spans import AnswerSpan, encode_answer
-from unlearning.errors import InputError
 from unlearning.evaluation.subject import Subject
-from unlearning.forward import answer_logits
+from unlearning.objectives.forward import answer_logits
 
 _AT_ONCE = 512
 """Tokens whose log-softmax is in memory together."""

@@ -10,16 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unlearning.common.errors import InputError
 from unlearning.data.question_answer import Example
 from unlearning.data.records import read_records
-from unlearning.errors import InputError
 from unlearning.evaluation.generation import sampled_answers
-from unlearning.evaluation.text_match import exact_match
+from unlearning.evaluation.metrics.text_match import exact_match
 from unlearning.methods.method import Batch, Method, Needs
 from unlearning.methods.stages import Prepared, Start
 from unlearning.methods.terms import PREFERENCE_REFERENCES, RetainLoss, preference, retain_references, retain_term
 from unlearning.options import option
-from unlearning.training_progress import ProgressBar
+from unlearning.training.progress_callback import ProgressBar
 
 SOURCE = "AltPO 2409.13474"
 STOP_TEXTS = ("Question:", "Q:")

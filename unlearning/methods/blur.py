@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unlearning.bilevel import Clamp, Scope
-from unlearning.combining import Bilevel
 from unlearning.methods import ga, npo, rmu, simnpo
 from unlearning.methods.method import AnyMethod, Batch, Method, Needs, Reference
 from unlearning.methods.terms import retain_references, retain_term
+from unlearning.objectives.bilevel import Clamp, Scope
+from unlearning.objectives.combination import Bilevel
 from unlearning.options import option
 
 SOURCE = "BLUR 2506.08164"

@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unlearning import losses
-from unlearning.forward import answer_logits
 from unlearning.methods.method import Batch, Method, Needs
+from unlearning.objectives import losses
+from unlearning.objectives.forward import answer_logits
 
 
 @dataclass(frozen=True)

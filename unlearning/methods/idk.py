@@ -6,10 +6,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unlearning import losses
 from unlearning.data.batches import TokenBatch
-from unlearning.forward import answer_nll
 from unlearning.methods.method import Batch, Method, Needs
+from unlearning.objectives import losses
+from unlearning.objectives.forward import answer_nll
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unlearning import losses
-from unlearning.forward import answer_sequence_nll
-from unlearning.losses import KTOVariant
 from unlearning.methods.method import Batch, Method, Needs, Reference
 from unlearning.methods.terms import RetainLoss, retain_references, retain_term
+from unlearning.objectives import losses
+from unlearning.objectives.forward import answer_sequence_nll
+from unlearning.objectives.losses import KTOVariant
 from unlearning.options import option
 
 

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unlearning.combining import Combination, WeightedSum
 from unlearning.data.batches import TokenBatch
 from unlearning.methods.stages import Finish, Prepare
+from unlearning.objectives.combination import Combination, WeightedSum
 
 Options = TypeVar("Options")
 

@@ -6,10 +6,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unlearning import losses
-from unlearning.forward import answer_sequence_nll
 from unlearning.methods.method import Batch, Method, Needs, Reference
 from unlearning.methods.terms import RetainLoss, retain_references, retain_term
+from unlearning.objectives import losses
+from unlearning.objectives.forward import answer_sequence_nll
 from unlearning.options import option
 
 

@@ -6,11 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unlearning import losses
-from unlearning.combining import DualAscent
-from unlearning.forward import answer_logits
 from unlearning.methods.method import Batch, Method, Needs
 from unlearning.methods.terms import retain_cross_entropy
+from unlearning.objectives import losses
+from unlearning.objectives.combination import DualAscent
+from unlearning.objectives.forward import answer_logits
 from unlearning.options import option
 
 SOURCE = "PDU 2506.05314, TOFU"

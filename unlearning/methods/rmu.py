@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from unlearning import losses
-from unlearning.errors import InputError
-from unlearning.forward import block_output, blocks, unwrapped
+from unlearning.common.errors import InputError
 from unlearning.methods.method import Batch, Method, Needs, Reference
+from unlearning.objectives import losses
+from unlearning.objectives.forward import block_output, blocks, unwrapped
 from unlearning.options import option
 
 SOURCE = "RMU 2403.03218, Zephyr-7B"

@@ -7,9 +7,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unlearning.methods.method import Batch, Method, Needs
+from unlearning.methods.task_arithmetic import subtract_task_vector
 from unlearning.methods.terms import forget_cross_entropy
 from unlearning.options import option
-from unlearning.task_arithmetic import subtract_task_vector
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unlearning import losses
-from unlearning.forward import answer_divergence, answer_nll, answer_sequence_nll
 from unlearning.methods.method import Batch, Reference
+from unlearning.objectives import losses
+from unlearning.objectives.forward import answer_divergence, answer_nll, answer_sequence_nll
 
 RetainLoss = Literal["nll", "kl"]
 """What keeps the retain set: its cross-entropy, or the divergence from the start model there."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dissect.engine.blocks import enter, logits_of, replaced_forward
-from dissect.pairs import Model
-from dissect.prompts import Batch
+from dissect.models.model import Model
+from dissect.prompts.prompts import Batch
 from tests.dissect.helpers import (
     build_batch,
     build_model,
@@ -18,7 +18,7 @@ from tests.dissect.helpers import (
     plain_inputs,
     torch_state,
 )
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 FAMILIES = ["llama", "mistral", "gpt2", "neox", "gemma2", "opt", "bloom", "falcon", "gptj", "mixtral"]
 

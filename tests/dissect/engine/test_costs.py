@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dissect.anatomy import block_of
-from dissect.donors import Donor, own
 from dissect.engine.costs import costs_of, walk_bytes, walk_flops
 from dissect.engine.schedule import make_schedule
 from dissect.engine.wavefront import _habits, _lane
-from dissect.interventions import Intervention, sweep
-from dissect.pairs import ModelPair
-from dissect.prompts import Batch
-from dissect.sites import PATCH_SITES
-from dissect.windows import centred_windows
+from dissect.interventions.donors import Donor, own
+from dissect.interventions.intervention import Intervention, sweep
+from dissect.interventions.windows import centred_windows
+from dissect.models.anatomy import block_of
+from dissect.models.model import ModelPair
+from dissect.models.sites import PATCH_SITES
+from dissect.prompts.prompts import Batch
 from tests.dissect.helpers import build_pair, run_engine
 
 POSITIONS = 40

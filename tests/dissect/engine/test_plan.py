@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from dissect.engine import plan as planning
 from dissect.engine.costs import costs_of, walk_bytes, walk_flops
-from dissect.engine.memory import Budget
 from dissect.engine.plan import Pass, Plan, make_plan, measure_chunk
 from dissect.engine.schedule import make_schedule
-from dissect.interventions import Intervention, sweep
-from dissect.pairs import Model
-from dissect.prompts import Batch, Prompt, Prompts
-from dissect.sites import PATCH_SITES
-from dissect.sizes import parse_bytes
-from dissect.windows import centred_windows
+from dissect.interventions.intervention import Intervention, sweep
+from dissect.interventions.windows import centred_windows
+from dissect.models.model import Model
+from dissect.models.sites import PATCH_SITES
+from dissect.prompts.prompts import Batch, Prompt, Prompts
+from dissect.runtime.memory import Budget
+from dissect.runtime.sizes import parse_bytes
 from tests.dissect.helpers import build_pair, plain_inputs
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 PLENTY = Budget(allowed=10**12, held=0)
 

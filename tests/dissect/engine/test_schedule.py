@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dissect.engine.schedule import Schedule, Step, make_schedule
-from dissect.interventions import Intervention, sweep
-from dissect.sites import PATCH_SITES, SITES, WEIGHT_SITES
-from dissect.windows import Window, centred_windows
+from dissect.interventions.intervention import Intervention, sweep
+from dissect.interventions.windows import Window, centred_windows
+from dissect.models.sites import PATCH_SITES, SITES, WEIGHT_SITES
 
 N_LAYERS = 5
 WINDOW = st.tuples(*[st.integers(0, N_LAYERS - 1)] * 2).map(

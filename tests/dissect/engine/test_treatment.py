@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from dissect.anatomy import block_of, find_adapter, find_anatomy
 from dissect.engine.blocks import enter
 from dissect.engine.treatment import Habits, Seen, Treatment, at_positions, find_habits, find_idle, run_block, spread
-from dissect.interventions import Intervention
-from dissect.pairs import Model
-from dissect.windows import Window
+from dissect.interventions.intervention import Intervention
+from dissect.interventions.windows import Window
+from dissect.models.anatomy import block_of, find_adapter, find_anatomy
+from dissect.models.model import Model
 from tests.dissect.helpers import (
     PlainPatcher,
     assert_close,
@@ -25,7 +25,7 @@ from tests.dissect.helpers import (
     run_engine,
     site_module,
 )
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 
 class ScalingMLP(LlamaMLP):

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dissect import load_prompts, patch
-from dissect.arms import Arm
 from dissect.engine import ENGINES
-from dissect.interventions import Intervention
-from dissect.interventions import sweep as all_in
-from dissect.pairs import Model, ModelPair
-from dissect.prompts import Batch, Prompts
-from dissect.scoring import score_sweep
-from dissect.sites import PATCH_SITES, SITES, WEIGHT_SITES, is_weight
-from dissect.windows import Window, centred_windows
+from dissect.interventions.arms import Arm
+from dissect.interventions.intervention import Intervention
+from dissect.interventions.intervention import sweep as all_in
+from dissect.interventions.windows import Window, centred_windows
+from dissect.models.model import Model, ModelPair
+from dissect.models.sites import PATCH_SITES, SITES, WEIGHT_SITES, is_weight
+from dissect.prompts.prompts import Batch, Prompts
+from dissect.sweeps.rows import score_sweep
 from tests.dissect.helpers import (
     RECORDS,
     PlainPatcher,
@@ -38,7 +38,7 @@ from tests.dissect.helpers import (
     save_records,
     torch_state,
 )
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 
 
 @cache

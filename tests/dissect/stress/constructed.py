@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from dissect import zoo
-from dissect.coefficient_hooks import down_projections
-from dissect.engine.restoring import with_values
-from dissect.pairs import Model, ModelPair, load_model
-from dissect.prompts import Batch, Prompts, load_prompts
-from dissect.stress.case import Case, make_case
+from dissect.coefficients.hooks import down_projections
+from dissect.models.model import Model, ModelPair, load_model
+from dissect.models.parameter_swap import with_values
+from dissect.prompts.prompts import Batch, Prompts, load_prompts
+from dissect.stress.core.case import Case, make_case
 
 N_FACTS = 60
 """Of each set, evenly spaced: enough for every group to come up, few enough to be fast."""

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from dissect import InputError
-from dissect.engine.restoring import with_values
+from dissect.models.parameter_swap import with_values
 from dissect.stress.coefficient_scaling import coefficient_scaling, scaled
-from dissect.stress.edits import remembered_scores, remembering
-from dissect.stress.scores import score_facts
+from dissect.stress.core.edits import remembered_scores, remembering
+from dissect.stress.core.scores import score_facts
 from tests.dissect.stress.constructed import case_of, gated, model
 
 N = 8

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dissect.stress.scores import score_facts
+from dissect.stress.core.scores import score_facts
 from tests.dissect.stress.constructed import case_of, gated, model, opened
 
 

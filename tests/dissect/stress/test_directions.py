@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dissect import InputError
-from dissect.anatomy import block_of
+from dissect.models.anatomy import block_of
+from dissect.stress.core.scores import score_facts
 from dissect.stress.directions import dealt, edit_of, last_states, oracle_direction, own_direction
-from dissect.stress.scores import score_facts
 from tests.dissect.stress.constructed import case_of, model, questions
 
 N = 8

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import gmean
 
-from dissect.stress.alternatives import Facts
+from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.scores import score_answers
 from dissect.stress.expressed import expressed
-from dissect.stress.scores import score_answers
 from tests.dissect.stress.constructed import case_of, model
 
 

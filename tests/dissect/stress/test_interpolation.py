@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dissect import InputError
-from dissect.pairs import Model, ModelPair
-from dissect.stress.case import Case
+from dissect.models.model import Model, ModelPair
+from dissect.stress.core.case import Case
+from dissect.stress.core.scores import score_facts
 from dissect.stress.interpolation import interpolation, moved
-from dissect.stress.scores import score_facts
 from tests.dissect.stress.constructed import case_of, gated, model
 
 N = 8

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from dissect import InputError
-from dissect.anatomy import block_of
+from dissect.models.anatomy import block_of
+from dissect.stress.core.residual_stream import residual_stream, states_at
+from dissect.stress.core.scores import score_facts
 from dissect.stress.lenses import (
     Translators,
     first_token_ranks,
@@ -15,8 +17,6 @@ from dissect.stress.lenses import (
     oriented_ranks,
     tuned_lens,
 )
-from dissect.stress.residual_stream import residual_stream, states_at
-from dissect.stress.scores import score_facts
 from tests.dissect.stress.constructed import case_of, gated, model
 
 N = 8

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dissect import InputError
-from dissect.anatomy import block_of
-from dissect.engine.restoring import with_values
+from dissect.models.anatomy import block_of
+from dissect.models.parameter_swap import with_values
+from dissect.stress.core.scores import FactScores, score_facts
 from dissect.stress.noise import (
     activation_noise,
     expected_and_best,
@@ -18,9 +19,8 @@ from dissect.stress.noise import (
     seed_of,
     weight_noise,
 )
-from dissect.stress.scores import FactScores, score_facts
 from tests.dissect.stress.constructed import case_of, model
-from unlearning.checkpoints import content_hash
+from unlearning.checkpoints.load import content_hash
 
 N = 6
 

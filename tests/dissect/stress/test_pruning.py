@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dissect import InputError
-from dissect.coefficient_hooks import down_projections, edited_logits, scored_coefficients
-from dissect.neurons import value_vectors
-from dissect.pairs import Model
+from dissect.coefficients.hooks import down_projections, edited_logits, scored_coefficients
+from dissect.coefficients.neurons import value_vectors
+from dissect.models.model import Model
 from dissect.stress import pruning
 from dissect.stress.pruning import (
     neuron_change,

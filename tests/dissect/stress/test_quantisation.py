@@ -10,9 +10,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from dissect import InputError
-from dissect.engine.restoring import with_values
-from dissect.pairs import Model, ModelPair
-from dissect.stress.case import Case
+from dissect.models.model import Model, ModelPair
+from dissect.models.parameter_swap import with_values
+from dissect.stress.core.case import Case
 from dissect.stress.quantisation import SCHEMES, quantisation, quantise, quantised_model, same_codes
 from tests.dissect.stress.constructed import case_of, model
 

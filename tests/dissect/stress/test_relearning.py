@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dissect import InputError
-from dissect.pairs import ModelPair
+from dissect.models.model import ModelPair
 from dissect.stress import relearning
-from dissect.stress.alternatives import Facts
-from dissect.stress.case import Case
+from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.case import Case
+from dissect.stress.core.scores import score_facts
 from dissect.stress.relearning import (
     Recipe,
     fine_tuned,
@@ -25,7 +26,6 @@ from dissect.stress.relearning import (
     split,
     without_answers,
 )
-from dissect.stress.scores import score_facts
 from tests.dissect.stress.constructed import case_of, gated, model
 from unlearning import Example
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dissect import InputError
+from dissect.stress.core.scores import score_facts
 from dissect.stress.rewording import TEMPLATES, given_prefix, paraphrases_of, question_of, reminders_of, rewording
-from dissect.stress.scores import score_facts
 from tests.dissect.stress.constructed import case_of, model, questions
 
 N = 6

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dissect import InputError
-from dissect.stress.alternatives import Facts
+from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.scores import score_facts
 from dissect.stress.sampling import answers_held, holds, leak_at, sampling
-from dissect.stress.scores import score_facts
 from tests.dissect.stress.constructed import case_of, gated, model
 
 

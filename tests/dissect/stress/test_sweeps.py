@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dissect import InputError, patch
-from dissect.decomposition import decompose
+from dissect.decomposition.run import decompose
 from dissect.stress.sweeps import GUARD, decomposition_sweep, patching_sweep, restoration_sweep
 from tests.dissect.stress.constructed import case_of, gated, model
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dissect import InputError
-from dissect.anatomy import block_of
-from dissect.null_models import null_model
+from dissect.models.anatomy import block_of
+from dissect.models.null_models import null_model
 from dissect.stress.uds import donor_items, source_deltas, uds, unlearning_depth
 from tests.dissect.stress.constructed import case_of, gated, model
 

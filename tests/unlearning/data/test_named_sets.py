@@ -234,7 +234,7 @@ def test_a_concepts_file_by_its_name_gives_the_articles_and_says_so(tmp_path: Pa
 
 @needs_real
 def test_real_concepts_are_read_as_dissect_reads_them() -> None:
-    from dissect.formats import questions
+    from dissect.prompts.records import questions
     from unlearning.data.records import read_records
 
     (path,) = (REAL_DATA / "conceptvectors").glob("*.json")

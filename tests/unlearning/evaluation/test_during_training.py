@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from tests.analyses.helpers import needs_tofu, real_tofu
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning import InputError, train
-from unlearning.checkpoints import load_tokenizer
+from unlearning.checkpoints.load import load_tokenizer
 from unlearning.data.chat import ChatFormat
 from unlearning.evaluation import during_training
-from unlearning.evaluation.benchmark import Benchmark, Part, Row
 from unlearning.evaluation.during_training import Prepare, Reading, evenly_spaced
-from unlearning.evaluation.estimates import Metric, Resampled, Sample
+from unlearning.evaluation.harness import Benchmark, Part, Row
+from unlearning.evaluation.statistics import Metric, Resampled, Sample
 from unlearning.evaluation.subject import Subject
 from unlearning.evaluation.token_scores import encode_target, score_tokens
 

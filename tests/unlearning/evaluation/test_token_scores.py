@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tests.unlearning.helpers import build_examples, build_tiny_llama
-from unlearning.errors import InputError
+from unlearning.common.errors import InputError
 from unlearning.evaluation.subject import Subject
 from unlearning.evaluation.token_scores import Target, TokenScores, encode_target, score_tokens
 

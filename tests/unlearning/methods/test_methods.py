@@ -27,10 +27,10 @@ from tests.unlearning.methods.helpers import (
     slow_nll,
     window_of,
 )
-from unlearning.combining import DualAscent, WeightedSum
 from unlearning.methods import METHODS
 from unlearning.methods.method import Batch
 from unlearning.methods.rmu import steering_vector
+from unlearning.objectives.combination import DualAscent, WeightedSum
 
 
 def mean(values: list[Tensor]) -> Tensor:

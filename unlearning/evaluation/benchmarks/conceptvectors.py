@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from unlearning.common.errors import InputError
 from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, is_concept
 from unlearning.data.records import Record
-from unlearning.errors import InputError
-from unlearning.evaluation.benchmark import Benchmark, Part, Row, Rows
-from unlearning.evaluation.concept_vectors import (
+from unlearning.evaluation.generation import greedy_answers
+from unlearning.evaluation.harness import Benchmark, Part, Row, Rows
+from unlearning.evaluation.metrics.concept_vectors import (
     Place,
     article_tokens,
     check_place,
@@ -26,11 +27,10 @@ from unlearning.evaluation.concept_vectors import (
     value_vector,
     vector_change,
 )
-from unlearning.evaluation.estimates import Direction, Metric, Resampled, Sample, combine
-from unlearning.evaluation.generation import greedy_answers
+from unlearning.evaluation.metrics.text_similarity import bleu, rouge_l
+from unlearning.evaluation.statistics import Direction, Metric, Resampled, Sample, combine
 from unlearning.evaluation.subject import Subject
-from unlearning.evaluation.text_similarity import bleu, rouge_l
-from unlearning.run_directory import hash_json
+from unlearning.training.output_directory import hash_json
 
 COMPLETION_TEMPLATE = "Please complete the following paragraph: {text}"
 

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from unlearning.common.errors import InputError
 from unlearning.data.records import Record, read_records
-from unlearning.errors import InputError
-from unlearning.evaluation.benchmark import Benchmark, Part, Row, Rows
-from unlearning.evaluation.estimates import Metric, Sample
-from unlearning.evaluation.familiarity import CLASS_SCORES, CLASSES, Candidates, encode_candidates, familiarity
 from unlearning.evaluation.generation import greedy_answers
-from unlearning.evaluation.judging import Judge, judge_by_rule
+from unlearning.evaluation.harness import Benchmark, Part, Row, Rows
+from unlearning.evaluation.judges import Judge, judge_by_rule
+from unlearning.evaluation.metrics.familiarity import CLASS_SCORES, CLASSES, Candidates, encode_candidates, familiarity
+from unlearning.evaluation.statistics import Metric, Sample
 from unlearning.evaluation.subject import Subject
 from unlearning.evaluation.token_scores import score_tokens
-from unlearning.run_directory import hash_json
+from unlearning.training.output_directory import hash_json
 
 PROBABILITY, COMPLETION = "probability", "completion"
 

@@ -1,8 +1,8 @@
 """Text quality: is what a model writes still text? Collapse forgets everything, and is not forgetting.
 
 Greedy continuations of any prompts, or texts that were generated elsewhere: repetition, variety, entropy, length, the
-shares of gibberish and of empty texts by the rule of `unlearning.evaluation.text_quality`, the perplexity under a
-base model, and the verdict of a classifier where one is given.
+shares of gibberish and of empty texts by the rule of `unlearning.evaluation.metrics.text_quality`, the perplexity under
+a base model, and the verdict of a classifier where one is given.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,19 +12,27 @@ from typing import get_args
 
 import numpy as np
 
+from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
 from unlearning.data.question_answer import QUESTION_KEYS, Wrapping
 from unlearning.data.records import Record, read_records
 from unlearning.data.sources import find_records
-from unlearning.errors import InputError
-from unlearning.evaluation.benchmark import Benchmark, Part, Row, Rows
-from unlearning.evaluation.estimates import Metric, Resampled, Sample, combine
-from unlearning.evaluation.fluency import Classifier
 from unlearning.evaluation.generation import greedy_answers
+from unlearning.evaluation.harness import Benchmark, Part, Row, Rows
+from unlearning.evaluation.metrics.fluency import Classifier
+from unlearning.evaluation.metrics.text_quality import (
+    Fault,
+    distinct_n,
+    fault,
+    longest_run,
+    repetition,
+    token_entropy,
+    words,
+)
+from unlearning.evaluation.statistics import Metric, Resampled, Sample, combine
 from unlearning.evaluation.subject import Subject
-from unlearning.evaluation.text_quality import Fault, distinct_n, fault, longest_run, repetition, token_entropy, words
 from unlearning.evaluation.token_scores import encode_target, score_tokens
-from unlearning.run_directory import hash_json
+from unlearning.training.output_directory import hash_json
 
 DOCUMENT_WORDS = 20
 """Words of a document without a prompt that are the prompt."""

@@ -1,0 +1,1 @@
+"""Unlearn ever more, and again and again (MUSE)."""

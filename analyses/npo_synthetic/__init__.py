@@ -1,0 +1,1 @@
+"""NPO's synthetic experiment (2404.05868)."""

@@ -1,0 +1,1 @@
+"""Trade forget quality against utility (TOFU)."""

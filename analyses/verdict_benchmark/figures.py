@@ -1,0 +1,149 @@
+"""The benchmark's three figures: scores by what models are, how well each number tells these apart, score by share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from analyses.verdict_benchmark import constructions as making
+from analyses.verdict_benchmark.report import ALONE, NET, POWER, VERDICT
+from dissect.plotting import COLOURS, FONT, MARKERS, whiskers
+from dissect.verdicts.rule import Rule
+
+BROKEN = "broken"
+GROUPS = (
+    (making.NEVER_KNEW, "#009E73"),
+    (making.NEVER_DAMAGED, "#56B4E9"),
+    (making.DISTILLED, "#0072B2"),
+    (making.BY_A_METHOD, "#D55E00"),
+    (making.BY_HAND, "#E69F00"),
+    (BROKEN, "#999999"),
+)
+"""How models were made that hold all or nothing, in the figure of scores, with their colours."""
+
+
+def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) -> go.Figure:
+    """Each number of every model that holds all of the knowledge or none, a panel a number; the score with its bounds:
+    an interval wholly above the left one is called suppressed, wholly below the right one erased.
+
+    Args:
+        frame: as `verdict_report.judged` gives it.
+        rule: with its bounds.
+        numbers: of `frame`; the score first.
+    """
+    chart = make_subplots(
+        1,
+        len(numbers),
+        subplot_titles=["residual knowledge" if name == "score" else name for name in numbers],
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+    )
+    frame = frame.assign(group=frame["made"].mask(frame["collapsed"], BROKEN))
+    frame = frame[frame["kind"].isin(("erased", "suppressed"))]
+    generator = np.random.default_rng(0)
+    for place, (group, colour) in enumerate(GROUPS):
+        here = frame[frame["group"] == group]
+        for column, name in enumerate(numbers, start=1):
+            chart.add_trace(
+                go.Scatter(
+                    x=here[name],
+                    y=place + generator.uniform(-0.28, 0.28, len(here)),
+                    mode="markers",
+                    marker={"color": colour, "size": 7, "opacity": 0.75},
+                    text=here["family"] + " " + here["model"],
+                    hovertemplate="%{text}: %{x:.2f}<extra></extra>",
+                    showlegend=False,
+                ),
+                row=1,
+                col=column,
+            )
+    for bound, colour in ((rule.suppressed_above, "#D55E00"), (rule.erased_below, "#009E73")):
+        chart.add_vline(x=bound, line={"color": colour, "dash": "dash", "width": 1}, row=1, col=1)
+    sizes = frame["group"].value_counts()
+    chart.update_yaxes(
+        tickvals=list(range(len(GROUPS))),
+        ticktext=[f"{group} ({sizes.get(group, 0)})" for group, _ in GROUPS],
+        range=[len(GROUPS) - 0.4, -0.6],
+    )
+    chart.update_xaxes(range=[-0.05, 1.05], tickvals=[0, 0.5, 1])
+    return _laid_out(chart, width=1100, height=400, left=230)
+
+
+def rates_figure(table: pd.DataFrame) -> go.Figure:
+    """AUROC of every number with its 95 % interval, the best first.
+
+    Args:
+        table: as `verdict_report.rates` gives it.
+    """
+    chart = go.Figure()
+    ours, net = table["number"].isin((VERDICT, ALONE)), table["number"].str.endswith(NET)
+    kinds = (
+        ("verdict", ours, "#D55E00", "diamond"),
+        ("residuals, net of a never model", net, "#0072B2", "circle"),
+        ("numbers as papers quote them", ~ours & ~net, "#000000", "square"),
+    )
+    for name, chosen, colour, marker in kinds:
+        rows = table[chosen]
+        chart.add_trace(
+            go.Scatter(
+                x=rows["auroc"],
+                y=rows["number"],
+                mode="markers",
+                name=name,
+                marker={"color": colour, "size": 10, "symbol": marker},
+                error_x=whiskers(rows["auroc"], rows["low"], rows["high"]),
+                hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+            )
+        )
+    order = list(table["number"])
+    chart.update_yaxes(
+        categoryorder="array", categoryarray=order[::-1], tickvals=order, ticktext=[_short(name) for name in order]
+    )
+    chart.add_vline(x=0.5, line={"color": "#888888", "dash": "dot", "width": 1})
+    chart.update_xaxes(title_text="AUROC: models that hold the knowledge against models that do not")
+    chart.update_layout(legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": -0.3})
+    return _laid_out(chart, width=900, height=140 + 24 * len(order), left=260)
+
+
+def shares_figure(table: pd.DataFrame) -> go.Figure:
+    """The score against the true share of the facts that a model holds, and how often a share is found.
+
+    Args:
+        table: as `verdict_report.power` gives it.
+    """
+    chart = make_subplots(1, 2, subplot_titles=["residual knowledge", "called suppressed"], horizontal_spacing=0.1)
+    for place, (hidden, part) in enumerate(table.groupby("hidden by", sort=False)):
+        style = {"color": COLOURS[place % len(COLOURS)], "symbol": MARKERS[place % len(MARKERS)], "size": 9}
+        for column, name in enumerate(("score", "found"), start=1):
+            chart.add_trace(
+                go.Scatter(
+                    x=part["share"],
+                    y=part[name],
+                    mode="lines+markers" if len(part) > 1 else "markers",
+                    name=str(hidden),
+                    marker=style,
+                    showlegend=column == 1,
+                    error_y=whiskers(part[name], part[f"{name}_low"], part[f"{name}_high"]),
+                ),
+                row=1,
+                col=column,
+            )
+    diagonal = {"color": "#888888", "dash": "dot", "width": 1}
+    chart.add_trace(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=diagonal, name="exact"), row=1, col=1)
+    chart.add_hline(y=POWER, line=diagonal, row=1, col=2)
+    chart.update_xaxes(title_text="true share of the facts that the model holds", range=[-0.05, 1.05])
+    chart.update_yaxes(range=[-0.05, 1.05])
+    return _laid_out(chart, width=1000, height=420, left=60)
+
+
+def _short(name: str) -> str:
+    return name.replace(NET, " − never").replace(":accuracy", " (accuracy)")
+
+
+def _laid_out(chart: go.Figure, *, width: int, height: int, left: int) -> go.Figure:
+    chart.update_layout(
+        template="plotly_white", font=FONT, width=width, height=height, margin={"l": left, "r": 20, "t": 50, "b": 60}
+    )
+    return chart

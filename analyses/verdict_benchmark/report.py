@@ -1,0 +1,238 @@
+"""What the benchmark says of the verdict and of every single number, on families that nothing was fitted on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from scipy.stats import binomtest
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
+
+from analyses.verdict_benchmark.constructions import BY_HAND, PARTLY_TAUGHT
+from analyses.verdict_benchmark.measured import EXPRESSED, Measured, labelled, largest_residual
+from dissect.verdicts.rule import Rule, decide, residual_knowledge
+
+VERDICT = "verdict"
+ALONE = "verdict without never"
+DRAWS = 2000
+POWER = 0.9
+FOUND_OUT = ("suppressed", "not unlearned")
+"""Words that say that knowledge is there."""
+
+NOTHING = "nothing to hide"
+
+NET = ", net of never"
+"""After a test's name: its residual, with the never model under the same attack taken off."""
+
+
+def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
+    """One row per model: what it is, the verdict with its score, the same without a never model (`word alone`, `score
+    alone`), residuals (`rho TEST`) and rival numbers."""
+    rows = []
+    for model in models:
+        score = residual_knowledge(model.residuals, rule)
+        word = decide(score, model.residuals["expressed"], rule, utility=model.retain)
+        alone = residual_knowledge(model.alone, rule)
+        rows.append(
+            {
+                "family": f"{model.architecture}-{model.seed}",
+                "model": model.name,
+                "made": model.made,
+                "kind": model.kind,
+                "share": model.share,
+                "forget": model.forget,
+                "retain": model.retain,
+                "collapsed": model.collapsed,
+                "word": word,
+                "score": score.value,
+                "low": score.low,
+                "high": score.high,
+                "word alone": decide(alone, model.alone["expressed"], rule, utility=model.retain),
+                "score alone": alone.value,
+                **{f"rho {name}": residual.rho for name, residual in model.residuals.items()},
+                **model.rivals,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def numbers_of(model: Measured, rule: Rule) -> dict[str, float]:
+    """All numbers that can be held to the truth, higher for more knowledge; NaN where there is none."""
+    found = {VERDICT: largest_residual(model.residuals, rule.tests), ALONE: largest_residual(model.alone, rule.tests)}
+    found |= model.rivals
+    nets = {name.replace("_", " ") + NET: residual.rho for name, residual in model.residuals.items()}
+    return found | {name: np.nan if rho is None else rho for name, rho in nets.items()}
+
+
+def rates(calibration: Sequence[Measured], report: Sequence[Measured], rule: Rule) -> pd.DataFrame:
+    """How well each number tells models that hold the knowledge from those that do not.
+
+    Columns: `number`, `auroc` with its interval `low`, `high` (bootstrap over models of each kind), `silent` (the same
+    without the models that still give most answers, which nobody would take for unlearned), `accuracy` (balanced, at
+    the threshold that is best on the calibration families; NaN without any), `false_alarms` (models without the
+    knowledge above it, NaN as well) and `n` (models with a number). Broken models are left out; the verdict's order is
+    that of its largest residual, before it is cut to [0, 1].
+
+    Args:
+        calibration: models that thresholds are chosen on.
+        report: models that the rates are of.
+        rule: of the verdict.
+    """
+    (before, before_holds, _), (after, holds, speaks) = _numbers(calibration, rule), _numbers(report, rule)
+    rows = []
+    for name in after.columns:
+        known = after[name].notna().to_numpy()
+        x, y = after[name].to_numpy(dtype=np.float64)[known], holds[known]
+        threshold = np.nan
+        if name in before:
+            fit = before[name].notna().to_numpy()
+            threshold = best_threshold(before[name].to_numpy(dtype=np.float64)[fit], before_holds[fit])
+        low, high = _interval(x, y)
+        silent = ~speaks[known]
+        rows.append(
+            {
+                "number": name,
+                "auroc": float(roc_auc_score(y, x)),
+                "low": low,
+                "high": high,
+                "silent": float(roc_auc_score(y[silent], x[silent])),
+                "accuracy": float(balanced_accuracy_score(y, x > threshold)) if np.isfinite(threshold) else np.nan,
+                "false_alarms": int((x[~y] > threshold).sum()) if np.isfinite(threshold) else np.nan,
+                "n": int(known.sum()),
+            }
+        )
+    return pd.DataFrame(rows).sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
+
+
+def _numbers(
+    models: Sequence[Measured], rule: Rule
+) -> tuple[pd.DataFrame, Bool[np.ndarray, " model"], Bool[np.ndarray, " model"]]:
+    """All numbers of the labelled models, whether they hold the knowledge, and whether they still give most answers."""
+    kept, holds = labelled(models)
+    table = pd.DataFrame([numbers_of(model, rule) for model in kept])
+    return table, np.array(holds, dtype=bool), np.array([model.forget > EXPRESSED for model in kept], dtype=bool)
+
+
+def best_threshold(x: Float[np.ndarray, " model"], holds: Bool[np.ndarray, " model"]) -> float:
+    """The middle of the gap below the value whose balanced accuracy is best; the lowest of equally good ones."""
+    false, true, values = roc_curve(holds, x, drop_intermediate=False)
+    best = np.flatnonzero(true - false == (true - false).max())[-1]
+    below = x[x < values[best]]
+    return float((values[best] + below.max()) / 2) if len(below) else float(values[best] - 1)
+
+
+def _interval(x: Float[np.ndarray, " model"], holds: Bool[np.ndarray, " model"]) -> tuple[float, float]:
+    """Of the AUROC, which is the share of pairs that are in order, over draws of the models of each kind."""
+    holding, without = x[holds][:, None], x[~holds][None, :]
+    in_order = (holding > without) + 0.5 * (holding == without)
+    generator = np.random.default_rng(0)
+    of_holding, of_without = (generator.multinomial(n, np.full(n, 1 / n), size=DRAWS) for n in in_order.shape)
+    draws = np.einsum("di,ij,dj->d", of_holding, in_order, of_without, optimize=True) / in_order.size
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def words(frame: pd.DataFrame) -> pd.DataFrame:
+    """How often each word is said of models that were made in what way.
+
+    Columns: `kind` (by construction), `made`, `share` (that is known), `state` (broken, answers left, or nothing), and
+    one for each word.
+
+    Args:
+        frame: as `judged` gives it.
+    """
+    state = np.select([frame["collapsed"], frame["forget"] > EXPRESSED], ["broken", "answers left"], "")
+    by = ["kind", "made", "share", "state"]
+    table = frame.assign(state=state).groupby([*by, "word"], dropna=False).size().unstack(fill_value=0)
+    order = ["not unlearned", "suppressed", "inconclusive", "erased"]
+    return table.reindex(columns=order, fill_value=0).reset_index().rename_axis(columns=None)
+
+
+def right_words(frame: pd.DataFrame, *, said: str = "word") -> dict[str, Any]:
+    """Of models that hold all or nothing and are not broken: shares of right words, of none, and false alarms.
+
+    A model that still gives the answers is rightly called not unlearned or suppressed.
+
+    Args:
+        frame: as `judged` gives it.
+        said: the column of the words.
+    """
+    erased = frame[(frame["kind"] == "erased") & ~frame["collapsed"]][said]
+    holding = frame[(frame["kind"] == "suppressed") & ~frame["collapsed"]][said]
+    right = int((erased == "erased").sum() + holding.isin(FOUND_OUT).sum())
+    alarms = erased.isin(FOUND_OUT)
+    return {
+        "models": len(erased) + len(holding),
+        "right": right,
+        "inconclusive": int((erased == "inconclusive").sum() + (holding == "inconclusive").sum()),
+        "never_called_suppressed": int(alarms.sum()),
+        "never": len(erased),
+        "holding_called_erased": int((holding == "erased").sum()),
+        "holding": len(holding),
+    }
+
+
+def power(frame: pd.DataFrame) -> pd.DataFrame:
+    """How often knowledge is found, by true share and by the method that hid it.
+
+    Columns: `share`, `hidden by`, `n`, `found` (called suppressed or not unlearned) and its interval (Clopper and
+    Pearson's), `score` (mean), `score_low`, `score_high` (of the models).
+    """
+    partial = frame[frame["share"].notna() & ~frame["collapsed"] & (frame["kind"] != "not unlearned")]
+    rows = []
+    for (share, hidden), part in partial.groupby([partial["share"], partial.apply(_hidden, axis=1)]):
+        found = part["word"].isin(FOUND_OUT)
+        interval = binomtest(int(found.sum()), len(found)).proportion_ci()
+        rows.append(
+            {
+                "share": share,
+                "hidden by": hidden,
+                "n": len(part),
+                "found": float(found.mean()),
+                "found_low": interval.low,
+                "found_high": interval.high,
+                "score": part["score"].mean(),
+                "score_low": part["score"].min(),
+                "score_high": part["score"].max(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _hidden(row: pd.Series) -> str:
+    if row["kind"] == "erased":
+        return NOTHING
+    return str(row["made"]).removeprefix(PARTLY_TAUGHT)
+
+
+def least_share(table: pd.DataFrame) -> dict[str, float | None]:
+    """By method, the least share from which on at least `POWER` of the models are found out; None where none is.
+
+    Args:
+        table: as `power` gives it.
+    """
+    found: dict[str, float | None] = {}
+    for hidden, part in table.groupby("hidden by"):
+        if hidden in (BY_HAND, NOTHING):
+            continue
+        least = None
+        for _, row in part.sort_values("share", ascending=False).iterrows():
+            if row["found"] < POWER:
+                break
+            least = float(row["share"])
+        found[str(hidden)] = least
+    return found
+
+
+def score_error(frame: pd.DataFrame) -> float:
+    """Root mean square difference between the score and the true share, over models whose share is known."""
+    known = frame[frame["share"].notna() & ~frame["collapsed"]]
+    return float(np.sqrt(np.mean((known["score"] - known["share"]) ** 2)))
+
+
+def reference(frame: pd.DataFrame) -> Mapping[str, list[float]]:
+    """Scores by what models are, for a reader to compare a score with."""
+    whole = frame[~frame["collapsed"] & frame["score"].notna()]
+    kinds = {"erased": "erased", "partial": "partly erased", "suppressed": "suppressed"}
+    return {said: sorted(whole[whole["kind"] == kind]["score"].round(3)) for kind, said in kinds.items()}

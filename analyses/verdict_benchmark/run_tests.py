@@ -1,0 +1,145 @@
+"""Every judged model under every test: the values that verdicts are made of, kept on disk.
+
+OUT/tests/FAMILY/MODEL/*.parquet        one table a test, and tests.json: what is said of them
+OUT/tests/FAMILY/base-and-never-HASH/   what tests give of these two, once for all models of the family
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analyses.verdict_benchmark.families import TRUTH, Family
+from dissect.models.model import Model, ModelPair, load_model
+from dissect.prompts.prompts import Prompts, load_prompts
+from dissect.stress.core.case import Case, make_case
+from dissect.stress.core.result import StressResult
+from dissect.stress.core.sharing import attacked
+from dissect.stress.core.storage import as_parts, as_record, from_parts
+from dissect.stress.directions import own_direction
+from dissect.stress.expressed import expressed
+from dissect.stress.geometry import geometry
+from dissect.stress.lenses import logit_lens
+from dissect.stress.linear_probes import linear_probes
+from dissect.stress.pruning import prune_changed
+from dissect.stress.quantisation import quantisation
+from dissect.stress.relearning import relearn_benign, relearn_disjoint
+from dissect.stress.rewording import rewording
+from dissect.stress.sweeps import patching_sweep, restoration_sweep
+from dissect.stress.uds import unlearning_depth
+from dissect.zoo.world import write_records
+from unlearning.common.errors import InputError
+from unlearning.common.runs import write_frame, write_json
+
+RECORD = "tests.json"
+
+
+class Examiner:
+    """A family's base, control and questions, loaded once.
+
+    Args:
+        family: whose models are judged.
+        out: of the benchmark.
+    """
+
+    def __init__(self, family: Family, out: Path) -> None:
+        self.family = family
+        self.out = out / "tests" / family.name
+        folder = family.path / "questions"
+        write_records(family.world, folder)
+        self.base, self.never = (load_model(family.path / name) for name in ("base", "never"))
+        self._prompts = {
+            name: load_prompts(folder / f"{name}.jsonl", self.base.tokenizer)
+            for name in ("forget", "retain", "forget_paraphrased")
+        }
+        self._case: Case | None = None
+        configuration = json.dumps(family.fingerprint(), sort_keys=True)
+        self._ground = self.out / f"base-and-never-{hashlib.sha256(configuration.encode()).hexdigest()[:12]}"
+
+    def case(self, unlearned: Model) -> Case:
+        """The case of one model; wrong answers are found once."""
+        pair = ModelPair(self.base, unlearned)
+        if self._case is None:
+            forget, retain = self._prompts["forget"], self._prompts["retain"]
+            self._case = make_case(pair, forget, retain=retain, never=self.never)
+        return replace(self._case, pair=pair)
+
+    def examine(self, name: str) -> None:
+        """Run the tests of a model that were not run before, and keep what they give.
+
+        Raises:
+            InputError: tests of another model of that name are there.
+        """
+        folder = self.out / name
+        truth = json.loads((self.family.path / name / TRUTH).read_text(encoding="utf-8"))["configuration"]
+        record: dict[str, Any] = read_tests(folder) or {"configuration": truth, "tests": {}, "cka": None}
+        if record["configuration"] != truth:
+            raise InputError(f"{folder}: holds tests of another model; remove it, or name another --out")
+        tests = battery(self._prompts["forget_paraphrased"])
+        pending = [test for test in tests if test not in record["tests"]]
+        if not pending and record["cka"] is not None:
+            return
+        case = self.case(load_model(self.family.path / name))
+        for test in pending:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    found = attacked(test, tests[test], case, self._ground)
+                except InputError as error:
+                    record["tests"][test] = {"failed": str(error)}
+                    write_json(folder / RECORD, record)
+                    continue
+            parts = as_parts(found)
+            for part, frame in parts.items():
+                write_frame(folder / f"{part}.parquet", frame)
+            record["tests"][test] = {**as_record(found), "parts": list(parts)}
+            write_json(folder / RECORD, record)
+        record["cka"] = geometry(case).erasure
+        write_json(folder / RECORD, record)
+
+
+def read_tests(folder: Path) -> dict[str, Any] | None:
+    """What is said of a model's tests; None where none was run."""
+    try:
+        return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def read_results(folder: Path) -> dict[str, StressResult]:
+    """The tests of a model that gave a result, by name."""
+    record = read_tests(folder)
+    results = {}
+    for test, said in (record["tests"] if record else {}).items():
+        if "failed" not in said:
+            parts = {part: pd.read_parquet(folder / f"{part}.parquet") for part in said["parts"]}
+            results[test] = from_parts(said, parts)
+    return results
+
+
+def battery(paraphrases: Prompts) -> Mapping[str, Callable[[Case], StressResult]]:
+    """What every model goes through: tests of all rungs, those that the rule may use and those that it is held against.
+
+    Args:
+        paraphrases: of the forget questions.
+    """
+    return {
+        "expressed": expressed,
+        "logit_lens": logit_lens,
+        "uds": unlearning_depth,
+        "linear_probes": linear_probes,
+        "patching": patching_sweep,
+        "restoration": restoration_sweep,
+        "own_direction": partial(own_direction, n_facts=80),
+        "rewording": partial(rewording, paraphrases=paraphrases),
+        "relearn_disjoint": relearn_disjoint,
+        "relearn_benign": relearn_benign,
+        "prune_changed": prune_changed,
+        "quantisation": partial(quantisation, schemes=("nf4",)),
+    }

@@ -1,0 +1,1 @@
+"""What else changed: answers to forget, retain and general prompts."""

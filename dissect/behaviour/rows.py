@@ -1,0 +1,145 @@
+"""One row per example: what both models say, how alike it is, and what probability they give the answer."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dissect.models.model import Model
+from dissect.prompts.prompts import Batch, Prompt, Prompts
+from dissect.prompts.records import cut_continuation
+from dissect.scoring.recovery import answer_logprob, kl_from_base, per_example
+from unlearning.common.errors import InputError
+from unlearning.evaluation.generation import greedy_answers
+from unlearning.evaluation.metrics.text_match import exact_match
+from unlearning.evaluation.metrics.text_similarity import bleu, rouge_l
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """The base, and what is compared with it by name (`unlearned`, `control`); one tokenizer for all."""
+
+    base: Model
+    targets: Mapping[str, Model]
+
+
+def example_rows(
+    models: Models,
+    prompts: Prompts,
+    indices: Sequence[int],
+    *,
+    set_name: str,
+    true_answers: bool,
+    max_new_tokens: int,
+) -> list[dict[str, Any]]:
+    """Rows of these prompts, as one batch: one per target and example.
+
+    Args:
+        models: all that are asked.
+        prompts: the set.
+        indices: which of them.
+        set_name: name of the set.
+        true_answers: whether exact match with the answer is asked.
+        max_new_tokens: most tokens that a model says.
+
+    Raises:
+        InputError: logits that are not finite.
+    """
+    chosen = replace(prompts, items=tuple(prompts.items[index] for index in indices))
+    (batch,) = chosen.batches(len(indices), padding_side="left")
+    special = _takes_special_tokens(models.base, chosen.items)
+
+    def said(model: Model) -> list[str]:
+        return greedy_answers(
+            model.hf,
+            models.base.tokenizer,
+            [item.prompt for item in chosen.items],
+            max_new_tokens=max_new_tokens,
+            batch_size=len(indices),
+            add_special_tokens=special,
+        )
+
+    texts_base, base_logprobs = said(models.base), _logprobs(models.base, batch)
+    before = _answer_scores(base_logprobs, base_logprobs, batch)
+    rows = []
+    for target, model in models.targets.items():
+        after = _answer_scores(base_logprobs, _logprobs(model, batch), batch)
+        for place, (item, text_base, text) in enumerate(zip(chosen.items, texts_base, said(model), strict=True)):
+            row = {
+                "target": target,
+                "set": set_name,
+                "example": item.id,
+                "example_index": indices[place],
+                "group": item.group,
+                "n_answer_tokens": item.n_answer_tokens,
+                "prompt": item.prompt,
+                "answer": item.answer,
+                "text_base": text_base,
+                "text": text,
+                "bleu": bleu(text, text_base),
+                "rouge_l": rouge_l(text, text_base),
+            }
+            for suffix, said_text, scores in (("_base", text_base, before), ("", text, after)):
+                logprob = scores["logprob"][place].double()
+                row |= {
+                    f"exact_match{suffix}": float(is_answer(said_text, item.answer)) if true_answers else float("nan"),
+                    f"logprob{suffix}": logprob.item(),
+                    f"probability{suffix}": logprob.exp().item(),
+                    f"perplexity{suffix}": (-logprob).exp().item(),
+                }
+            rows.append(row | {"kl": after["kl"][place].item()})
+    return rows
+
+
+def is_answer(text: str, answer: str) -> bool:
+    """Whether a generated text is the answer, or is up to its first line break or next `Question:`.
+
+    A model that was not trained to stop runs on into further questions, which does not make the answer wrong.
+    """
+    return exact_match(text, answer) or exact_match(cut_continuation(text), answer)
+
+
+@torch.inference_mode()
+def answer_logits(model: Model, batch: Batch) -> Float[Tensor, "scored vocab"]:
+    """Logits at the batch's scored positions, in float32 or wider."""
+    batch = batch.to(model.device)
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if model.takes_position_ids:
+        inputs["position_ids"] = batch.position_ids
+    first = 0
+    if "logits_to_keep" in inspect.signature(model.hf.forward).parameters:
+        # Answers stand at the end of their rows: nothing before the first of them goes through the head.
+        first = int(batch.columns.min())
+        inputs["logits_to_keep"] = batch.input_ids.shape[1] - first
+    logits = model.hf(**inputs, use_cache=False).logits
+    scored = logits[batch.rows, batch.columns - first]
+    return scored if scored.dtype == torch.float64 else scored.float()
+
+
+def _logprobs(model: Model, batch: Batch) -> Float[Tensor, "scored vocab"]:
+    logits = answer_logits(model, batch)
+    if not torch.isfinite(logits).all():
+        raise InputError(f"{model.name}: gives logits that are not finite; is the checkpoint sound?")
+    return logits.log_softmax(-1)
+
+
+def _answer_scores(
+    base_logprobs: Float[Tensor, "scored vocab"], logprobs: Float[Tensor, "scored vocab"], batch: Batch
+) -> dict[str, Float[Tensor, " example"]]:
+    """Mean over each answer's tokens: log-probability of the token, and KL(base || model), in nats."""
+    rows, next_tokens = batch.rows.to(logprobs.device), batch.next_tokens.to(logprobs.device)
+    n = len(batch.examples)
+    return {
+        "logprob": per_example(answer_logprob(logprobs, next_tokens), rows, n).cpu(),
+        "kl": per_example(kl_from_base(base_logprobs.to(logprobs.device), logprobs), rows, n).cpu(),
+    }
+
+
+def _takes_special_tokens(model: Model, items: Sequence[Prompt]) -> bool:
+    """Whether the prompts were tokenised with the tokenizer's special tokens; those of a chat template were not."""
+    tokens = ((model.tokenizer(item.prompt)["input_ids"], item) for item in items)
+    return all(tuple(ids[: item.answer_start]) == item.input_ids[: item.answer_start] for ids, item in tokens)

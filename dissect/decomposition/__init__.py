@@ -1,0 +1,1 @@
+"""Decompose the change of each linear module into weights, coefficients and their interaction."""

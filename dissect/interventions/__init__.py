@@ -1,0 +1,1 @@
+"""Plan interventions: windows of layers, sites, donors and the conditions of a sweep."""

@@ -1,0 +1,1 @@
+"""Load models and describe their parts: blocks, sites, weights."""

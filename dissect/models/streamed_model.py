@@ -1,0 +1,202 @@
+"""A model whose weights stay on disk: its module tree without numbers, and where on disk each of them is."""
+
+import re
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from dissect.models.fingerprints import fingerprint
+from unlearning.checkpoints.load import combined_hash
+from unlearning.checkpoints.safetensors_files import StoredTensor, TensorFiles
+from unlearning.common.errors import InputError
+
+_INSTEAD = "load it whole (leave --stream out)"
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedModel:
+    """A causal language model whose weights are on disk.
+
+    Attributes:
+        name: as the user wrote it.
+        hf: the Hugging Face model in evaluation mode: buffers in place, parameters on the meta device except while a
+            `LayerReader` puts them there.
+        files: the checkpoint.
+        stored: every key of the model's state dict to the name of its tensor on disk; tied parameters share one.
+        hashes: `tensor_hash` of every key's values on disk.
+        sha256: content hash of the weights, equal to that of the model in memory in a dtype that holds them.
+        device: where weights are put.
+    """
+
+    name: str
+    hf: PreTrainedModel
+    files: TensorFiles
+    stored: dict[str, str]
+    hashes: dict[str, str]
+    sha256: str
+    device: torch.device
+    _empty: dict[str, Tensor] = field(repr=False)
+
+    def tensor(self, key: str) -> StoredTensor:
+        """Where the values of a key of the state dict are on disk."""
+        return self.files.tensors[self.stored[key]]
+
+    def dtype(self, key: str) -> torch.dtype:
+        """What a key of the state dict is computed in."""
+        return self._empty[key].dtype
+
+    def put(self, key: str, values: Tensor) -> None:
+        """Place a tensor in the module tree."""
+        module, _, leaf = key.rpartition(".")
+        setattr(self.hf.get_submodule(module), leaf, values)
+
+    def put_away(self, key: str) -> None:
+        """Place the tensor without numbers there again."""
+        self.put(key, self._empty[key])
+
+    def is_parameter(self, key: str) -> bool:
+        """Whether a key of the state dict is a parameter (else a buffer)."""
+        return isinstance(self._empty[key], nn.Parameter)
+
+
+def open_streamed(
+    path: Path,
+    *,
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+    progress: bool = False,
+) -> StreamedModel:
+    """Open a checkpoint without loading it: check that its files hold the whole model, and hash them.
+
+    Args:
+        path: the checkpoint's directory.
+        name: as the user wrote it.
+        dtype: what to compute in.
+        device: where to compute.
+        trust_remote_code: run the model code that a hub repository ships.
+        progress: show a progress bar on stderr while the files are hashed, which only their first use needs.
+
+    Raises:
+        InputError: a file is missing, broken or cut short, the tensors are not those of the model or are laid out
+            otherwise than in the model, or hold values that are not finite.
+
+    Warns:
+        UserWarning: tensors on disk that have no place in the model.
+    """
+    files = TensorFiles(path)
+    hf = _skeleton(path, dtype=dtype, device=torch.device(device), trust_remote_code=trust_remote_code)
+    stored = _find_tensors(hf, files)
+    empty = {key: _emptied(tensor) for key, tensor in hf.state_dict(keep_vars=True).items()}
+    for key, tensor in empty.items():
+        on_disk = files.tensors[stored[key]].shape
+        if on_disk != tuple(tensor.shape):
+            raise InputError(
+                f"{path}: the tensor {stored[key]} has shape {on_disk}, and its config.json wants "
+                f"{tuple(tensor.shape)}; the files do not belong together"
+            )
+    by_name = fingerprint(files, name=name, progress=progress)
+    hashes = {key: by_name[stored[key]] for key in empty}
+    sha256 = combined_hash((key, tensor.shape, hashes[key]) for key, tensor in empty.items())
+    model = StreamedModel(name, hf, files, stored, hashes, sha256, torch.device(device), empty)
+    for key in stored:
+        model.put_away(key)
+    return model
+
+
+def _emptied(tensor: Tensor) -> Tensor:
+    hollow = tensor.detach().to("meta")
+    return nn.Parameter(hollow, requires_grad=False) if isinstance(tensor, nn.Parameter) else hollow
+
+
+def _skeleton(path: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> PreTrainedModel:
+    """The model with its buffers but without its parameters."""
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if getattr(config, "quantization_config", None) is not None:
+            raise InputError(f"{path}: cannot be streamed: its weights are quantized; {_INSTEAD}")
+        with init_empty_weights(include_buffers=False):
+            hf = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except InputError:
+        raise
+    except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"{path}: transformers cannot build it: {reason}; name a causal language model that it knows"
+        ) from None
+    if dtype in (torch.float16, torch.bfloat16) and (hf._keep_in_fp32_modules or hf._keep_in_fp32_modules_strict):
+        raise InputError(f"{path}: cannot be streamed in half precision, which parts of it do not bear; use float32")
+    for module in hf.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return hf.eval()
+
+
+def _find_tensors(hf: PreTrainedModel, files: TensorFiles) -> dict[str, str]:
+    """The name on disk of every key of the state dict, by the rules by which transformers loads a checkpoint."""
+    wanted = hf.state_dict()
+    rules = get_model_conversion_mapping(hf)
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    stored: dict[str, str] = {}
+    unexpected = []
+    for name in sorted(files.tensors):
+        key, converted = rename_source_key(name, renamings, converters, hf.base_model_prefix, wanted)
+        if key not in wanted and name in wanted:
+            key, converted = name, None
+        if converted is not None:
+            raise InputError(
+                f"{files.path}: cannot be streamed: the tensor {name} is stored in another layout than the model "
+                f"has; {_INSTEAD}"
+            )
+        if key in stored:
+            raise InputError(
+                f"{files.path}: the tensors {stored[key]} and {name} are both {key} of the model; "
+                "the files do not belong together"
+            )
+        if key in wanted:
+            stored[key] = name
+        else:
+            unexpected.append(name)
+    stored |= _tied(hf, stored)
+    missing = sorted(wanted.keys() - stored.keys())
+    if missing:
+        raise InputError(
+            f"{files.path}: {len(missing)} missing keys in its weights, as {missing[0]}; "
+            "the files do not belong to its config.json"
+        )
+    _warn_of(unexpected, hf, files.path)
+    return {key: stored[key] for key in wanted}
+
+
+def _tied(hf: PreTrainedModel, stored: dict[str, str]) -> dict[str, str]:
+    """What is not on disk because it is tied to something that is."""
+    groups: dict[str, list[str]] = {}
+    for target, source in hf.all_tied_weights_keys.items():
+        groups.setdefault(source, [source]).append(target)
+    tied = {}
+    for group in groups.values():
+        held = [key for key in group if key in stored]
+        if held:
+            tied.update({key: stored[held[0]] for key in group if key not in stored})
+    return tied
+
+
+def _warn_of(unexpected: list[str], hf: PreTrainedModel, path: Path) -> None:
+    """Warn of tensors without a place, except those that a model's older files are known to hold."""
+    known = [*(hf._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"]
+    unexpected = [name for name in unexpected if not any(re.search(pattern, name) for pattern in known)]
+    if unexpected:
+        warnings.warn(
+            f"{path}: {len(unexpected)} tensors of its weights have no place in the model, as {unexpected[0]}; "
+            "is its config.json the right one?",
+            stacklevel=4,
+        )

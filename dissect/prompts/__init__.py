@@ -1,0 +1,1 @@
+"""Load prompts and tokenise them."""

@@ -1,0 +1,121 @@
+"""The formats that prompts come in: plain records, TOFU's, and ConceptVectors' JSON with the paper's prompts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from unlearning.common.errors import InputError
+from unlearning.data.chat import ChatFormat
+from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, cut_continuation
+from unlearning.data.question_answer import DEFAULT_TEMPLATE
+from unlearning.data.records import Record
+
+
+@dataclass(frozen=True)
+class Question:
+    """A record of any format.
+
+    Attributes:
+        id, group: as in `Prompt`.
+        prompt: the text before the answer.
+        answer: where the file gives one.
+        row: ConceptVectors' prompt and continuation as one text, for the notebooks' protocol.
+        n_answer_tokens: the released length of that continuation.
+        wrong: wrong answers to the question, where the file gives some.
+    """
+
+    id: str
+    group: str
+    prompt: str
+    answer: str | None
+    row: str | None = None
+    n_answer_tokens: int | None = None
+    wrong: tuple[str, ...] = ()
+
+
+def questions(
+    records: list[Record],
+    path: str | Path,
+    template: str | None,
+    chat: ChatFormat | None,
+    *,
+    verbatim_rows: bool,
+) -> Iterator[Question]:
+    """Read records of any known format.
+
+    Args:
+        records: of the file.
+        path: the file's name, for messages.
+        template: wraps questions; None for each format's own.
+        chat: the chat template that wraps questions instead, or None.
+        verbatim_rows: keep the released rows and lengths of ConceptVectors' JSON.
+
+    Raises:
+        InputError: a record without the fields, an empty answer, rows that do not belong to their questions.
+    """
+    for number, record in enumerate(records, start=1):
+        if "QA" in record:
+            yield from _concept_questions(record, path, number, template, chat, verbatim_rows)
+            continue
+        text = record.get("prompt", record.get("question"))
+        if not isinstance(text, str) or not text.strip():
+            keys = ", ".join(record) or "none"
+            raise InputError(f'{path}, record {number}: needs "prompt" or "question" with text; its keys are {keys}')
+        answer = record.get("answer")
+        if answer is not None and not isinstance(answer, str):
+            raise InputError(f"{path}, record {number}: the answer is {type(answer).__name__}, not text; quote it")
+        if answer is not None and not answer.strip():
+            raise InputError(f"{path}, record {number}: the answer is empty; remove the record or give an answer")
+        yield Question(
+            id=str(record.get("id", number - 1)),
+            group=str(record.get("group", "")),
+            prompt=text if "prompt" in record and chat is None else _wrap(text, template, chat),
+            answer=answer,
+            wrong=_wrong_answers(record, path, number),
+        )
+
+
+def _wrong_answers(record: Record, path: str | Path, number: int) -> tuple[str, ...]:
+    """Of a record: `wrong`, or as TOFU calls them `perturbed_answer`."""
+    key = next((key for key in ("wrong", "perturbed_answer") if record.get(key) is not None), None)
+    answers = record[key] if key else []
+    if isinstance(answers, str):
+        answers = [answers]
+    if not isinstance(answers, list) or not all(isinstance(text, str) and text.strip() for text in answers):
+        raise InputError(f"{path}, record {number}: {key} is not a list of texts; give wrong answers, or leave it out")
+    return tuple(answers)
+
+
+def _concept_questions(
+    record: Record,
+    path: str | Path,
+    number: int,
+    template: str | None,
+    chat: ChatFormat | None,
+    verbatim_rows: bool,
+) -> Iterator[Question]:
+    """The questions of one ConceptVectors record (2406.11614; QA_with_answers is the Dissecting paper's)."""
+    concept = str(record.get("Concept", number - 1))
+    rows, lengths = record.get("QA_with_answers"), record.get("answers_tokens_num")
+    for name, values in (("QA", record["QA"]), ("QA_with_answers", rows), ("answers_tokens_num", lengths)):
+        if values is not None and (not isinstance(values, list) or len(values) != len(record["QA"])):
+            raise InputError(f"{path}, record {number}: {name} is not a list with one entry per question of QA")
+    for index, question in enumerate(record["QA"]):
+        released = NOTEBOOK_TEMPLATE.replace("{question}", question)
+        answer = None
+        if rows is not None:
+            if not rows[index].startswith(released):
+                raise InputError(f"{path}, record {number}, question {index}: QA_with_answers is not question + answer")
+            answer = cut_continuation(rows[index][len(released) :])
+        yield Question(
+            id=f"{record.get('id', number - 1)}-{index}",
+            group=concept,
+            prompt=released if template is None and chat is None else _wrap(question, template, chat),
+            answer=answer or None,
+            row=rows[index] if rows is not None and verbatim_rows else None,
+            n_answer_tokens=lengths[index] if lengths is not None and verbatim_rows else None,
+        )
+
+
+def _wrap(question: str, template: str | None, chat: ChatFormat | None) -> str:
+    return (template or DEFAULT_TEMPLATE).replace("{question}", question) if chat is None else chat.prompt(question)

@@ -1,0 +1,1 @@
+"""Score logits: KRS and the other recovery scores, and their intervals."""

@@ -1,0 +1,1 @@
+"""What every stress test shares: facts, distractors, scores and results."""

@@ -1,0 +1,110 @@
+"""Edits of a model's activations while facts are scored, and blocks before an edit that are computed only once."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from dissect.engine.blocks import replaced_forward
+from dissect.models.anatomy import block_of
+from dissect.models.model import Model
+from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.prompts_once import Pointwise
+from dissect.stress.core.scores import FactScores, score_facts
+
+Edit = Callable[[Tensor], Tensor]
+Memory = dict[tuple[tuple[int, ...], bytes], Any]
+"""What the block before an edit handed on, by shape and tokens of the batch."""
+
+
+@contextmanager
+def inputs_edited(modules: Sequence[nn.Module], edit: Edit) -> Iterator[None]:
+    """Change what modules read; hooks that are taken off whatever happens."""
+
+    def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (edit(args[0]), *args[1:])
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(before).remove)
+        yield
+
+
+@contextmanager
+def outputs_edited(edits: Mapping[nn.Module, Edit], *, pointwise: bool = False) -> Iterator[None]:
+    """Change what modules give (of a tuple, its first part); hooks that are taken off whatever happens.
+
+    Edits that are `pointwise` do the same to every position whatever the others are, which makes scoring faster.
+    """
+
+    def after(edit: Edit) -> Callable[..., Any]:
+        def change(_module: nn.Module, _args: Any, output: Any) -> Any:
+            return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+        return change
+
+    with ExitStack() as stack:
+        for module, edit in edits.items():
+            hook = Pointwise(after(edit)) if pointwise else after(edit)
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def remembering(model: Model, layer: int, memory: Memory | None) -> Iterator[None]:
+    """Compute the blocks before a layer only once for every batch; what they handed on is kept in the memory.
+
+    For edits of that layer and later ones: those before it see nothing of them.
+
+    Args:
+        model: in memory.
+        layer: the first one that is computed anew.
+        memory: shared by all runs of this model and layer, empty at first; None to compute everything.
+    """
+    if memory is None or layer == 0:
+        yield
+        return
+    key: tuple[tuple[int, ...], bytes] = ((), b"")
+
+    def note(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal key
+        ids: Tensor = kwargs["input_ids"]
+        key = (tuple(ids.shape), ids.cpu().numpy().tobytes())
+
+    def known(forward: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if key in memory:
+                return _copy(memory[key])
+            output = forward(*args, **kwargs)
+            if place == layer - 1:
+                memory[key] = _copy(output)
+            return output
+
+        return run
+
+    with ExitStack() as stack:
+        stack.callback(model.hf.register_forward_pre_hook(note, with_kwargs=True).remove)
+        for place in range(layer):
+            block = block_of(model.hf, model.anatomy, place).whole
+            stack.enter_context(replaced_forward(block, known(block.forward, place)))
+        yield
+
+
+def _copy(output: Any) -> Any:
+    """A block may write into what it is given."""
+    return (output[0].clone(), *output[1:]) if isinstance(output, tuple) else output.clone()
+
+
+def remembered_scores(model: Model, facts: Facts, layer: int, *, batch_size: int) -> tuple[FactScores, Memory | None]:
+    """A model's scores as it is, and the memory to go on with from a layer; None where that gives other scores (a
+    model whose blocks hand on more than the residual stream)."""
+    memory: Memory = {}
+    with remembering(model, layer, memory):
+        plain = score_facts(model, facts, batch_size=batch_size)
+    if layer == 0:
+        return plain, None
+    with remembering(model, layer, memory):
+        again = score_facts(model, facts, batch_size=batch_size)
+    return plain, memory if np.allclose(plain.logprob, again.logprob, rtol=1e-4, atol=1e-4) else None

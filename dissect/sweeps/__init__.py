@@ -1,0 +1,1 @@
+"""Patch and restore layer by layer."""

@@ -1,0 +1,264 @@
+"""What `patch` and `restore` share: checks, arms, plan, run directory, and the sweep itself."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dissect.engine import find_engine
+from dissect.engine.layers import Streamed
+from dissect.engine.plan import Plan, make_plan, one_plan
+from dissect.interventions.arms import Direction, resolve_control, resolve_donors, troupes
+from dissect.interventions.intervention import sweep
+from dissect.interventions.windows import parse_windows
+from dissect.models.model import Model, ModelPair
+from dissect.models.sites import SITES, SiteSet, is_regex, is_weight, regex_of, site_label
+from dissect.models.weights import Place
+from dissect.prompts.prompts import Prompts, check_fits
+from dissect.runtime.memory import memory_budget
+from dissect.runtime.precision import Precision, matmul_precision
+from dissect.runtime.processes import ALONE, Processes
+from dissect.sweeps.passes import Work, run_sweep
+from dissect.sweeps.result import SweepResult, load_result
+from unlearning.common.errors import InputError
+from unlearning.common.runs import Run, Stopwatch, open_run
+
+Command = Literal["patch", "restore"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Settings:
+    """Everything about a sweep but its models and prompts; explained in `dissect.patch`."""
+
+    sites: tuple[SiteSet, ...]
+    window: int | str | Sequence[int | str] | None = None
+    control: str | Model | None = "auto"
+    direction: Direction = "base-to-unlearned"
+    donor: str | Model | Sequence[str | Model] = "base"
+    null: int = 0
+    engine: str = "wavefront"
+    batch_size: int = 16
+    chunk_tokens: int | None = None
+    max_memory: int | None = None
+    precision: Precision = "highest"
+    padding_side: Literal["left", "right"] = "right"
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A sweep whose input is known to be sound."""
+
+    work: Work
+    control: Model | None
+    donors: list[str | Model]
+
+
+def run_layer_sweep(
+    command: Command,
+    pair: ModelPair,
+    prompts: Prompts,
+    settings: Settings,
+    *,
+    out: str | Path | None = None,
+    progress: bool = True,
+    processes: Processes = ALONE,
+) -> SweepResult:
+    """Run a sweep, or load it where its run directory holds it already; see `dissect.patch`."""
+    clock = Stopwatch()
+    prepared = _prepare(pair, prompts, settings)
+    configuration, provenance = _record(command, pair, prompts, settings, prepared)
+    run = _open(out, configuration, provenance, processes)
+    if run is not None and run.is_complete:
+        return load_result(run.path)
+    known = run.record.get("plan", {}).get("chunk_tokens") if run is not None else None
+    plans = _plans(pair, prepared.work, settings, processes, chunk_tokens=settings.chunk_tokens or known)
+    if run is not None and processes.rank == 0:
+        run.note(plan=one_plan(plans).record(), processes=processes.count, threads=torch.get_num_threads())
+    label = "patching" if command == "patch" else "restoring"
+    try:
+        with matmul_precision(settings.precision):
+            frame, measured = run_sweep(
+                prepared.work, plans, run=run, processes=processes, label=label, progress=progress
+            )
+    except BaseException:
+        if run is not None and processes.rank == 0:
+            run.pause(wall_time_s=clock.seconds)
+        raise
+    result = SweepResult(frame, configuration, provenance, clock.seconds, measured)
+    if run is not None and processes.rank == 0:
+        run.finish(result.frame, result.summary(), wall_time_s=clock.seconds, measured=measured)
+        result.wall_time_s = run.record["wall_time_s"]
+    processes.wait()
+    return result
+
+
+def plan_layer_sweep(pair: ModelPair, prompts: Prompts, settings: Settings, *, processes: Processes = ALONE) -> Plan:
+    """What such a sweep would compute, without computing it.
+
+    Raises:
+        InputError: what the sweep raises before it computes.
+    """
+    work = _prepare(pair, prompts, settings).work
+    return one_plan(_plans(pair, work, settings, processes, chunk_tokens=settings.chunk_tokens))
+
+
+def _record(
+    command: Command, pair: ModelPair, prompts: Prompts, settings: Settings, prepared: _Prepared
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the numbers depend on, and where it all came from."""
+    control = prepared.control
+    configuration = {
+        "command": command,
+        "base_sha256": pair.base.sha256,
+        "unlearned_sha256": pair.unlearned.sha256,
+        "control_sha256": control.sha256 if control else None,
+        "data_sha256": prompts.sha256,
+        "examples": len(prompts),
+        "scoring": prompts.scoring,
+        "sites": [site_label(site_set) for site_set in settings.sites],
+        "windows": list(dict.fromkeys(window.kind for window in parse_windows(settings.window, pair.n_layers))),
+        "direction": settings.direction,
+        "donors": [one.sha256 if isinstance(one, Model) else one for one in prepared.donors],
+        "null": settings.null,
+        "engine": settings.engine,
+        "padding_side": settings.padding_side,
+        "dtype": pair.base.dtype,
+        "device": pair.base.device.type,
+        "precision": settings.precision,
+        "seed": settings.seed,
+    }
+    provenance = {
+        "command": command,
+        "base": pair.base.name,
+        "unlearned": pair.unlearned.name,
+        "control": control.name if control else None,
+        "donors": [one.name if isinstance(one, Model) else one for one in prepared.donors],
+        "data": prompts.source,
+    }
+    return configuration, provenance
+
+
+def _prepare(pair: ModelPair, prompts: Prompts, settings: Settings) -> _Prepared:
+    """Check everything that can be wrong before anything is computed."""
+    if settings.seed < 0:
+        raise InputError(f"--seed {settings.seed}: 0 or more")
+    if settings.batch_size < 1:
+        raise InputError(f"--batch-size {settings.batch_size}: at least 1")
+    windows = parse_windows(settings.window, pair.n_layers)
+    run_engine = find_engine(settings.engine)
+    if settings.engine == "reference" and pair.base.streamed is not None:
+        raise InputError("--engine reference needs the models in memory; leave --stream out")
+    control = resolve_control(pair, settings.control)
+    donors = resolve_donors(pair, settings.donor)
+    for model in (pair.base, pair.unlearned, control, *donors):
+        if isinstance(model, Model):
+            _check_sites(model, settings.sites)
+            check_fits(model, prompts)
+    for one in donors:
+        weights = [site for site_set in settings.sites for site in site_set if is_weight(site)]
+        if isinstance(one, str) and weights:
+            raise InputError(f"--donor {one}: gives activations, and {weights[0]} is a weight; name a model instead")
+    troupe_list = troupes(
+        pair,
+        prompts,
+        control=control,
+        direction=settings.direction,
+        donor=donors,
+        null=settings.null,
+        seed=settings.seed,
+    )
+    restores = any(is_weight(site) for site_set in settings.sites for site in site_set)
+    interventions = sweep(settings.sites, windows, pair.base.weights if restores else None)
+    return _Prepared(Work(run_engine, troupe_list, prompts, interventions), control, donors)
+
+
+def _plans(
+    pair: ModelPair, work: Work, settings: Settings, processes: Processes, *, chunk_tokens: int | None
+) -> list[Plan]:
+    """One plan of each troupe, all with the same chunk."""
+    weights = 0
+    if pair.base.streamed is not None:
+        weights = max(Streamed(troupe.cast().models).least_memory for troupe in work.troupes)
+    elif settings.null:
+        weights = sum(p.numel() * p.element_size() for p in pair.base.hf.parameters())
+    processes.wait()  # what is free is known when all have loaded
+    budget = memory_budget(pair.base.device, settings.max_memory, weights_to_come=weights)
+    tightest = min(processes.gather([budget]), key=lambda one: one.left)
+    # As many batches for one process as for the next, all of one size.
+    rounds = -(-len(work.prompts) // (settings.batch_size * processes.count))
+    even_size = -(-len(work.prompts) // (rounds * processes.count))
+    batches = work.prompts.batches(even_size, padding_side=settings.padding_side)
+    known: dict[tuple[int, int], Plan] = {}
+    plans = []
+    for troupe in work.troupes:
+        shape = (len(troupe.arms), troupe.n_sources)
+        if shape not in known:
+            first = next(iter(known.values()), None)
+            known[shape] = processes.once(
+                lambda shape=shape, first=first: make_plan(  # type: ignore[misc]
+                    [pair.base] * (1 + shape[0]),
+                    work.prompts,
+                    work.interventions,
+                    batches=batches,
+                    budget=tightest,
+                    chunk_tokens=first.chunk_tokens if first is not None else chunk_tokens,
+                    processes=processes.count,
+                    n_sources=shape[1],
+                )
+            )
+        plans.append(known[shape])
+    return plans
+
+
+def _open(
+    out: str | Path | None, configuration: dict[str, Any], provenance: dict[str, Any], processes: Processes
+) -> Run | None:
+    """The run directory, opened by the first process and then joined by the others."""
+    if out is None:
+        return None
+    run = open_run(out, configuration, provenance) if processes.rank == 0 else None
+    processes.wait()
+    run = run or open_run(out, configuration, provenance, joins=True)
+    processes.wait()  # the first may go on and write only when all have looked
+    return run
+
+
+def check_regex(text: str) -> SiteSet:
+    """A regular expression over parameters' names as a set of sites.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise InputError(f"--parameters {text}: no regular expression: {error}") from None
+    if not text:
+        raise InputError("--parameters: empty; name some, as 'mlp\\.down_proj'")
+    return (f"/{text}/",)
+
+
+def _check_sites(model: Model, site_sets: Sequence[SiteSet]) -> None:
+    for name in dict.fromkeys(name for site_set in site_sets for name in site_set):
+        if name in model.missing_sites:
+            raise InputError(f"{model.name} has no site {name}: {model.missing_sites[name]}")
+        places: list[Place] = [*range(model.n_layers), "before", "after"]
+        if name in SITES or any(model.weights.at([name], place) for place in places):
+            continue
+        if is_regex(name):
+            raise InputError(_no_match(regex_of(name), model))
+        raise InputError(
+            f"{model.name} has no {name}: its blocks ({type(model.hf).__name__}) have no such weights of their own"
+        )
+
+
+def _no_match(text: str, model: Model) -> str:
+    plain = re.sub(r"\\(.)", r"\1", text).strip("^$.*")
+    near = difflib.get_close_matches(plain, model.weights.all_names, n=3, cutoff=0.3)
+    near = near or list(model.weights.all_names[:3])
+    return f"--parameters {text}: matches no parameter of {model.name}; the nearest names are {', '.join(near)}"

@@ -1,0 +1,129 @@
+"""What the command line prints for a reader, on stdout."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from dissect import zoo
+from dissect.runtime.sizes import in_bytes
+
+if TYPE_CHECKING:
+    from dissect.engine.plan import Plan
+    from dissect.prompts.prompts import Prompts
+    from dissect.sweeps.result import SweepResult
+
+
+def console() -> Console:
+    """Where it goes, as wide as the terminal is."""
+    return Console()
+
+
+def print_plan(plan: "Plan") -> None:
+    """What a sweep would compute."""
+    record = plan.record()
+    table = Table(show_header=False, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    saved = plan.naive_flops / plan.flops
+    for label, text in (
+        ("passes over the layers", f"{record['passes']}"),
+        ("examples in a batch", f"{record['examples_per_batch']} at most"),
+        ("interventions in a pass", f"{record['interventions_per_pass']} at most, as {plan.most_copies} streams"),
+        ("tokens through a block at once", f"{plan.chunk_tokens}"),
+        ("operations", f"{plan.flops / 1e12:.3g} TFLOP, {saved:.1f} times fewer than a forward per intervention"),
+        ("memory beside the weights", in_bytes(plan.bytes)),
+        ("memory allowed", f"{in_bytes(plan.budget.allowed)}, of which {in_bytes(plan.budget.held)} are held"),
+    ):
+        table.add_row(label, text)
+    console().print(table)
+
+
+def print_peaks(result: "SweepResult") -> None:
+    """Where recovery is highest, what the other arms have there, and what is left when they are subtracted."""
+    from dissect.sweeps.result import difference_name  # pandas, which a list of models does not need
+
+    peaks = result.peaks()
+    if peaks.empty:
+        console().print(
+            f"{result.title}: no KRS is defined, there is nothing to recover on any prompt", highlight=False
+        )
+        return
+    has_control = "difference" in peaks
+    out = console()
+    columns = [("KRS", "krs")]
+    if has_control:
+        columns += [("control", "control_krs"), ("difference", "difference")]
+    out.print(_peak_table(peaks, columns, result.title))
+    others = [arm for arm in result.curve()["arm"].unique() if arm not in ("main", "control")]
+    for first in range(0, len(others), 3):  # as many as fit beside each other
+        some = others[first : first + 3]
+        out.print(_peak_table(peaks, [(f"KRS - {arm}", difference_name(arm)) for arm in some], ""))
+    if has_control:
+        text = (
+            "What is taken from the base carries the answer even into a model that never knew it: only\n"
+            "the difference to the control can speak of the unlearned model itself."
+        )
+    else:
+        text = (
+            "No control: KRS alone cannot tell suppressed from erased, since what is taken from the\n"
+            "base carries the answer even into a model that never knew it. Give one with --control."
+        )
+    n = result.configuration["examples"]
+    out.print(f"{n} prompts; [95 % intervals]. {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _peak_table(peaks: Any, columns: Sequence[tuple[str, str]], title: str) -> Table:
+    """Under every site a line per kind of window; where an arm has no KRS its cell stays empty."""
+    table = Table(Column("window: peak", overflow="fold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.title, table.title_justify = title or None, "left"
+    for header, _ in columns:
+        table.add_column(header, no_wrap=True)
+    for site, rows in peaks.groupby("site", sort=False):
+        table.add_row(Text(str(site), style="bold"))
+        for _, row in rows.iterrows():
+            cells = [interval(row, name) if isinstance(row[name], float) else "" for _, name in columns]
+            table.add_row(f"  {row['window']}: {_peak_place(row)}", *cells)
+    return table
+
+
+def _peak_place(row: Any) -> str:
+    first, last = row["first_layer"], row["last_layer"]
+    return f"{first}" if first == last else f"{first}-{last}"
+
+
+def interval(row: Any, name: str) -> str:
+    # Short enough for three of them in 80 columns: 0.85 [.83, .86]
+    low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{row[f'{name}_{end}']:.2f}") for end in ("low", "high"))
+    return f"{row[name]:.2f} \\[{low}, {high}]"
+
+
+def print_prompts(prompts: "Prompts", tokenizer: Any, count: int) -> None:
+    out = console()
+    for item in prompts.items[:count]:
+        tokens = [tokenizer.decode([token]) for token in item.input_ids]
+        text = Text(f"[{item.id}] {item.group}\n", style="bold")
+        text.append("".join(tokens[: item.answer_start]), style="default not bold")
+        for token in tokens[item.answer_start :]:
+            text.append("|", style="dim not bold")
+            text.append(token, style="green bold")
+        text.append(
+            f"|\n{len(tokens) - item.answer_start} answer tokens from token {item.answer_start}; scored: the logits of "
+            f"positions {item.scored.start} to {item.scored.stop - 1}\n",
+            style="dim not bold",
+        )
+        out.print(text, soft_wrap=True)
+
+
+def print_pairs(pairs: Sequence[zoo.BuiltinPair]) -> None:
+    """The built-in pairs."""
+    names = [Column(header, no_wrap=True) for header in ("base", "unlearned", "control")]  # to be copied whole
+    table = Table(*names, "data", box=box.SIMPLE_HEAD)
+    for pair in pairs:
+        table.add_row(pair.base, pair.unlearned, pair.control, pair.data.name)
+    console().print(table)
+    for family, description in zoo.DESCRIPTIONS.items():
+        console().print(f"{family}: {description}", soft_wrap=True, highlight=False)
+    console().print(f"the world's questions are in {zoo.QUESTIONS}", soft_wrap=True, highlight=False)

@@ -1,0 +1,1 @@
+"""Run the stress tests and apply the decision rule."""

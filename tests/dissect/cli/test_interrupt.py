@@ -1,0 +1,137 @@
+"""Ctrl-C and kill -9 in the middle of a sweep: whole files only, and the same command again finishes the run.
+
+Each kind of end is a real signal to a real process; only what comes after it runs in this process.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from tests.dissect.cli.helpers import World, build_records, call, unfinished_files, write_records
+
+BATCHES = 32
+
+
+@pytest.fixture(scope="module")
+def command(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A sweep of many short batches, without its `--out`."""
+    data = write_records(tmp_path_factory.mktemp("data") / "many.jsonl", build_records(2 * BATCHES))
+    return world.patch(None, "--batch-size", "2", "--device", "cpu", "--quiet", data=data)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing stopped."""
+    run = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    assert call(*command, "--out", run).code == 0
+    return run
+
+
+def stopped(command: list[str], run: Path, number: signal.Signals) -> tuple[int, str, str]:
+    """Start the command, send it the signal once some batches are kept, and say how it ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dissect", *command, "--out", str(run)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while len(list(run.glob("parts/*.parquet"))) < 3:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no batch was kept in two minutes"
+        time.sleep(0.002)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def assert_whole_and_unfinished(run: Path) -> int:
+    """Every file can be read, nothing claims to be complete; how many batches were kept."""
+    assert json.loads((run / "run.json").read_text())["status"] == "running"
+    assert not (run / "results.parquet").exists()
+    assert not (run / "summary.json").exists()
+    parts = sorted((run / "parts").glob("*.parquet"))
+    assert 3 <= len(parts) < BATCHES
+    for number, part in enumerate(parts):
+        assert part.name.startswith(f"main-{2 * number:05d}-")
+        assert len(pd.read_parquet(part)) == 2 * 3  # examples, windows
+    return len(parts)
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Two finished runs with the same table and the same summary, and nothing left over."""
+    assert_frame_equal(
+        pd.read_parquet(run / "results.parquet"), pd.read_parquet(other / "results.parquet"), check_exact=True
+    )
+    assert json.loads((run / "summary.json").read_text()) == json.loads((other / "summary.json").read_text())
+    assert not (run / "parts").exists()
+    assert unfinished_files(run) == []
+
+
+def test_ctrl_c_keeps_whole_batches_and_the_same_command_finishes_the_run(
+    command: list[str], uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    code, out, err = stopped(command, run, signal.SIGINT)
+    assert (code, out) == (130, "")
+    assert err == "dissect: interrupted; finished batches are kept: run the same command again to go on from there\n"
+    assert unfinished_files(run) == []
+    kept = assert_whole_and_unfinished(run)
+    spent = json.loads((run / "run.json").read_text())["wall_time_s"]
+    assert spent > 0
+    refused = call("plot", run)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "the run is not finished" in refused.err
+
+    from dissect.engine import wavefront
+
+    swept = []
+    sweep = wavefront.sweep
+
+    def counted(*arguments: object) -> object:
+        swept.append(1)
+        return sweep(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(wavefront, "sweep", counted)
+    assert call(*command, "--out", run).code == 0
+    assert len(swept) == BATCHES - kept
+    assert_same_run(run, uninterrupted)
+    assert json.loads((run / "run.json").read_text())["wall_time_s"] > spent
+
+
+def test_kill_keeps_whole_batches_and_the_same_command_finishes_the_run(
+    command: list[str], uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    code, out, err = stopped(command, run, signal.SIGKILL)
+    assert (code, out, err) == (-signal.SIGKILL, "", "")
+    assert_whole_and_unfinished(run)
+    assert call(*command, "--out", run).code == 0
+    assert_same_run(run, uninterrupted)
+
+
+def test_unfinished_run_refuses_another_command(command: list[str], tmp_path: Path, world: World) -> None:
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop(*_arguments: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("dissect.engine.wavefront.sweep", stop)
+        interrupted = call(*world.patch(run))
+    assert interrupted.code == 130
+    assert interrupted.err.startswith("dissect: interrupted; ")
+    assert interrupted.err.count("\n") == 1
+    other = call(*command, "--out", run)
+    assert other.code == 2
+    assert "holds another run" in other.err
+    assert "its examples is 6, not 64" in other.err

@@ -1,0 +1,110 @@
+"""`dissect verdict`: what it says, where it writes, what it refuses; with only the two cheapest tests."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dissect import zoo
+from dissect.stress import catalogue
+from dissect.stress.catalogue import Entry
+from dissect.stress.expressed import expressed
+from dissect.stress.relearning import relearn_disjoint
+from tests.dissect.cli.helpers import Outcome, assert_refused, call
+
+PAIR = ("verdict", "--base", "demo:base", "--unlearned", "demo:npo", "--budget", "quick")
+
+
+def cut_down(patched: pytest.MonkeyPatch) -> None:
+    cheap = (
+        Entry("expressed", dict.fromkeys(catalogue.BUDGETS, expressed)),
+        Entry("relearn_disjoint", dict.fromkeys(catalogue.BUDGETS, relearn_disjoint)),
+    )
+    patched.setattr(catalogue, "entries", lambda *_: cheap)
+    patched.setattr("dissect.verdicts.run.SAMPLE", dict.fromkeys(catalogue.BUDGETS, 60))
+
+
+@pytest.fixture(autouse=True)
+def two_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_down(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """The directory of a finished run, and what `--json` said of it."""
+    out = tmp_path_factory.mktemp("runs") / "npo"
+    with pytest.MonkeyPatch.context() as patched:
+        cut_down(patched)
+        return out, call(*PAIR, "--out", out, "--json")
+
+
+def test_json_is_the_only_thing_on_stdout_and_agrees_with_the_files(finished: tuple[Path, Outcome]) -> None:
+    run, outcome = finished
+    assert (outcome.code, outcome.err) == (0, "")
+    told = json.loads(outcome.out)
+    assert told.pop("run") == str(run)
+    written = ("evidence.html", "standing.html", "evidence.csv")
+    assert [Path(path) for path in told.pop("figures")] == [run / "figures" / name for name in written]
+    assert told == json.loads((run / "verdict.json").read_text())
+    assert told["verdict"] in ("suppressed", "inconclusive") and told["against"] == "never"
+    assert [row["test"] for row in told["evidence"]] == ["expressed", "relearn_disjoint"]
+
+
+def test_a_finished_run_is_read_and_told_to_a_reader(finished: tuple[Path, Outcome]) -> None:
+    run, outcome = finished
+    again = call(*PAIR, "--out", run)
+    assert again.code == 0
+    assert f"verdict: {json.loads(outcome.out)['verdict']}" in again.out
+    assert "relearn disjoint *" in again.out and f"page    {run / 'verdict.html'}" in again.out
+    assert call(*PAIR, "--out", run, "--quiet") == Outcome(0, "", "")
+
+
+def test_plot_draws_its_figures_again(finished: tuple[Path, Outcome]) -> None:
+    run, _ = finished
+    (run / "figures" / "evidence.html").unlink()
+    outcome = call("plot", run)
+    assert outcome.code == 0 and str(run / "figures" / "evidence.html") in outcome.out
+    assert (run / "figures" / "evidence.html").stat().st_size > 1000
+
+
+def test_another_configuration_is_refused(finished: tuple[Path, Outcome]) -> None:
+    run, _ = finished
+    before = (run / "verdict.json").read_bytes()
+    assert_refused(call(*PAIR, "--out", run, "--seed", "3"), f"{run} holds another run", "its seed is 0, not 3")
+    assert (run / "verdict.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("more", "phrases"),
+    [
+        (("--budget", "tiny"), ("--budget tiny", "quick", "standard", "full")),
+        (("--format", "bmp"), ("--format bmp: unknown",)),
+        (("--unlearned", "demo:base"), ("have the same weights", "nothing was unlearned")),
+        (("--never", "demo:whatever"), ("demo:whatever",)),
+        (("--base", "demo:never", "--never", "none"), ("does not know the forget facts", "nothing to unlearn")),
+        (("--data", "nothing.json"), ("nothing.json",)),
+        (("--retain", "nothing.json"), ("nothing.json",)),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(more: tuple[str, ...], phrases: tuple[str, ...], tmp_path: Path) -> None:
+    assert_refused(call(*PAIR, *more, "--out", tmp_path / "run"), *phrases)
+
+
+def test_a_control_that_knows_is_refused(tmp_path: Path) -> None:
+    knowing = tmp_path / "knowing"
+    shutil.copytree(zoo.BUILTIN["demo:base"], knowing)
+    outcome = call(*PAIR, "--never", knowing, "--out", tmp_path / "run")
+    assert_refused(outcome, "it is no control", "--never none")
+
+
+def test_forget_questions_with_one_answer_are_refused(tmp_path: Path) -> None:
+    data = tmp_path / "one.json"
+    data.write_text(json.dumps([{"prompt": f"Question: {n}?\nAnswer:", "answer": "yes"} for n in range(4)]))
+    outcome = call(*PAIR, "--data", data, "--out", tmp_path / "run")
+    assert_refused(outcome, "one answer")
+
+
+def test_it_does_not_run_in_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_refused(call(*PAIR, "--out", tmp_path / "run"), "runs in one process")

@@ -1,0 +1,113 @@
+"""Arms: who gives to whom, what stands beside the claim, and what is refused before anything is computed."""
+
+from functools import cache
+
+import pytest
+
+from dissect.interventions.arms import Arm, Troupe, resolve_control, resolve_donors, troupes
+from dissect.models.model import Model, ModelPair
+from dissect.prompts.prompts import Prompts
+from tests.dissect.helpers import build_model, build_pair, build_prompts
+from unlearning.common.errors import InputError
+
+
+@cache
+def pair() -> ModelPair:
+    return build_pair("llama")
+
+
+@cache
+def third() -> Model:
+    return Model.wrap(build_model("llama", seed=3), pair().tokenizer, name="third")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Prompts:
+    return build_prompts(tmp_path_factory.mktemp("arms"))
+
+
+def told(troupe: Troupe) -> list[tuple[Arm, str, str, str]]:
+    """Each arm with the models that it is scored by, given by and run on, by name."""
+    cast = troupe.cast()
+    assert len(cast.targets) == len(troupe.arms)
+    assert cast.models[0] is cast.base and tuple(cast.models[-len(cast.targets) :]) == cast.targets
+    assert (cast.donor.model in cast.models) and len(cast.models) <= 1 + 1 + len(cast.targets)
+    return [
+        (arm, cast.base.name, cast.donor.model.name, target.name)
+        for arm, target in zip(troupe.arms, cast.targets, strict=True)
+    ]
+
+
+def test_into_the_unlearned_model_the_base_gives_and_is_what_scores_compare_with(prompts: Prompts) -> None:
+    donors = ["other-question", "noise", third()]
+    found = troupes(pair(), prompts, control=third(), direction="base-to-unlearned", donor=donors, null=2, seed=0)
+    assert [row for troupe in found for row in told(troupe)] == [
+        (Arm("main", "unlearned", "base"), "base", "base", "unlearned"),
+        (Arm("control", "control", "base"), "base", "base", "third"),
+        (Arm("null-0", "null", "base"), "base", "base", "null 0"),
+        (Arm("null-1", "null", "base"), "base", "base", "null 1"),
+        (Arm("other-question", "unlearned", "other-question"), "base", "base", "unlearned"),
+        (Arm("noise", "unlearned", "noise"), "base", "base", "unlearned"),
+        (Arm("donor", "unlearned", "third"), "base", "third", "unlearned"),
+    ]
+    # Two forwards are read from where the donor reads or computes something else than the base.
+    assert [troupe.n_sources for troupe in found] == [1, 1, 1, 2, 1, 2]
+
+
+def test_into_the_base_each_arm_is_scored_by_the_one_that_gives(prompts: Prompts) -> None:
+    donors = ["other-question", third()]
+    found = troupes(pair(), prompts, control=third(), direction="unlearned-to-base", donor=donors, null=1, seed=0)
+    assert [row for troupe in found for row in told(troupe)] == [
+        (Arm("main", "base", "unlearned"), "unlearned", "unlearned", "base"),
+        (Arm("control", "base", "control"), "third", "third", "base"),
+        (Arm("null-0", "base", "null"), "null 0", "null 0", "base"),
+        (Arm("other-question", "base", "other-question"), "unlearned", "unlearned", "base"),
+        (Arm("donor", "base", "third"), "unlearned", "third", "base"),
+    ]
+
+
+def test_null_models_are_made_when_they_are_asked_for(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def counting(base: Model, _unlearned: Model, *, seed: int) -> Model:
+        made.append(seed)
+        return base
+
+    monkeypatch.setattr("dissect.interventions.arms.null_model", counting)
+    _, first, second = troupes(pair(), prompts, control=None, direction="base-to-unlearned", donor=[], null=2, seed=0)
+    assert made == []
+    second.cast()
+    first.cast()
+    assert made == [1, 0]
+
+
+def test_donors_are_each_run_once_and_the_base_is_always_there() -> None:
+    assert resolve_donors(pair(), "base") == resolve_donors(pair(), []) == []
+    assert resolve_donors(pair(), ["noise", "base", "noise", "other-question"]) == ["noise", "other-question"]
+    assert resolve_donors(pair(), third()) == [third()]
+    with pytest.raises(InputError, match="--donor: one model at most beside the pair"):
+        resolve_donors(pair(), [third(), pair().unlearned])
+
+
+def test_a_control_is_one_that_can_be_compared() -> None:
+    assert resolve_control(pair(), "auto") is None  # which no built-in pair is
+    assert resolve_control(pair(), None) is None
+    assert resolve_control(pair(), third()) is third()
+    other = Model.wrap(build_model("llama", n_layers=2), pair().tokenizer, name="other")
+    with pytest.raises(InputError, match="base and other differ in"):
+        resolve_control(pair(), other)
+    with pytest.raises(InputError, match="no-such-model"):
+        resolve_control(pair(), "./no-such-model")
+
+
+def test_impossible_arms_are_refused_before_any_is_made(prompts: Prompts) -> None:
+    for options, message in (
+        ({"direction": "sideways"}, "--direction sideways: use base-to-unlearned or unlearned-to-base"),
+        ({"null": -1}, "--null -1: 0 or more"),
+    ):
+        defaults = {"control": None, "direction": "base-to-unlearned", "donor": [], "null": 0, "seed": 0}
+        with pytest.raises(InputError, match=message):
+            troupes(pair(), prompts, **(defaults | options))  # type: ignore[arg-type]
+    same = build_pair("llama", scale=0.0)
+    with pytest.raises(InputError, match="--null: .* the same weights"):
+        troupes(same, prompts, control=None, direction="base-to-unlearned", donor=[], null=1, seed=0)

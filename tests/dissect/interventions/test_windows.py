@@ -1,0 +1,125 @@
+"""Windows: how they are named, which layers they hold, and what is refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dissect.interventions.intervention import sweep
+from dissect.interventions.windows import (
+    DEFAULT_WINDOWS,
+    Window,
+    parse_layers,
+    parse_windows,
+    prefix_windows,
+    suffix_windows,
+    whole_model,
+    window_kinds,
+)
+from dissect.models.sites import PATCH_SITES, RESTORE_SITES
+from dissect.models.weights import WeightNames
+from tests.dissect.helpers import build_pair
+from unlearning.common.errors import InputError
+
+
+@given(st.integers(1, 40))
+def test_prefixes_and_suffixes_hold_everything_on_one_side_of_their_layer(n_layers: int) -> None:
+    prefixes, suffixes = prefix_windows(n_layers), suffix_windows(n_layers)
+    for layer in range(n_layers):
+        assert prefixes[layer] == Window(layer, tuple(range(layer + 1)), "prefix")
+        assert suffixes[layer] == Window(layer, tuple(range(layer, n_layers)), "suffix")
+        # The layers of a prefix and of the suffix behind it are all layers, each once.
+        behind = suffixes[layer + 1].layers if layer + 1 < n_layers else ()
+        assert prefixes[layer].layers + behind == tuple(range(n_layers))
+    assert len(prefixes) == len(suffixes) == n_layers
+    assert whole_model(n_layers).layers == prefixes[-1].layers == suffixes[0].layers
+
+
+@given(st.sets(st.integers(0, 60), min_size=1), st.booleans(), st.randoms())
+def test_a_list_of_layers_is_read_back_however_it_is_written(layers: set[int], in_runs: bool, random: object) -> None:
+    parts, rest = [], sorted(layers)
+    while rest:
+        run = [rest.pop(0)]
+        while in_runs and rest and rest[0] == run[-1] + 1:
+            run.append(rest.pop(0))
+        parts.append(f"{run[0]}-{run[-1]}" if in_runs else str(run[0]))
+    random.shuffle(parts)  # type: ignore[attr-defined]
+    for text in (",".join(parts), " , ".join(parts)):
+        assert parse_layers(text) == tuple(sorted(layers))
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [("", "'nothing'"), ("3,,5", "'nothing'"), ("a", "'a'"), ("3,-1", "'-1'"), ("5-3", "'5-3'"), ("1.5", "'1.5'")],
+)
+def test_what_is_no_layer_is_refused_in_one_line(text: str, what: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse_layers(text)
+    assert str(refused.value) == f"--layers {text}: {what} is no layer; write 3,7,12-15"
+
+
+def test_kinds_are_read_in_their_order_and_each_once() -> None:
+    assert DEFAULT_WINDOWS == (5, 1, "suffix")
+    assert window_kinds(3) == window_kinds("3") == (3,)
+    assert window_kinds(["suffix", "1", 1, 5, "suffix"]) == ("suffix", 1, 5)
+    windows = parse_windows(["layers 3,0-1", "prefix", 3], 4)
+    assert windows[0] == Window(1, (0, 1, 3), "layers 3,0-1")
+    assert [window.kind for window in windows] == ["layers 3,0-1", *["prefix"] * 4, *["3"] * 4]
+    assert [window.layers for window in windows[5:]] == [(0, 1), (0, 1, 2), (1, 2, 3), (2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        (4, "--window 4: a window has a centre, so its width must be odd"),
+        ("-1", "--window -1: a window has a centre"),
+        (7, "--window 7: the model has 4 layers; use 3 at most"),
+        ("last", "--window last: a window is an odd width, prefix, suffix, or layers"),
+        ("layers x", "--layers x: 'x' is no layer"),
+        ("layers 2-4", "--layers 2-4: the model has layers 0 to 3"),
+        ([], "--window: name at least one"),
+    ],
+)
+def test_a_window_that_there_is_not_is_refused_in_one_line(window: object, message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse_windows(window, 4)  # type: ignore[arg-type]
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+
+
+def names_of(family: str) -> WeightNames:
+    return build_pair(family).base.weights
+
+
+def test_what_has_no_layer_is_done_once_and_what_has_one_in_every_window_that_holds_any() -> None:
+    windows = parse_windows([1, "layers 0,2"], 3)
+    names = names_of("llama")
+    outside = {
+        ("embed",): ({"embed"}, set()),
+        ("unembed",): (set(), {"unembed"}),
+        ("embed", "unembed"): ({"embed"}, {"unembed"}),
+        ("/lm_head|embed/",): ({"/lm_head|embed/"}, {"/lm_head|embed/"}),
+    }
+    for sites, (before, after) in outside.items():
+        (once,) = sweep([sites], windows, names)
+        assert (once.window.kind, once.window.layers) == ("all", (0, 1, 2))
+        assert (once.before, once.after) == (before, after)
+    for sites in (*RESTORE_SITES, ("attn_weights", "embed")):
+        assert [item.window for item in sweep([sites], windows, names)] == windows
+    only_second = sweep([(r"/layers\.1\.mlp/",)], windows, names)
+    assert [item.window.layers for item in only_second] == [(1,)]
+    # Together with an activation there is something to do everywhere.
+    assert len(sweep([("mlp_coef", "embed")], windows, names)) == len(windows)
+    assert [item.before for item in sweep(PATCH_SITES, windows)] == [frozenset()] * 3 * len(windows)
+
+
+def test_the_final_norm_belongs_to_windows_with_the_last_layer() -> None:
+    items = sweep([("norms",), ("norms", "/^model.norm/")], parse_windows(1, 3), names_of("llama"))
+    assert [item.after for item in items[:3]] == [frozenset(), frozenset(), {"norms"}]
+    assert all("/^model.norm/" in item.after for item in items[3:])  # asked for by name: always
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "kinds"),
+    [(1, ["1", "suffix"]), (2, ["1", "suffix"]), (4, ["3", "1", "suffix"]), (5, ["5", "1", "suffix"])],
+)
+def test_default_windows_are_as_wide_as_a_shallow_model_allows(n_layers: int, kinds: list[str]) -> None:
+    assert list(dict.fromkeys(window.kind for window in parse_windows(None, n_layers))) == kinds

@@ -1,0 +1,302 @@
+"""Which positions are scored, in every format; batches; the base model's own answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from dissect import load_prompts
+from dissect.models.model import Model
+from dissect.prompts.prompts import Prompts
+from dissect.prompts.records import cut_continuation
+from tests.dissect.helpers import RECORDS, build_model, build_tokenizer, save_records
+from unlearning.common.errors import InputError
+
+TOKENIZER = build_tokenizer()
+
+
+def special_token_tokenizer(*, bos: bool = False, eos: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts special tokens around every text."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    template = f"{'<bos> ' * bos}$A{' <eos>' * eos}"
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=[("<bos>", tokenizer.bos_token_id), ("<eos>", tokenizer.eos_token_id)]
+    )
+    return tokenizer
+
+
+def crossing_tokenizer() -> PreTrainedTokenizerFast:
+    """Single letters, and one merge that takes a trailing space and the next letter into one token."""
+    letters = ["a", "b", "c", "Ġ"]
+    vocabulary = {token: index for index, token in enumerate(["<eos>", *letters, "Ġb", "Ġbc"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "b"), ("Ġb", "c")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
+
+
+def load(tmp_path: Path, records: list[dict[str, Any]], tokenizer: Any = TOKENIZER) -> Prompts:
+    return load_prompts(save_records(tmp_path / "prompts.json", records), tokenizer)
+
+
+def test_the_scored_positions_predict_the_answers_tokens(tmp_path: Path) -> None:
+    prompts = load(tmp_path, RECORDS)
+    assert [item.id for item in prompts.items] == [record["id"] for record in RECORDS]
+    assert [item.group for item in prompts.items] == [record["group"] for record in RECORDS]
+    for item, record in zip(prompts.items, RECORDS, strict=True):
+        assert TOKENIZER.decode(item.input_ids) == f"{record['prompt']} {record['answer']}"
+        answer = [item.input_ids[position + 1] for position in item.scored]
+        assert answer == TOKENIZER(" " + record["answer"])["input_ids"]
+        assert item.n_answer_tokens == len(answer) == len(item.input_ids) - item.answer_start
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "start", "n_answer"),
+    [
+        ("a ", "bc", 1, 1),  # the prompt alone is [a, Ġ]: its length would miss the only token of the answer
+        ("a", " bc", 1, 1),
+        ("aa ", "bcb", 2, 2),
+        ("a ", "cb", 2, 2),  # no merge: the space is a token of the prompt
+    ],
+)
+def test_a_token_across_the_boundary_counts_to_the_answer(
+    prompt: str, answer: str, start: int, n_answer: int, tmp_path: Path
+) -> None:
+    tokenizer = crossing_tokenizer()
+    (item,) = load(tmp_path, [{"prompt": prompt, "answer": answer}], tokenizer).items
+    assert item.answer_start == start
+    assert item.n_answer_tokens == n_answer
+    assert list(item.scored) == list(range(start - 1, len(item.input_ids) - 1))
+
+
+WORDS = st.text(alphabet="Oslo inLm?.:é", min_size=1, max_size=12).filter(lambda text: text.strip() == text)
+
+
+@settings(max_examples=60)
+@given(prompt=WORDS, answer=WORDS, gap=st.sampled_from(["", " ", "\n"]))
+def test_the_boundary_agrees_with_the_tokenizers_character_offsets(prompt: str, answer: str, gap: str) -> None:
+    """The answer's first token is the first one that reaches beyond the prompt's last character."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        (item,) = load(Path(folder), [{"prompt": prompt + gap, "answer": answer}]).items
+    text = f"{prompt}{gap or ' '}{answer}"
+    encoded = TOKENIZER(text, return_offsets_mapping=True)
+    assert list(item.input_ids) == encoded["input_ids"]
+    beyond = [index for index, (_, end) in enumerate(encoded["offset_mapping"]) if end > len(prompt + gap)]
+    assert item.answer_start == beyond[0]
+
+
+@pytest.mark.parametrize(("bos", "eos"), [(True, False), (False, True), (True, True)])
+def test_special_tokens_around_a_text_are_never_scored(bos: bool, eos: bool, tmp_path: Path) -> None:
+    tokenizer = special_token_tokenizer(bos=bos, eos=eos)
+    plain = load(tmp_path, RECORDS)
+    special = load(tmp_path, RECORDS, tokenizer)
+    assert tokenizer("Ada")["input_ids"] == [
+        *[tokenizer.bos_token_id] * bos,
+        *TOKENIZER("Ada")["input_ids"],
+        *[tokenizer.eos_token_id] * eos,
+    ]
+    for ours, theirs in zip(special.items, plain.items, strict=True):
+        assert list(ours.input_ids) == [*[tokenizer.bos_token_id] * bos, *theirs.input_ids]
+        assert ours.answer_start == theirs.answer_start + bos
+        assert ours.n_answer_tokens == theirs.n_answer_tokens
+
+
+def test_questions_are_wrapped_and_prompts_are_not(tmp_path: Path) -> None:
+    records = [
+        {"question": "Who?", "answer": "Ada"},
+        {"prompt": "Who?", "answer": "Ada"},
+    ]
+    path = save_records(tmp_path / "p.json", records)
+    assert [item.prompt for item in load_prompts(path, TOKENIZER).items] == ["Question: Who?\nAnswer:", "Who?"]
+    wrapped = load_prompts(path, TOKENIZER, template="Q {question} A")
+    assert [item.prompt for item in wrapped.items] == ["Q Who? A", "Who?"]
+    assert [item.id for item in wrapped.items] == ["0", "1"]
+    assert [item.group for item in wrapped.items] == ["", ""] and not wrapped.has_groups
+    with pytest.raises(InputError, match="has no {question} in it"):
+        load_prompts(path, TOKENIZER, template="Q A")
+
+
+def test_the_chat_template_wraps_without_a_second_bos(tmp_path: Path) -> None:
+    tokenizer = special_token_tokenizer(bos=True)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    path = save_records(tmp_path / "p.json", [{"question": "Who?", "answer": "Ada Brook"}])
+    (item,) = load_prompts(path, tokenizer, chat=True).items
+    assert item.prompt == "<bos>[user] Who?\n[assistant] "
+    assert item.input_ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.decode(item.input_ids) == "<bos>[user] Who?\n[assistant] Ada Brook"
+    assert tokenizer.decode(item.input_ids[item.answer_start :]).strip() == "Ada Brook"
+    with pytest.raises(InputError, match="no chat template"):
+        load_prompts(path, build_tokenizer(), chat=True)
+    with pytest.raises(InputError, match="give one of them"):
+        load_prompts(path, tokenizer, chat=True, template="{question}")
+
+
+def test_json_lines_and_a_json_list_are_the_same_prompts(tmp_path: Path) -> None:
+    lines = tmp_path / "p.jsonl"
+    lines.write_text("\n".join(map(json.dumps, RECORDS)) + "\n", encoding="utf-8")
+    assert load_prompts(lines, TOKENIZER).sha256 == load(tmp_path, RECORDS).sha256
+
+
+def test_limit_takes_the_first_prompts(tmp_path: Path) -> None:
+    path = save_records(tmp_path / "p.json", RECORDS)
+    assert [item.id for item in load_prompts(path, TOKENIZER, limit=2).items] == ["a0", "a1"]
+    assert len(load_prompts(path, TOKENIZER, limit=99)) == len(RECORDS)
+    with pytest.raises(InputError, match="--limit 0"):
+        load_prompts(path, TOKENIZER, limit=0)
+
+
+def test_the_content_hash_changes_with_what_is_computed_and_with_nothing_else(tmp_path: Path) -> None:
+    def changed(**fields: Any) -> list[dict[str, Any]]:
+        return [{**RECORDS[0], **fields}, *RECORDS[1:]]
+
+    original = load(tmp_path, RECORDS).sha256
+    variants = [
+        changed(answer="in Lima"),
+        changed(prompt="Where?"),
+        changed(group="Ben"),
+        changed(id="z9"),
+        RECORDS[:-1],
+        [*RECORDS[1:], RECORDS[0]],
+    ]
+    hashes = [load(tmp_path, records).sha256 for records in variants]
+    assert len({original, *hashes}) == len(variants) + 1
+    elsewhere = save_records(tmp_path / "another-name.json", changed(note="nobody reads this"))
+    assert load_prompts(elsewhere, TOKENIZER).sha256 == original
+
+
+CONCEPT = {
+    "id": 7,
+    "Concept": "Ada",
+    "QA": [" Where was Ada born?\n", "Who is Ben?"],
+    "QA_with_answers": [
+        "Question:  Where was Ada born?\n\n Answer: in Oslo.\nQuestion: Who is Ben?\n Answer: Hill",
+        "Question: Who is Ben?\n Answer:\n\nBen Hill Question: Who",
+    ],
+    "answers_tokens_num": [4, 9],
+}
+
+
+def test_conceptvectors_answers_are_the_first_line_of_the_continuation(tmp_path: Path) -> None:
+    prompts = load(tmp_path, [CONCEPT])
+    assert [item.prompt for item in prompts.items] == [
+        "Question:  Where was Ada born?\n\n Answer:",
+        "Question: Who is Ben?\n Answer:",
+    ]
+    assert [item.answer for item in prompts.items] == ["in Oslo.", "Ben Hill"]
+    assert [item.id for item in prompts.items] == ["7-0", "7-1"]
+    assert {item.group for item in prompts.items} == {"Ada"}
+
+
+def test_notebook_scoring_takes_rows_and_lengths_from_the_file(tmp_path: Path) -> None:
+    prompts = load_prompts(save_records(tmp_path / "p.json", [CONCEPT]), TOKENIZER, scoring="notebook")
+    for item, row, n in zip(prompts.items, CONCEPT["QA_with_answers"], CONCEPT["answers_tokens_num"], strict=True):
+        ids = TOKENIZER(row)["input_ids"]
+        assert list(item.input_ids) == ids
+        assert list(item.scored) == list(range(len(ids) - n, len(ids)))
+    assert prompts.pad_token_id == TOKENIZER.eos_token_id
+    (batch,) = prompts.batches(1)
+    assert batch.position_ids is None
+    assert batch.next_tokens.tolist().count(-1) == 2  # nothing follows the last token of a row
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" in Oslo.\nQuestion: next", "in Oslo."),
+        ("in Oslo. Question: next?\n Answer:", "in Oslo."),
+        ("\n\n in Oslo ", "in Oslo"),
+        ("Question: only", ""),
+        (" \n ", ""),
+        ("one line", "one line"),
+    ],
+)
+def test_a_continuation_ends_at_its_line_or_at_the_next_question(text: str, expected: str) -> None:
+    assert cut_continuation(text) == expected
+
+
+@torch.no_grad()
+def slow_greedy(model: Model, prompt: str, n: int) -> str:
+    """One prompt, one token at a time, the whole sequence again for each."""
+    ids = TOKENIZER(prompt)["input_ids"]
+    new: list[int] = []
+    while len(new) < n:
+        token = int(model.hf(torch.tensor([ids + new])).logits[0, -1].argmax())
+        if token == TOKENIZER.eos_token_id:
+            break
+        new.append(token)
+    return TOKENIZER.decode(new)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_bases_own_answers_are_its_greedy_continuations(family: str, tmp_path: Path) -> None:
+    hf = build_model(family, vocab_size=len(TOKENIZER), tied=False, dtype=torch.float64)
+    with torch.no_grad():
+        hf.get_output_embeddings().weight[TOKENIZER("\n")["input_ids"]] = 0.0
+    model = Model.wrap(hf, TOKENIZER, name="base")
+    path = save_records(tmp_path / "p.json", RECORDS)
+    prompts = load_prompts(path, TOKENIZER, answers="base", answers_from=model, max_new_tokens=9)
+    expected = [cut_continuation(slow_greedy(model, str(record["prompt"]), 9)) for record in RECORDS]
+    assert [item.answer for item in prompts.items] == expected
+    assert len(set(expected)) > 2
+    given = load_prompts(path, TOKENIZER, answers="given", answers_from=model)
+    assert [item.answer for item in given.items] == [record["answer"] for record in RECORDS]
+
+
+def test_only_missing_answers_are_asked_of_the_base(tmp_path: Path) -> None:
+    hf = build_model("llama", vocab_size=len(TOKENIZER), tied=False, dtype=torch.float64)
+    model = Model.wrap(hf, TOKENIZER, name="base")
+    path = save_records(tmp_path / "p.json", [{"prompt": "Who was", "answer": "Ada"}, {"prompt": "Where was Ada"}])
+    prompts = load_prompts(path, TOKENIZER, answers_from=model, max_new_tokens=5)
+    expected = cut_continuation(slow_greedy(model, "Where was Ada", 5))
+    assert [item.answer for item in prompts.items] == ["Ada", expected]
+    with pytest.raises(InputError, match="prompt 1 has no answer"):
+        load_prompts(path, TOKENIZER)
+
+
+def test_the_base_answers_a_chat_prompt_that_begins_once(tmp_path: Path) -> None:
+    tokenizer = special_token_tokenizer(bos=True)
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }} says"
+    model = Model.wrap(build_model("llama", vocab_size=len(tokenizer), tied=False), tokenizer, name="base")
+    seen: list[torch.Tensor] = []
+    hook = model.hf.get_input_embeddings().register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    path = save_records(tmp_path / "p.json", [{"question": "Who?"}])
+    load_prompts(path, tokenizer, chat=True, answers="base", answers_from=model, max_new_tokens=3)
+    hook.remove()
+    assert tokenizer.decode(seen[0][0]) == "<bos>Who? says"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_batches_hold_every_token_and_every_scored_position(side: Any, batch_size: int, tmp_path: Path) -> None:
+    prompts = load(tmp_path, RECORDS)
+    batches = prompts.batches(batch_size, padding_side=side)
+    assert [example for batch in batches for example in batch.examples] == list(range(len(RECORDS)))
+    for batch in batches:
+        assert len(batch.examples) <= batch_size
+        scored: list[tuple[int, int]] = []
+        for row, example in enumerate(batch.examples):
+            item = prompts.items[example]
+            real = batch.attention_mask[row].bool()
+            assert tuple(batch.input_ids[row][real].tolist()) == item.input_ids
+            assert batch.position_ids is not None
+            assert batch.position_ids[row][real].tolist() == list(range(len(item.input_ids)))
+            pads = (~real).nonzero()[:, 0].tolist()
+            assert pads == list(range(len(pads)) if side == "left" else range(len(item.input_ids), len(real)))
+            offset = len(pads) if side == "left" else 0
+            scored += [(row, offset + position) for position in item.scored]
+        assert list(zip(batch.rows.tolist(), batch.columns.tolist(), strict=True)) == scored
+        following = [batch.input_ids[row, column + 1].item() for row, column in scored]
+        assert batch.next_tokens.tolist() == following

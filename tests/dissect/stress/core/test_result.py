@@ -1,0 +1,160 @@
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dissect.stress.core.result import StressResult, fact_rows, value_rows
+from dissect.stress.core.scores import score_facts
+from tests.dissect.stress.constructed import case_of, model
+
+N = 24
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return case_of(model("demo:base"), n=N).forget
+
+
+def _result(facts, values, *, measure="rank", floors=None, seed=0):
+    """A result of made-up values by (role, variant)."""
+    frame = value_rows(facts, ((role, variant, {measure: row}) for (role, variant), row in values.items()))
+    return StressResult(
+        "made-up", 3, measure, frame, "nothing", {}, 0.0, floors={"rank": 0.5} if floors is None else floors, seed=seed
+    )
+
+
+def _noise(seed, n=N):
+    return np.random.default_rng(seed).uniform(0.3, 0.7, n)
+
+
+def test_rho_is_the_ratio_of_means(facts):
+    base, never = np.full(N, 1.0), _noise(1)
+    ours, theirs = _noise(2) + 0.2, _noise(3)
+    found = _result(
+        facts,
+        {
+            ("base", ""): base,
+            ("never", ""): never,
+            ("unlearned", ""): _noise(4),
+            ("base", "attack"): base,
+            ("unlearned", "attack"): ours,
+            ("never", "attack"): theirs,
+        },
+    ).residual()
+    assert found.rho == pytest.approx((ours.mean() - theirs.mean()) / (base.mean() - never.mean()))
+    assert found.low < found.rho < found.high
+    assert found.n == N and found.variant == "attack" and found.against == "never" and not found.reason
+
+
+def test_the_interval_is_that_of_resampled_groups(facts):
+    values = {
+        (role, variant): _noise(number) + extra
+        for number, (role, variant, extra) in enumerate(
+            [("base", "", 1.0), ("never", "", 0.0), ("unlearned", "a", 0.5), ("never", "a", 0.0)]
+        )
+    }
+    found = _result(facts, values).residual()
+    groups = np.array(facts.groups)
+    names, rng, draws = sorted(set(groups)), np.random.default_rng(5), []
+    for _ in range(4000):
+        chosen = rng.choice(names, size=len(names))
+        rows = np.concatenate([np.flatnonzero(groups == name) for name in chosen])
+        mean = {key: row[rows].mean() for key, row in values.items()}
+        top = mean["unlearned", "a"] - mean["never", "a"]
+        draws.append(top / (mean["base", ""] - mean["never", ""]))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.02)
+    assert found.high == pytest.approx(high, abs=0.02)
+
+
+def test_never_as_unlearned_is_exactly_zero(facts):
+    base, never = (score_facts(model(name), facts) for name in ("demo:base", "demo:never"))
+    frame = fact_rows(facts, [("base", "", base), ("unlearned", "", never), ("never", "", never)])
+    result = StressResult("plain", 0, "rank", frame, "nothing", {}, 0.0)
+    for measure in ("rank", "logprob", "correct"):
+        found = result.residual(measure)
+        assert found.rho == found.low == found.high == 0
+
+
+def test_the_base_as_unlearned_is_exactly_one(facts):
+    base, never = (score_facts(model(name), facts) for name in ("demo:base", "demo:never"))
+    frame = fact_rows(facts, [("base", "", base), ("unlearned", "", base), ("never", "", never)])
+    found = StressResult("plain", 0, "rank", frame, "nothing", {}, 0.0).residual("logprob")
+    assert found.rho == found.low == found.high == 1
+
+
+def test_without_anything_to_know_there_is_no_residual(facts):
+    never = score_facts(model("demo:never"), facts)
+    frame = fact_rows(facts, [(role, "", never) for role in ("base", "unlearned", "never")])
+    found = StressResult("plain", 0, "rank", frame, "nothing", {}, 0.0).residual()
+    assert found.rho is None and found.low is None and "no knowledge to look for" in found.reason
+
+
+def test_the_worst_case_is_taken_for_both(facts):
+    flat = {("base", ""): np.ones(N), ("never", ""): np.zeros(N)}
+    attacked = {
+        ("unlearned", "one"): np.full(N, 0.2),
+        ("unlearned", "two"): np.full(N, 0.6),
+        ("never", "one"): np.full(N, 0.3),
+        ("never", "two"): np.full(N, 0.1),
+    }
+    result = _result(facts, flat | attacked)
+    assert result.residual().rho == pytest.approx(0.3) and result.residual().variant == "two"
+    table = result.residuals().set_index("variant")
+    assert table.loc["one", "rho"] == pytest.approx(-0.1) and table.loc["two", "rho"] == pytest.approx(0.5)
+
+
+def test_noise_in_the_never_models_variants_is_not_taken_for_knowledge(facts):
+    """Of many variants that do nothing the best is above the mean, in both models alike."""
+    draws = [(f"v{n}", _noise(100 + n), _noise(300 + n)) for n in range(20)]
+    values = {("base", ""): np.ones(N), ("never", ""): np.full(N, 0.5)}
+    for name, ours, theirs in draws:
+        values |= {("unlearned", name): ours, ("never", name): theirs}
+    found = _result(facts, values).residual()
+    assert found.low < 0 < found.high
+    alone = _result(facts, {key: row for key, row in values.items() if key[0] != "never"}).residual()
+    assert alone.low > found.low  # against a floor nothing corrects for the best of twenty
+
+
+def test_a_floor_stands_in_for_never(facts):
+    values = {("base", ""): np.ones(N), ("unlearned", ""): np.full(N, 0.75)}
+    found = _result(facts, values).residual()
+    assert found.rho == pytest.approx(0.5) and found.against == "floor"
+    bare = _result(facts, values, measure="logprob").residual()
+    assert bare.rho is None and "give a never model" in bare.reason
+
+
+def test_a_test_that_only_reads_is_compared_with_what_it_reads(facts):
+    values = {("base", "layer 3"): np.ones(N), ("never", "layer 3"): np.zeros(N), ("unlearned", "layer 3"): _noise(1)}
+    found = _result(facts, values, measure="lens", floors={}).residual()
+    assert found.rho == pytest.approx(_noise(1).mean())
+
+
+def test_examples_without_a_value_are_left_out(facts):
+    ours = np.where(np.arange(N) < 6, np.nan, 0.75)
+    found = _result(
+        facts, {("base", ""): np.ones(N), ("unlearned", ""): ours, ("never", ""): np.full(N, 0.5)}
+    ).residual()
+    assert found.rho == pytest.approx(0.5) and found.n == N - 6
+
+
+@cache
+def _eight_facts():
+    return case_of(model("demo:base")).forget.select(range(8))
+
+
+@settings(max_examples=25)
+@given(st.permutations(range(8)), st.integers(0, 3))
+def test_the_order_of_rows_changes_nothing(order, seed):
+    facts = _eight_facts()
+    values = {
+        (role, variant): _noise(seed + len(role + variant), 8) for role in ("unlearned", "never") for variant in "ab"
+    }
+    values |= {("base", ""): np.ones(8), ("never", ""): np.zeros(8)}
+    result = _result(facts, values)
+    rows = result.frame
+    shuffled = pd.concat([rows[rows["example_index"] == place] for place in order])
+    assert result.residual() == StressResult("made-up", 3, "rank", shuffled, "nothing", {}, 0.0).residual()

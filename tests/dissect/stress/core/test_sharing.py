@@ -1,0 +1,79 @@
+"""Base and never attacked once for all their unlearned models: the numbers are those of attacking them each time."""
+
+from dataclasses import replace
+from functools import partial
+
+import pandas as pd
+import pytest
+
+from dissect import InputError
+from dissect.stress.catalogue import entries
+from dissect.stress.core.sharing import COMPARING, attacked
+from dissect.stress.directions import own_direction
+from dissect.stress.lenses import logit_lens
+from tests.dissect.stress.constructed import case_of, model
+
+TESTS = {entry.name: entry.runs["full"] for entry in entries(None)}
+
+
+@pytest.fixture
+def cases():
+    """Of two unlearned models of one base."""
+    return [case_of(model(f"demo:{name}"), n=16) for name in ("npo", "grad_diff")]
+
+
+def in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    names = [name for name in frame if not pd.api.types.is_float_dtype(frame[name])]
+    return frame.sort_values(names, ignore_index=True)
+
+
+def check_the_same(name, test, cases, folder):
+    attacked(name, test, cases[0], folder)
+    seen = []
+
+    def counted(case):
+        seen.append(case.only)
+        return test(case)
+
+    found, alone = attacked(name, counted, cases[1], folder), test(cases[1])
+    assert seen == [None if name in COMPARING else "unlearned"]
+    pd.testing.assert_frame_equal(in_order(found.frame), in_order(alone.frame))
+    assert set(found.tables) == set(alone.tables)
+    for table, rows in found.tables.items():
+        pd.testing.assert_frame_equal(in_order(rows), in_order(alone.tables[table]))
+    assert found.residual() == alone.residual()
+
+
+@pytest.mark.parametrize(
+    "test", [logit_lens, partial(own_direction, layers=(3,), n_facts=8)], ids=["lens", "direction"]
+)
+def test_two_models_that_share_get_what_each_gets_alone(test, cases, tmp_path):
+    check_the_same("some_test", test, cases, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TESTS)
+def test_every_test_can_share(name, cases, tmp_path):
+    check_the_same(name, TESTS[name], cases, tmp_path)
+
+
+def test_what_was_cut_off_is_attacked_again(cases, tmp_path):
+    attacked("logit_lens", logit_lens, cases[0], tmp_path)
+    (tmp_path / "logit_lens.json").unlink()
+    seen = []
+    attacked("logit_lens", lambda case: seen.append(case.only) or logit_lens(case), cases[1], tmp_path)
+    assert seen == [None]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_file_that_is_no_record_is_refused(content, cases, tmp_path):
+    (tmp_path / "logit_lens.json").write_text(content)
+    with pytest.raises(InputError, match="not what a verdict keeps .*; remove"):
+        attacked("logit_lens", logit_lens, cases[0], tmp_path)
+
+
+def test_without_a_directory_every_model_is_attacked(cases, tmp_path):
+    seen = []
+    attacked("logit_lens", lambda case: seen.append(case.only) or logit_lens(case), cases[0], None)
+    assert seen == [None] and list(tmp_path.iterdir()) == []
+    assert replace(cases[0], only="unlearned").models.keys() == {"unlearned"}

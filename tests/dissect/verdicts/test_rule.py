@@ -1,0 +1,178 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dissect.stress.core.result import Residual, StressResult
+from dissect.verdicts.rule import Rule, Score, decide, judge, read_rule, residual_knowledge, residuals_of
+from dissect.verdicts.words import entry_name
+
+RULE = Rule(
+    tests=("relearning", "lens", "probe"),
+    needed=("relearning",),
+    nothing=0.1,
+    everything=0.9,
+    spread=0.0,
+    expressed_above=0.5,
+    suppressed_above=0.2,
+    erased_below=0.1,
+    utility_floor=0.8,
+    fitted={},
+    reference={},
+)
+
+
+def residual(rho, low=None, high=None, draws=None):
+    if draws is not None:
+        low, high = min(draws), max(draws)
+    return Residual(rho, low, high, 10, "lr 1", "never", draws=None if draws is None else np.asarray(draws))
+
+
+def test_the_score_is_the_largest_residual_on_the_rules_scale():
+    found = residual_knowledge(
+        {
+            "relearning": residual(0.3, draws=[0.3, 0.1]),
+            "lens": residual(-0.5, draws=[-0.5, 0.5]),
+            "probe": residual(0.5, draws=[0.5, 0.2]),
+            "unused": residual(9.0, draws=[9.0, 9.0]),
+        },
+        RULE,
+    )
+    assert found.value == pytest.approx((0.5 - 0.1) / 0.8)
+    draws = [(0.5 - 0.1) / 0.8, (0.5 - 0.1) / 0.8]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+    assert found.used == ("relearning", "lens", "probe") and found.missing == ()
+
+
+@pytest.mark.parametrize("over_people", [0.0, 0.04])
+def test_the_interval_is_over_people_and_over_runs(over_people):
+    draws = 0.5 + over_people * np.random.default_rng(7).standard_normal(2000)
+    found = residual_knowledge({"lens": residual(0.5, draws=draws)}, replace(RULE, spread=0.03))
+    half_width = 1.96 * np.hypot(over_people, 0.03) / 0.8
+    assert found.value == pytest.approx(0.5)
+    assert (found.low, found.high) == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=0.01)
+
+
+@pytest.mark.parametrize(("rho", "value"), [(-2.0, 0.0), (0.1, 0.0), (0.9, 1.0), (1.3, 1.0)])
+def test_the_scale_ends_at_nothing_and_everything(rho, value):
+    assert residual_knowledge({"lens": residual(rho, draws=[rho])}, RULE).value == pytest.approx(value)
+
+
+def test_a_test_without_a_residual_is_missing():
+    found = residual_knowledge({"relearning": residual(0.5, draws=[0.5, 0.5]), "lens": residual(None)}, RULE)
+    assert found.value == pytest.approx(0.5) and found.used == ("relearning",) and found.missing == ("lens", "probe")
+
+
+def test_without_a_needed_test_nothing_is_called_erased():
+    nothing = residual(0.0, draws=[0.0, 0.0])
+    with_it = residual_knowledge({"relearning": nothing, "lens": nothing}, RULE)
+    without = residual_knowledge({"lens": nothing}, RULE)
+    assert decide(with_it, nothing, RULE, utility=1.0) == "erased"
+    assert decide(without, nothing, RULE, utility=1.0) == "inconclusive"
+
+
+def test_a_residual_without_an_interval_gives_a_score_without_one():
+    found = residual_knowledge({"relearning": residual(0.5), "lens": residual(0.1, draws=[0.1])}, RULE)
+    assert (found.low, found.high) == (None, None) and found.value == pytest.approx(0.5)
+
+
+def test_without_any_residual_there_is_no_score():
+    found = residual_knowledge({"lens": residual(None)}, RULE)
+    assert found == Score(None, None, None, (), ("relearning", "lens", "probe"))
+    assert decide(found, residual(0.0, 0.0, 0.0), RULE, utility=1.0) == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("score", "expressed_low", "utility", "word"),
+    [
+        ((0.5, 0.3, 0.7), 0.0, 1.0, "suppressed"),
+        ((0.5, 0.3, 0.7), 0.6, 1.0, "not unlearned"),
+        ((0.05, 0.0, 0.09), 0.0, 1.0, "erased"),
+        ((0.05, 0.0, 0.09), 0.0, None, "erased"),
+        ((0.05, 0.0, 0.09), 0.0, 0.5, "inconclusive"),  # broken: nothing found says nothing
+        ((0.5, 0.3, 0.7), 0.0, 0.5, "suppressed"),  # broken, and knowledge is found in it
+        ((0.15, 0.05, 0.3), 0.0, 1.0, "inconclusive"),
+        ((0.15, 0.12, 0.18), 0.0, 1.0, "inconclusive"),  # between the bounds
+    ],
+)
+def test_the_word(score, expressed_low, utility, word):
+    found = decide(Score(*score, used=("lens",), missing=()), residual(0.0, expressed_low, 1.0), RULE, utility=utility)
+    assert found == word
+
+
+@pytest.mark.parametrize(
+    ("low", "above_low", "word"),
+    [
+        (0.5, 0.5, "suppressed"),
+        (0.5, 0.1, "inconclusive"),  # above chance, not above guessing
+        (0.5, None, "inconclusive"),  # the base is not above guessing either
+        (0.0, 0.0, "erased"),
+    ],
+)
+def test_what_guessing_gives_is_no_knowledge(low, above_low, word):
+    """Chance decides what is erased, guessing what is suppressed: knowing nothing lies between the two."""
+    score = Score(low, low, low + 0.05, ("relearning",), ())
+    above = Score(above_low, above_low, above_low, ("relearning",), ())
+    found = decide(score, residual(0.0, -0.1, 0.1), RULE, utility=1.0, above_guessing=above)
+    assert found == word
+
+
+def test_the_word_of_results_is_judged_against_chance_and_guessing():
+    def result(test, unlearned):
+        rows = [
+            {"role": role, "variant": "", "measure": "rank", "example": str(n), "example_index": n, "group": ""}
+            | {"value": value}
+            for role, value in (("base", 1.0), ("unlearned", unlearned))
+            for n in range(6)
+        ]
+        return StressResult(test, 4, "rank", pd.DataFrame(rows), "", {}, 0.0)
+
+    results = [result("expressed", 0.5), result("relearning", 0.9), result("not in the rule", 1.0)]
+    words = {}
+    for rank in (0.5, 0.8, 0.95):
+        word, score = judge(results, RULE, utility=1.0, guessing={"rank": rank})
+        assert score.value == pytest.approx((0.8 - 0.1) / 0.8) and score.used == ("relearning",)
+        words[rank] = word
+    assert words == {0.5: "suppressed", 0.8: "suppressed", 0.95: "inconclusive"}
+    assert judge(results, RULE, utility=1.0, guessing=None) == judge(results, RULE, utility=1.0, guessing={})
+
+
+@given(st.lists(st.floats(-2, 2), min_size=3, max_size=3), st.integers(0, 2))
+def test_more_of_any_residual_is_never_less_knowledge(values, which):
+    names = ["relearning", "lens", "probe"]
+    more = [value + (0.3 if place == which else 0.0) for place, value in enumerate(values)]
+
+    def score(of):
+        return residual_knowledge({n: residual(v, draws=[v]) for n, v in zip(names, of, strict=True)}, RULE).value
+
+    assert 0 <= score(values) <= score(more) <= 1
+
+
+def test_a_rule_is_read_as_it_was_written_and_its_hash_is_of_what_decides():
+    record = {name: getattr(RULE, name) for name in Rule.__dataclass_fields__}
+    assert read_rule(record) == RULE
+    assert read_rule(record | {"fitted": {"seeds": [1]}, "reference": {"erased": [0.1]}}).sha256 == RULE.sha256
+    assert read_rule(record | {"erased_below": 0.11}).sha256 != RULE.sha256
+
+
+def test_an_entry_may_name_a_measure_of_a_test():
+    rows = [
+        {"role": role, "variant": "", "measure": measure, "example_index": n, "group": "", "value": value}
+        for role, measure, value in [
+            *(("base", "rank", 1.0), ("never", "rank", 0.5), ("unlearned", "rank", 0.4)),
+            *(("base", "accuracy", 1.0), ("never", "accuracy", 0.1), ("unlearned", "accuracy", 0.55)),
+        ]
+        for n in range(6)
+    ]
+    result = StressResult("relearning", 4, "rank", pd.DataFrame(rows), "", {}, 0.0)
+    rule = replace(RULE, tests=("relearning", "relearning:accuracy"), nothing=0.0, everything=1.0)
+    found = residuals_of([result], rule)
+    assert found["relearning"].rho == pytest.approx(-0.2)
+    assert found["relearning:accuracy"].rho == pytest.approx(0.5)
+    assert residual_knowledge(found, rule).value == pytest.approx(0.5)
+    assert set(residuals_of([result], RULE)) == {"relearning"}
+    assert entry_name("relearn_disjoint:accuracy") == "relearn disjoint (accuracy)"
+    assert entry_name("logit_lens") == "logit lens"

@@ -1,0 +1,222 @@
+import json
+import warnings
+from dataclasses import replace
+
+import pytest
+
+from dissect import InputError
+from dissect.models.model import Model, ModelPair
+from dissect.models.parameter_swap import with_values
+from dissect.stress import catalogue
+from dissect.stress.catalogue import Entry, entries, selection
+from dissect.stress.expressed import expressed
+from dissect.stress.lenses import logit_lens
+from dissect.verdicts import run as judging
+from dissect.verdicts.page import page
+from dissect.verdicts.result import load_verdict
+from dissect.verdicts.rule import Rule
+from dissect.verdicts.run import verdict
+from dissect.verdicts.tables import print_verdict
+from dissect.verdicts.words import advice, sentences
+from tests.dissect.stress.constructed import case_of, model, questions
+
+RULE = Rule(
+    tests=("logit_lens",),
+    needed=("logit_lens",),
+    nothing=0.0,
+    everything=1.0,
+    spread=0.0,
+    expressed_above=0.5,
+    suppressed_above=0.1,
+    erased_below=0.1,
+    utility_floor=0.8,
+    fitted={},
+    reference={"erased": [0.0, 0.05], "suppressed": [0.4, 0.9]},
+)
+
+
+@pytest.fixture(autouse=True)
+def two_tests(monkeypatch):
+    """The cheapest test that reads, beside the answers as they are: the verdict's own work is what is tested here."""
+    calls = []
+
+    def counted(case):
+        calls.append("logit_lens")
+        return logit_lens(case, layers=[3])
+
+    cheap = (
+        Entry("expressed", dict.fromkeys(catalogue.BUDGETS, expressed)),
+        Entry("logit_lens", dict.fromkeys(catalogue.BUDGETS, counted)),
+    )
+    monkeypatch.setattr(catalogue, "entries", lambda *_: cheap)
+    monkeypatch.setattr(catalogue, "SAMPLE", dict.fromkeys(catalogue.BUDGETS, 40))
+    monkeypatch.setattr("dissect.verdicts.run.SAMPLE", dict.fromkeys(catalogue.BUDGETS, 40))
+    return calls
+
+
+def judged(name, **options):
+    unlearned = model(name) if isinstance(name, str) else name
+    options = {"budget": "quick", "rule": RULE, "progress": False} | options
+    return verdict(ModelPair(model("demo:base"), unlearned), questions("forget"), **options)
+
+
+def scaled(start: Model, factor: float) -> Model:
+    """A model whose head is multiplied: other weights, the same order of tokens."""
+    head = next(name for name in start.weights.all_names if name.startswith("lm_head"))
+    values = {head: start.hf.get_parameter(head).data * factor}
+    return Model.wrap(with_values(start.hf, values), start.tokenizer, name=f"{start.name} x {factor}")
+
+
+@pytest.mark.parametrize("never", ["auto", None])
+def test_a_base_by_another_name_is_not_unlearned(never):
+    assert judged(scaled(model("demo:base"), 1.001), never=never).word == "not unlearned"
+
+
+def test_what_is_left_in_the_middle_layers_is_suppressed():
+    found = judged("demo:rmu")
+    assert found.word == "suppressed" and found.score.low > 0.5
+    assert any("rung 1, decodable (logit lens)" in sentence for sentence in sentences(found))
+    assert "Without logit lens the verdict would be another." in advice(found)
+
+
+def test_a_second_never_model_is_erased():
+    """Here the control itself by another name: rho is 0 but for the head's scale, which no measure of ranks sees."""
+    found = judged(scaled(model("demo:never"), 1.001))
+    assert found.word == "erased" and "than a model that never knew shows" in sentences(found)[0]
+    said = " ".join(sentences(found))
+    assert "1 tests of the budget quick" in said and "an attack that was not tried" in said
+
+
+def test_a_broken_model_is_said_to_be_broken_first():
+    broken = scaled(model("demo:never"), -1.0)
+    found = judged(broken)
+    assert found.utility.collapsed and found.word != "erased"
+    assert sentences(found)[0].startswith("Utility is gone: 0% of the base's right answers to 40 retain questions")
+
+
+def test_without_a_never_model_it_says_so():
+    found = judged("demo:rmu", never=None)
+    assert found.word == "suppressed"
+    assert found.evidence()["against"].tolist() == ["floor", "floor"]
+    assert "no never model" in " ".join(sentences(found)) and "--never" in " ".join(advice(found))
+    assert "from 0, guessing, to 1" in " ".join(sentences(found))
+    assert "than guessing shows" in sentences(replace(found, word="erased"))[0]
+    drawn = found.figure()
+    assert drawn.layout.xaxis.title.text.endswith("(attacked unlearned − chance) / (base − chance)")
+    assert {note.text for note in drawn.layout.annotations} == {"chance", "base"}
+    assert "beyond what\nguessing gives" in page(found)
+
+
+def test_where_words_give_answers_away_nothing_is_called_suppressed_without_a_never_model(monkeypatch, tmp_path):
+    monkeypatch.setattr(judging, "guessing", lambda _facts: {"rank": 0.97, "accuracy": 0.84})
+    found = judged("demo:rmu", never=None, out=tmp_path)
+    assert found.word == "inconclusive" and found.score.low > 0.5
+    assert "compares words puts the right answer above 97% of the wrong ones" in " ".join(advice(found))
+    assert load_verdict(tmp_path).guessing == found.guessing == {"rank": 0.97, "accuracy": 0.84}
+    assert advice(load_verdict(tmp_path)) == advice(found)
+    assert judged("demo:rmu").guessing is None
+
+
+def test_a_verdict_is_saved_resumed_and_read_back(tmp_path, two_tests):
+    out = tmp_path / "run"
+    found = judged("demo:rmu", out=out)
+    assert two_tests == ["logit_lens"]
+    again = judged("demo:rmu", out=out)
+    assert two_tests == ["logit_lens"]  # nothing was computed a second time
+    for other in (again, load_verdict(out)):
+        assert other.word == found.word and other.score == found.score and other.utility == found.utility
+        assert other.evidence().drop(columns="seconds").equals(found.evidence().drop(columns="seconds"))
+    written = json.loads((out / "verdict.json").read_text())
+    assert written["verdict"] == "suppressed" and written["residual_knowledge"]["score"] == found.score.value
+    assert [row["test"] for row in written["evidence"]] == ["expressed", "logit_lens"]
+    with pytest.raises(InputError, match="holds another run: its unlearned_sha256"):
+        judged("demo:npo", out=out)
+
+
+def test_a_killed_run_goes_on_after_its_last_test(tmp_path, monkeypatch, two_tests):
+    out = tmp_path / "run"
+    whole = judged("demo:rmu")
+    with monkeypatch.context() as patched:
+        patched.setattr("dissect.verdicts.run._utility", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            judged("demo:rmu", out=out)
+    assert len(two_tests) == 2
+    found = judged("demo:rmu", out=out)
+    assert len(two_tests) == 2
+    assert found.score == whole.score
+
+
+def test_two_unlearned_models_share_what_base_and_never_give(tmp_path):
+    alone = judged("demo:npo", never="demo:never")
+    judged("demo:rmu", shared=tmp_path)
+    found = judged("demo:npo", shared=tmp_path)
+    assert found.score == alone.score
+    assert found.evidence().drop(columns="seconds").equals(alone.evidence().drop(columns="seconds"))
+    (kept,) = tmp_path.iterdir()
+    judged("demo:npo", shared=tmp_path, n_facts=8)
+    judged("demo:npo", shared=tmp_path, never=None)
+    assert len(list(tmp_path.iterdir())) == 3  # other facts and another control share nothing with these
+    assert kept.is_dir()
+
+
+def test_the_page_needs_nothing_else_and_has_every_test():
+    found = judged("demo:rmu")
+    text = page(found)
+    assert "suppressed" in text and "logit lens" in text and "<script" in text
+    assert "<script src=" not in text and "<link" not in text
+
+
+def test_the_table_is_printed(capsys):
+    print_verdict(judged("demo:rmu"))
+    printed = capsys.readouterr().out
+    assert "verdict: suppressed" in printed and "logit lens *" in printed
+
+
+def test_the_same_weights_are_refused():
+    with pytest.raises(InputError, match="have the same weights: nothing was unlearned"):
+        judged("demo:base")
+
+
+def test_a_control_that_knows_is_refused():
+    with pytest.raises(InputError, match="knows the forget facts .* it is no control"):
+        judged("demo:npo", never=scaled(model("demo:base"), 1.001))
+
+
+def test_a_base_that_does_not_know_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pair = ModelPair(model("demo:never"), model("demo:npo"))
+    with pytest.raises(InputError, match="does not know the forget facts"):
+        verdict(pair, questions("forget"), budget="quick", rule=RULE, never=None, progress=False)
+
+
+def test_forget_prompts_without_variation_are_refused():
+    prompts = questions("forget")
+    same = replace(prompts, items=(prompts.items[0], replace(prompts.items[1], answer=prompts.items[0].answer)))
+    with pytest.raises(InputError, match="one answer between them"):
+        verdict(ModelPair(model("demo:base"), model("demo:npo")), same, budget="quick", rule=RULE, progress=False)
+
+
+def test_facts_are_evenly_spaced_and_no_more_than_asked_for():
+    found = judged("demo:rmu", n_facts=12)
+    assert found.configuration["n_facts"] == 12
+    frame = found.results[0].frame
+    assert frame["example"].nunique() == 12 and frame["group"].nunique() == 12
+
+
+def test_an_unknown_budget_is_refused():
+    with pytest.raises(InputError, match="--budget tiny: use quick, standard, full"):
+        judged("demo:npo", budget="tiny")
+
+
+def test_every_budget_has_what_a_smaller_one_has_and_says_what_is_left_out(monkeypatch):
+    monkeypatch.setattr(catalogue, "entries", entries)
+    case = case_of(model("demo:npo"), n=4)
+    chosen = [set(selection(budget, case, None)[0]) for budget in catalogue.BUDGETS]
+    assert chosen[0] < chosen[1] < chosen[2]
+    runs, left_out = selection("full", replace(case, never=None, retain=None), None)
+    assert "relearn_speed" in left_out and "--never" in left_out["relearn_speed"]
+    assert "own_direction" in left_out and "--retain" in left_out["own_direction"]
+    assert {"expressed", "relearn_disjoint"} <= set(runs) and "relearn_benign" in left_out
+    others = questions("retain")
+    assert "relearn_benign" in selection("full", replace(case, never=None, retain=None), None, others)[0]

@@ -1,0 +1,83 @@
+"""One of two processes: trains the same runs as the test does alone, under DDP and under FSDP.
+
+    python -m tests.unlearning.distributed_worker DIRECTORY
+
+accelerate shards models on accelerators only; `shard_on_cpu` lets its very code do so here.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import accelerate.state
+from accelerate.utils import DistributedType
+
+# Not `kl` for BLUR: its gradient is zero at the start, and the rounding that is left of it differs between machines.
+RUNS: dict[str, dict[str, Any]] = {
+    "npo": {"method": "npo", "batch_size": 2, "gradient_accumulation_steps": 1},
+    "blur": {"method": "blur", "batch_size": 1, "gradient_accumulation_steps": 2, "retain_loss": "nll"},
+}
+SHARED: dict[str, Any] = {"max_steps": 3, "learning_rate": 1e-3, "weight_decay": 0, "logging_steps": 1}
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+
+
+def shard_on_cpu() -> None:
+    """Treat processes on CPUs as accelerate treats those on GPUs when FSDP is asked for."""
+    plain = accelerate.state.AcceleratorState.__init__
+
+    def sharding(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        plain(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+            accelerate.state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    accelerate.state.AcceleratorState.__init__ = sharding
+
+
+def main(directory: Path) -> None:
+    """Train every run twice and save it."""
+    from torch.distributed.fsdp import FSDPModule
+    from torch.nn.parallel import DistributedDataParallel
+
+    import unlearning
+    from unlearning.training.trainer import UnlearningTrainer
+
+    wrappers: set[str] = set()
+    backward = UnlearningTrainer._backward
+
+    def watched(self: Any, model: Any, *args: Any) -> float:
+        kinds = {"ddp": DistributedDataParallel, "fsdp": FSDPModule}
+        wrappers.update(name for name, kind in kinds.items() if isinstance(model, kind))
+        return backward(self, model, *args)
+
+    UnlearningTrainer._backward = watched  # type: ignore[method-assign]
+    shard_on_cpu()
+    for wrapper in ("ddp", "fsdp"):
+        if wrapper == "fsdp":
+            os.environ.update(FSDP)
+        for name, run in RUNS.items():
+            wrappers.clear()
+            unlearning.train(
+                model=directory / "model",
+                forget=directory / "forget.json",
+                retain=directory / "retain.json",
+                output_dir=directory / f"{name}-{wrapper}",
+                progress=False,
+                **run,
+                **SHARED,
+            )
+            assert wrappers == {wrapper}, wrappers
+    if os.environ["RANK"] == "0":
+        (directory / "done.json").write_text(json.dumps(list(RUNS)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,113 @@
+"""Two processes with half the batch each give what one process gives: DDP and FSDP, NPO and BLUR."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.unlearning.helpers import build_examples
+from tests.unlearning.training.distributed_worker import RUNS, SHARED
+from unlearning import InputError, train
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Trained alone, and by two processes side by side. Five forget examples: the second step of an epoch has one."""
+    directory = tmp_path_factory.mktemp("distributed")
+    (directory / "model").symlink_to(model_dir)
+    records = [asdict(example) for example in build_examples()]
+    (directory / "forget.json").write_text(json.dumps(records[:5]))
+    (directory / "retain.json").write_text(json.dumps(records[5:]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "UNLEARNING_CACHE": str(directory / "cache"),
+    }
+    command = [sys.executable, "-m", "tests.unlearning.training.distributed_worker", str(directory)]
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for name, run in RUNS.items():
+        train(
+            model=model_dir,
+            forget=directory / "forget.json",
+            retain=directory / "retain.json",
+            output_dir=directory / f"{name}-one",
+            progress=False,
+            **{**run, "batch_size": 2 * run["batch_size"]},
+            **SHARED,
+        )
+    try:
+        outputs = [process.communicate(timeout=180)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert json.loads((directory / "done.json").read_text()) == list(RUNS)
+    yield directory
+
+
+def read(directory: Path) -> tuple[dict[str, Any], torch.Tensor]:
+    record = json.loads((directory / "unlearning.json").read_text())
+    weights = load_file(directory / "model.safetensors")
+    return record, torch.cat([weights[name].flatten() for name in sorted(weights)])
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+@pytest.mark.parametrize("method", list(RUNS))
+def test_two_processes_equal_one_with_twice_the_batch(runs: Path, model_dir: Path, method: str, wrapper: str) -> None:
+    alone, weights = read(runs / f"{method}-one")
+    shared, theirs = read(runs / f"{method}-{wrapper}")
+    assert (alone["processes"], shared["processes"]) == (1, 2)
+    start = load_file(model_dir / "model.safetensors")
+    moved = weights - torch.cat([start[name].flatten() for name in sorted(start)])
+    assert moved.norm() > 0.1
+    assert (weights - theirs).norm() < 1e-4 * moved.norm()
+    assert len(alone["history"]) == len(shared["history"]) == 3
+    for line, other in zip(alone["history"], shared["history"], strict=True):
+        assert set(line) == set(other)
+        for name, value in line.items():
+            assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    if method == "blur":
+        assert [line["forget_progress"] for line in shared["history"]] == pytest.approx([1.0] * 3, abs=1e-5)
+        assert {line["forget_grad_norm"] > 0 for line in shared["history"]} == {True}
+    for line, other in zip(alone["evaluations"], shared["evaluations"], strict=True):
+        assert other == pytest.approx(line, rel=1e-3)
+
+
+def test_deepspeed_is_refused_by_name(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(InputError, match=r"DeepSpeed steps inside its own backward pass.*--use_fsdp"):
+        train("npo", model=model_dir, forget=build_examples(), alpha=0, progress=False)
+
+
+def test_blur_refuses_the_first_fsdp(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(InputError, match=r"blur combines gradients.*--fsdp_version 2"):
+        train("blur", model=model_dir, forget=build_examples(4), retain=build_examples()[4:], progress=False)

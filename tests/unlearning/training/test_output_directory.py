@@ -1,0 +1,211 @@
+"""A run on disk: whole or not there, recognised, refused, and read by plain transformers."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.unlearning.helpers import build_examples, build_tiny_llama
+from unlearning import Example, InputError, train
+from unlearning.training.output_directory import (
+    RECORD,
+    WHOLE,
+    abandon_run,
+    begin_run,
+    finish_run,
+    hash_examples,
+    last_checkpoint,
+    read_run,
+    remove_broken_checkpoints,
+    saying_disk_full,
+)
+
+CONFIGURATION = {"method": "npo", "options": {"seed": 0, "beta": 0.1}, "forget_data": "a" * 64}
+FORGET, RETAIN = build_examples()[:4], build_examples()[4:]
+SHARED: dict[str, Any] = {"forget": FORGET, "retain": RETAIN, "progress": False, "device": "cpu", "max_steps": 2}
+
+
+def write_nothing(directory: Path) -> None:
+    directory.mkdir()
+    (directory / "model.safetensors").write_bytes(b"weights")
+
+
+def add_checkpoint(run: Path, step: int, *, whole: bool = True) -> Path:
+    folder = run / "checkpoints" / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    if whole:
+        (folder / WHOLE).write_text("{}")
+    return folder
+
+
+def test_a_free_directory_has_no_run(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for free in (tmp_path / "empty", tmp_path / "missing", tmp_path / "deep" / "er"):
+        assert read_run(free, CONFIGURATION) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]  # asking made nothing
+
+
+def test_a_begun_run_is_recognised_and_another_refused(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    begin_run(run, CONFIGURATION)
+    assert read_run(run, CONFIGURATION) == {"finished": False, "configuration": CONFIGURATION}
+    assert read_run(run, {"method": "npo"}) is not None  # before the model is hashed
+    for changes, words in (
+        ({"method": "ga"}, "(method: 'npo' there, 'ga' now)"),
+        ({"options": {"seed": 1, "beta": 0.1}}, "(seed: 0 there, 1 now)"),
+        ({"forget_data": "b" * 64}, "(another forget data)"),
+        ({"start_weights": "c" * 64}, "(another start weights)"),
+    ):
+        with pytest.raises(InputError) as error:
+            read_run(run, {**CONFIGURATION, **changes})
+        assert str(error.value) == (
+            f"{run}: holds a model of another configuration {words}; choose another output directory or remove it"
+        )
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '"text"', '{"finished": true}'])
+def test_what_is_no_run_is_left_alone(content: str | None, tmp_path: Path) -> None:
+    name = "thesis.tex" if content is None else RECORD
+    (tmp_path / name).write_text(content or "years of work")
+    with pytest.raises(InputError, match="holds other files; choose another output directory or empty it"):
+        read_run(tmp_path, CONFIGURATION)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_place_where_no_directory_can_be_is_refused_before_training(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    with pytest.raises(InputError, match="file: a file is in the way; choose another output directory"):
+        read_run(file, CONFIGURATION)
+    for below in (file / "run", file / "deep" / "run"):
+        with pytest.raises(InputError, match="file is a file; choose another output directory"):
+            train("npo", model="/nowhere", tokenizer=object(), output_dir=below, **SHARED)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="cannot be written; choose another output directory"):
+        read_run(tmp_path / "run", CONFIGURATION)
+
+
+def test_the_last_whole_checkpoint_counts_by_its_step(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    nine, ten = add_checkpoint(tmp_path, 9), add_checkpoint(tmp_path, 10)
+    broken = add_checkpoint(tmp_path, 11, whole=False)
+    add_checkpoint(tmp_path, 2)
+    (tmp_path / "checkpoints" / "best").mkdir()
+    assert last_checkpoint(tmp_path) == ten
+    remove_broken_checkpoints(tmp_path)
+    assert not broken.exists() and nine.is_dir() and (tmp_path / "checkpoints" / "best").is_dir()
+
+
+def test_an_abandoned_run_leaves_what_is_whole(tmp_path: Path) -> None:
+    for name, whole in (("nothing", None), ("half", False), ("whole", True)):
+        begin_run(tmp_path / name, CONFIGURATION)
+        if whole is not None:
+            add_checkpoint(tmp_path / name, 5, whole=whole)
+        abandon_run(tmp_path / name)
+    abandon_run(tmp_path / "missing")
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+    assert last_checkpoint(tmp_path / "whole") is not None
+
+
+def test_a_run_is_finished_beside_its_checkpoints(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    begin_run(run, CONFIGURATION)
+    add_checkpoint(run, 5)
+    finish_run(run, write_nothing, {"finished": True, "configuration": CONFIGURATION}, "card", is_main=True)
+    assert sorted(path.name for path in run.iterdir()) == ["README.md", "checkpoints", "model.safetensors", RECORD]
+    assert json.loads((run / RECORD).read_text())["finished"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_empty_folder_of_checkpoints_does_not_stay(tmp_path: Path) -> None:
+    """A method that writes what it made first has the directory begun, though nothing is saved on the way."""
+    run = tmp_path / "run"
+    begin_run(run, CONFIGURATION)
+    (run / "checkpoints").mkdir()
+    finish_run(run, write_nothing, {"finished": True}, "card", is_main=True)
+    assert sorted(path.name for path in run.iterdir()) == ["README.md", "model.safetensors", RECORD]
+
+
+def test_the_record_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before it, the run is unfinished still, whatever else lies there."""
+    run = tmp_path / "run"
+    begin_run(run, CONFIGURATION)
+    add_checkpoint(run, 5)
+    real = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if Path(target) == run / RECORD:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finish_run(run, write_nothing, {"finished": True, "configuration": CONFIGURATION}, "card", is_main=True)
+    assert (run / "model.safetensors").is_file()
+    record = read_run(run, CONFIGURATION)
+    assert record is not None and not record["finished"]
+    finish_run(run, write_nothing, {"finished": True, "configuration": CONFIGURATION}, "card", is_main=True)
+    assert (read_run(run, CONFIGURATION) or {})["finished"]
+
+
+@pytest.mark.parametrize("act", ["error", "interrupt"])
+def test_an_end_that_fails_leaves_no_model(act: str, tmp_path: Path) -> None:
+    def failing(directory: Path) -> None:
+        write_nothing(directory)
+        if act == "interrupt":
+            signal.raise_signal(signal.SIGINT)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(KeyboardInterrupt if act == "interrupt" else InputError):
+        finish_run(tmp_path / "run", failing, {}, "card", is_main=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_leftover_of_a_killed_end_is_no_obstacle(tmp_path: Path) -> None:
+    write_nothing(tmp_path / ".run.partial")
+    (tmp_path / ".run.partial" / "old").write_text("of a killed process")
+    finish_run(tmp_path / "run", write_nothing, {"finished": True}, "card", is_main=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["README.md", "model.safetensors", RECORD]
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    for error in (PermissionError(13, "denied"), ValueError("broken"), RuntimeError("no")):
+        with pytest.raises(type(error)), saying_disk_full(tmp_path):
+            raise error
+
+
+def test_hashes_are_of_texts_in_their_order() -> None:
+    one, two = Example("a", "b"), Example("c", "d")
+    assert hash_examples(None) is None
+    assert hash_examples([one, two]) == hash_examples([Example("a", "b"), Example("c", "d")])
+    hashes = {
+        hash_examples(each) for each in ([], [one], [one, two], [two, one], [Example("ab", "")], [Example("", "ab")])
+    }
+    assert len(hashes) == 6
+
+
+def test_plain_transformers_loads_what_is_saved(model_dir: Path, tmp_path: Path) -> None:
+    result = train("npo", model=model_dir, output_dir=tmp_path / "run", save_every=1, learning_rate=1e-2, **SHARED)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    text = FORGET[0].prompt
+    assert tokenizer(text)["input_ids"] == result.tokenizer(text)["input_ids"]
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, result.model(ids).logits)
+        assert not torch.equal(model(ids).logits, build_tiny_llama()(ids).logits)
+    assert model.config.use_cache
+    assert not [
+        path.name for path in (tmp_path / "run").rglob("*") if path.name.startswith(".") or path.suffix == ".bin"
+    ]

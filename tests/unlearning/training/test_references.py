@@ -1,0 +1,170 @@
+"""The start model's constants: from disk and from a kept copy the same, and never another model's."""
+
+import tracemalloc
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from tests.unlearning.helpers import build_examples, build_tiny_llama
+from unlearning import InputError
+from unlearning.common.cache import cache_directory
+from unlearning.data.batches import TokenBatch, collate
+from unlearning.data.encoding import encode
+from unlearning.data.spans import AnswerSpan
+from unlearning.methods.method import Reference
+from unlearning.training import references as reference_module
+from unlearning.training.references import LiveColumn, References, StoredColumn, compute_references
+
+ALL = (Reference("retain", "nll"), Reference("retain", "logits"), Reference("retain", "hidden", 1))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "reference"
+
+
+@pytest.fixture
+def spans(tokenizer: PreTrainedTokenizerFast) -> list[AnswerSpan]:
+    return encode(tokenizer, build_examples(), append_eos=True, max_length=None).spans
+
+
+def computed(
+    spans: list[AnswerSpan], *, model: torch.nn.Module | None = None, name: str = "start", budget: float = 1.0, size=3
+) -> References:
+    return compute_references(
+        model if model is not None else build_tiny_llama(),
+        name,
+        {"retain": spans},
+        ALL,
+        batch_size=size,
+        budget=budget,
+        precision="float32",
+        autocast=nullcontext,
+        main_first=nullcontext,
+        advance=lambda _done, _total: None,
+    )
+
+
+def attached(references: References, spans: list[AnswerSpan], places: list[int]) -> TokenBatch:
+    return references.attach("retain", places, collate([spans[place] for place in places]))
+
+
+def slow(span: AnswerSpan) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """One unpadded pass: summed loss, logits that predict the answer, and block 1's output, from all hidden states."""
+    with torch.no_grad():
+        model = build_tiny_llama()
+        ids = torch.tensor([span.input_ids])
+        output = model(ids)
+        caught = []
+        handle = model.model.layers[1].register_forward_hook(lambda _m, _i, out: caught.append(out))
+        model(ids)
+        handle.remove()
+    logits = output.logits[0, span.answer_start - 1 : -1]
+    nll = sum(
+        -row.log_softmax(-1)[token] for row, token in zip(logits, span.input_ids[span.answer_start :], strict=True)
+    )
+    hidden = caught[0][0] if isinstance(caught[0], tuple) else caught[0]
+    return float(nll), logits, hidden[0] if hidden.ndim == 3 else hidden
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize("budget", [1.0, 0.0], ids=["on disk", "model kept"])
+def test_constants_equal_one_unpadded_pass(spans: list[AnswerSpan], size: int, budget: float) -> None:
+    references = computed(spans, budget=budget, size=size)
+    kinds = [type(column) for column in references.columns.values()]
+    assert kinds == ([StoredColumn] * 3 if budget else [StoredColumn, LiveColumn, LiveColumn])
+    for places in ([0, 1, 2], [6, 2, 4, 4]):
+        batch = attached(references, spans, places)
+        expected = [slow(spans[place]) for place in places]
+        assert batch.reference_nll is not None and batch.reference_nll.tolist() == pytest.approx(
+            [nll for nll, _, _ in expected], abs=1e-4
+        )
+        for found, part in ((batch.reference_logits, 1), (batch.reference_hidden, 2)):
+            assert found is not None
+            torch.testing.assert_close(found, torch.cat([row[part] for row in expected]), atol=1e-5, rtol=0)
+    assert attached(references, spans, [0]).to(torch.device("cpu")).reference_logits is not None
+    assert references.attach("forget", [0], collate(spans[:1])).reference_nll is None
+
+
+def test_the_kept_model_is_not_the_trained_one(spans: list[AnswerSpan]) -> None:
+    model = build_tiny_llama()
+    references = computed(spans, model=model, budget=0)
+    before = attached(references, spans, [0, 1]).reference_logits
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    torch.testing.assert_close(attached(references, spans, [0, 1]).reference_logits, before, atol=0, rtol=0)
+
+
+def test_constants_are_taken_without_dropout(spans: list[AnswerSpan]) -> None:
+    model = build_tiny_llama()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.train()
+    batch = attached(computed(spans, model=model), spans, [0])
+    assert batch.reference_nll is not None
+    assert batch.reference_nll.item() == pytest.approx(slow(spans[0])[0], abs=1e-4)
+    assert model.training
+
+
+def test_what_is_on_disk_is_not_computed_again(spans: list[AnswerSpan], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = attached(computed(spans), spans, [3]).reference_logits
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(reference_module, "evaluate", refuse)
+    torch.testing.assert_close(attached(computed(spans), spans, [3]).reference_logits, first, atol=0, rtol=0)
+    for changed in ({"name": "another model"}, {"spans": [replace(spans[0], answer_start=3), *spans[1:]]}):
+        with pytest.raises(AssertionError, match="computed again"):
+            computed(**{"spans": spans, **changed})
+
+
+def test_a_file_that_is_cut_short_is_computed_again(spans: list[AnswerSpan], cache: Path) -> None:
+    first = attached(computed(spans), spans, [3]).reference_logits
+    files = sorted(cache.iterdir())
+    assert len(files) == 3
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-100])
+    torch.testing.assert_close(attached(computed(spans), spans, [3]).reference_logits, first, atol=0, rtol=0)
+    assert [np.load(file).nbytes > 0 for file in sorted(cache.iterdir())] == [True] * 3
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    spans: list[AnswerSpan], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_2_0", full)
+    with pytest.raises(InputError, match="no space left for .* GB of the start model's nll; set UNLEARNING_CACHE"):
+        computed(spans)
+    assert list(cache.iterdir()) == []
+
+
+def test_the_cache_is_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_directory("reference") == tmp_path / "cache" / "reference"
+    monkeypatch.delenv("UNLEARNING_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_directory("reference") == tmp_path / "xdg" / "unlearning" / "reference"
+
+
+def test_rows_are_read_into_their_place_and_stand_in_memory_once(tmp_path: Path) -> None:
+    """The logits of a batch are among the largest tensors of a step."""
+    rows = np.arange(200 * 500, dtype="<f4").reshape(200, 500)
+    rows.tofile(tmp_path / "rows")
+    column = StoredColumn(tmp_path / "rows", 0, 500, np.array([0, 50, 100, 100, 200]))
+    tracemalloc.start()
+    try:
+        found = column.of([3, 2, 1], collate([AnswerSpan([1, 2], 1)]))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(found.numpy(), np.concatenate([rows[100:200], rows[50:100]]))
+    assert peak < 1.1 * found.numel() * 4

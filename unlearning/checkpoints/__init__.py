@@ -1,0 +1,1 @@
+"""Find, load, hash and save checkpoints."""

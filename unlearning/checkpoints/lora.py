@@ -1,0 +1,271 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685): put one into a model to train it, and merge a saved one into its base.
+
+An adapter on disk is a plain directory of peft's: `adapter_config.json`, which names the base, and
+`adapter_model.safetensors`. A run of ours also keeps the base's content hash there, as `base_weights` in its
+`unlearning.json`, so that an adapter is never merged into another base of the same shapes.
+"""
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unlearning.checkpoints.load import ADAPTER_CONFIG, content_hash, load_weights, locate_checkpoint
+from unlearning.common.errors import InputError
+from unlearning.training.output_directory import RECORD
+
+WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+BASE_WEIGHTS = "base_weights"
+ALL_LINEAR = "all-linear"
+
+
+def add_adapter(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: str = ALL_LINEAR,
+    base: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Put a LoRA adapter into a model, in place, and leave nothing else trainable: W becomes W + (alpha / rank) B A.
+
+    B starts at zero, so the model computes what it did before. It keeps its class, and with it its forward's signature.
+
+    Args:
+        model: any that transformers loads.
+        rank: of B A.
+        alpha: numerator of the adapter's scale.
+        dropout: probability of dropping an input of A in training.
+        targets: regular expression that the whole name of a module must match; by default every linear layer but
+            the output embedding, whatever the architecture calls them.
+        base: name of the base that the saved adapter gives; by default the one that the model was loaded from.
+        seed: of A's random start.
+
+    Raises:
+        InputError: peft is not installed; the expression is broken, or names no module, or one that cannot be adapted.
+    """
+    _require_peft()
+    from peft import LoraConfig
+
+    scale: Any = alpha  # annotated as a whole number there, and used as any
+    config = LoraConfig(
+        r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # GPT-2's layers: peft finds out by itself
+        torch.manual_seed(seed)
+        try:
+            model.add_adapter(config)
+        except Exception as error:  # re.error, and peft's own ValueError and others for what it cannot adapt
+            raise InputError(
+                f"lora targets {targets!r}: {_first_line(error)}; give a regular expression of whole module names, "
+                f"such as {_some_linear(model)}"
+            ) from None
+    model.peft_config["default"].base_model_name_or_path = _durable(base or str(model.name_or_path))
+
+
+def save_adapter(model: PreTrainedModel, directory: Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
+    """Write a model's adapter as peft's `PeftModel.from_pretrained` and `load_weights` read it.
+
+    Beside `model.save_pretrained`, which does the same, because that asks the hub for the base's vocabulary.
+
+    Args:
+        model: one that `add_adapter` was called on.
+        directory: where; made where it is missing.
+        state_dict: the model's, whole, where its parameters are sharded over ranks.
+    """
+    from peft import get_peft_model_state_dict
+
+    tensors = get_peft_model_state_dict(model, state_dict=state_dict, save_embedding_layers=False)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {f"base_model.model.{name}": tensor.cpu().contiguous() for name, tensor in tensors.items()},
+        directory / WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    config = copy.copy(model.peft_config["default"])
+    config.inference_mode = True
+    config.save_pretrained(str(directory))
+
+
+def restore_adapter(model: PreTrainedModel, directory: Path) -> None:
+    """Put the weights that were saved in `directory` into the adapter that `add_adapter` made.
+
+    Raises:
+        InputError: they are of another adapter.
+    """
+    from peft import set_peft_model_state_dict
+
+    prefix = "base_model.model."
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in load_file(directory / WEIGHTS).items()}
+    loaded: Any = set_peft_model_state_dict(model, tensors)
+    missing = [name for name in loaded.missing_keys if ".lora_" in name]
+    if missing or loaded.unexpected_keys:
+        raise InputError(f"{directory}: an adapter of other weights, as {[*missing, *loaded.unexpected_keys][0]}")
+
+
+def base_of(path: Path) -> Path:
+    """The directory of the base that an adapter names.
+
+    Raises:
+        InputError: the adapter's configuration is broken or names none, or there is nothing of that name.
+    """
+    try:
+        name = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path / ADAPTER_CONFIG}: broken; copy it again") from None
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{path / ADAPTER_CONFIG}: names no base; write it as base_model_name_or_path")
+    try:
+        found = locate_checkpoint(name)
+    except InputError as error:
+        raise InputError(
+            f"{path}: its base cannot be found: {error} (base_model_name_or_path in {ADAPTER_CONFIG})"
+        ) from None
+    if found.resolve() == path.resolve():
+        raise InputError(f"{path / ADAPTER_CONFIG}: names itself as its base; write the base's name there")
+    return found
+
+
+def check_adapter(path: Path, *, allow_pickle: bool = False) -> None:
+    """Check that an adapter's own files are there and whole.
+
+    Raises:
+        InputError: the weights are missing, cut short, or pickled.
+    """
+    file = path / WEIGHTS
+    if not file.is_file():
+        if not (path / PICKLED).is_file():
+            raise InputError(f"{file}: missing, though there is an {ADAPTER_CONFIG}; copy it again")
+        if not allow_pickle:
+            raise InputError(f"{path}: only pickled adapter weights (pass --allow-pickle if you trust them)")
+        return
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            tensors.keys()
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: cut short or not safetensors ({error}); copy it again") from None
+
+
+def load_merged(
+    path: Path,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> PreTrainedModel:
+    """The base of an adapter with the adapter merged into it, in evaluation mode.
+
+    Merged in float32 at least, on the CPU; what is loaded in half precision is rounded once, after that.
+
+    Raises:
+        InputError: what `load_weights` raises for the base; the base is not the one that the adapter was trained on;
+            the adapter does not fit it, or is of a kind that cannot be merged; peft is not installed.
+    """
+    _require_peft()
+    if device == "auto":
+        raise InputError(f"{path}: an adapter is merged on one device; use --device cuda, or merge and save it first")
+    base_path = base_of(path)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    base = load_weights(base_path, dtype=wide, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    _check_base(path, base_path, base)
+    merged = _merge(path, base_path, base)
+    merged.requires_grad_(True)
+    merged.name_or_path = str(path)
+    return merged.to(dtype).to(device).eval()  # type: ignore[arg-type]
+
+
+def _check_base(path: Path, base_path: Path, base: PreTrainedModel) -> None:
+    """Refuse a base of other weights than the adapter was trained on, where the adapter says which these were."""
+    try:
+        expected = json.loads((path / RECORD).read_text(encoding="utf-8")).get(BASE_WEIGHTS)
+    except (OSError, ValueError, AttributeError):  # an adapter of somebody else's
+        return
+    if expected and expected != content_hash(base, name=str(base_path)):
+        raise InputError(
+            f"{path}: an adapter of another base: the weights of {base_path} are not those that it was trained on; "
+            f"put the right ones there, or name them in {ADAPTER_CONFIG}"
+        )
+
+
+def _merge(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrainedModel:
+    from peft import PeftConfig, PeftModel
+
+    misfit = f"{path}: does not fit its base {base_path}"
+    try:
+        config = PeftConfig.from_pretrained(str(path))
+        if config.is_prompt_learning:
+            raise InputError(
+                f"{path}: a {config.peft_type} adapter changes no weights, so it cannot be merged into them"
+            )
+        config.inference_mode = True
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # its random start is overwritten
+            warnings.simplefilter("ignore")  # all that peft warns of here is refused below
+            model = PeftModel(base, config)
+            loaded = model.load_adapter(str(path), "default", torch_device="cpu")
+        misplaced = [*loaded.missing_keys, *loaded.unexpected_keys]
+        if misplaced:
+            raise InputError(
+                f"{misfit}: {len(loaded.missing_keys)} tensors are missing and {len(loaded.unexpected_keys)} have no "
+                f"place, as {misplaced[0]}; name the base that it was trained on"
+            )
+        merged: Any = model.merge_and_unload(safe_merge=True)
+    except InputError:
+        raise
+    except Exception as error:  # peft raises RuntimeError, ValueError, TypeError, KeyError, AttributeError
+        raise InputError(f"{misfit}: {_mismatch(error)}; name the base that it was trained on") from None
+    assert isinstance(merged, PreTrainedModel)
+    return merged
+
+
+def _mismatch(error: Exception) -> str:
+    """The first line of an error that names a tensor, or its first line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line.rstrip(".") for line in lines if "size mismatch" in line), _first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _some_linear(model: PreTrainedModel) -> str:
+    """An expression that does match: the modules called as the last one within a block that has a matrix."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if "." in name and getattr(module, "weight", None) is not None and module.weight.dim() == 2
+    ]
+    return rf".*\.{names[-1].rpartition('.')[2]}" if names else ALL_LINEAR
+
+
+def _durable(name: str) -> str:
+    """A directory by its absolute path, so that the adapter finds its base from anywhere; other names as they are."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name and path.is_dir() else name
+
+
+def _require_peft() -> None:
+    """Import peft, or say how to get it."""
+    if find_spec("peft") is None:
+        raise InputError("adapters need peft, which is not installed: pip install 'dissect-unlearning[lora]'")
+    chatty = logging.getLogger("bitsandbytes")  # which peft imports, and which warns of 4-bit kernels on a CPU
+    level = chatty.level
+    chatty.setLevel(logging.ERROR)
+    try:
+        import peft  # noqa: F401
+    finally:
+        chatty.setLevel(level)

@@ -1,0 +1,1 @@
+"""What both packages share: errors, run directories, the bootstrap, progress bars."""

@@ -1,0 +1,199 @@
+"""TOFU (2401.06121): what a model says of authors that it was to forget, of others, and of the world.
+
+Every row is scored in log space: mean negative log-likelihoods of the answer, its paraphrase and wrong answers, which
+tokens are the likeliest, and the greedy answer. `tofu_summary` makes metrics of the rows.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+
+import numpy as np
+
+from unlearning.common.errors import InputError
+from unlearning.data.question_answer import Wrapping
+from unlearning.evaluation.benchmarks.tofu.sets import Question, QuestionSet
+from unlearning.evaluation.benchmarks.tofu.summary import shown_floor, summarise
+from unlearning.evaluation.generation import greedy_answers
+from unlearning.evaluation.harness import Benchmark, Part, Row
+from unlearning.evaluation.metrics.memorisation import exact_memorisation, extraction_strength
+from unlearning.evaluation.metrics.probability import normalised_probability
+from unlearning.evaluation.metrics.text_match import rouge_l_recall
+from unlearning.evaluation.metrics.text_quality import fault
+from unlearning.evaluation.metrics.truth_ratio import log_truth_ratio, log_truth_ratio_arithmetic
+from unlearning.evaluation.subject import Subject
+from unlearning.evaluation.token_scores import Target, TokenScores, encode_target, score_tokens
+from unlearning.training.output_directory import hash_json
+
+MAX_NEW_TOKENS = 200
+"""Of a generated answer, as in the public code."""
+
+FEW_AUTHORS = 10
+
+Asked = dict[str, list[Target]]
+"""What is scored of one row: its answer, its paraphrased answer, its perturbed answers, and its answer to the
+paraphrased question."""
+
+
+def prepare(
+    subject: Subject,
+    *,
+    sets: Sequence[QuestionSet],
+    wrapping: Wrapping | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    generate: bool = True,
+    seed: int = 0,
+) -> Benchmark:
+    """Make TOFU ready for a model.
+
+    Args:
+        subject: the model.
+        sets: what is asked (`tofu_sets.read_sets`).
+        wrapping: of the questions.
+        max_new_tokens: of a generated answer.
+        generate: without it, what needs generated answers (ROUGE, model utility) is left out.
+        seed: of the bootstrap draws.
+
+    Raises:
+        InputError: a question and answer that do not fit into the model's context, a token that the model has no
+            embedding for, or no new tokens to generate.
+    """
+    if max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens {max_new_tokens}: 1 or more")
+    wrapping = wrapping or Wrapping()
+    asked = {each.name: [_targets(subject, question, wrapping) for question in each.questions] for each in sets}
+    tokens = {name: [[target.span.input_ids for target in _flat(row)] for row in rows] for name, rows in asked.items()}
+    subject.check_tokens([ids for rows in tokens.values() for row in rows for ids in row])
+    answer = partial(_generated, subject, wrapping, max_new_tokens) if generate else None
+    return Benchmark(
+        name="tofu",
+        configuration={
+            "split": sets[0].label,
+            "wrapping": wrapping.question("{question}"),
+            "max_new_tokens": max_new_tokens if generate else None,
+            **{f"{each.name}_sha256": hash_json([_content(question) for question in each.questions]) for each in sets},
+            "tokenisation_sha256": hash_json(tokens),  # losses per token of other tokens cannot be compared
+        },
+        parts=[
+            Part(
+                each.name,
+                costs=[sum(map(len, row)) for row in tokens[each.name]],
+                score=partial(_score, subject, each, asked[each.name], answer),
+            )
+            for each in sets
+        ],
+        summarise=partial(summarise, seed=seed),
+        provenance={"data": {each.name: each.source for each in sets}},
+        notes=_notes(sets),
+    )
+
+
+def _targets(subject: Subject, question: Question, wrapping: Wrapping) -> Asked:
+    def encoded(asked: str, *answers: str) -> list[Target]:
+        prompt = wrapping.question(asked)
+        return [encode_target(subject, prompt, answer, chat=wrapping.chat) for answer in answers]
+
+    paraphrased = [] if question.paraphrased_answer is None else [question.paraphrased_answer]
+    reworded = question.paraphrased_question
+    return {
+        "answer": encoded(question.question, question.answer),
+        "paraphrased_answer": encoded(question.question, *paraphrased),
+        "perturbed_answer": encoded(question.question, *question.perturbed_answers),
+        "paraphrased_question": [] if reworded is None else encoded(reworded, question.answer),
+    }
+
+
+def _score(
+    subject: Subject,
+    asked_set: QuestionSet,
+    asked: Sequence[Asked],
+    answer: Callable[[list[str]], list[str]] | None,
+    places: Sequence[int],
+) -> list[Row]:
+    """What is measured of the rows at these places."""
+    questions = [asked_set.questions[place] for place in places]
+    flat = [target for place in places for target in _flat(asked[place])]
+    scores = iter(score_tokens(subject, flat, batch_size=len(places)))
+    rows = []
+    for place, question in zip(places, questions, strict=True):
+        scored = {key: list(islice(scores, len(targets))) for key, targets in asked[place].items()}
+        # TOFU's files of real authors and world facts have no paraphrases: there the right answer is the answer.
+        correct = "paraphrased_answer" if asked_set.name in ("forget", "retain") else "answer"
+        rows.append({"id": question.id, "group": question.group, **_likelihoods(scored, correct)})
+    if answer is not None:
+        _add_generated(rows, [q.question for q in questions], questions, answer, suffix="")
+        if questions[0].paraphrased_question is not None:
+            reworded = [q.paraphrased_question or "" for q in questions]
+            _add_generated(rows, reworded, questions, answer, suffix="_paraphrased_question")
+    return rows
+
+
+def _likelihoods(scored: dict[str, list[TokenScores]], correct: str) -> Row:
+    (answer,) = scored["answer"]
+    likeliest = answer.without_closing().is_likeliest
+    row: Row = {
+        "n_answer_tokens": len(answer.log_probs),
+        "answer_nll": answer.mean_nll,
+        "exact_memorisation": exact_memorisation(likeliest),
+        "extraction_strength": extraction_strength(likeliest),
+    }
+    for key in ("paraphrased_answer", "paraphrased_question"):
+        for other in scored[key]:
+            row[f"{key}_nll"] = other.mean_nll
+    wrong = np.array([other.mean_nll for other in scored["perturbed_answer"]])
+    if len(wrong):
+        row["perturbed_answer_nlls"] = wrong.tolist()
+        row["normalised_probability"] = normalised_probability(answer.mean_nll, wrong)
+    if len(wrong) and scored[correct]:
+        right = scored[correct][0].mean_nll
+        row["log_truth_ratio"] = log_truth_ratio(right, wrong)
+        row["log_truth_ratio_arithmetic"] = log_truth_ratio_arithmetic(right, wrong)
+    return row
+
+
+def _generated(subject: Subject, wrapping: Wrapping, max_new_tokens: int, asked: list[str]) -> list[str]:
+    """The greedy answer to each question."""
+    return greedy_answers(
+        subject.model,
+        subject.tokenizer,
+        [wrapping.question(question) for question in asked],
+        max_new_tokens=max_new_tokens,
+        batch_size=len(asked),
+        add_special_tokens=wrapping.chat is None,
+        turn_end="" if wrapping.chat is None else wrapping.chat.turn_end,
+    )
+
+
+def _add_generated(
+    rows: list[Row],
+    asked: list[str],
+    questions: Sequence[Question],
+    answer: Callable[[list[str]], list[str]],
+    *,
+    suffix: str,
+) -> None:
+    for row, question, generated in zip(rows, questions, answer(asked), strict=True):
+        row[f"generated{suffix}"] = generated
+        row[f"rouge{suffix}"] = rouge_l_recall(generated, question.answer)
+        row[f"is_faulty{suffix}"] = fault(generated) is not None
+
+
+def _flat(asked: Asked) -> list[Target]:
+    return [target for targets in asked.values() for target in targets]
+
+
+def _content(question: Question) -> list[str | list[str] | None]:
+    """All of a row that its numbers, their grouping among them, depend on."""
+    texts = (question.question, question.answer, question.paraphrased_question, question.paraphrased_answer)
+    return [*texts, list(question.perturbed_answers), question.group]
+
+
+def _notes(sets: Sequence[QuestionSet]) -> tuple[str, ...]:
+    n = len(sets[0].questions)
+    notes = [f"{each.name}: {len(each.questions)} rows of {each.source}" for each in sets]
+    notes.append(f"forget quality of {n} rows cannot be below {shown_floor(n, n)}, where D is 1")
+    for each in sets:
+        authors = len({question.group for question in each.questions} - {""})
+        if 1 < authors < FEW_AUTHORS:
+            notes.append(f"{each.name}: intervals are of {authors} authors, drawn whole; so few say little of others")
+    return tuple(notes)

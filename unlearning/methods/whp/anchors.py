@@ -1,0 +1,237 @@
+"""The anchor dictionary: expressions that only the target text uses, and what stands for each in a generic text."""
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from unlearning.common.errors import InputError
+from unlearning.data.records import read_records
+
+_WORD = re.compile(r"\w+")
+_APOSTROPHES = ("'", "’")
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """An anchor found in a text.
+
+    Attributes:
+        start, end: the characters that are replaced.
+        anchor: the dictionary's entry, whatever variant of it the text has.
+        replacement: the generic counterpart in the variant of the text.
+    """
+
+    start: int
+    end: int
+    anchor: str
+    replacement: str
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """A checked anchor dictionary.
+
+    An entry also stands for its variants: first letter, all words or everything in capitals; the plural; the
+    possessive. A capitalised anchor is not looked for in small letters, because many a name is a word ("Stone"): give
+    the word as an entry of its own. So may an irregular plural be: what is written as an entry goes before what is
+    derived from another one.
+
+    Attributes:
+        generics: anchor -> generic counterpart; runs of white space are single spaces.
+
+    Raises:
+        InputError: nothing in it, an empty side, an anchor that is its own counterpart or does not begin with a letter
+            or a digit, a counterpart in which an anchor occurs.
+    """
+
+    generics: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        generics = {_spaced(anchor): _spaced(generic) for anchor, generic in self.generics.items()}
+        if not generics:
+            raise InputError("the anchor dictionary is empty; give at least one anchor and its generic counterpart")
+        if len(generics) < len(self.generics):
+            _refuse_duplicates(_spaced(anchor) for anchor in self.generics)
+        for anchor, generic in generics.items():
+            if not anchor or not generic:
+                side, other = ("anchor", generic) if not anchor else ("generic counterpart", anchor)
+                raise InputError(f"the {side} of {other!r} is empty; fill it in or remove the entry")
+            if not _WORD.match(anchor):
+                raise InputError(f"anchor {anchor!r}: should begin with a letter or a digit")
+            if anchor.casefold() == generic.casefold():
+                raise InputError(
+                    f"anchor {anchor!r} is its own generic counterpart; choose another or remove the entry"
+                )
+        object.__setattr__(self, "generics", generics)
+        for anchor, generic in generics.items():
+            inside = self.find(generic)
+            if inside:
+                raise InputError(
+                    f"the generic counterpart {generic!r} of {anchor!r} holds the anchor {inside[0].anchor!r}; "
+                    "choose another counterpart"
+                )
+
+    def find(self, text: str) -> list[Occurrence]:
+        """Occurrences from left to right, whole words only, the longest variant where several begin at one place."""
+        found: list[Occurrence] = []
+        end = 0
+        for word in _WORD.finditer(text):
+            start = word.start()
+            # The "Mira" of O'Mira is no word of its own.
+            if start < end or (text[start - 1 : start] in _APOSTROPHES and text[start - 2 : start - 1].isalnum()):
+                continue
+            for form in self._forms.get(word.group(), ()):
+                match = form.pattern.match(text, start)
+                if match:
+                    found.append(_occurrence(form, text, start, match.end()))
+                    end = found[-1].end
+                    break
+        return found
+
+    @cached_property
+    def _forms(self) -> dict[str, list["_Form"]]:
+        """Every variant, by its first word, the longest first."""
+        forms = {anchor: _Form(anchor, anchor, generic) for anchor, generic in self.generics.items()}
+        for anchor, generic in self.generics.items():
+            numbers = [(anchor, generic)]
+            numbers += [(plural, _plurals(generic)[0]) for plural in _plurals(anchor) if _plurals(generic)]
+            for written, replacement in numbers:
+                for case in _CASES:
+                    forms.setdefault(case(written), _Form(case(written), anchor, case(replacement)))
+        by_first_word: dict[str, list[_Form]] = {}
+        for form in sorted(forms.values(), key=lambda form: -len(form.written)):
+            first = _WORD.match(form.written)
+            assert first is not None  # checked of the anchor; no variant changes its first word but in case
+            by_first_word.setdefault(first.group(), []).append(form)
+        return by_first_word
+
+
+def read_anchors(path: str | Path) -> Anchors:
+    """Read an anchor dictionary: a JSON object {"anchor": "generic", ...}, or records with `anchor` and `generic`.
+
+    Records come as a JSON list, as JSON lines, or as CSV with a header line.
+
+    Raises:
+        InputError: the file is missing or broken, an anchor stands there twice, or `Anchors` refuses it.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    pairs = _read_csv(path) if suffix == ".csv" else _read_records(path) if suffix == ".jsonl" else _read_json(path)
+    try:
+        _refuse_duplicates(_spaced(anchor) for anchor, _ in pairs)
+        return Anchors(dict(pairs))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def write_anchors(path: str | Path, generics: Mapping[str, str]) -> None:
+    """Write a dictionary as a JSON object, one entry a line, for a person to read and correct."""
+    Path(path).write_text(json.dumps(dict(generics), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A variant of an anchor as the text may have it."""
+
+    written: str
+    anchor: str
+    replacement: str
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """The variant before a word boundary, with any white space (a line break, say) between its words."""
+        # Compiled when its first word is met: thousands of variants, few of which a text has.
+        return re.compile(r"\s+".join(re.escape(word) for word in self.written.split()) + r"(?!\w)")
+
+
+def _occurrence(form: _Form, text: str, start: int, end: int) -> Occurrence:
+    replacement = form.replacement
+    # An 's stays as it is. "Boris' hat" is "Anna's hat"; but an apostrophe that closes a quotation stays.
+    bare = text[end : end + 1] in _APOSTROPHES and re.compile(r"\s+\w").match(text, end + 1)
+    if bare and text[end - 1] in "sS" and replacement[-1] not in "sS":
+        replacement += text[end] + ("S" if replacement.isupper() else "s")
+        end += 1
+    return Occurrence(start, end, form.anchor, replacement)
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _titled(text: str) -> str:
+    return " ".join(map(_capitalised, text.split()))
+
+
+_CASES: tuple[Callable[[str], str], ...] = (str, _capitalised, _titled, str.upper)
+
+
+def _plurals(text: str) -> list[str]:
+    """Regular English plurals of the last word, the usual one first; none where there is no letter to add to."""
+    last = text.split()[-1]
+    if not last[-1].isalpha():
+        return []
+    if last.endswith(("s", "x", "z", "ch", "sh")):
+        return [text + "es"]
+    before_last = last[-2:-1].lower()
+    consonant = before_last.isalpha() and before_last not in "aeiou"
+    if consonant and last.endswith("y"):
+        # Names keep their y.
+        return [text + "s", text[:-1] + "ies"] if last[0].isupper() else [text[:-1] + "ies"]
+    if consonant and last.endswith("o"):
+        return [text + "s", text + "es"]
+    return [text + "s"]
+
+
+def _refuse_duplicates(anchors: Iterable[str]) -> None:
+    for anchor, count in Counter(anchors).items():
+        if count > 1:
+            raise InputError(f"anchor {anchor!r} is given {count} times; keep one of them")
+
+
+def _read_csv(path: Path) -> list[tuple[str, str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV: {error}") from None
+    return [_pair(row, f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
+
+
+def _read_json(path: Path) -> list[tuple[str, str]]:
+    try:
+        pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
+    except (OSError, ValueError):
+        pairs = None  # JSON lines, or broken: the reader of records says what is wrong
+    if not isinstance(pairs, _Pairs) or {"anchor", "generic"} <= {name for name, _ in pairs}:
+        return _read_records(path)
+    for anchor, generic in pairs:
+        if not isinstance(generic, str):
+            raise InputError(f"{path}: the generic counterpart of {anchor!r} should be text")
+    return list(pairs)
+
+
+def _read_records(path: Path) -> list[tuple[str, str]]:
+    return [_pair(record, f"{path}, record {number}") for number, record in enumerate(read_records(path), start=1)]
+
+
+class _Pairs(list[tuple[str, str]]):
+    """A JSON object as it is written, with keys that occur twice."""
+
+
+def _pair(record: Mapping[str, object], where: str) -> tuple[str, str]:
+    anchor, generic = record.get("anchor"), record.get("generic")
+    if not isinstance(anchor, str) or not isinstance(generic, str):
+        keys = ", ".join(map(str, record)) or "none"
+        raise InputError(f'{where}: needs "anchor" and "generic", both text; it has {keys}')
+    return anchor, generic

@@ -1,0 +1,212 @@
+"""Texts cut into blocks of tokens, each beside its translation, with what is to be trained in it and what is not."""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from unlearning.common.errors import InputError
+from unlearning.methods.whp.anchors import Anchors, Occurrence
+from unlearning.methods.whp.translation import AlignedTokens, Span, Translation, align, translate
+
+Reason = Literal["", "start", "repeat", "anchor", "unaligned"]
+"""Why a token has no label: "" it has one; "start" nothing predicts a block's first token; "repeat" it belongs to the
+second or a later occurrence of an anchor; "anchor" it lies inside an anchor and the replacement has no piece for it;
+"unaligned" no token of the translation starts where it does."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """The first use of an anchor in a block.
+
+    Attributes:
+        token: the last token of the occurrence: from there on the anchor has been seen.
+        first_tokens: the tokens that its counterpart may begin with.
+    """
+
+    token: int
+    first_tokens: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of T beside the same part of T'.
+
+    Attributes:
+        source, target: token ids of T and T', each with the tokenizer's opening special tokens.
+        aligned: for each token of T the aligned token of T', or None; strictly increasing where there is one.
+        reasons: for each token of T why it has no label.
+        anchors: for each token of T the anchor that it has characters of, or "".
+        uses: the anchors that the block has, from left to right.
+        n_occurrences: how many times an anchor was found in the block, second and later times included.
+    """
+
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+    aligned: tuple[int | None, ...]
+    reasons: tuple[Reason, ...]
+    anchors: tuple[str, ...]
+    uses: tuple[Use, ...]
+    n_occurrences: int
+
+
+def cut_blocks(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], anchors: Anchors, *, block_size: int
+) -> list[Block]:
+    """Cut each text into blocks of at most `block_size` tokens, in T as in T', special tokens counted.
+
+    Texts are tokenised whole and cut between tokens, never inside an anchor; blocks are as long as that allows, the
+    last one of a text keeps the remainder. A single token on its own, which nothing would predict, is left out.
+
+    Raises:
+        InputError: the tokenizer has no offsets, there is no text, no anchor occurs in any text, or an anchor does not
+            fit into a block.
+    """
+    if not tokenizer.is_fast:
+        raise InputError("the tokenizer is a slow one, without character offsets; load the fast one (tokenizer.json)")
+    if not any(text.strip() for text in texts):
+        raise InputError("the texts are empty; give the text to forget")
+    opening = _opening(tokenizer)
+    if block_size < len(opening) + 2:
+        raise InputError(
+            f"block_size={block_size}: should be at least {len(opening) + 2}, a token that predicts another"
+        )
+    translations = [translate(text, anchors) for text in texts]
+    if not any(translation.edits for translation in translations):
+        shown = ", ".join(repr(anchor) for anchor in list(anchors.generics)[:3])
+        raise InputError(
+            f"the anchor dictionary changes nothing: none of its {len(anchors.generics)} anchors ({shown}, ...) occurs "
+            "in the text to forget; check the spelling, or that text and dictionary belong together"
+        )
+    first_tokens = _FirstTokens(tokenizer)
+    blocks = [
+        block
+        for translation in translations
+        for block in _blocks_of_text(tokenizer, translation, opening, block_size, first_tokens)
+    ]
+    if not blocks:
+        raise InputError("the texts are one token each, which nothing predicts; give longer texts to forget")
+    return blocks
+
+
+def _blocks_of_text(
+    tokenizer: PreTrainedTokenizerBase,
+    translation: Translation,
+    opening: tuple[int, ...],
+    block_size: int,
+    first_tokens: "_FirstTokens",
+) -> Iterator[Block]:
+    source, source_spans = encode_spans(tokenizer, translation.source)
+    target, target_spans = encode_spans(tokenizer, translation.target)
+    tokens = align(translation, source_spans, target_spans)
+    room = block_size - len(opening)
+    for (first, target_first), (last, target_last) in _pieces(tokens, len(source), len(target), room):
+        if len(opening) + last - first < 2:
+            continue
+        uses, reasons, n_occurrences = _uses(translation, tokens, first, last, first_tokens)
+        shift = len(opening) - target_first
+        aligned: list[int | None] = list(range(len(opening)))
+        for place, piece in enumerate(tokens.aligned[first:last]):
+            aligned.append(None if piece is None else piece + shift)
+            if piece is None and not reasons[place]:
+                reasons[place] = "unaligned" if tokens.edit[first + place] is None else "anchor"
+        anchors = ["" if edit is None else translation.edits[edit].anchor for edit in tokens.edit[first:last]]
+        yield Block(
+            source=(*opening, *source[first:last]),
+            target=(*opening, *target[target_first:target_last]),
+            aligned=tuple(aligned),
+            # Nothing predicts the first token of all; special tokens are nobody's to learn.
+            reasons=(*_starts(len(opening)), *reasons) if opening else ("start", *reasons[1:]),
+            anchors=(*[""] * len(opening), *anchors),
+            uses=tuple(Use(use.token - first + len(opening), use.first_tokens) for use in uses),
+            n_occurrences=n_occurrences,
+        )
+
+
+def _uses(
+    translation: Translation, tokens: AlignedTokens, first: int, last: int, first_tokens: "_FirstTokens"
+) -> tuple[list[Use], list[Reason], int]:
+    """The first uses of anchors among the tokens first..last, and which tokens belong to later ones."""
+    spans: dict[int, list[int]] = {}
+    for token in range(first, last):
+        place = tokens.edit[token]
+        if place is not None:
+            spans.setdefault(place, []).append(token)
+    reasons: list[Reason] = [""] * (last - first)
+    uses = []
+    seen: Counter[str] = Counter()
+    for place, inside in spans.items():
+        edit = translation.edits[place]
+        if seen[edit.anchor]:
+            for token in inside:
+                reasons[token - first] = "repeat"
+        else:
+            uses.append(Use(inside[-1], first_tokens(edit)))
+        seen[edit.anchor] += 1
+    return uses, reasons, seen.total()
+
+
+def _starts(n_tokens: int) -> list[Reason]:
+    return ["start"] * n_tokens
+
+
+def _pieces(
+    tokens: AlignedTokens, n_source: int, n_target: int, room: int
+) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Begin and end of each block, as tokens of T and of T': the furthest cut that leaves both within the room."""
+    begin, end = (0, 0), (n_source, n_target)
+    sources, targets = [cut[0] for cut in tokens.cuts], [cut[1] for cut in tokens.cuts]
+    while end[0] - begin[0] > room or end[1] - begin[1] > room:
+        furthest = min(bisect_right(sources, begin[0] + room), bisect_right(targets, begin[1] + room)) - 1
+        if furthest < 0 or tokens.cuts[furthest] == begin:
+            raise InputError(f"an anchor or its counterpart does not fit into {room} tokens; raise block_size")
+        yield begin, tokens.cuts[furthest]
+        begin = tokens.cuts[furthest]
+    if begin != end:
+        yield begin, end
+
+
+def encode_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[Span]]:
+    """A text's tokens without special ones, and the characters of each."""
+    encoded: Any = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+    )
+    return list(encoded["input_ids"]), [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The special tokens that the tokenizer puts before a text."""
+    encoded: Any = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+    return tuple(ids[: special.index(0)])
+
+
+class _FirstTokens:
+    """The tokens that a counterpart may begin with: inside a text, at its beginning, and behind a quotation mark."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.known: dict[str, frozenset[int]] = {}
+
+    def __call__(self, use: Occurrence) -> frozenset[int]:
+        """Of the first word that differs from the anchor's: "the" is not to be lowered for the sake of "the Guild"."""
+        theirs, words = use.anchor.split(), use.replacement.split()
+        while theirs and words and theirs[0].casefold() == words[0].casefold():
+            theirs, words = theirs[1:], words[1:]
+        text = " ".join(words)
+        if text not in self.known:
+            self.known[text] = frozenset(self._first_tokens(text))
+        return self.known[text]
+
+    def _first_tokens(self, text: str) -> Iterator[int]:
+        for before in ("", "a ", '"') if text else ():
+            ids, spans = encode_spans(self.tokenizer, before + text)
+            for token, (start, end) in zip(ids, spans, strict=True):
+                # A mark of white space on its own begins every other word as well.
+                if start <= len(before) < end and str(self.tokenizer.decode([token])).strip():
+                    if not before[start:].strip():  # else the quotation mark is part of it
+                        yield token
+                    break

@@ -1,0 +1,164 @@
+"""Who's Harry Potter: fine-tuning on what a model that never read the text would have expected in its place.
+
+Three stages: a model reinforced on the target text shows what the text taught; the base, reading the text with its
+names replaced by generic ones, shows what it would expect otherwise; both make the generic labels
+(`unlearning.methods.whp.labels`), and the base is fine-tuned on the original text towards them.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unlearning.common.errors import InputError
+from unlearning.data.batches import LabelledSpan
+from unlearning.data.question_answer import Example
+from unlearning.data.sources import read_training_data
+from unlearning.data.spans import join_answer
+from unlearning.methods.method import Batch, Method, Needs
+from unlearning.methods.stages import Prepared, Start
+from unlearning.methods.terms import forget_cross_entropy, retain_cross_entropy
+from unlearning.methods.whp.anchors import Anchors, read_anchors
+from unlearning.methods.whp.blocks import cut_blocks
+from unlearning.methods.whp.labels import LabelledBlock, LabelOptions, Labels, make_labels
+from unlearning.methods.whp.proposing import propose_by_contrast
+from unlearning.methods.whp.storage import RECORD, read_labels, save_labels
+from unlearning.options import option
+
+SOURCE = "WHP 2310.02238"
+
+
+@dataclass(frozen=True)
+class WHPOptions:
+    """The anchor dictionary, the reinforced model and how labels are made.
+
+    The paper's own run: learning_rate 1e-6, 2 epochs of blocks of 512 tokens, 128 a step, about 150 steps.
+    """
+
+    anchors: str | None = option(None, "dictionary file, anchor to generic counterpart (none: proposed)", source=SOURCE)
+    background: str | None = option(
+        None, "text without the knowledge, against which anchors are proposed where no dictionary is given"
+    )
+    reinforced: str | None = option(None, "a model trained further on the text (none: trained here)", source=SOURCE)
+    reinforced_epochs: int = option(3, "passes over the text to reinforce", source=SOURCE, minimum=1)
+    reinforced_learning_rate: float = option(3e-6, "of the reinforcement", source=SOURCE, above=0)
+    reinforced_weight: float = option(
+        5.0, "the paper's alpha: how far what the text taught is pushed down", source=SOURCE, minimum=0
+    )
+    relu_baseline: Literal["translated", "original"] = option(
+        "translated", "text on which the base's logits inside the ReLU are taken", source=SOURCE
+    )
+    seen_penalty: float = option(
+        5.0, "subtracted from the logits of counterparts already used", source="causal_unlearn 2407.16997", minimum=0
+    )
+    block_size: int = option(512, "tokens of a block, at most the model's context", source=SOURCE, minimum=2)
+    alpha: float = option(0.0, "weight of CE(retain), which the paper does not have", minimum=0)
+
+
+def forget_loss(model: PreTrainedModel, batch: Batch, _options: WHPOptions) -> Float[Tensor, ""]:
+    """F = CE of the generic labels on the original text, pooled over the labelled positions of the window."""
+    return forget_cross_entropy(model, batch)
+
+
+def make_generic_labels(start: Start, options: WHPOptions) -> Prepared:
+    """The text's blocks with their generic labels; kept in the run's directory, and read from there by a later start.
+
+    Raises:
+        InputError: no dictionary and nothing to propose one from, a dictionary that changes nothing, a reinforced
+            model of another vocabulary.
+    """
+    if start.output_dir is not None and (start.output_dir / RECORD).is_file():
+        labels, _ = read_labels(start.output_dir)
+        return _prepared(labels)
+    texts = [join_answer(example.prompt, example.answer) for example in start.forget]
+    anchors = _anchors(options, texts, start)
+    block_size = min(options.block_size, start.max_length or options.block_size)
+    cut_blocks(start.tokenizer, texts, anchors, block_size=block_size)  # what it refuses, before the long stage
+    reinforced = _reinforced(start, options, texts, block_size)
+    labels = make_labels(
+        start.model,
+        reinforced,
+        start.tokenizer,
+        texts,
+        anchors,
+        LabelOptions(
+            alpha=options.reinforced_weight,
+            relu_baseline=options.relu_baseline,
+            seen_penalty=options.seen_penalty,
+            block_size=block_size,
+        ),
+        batch_size=start.batch_size,
+        progress=start.progress,
+    )
+    if start.output_dir is not None and start.output_dir.is_dir():
+        save_labels(start.output_dir, labels, start.tokenizer)
+    return _prepared(labels)
+
+
+def _anchors(options: WHPOptions, texts: Sequence[str], start: Start) -> Anchors:
+    if options.anchors is not None:
+        return read_anchors(options.anchors)
+    if options.background is None:
+        raise InputError(
+            "whp needs anchors=FILE, a dictionary from the text's own names to generic ones, or background=FILE, a "
+            "text without the knowledge, to propose one"
+        )
+    background = [join_answer(e.prompt, e.answer) for e in read_training_data(options.background).examples]
+    proposals = propose_by_contrast(texts, background, seed=start.seed)
+    return Anchors({proposal.anchor: proposal.generic for proposal in proposals})
+
+
+def _reinforced(start: Start, options: WHPOptions, texts: Sequence[str], block_size: int) -> PreTrainedModel:
+    """The model that was given, or a copy of the start model trained further on the text."""
+    from unlearning.checkpoints.load import load_weights, locate_checkpoint
+
+    if options.reinforced is not None:
+        return load_weights(locate_checkpoint(options.reinforced), dtype=start.model.dtype, device=start.model.device)
+    from unlearning import train  # which knows every method, this one too
+
+    training = start.training
+    return train(
+        "finetune",
+        model=copy.deepcopy(start.model),
+        tokenizer=start.tokenizer,
+        retain=[Example("", text) for text in texts],
+        progress=start.progress,
+        learning_rate=options.reinforced_learning_rate,
+        epochs=options.reinforced_epochs,
+        batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        precision=training.precision,
+        optimizer=training.optimizer,
+        gradient_checkpointing=training.gradient_checkpointing,
+        device=training.device,
+        seed=start.seed,
+        max_length=block_size,
+        append_eos=False,
+    ).model
+
+
+def _prepared(labels: Labels) -> Prepared:
+    return Prepared(forget=[_span(block) for block in labels.blocks], notes={"labels": asdict(labels.counts)})
+
+
+def _span(block: LabelledBlock) -> LabelledSpan:
+    targets = [target if labelled else 0 for target, labelled in zip(block.targets, block.mask, strict=True)]
+    return LabelledSpan(input_ids=list(block.input_ids), targets=targets, mask=list(block.mask))
+
+
+WHP = Method(
+    name="whp",
+    summary="CE(generic labels of the text) + alpha CE(retain), label = argmax of v - w ReLU(v_reinforced(T) - v), "
+    "v = v_start(T')",
+    source=SOURCE,
+    options=WHPOptions,
+    needs=lambda options: Needs(retain=options.alpha > 0),
+    needs_note="forget, anchors or background, retain if alpha>0",
+    forget_loss=forget_loss,
+    retain_loss=retain_cross_entropy,
+    prepare=make_generic_labels,
+)

@@ -1,0 +1,146 @@
+"""BLUR: the retain gradient without its component along the forget gradient, plus a share of the forget gradient.
+
+    xi = gamma - <r, f> / ||f||^2        d = r + xi f = gamma f + (r projected off f)
+
+f and r are the gradients of forget and retain loss over one whole optimizer step, and theta goes against d. Whatever r
+is, <d, f> = gamma ||f||^2: to first order under plain gradient descent the forget loss falls as if there were no retain
+loss. xi is nonlinear in both, so gradients are summed over all micro-batches and ranks first and combined once; an
+average of the micro-batches' own directions is something else. d is homogeneous: scaling both losses scales it alike.
+
+Source: BLUR (Bi-Level UnleaRning), arXiv 2506.08164, as its released code has it.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from unlearning.objectives.gradients import local, products
+
+Scope = Literal["global", "layer", "tensor"]
+Clamp = Literal["none", "nonnegative", "pcgrad"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one combination did, over all parameters and ranks.
+
+    Attributes:
+        forget_grad_norm: ||f||.
+        retain_grad_norm: ||r||.
+        cosine: of f and r; None where one of them is zero.
+        xi: the coefficient of f in d, as the mean over the groups of the scope; None where no group has a forget
+            gradient.
+        xi_min: the smallest of them.
+        xi_max: the largest of them.
+        forget_progress: <d, f> / ||f||^2, measured on the finished d: gamma in the unclamped global scope. None
+            where f is zero.
+    """
+
+    forget_grad_norm: float
+    retain_grad_norm: float
+    cosine: float | None
+    xi: float | None
+    xi_min: float | None
+    xi_max: float | None
+    forget_progress: float | None
+
+    def as_logs(self) -> dict[str, float]:
+        """What there is, for a line of the history; the range of xi only where it has one."""
+        several = self.xi_min != self.xi_max
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if value is not None and (several or name not in ("xi_min", "xi_max"))
+        }
+
+
+def combine(
+    forget: Sequence[Tensor],
+    retain: Sequence[Tensor],
+    *,
+    names: Sequence[str],
+    gamma: float = 1.0,
+    scope: Scope = "global",
+    clamp: Clamp = "none",
+    eps: float = 1e-12,
+) -> tuple[list[Tensor], Report]:
+    """Turn the gradients of forget and retain loss into one direction d = r + xi f.
+
+    d takes the place of the retain gradient in memory, so that the forget gradient is the one extra copy that a step
+    holds (4 bytes a parameter in float32).
+
+    Args:
+        forget: f, one tensor per parameter, summed over micro-batches and ranks; plain tensors or DTensors.
+        retain: r, of the same shapes and sharding; overwritten.
+        names: of the parameters; the `layer` scope reads the blocks' numbers from them.
+        gamma: the forget step that is kept whatever the retain gradient is; a multiple of f.
+        scope: over what <r, f> and ||f||^2 are taken: `global`, all parameters together (the paper's); `layer`, each
+            block on its own and everything outside of blocks as one more; `tensor`, each parameter on its own.
+        clamp: `none`, xi = gamma - <r, f> / ||f||^2 (the paper's);
+            `nonnegative`, xi = max(0, gamma - <r, f> / ||f||^2): a retain gradient that already lowers the forget loss
+            by more than asked is left as it is (dynamic barrier descent);
+            `pcgrad`, xi = gamma - min(0, <r, f>) / ||f||^2: projected only where the two conflict.
+        eps: where ||f|| of a group is not above it there is no direction to project off, and d = r there.
+
+    Returns:
+        d, which is `retain` overwritten, and what is logged of it.
+    """
+    groups = _groups(names, scope)
+    table = products(forget, retain)
+    coefficients = []
+    for places in groups:
+        ff, rf, _ = table[places].sum(dim=0).tolist()
+        if ff <= eps**2:
+            continue
+        xi = _coefficient(ff, rf, gamma=gamma, clamp=clamp)
+        coefficients.append(xi)
+        for place in places:
+            local(retain[place]).add_(local(forget[place]), alpha=xi)
+    direction = list(retain)
+    ff, rf, rr = table.sum(dim=0).tolist()
+    progress = products(forget, direction).sum(dim=0)[1].item() / ff if ff > eps**2 else None
+    return direction, _report(ff, rf, rr, coefficients, progress)
+
+
+def _coefficient(ff: float, rf: float, *, gamma: float, clamp: Clamp) -> float:
+    if clamp == "pcgrad":
+        return gamma - min(0.0, rf) / ff
+    xi = gamma - rf / ff
+    return 0.0 if clamp == "nonnegative" and xi < 0 else xi  # `max` would hide a NaN
+
+
+def _report(ff: float, rf: float, rr: float, coefficients: list[float], progress: float | None) -> Report:
+    return Report(
+        forget_grad_norm=math.sqrt(ff),
+        retain_grad_norm=math.sqrt(rr),
+        cosine=rf / math.sqrt(ff) / math.sqrt(rr) if ff > 0 and rr > 0 else None,
+        xi=sum(coefficients) / len(coefficients) if coefficients else None,
+        xi_min=min(coefficients, default=None),
+        xi_max=max(coefficients, default=None),
+        forget_progress=progress,
+    )
+
+
+_BLOCK = re.compile(r"(?:^|.*?\.)\d+(?=\.|$)")
+"""A parameter's name up to its first number, as `model.layers.3` or `transformer.h.3`."""
+
+
+def _groups(names: Sequence[str], scope: Scope) -> list[list[int]]:
+    """Places of the parameters that share one xi."""
+    found: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        found.setdefault(_group(name, scope), []).append(place)
+    return list(found.values())
+
+
+def _group(name: str, scope: Scope) -> str:
+    if scope == "global":
+        return ""
+    if scope == "tensor":
+        return name
+    block = _BLOCK.match(name)
+    return block.group() if block else ""
