@@ -217,7 +217,8 @@ def measured(
     name: str, method: str, model_name: str, world: World, *, seconds: float | None, steps: int | None
 ) -> list[dict[str, Any]]:
     """What one model answers to every question set."""
-    from unlearning.checkpoints.load import load_tokenizer, load_weights, locate_checkpoint
+    from unlearning.checkpoints.load import load_tokenizer, load_weights
+    from unlearning.checkpoints.locate import locate_checkpoint
     from unlearning.data.batches import n_predicted
     from unlearning.data.encoding import encode
     from unlearning.data.question_answer import Wrapping, examples_of
@@ -360,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _chosen(world: World, names: Sequence[str] | None) -> list[Entry]:
     if not names:
         return list(world.entries)
-    from unlearning.options import nearest
+    from unlearning.common.errors import nearest
 
     known = {entry.name: entry for entry in world.entries}
     for name in names:

@@ -11,9 +11,10 @@ from benchmarks.shapes import find_shape
 from dissect import zoo
 from dissect.interventions.intervention import Intervention
 from dissect.interventions.windows import centred_windows
-from dissect.models.model import ModelPair, load_pair
+from dissect.models.pair import ModelPair, load_pair
 from dissect.models.sites import PATCH_SITES
-from dissect.prompts.prompts import Batch, Prompts, load_prompts
+from dissect.prompts.loading import load_prompts
+from dissect.prompts.prompts import Batch, Prompts
 
 WINDOW = 5
 DEMO = "demo"

@@ -9,7 +9,8 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.shapes import Shape
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Prompt, Prompts
 
 NOISE = 0.2

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from dissect.coefficients.run import probe
     from dissect.decomposition.result import DecompositionResult, load_decompose
     from dissect.decomposition.run import decompose
-    from dissect.models.model import Model, ModelPair, load_model, load_pair
-    from dissect.prompts.prompts import Prompts, load_prompts
+    from dissect.models.model import Model, load_model
+    from dissect.models.pair import ModelPair, load_pair
+    from dissect.prompts.loading import load_prompts
+    from dissect.prompts.prompts import Prompts
     from dissect.sweeps.patching import patch
     from dissect.sweeps.restoration import restore
     from dissect.sweeps.result import SweepResult, load_result
@@ -32,7 +34,7 @@ _HOME = {
     "DecompositionResult": "dissect.decomposition.result",
     "InputError": "unlearning.common.errors",
     "Model": "dissect.models.model",
-    "ModelPair": "dissect.models.model",
+    "ModelPair": "dissect.models.pair",
     "ProbeResult": "dissect.coefficients.result",
     "SweepResult": "dissect.sweeps.result",
     "Prompts": "dissect.prompts.prompts",
@@ -42,9 +44,9 @@ _HOME = {
     "load_behave": "dissect.behaviour.result",
     "load_decompose": "dissect.decomposition.result",
     "load_model": "dissect.models.model",
-    "load_pair": "dissect.models.model",
+    "load_pair": "dissect.models.pair",
     "load_probe": "dissect.coefficients.result",
-    "load_prompts": "dissect.prompts.prompts",
+    "load_prompts": "dissect.prompts.loading",
     "load_result": "dissect.sweeps.result",
     "load_verdict": "dissect.verdicts.result",
     "patch": "dissect.sweeps.patching",

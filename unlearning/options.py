@@ -1,14 +1,12 @@
 """Flat, typed options: declared as dataclass fields, checked once, printed resolved, unknown names refused."""
 
 import dataclasses
-import difflib
 import math
 import types
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 from unlearning.data.chat import DEFAULT_CHAT_DATE
 
 T = TypeVar("T")
@@ -101,12 +99,6 @@ class TrainOptions:
     collapse_below: float = option(
         0.1, "retain_probability under which a collapse is said, as a share of its first value", minimum=0, below=1
     )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where something is near, else nothing."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def resolve_options(method: str, method_options: type[T], given: dict[str, Any]) -> tuple[T, TrainOptions]:

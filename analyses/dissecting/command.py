@@ -18,17 +18,18 @@ Pairs are the built-in ones, the TOFU pair where `analyses.tofu_pair` has built 
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from analyses.dissecting.report import Findings, PairOf
 from unlearning.common.errors import InputError
 from unlearning.common.terminal import run_app, write_json
 
 if TYPE_CHECKING:
-    from dissect import BehaviourResult, DecompositionResult, ProbeResult, Prompts, SweepResult
+    from dissect import Prompts
 
 _EXAMPLES = """\b
 Examples:
@@ -43,47 +44,6 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 
 WINDOWS = (5, "suffix")
 """The paper's width, and the suffixes, of which the first is all layers at once."""
-
-
-@dataclass(frozen=True)
-class PairOf:
-    """One pair and what it stands for.
-
-    Attributes:
-        name: of its directory and its rows.
-        family: what can be averaged: models of one architecture and depth.
-        method: how it was unlearned.
-        concept: what was unlearned.
-        seed: which repetition.
-        base: the base model's name or directory.
-        unlearned: the unlearned model's.
-        control: that of a model that never knew, or None.
-        forget: file of prompts.
-        unrelated: file of prompts.
-    """
-
-    name: str
-    family: str
-    method: str
-    concept: str
-    seed: int
-    base: str
-    unlearned: str
-    control: str | None
-    forget: str
-    unrelated: str
-
-
-@dataclass(frozen=True, eq=False)
-class Findings:
-    """All experiments on one pair."""
-
-    pair: PairOf
-    patched: "SweepResult"
-    restored: "SweepResult"
-    decomposed: "DecompositionResult"
-    probed: "ProbeResult"
-    behaved: "BehaviourResult"
 
 
 def builtin_pairs() -> list[PairOf]:
@@ -209,7 +169,8 @@ def main(
 ) -> None:
     """Run every experiment of the paper on every pair, and put its controls beside each number."""
     from analyses.dissecting.report import findings_table, markdown, paper_average
-    from dissect.plotting import check_formats, comparison_figure, export
+    from dissect.plotting import check_formats, export
+    from dissect.sweeps.figures import comparison_figure
     from unlearning.common.runs import write_bytes
 
     wanted = [name.strip() for name in formats.split(",") if name.strip()]

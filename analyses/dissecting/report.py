@@ -1,12 +1,14 @@
 """The findings of all pairs as one tidy table, as text for a reader, and averaged as the paper does."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 if TYPE_CHECKING:
-    from analyses.dissecting.command import Findings
+    from dissect import BehaviourResult, DecompositionResult, ProbeResult, SweepResult
+
 
 _WIDTH = "5"
 _PLACE = ["arm", "target", "donor", "site", "window", "centre", "first_layer", "last_layer"]
@@ -179,3 +181,44 @@ def _number(row: Any) -> str:
         return f"{value:.2f}"
     digits = 3 if max(abs(value), abs(high)) < 0.1 and row["quantity"].startswith("kl") else 2
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+@dataclass(frozen=True)
+class PairOf:
+    """One pair and what it stands for.
+
+    Attributes:
+        name: of its directory and its rows.
+        family: what can be averaged: models of one architecture and depth.
+        method: how it was unlearned.
+        concept: what was unlearned.
+        seed: which repetition.
+        base: the base model's name or directory.
+        unlearned: the unlearned model's.
+        control: that of a model that never knew, or None.
+        forget: file of prompts.
+        unrelated: file of prompts.
+    """
+
+    name: str
+    family: str
+    method: str
+    concept: str
+    seed: int
+    base: str
+    unlearned: str
+    control: str | None
+    forget: str
+    unrelated: str
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """All experiments on one pair."""
+
+    pair: PairOf
+    patched: "SweepResult"
+    restored: "SweepResult"
+    decomposed: "DecompositionResult"
+    probed: "ProbeResult"
+    behaved: "BehaviourResult"

@@ -236,7 +236,7 @@ def _configuration(protocol: "Protocol") -> dict[str, Any]:
     """All that the numbers depend on, as JSON reads it back."""
     from analyses.npo_synthetic.methods import COMPARED
     from analyses.npo_synthetic.methods import LIMIT as LIMIT_METHODS
-    from unlearning.training.output_directory import hash_json
+    from unlearning.common.hashing import hash_json
 
     methods = [*(method for alpha in COMPARED for method in COMPARED[alpha]), *LIMIT_METHODS]
     made: dict[str, Any] = json.loads(json.dumps(asdict(protocol)))

@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _chosen(names: Sequence[str] | None, known: Sequence[str], option: str) -> list[str]:
-    from unlearning.options import nearest
+    from unlearning.common.errors import nearest
 
     for name in names or ():
         if name not in known:

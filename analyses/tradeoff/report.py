@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from unlearning.checkpoints.locate import RECORD
 from unlearning.common.errors import InputError
 from unlearning.evaluation.metrics.model_utility import harmonic_mean
-from unlearning.training.output_directory import RECORD
 
 PREFIX = "tofu_"
 QUALITY, DISTANCE, FORGET, UTILITY = (

@@ -16,8 +16,10 @@ from typing import Any
 import pandas as pd
 
 from analyses.verdict_benchmark.families import TRUTH, Family
-from dissect.models.model import Model, ModelPair, load_model
-from dissect.prompts.prompts import Prompts, load_prompts
+from dissect.models.model import Model, load_model
+from dissect.models.pair import ModelPair
+from dissect.prompts.loading import load_prompts
+from dissect.prompts.prompts import Prompts
 from dissect.stress.core.case import Case, make_case
 from dissect.stress.core.result import StressResult
 from dissect.stress.core.sharing import attacked

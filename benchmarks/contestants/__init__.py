@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dissect.interventions.intervention import Intervention
-from dissect.models.model import ModelPair
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Batch
 from dissect.scoring.recovery import knowledge_recovery_score, logit_mse, per_example
 from unlearning.common.errors import InputError

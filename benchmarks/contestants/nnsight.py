@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from benchmarks.contestants import Krs, Run, batch_by_batch, krs_table
 from benchmarks.contestants.transformer_lens import swapped
 from dissect.interventions.intervention import Intervention
-from dissect.models.model import ModelPair
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Batch
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.contestants import Krs, Run, batch_by_batch, krs_table
 from dissect.interventions.intervention import Intervention
-from dissect.models.model import ModelPair
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Batch
 
 Place = tuple[str, int]

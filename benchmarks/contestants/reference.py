@@ -8,7 +8,7 @@ from dissect.engine.chunk import Chunk
 from dissect.engine.layers import InMemory
 from dissect.interventions.donors import own
 from dissect.interventions.intervention import Intervention
-from dissect.models.model import ModelPair
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Batch
 
 

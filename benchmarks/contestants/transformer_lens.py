@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.contestants import Krs, Run, batch_by_batch, krs_table
 from dissect.interventions.intervention import Intervention
-from dissect.models.model import ModelPair
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Batch
 
 HOOKS = {"mlp_coef": "blocks.{}.mlp.out.hook_in", "attn_out": "blocks.{}.attn.hook_out"}

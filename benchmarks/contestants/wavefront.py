@@ -10,7 +10,7 @@ from dissect.engine.costs import costs_of, walk_flops
 from dissect.engine.plan import measure_chunk
 from dissect.engine.schedule import make_schedule
 from dissect.interventions.intervention import Intervention
-from dissect.models.model import ModelPair
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Batch
 
 

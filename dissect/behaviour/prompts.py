@@ -1,14 +1,14 @@
 """What `behave` asks: forget questions, unrelated questions, and texts to go on with."""
 
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from dissect.prompts.prompts import Prompt, Prompts, load_prompts
+from dissect.prompts.loading import load_prompts
+from dissect.prompts.prompts import Prompt, Prompts
 from dissect.prompts.records import NOTEBOOK_TEMPLATE, cut_continuation, questions
 from unlearning.common.errors import InputError
 from unlearning.data.chat import chat_format
@@ -135,35 +135,6 @@ def read_questions(
             place, tokenizer, template="{question}", answers_from=answers_from, limit=reading.limit
         )
     return Questions(forget, {UNRELATED: unrelated}, completion, tuple(true_answers))
-
-
-def without_shared(forget: Prompts, unrelated: Prompts, name: str) -> Prompts:
-    """The unrelated prompts less those that are forget prompts, word for word.
-
-    Raises:
-        InputError: none is left.
-
-    Warns:
-        UserWarning: some are forget prompts (how many).
-    """
-    asked = {_same(item.prompt) for item in forget.items}
-    kept = tuple(item for item in unrelated.items if _same(item.prompt) not in asked)
-    shared = len(unrelated) - len(kept)
-    if not kept:
-        raise InputError(
-            f"--unrelated: all {shared} {name} prompts ({unrelated.source}) are forget prompts; give questions about "
-            "something that was not to be forgotten"
-        )
-    if not shared:
-        return unrelated
-    warnings.warn(
-        f"{shared} of the {len(unrelated)} {name} prompts are forget prompts too, and are left out", stacklevel=3
-    )
-    return replace(unrelated, items=kept)
-
-
-def _same(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _has_answer(record: Record) -> bool:

@@ -1,6 +1,5 @@
 """One row per example: what both models say, how alike it is, and what probability they give the answer."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from dissect.models.model import Model
 from dissect.prompts.prompts import Batch, Prompt, Prompts
 from dissect.prompts.records import cut_continuation
+from dissect.scoring.forward import answer_logits
 from dissect.scoring.recovery import answer_logprob, kl_from_base, per_example
 from unlearning.common.errors import InputError
 from unlearning.evaluation.generation import greedy_answers
@@ -101,23 +101,6 @@ def is_answer(text: str, answer: str) -> bool:
     A model that was not trained to stop runs on into further questions, which does not make the answer wrong.
     """
     return exact_match(text, answer) or exact_match(cut_continuation(text), answer)
-
-
-@torch.inference_mode()
-def answer_logits(model: Model, batch: Batch) -> Float[Tensor, "scored vocab"]:
-    """Logits at the batch's scored positions, in float32 or wider."""
-    batch = batch.to(model.device)
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if model.takes_position_ids:
-        inputs["position_ids"] = batch.position_ids
-    first = 0
-    if "logits_to_keep" in inspect.signature(model.hf.forward).parameters:
-        # Answers stand at the end of their rows: nothing before the first of them goes through the head.
-        first = int(batch.columns.min())
-        inputs["logits_to_keep"] = batch.input_ids.shape[1] - first
-    logits = model.hf(**inputs, use_cache=False).logits
-    scored = logits[batch.rows, batch.columns - first]
-    return scored if scored.dtype == torch.float64 else scored.float()
 
 
 def _logprobs(model: Model, batch: Batch) -> Float[Tensor, "scored vocab"]:

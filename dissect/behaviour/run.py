@@ -18,12 +18,13 @@ from typing import Any
 
 import pandas as pd
 
-from dissect.behaviour.prompts import COMPLETION, FORGET, UNRELATED, Questions, without_shared
+from dissect.behaviour.prompts import COMPLETION, FORGET, UNRELATED, Questions
 from dissect.behaviour.result import NO_COEFFICIENTS, BehaviourResult, load_behave
 from dissect.behaviour.rows import Models, example_rows
 from dissect.coefficients.changes import coefficient_changes
-from dissect.interventions.arms import resolve_control
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair, resolve_control
+from dissect.prompts.overlap import without_shared
 from dissect.prompts.prompts import Prompts, check_fits
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress

@@ -9,7 +9,8 @@ from dissect import zoo
 from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
-    from dissect.models.model import Model, ModelPair
+    from dissect.models.model import Model
+    from dissect.models.pair import ModelPair
     from dissect.prompts.prompts import Prompts
     from dissect.runtime.processes import Processes
 
@@ -90,7 +91,7 @@ def find_data(data: Path | None, base: str) -> Path:
 def open_pair(base: str, unlearned: str, options: ModelOptions, processes: "Processes") -> "ModelPair":
     """Load both models."""
     _quiet_libraries()
-    from dissect.models.model import load_pair
+    from dissect.models.pair import load_pair
 
     return load_pair(
         base,
@@ -137,7 +138,7 @@ def _third_model(name: str, pair: "ModelPair", options: ModelOptions) -> "Model"
 
 def open_prompts(data: Path, pair: "ModelPair", options: PromptOptions) -> "Prompts":
     """Read, wrap and tokenise the prompts."""
-    from dissect.prompts.prompts import load_prompts
+    from dissect.prompts.loading import load_prompts
 
     return load_prompts(
         data,

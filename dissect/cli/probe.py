@@ -26,7 +26,7 @@ from unlearning.common.terminal import write_json
 if TYPE_CHECKING:
     from dissect.behaviour.prompts import Reading, Sources
     from dissect.coefficients.result import ProbeResult
-    from dissect.models.model import ModelPair
+    from dissect.models.pair import ModelPair
     from dissect.prompts.prompts import Prompts
 
 EXAMPLES = """\b
@@ -110,7 +110,7 @@ def command(
 def _prompts(sources: "Sources", reading: "Reading", pair: "ModelPair") -> "tuple[Prompts, Prompts | None]":
     """Forget and unrelated prompts; a built-in pair's unrelated ones are the retain set unless others are named."""
     from dissect.behaviour.prompts import read_questions
-    from dissect.prompts.prompts import load_prompts
+    from dissect.prompts.loading import load_prompts
 
     if reading.template is not None:
         reading = replace(reading, template=reading.template.replace("\\n", "\n"))

@@ -18,7 +18,6 @@ from typing import Any
 import pandas as pd
 
 from dissect import zoo
-from dissect.behaviour.prompts import without_shared
 from dissect.coefficients.changes import coefficient_changes
 from dissect.coefficients.concept_vectors import Concept, check_place, concept_vectors
 from dissect.coefficients.edits import FACTORS, Advance, Row, restore_neurons, scale_layers
@@ -32,9 +31,11 @@ from dissect.coefficients.neurons import (
     value_vectors,
 )
 from dissect.coefficients.result import ProbeResult, load_probe
-from dissect.interventions.arms import resolve_control
-from dissect.models.model import Model, ModelPair
-from dissect.prompts.prompts import Prompts, check_fits, load_prompts
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair, resolve_control
+from dissect.prompts.loading import load_prompts
+from dissect.prompts.overlap import without_shared
+from dissect.prompts.prompts import Prompts, check_fits
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
 from unlearning.common.runs import Run, Stopwatch, open_run, peak_memory_bytes

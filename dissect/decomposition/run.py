@@ -33,9 +33,9 @@ from dissect.decomposition.terms import (
     scored,
     site_modules,
 )
-from dissect.interventions.arms import resolve_control
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
 from dissect.models.null_models import check_null, null_model
+from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.prompts import Batch, Prompts, check_fits
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress

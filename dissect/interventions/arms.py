@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dissect import zoo
 from dissect.interventions import donors
 from dissect.interventions.donors import Donor
-from dissect.models.model import Model, ModelPair, check_comparable, load_model
+from dissect.models.model import Model
 from dissect.models.null_models import check_null, null_model
+from dissect.models.pair import ModelPair, check_comparable, load_like
 from dissect.prompts.prompts import Prompts
 from unlearning.common.errors import InputError
 
@@ -156,23 +156,3 @@ def resolve_donors(pair: ModelPair, donor: str | Model | Sequence[str | Model]) 
     if sum(isinstance(one, Model) for one in resolved) > 1:
         raise InputError("--donor: one model at most beside the pair; run the others on their own")
     return resolved
-
-
-def resolve_control(pair: ModelPair, control: str | Model | None) -> Model | None:
-    """The never-trained control: `auto` is a built-in pair's own, None is none.
-
-    Raises:
-        InputError: it cannot be loaded or compared.
-    """
-    if control == "auto":
-        control = zoo.default_control(pair.base.name)
-    if isinstance(control, str):
-        control = load_like(control, pair.base)
-    if control is not None:
-        check_comparable(pair.base, control)
-    return control
-
-
-def load_like(name: str, base: Model) -> Model:
-    """A third model, loaded as the base was."""
-    return load_model(name, device=str(base.device), dtype=base.dtype, stream=base.streamed is not None)

@@ -7,7 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from unlearning.checkpoints.load import HASHED_AT_ONCE, finite_hash
+from unlearning.checkpoints.hashing import HASHED_AT_ONCE, finite_hash
 from unlearning.checkpoints.safetensors_files import TensorFiles
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress

@@ -4,7 +4,7 @@ import copy
 import inspect
 import json
 import warnings
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,26 +14,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dissect.models.anatomy import Anatomy, architecture_of, find_adapter, find_anatomy
-from dissect.models.site_check import check_sites
+from dissect.models.anatomy import Anatomy, find_adapter, find_anatomy
 from dissect.models.sites import SITES
 from dissect.models.weights import WeightNames, find_weights
-from dissect.runtime.processes import ALONE, Processes
-from dissect.runtime.sizes import in_bytes
-from unlearning.checkpoints.load import (
-    check_files,
-    content_hash,
-    is_adapter,
-    load_tokenizer,
-    load_weights,
-    locate_checkpoint,
-    weights_directory,
-)
-from unlearning.checkpoints.safetensors_files import TensorFiles
+from unlearning.checkpoints.hashing import content_hash
+from unlearning.checkpoints.load import load_tokenizer, load_weights
+from unlearning.checkpoints.locate import check_files, is_adapter, locate_checkpoint
 from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
-    from dissect.engine.streaming import StreamedModel
+    from dissect.models.streamed_model import StreamedModel
 
 DTYPES = {
     "float32": torch.float32,
@@ -142,29 +132,6 @@ class Model:
             return build_bridge_from_module(tree, architecture, hf_config=tree.config)
 
 
-@dataclass(frozen=True, eq=False)
-class ModelPair:
-    """A base model and the same model after unlearning.
-
-    Attributes:
-        base: the model that knows; the donor of every patch.
-        unlearned: the model after unlearning; the target.
-    """
-
-    base: Model
-    unlearned: Model
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The one tokenizer of both: the base's."""
-        return self.base.tokenizer
-
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks of each."""
-        return self.base.n_layers
-
-
 def load_model(
     name: str | Path,
     *,
@@ -225,7 +192,7 @@ def _open_streamed(
     trust_remote_code: bool,
     progress: bool,
 ) -> Model:
-    from dissect.engine.streaming import open_streamed
+    from dissect.models.streamed_model import open_streamed
 
     streamed = open_streamed(
         path, name=name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, progress=progress
@@ -239,122 +206,6 @@ def _open_streamed(
         if not part
     }
     return model
-
-
-def load_pair(
-    base: str | Path,
-    unlearned: str | Path,
-    *,
-    device: str | None = None,
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-    stream: bool | None = None,
-    max_memory: int | None = None,
-    progress: bool = True,
-    processes: Processes = ALONE,
-) -> ModelPair:
-    """Load a base and an unlearned model that may be compared; arguments as in `load_model`.
-
-    Args:
-        base: the model that knows.
-        unlearned: the same model after unlearning.
-        device: see `load_model`.
-        dtype: see `load_model`.
-        trust_remote_code: see `load_model`.
-        allow_pickle: see `load_model`.
-        stream: leave the weights on disk and read them layer by layer; by default where they do not fit.
-        max_memory: bytes that the process may hold, which tells what fits; by default most of what is free.
-        progress: see `load_model`.
-        processes: those that load it too; either all of them stream it or none.
-
-    Raises:
-        InputError: what `load_model` raises, or the two differ in architecture, layers, widths or vocabulary.
-
-    Warns:
-        UserWarning: the tokenizers differ in a token; the base's is used for both. The pair does not fit into memory
-            and is streamed.
-    """
-    if stream is None:
-        stream = processes.once(lambda: not allow_pickle and not _fits((base, unlearned), device, dtype, max_memory))
-    base_model, unlearned_model = (
-        load_model(
-            name,
-            device=device,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-            stream=stream,
-            progress=progress,
-        )
-        for name in (base, unlearned)
-    )
-    check_comparable(base_model, unlearned_model)
-    return ModelPair(base=base_model, unlearned=unlearned_model)
-
-
-def _fits(names: Sequence[str | Path], device: str | None, dtype: str | None, max_memory: int | None) -> bool:
-    """Whether these models fit into memory together."""
-    from dissect.runtime.memory import memory_budget
-
-    target = resolve_device(device)
-    itemsize = resolve_dtype(dtype, target).itemsize
-    paths = [weights_directory(locate_checkpoint(name)) for name in names]
-    for path in paths:
-        check_files(path)
-    needed = sum(tensor.n_values for path in paths for tensor in TensorFiles(path).tensors.values()) * itemsize
-    left = memory_budget(target, max_memory).left
-    if needed <= left:
-        return True
-    warnings.warn(
-        f"the pair takes {in_bytes(needed)} and {in_bytes(max(0, left))} can be had: it is streamed from disk, layer "
-        "by layer",
-        stacklevel=3,
-    )
-    return False
-
-
-def check_comparable(base: Model, other: Model) -> None:
-    """Check that activations of one model can stand in the other.
-
-    Raises:
-        InputError: they differ in architecture, layers, widths or vocabulary (in what, and how).
-
-    Warns:
-        UserWarning: the tokenizers differ in a token.
-    """
-    for what, of_base, of_other in zip(_SHAPE, _shape(base), _shape(other), strict=True):
-        if of_base != of_other:
-            raise InputError(
-                f"{base.name} and {other.name} differ in {what}: {of_base} and {of_other}; "
-                "a pair is one model before and after unlearning"
-            )
-    ours, theirs = base.tokenizer.get_vocab(), other.tokenizer.get_vocab()
-    if ours != theirs:
-        token = sorted(set(ours.items()) ^ set(theirs.items()))[0][0]
-        warnings.warn(
-            f"the tokenizers of {base.name} and {other.name} differ, as in the token {token!r} "
-            f"({ours.get(token)} and {theirs.get(token)}); {base.name}'s is used for both",
-            stacklevel=3,
-        )
-
-
-_SHAPE = ("architecture", "layers", "d_model", "d_mlp", "attention heads", "key-value heads", "vocabulary")
-
-
-def _shape(model: Model) -> tuple[Any, ...]:
-    config = model.hf.config.get_text_config()
-    cfg = model.adapter.cfg
-    heads = getattr(config, "num_attention_heads", None)
-    return (
-        architecture_of(model.hf),
-        cfg.n_layers,
-        cfg.d_model,
-        cfg.d_mlp,
-        heads,
-        getattr(config, "num_key_value_heads", heads),
-        config.vocab_size,
-    )
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -394,3 +245,57 @@ def resolve_dtype(name: str | None, device: torch.device, *, stored: str | None 
     if device.type == "cpu" and DTYPES[name] in (torch.bfloat16, torch.float16):
         raise InputError(f"--dtype {name}: half precision on a CPU is slow and coarse; leave it at float32")
     return DTYPES[name]
+
+
+def check_sites(model: "Model") -> dict[str, str]:
+    """Prove that every site works on this model, in one plain and one self-patched forward.
+
+    Each site must fire exactly once in every layer, with the shape [batch, position, width], and a model patched
+    with its own activations must give the same logits to the bit.
+
+    Returns:
+        The sites that this architecture does not offer, with the reason.
+
+    Raises:
+        InputError: patching the model with its own activations changes its logits.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.hf.config.get_text_config().vocab_size, (2, 6), generator=generator).to(model.device)
+    bridge, config = model.bridge, model.bridge.cfg
+    inputs: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "return_type": "logits"}
+    points = {site.hook_name(layer): site for site in SITES.values() for layer in range(model.n_layers)}
+    known = bridge.hook_dict
+    fired: Counter[str] = Counter()
+    shapes: dict[str, tuple[int, ...]] = {}
+    kept: dict[str, Tensor] = {}
+
+    def record(activation: Tensor, hook: Any) -> None:
+        fired[hook.name] += 1
+        shapes[hook.name] = tuple(activation.shape)
+        kept[hook.name] = activation.clone()
+
+    def replace(_activation: Tensor, hook: Any) -> Tensor:
+        return kept[hook.name]
+
+    present = [point for point in points if point in known]
+    with torch.inference_mode():
+        plain = bridge.run_with_hooks(ids, fwd_hooks=[(point, record) for point in present], **inputs)
+    missing: dict[str, str] = {}
+    for point, site in points.items():
+        width = config.d_mlp if site.width == "d_mlp" else config.d_model
+        if point not in known:
+            missing.setdefault(site.name, f"its blocks have no {point}")
+        elif fired[point] != 1:
+            missing.setdefault(site.name, f"{point} fired {fired[point]} times in one forward")
+        elif shapes[point] != (2, 6, width):
+            missing.setdefault(site.name, f"{point} has shape {shapes[point]}, expected (2, 6, {width})")
+    working = [point for point in present if points[point].name not in missing]
+    with torch.inference_mode():
+        patched = bridge.run_with_hooks(ids, fwd_hooks=[(point, replace) for point in working], **inputs)
+    if not torch.equal(plain, patched):
+        gap = float((plain - patched).abs().max())
+        raise InputError(
+            f"{model.name}: patching it with its own activations changes its logits by {gap:.2g}; "
+            "its sites cannot be trusted, so nothing was computed"
+        )
+    return missing

@@ -13,7 +13,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from dissect.models.fingerprints import fingerprint
-from unlearning.checkpoints.load import combined_hash
+from unlearning.checkpoints.hashing import combined_hash
 from unlearning.checkpoints.safetensors_files import StoredTensor, TensorFiles
 from unlearning.common.errors import InputError
 

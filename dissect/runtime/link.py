@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ from typing import TypeVar
 import psutil
 import torch.distributed as dist
 
-from dissect.runtime.processes import speak
 from unlearning.common.errors import InputError
 
 T = TypeVar("T")
@@ -273,3 +273,8 @@ def _reason(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
+
+
+def speak() -> None:
+    """Let a silent process say why it ends, where the first cannot."""
+    sys.stderr = sys.__stderr__

@@ -14,7 +14,6 @@ any number of processes.
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -115,11 +114,6 @@ def first_speaks() -> Iterator[None]:
         if stop.code:
             time.sleep(LINGER_S)
         raise
-
-
-def speak() -> None:
-    """Let a silent process say why it ends, where the first cannot."""
-    sys.stderr = sys.__stderr__
 
 
 def neighbours() -> int:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from dissect.decomposition.run import decompose
-from dissect.models.model import ModelPair
+from dissect.models.pair import ModelPair
 from dissect.models.sites import PATCH_SITES, site_label
 from dissect.stress.core.alternatives import Facts
 from dissect.stress.core.case import Case, spread

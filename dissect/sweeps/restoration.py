@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from dissect.interventions.arms import Direction
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
 from dissect.models.sites import RESTORE_SITES, SiteSet, parse_sites
 from dissect.prompts.prompts import Prompts
 from dissect.runtime.precision import Precision

@@ -181,19 +181,19 @@ class SweepResult:
 
     def figure(self) -> "go.Figure":
         """KRS against the window's centre: a panel per kind of window, a line per site, the other arms dashed."""
-        from dissect.plotting import recovery_figure
+        from dissect.sweeps.figures import recovery_figure
 
         return recovery_figure(self.curve(), title=self.title, legend=self._legend)
 
     def difference_figure(self) -> "go.Figure":
         """KRS minus that of the control, of the null models, and of other donors: what a claim may rest on."""
-        from dissect.plotting import difference_figure
+        from dissect.sweeps.figures import difference_figure
 
         return difference_figure(self.contrast(), title=self.title, legend=self._legend)
 
     def heatmap(self) -> "go.Figure":
         """KRS of every example in every window, one panel per site."""
-        from dissect.plotting import example_heatmap
+        from dissect.sweeps.figures import example_heatmap
 
         return example_heatmap(self.frame, title=self.title)
 

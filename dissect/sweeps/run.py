@@ -12,10 +12,11 @@ import torch
 from dissect.engine import find_engine
 from dissect.engine.layers import Streamed
 from dissect.engine.plan import Plan, make_plan, one_plan
-from dissect.interventions.arms import Direction, resolve_control, resolve_donors, troupes
+from dissect.interventions.arms import Direction, resolve_donors, troupes
 from dissect.interventions.intervention import sweep
 from dissect.interventions.windows import parse_windows
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair, resolve_control
 from dissect.models.sites import SITES, SiteSet, is_regex, is_weight, regex_of, site_label
 from dissect.models.weights import Place
 from dissect.prompts.prompts import Prompts, check_fits

@@ -8,9 +8,12 @@ import pandas as pd
 
 from dissect.scoring.tidy import pair_title
 from dissect.verdicts.figures import evidence_figure, standing_figure
-from dissect.verdicts.tables import residual_cell
 from dissect.verdicts.words import advice, entry_name, sentences
 from unlearning.common.runs import write_bytes
+
+if TYPE_CHECKING:
+    from dissect.verdicts.result import Verdict
+
 
 if TYPE_CHECKING:
     from dissect.verdicts.result import Verdict
@@ -87,3 +90,12 @@ below {rule.erased_below:.2f}. Budget {html.escape(verdict.configuration["budget
 
 def _because(row: pd.Series) -> str:
     return f" No residual: {row['reason']}." if row["reason"] else ""
+
+
+def residual_cell(row: pd.Series) -> str:
+    """A residual with its interval; `none` where there is no residual."""
+    if pd.isna(row["rho"]):
+        return "none"
+    if pd.isna(row["low"]):
+        return f"{row['rho']:.2f}"
+    return f"{row['rho']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"

@@ -18,8 +18,10 @@ import numpy as np
 import pandas as pd
 
 from dissect import zoo
-from dissect.models.model import Model, ModelPair
-from dissect.prompts.prompts import Prompts, load_prompts
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
+from dissect.prompts.loading import load_prompts
+from dissect.prompts.prompts import Prompts
 from dissect.stress.catalogue import BUDGETS, SAMPLE, Budget, selection
 from dissect.stress.core.case import Case, make_case
 from dissect.stress.core.guessing import guessing

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from dissect.scoring.tidy import pair_title
+from dissect.verdicts.page import residual_cell
 from dissect.verdicts.words import advice, sentences
 
 if TYPE_CHECKING:
@@ -52,12 +53,3 @@ def _evidence_table(verdict: "Verdict") -> Table:
         before = rung
     table.caption = f"* counts in the score; rho: 0 as {verdict.nothing}, 1 as the base"
     return table
-
-
-def residual_cell(row: pd.Series) -> str:
-    """A residual with its interval; `none` where there is no residual."""
-    if pd.isna(row["rho"]):
-        return "none"
-    if pd.isna(row["low"]):
-        return f"{row['rho']:.2f}"
-    return f"{row['rho']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.models import NOISE, build_config, build_tokenizer
 from benchmarks.pair_files import PairFiles, plan_shards, tensor_sizes, write_pair, write_questions
 from benchmarks.shapes import SHAPES
-from dissect.prompts.prompts import load_prompts
+from dissect.prompts.loading import load_prompts
 from unlearning.common.errors import InputError
 
 TINY = SHAPES["tiny"]

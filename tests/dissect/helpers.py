@@ -54,7 +54,8 @@ from dissect.engine.chunk import Chunk
 from dissect.engine.layers import InMemory
 from dissect.interventions.donors import Donor, own
 from dissect.interventions.intervention import Intervention
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Batch, Prompts
 from tests.unlearning.helpers import build_tokenizer
 

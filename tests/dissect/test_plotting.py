@@ -12,15 +12,8 @@ import plotly.graph_objects as go
 import pytest
 from pandas.testing import assert_frame_equal
 
-from dissect.plotting import (
-    COLOURS,
-    MARKERS,
-    check_formats,
-    difference_figure,
-    example_heatmap,
-    export,
-    recovery_figure,
-)
+from dissect.plotting import COLOURS, MARKERS, check_formats, export
+from dissect.sweeps.figures import difference_figure, example_heatmap, recovery_figure
 from dissect.sweeps.result import SweepResult, load_result
 from tests.dissect.cli.helpers import Outcome, unfinished_files
 from unlearning.common.errors import InputError

@@ -5,6 +5,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tests.unlearning.helpers import build_tiny_llama, build_tokenizer
+from tests.unlearning.methods.whp.story import byte_level_tokenizer, metaspace_tokenizer, sentencepiece_tokenizer
 from tests.unlearning.small_world import world as world  # a fixture
 
 
@@ -30,3 +31,13 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
     build_tiny_llama().save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+    return {
+        "byte level": byte_level_tokenizer(trim_offsets=False),
+        "byte level, trimmed": byte_level_tokenizer(trim_offsets=True),
+        "sentencepiece": sentencepiece_tokenizer(),
+        "metaspace": metaspace_tokenizer(),
+    }

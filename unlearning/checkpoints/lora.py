@@ -15,17 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unlearning.checkpoints.load import ADAPTER_CONFIG, content_hash, load_weights, locate_checkpoint
+from unlearning.checkpoints.hashing import content_hash
+from unlearning.checkpoints.locate import ADAPTER_CONFIG, RECORD, WEIGHTS
 from unlearning.common.errors import InputError
-from unlearning.training.output_directory import RECORD
 
-WEIGHTS = "adapter_model.safetensors"
-PICKLED = "adapter_model.bin"
 BASE_WEIGHTS = "base_weights"
 ALL_LINEAR = "all-linear"
 
@@ -57,7 +54,7 @@ def add_adapter(
     Raises:
         InputError: peft is not installed; the expression is broken, or names no module, or one that cannot be adapted.
     """
-    _require_peft()
+    require_peft()
     from peft import LoraConfig
 
     scale: Any = alpha  # annotated as a whole number there, and used as any
@@ -117,76 +114,27 @@ def restore_adapter(model: PreTrainedModel, directory: Path) -> None:
         raise InputError(f"{directory}: an adapter of other weights, as {[*missing, *loaded.unexpected_keys][0]}")
 
 
-def base_of(path: Path) -> Path:
-    """The directory of the base that an adapter names.
+def merge_adapter(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrainedModel:
+    """Merge a saved adapter into its base, in place.
+
+    Args:
+        path: Directory of the adapter.
+        base_path: Directory that the base was loaded from.
+        base: The loaded base, in float32 or wider.
+
+    Returns:
+        The base with the adapter's update in its weights.
 
     Raises:
-        InputError: the adapter's configuration is broken or names none, or there is nothing of that name.
+        InputError: The base is not the one that the adapter was trained on, the adapter does not fit it or cannot be
+            merged, or peft is not installed.
     """
-    try:
-        name = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path / ADAPTER_CONFIG}: broken; copy it again") from None
-    if not isinstance(name, str) or not name:
-        raise InputError(f"{path / ADAPTER_CONFIG}: names no base; write it as base_model_name_or_path")
-    try:
-        found = locate_checkpoint(name)
-    except InputError as error:
-        raise InputError(
-            f"{path}: its base cannot be found: {error} (base_model_name_or_path in {ADAPTER_CONFIG})"
-        ) from None
-    if found.resolve() == path.resolve():
-        raise InputError(f"{path / ADAPTER_CONFIG}: names itself as its base; write the base's name there")
-    return found
-
-
-def check_adapter(path: Path, *, allow_pickle: bool = False) -> None:
-    """Check that an adapter's own files are there and whole.
-
-    Raises:
-        InputError: the weights are missing, cut short, or pickled.
-    """
-    file = path / WEIGHTS
-    if not file.is_file():
-        if not (path / PICKLED).is_file():
-            raise InputError(f"{file}: missing, though there is an {ADAPTER_CONFIG}; copy it again")
-        if not allow_pickle:
-            raise InputError(f"{path}: only pickled adapter weights (pass --allow-pickle if you trust them)")
-        return
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            tensors.keys()
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: cut short or not safetensors ({error}); copy it again") from None
-
-
-def load_merged(
-    path: Path,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-) -> PreTrainedModel:
-    """The base of an adapter with the adapter merged into it, in evaluation mode.
-
-    Merged in float32 at least, on the CPU; what is loaded in half precision is rounded once, after that.
-
-    Raises:
-        InputError: what `load_weights` raises for the base; the base is not the one that the adapter was trained on;
-            the adapter does not fit it, or is of a kind that cannot be merged; peft is not installed.
-    """
-    _require_peft()
-    if device == "auto":
-        raise InputError(f"{path}: an adapter is merged on one device; use --device cuda, or merge and save it first")
-    base_path = base_of(path)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    base = load_weights(base_path, dtype=wide, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    require_peft()
     _check_base(path, base_path, base)
     merged = _merge(path, base_path, base)
     merged.requires_grad_(True)
     merged.name_or_path = str(path)
-    return merged.to(dtype).to(device).eval()  # type: ignore[arg-type]
+    return merged
 
 
 def _check_base(path: Path, base_path: Path, base: PreTrainedModel) -> None:
@@ -258,7 +206,7 @@ def _durable(name: str) -> str:
     return str(path.resolve()) if name and path.is_dir() else name
 
 
-def _require_peft() -> None:
+def require_peft() -> None:
     """Import peft, or say how to get it."""
     if find_spec("peft") is None:
         raise InputError("adapters need peft, which is not installed: pip install 'dissect-unlearning[lora]'")

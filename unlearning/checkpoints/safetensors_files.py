@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unlearning.checkpoints.load import check_files
+from unlearning.checkpoints.locate import check_files
 from unlearning.common.errors import InputError
 
 DTYPES = {

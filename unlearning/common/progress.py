@@ -37,3 +37,7 @@ class Progress:
     def advance(self, steps: float) -> None:
         """Move the bar on."""
         self._bar.advance(self._task, steps)
+
+    def update(self, done: float, total: float) -> None:
+        """Show that `done` of `total` is done, where the total was not known at first."""
+        self._bar.update(self._task, completed=done, total=total)

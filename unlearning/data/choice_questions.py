@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 from unlearning.data import hub, wmdp_questions
 from unlearning.data.named import data_directory, read_files
 from unlearning.data.records import Record, read_records
-from unlearning.options import nearest
 
 LETTERS = string.ascii_uppercase
 """What options are called; a question has at most as many."""

@@ -6,12 +6,11 @@ Locally: the JSON files under `conceptvectors`, such as the Dissecting paper's `
 from pathlib import Path
 from typing import Any
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 from unlearning.data.documents import pack_sentences
 from unlearning.data.hub import download, local_directory
 from unlearning.data.named import Found
 from unlearning.data.records import Record, read_records
-from unlearning.options import nearest
 
 NOTEBOOK_TEMPLATE = "Question: {question}\n Answer:"
 """The prompt of the released notebooks and of ConceptVectors: the question verbatim, a space before `Answer:`."""

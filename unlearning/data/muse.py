@@ -8,10 +8,9 @@ MUSE's repository, where the corpora are `bbc` and `hp` and what the hub calls `
 from dataclasses import replace
 from pathlib import Path
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 from unlearning.data.hub import Part, local_directory
 from unlearning.data.named import Found, read_part
-from unlearning.options import nearest
 
 _FOUR = ("forget_1", "forget_2", "forget_3", "forget_4")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 from unlearning.data import concept_vectors, hub, muse, tofu, wmdp
 from unlearning.data.alternates import match_alternates
 from unlearning.data.chat import ChatFormat
@@ -13,7 +13,6 @@ from unlearning.data.documents import pack_sentences
 from unlearning.data.named import Found, data_directory, read_file, read_files
 from unlearning.data.question_answer import Example, Wrapping, examples_of
 from unlearning.data.records import Record
-from unlearning.options import nearest
 
 NAMED: dict[str, Callable[[str, Path | None], Found]] = {
     "tofu": tofu.read,

@@ -8,10 +8,9 @@ published with NPO.
 import re
 from pathlib import Path
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 from unlearning.data.hub import Part, local_directory
 from unlearning.data.named import Found, read_part
-from unlearning.options import nearest
 
 REPOSITORY = "locuslab/TOFU"
 DIRECTORIES = ("tofu", "TOFU")

@@ -7,11 +7,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 from unlearning.data.hub import Part
 from unlearning.data.named import Found, read_part
 from unlearning.data.records import Record
-from unlearning.options import nearest
 
 _CORPORA = "cais/wmdp-corpora"
 _DIRECTORIES = ("wmdp", "wmdp-corpora", "WMDP")

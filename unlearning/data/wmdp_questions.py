@@ -7,11 +7,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 from unlearning.data.hub import Part, find_files, local_directory
 from unlearning.data.named import read_files, read_part
 from unlearning.data.records import Record
-from unlearning.options import nearest
 
 SUBJECTS = {"bio": "biology", "chem": "chemistry", "cyber": "cybersecurity"}
 """What the prompt calls each set."""

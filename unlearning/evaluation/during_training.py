@@ -7,13 +7,12 @@ from typing import TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 from unlearning.common.runs import is_run
 from unlearning.data.question_answer import Wrapping
 from unlearning.evaluation.harness import Benchmark, evaluate, remembered
 from unlearning.evaluation.statistics import Metric
 from unlearning.evaluation.subject import Subject, open_subject
-from unlearning.options import nearest
 
 T = TypeVar("T")
 Prepare = Callable[[Subject], Benchmark]

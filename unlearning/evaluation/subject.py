@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearning.checkpoints.load import content_hash, load_tokenizer, load_weights, locate_checkpoint
+from unlearning.checkpoints.hashing import content_hash
+from unlearning.checkpoints.load import load_tokenizer, load_weights
+from unlearning.checkpoints.locate import locate_checkpoint
 from unlearning.common.errors import InputError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}

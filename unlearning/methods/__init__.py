@@ -1,6 +1,6 @@
 """The methods by name. A new method is a file beside these and a line here."""
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 from unlearning.methods.altpo import ALTPO
 from unlearning.methods.blur import BLUR
 from unlearning.methods.ce_u import CE_U
@@ -20,7 +20,6 @@ from unlearning.methods.task_vector import TASK_VECTOR
 from unlearning.methods.undial import UNDIAL
 from unlearning.methods.wga import WGA
 from unlearning.methods.whp.method import WHP
-from unlearning.options import nearest
 
 _ALL: tuple[AnyMethod, ...] = (
     FINETUNE,

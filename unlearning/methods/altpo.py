@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unlearning.common.errors import InputError
+from unlearning.common.progress import Progress
 from unlearning.data.question_answer import Example
 from unlearning.data.records import read_records
 from unlearning.evaluation.generation import sampled_answers
@@ -19,7 +20,6 @@ from unlearning.methods.method import Batch, Method, Needs
 from unlearning.methods.stages import Prepared, Start
 from unlearning.methods.terms import PREFERENCE_REFERENCES, RetainLoss, preference, retain_references, retain_term
 from unlearning.options import option
-from unlearning.training.progress_callback import ProgressBar
 
 SOURCE = "AltPO 2409.13474"
 STOP_TEXTS = ("Question:", "Q:")
@@ -71,13 +71,10 @@ def draw_alternates(start: Start, options: AltPOOptions) -> Prepared:
     if kept is not None and kept.is_file():
         return Prepared(alternates=_read(kept), notes={"alternates": {"read_from": kept.name}})
     drawn = _Drawn([[] for _ in start.forget])
-    bar = ProgressBar("alternates", show=start.progress)
-    try:
+    with Progress(len(start.forget), "alternates", show=start.progress) as bar:
         for number in range(ROUNDS):
             if drawn.lacking():
-                _draw(start, options, drawn, seed=start.seed + number, advance=bar.preparing)
-    finally:
-        bar.close()
+                _draw(start, options, drawn, seed=start.seed + number, advance=bar.update)
     lacking = drawn.lacking()
     if lacking:
         raise InputError(

@@ -27,6 +27,8 @@ class Start:
         seed: of whatever is drawn.
         output_dir: of the run, where what is made is kept for a person to read; None where nothing is saved.
         progress: progress bars on stderr.
+        train: trains another model, for a method that needs one first: a method's name, and `model`, `tokenizer`,
+            `retain`, `progress` and options as `unlearning.train` takes them; returns the trained model.
     """
 
     model: PreTrainedModel
@@ -39,6 +41,7 @@ class Start:
     seed: int
     output_dir: Path | None
     progress: bool
+    train: Callable[..., PreTrainedModel]
 
 
 @dataclass(frozen=True)

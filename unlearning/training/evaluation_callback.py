@@ -12,13 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_callback import ExportableState
 from transformers.training_args import TrainingArguments
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 from unlearning.data.batches import Span, n_predicted
 from unlearning.data.chat import ChatFormat
 from unlearning.data.question_answer import Example
 from unlearning.evaluation.answers import GENERATED, LIKELIHOODS, answer_likelihoods, answer_matches
 from unlearning.evaluation.during_training import TrainingBenchmark
-from unlearning.options import nearest
 
 QUANTITIES = (*LIKELIHOODS, *GENERATED)
 METRICS = tuple(f"{name}_{quantity}" for name in ("forget", "retain", "gap") for quantity in QUANTITIES)

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearning.common.errors import InputError
+from unlearning.common.hashing import hash_json
 from unlearning.data.batches import Span
 from unlearning.data.chat import ChatFormat, chat_format
 from unlearning.data.encoding import Encoded, encode
@@ -21,7 +22,7 @@ from unlearning.methods.method import AnyMethod, Needs
 from unlearning.methods.stages import Prepared
 from unlearning.options import TrainOptions
 from unlearning.training.evaluation_callback import Watched
-from unlearning.training.output_directory import hash_examples, hash_json
+from unlearning.training.output_directory import hash_examples
 
 Data = str | Path | Sequence[Example]
 

@@ -7,7 +7,6 @@ DIR/README.md              its model card
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -18,10 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from unlearning.checkpoints.locate import RECORD
 from unlearning.common.errors import InputError
+from unlearning.common.hashing import hash_json
 from unlearning.data.question_answer import Example
 
-RECORD = "unlearning.json"
 CHECKPOINTS = "checkpoints"
 WHOLE = "unlearning_step.json"
 """The last file that is written into a checkpoint: one without it was cut short."""
@@ -30,11 +30,6 @@ WHOLE = "unlearning_step.json"
 def hash_examples(examples: Sequence[Example] | None) -> str | None:
     """SHA-256 of the examples' texts in their order; None where there are none."""
     return None if examples is None else hash_json([asdict(example) for example in examples])
-
-
-def hash_json(content: Any) -> str:
-    """SHA-256 of JSON."""
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 
 
 def library_versions() -> dict[str, str]:

@@ -50,6 +50,7 @@ class Job:
     device: torch.device
     output: Path | None
     progress: bool
+    train: Callable[..., PreTrainedModel]
 
     @property
     def keeps_files(self) -> bool:
@@ -151,6 +152,7 @@ def _encoded(job: Job, start: Loaded, inputs: Inputs, state: PartialState) -> En
             seed=options.seed,
             output_dir=job.output,
             progress=job.progress and state.is_main_process,
+            train=job.train,
         )
         prepared = _alike(job.method.prepare(stage, job.method_options), state)
     return encode_inputs(inputs, prepared, job.needs, options, start.tokenizer, start.model, limit)

@@ -11,7 +11,9 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearning.checkpoints.load import content_hash, load_tokenizer, load_weights, locate_checkpoint
+from unlearning.checkpoints.hashing import content_hash
+from unlearning.checkpoints.load import load_tokenizer, load_weights
+from unlearning.checkpoints.locate import RECORD, locate_checkpoint
 from unlearning.common.errors import InputError
 from unlearning.methods import get_method
 from unlearning.objectives.combination import Bilevel
@@ -24,7 +26,6 @@ from unlearning.training.evaluation_callback import Rule, check_metric, parse_ru
 from unlearning.training.inputs import Data, check_needs, read_inputs
 from unlearning.training.model_card import model_card
 from unlearning.training.output_directory import (
-    RECORD,
     abandon_run,
     begin_run,
     finish_run,
@@ -93,6 +94,7 @@ def train(
         device=resolve_device(train_options.device),
         output=None if output_dir is None else Path(output_dir),
         progress=progress,
+        train=_train_another,
     )
     check_launch(method, combines_gradients=isinstance(chosen.combination(method_options), Bilevel))
     check_needs(chosen, job.needs, forget=forget, retain=retain, alternates=alternates)
@@ -145,6 +147,30 @@ def train(
             finish_run(job.output, outcome.write, record, model_card(chosen, record), is_main=state.is_main_process)
             state.wait_for_everyone()
     return TrainResult(outcome.model, tokenizer, options=resolved, **_told(record))
+
+
+def _train_another(
+    method: str,
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    retain: Data,
+    progress: bool,
+    **options: Any,
+) -> PreTrainedModel:
+    """Train a model that a method needs before its own training starts (see `Start.train`)."""
+    return train(
+        method,
+        model=model,
+        tokenizer=tokenizer,
+        forget=None,
+        retain=retain,
+        alternates=None,
+        output_dir=None,
+        resume=False,
+        progress=progress,
+        options=options,
+    ).model
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from unlearning.checkpoints.load import is_adapter, without_bars
+from unlearning.checkpoints.load import without_bars
+from unlearning.checkpoints.locate import is_adapter
 from unlearning.checkpoints.lora import restore_adapter, save_adapter
 from unlearning.common.errors import InputError
 from unlearning.data.order import WindowPlan, WindowSampler

@@ -6,8 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from dissect.interventions.arms import resolve_control
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.prompts import Prompts, check_fits
 from dissect.stress.core.alternatives import N_WRONG, Facts, with_wrong_answers
 from unlearning.common.errors import InputError

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from dissect.behaviour.rows import answer_logits
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompt, Prompts
+from dissect.scoring.forward import answer_logits
 from dissect.scoring.recovery import answer_logprob, per_example
 from dissect.stress.core.alternatives import Facts
 from dissect.stress.core.prompts_once import score_with_prompts_once

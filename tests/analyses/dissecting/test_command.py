@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.dissecting.command import PairOf, command_line, evenly_spaced, read_pairs
-from analyses.dissecting.report import paper_average
+from analyses.dissecting.command import command_line, evenly_spaced, read_pairs
+from analyses.dissecting.report import PairOf, paper_average
 from dissect import load_behave, load_decompose, load_probe, load_result
 from dissect.prompts.prompts import Prompt, Prompts
 from tests.dissect.cli.helpers import build_llama, build_records, save, with_noise, write_records

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from dissect.behaviour.prompts import Questions, Reading, Sources, read_questions, without_shared
+from dissect.behaviour.prompts import Questions, Reading, Sources, read_questions
 from dissect.models.model import Model
+from dissect.prompts.overlap import without_shared
 from tests.dissect.helpers import RECORDS, build_model, build_prompts, build_tokenizer, save_records
 from unlearning.common.errors import InputError
 from unlearning.evaluation.generation import greedy_answers

@@ -16,8 +16,10 @@ from dissect.behaviour import run as behaviour
 from dissect.behaviour.result import AGAINST_BASE, CHANGES, BehaviourResult, load_behave
 from dissect.behaviour.rows import is_answer
 from dissect.behaviour.run import behave
-from dissect.models.model import Model, ModelPair
-from dissect.prompts.prompts import Prompts, load_prompts
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
+from dissect.prompts.loading import load_prompts
+from dissect.prompts.prompts import Prompts
 from tests.dissect.helpers import RECORDS, build_model, build_pair, build_prompts, build_tokenizer, save_records
 from unlearning.common.errors import InputError
 from unlearning.common.terminal import plain

@@ -435,5 +435,5 @@ def test_what_needs_no_model_is_refused_before_any_is_loaded(
     def load(*_arguments: object, **_options: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("dissect.models.model.load_pair", load)
+    monkeypatch.setattr("dissect.models.pair.load_pair", load)
     assert_refused(call(*world.patch(tmp_path / "run", option, value)), words)

@@ -13,7 +13,8 @@ from torch import Tensor
 from dissect.coefficients.edits import FACTORS, restore_neurons, scale_layers
 from dissect.coefficients.neurons import NeuronSet, neuron_changes, neuron_sets
 from dissect.engine.reference import record, scored_logits
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
 from dissect.models.sites import SITES
 from dissect.prompts.prompts import Batch, Prompts
 from dissect.scoring.recovery import knowledge_recovery_score, logit_mse, per_example

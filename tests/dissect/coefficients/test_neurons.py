@@ -18,7 +18,8 @@ from dissect.coefficients.neurons import (
     value_vectors,
     vocabulary_scores,
 )
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
 from tests.dissect.coefficients.test_changes import DENSE
 from tests.dissect.helpers import (
     assert_close,

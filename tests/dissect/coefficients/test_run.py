@@ -14,8 +14,10 @@ from dissect.coefficients import edits as coefficient_edits
 from dissect.coefficients.concept_vectors import Concept
 from dissect.coefficients.result import NO_CHANGE, ProbeResult, load_probe
 from dissect.coefficients.run import probe
-from dissect.models.model import Model, ModelPair
-from dissect.prompts.prompts import Prompts, load_prompts
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
+from dissect.prompts.loading import load_prompts
+from dissect.prompts.prompts import Prompts
 from dissect.sweeps.rows import NO_DIFFERENCE
 from tests.dissect.coefficients.test_edits import one_batch, reference_krs
 from tests.dissect.coefficients.test_neurons import SCALED, hand_scaled_pair

@@ -34,7 +34,7 @@ from dissect.decomposition.terms import (
     site_modules,
 )
 from dissect.engine import reference
-from dissect.models.model import ModelPair
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Batch, Prompts
 from dissect.scoring.recovery import knowledge_recovery_score, logit_mse, per_example
 from dissect.sweeps.rows import NO_DIFFERENCE

@@ -15,7 +15,8 @@ from dissect import load_prompts
 from dissect.decomposition.result import DecompositionResult, load_decompose
 from dissect.decomposition.run import decompose
 from dissect.decomposition.terms import EXACT, SITES, TERMS, affine
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Prompts
 from dissect.scoring.recovery import LOSS_FLOOR
 from tests.dissect.helpers import (

@@ -13,7 +13,7 @@ from dissect.interventions.donors import Donor, own
 from dissect.interventions.intervention import Intervention, sweep
 from dissect.interventions.windows import centred_windows
 from dissect.models.anatomy import block_of
-from dissect.models.model import ModelPair
+from dissect.models.pair import ModelPair
 from dissect.models.sites import PATCH_SITES
 from dissect.prompts.prompts import Batch
 from tests.dissect.helpers import build_pair, run_engine

@@ -23,7 +23,8 @@ from tests.dissect.streaming_helpers import (
     save_pair,
     walk,
 )
-from unlearning.checkpoints.load import content_hash, load_weights
+from unlearning.checkpoints.hashing import content_hash
+from unlearning.checkpoints.load import load_weights
 from unlearning.checkpoints.safetensors_files import TensorFiles
 from unlearning.common.errors import InputError
 

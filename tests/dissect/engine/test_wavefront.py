@@ -20,7 +20,8 @@ from dissect.interventions.arms import Arm
 from dissect.interventions.intervention import Intervention
 from dissect.interventions.intervention import sweep as all_in
 from dissect.interventions.windows import Window, centred_windows
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
 from dissect.models.sites import PATCH_SITES, SITES, WEIGHT_SITES, is_weight
 from dissect.prompts.prompts import Batch, Prompts
 from dissect.sweeps.rows import score_sweep

@@ -4,8 +4,9 @@ from functools import cache
 
 import pytest
 
-from dissect.interventions.arms import Arm, Troupe, resolve_control, resolve_donors, troupes
-from dissect.models.model import Model, ModelPair
+from dissect.interventions.arms import Arm, Troupe, resolve_donors, troupes
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.prompts import Prompts
 from tests.dissect.helpers import build_model, build_pair, build_prompts
 from unlearning.common.errors import InputError

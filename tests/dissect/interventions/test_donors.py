@@ -18,7 +18,8 @@ from dissect.engine.reference import hook_points, record
 from dissect.interventions.donors import Donor, aligned, norm_matched_noise, other_question, own
 from dissect.interventions.intervention import Intervention
 from dissect.interventions.windows import Window
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Batch, Prompt, Prompts
 from tests.dissect.helpers import (
     RECORDS,

@@ -9,8 +9,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dissect import patch, restore
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
 from dissect.models.null_models import null_model
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Prompt, Prompts
 from tests.dissect.helpers import build_pair, build_prompts, build_tokenizer, torch_state
 from unlearning.common.errors import InputError

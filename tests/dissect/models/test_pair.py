@@ -9,7 +9,8 @@ import torch
 from transformers import AddedToken
 
 from dissect import load_pair
-from dissect.models.model import Model, check_comparable, check_sites, load_model, resolve_dtype
+from dissect.models.model import Model, check_sites, load_model, resolve_dtype
+from dissect.models.pair import check_comparable
 from tests.dissect.helpers import build_model, build_pair, build_tokenizer
 from unlearning.common.errors import InputError
 

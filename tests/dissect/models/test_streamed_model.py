@@ -17,7 +17,8 @@ from dissect.engine.streaming import LayerReader, open_streamed
 from dissect.models import streamed_model
 from tests.dissect.helpers import build_model
 from tests.dissect.streaming_helpers import assert_walks_as, edit, held, reader_threads, save, save_pair, walk
-from unlearning.checkpoints.load import content_hash, load_weights
+from unlearning.checkpoints.hashing import content_hash
+from unlearning.checkpoints.load import load_weights
 from unlearning.checkpoints.safetensors_files import TensorFiles
 from unlearning.common.errors import InputError
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
 from dissect.models.parameter_swap import restored_values, with_values
 from dissect.models.weights import Chosen, find_weights
 from tests.dissect.helpers import build_pair, torch_state

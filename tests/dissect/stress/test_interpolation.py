@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dissect import InputError
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
 from dissect.stress.core.case import Case
 from dissect.stress.core.scores import score_facts
 from dissect.stress.interpolation import interpolation, moved

@@ -20,7 +20,7 @@ from dissect.stress.noise import (
     weight_noise,
 )
 from tests.dissect.stress.constructed import case_of, model
-from unlearning.checkpoints.load import content_hash
+from unlearning.checkpoints.hashing import content_hash
 
 N = 6
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dissect import InputError
-from dissect.models.model import ModelPair
+from dissect.models.pair import ModelPair
 from dissect.stress import relearning
 from dissect.stress.core.alternatives import Facts
 from dissect.stress.core.case import Case

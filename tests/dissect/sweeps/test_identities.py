@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from dissect import load_prompts, patch, restore
-from dissect.models.model import ModelPair
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Prompts
 from dissect.sweeps.rows import NO_DIFFERENCE
 from tests.dissect.helpers import PLAIN_NAMES, RECORDS, assert_close, build_pair, build_tokenizer, save_records

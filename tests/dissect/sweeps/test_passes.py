@@ -17,7 +17,7 @@ from dissect import patch
 from dissect.engine.blocks import replaced_forward
 from dissect.interventions.intervention import sweep
 from dissect.interventions.windows import centred_windows
-from dissect.models.model import ModelPair
+from dissect.models.pair import ModelPair
 from dissect.models.sites import parse_sites
 from dissect.prompts.prompts import Prompts
 from dissect.runtime.memory import Budget

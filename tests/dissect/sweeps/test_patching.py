@@ -18,7 +18,8 @@ import dissect.sweeps.run
 from dissect import load_prompts, load_result, patch
 from dissect.engine import ENGINES, Sweep, find_engine
 from dissect.engine.layers import Layers
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Batch, Prompts
 from dissect.sweeps.result import SweepResult
 from tests.dissect.helpers import RECORDS, assert_close, build_model, build_pair, change_weights, save_records

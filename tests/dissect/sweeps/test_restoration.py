@@ -14,7 +14,8 @@ import torch
 import dissect.sweeps.run
 from dissect import load_pair, load_result, patch, restore
 from dissect.engine import Sweep, find_engine
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Prompts
 from tests.dissect.helpers import assert_close, build_model, build_pair, build_prompts, change_weights
 from unlearning.common.errors import InputError

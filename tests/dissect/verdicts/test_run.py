@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from dissect import InputError
-from dissect.models.model import Model, ModelPair
+from dissect.models.model import Model
+from dissect.models.pair import ModelPair
 from dissect.models.parameter_swap import with_values
 from dissect.stress import catalogue
 from dissect.stress.catalogue import Entry, entries, selection

@@ -25,7 +25,9 @@ from transformers import (
 
 from tests.unlearning.helpers import build_tiny_llama
 from unlearning import InputError
-from unlearning.checkpoints.load import content_hash, load_tokenizer, load_weights, locate_checkpoint
+from unlearning.checkpoints.hashing import content_hash
+from unlearning.checkpoints.load import load_tokenizer, load_weights
+from unlearning.checkpoints.locate import locate_checkpoint
 from unlearning.checkpoints.lora import add_adapter, save_adapter
 
 TOKENS = torch.tensor([[5, 17, 300, 2, 9], [44, 45, 46, 0, 1]])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.unlearning.helpers import build_tiny_llama
-from unlearning.checkpoints.load import combined_hash, content_hash, finite_hash, tensor_hash
+from unlearning.checkpoints.hashing import combined_hash, content_hash, finite_hash, tensor_hash
 from unlearning.checkpoints.safetensors_files import TensorFiles
 from unlearning.common.errors import InputError
 

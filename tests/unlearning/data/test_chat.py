@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dissect.prompts.prompts import load_prompts
+from dissect.prompts.loading import load_prompts
 from tests.unlearning.data.helpers import CHAT_TEMPLATES, CLOCK, LLAMA_3, build_tokenizer
 from unlearning import Example, InputError
 from unlearning.data.chat import chat_format

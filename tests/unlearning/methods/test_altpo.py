@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from tests.unlearning.methods.helpers import DATA, losses_of
@@ -19,6 +19,10 @@ from unlearning.methods.stages import Start
 from unlearning.options import TrainOptions
 
 OPTIONS = AltPOOptions(samples=3, max_new_tokens=6)
+
+
+def never_called(*_arguments: object, **_options: object) -> PreTrainedModel:
+    raise AssertionError("AltPO trains no other model")
 
 
 @pytest.fixture
@@ -34,6 +38,7 @@ def start(tokenizer: PreTrainedTokenizerFast) -> Start:
         seed=5,
         output_dir=None,
         progress=False,
+        train=never_called,
     )
 
 

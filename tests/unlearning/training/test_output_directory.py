@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning import Example, InputError, train
+from unlearning.checkpoints.locate import RECORD
 from unlearning.training.output_directory import (
-    RECORD,
     WHOLE,
     abandon_run,
     begin_run,

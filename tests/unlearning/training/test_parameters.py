@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from tests.unlearning.small_world import flat_weights
 from unlearning import Example, InputError, train
-from unlearning.checkpoints.load import content_hash, load_weights
+from unlearning.checkpoints.hashing import content_hash
+from unlearning.checkpoints.load import load_weights
 from unlearning.data.chat import chat_format
 from unlearning.data.encoding import encode
 from unlearning.data.question_answer import read_examples

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from unlearning.common.errors import InputError
+from unlearning.common.hashing import hash_json
 from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, is_concept
 from unlearning.data.records import Record
 from unlearning.evaluation.generation import greedy_answers
@@ -30,7 +31,6 @@ from unlearning.evaluation.metrics.concept_vectors import (
 from unlearning.evaluation.metrics.text_similarity import bleu, rouge_l
 from unlearning.evaluation.statistics import Direction, Metric, Resampled, Sample, combine
 from unlearning.evaluation.subject import Subject
-from unlearning.training.output_directory import hash_json
 
 COMPLETION_TEMPLATE = "Please complete the following paragraph: {text}"
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from unlearning.common.errors import InputError
+from unlearning.common.hashing import hash_json
 from unlearning.data.records import Record, read_records
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.harness import Benchmark, Part, Row, Rows
@@ -23,7 +24,6 @@ from unlearning.evaluation.metrics.familiarity import CLASS_SCORES, CLASSES, Can
 from unlearning.evaluation.statistics import Metric, Sample
 from unlearning.evaluation.subject import Subject
 from unlearning.evaluation.token_scores import score_tokens
-from unlearning.training.output_directory import hash_json
 
 PROBABILITY, COMPLETION = "probability", "completion"
 

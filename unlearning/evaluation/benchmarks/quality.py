@@ -13,6 +13,7 @@ from typing import get_args
 import numpy as np
 
 from unlearning.common.errors import InputError
+from unlearning.common.hashing import hash_json
 from unlearning.data.chat import ChatFormat
 from unlearning.data.question_answer import QUESTION_KEYS, Wrapping
 from unlearning.data.records import Record, read_records
@@ -32,7 +33,6 @@ from unlearning.evaluation.metrics.text_quality import (
 from unlearning.evaluation.statistics import Metric, Resampled, Sample, combine
 from unlearning.evaluation.subject import Subject
 from unlearning.evaluation.token_scores import encode_target, score_tokens
-from unlearning.training.output_directory import hash_json
 
 DOCUMENT_WORDS = 20
 """Words of a document without a prompt that are the prompt."""

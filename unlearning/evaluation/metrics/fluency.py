@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearning.checkpoints.load import locate_checkpoint, without_bars
-from unlearning.common.errors import InputError
-from unlearning.options import nearest
+from unlearning.checkpoints.load import without_bars
+from unlearning.checkpoints.locate import locate_checkpoint
+from unlearning.common.errors import InputError, nearest
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from itertools import groupby, pairwise
 from typing import Literal
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 WINDOW = 10
 """Characters of the windows of which a loop's are repeated."""
@@ -163,3 +164,12 @@ def _is_letter(sign: str) -> bool:
 def _script(sign: str) -> str:
     """The script of a letter, as its Unicode name begins; of what is no letter, nothing."""
     return unicodedata.name(sign, "").split(" ")[0] if unicodedata.category(sign)[0] == "L" else ""
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, n: int) -> str:
+    """A text's first n tokens as text, those that the tokenizer puts around a text among them; a shorter text as it is.
+
+    MUSE cuts the continuations that it compares with in this way.
+    """
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    return text if len(ids) <= n else str(tokenizer.decode(ids[:n], skip_special_tokens=True))

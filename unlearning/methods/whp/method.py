@@ -114,14 +114,13 @@ def _anchors(options: WHPOptions, texts: Sequence[str], start: Start) -> Anchors
 
 def _reinforced(start: Start, options: WHPOptions, texts: Sequence[str], block_size: int) -> PreTrainedModel:
     """The model that was given, or a copy of the start model trained further on the text."""
-    from unlearning.checkpoints.load import load_weights, locate_checkpoint
+    from unlearning.checkpoints.load import load_weights
+    from unlearning.checkpoints.locate import locate_checkpoint
 
     if options.reinforced is not None:
         return load_weights(locate_checkpoint(options.reinforced), dtype=start.model.dtype, device=start.model.device)
-    from unlearning import train  # which knows every method, this one too
-
     training = start.training
-    return train(
+    return start.train(
         "finetune",
         model=copy.deepcopy(start.model),
         tokenizer=start.tokenizer,
@@ -138,7 +137,7 @@ def _reinforced(start: Start, options: WHPOptions, texts: Sequence[str], block_s
         seed=start.seed,
         max_length=block_size,
         append_eos=False,
-    ).model
+    )
 
 
 def _prepared(labels: Labels) -> Prepared:

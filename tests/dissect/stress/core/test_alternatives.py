@@ -1,7 +1,8 @@
 import pytest
 
 from dissect import InputError, Model, ModelPair, zoo
-from dissect.prompts.prompts import Prompts, load_prompts
+from dissect.prompts.loading import load_prompts
+from dissect.prompts.prompts import Prompts
 from dissect.stress.core.alternatives import with_wrong_answers
 from dissect.stress.core.case import make_case
 from tests.dissect.stress.constructed import model, questions

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dissect.prompts.prompts import load_prompts
+from dissect.prompts.loading import load_prompts
 from dissect.stress.core.alternatives import Facts, with_wrong_answers
 from dissect.stress.core.guessing import guessing
 from dissect.stress.core.scores import chance_accuracy

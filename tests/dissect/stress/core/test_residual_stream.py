@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from dissect.behaviour.rows import answer_logits
 from dissect.models.anatomy import block_of
+from dissect.scoring.forward import answer_logits
 from dissect.stress.core.residual_stream import (
     even_batches,
     head_logits,

@@ -24,7 +24,7 @@ from transformers import (
 from tests.command_lines import call_main
 from tests.unlearning.data.helpers import REAL_DATA, needs_real
 from tests.unlearning.helpers import NAMES, TOWNS, build_tiny_llama
-from unlearning.checkpoints.load import content_hash
+from unlearning.checkpoints.hashing import content_hash
 from unlearning.cli import main
 from unlearning.common.errors import InputError
 from unlearning.data.concept_vectors import find_concepts

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unlearning.common.errors import InputError
+from unlearning.common.hashing import hash_json
 from unlearning.data.chat import DEFAULT_CHAT_DATE
 from unlearning.evaluation.benchmarks.lm_eval.tasks import Group, identity_of, load_task, plan_tasks
 from unlearning.evaluation.harness import Benchmark, Part, Row, Rows
 from unlearning.evaluation.statistics import Direction, Metric, Resampled, Sample, Values, combine
 from unlearning.evaluation.subject import Subject
-from unlearning.training.output_directory import hash_json
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

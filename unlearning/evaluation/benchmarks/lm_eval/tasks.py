@@ -8,10 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
+from unlearning.common.hashing import hash_json
 from unlearning.data.records import Record, read_records
-from unlearning.options import nearest
-from unlearning.training.output_directory import hash_json
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

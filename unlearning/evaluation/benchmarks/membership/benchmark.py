@@ -11,20 +11,19 @@ from operator import sub
 
 import numpy as np
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
+from unlearning.common.hashing import hash_json
 from unlearning.data.batches import n_predicted
 from unlearning.data.chat import ChatFormat
 from unlearning.evaluation.benchmarks.membership.texts import Text, check_sets
 from unlearning.evaluation.harness import Benchmark, Part, Row, Rows
 from unlearning.evaluation.metrics import membership
-from unlearning.evaluation.metrics.cutting import first_tokens
 from unlearning.evaluation.metrics.gradient_norm import gradient_norms
 from unlearning.evaluation.metrics.membership import FRACTION
+from unlearning.evaluation.metrics.text_quality import first_tokens
 from unlearning.evaluation.statistics import Metric, Resampled, Sample, Values, combine, resample
 from unlearning.evaluation.subject import Subject
 from unlearning.evaluation.token_scores import Target, encode_target, score_tokens
-from unlearning.options import nearest
-from unlearning.training.output_directory import hash_json
 
 ATTACKS = {
     "loss": "mean negative log-likelihood of the text's tokens, with those that close it",

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from unlearning.common.errors import InputError
+from unlearning.common.hashing import hash_json
 from unlearning.data.chat import ChatFormat, chat_format
 from unlearning.data.choice_questions import LETTERS, Question
 from unlearning.evaluation.benchmarks.multiple_choice.summary import Role, summarise
@@ -22,7 +23,6 @@ from unlearning.evaluation.metrics.multiple_choice import (
 )
 from unlearning.evaluation.subject import Subject
 from unlearning.evaluation.token_scores import Target, encode_target, score_tokens
-from unlearning.training.output_directory import hash_json
 
 SCORINGS = ("letter", "answer", "cloze")
 

@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from functools import partial
 
 from unlearning.common.errors import InputError
+from unlearning.common.hashing import hash_json
 from unlearning.evaluation.benchmarks.membership.benchmark import compared, encode_text, relative_leakage
 from unlearning.evaluation.benchmarks.membership.texts import Text
 from unlearning.evaluation.benchmarks.muse.data import PARTS, MuseData
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.harness import Benchmark, Part, Row, Rows
 from unlearning.evaluation.metrics import membership
-from unlearning.evaluation.metrics.cutting import first_tokens
 from unlearning.evaluation.metrics.text_match import rouge_l_f1
+from unlearning.evaluation.metrics.text_quality import first_tokens
 from unlearning.evaluation.statistics import Direction, Metric, Resampled, Sample, Values, combine
 from unlearning.evaluation.subject import Subject
 from unlearning.evaluation.token_scores import score_tokens
-from unlearning.training.output_directory import hash_json
 
 CONTINUATION_TOKENS = 128
 ANSWER_TOKENS = 32

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 from unlearning.data import muse
 from unlearning.data.named import AbsentData, data_directory
 from unlearning.evaluation.benchmarks.membership.texts import Source, Text, check_sets
-from unlearning.options import nearest
 
 CORPORA = {"news": "News", "books": "Books"}
 

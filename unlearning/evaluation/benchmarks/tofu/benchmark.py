@@ -11,6 +11,7 @@ from itertools import islice
 import numpy as np
 
 from unlearning.common.errors import InputError
+from unlearning.common.hashing import hash_json
 from unlearning.data.question_answer import Wrapping
 from unlearning.evaluation.benchmarks.tofu.sets import Question, QuestionSet
 from unlearning.evaluation.benchmarks.tofu.summary import shown_floor, summarise
@@ -23,7 +24,6 @@ from unlearning.evaluation.metrics.text_quality import fault
 from unlearning.evaluation.metrics.truth_ratio import log_truth_ratio, log_truth_ratio_arithmetic
 from unlearning.evaluation.subject import Subject
 from unlearning.evaluation.token_scores import Target, TokenScores, encode_target, score_tokens
-from unlearning.training.output_directory import hash_json
 
 MAX_NEW_TOKENS = 200
 """Of a generated answer, as in the public code."""

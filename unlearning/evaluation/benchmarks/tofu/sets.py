@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 from unlearning.data import tofu
 from unlearning.data.named import data_directory, read_file
 from unlearning.data.records import Record
-from unlearning.options import nearest
 
 RETAIN = "retain_perturbed"
 """TOFU's 400 questions about the first 20 authors, which every forget split up to forget90 leaves in."""

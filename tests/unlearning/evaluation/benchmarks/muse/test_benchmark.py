@@ -27,8 +27,8 @@ from unlearning.evaluation.benchmarks.muse import benchmark as muse
 from unlearning.evaluation.benchmarks.muse.data import MuseData, read_muse
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.harness import Evaluation, evaluate
-from unlearning.evaluation.metrics.cutting import first_tokens
 from unlearning.evaluation.metrics.text_match import rouge_l_f1
+from unlearning.evaluation.metrics.text_quality import first_tokens
 from unlearning.evaluation.subject import Subject
 
 WORDS = st.lists(st.sampled_from(["oslo", "lima", "cairo", "kyoto"]), min_size=0, max_size=6)

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from dissect.sweeps.result import SweepResult, load_result
 from tests.dissect.cli.helpers import Outcome, World, build_llama, save, unfinished_files, with_noise
-from unlearning.checkpoints.load import content_hash, load_weights
+from unlearning.checkpoints.hashing import content_hash
+from unlearning.checkpoints.load import load_weights
 from unlearning.common.errors import InputError
 from unlearning.common.runs import open_run, write_bytes, write_frame, write_json, write_whole
 

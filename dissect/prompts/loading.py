@@ -1,0 +1,128 @@
+"""Load prompts from files and records."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from dissect.prompts.notebook import check_in_memory, notebook_prompts
+from dissect.prompts.records import NOTEBOOK_TEMPLATE, Question, cut_continuation, questions
+from unlearning.common.errors import InputError
+from unlearning.data.chat import chat_format
+from unlearning.data.records import read_records
+from unlearning.data.spans import encode_answer
+
+if TYPE_CHECKING:
+    from dissect.models.model import Model
+from dissect.prompts.prompts import Prompt, Prompts, Scoring
+
+
+def load_prompts(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    scoring: Scoring = "answer",
+    template: str | None = None,
+    chat: bool = False,
+    answers: Literal["given", "base"] = "given",
+    answers_from: "Model | None" = None,
+    max_new_tokens: int = 30,
+    limit: int | None = None,
+) -> Prompts:
+    r"""Read prompts and answers, tokenise them and find the answer positions.
+
+    Args:
+        path: a JSON list or JSON lines of `{"prompt", "answer"}` or `{"question", "answer"}` records (both with
+            optional `group`, `id` and `wrong` answers, TOFU's `perturbed_answer`), or ConceptVectors' JSON with the
+            paper's prompts.
+        tokenizer: the pair's.
+        scoring: `answer`, every answer token by the position that predicts it; or `notebook`, the released
+            notebooks' protocol with its flaws, for replication.
+        template: wrapping of a question, with `{question}`; by default `Question: {question}\nAnswer:`.
+        chat: wrap questions by the tokenizer's chat template instead.
+        answers: `base` replaces the answers by the base model's greedy continuations.
+        answers_from: the model that answers where there is no answer.
+        max_new_tokens: length of those continuations, in tokens.
+        limit: read this many prompts only.
+
+    Raises:
+        InputError: an unreadable file (which line), a record without the fields, an empty answer, a template
+            without `{question}`, no chat template, or missing answers and no model to give them.
+    """
+    if template is not None and "{question}" not in template:
+        raise InputError(f"--template {template!r} has no {{question}} in it")
+    if chat and template is not None:
+        raise InputError("--chat and --template both wrap the question; give one of them")
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: at least one prompt is needed")
+    if scoring == "notebook":
+        if chat or template is not None:
+            raise InputError("--scoring notebook has its own prompt; leave --chat and --template out")
+        raw = list(questions(read_records(path), path, NOTEBOOK_TEMPLATE, None, verbatim_rows=answers == "given"))
+        return notebook_prompts(raw[:limit], tokenizer, str(path), answers_from, max_new_tokens)
+    wrap = chat_format(tokenizer) if chat else None
+    raw = list(questions(read_records(path), path, template, wrap, verbatim_rows=False))[:limit]
+    texts = _answered(raw, tokenizer, answers, answers_from, max_new_tokens, chat=chat)
+    items = []
+    for question, answer in zip(raw, texts, strict=True):
+        try:
+            span = encode_answer(tokenizer, question.prompt, answer, chat=wrap)
+        except InputError as error:
+            raise InputError(f"{path}, prompt {question.id}: {error}") from None
+        if span.answer_start == 0:
+            raise InputError(f"{path}, prompt {question.id}: the prompt is empty, so nothing predicts the answer")
+        items.append(
+            Prompt(
+                id=question.id,
+                group=question.group,
+                prompt=question.prompt,
+                answer=answer,
+                input_ids=tuple(span.input_ids),
+                answer_start=span.answer_start,
+                scored=range(span.answer_start - 1, len(span.input_ids) - 1),
+                wrong=tuple(
+                    (text, tuple(encode_answer(tokenizer, question.prompt, text, chat=wrap).input_ids))
+                    for text in question.wrong
+                ),
+            )
+        )
+    return Prompts(items=tuple(items), scoring="answer", pad_token_id=_pad_token(tokenizer), source=str(path))
+
+
+def _answered(
+    raw: list[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    answers: Literal["given", "base"],
+    model: "Model | None",
+    max_new_tokens: int,
+    *,
+    chat: bool,
+) -> list[str]:
+    open_questions = [i for i, question in enumerate(raw) if answers == "base" or question.answer is None]
+    texts = [question.answer or "" for question in raw]
+    if not open_questions:
+        return texts
+    if model is None:
+        raise InputError(
+            f"prompt {raw[open_questions[0]].id} has no answer; give answers, or pass answers_from=pair.base"
+        )
+    check_in_memory(model)
+    from unlearning.evaluation.generation import greedy_answers
+
+    prompts = [raw[i].prompt for i in open_questions]
+    continuations = greedy_answers(
+        model.hf, tokenizer, prompts, max_new_tokens=max_new_tokens, add_special_tokens=not chat
+    )
+    for i, continuation in zip(open_questions, continuations, strict=True):
+        texts[i] = cut_continuation(continuation)
+        if not texts[i]:
+            raise InputError(f"prompt {raw[i].id}: {model.name} answers nothing to {raw[i].prompt[-60:]!r}")
+    return texts
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    # Any id will do: padded positions are masked out and never scored.
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
