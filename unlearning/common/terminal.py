@@ -7,13 +7,16 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, with_flags
 
 if TYPE_CHECKING:
     import typer
+
+FLAGS = {"prompts": "--data", "output_dir": "--out", "formats": "--format"}
+"""Flags of the Python arguments that the command line calls otherwise; all others follow from the commands' options."""
 
 # Of malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -40,22 +43,37 @@ def _quieten() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def run_app(app: "typer.Typer", name: str, arguments: Sequence[str] | None, *, interrupted: str) -> None:
+def run_app(
+    app: "typer.Typer",
+    name: str,
+    arguments: Sequence[str] | None,
+    *,
+    interrupted: str,
+    renamed: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
     """Run a command line and exit: 0, 2 on bad input with one line on stderr, 130 on Ctrl-C.
 
     Args:
-        app: the typer application.
-        name: what its user typed.
-        arguments: instead of those of the process.
-        interrupted: what Ctrl-C leaves behind and what to do, one line.
+        app: The typer application.
+        name: What its user typed.
+        arguments: Arguments in place of those of the process.
+        interrupted: One line for Ctrl-C: what it leaves behind and what to do.
+        renamed: Old spellings of flags by command (such as "verdict" or "eval"), each with its new one. An old
+            spelling still works, and one line names the new one.
     """
     _tune_process()
     _quieten()
-    warnings.showwarning = lambda message, *_args, **_kwargs: _tell(name, f"warning: {message}")
+    flags = {**_flags_of(app), **FLAGS}
+
+    def warn(message: object, *_args: object, **_kwargs: object) -> None:
+        _tell(name, f"warning: {with_flags(str(message), flags)}")
+
+    warnings.showwarning = warn
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(args=arguments, prog_name=name, standalone_mode=False)
+        code = app(args=_with_new_names(name, given, renamed or {}), prog_name=name, standalone_mode=False)
     except InputError as error:
-        code = _fail(name, str(error), 2)
+        code = _fail(name, with_flags(str(error), flags), 2)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
@@ -75,6 +93,36 @@ def run_app(app: "typer.Typer", name: str, arguments: Sequence[str] | None, *, i
     if code == 130:
         _fail(name, f"interrupted; {interrupted}", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _flags_of(app: "typer.Typer") -> dict[str, str]:
+    """Return the longest flag of every option of every command, by the option's name in Python."""
+    from typer.main import get_command
+
+    flags: dict[str, str] = {}
+    waiting: list[Any] = [get_command(app)]
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        for parameter in command.params:
+            if parameter.name and parameter.opts and parameter.opts[0].startswith("-"):
+                flags.setdefault(parameter.name, max(parameter.opts, key=len))
+    return flags
+
+
+def _with_new_names(name: str, arguments: Sequence[str], renamed: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return the arguments with old spellings of flags replaced, and say so once for each."""
+    command = next((words for words in renamed if list(arguments[: len(words.split())]) == words.split()), None)
+    if command is None:
+        return list(arguments)
+    new = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        now = renamed[command].get(flag)
+        if now is not None:
+            _tell(name, f"{flag} is now called {now}; the old name works in this version only")
+        new.append(f"{now or flag}{equals}{value}")
+    return new
 
 
 def write_json(content: Any) -> None:

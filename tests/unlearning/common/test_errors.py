@@ -1,0 +1,20 @@
+import pytest
+
+from unlearning.common.errors import InputError, check_at_least, nearest, with_flags
+
+
+def test_arguments_in_backticks_become_flags_and_others_keep_their_name() -> None:
+    message = "`batch_size` must be at least 1, got 0; see `learning_rate` and `a b`"
+    shown = with_flags(message, {"batch_size": "--batch-size"})
+    assert shown == "--batch-size must be at least 1, got 0; see learning_rate and `a b`"
+
+
+def test_a_number_below_its_minimum_is_refused_by_name() -> None:
+    check_at_least("seed", 0, 0)
+    with pytest.raises(InputError, match="`seed`.*0.*-1"):
+        check_at_least("seed", -1, 0)
+
+
+def test_a_similar_name_is_offered() -> None:
+    assert "'npo'" in nearest("nppo", ["npo", "dpo"])
+    assert nearest("something", ["npo"]) == ""

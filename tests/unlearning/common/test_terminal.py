@@ -1,0 +1,65 @@
+import warnings
+from typing import Annotated
+
+import pytest
+import typer
+
+from unlearning.common.errors import InputError
+from unlearning.common.terminal import run_app
+
+app = typer.Typer()
+
+
+@app.command("train")
+def train(
+    batch_size: Annotated[int, typer.Option(help="Sequences at a time.")] = 4,
+    control: Annotated[str, typer.Option(help="The control.")] = "none",
+) -> None:
+    if batch_size < 1:
+        raise InputError(f"`batch_size` must be at least 1, got {batch_size}; leave `learning_rate` as it is")
+    warnings.warn("`control` is small", stacklevel=1)
+    typer.echo(f"{batch_size} {control}")
+
+
+@app.command("other")
+def other(control: str = "none") -> None:
+    typer.echo(control)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped, warnings.catch_warnings():
+        warnings.simplefilter("always")
+        run_app(app, "tool", arguments, interrupted="nothing is lost", renamed={"train": {"--never": "--control"}})
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def test_errors_name_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--batch-size", "0") == 2
+    error = capsys.readouterr().err
+    assert error == "tool: --batch-size must be at least 1, got 0; leave learning_rate as it is\n"
+
+
+def test_warnings_name_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train") == 0
+    assert capsys.readouterr().err == "tool: warning: --control is small\n"
+
+
+@pytest.mark.parametrize("spelling", [["--never", "N"], ["--never=N"]])
+def test_an_old_spelling_works_and_the_new_one_is_named(
+    spelling: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", *spelling) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "4 N\n"
+    assert "--never" in shown.err and "--control" in shown.err
+
+
+def test_an_old_spelling_of_another_command_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("other", "--never", "N") == 2
+    assert "--never" in capsys.readouterr().err
+
+
+def test_an_old_spelling_is_not_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--help") == 0
+    assert "--never" not in capsys.readouterr().out
