@@ -27,7 +27,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from dissect.zoo import DIRECTORY
+from dissect.zoo import DIRECTORY, QUESTIONS
 from dissect.zoo.card import Seconds, measure, write_card
 from dissect.zoo.recipes import RECIPES, Fitting, Recipe, new_model
 from dissect.zoo.tokenizer import train_tokenizer
@@ -258,7 +258,7 @@ def build(out: Path, *, family: str = "all", seed: int | None = None, work: Path
     """Build what is missing of one family or of all, with the world's question files and the card.
 
     Args:
-        out: gets `models/`, `world/` and the card.
+        out: gets `models/`, `questions/` and the card.
         family: one of `RECIPES`, or `all`.
         seed: instead of the recipes' own.
         work: for the trunks and timings; `out/.work` by default.
@@ -281,8 +281,8 @@ def build(out: Path, *, family: str = "all", seed: int | None = None, work: Path
         built.append((recipe, models, build_family(recipe, models, work / recipe.family, console=console)))
     for recipe in chosen:
         world = generate_world(recipe.seed, recipe.world)
-        write_records(world, out / "world")
-        write_anchors(out / "world" / ANCHORS, anchors(world))
+        write_records(world, out / QUESTIONS.name)
+        write_anchors(out / QUESTIONS.name / ANCHORS, anchors(world))
     if out != DIRECTORY or family == "all":  # the shipped card tells of every family
         write_card(out / "README.md", [measure(*family_built) for family_built in built])
         console.print(f"card: {out / 'README.md'}", highlight=False)

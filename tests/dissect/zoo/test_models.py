@@ -127,7 +127,7 @@ def test_answers_are_one_to_several_tokens():
 
 
 def test_everything_is_at_most_40_megabytes():
-    files = [path for part in ("models", "world") for path in (DIRECTORY / part).rglob("*") if path.is_file()]
+    files = [path for part in ("models", "questions") for path in (DIRECTORY / part).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 40e6
 
 
