@@ -9,9 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.prompts import Prompt, Prompts
-from dissect.prompts.records import NOTEBOOK_TEMPLATE, cut_continuation, questions
+from dissect.prompts.records import questions
 from unlearning.common.errors import InputError
 from unlearning.data.chat import chat_format
+from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, cut_continuation
 from unlearning.data.records import Record, read_records
 from unlearning.data.spans import encode_answer
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dissect.models.model import Model
 from dissect.prompts.prompts import Batch, Prompt, Prompts
-from dissect.prompts.records import cut_continuation
 from dissect.scoring.forward import answer_logits
 from dissect.scoring.recovery import answer_logprob, kl_from_base, per_example
 from unlearning.common.errors import InputError
+from unlearning.data.concept_vectors import cut_continuation
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.metrics.text_match import exact_match
 from unlearning.evaluation.metrics.text_similarity import bleu, rouge_l

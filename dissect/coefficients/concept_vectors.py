@@ -14,6 +14,7 @@ import torch
 from dissect.coefficients.neurons import value_vectors, vocabulary_scores
 from dissect.models.model import Model
 from unlearning.common.errors import InputError
+from unlearning.data.concept_vectors import ConceptRecord
 from unlearning.data.records import read_records
 
 TOP_TOKENS = 200
@@ -43,21 +44,11 @@ def read_concepts(path: str | Path) -> tuple[Concept, ...]:
     """
     found = []
     for number, record in enumerate(read_records(path), start=1):
-        place = [record.get(key) for key in ("Layer", "Dim")]
-        if place == [None, None]:
-            continue
-        layer, neuron = place
-        if not (_is_index(layer) and _is_index(neuron)):
-            raise InputError(
-                f"{path}, record {number}: Layer {layer!r} and Dim {neuron!r} name no value vector; give two whole "
-                "numbers, or neither"
-            )
-        found.append(Concept(str(record.get("Concept", number - 1)), int(layer), int(neuron)))  # type: ignore[arg-type]
+        concept = ConceptRecord(record, f"{path}, record {number}")
+        if concept.vector is not None:
+            name = str(number - 1) if concept.name is None else concept.name
+            found.append(Concept(name, *concept.vector))
     return tuple(found)
-
-
-def _is_index(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def concept_vectors(

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Literal
 from transformers import PreTrainedTokenizerBase
 
 from dissect.prompts.notebook import check_in_memory, notebook_prompts
-from dissect.prompts.records import NOTEBOOK_TEMPLATE, Question, cut_continuation, questions
+from dissect.prompts.records import Question, questions
 from unlearning.common.errors import InputError
 from unlearning.data.chat import chat_format
+from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, cut_continuation
 from unlearning.data.records import read_records
 from unlearning.data.spans import encode_answer
 

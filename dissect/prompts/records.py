@@ -6,7 +6,7 @@ from pathlib import Path
 
 from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
-from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, cut_continuation
+from unlearning.data.concept_vectors import ConceptRecord, has_questions, notebook_prompt
 from unlearning.data.question_answer import DEFAULT_TEMPLATE
 from unlearning.data.records import Record
 
@@ -54,7 +54,7 @@ def questions(
         InputError: a record without the fields, an empty answer, rows that do not belong to their questions.
     """
     for number, record in enumerate(records, start=1):
-        if "QA" in record:
+        if has_questions(record):
             yield from _concept_questions(record, path, number, template, chat, verbatim_rows)
             continue
         text = record.get("prompt", record.get("question"))
@@ -95,23 +95,14 @@ def _concept_questions(
     verbatim_rows: bool,
 ) -> Iterator[Question]:
     """The questions of one ConceptVectors record (2406.11614; QA_with_answers is the Dissecting paper's)."""
-    concept = str(record.get("Concept", number - 1))
-    rows, lengths = record.get("QA_with_answers"), record.get("answers_tokens_num")
-    for name, values in (("QA", record["QA"]), ("QA_with_answers", rows), ("answers_tokens_num", lengths)):
-        if values is not None and (not isinstance(values, list) or len(values) != len(record["QA"])):
-            raise InputError(f"{path}, record {number}: {name} is not a list with one entry per question of QA")
-    for index, question in enumerate(record["QA"]):
-        released = NOTEBOOK_TEMPLATE.replace("{question}", question)
-        answer = None
-        if rows is not None:
-            if not rows[index].startswith(released):
-                raise InputError(f"{path}, record {number}, question {index}: QA_with_answers is not question + answer")
-            answer = cut_continuation(rows[index][len(released) :])
+    concept = ConceptRecord(record, f"{path}, record {number}")
+    rows, lengths, answers = concept.questions_with_answers, concept.answer_lengths, concept.answers
+    for index, question in enumerate(concept.questions):
         yield Question(
             id=f"{record.get('id', number - 1)}-{index}",
-            group=concept,
-            prompt=released if template is None and chat is None else _wrap(question, template, chat),
-            answer=answer or None,
+            group=str(number - 1) if concept.name is None else concept.name,
+            prompt=notebook_prompt(question) if template is None and chat is None else _wrap(question, template, chat),
+            answer=(answers[index] or None) if answers else None,
             row=rows[index] if rows is not None and verbatim_rows else None,
             n_answer_tokens=lengths[index] if lengths is not None and verbatim_rows else None,
         )

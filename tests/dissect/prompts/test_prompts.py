@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from dissect import load_prompts
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompts
-from dissect.prompts.records import cut_continuation
 from tests.dissect.helpers import RECORDS, build_model, build_tokenizer, save_records
 from unlearning.common.errors import InputError
+from unlearning.data.concept_vectors import cut_continuation
 
 TOKENIZER = build_tokenizer()
 
@@ -210,21 +210,6 @@ def test_notebook_scoring_takes_rows_and_lengths_from_the_file(tmp_path: Path) -
     (batch,) = prompts.batches(1)
     assert batch.position_ids is None
     assert batch.next_tokens.tolist().count(-1) == 2  # nothing follows the last token of a row
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (" in Oslo.\nQuestion: next", "in Oslo."),
-        ("in Oslo. Question: next?\n Answer:", "in Oslo."),
-        ("\n\n in Oslo ", "in Oslo"),
-        ("Question: only", ""),
-        (" \n ", ""),
-        ("one line", "one line"),
-    ],
-)
-def test_a_continuation_ends_at_its_line_or_at_the_next_question(text: str, expected: str) -> None:
-    assert cut_continuation(text) == expected
 
 
 @torch.no_grad()

@@ -217,13 +217,11 @@ def test_concepts_give_paragraphs_questions_and_halves(tmp_path: Path) -> None:
 def test_a_concept_without_the_part_is_refused(tmp_path: Path) -> None:
     without = {key: value for key, value in CONCEPT.items() if key in ("Concept", "QA")}
     write_json(tmp_path / "conceptvectors" / "a.json", [without])
-    assert "there are no answers (QA_with_answers) to its questions" in refusal("conceptvectors:qa", tmp_path)
-    assert "there is no article under wikipedia_content" in refusal("conceptvectors:wiki", tmp_path)
-    assert "text_completion is not a list of First_half and Second_half" in refusal(
-        "conceptvectors:completion", tmp_path
-    )
+    assert "QA_with_answers" in refusal("conceptvectors:qa", tmp_path)
+    assert "wikipedia_content" in refusal("conceptvectors:wiki", tmp_path)
+    assert "text_completion" in refusal("conceptvectors:completion", tmp_path)
     write_json(tmp_path / "conceptvectors" / "a.json", [{**CONCEPT, "QA_with_answers": ["Question: other", "text"]}])
-    assert "question 0: QA_with_answers is not question + answer" in refusal("conceptvectors:qa", tmp_path)
+    assert "question 0: QA_with_answers" in refusal("conceptvectors:qa", tmp_path)
 
 
 def test_a_concepts_file_by_its_name_gives_the_articles_and_says_so(tmp_path: Path) -> None:

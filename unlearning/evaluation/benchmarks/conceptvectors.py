@@ -15,7 +15,7 @@ import numpy as np
 
 from unlearning.common.errors import InputError
 from unlearning.common.hashing import hash_json
-from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, is_concept
+from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, ConceptRecord, is_concept
 from unlearning.data.records import Record
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.harness import Benchmark, Part, Row, Rows
@@ -101,23 +101,18 @@ def concepts_of(records: Sequence[Record], source: str, *, per_concept: int | No
         if not is_concept(record):
             keys = ", ".join(map(str, record)) or "none"
             raise InputError(f'{where}: needs "Concept" and "QA", as ConceptVectors\' records; its keys are {keys}')
-        halves = [
-            text.get("First_half") if isinstance(text, dict) else None for text in record.get("text_completion") or []
-        ]
+        concept = ConceptRecord(record, where)
         prompts = {
-            QA: _wrapped(record["QA"], NOTEBOOK_TEMPLATE, "{question}", f"{where}, QA"),
-            COMPLETION: _wrapped(halves, COMPLETION_TEMPLATE, "{text}", f"{where}, text_completion's First_half"),
-            UNRELATED: _wrapped(
-                record.get("unrelated_QA") or [], NOTEBOOK_TEMPLATE, "{question}", f"{where}, unrelated_QA"
-            ),
+            QA: _wrapped(concept.questions, NOTEBOOK_TEMPLATE, "{question}", f"{where}, QA"),
+            COMPLETION: _wrapped(concept.first_halves, COMPLETION_TEMPLATE, "{text}", f"{where}, text_completion"),
+            UNRELATED: _wrapped(concept.unrelated_questions, NOTEBOOK_TEMPLATE, "{question}", f"{where}, unrelated_QA"),
         }
-        article = record.get("wikipedia_content")
         found.append(
             Concept(
-                str(record["Concept"]),
+                str(concept.name),
                 {name: texts[:per_concept] for name, texts in prompts.items()},
-                _place(record, where),
-                article if isinstance(article, str) else "",
+                None if concept.vector is None else Place(*concept.vector),
+                concept.article,
             )
         )
     return found
@@ -366,19 +361,7 @@ def _text_metrics(rows: Rows, prefix: str, of: str, seed: int) -> list[Metric]:
     return metrics
 
 
-def _wrapped(texts: Any, template: str, key: str, where: str) -> tuple[str, ...]:
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise InputError(f"{where}: should be a list of texts")
+def _wrapped(texts: Sequence[str], template: str, key: str, where: str) -> tuple[str, ...]:
+    if not all(text.strip() for text in texts):
+        raise InputError(f"{where} must be a list of texts, and one of them is empty; leave it out")
     return tuple(template.replace(key, text) for text in texts)
-
-
-def _place(record: Record, where: str) -> Place | None:
-    layer, dim = (record.get(key) for key in ("Layer", "Dim"))
-    if layer is None and dim is None:
-        return None
-    if not all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in (layer, dim)):
-        raise InputError(
-            f"{where}: Layer {layer!r} and Dim {dim!r} name no value vector; give two whole numbers, or neither"
-        )
-    assert isinstance(layer, int) and isinstance(dim, int)
-    return Place(layer, dim)
