@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-import torch
 
-from dissect.coefficients.neurons import value_vectors, vocabulary_scores
+from dissect.coefficients.neurons import value_vectors
 from dissect.models.model import Model
 from unlearning.common.errors import InputError
 from unlearning.data.concept_vectors import ConceptRecord
 from unlearning.data.records import read_records
-
-TOP_TOKENS = 200
-"""As many of the tokens that a vector promotes are compared."""
+from unlearning.evaluation.metrics.concept_vectors import TOP_TOKENS, readout, vector_change
 
 
 @dataclass(frozen=True)
@@ -60,37 +58,43 @@ def concept_vectors(
         base: what is compared to.
         other: a model of the same shape.
         concepts: see `read_concepts`.
-        top_tokens: most promoted tokens of both that are compared, each model by its own norm and unembedding.
+        top_tokens: number of promoted tokens compared, each model with its own final norm and unembedding.
 
     Returns:
         One row per concept: `concept`, `layer`, `neuron`, `cosine`, `l2` (norm of the difference), `base_norm`,
-        `jaccard` (tokens among both models' top ones, as a share of those among either's), `top_tokens` (how many
-        were compared: at most half of the vocabulary, since all tokens are always the same), and the `promotes` of
-        the base and `promotes_after` of the other model: the first ten, as text.
+        `jaccard_unembed` and `jaccard_norm_unembed` (overlap of the promoted tokens, read with the unembedding alone,
+        as ConceptVectors publishes it, and with the final norm before it), `top_tokens` (how many tokens were
+        compared: at most half of the vocabulary, since all tokens are always the same), and the `promotes` of the
+        base and `promotes_after` of the other model: the first ten tokens, read with the final norm, as text. The
+        measures are those of `unlearning.evaluation.metrics.concept_vectors.vector_change`.
 
     Raises:
         InputError: a concept outside the model, a mixture of experts, a streamed model.
     """
-    rows = []
     for concept in concepts:
         check_place(base, concept)
-        ours, theirs = (value_vectors(model, concept.layer)[concept.neuron].detach() for model in (base, other))
-        theirs = theirs.to(ours.device)
-        scores = [vocabulary_scores(model, vector[None])[0] for model, vector in ((base, ours), (other, theirs))]
-        count = min(top_tokens, max(1, len(scores[0]) // 2))
-        tokens = [one.topk(count).indices.tolist() for one in scores]
-        texts = [[str(base.tokenizer.decode([token])) for token in ids[:10]] for ids in tokens]
-        wide = ours.double(), theirs.double()
+    if not concepts:
+        return pd.DataFrame()
+    readouts = readout(base.hf), readout(other.hf)
+    rows = []
+    for concept in concepts:
+        ours, theirs = (value_vectors(model, concept.layer)[concept.neuron] for model in (base, other))
+        change = vector_change(ours, theirs, readouts, top_tokens=top_tokens)
+        texts = [
+            [str(base.tokenizer.decode([token])) for token in tokens[:10]]
+            for tokens in (change.promoted_norm, change.promoted_norm_after)
+        ]
         rows.append(
             {
                 "concept": concept.name,
                 "layer": concept.layer,
                 "neuron": concept.neuron,
-                "cosine": float(torch.dot(*wide) / (wide[0].norm() * wide[1].norm())),
-                "l2": float((wide[1] - wide[0]).norm()),
-                "base_norm": float(wide[0].norm()),
-                "jaccard": jaccard(*tokens),
-                "top_tokens": count,
+                "cosine": np.nan if change.cosine is None else change.cosine,
+                "l2": change.l2,
+                "base_norm": change.base_norm,
+                "jaccard_unembed": change.jaccard_unembed,
+                "jaccard_norm_unembed": change.jaccard_norm_unembed,
+                "top_tokens": change.n_top,
                 "promotes": texts[0],
                 "promotes_after": texts[1],
             }
@@ -115,8 +119,3 @@ def check_place(model: Model, concept: Concept) -> None:
             f"concept {concept.name!r} is dimension {concept.neuron}, and the MLPs of {model.name} have 0 to "
             f"{width - 1}; its vectors were found in another model: leave them out (--no-concepts)"
         )
-
-
-def jaccard(ours: Sequence[int], theirs: Sequence[int]) -> float:
-    """Size of the intersection of two sets by that of their union."""
-    return len({*ours} & {*theirs}) / len({*ours} | {*theirs})

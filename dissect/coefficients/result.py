@@ -325,11 +325,21 @@ def load_probe(path: str | Path) -> ProbeResult:
         frame=read_frame(path / "results.parquet"),
         layers=layers,
         neurons=neurons,
-        concepts=concepts,
+        concepts=_with_present_names(concepts),
         configuration=record["configuration"],
         provenance={key: record[key] for key in ("command", "base", "unlearned", "control", "data")},
         wall_time_s=record["wall_time_s"],
     )
+
+
+def _with_present_names(concepts: pd.DataFrame) -> pd.DataFrame:
+    """Rename the columns of runs written by earlier versions; a measure that such a run lacks is NaN."""
+    if "jaccard" not in concepts:
+        return concepts
+    place = list(concepts).index("jaccard")
+    concepts = concepts.rename(columns={"jaccard": "jaccard_norm_unembed"})
+    concepts.insert(place, "jaccard_unembed", float("nan"))
+    return concepts
 
 
 def _table(path: Path, name: str) -> pd.DataFrame:

@@ -109,9 +109,11 @@ def _scaling_table(result: "ProbeResult") -> Table:
 
 
 def _concepts_table(result: "ProbeResult") -> Table:
-    table = _table("concept vectors, base and unlearned", "concept", "layer", "neuron", "cosine", "L2", "Jaccard")
+    overlaps = ("Jaccard (unembed)", "Jaccard (norm, unembed)")
+    table = _table("concept vectors, base and unlearned", "concept", "layer", "neuron", "cosine", "L2", *overlaps)
     for _, row in result.concepts.iterrows():
-        numbers = [f"{row[name]:.3f}" for name in ("cosine", "l2", "jaccard")]
+        measures = ("cosine", "l2", "jaccard_unembed", "jaccard_norm_unembed")
+        numbers = [f"{row[name]:.3f}" for name in measures]
         table.add_row(escape(row["concept"]), str(row["layer"]), str(row["neuron"]), *numbers)
     return table
 

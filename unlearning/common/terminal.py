@@ -96,7 +96,10 @@ def run_app(
 
 
 def _flags_of(app: "typer.Typer") -> dict[str, str]:
-    """Return the longest flag of every option of every command, by the option's name in Python."""
+    """Return the longest flag of every option of every command, by the option's name in Python.
+
+    The flag that switches an option off (`--no-vectors`) stands under `name=False`.
+    """
     from typer.main import get_command
 
     flags: dict[str, str] = {}
@@ -107,6 +110,8 @@ def _flags_of(app: "typer.Typer") -> dict[str, str]:
         for parameter in command.params:
             if parameter.name and parameter.opts and parameter.opts[0].startswith("-"):
                 flags.setdefault(parameter.name, max(parameter.opts, key=len))
+                if parameter.secondary_opts:
+                    flags.setdefault(f"{parameter.name}=False", max(parameter.secondary_opts, key=len))
     return flags
 
 

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from dissect import load_probe, zoo
+from tests.command_lines import call_main
 from tests.dissect.cli.helpers import Outcome, World, assert_refused, build_records, call, write_records
+from unlearning.cli import main as unlearn
 
 OTHERS = [
     {"question": "Where is Oslo?", "answer": "by the sea", "id": "o0"},
@@ -128,6 +130,16 @@ def test_concept_vectors_of_the_data_are_compared(world: World, others: Path, tm
     (concept,) = json.loads(outcome.out)["concepts"]
     assert (concept["concept"], concept["layer"], concept["neuron"]) == ("Oslo", 1, 7)
     assert 0.9 < concept["cosine"] < 1
+    evaluated = call_main(
+        unlearn,
+        *("eval", "conceptvectors", "--base", world.base, "--model", world.unlearned, "--concepts", data),
+        *("--max-new-tokens", "1", "--out", tmp_path / "evaluated", "--json"),
+    )
+    assert evaluated.code == 0, evaluated.err
+    metrics = json.loads(evaluated.out)["metrics"]
+    shared = ("cosine", "l2", "jaccard_unembed", "jaccard_norm_unembed")
+    assert {name: concept[name] for name in shared} == {name: metrics[f"vector_{name}"]["value"] for name in shared}
+    assert concept["jaccard_unembed"] != concept["jaccard_norm_unembed"]
     data.write_text(json.dumps([record | {"unrelated_QA": ["born"]}]))  # room for the 30 tokens that are its answer
     short = ["--template", "{question}", "--control", "none", "--json"]
     own = call(*arguments(world, None, tmp_path / "own", *short, data=data))

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from dissect.coefficients.concept_vectors import Concept, concept_vectors, jaccard, read_concepts
+from dissect.coefficients.concept_vectors import Concept, concept_vectors, read_concepts
+from dissect.coefficients.neurons import value_vectors, vocabulary_scores
 from dissect.models.model import Model
 from tests.dissect.helpers import assert_close, build_model, build_tokenizer, decoder_blocks
 from unlearning.common.errors import InputError
+from unlearning.evaluation.metrics.concept_vectors import readout
 
 RELEASED = Path("/work/shared/data/conceptvectors/llama2-7b_concepts_test_30tokens_answers.json")
 
@@ -23,12 +25,6 @@ def write(folder: Path, records: list[dict[str, Any]]) -> Path:
 
 def two_models(family: str = "llama") -> list[Model]:
     return [Model.wrap(build_model(family), build_tokenizer(), name=name) for name in ("base", "unlearned")]
-
-
-def test_jaccard_is_worked_out_by_hand() -> None:
-    assert jaccard([1, 2, 3], [3, 2, 5]) == 2 / 4
-    assert jaccard([1], [2]) == 0
-    assert jaccard([4, 2], [2, 4]) == 1
 
 
 def test_concept_vectors_are_worked_out_by_hand() -> None:
@@ -49,7 +45,8 @@ def test_concept_vectors_are_worked_out_by_hand() -> None:
     assert_close(frame["l2"].to_numpy(), torch.tensor([2 * norm, 2 * other, 0]), atol=1e-4)
     assert_close(frame["base_norm"].to_numpy()[:2], torch.tensor([norm, other]), atol=1e-4)
     # Turned around, a vector promotes what it demoted: with half of the vocabulary compared nothing is shared.
-    assert list(frame["jaccard"]) == [0, 1, 1]
+    assert list(frame["jaccard_norm_unembed"]) == [0, 1, 1]
+    assert list(frame["jaccard_unembed"]) == [0, 1, 1]
     assert set(frame["top_tokens"]) == {384 // 2}
     assert frame["promotes"][1] == frame["promotes_after"][1]
     before, after = (set(frame[column][0]) - {"\ufffd", ""} for column in ("promotes", "promotes_after"))  # not bytes
@@ -57,6 +54,24 @@ def test_concept_vectors_are_worked_out_by_hand() -> None:
     assert not before & after
     fewer = concept_vectors(base, unlearned, [Concept("turned", 1, 7)], top_tokens=5)
     assert list(fewer["top_tokens"]) == [5]
+
+
+@pytest.mark.parametrize("family", "llama gpt2 neox gemma2 olmo olmo2 phi3 opt bloom falcon gptj".split())
+def test_norm_unembed_reads_vectors_as_neurons_are_read(family: str) -> None:
+    # The final norm that one forward pass finds is the one of TransformerLens' adapter.
+    model = two_models(family)[0]
+    vector = value_vectors(model, 1)[5].detach()
+    theirs = vocabulary_scores(model, vector[None])[0]
+    assert_close(readout(model.hf).scores(vector, norm=True), theirs.detach(), atol=1e-3)
+
+
+def test_zero_vector_has_no_cosine() -> None:
+    base, unlearned = two_models()
+    with torch.no_grad():
+        decoder_blocks(unlearned.hf)[1].get_submodule("mlp.down_proj").get_parameter("weight")[:, 7] = 0
+    frame = concept_vectors(base, unlearned, [Concept("gone", 1, 7)])
+    assert frame["cosine"].isna().all()
+    assert frame["l2"][0] == frame["base_norm"][0] > 0
 
 
 def test_released_file_names_its_concepts() -> None:

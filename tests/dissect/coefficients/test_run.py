@@ -227,6 +227,12 @@ def test_run_is_written_loaded_and_drawn_again(tmp_path: Path, monkeypatch: pyte
     again = run_probe(pair, tmp_path, out=out, concepts=concepts)
     assert plain(again.summary()) == plain(loaded.summary())  # null for NaN, which equals nothing
     assert json.loads((out / "summary.json").read_text())["concepts"][0]["concept"] == "x"
+    old = probed.concepts.drop(columns="jaccard_unembed").rename(columns={"jaccard_norm_unembed": "jaccard"})
+    old.to_parquet(out / "concepts.parquet")  # as earlier versions wrote it
+    reread = load_probe(out).concepts
+    assert list(reread) == list(probed.concepts)
+    assert list(reread["jaccard_norm_unembed"]) == list(probed.concepts["jaccard_norm_unembed"])
+    assert reread["jaccard_unembed"].isna().all()
     exported = loaded.save_figures(out)
     names = {path.name for path in exported.paths}
     assert names == {f"{name}.{kind}" for name in ("neurons", "layers", "scaling") for kind in ("html", "csv")}

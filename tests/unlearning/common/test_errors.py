@@ -9,6 +9,13 @@ def test_arguments_in_backticks_become_flags_and_others_keep_their_name() -> Non
     assert shown == "--batch-size must be at least 1, got 0; see learning_rate and `a b`"
 
 
+def test_an_argument_that_is_switched_off_becomes_its_flag() -> None:
+    flags = {"vectors": "--vectors", "vectors=False": "--no-vectors"}
+    assert with_flags("leave `vectors` out (`vectors=False`, `x=False`)", flags) == (
+        "leave --vectors out (--no-vectors, x=False)"
+    )
+
+
 def test_a_number_below_its_minimum_is_refused_by_name() -> None:
     check_at_least("seed", 0, 0)
     with pytest.raises(InputError, match="`seed`.*0.*-1"):

@@ -14,7 +14,10 @@ app = typer.Typer()
 def train(
     batch_size: Annotated[int, typer.Option(help="Sequences at a time.")] = 4,
     control: Annotated[str, typer.Option(help="The control.")] = "none",
+    shuffle: Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="Shuffle the sequences.")] = False,
 ) -> None:
+    if shuffle:
+        raise InputError("batches are in order (`shuffle=False`)")
     if batch_size < 1:
         raise InputError(f"`batch_size` must be at least 1, got {batch_size}; leave `learning_rate` as it is")
     warnings.warn("`control` is small", stacklevel=1)
@@ -38,6 +41,11 @@ def test_errors_name_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "--batch-size", "0") == 2
     error = capsys.readouterr().err
     assert error == "tool: --batch-size must be at least 1, got 0; leave learning_rate as it is\n"
+
+
+def test_errors_name_the_flag_that_switches_an_option_off(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", "--shuffle") == 2
+    assert "(--no-shuffle)" in capsys.readouterr().err
 
 
 def test_warnings_name_flags(capsys: pytest.CaptureFixture[str]) -> None:

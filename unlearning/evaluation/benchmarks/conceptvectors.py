@@ -19,20 +19,16 @@ from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, ConceptRecord, is
 from unlearning.data.records import Record
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.harness import Benchmark, Part, Row, Rows
-from unlearning.evaluation.metrics.concept_vectors import (
-    Place,
-    article_tokens,
-    check_place,
-    down_projections,
-    noised,
-    value_vector,
-    vector_change,
-)
+from unlearning.evaluation.metrics.concept_vectors import Readout, article_tokens, readout, vector_change
 from unlearning.evaluation.metrics.text_similarity import bleu, rouge_l
+from unlearning.evaluation.metrics.value_vectors import Place, check_place, down_projections, noised, value_vector
 from unlearning.evaluation.statistics import Direction, Metric, Resampled, Sample, combine
 from unlearning.evaluation.subject import Subject
 
 COMPLETION_TEMPLATE = "Please complete the following paragraph: {text}"
+
+_OLD_COLUMNS = {"jaccard": "jaccard_unembed"}
+"""Columns of runs written by earlier versions, with their present names."""
 
 QA, COMPLETION, UNRELATED, VECTORS = "qa", "completion", "unrelated", "vectors"
 TARGET = (QA, COMPLETION)
@@ -165,7 +161,8 @@ def prepare(
         return _text_rows(concepts, asked, texts, vanilla.texts(prompts, max_new_tokens))
 
     def score_vectors(places: Sequence[int]) -> list[Row]:
-        return [_vector_row(placed[place], vanilla.subject, subject) for place in places]
+        readouts = readout(vanilla.subject.model), readout(subject.model)
+        return [_vector_row(placed[place], vanilla.subject, subject, readouts) for place in places]
 
     def score_noise(scale: float, places: Sequence[int]) -> list[Row]:
         return _noise_rows(vanilla, concepts, [flat[place] for place in places], scale, max_new_tokens, seed)
@@ -250,16 +247,23 @@ def _text_rows(
     ]
 
 
-def _vector_row(concept: Concept, vanilla: Subject, subject: Subject) -> Row:
-    assert concept.place is not None
-    change = vector_change(
-        vanilla.model,
-        subject.model,
-        vanilla.tokenizer,
-        concept.place,
-        article=article_tokens(vanilla.tokenizer, concept.article),
-    )
-    return {"id": concept.name, "group": concept.name, **asdict(concept.place), **asdict(change)}
+def _vector_row(concept: Concept, vanilla: Subject, subject: Subject, readouts: tuple[Readout, Readout]) -> Row:
+    place = concept.place
+    assert place is not None
+    before, after = (value_vector(down_projections(each.model)[place.layer], place.dim) for each in (vanilla, subject))
+    article = article_tokens(vanilla.tokenizer, concept.article)
+    change = asdict(vector_change(before, after, readouts, article=article))
+    promoted = {
+        "promotes_unembed": change.pop("promoted"),
+        "promotes_unembed_after": change.pop("promoted_after"),
+        "promotes_norm_unembed": change.pop("promoted_norm"),
+        "promotes_norm_unembed_after": change.pop("promoted_norm_after"),
+    }
+    texts = {
+        name: " | ".join(str(vanilla.tokenizer.decode([token])) for token in tokens[:10])
+        for name, tokens in promoted.items()
+    }
+    return {"id": concept.name, "group": concept.name, **asdict(place), **change, **texts}
 
 
 def _noise_rows(
@@ -299,7 +303,16 @@ def _vector_metrics(rows: Rows, *, vectors: bool, seed: int) -> list[Metric]:
     described: dict[str, tuple[Direction, str]] = {
         "cosine": ("lower is better", "mean cosine of the concepts' value vectors with the vanilla model's, at most 1"),
         "l2": ("higher is better", "mean distance of the concepts' value vectors from the vanilla model's"),
-        "jaccard": ("lower is better", "mean overlap of the tokens that the vectors promote most, 0 to 1"),
+        "jaccard_unembed": (
+            "lower is better",
+            "mean Jaccard overlap of the 200 tokens that the vectors promote most, read with the unembedding alone "
+            "(as published), 0 to 1",
+        ),
+        "jaccard_norm_unembed": (
+            "lower is better",
+            "mean Jaccard overlap of the 200 tokens that the vectors promote most, read with the final norm and the "
+            "unembedding, 0 to 1",
+        ),
         "preciser": (
             "lower is better",
             "promoted tokens that are in the concept's article, now by before; may exceed 1",
@@ -311,9 +324,14 @@ def _vector_metrics(rows: Rows, *, vectors: bool, seed: int) -> list[Metric]:
     }
     names = {"preciser": "preciser_jaccard", "related": "related_token_rate"}
     reason = "left out by --no-vectors" if not vectors else "no record names its vector (Layer and Dim)"
+    rows = rows.rename(columns=_OLD_COLUMNS)
     sample = None if rows.empty else Sample("concepts", rows["group"].tolist(), seed=seed)
     metrics = []
     for column, (direction, meaning) in described.items():
+        if sample is not None and column not in rows:
+            earlier = "the run was written by an earlier version; evaluate again into another directory"
+            metrics.append(Metric(f"vector_{column}", None, direction, meaning, earlier))
+            continue
         estimate = None if sample is None else sample.mean(rows[column].to_numpy(np.float64))
         missing = None
         if estimate is None:

@@ -11,12 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -32,17 +26,9 @@ from unlearning.evaluation.benchmarks import conceptvectors as benchmark
 from unlearning.evaluation.benchmarks.conceptvectors import Concept, Vanilla, concepts_of
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.harness import Evaluation, evaluate
-from unlearning.evaluation.metrics.concept_vectors import (
-    Place,
-    article_tokens,
-    down_projections,
-    jaccard,
-    noised,
-    value_vector,
-    vector_change,
-)
 from unlearning.evaluation.metrics.stop_words import STOP_WORDS
 from unlearning.evaluation.metrics.text_similarity import bleu, rouge_l
+from unlearning.evaluation.metrics.value_vectors import Place
 from unlearning.evaluation.subject import Subject
 
 RECORDS: list[dict[str, Any]] = [
@@ -116,99 +102,15 @@ def test_vectors_are_compared_as_the_paper_says(vanilla: Subject, unlearned: Sub
             and text.lower() not in STOP_WORDS
         }
         assert row["n_top"] == 192 == len(p)
-        assert row["jaccard"] == pytest.approx(len(p & q) / len(p | q))
+        assert row["jaccard_unembed"] == pytest.approx(len(p & q) / len(p | q))
+        p_norm, q_norm = (
+            set(slow_top(subject.model, subject.model.model.norm(vector[None].float())[0]))
+            for subject, vector in ((vanilla, v), (unlearned, w))
+        )
+        assert row["jaccard_norm_unembed"] == pytest.approx(len(p_norm & q_norm) / len(p_norm | q_norm))
         assert row["preciser"] == pytest.approx(len(q & words) / len(p & words))
         assert row["related"] == pytest.approx(len(p & q & words) / len(p & words))
-        assert row["promotes"].startswith(vanilla.tokenizer.decode([slow_top(vanilla.model, v)[0]]))
-
-
-def test_the_unlearned_vector_is_read_by_the_unlearned_head(vanilla: Subject) -> None:
-    # Only the head differs: turned around, it promotes what the vanilla head promotes least.
-    model = build_tiny_llama()
-    with torch.no_grad():
-        model.lm_head.weight *= -1
-    change = vector_change(vanilla.model, model, vanilla.tokenizer, Place(0, 3))
-    assert change.cosine == pytest.approx(1) and change.l2 == 0
-    assert change.jaccard == 0
-    assert change.preciser is None and change.related is None  # no article
-
-
-def test_cosine_is_clipped_and_a_vector_that_is_zero_has_none(vanilla: Subject) -> None:
-    same = vector_change(vanilla.model, vanilla.model, vanilla.tokenizer, Place(1, 2))
-    assert same.cosine is not None and 1 - 1e-12 <= same.cosine <= 1 and same.jaccard == 1
-    model = build_tiny_llama()
-    value_vector(down_projections(model)[1], 2).zero_()
-    gone = vector_change(vanilla.model, model, vanilla.tokenizer, Place(1, 2))
-    assert gone.cosine is None and gone.l2 == pytest.approx(same.vanilla_norm)
-
-
-def test_jaccard_by_hand() -> None:
-    assert jaccard(frozenset({1, 2, 3}), frozenset({2, 3, 4, 5})) == pytest.approx(2 / 5)
-    assert jaccard(frozenset(), frozenset()) == 1
-
-
-def test_article_tokens_are_without_stop_words_and_punctuation(tokenizer: PreTrainedTokenizerFast) -> None:
-    found = article_tokens(tokenizer, "Oslo and the, Oslo! THEN Lima.")
-    whole = {*tokenizer("Oslo")["input_ids"], *tokenizer(" Oslo")["input_ids"], *tokenizer(" Lima")["input_ids"]}
-    assert found == {token for token in whole if tokenizer.decode([token]).strip()}
-    assert article_tokens(tokenizer, "") == article_tokens(tokenizer, "the and, of!") == frozenset()
-
-
-@pytest.mark.parametrize(
-    ("build", "path"),
-    [
-        (lambda: build_tiny_llama(), "mlp.down_proj"),
-        (
-            lambda: GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=16)),
-            "mlp.c_proj",
-        ),
-        (
-            lambda: GPTNeoXForCausalLM(
-                GPTNeoXConfig(
-                    vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48
-                )
-            ),
-            "mlp.dense_4h_to_h",
-        ),
-    ],
-)
-def test_down_projections_are_found_by_their_shape(build: Any, path: str) -> None:
-    model = build()
-    found = down_projections(model)
-    assert len(found) == 2
-    names = {id(module): name for name, module in model.named_modules()}
-    assert all(names[id(module)].endswith(f"{layer}.{path}") for layer, module in enumerate(found))
-    # Writing to a value vector changes what one unit of the coefficient adds.
-    module = found[0]
-    width = module.weight.numel() // 16 if path != "mlp.down_proj" else 64
-    unit = torch.zeros(1, width)
-    unit[0, 5] = 1
-    with torch.no_grad():
-        before = module(unit)
-        value_vector(module, 5).add_(1)
-        assert torch.allclose(module(unit), before + 1)
-
-
-def test_down_projections_of_an_mlp_as_wide_as_the_stream_are_found_by_name() -> None:
-    model = build_tiny_llama()
-    config = model.config
-    config.intermediate_size = 32
-    square = type(model)(config)
-    assert down_projections(square) == [layer.mlp.down_proj for layer in square.model.layers]
-
-
-def test_a_mixture_of_experts_is_refused() -> None:
-    config = MixtralConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=2,
-    )
-    with pytest.raises(InputError, match="--no-vectors"):
-        down_projections(MixtralForCausalLM(config))
+        assert row["promotes_unembed"].startswith(vanilla.tokenizer.decode([slow_top(vanilla.model, v)[0]]))
 
 
 def test_texts_are_compared_with_the_vanilla_models_own(
@@ -251,6 +153,15 @@ def test_summary_means_and_differences_by_hand(found: Evaluation) -> None:
     assert value["vector_related_token_rate"] == pytest.approx(vectors["related"].astype(float).mean())
 
 
+def test_rows_of_earlier_versions_are_read(found: Evaluation) -> None:
+    old = found.rows.drop(columns="jaccard_norm_unembed").rename(columns={"jaccard_unembed": "jaccard"})
+    metrics = {metric.name: metric for metric in benchmark._metrics(old, (), vectors=True, seed=0)}
+    now = metrics["vector_jaccard_unembed"].estimate
+    assert now is not None and now.value == found["vector_jaccard_unembed"]
+    missing = metrics["vector_jaccard_norm_unembed"]
+    assert missing.estimate is None and missing.reason
+
+
 def test_concepts_are_drawn_whole(found: Evaluation) -> None:
     rows = found.rows.copy()
     # Every prompt of a concept scores alike: with 3 concepts, a draw's mean is one of a few values.
@@ -264,25 +175,8 @@ def test_concepts_are_drawn_whole(found: Evaluation) -> None:
 
 def test_the_vanilla_model_against_itself_has_lost_nothing(vanilla: Subject) -> None:
     found = run(vanilla, vanilla)
-    assert found["vector_jaccard"] == found["vector_preciser_jaccard"] == found["target_bleu"] == 1
+    assert found["vector_jaccard_unembed"] == found["vector_preciser_jaccard"] == found["target_bleu"] == 1
     assert found["vector_l2"] == found["difference_rouge_l"] == 0
-
-
-def test_noise_is_gone_bit_for_bit_even_after_an_error(vanilla: Subject) -> None:
-    before = content_hash(vanilla.model, name="vanilla")
-    vector = value_vector(down_projections(vanilla.model)[1], 5)
-    clean = vector.clone()
-
-    def fail() -> None:
-        with noised(vector, scale=0.1, seed=[0, 1]):
-            noise = vector - clean
-            raise KeyError(float(noise.std()))
-
-    with pytest.raises(KeyError) as error:
-        fail()
-    assert 0.05 < error.value.args[0] < 0.2
-    assert torch.equal(vector, clean)
-    assert content_hash(vanilla.model, name="vanilla") == before
 
 
 def test_noise_starts_from_clean_weights_for_every_concept(vanilla: Subject, unlearned: Subject) -> None:
@@ -303,23 +197,11 @@ def test_noise_starts_from_clean_weights_for_every_concept(vanilla: Subject, unl
     assert found["noise_8_unrelated_bleu"] == pytest.approx(loud[loud["kind"] == "unrelated"]["bleu"].mean())
 
 
-def test_noise_is_that_of_its_scale() -> None:
-    vector = torch.zeros(20_000)
-    with noised(vector, scale=0.1, seed=[3]):
-        first = vector.clone()
-        assert float(first.std()) == pytest.approx(0.1, rel=0.03) and abs(float(first.mean())) < 0.005
-    with noised(vector, scale=0.1, seed=[3]):
-        assert torch.equal(vector, first)
-    with noised(vector, scale=0.1, seed=[4]):
-        assert not torch.equal(vector, first)
-
-
 def test_records_without_layer_and_dim_leave_the_vectors_out_by_name(vanilla: Subject, unlearned: Subject) -> None:
     bare = [{key: value for key, value in record.items() if key not in ("Layer", "Dim")} for record in RECORDS[:1]]
     left_out = run(unlearned, vanilla, concepts=concepts_of(bare, "bare")).summary()["left_out"]
-    assert set(left_out) == {
-        f"vector_{name}" for name in ("cosine", "l2", "jaccard", "preciser_jaccard", "related_token_rate")
-    }
+    measures = ("cosine", "l2", "jaccard_unembed", "jaccard_norm_unembed", "preciser_jaccard", "related_token_rate")
+    assert set(left_out) == {f"vector_{name}" for name in measures}
     assert "Layer and Dim" in left_out["vector_cosine"]
     assert (
         "--no-vectors"
@@ -401,9 +283,9 @@ def test_the_released_file_is_read() -> None:
 
 def test_the_released_layers_are_refused_by_a_small_model_in_one_line(vanilla: Subject, unlearned: Subject) -> None:
     far = concepts_of([{**RECORDS[0], "Layer": 19, "Dim": 3279}], "released")
-    with pytest.raises(InputError, match=r"is in layer 19, and vanilla has layers 0 to 1.*--no-vectors"):
+    with pytest.raises(InputError, match=r"layer.*at most 1 in vanilla, got 19.*`vectors=False`"):
         run(unlearned, vanilla, concepts=far)
-    with pytest.raises(InputError, match=r"is dimension 3279, and the MLPs of vanilla have 0 to 63.*--no-vectors"):
+    with pytest.raises(InputError, match=r"dimension.*at most 63.*vanilla, got 3279.*`vectors=False`"):
         run(unlearned, vanilla, concepts=concepts_of([{**RECORDS[0], "Dim": 3279}], "released"))
 
 
@@ -416,7 +298,9 @@ def test_the_command_measures_and_writes(model_dir: Path, tmp_path: Path) -> Non
     assert outcome.code == 0, outcome.err
     summary = json.loads(outcome.out)
     assert summary["rows"] == {"qa": 2, "completion": 2, "unrelated": 2, "vectors": 2, "noise-0": 6, "noise-0.1": 6}
-    assert summary["metrics"]["vector_jaccard"]["value"] == summary["metrics"]["noise_0_target_bleu"]["value"] == 1
+    assert (
+        summary["metrics"]["vector_jaccard_unembed"]["value"] == summary["metrics"]["noise_0_target_bleu"]["value"] == 1
+    )
     assert (tmp_path / "run" / "results.parquet").is_file()
 
 
