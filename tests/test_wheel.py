@@ -53,7 +53,11 @@ def test_wheel_runs_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
         done = subprocess.run(
-            [str(home / "bin" / command[0]), *command[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True
+            [str(home / "bin" / command[0]), *command[1:]],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

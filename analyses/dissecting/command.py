@@ -153,7 +153,7 @@ def evenly_spaced(prompts: "Prompts", limit: int | None) -> "Prompts":
 
 
 @app.command(epilog=_EXAMPLES)
-def main(
+def command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Runs, tables and figures.")] = Path("runs/dissecting"),
     builtin: Annotated[bool, typer.Option("--builtin/--no-builtin", help="The pairs that come with it.")] = True,
     tofu: Annotated[Path | None, typer.Option(metavar="DIR", help="Output of analyses.tofu_pair.")] = None,
@@ -214,10 +214,6 @@ def main(
         sys.stdout.writelines(f"{path}\n" for path in (out / "findings.csv", out / "table.md", *exported.paths))
 
 
-def command_line(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the analysis; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
     run_app(app, "python -m analyses.dissecting", arguments, interrupted="run the same command again to go on")
-
-
-if __name__ == "__main__":
-    command_line()

@@ -307,7 +307,3 @@ def command(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
     run_app(app, "python -m analyses.muse_runs", arguments, interrupted="run the same command again to go on")
-
-
-if __name__ == "__main__":
-    main()

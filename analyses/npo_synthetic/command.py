@@ -262,7 +262,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-if __name__ == "__main__":
-    main()

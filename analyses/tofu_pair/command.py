@@ -247,7 +247,3 @@ def _signed(value: float | None) -> str:
 
 def _window(results: dict[str, "SweepResult"]) -> int:
     return int(next(iter(results.values())).configuration["windows"][0])
-
-
-if __name__ == "__main__":
-    main()

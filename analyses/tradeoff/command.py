@@ -327,7 +327,3 @@ def _seeds(text: str) -> list[int]:
     except ValueError:
         raise InputError(f"--seeds {text}: write numbers, as 0,1,2") from None
     return list(dict.fromkeys(seeds))
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.dissecting.command import command_line, evenly_spaced, read_pairs
+from analyses.dissecting.command import evenly_spaced, main, read_pairs
 from analyses.dissecting.report import PairOf, paper_average
 from dissect import load_behave, load_decompose, load_probe, load_result
 from dissect.prompts.prompts import Prompt, Prompts
@@ -47,7 +47,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(*arguments: str | Path) -> int:
     """The exit code of the command."""
     try:
-        command_line([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments])
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
