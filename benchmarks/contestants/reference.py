@@ -6,7 +6,7 @@ from benchmarks.contestants import Krs, Run, batch_by_batch, krs_table
 from dissect.engine import find_engine
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import InMemory
-from dissect.interventions.donors import own
+from dissect.interventions.donors import own_activations
 from dissect.interventions.intervention import Intervention
 from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Batch
@@ -20,7 +20,7 @@ def prepare(pair: ModelPair, interventions: Sequence[Intervention]) -> Run:
 def engine_run(name: str, pair: ModelPair, interventions: Sequence[Intervention], chunk: Chunk) -> Run:
     """The sweep of one of this toolkit's engines: one pass per batch, as `patch` plans it where memory is ample."""
     sweep = find_engine(name)
-    layers, donor = InMemory([pair.base, pair.unlearned]), own(pair.base)
+    layers, donor = InMemory([pair.base, pair.unlearned]), own_activations(pair.base)
 
     @batch_by_batch
     def run(batch: Batch) -> Krs:

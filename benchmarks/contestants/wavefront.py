@@ -6,7 +6,7 @@ from benchmarks.case import Case
 from benchmarks.contestants import Krs, Run
 from benchmarks.contestants.reference import engine_run
 from dissect.engine.chunk import Chunk
-from dissect.engine.costs import costs_of, walk_flops
+from dissect.engine.costs import costs_of, pass_flops
 from dissect.engine.plan import measure_chunk
 from dissect.engine.schedule import make_schedule
 from dissect.interventions.intervention import Intervention
@@ -32,7 +32,7 @@ def planned_flops(case: Case) -> int:
     """Operations of the sweep, counted from its schedule."""
     costs = costs_of(case.pair.base)
     schedule = make_schedule(case.interventions, case.pair.n_layers)
-    return sum(walk_flops(schedule, costs, batch, n_targets=1) for batch in _as_planned(case.batches))
+    return sum(pass_flops(schedule, costs, batch, n_targets=1) for batch in _as_planned(case.batches))
 
 
 def _as_planned(batches: Sequence[Batch]) -> list[Batch]:

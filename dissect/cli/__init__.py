@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import typer
 
 from dissect.cli import behave, decompose, models, patch, plot, probe, restore, verdict
-from dissect.runtime.processes import first_speaks
+from dissect.runtime.processes import silence_other_processes
 from unlearning.common.terminal import run_app
 
 # \b keeps the lines that follow as they are.
@@ -44,7 +44,7 @@ for name, module in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
-    with first_speaks():
+    with silence_other_processes():
         run_app(
             app,
             "dissect",

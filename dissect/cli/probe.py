@@ -19,7 +19,7 @@ from dissect.cli.loading import (
     open_pair,
     short_name,
 )
-from dissect.runtime.processes import ALONE, joined
+from dissect.runtime.processes import ALONE, join_processes
 from unlearning.common.errors import InputError
 from unlearning.common.terminal import write_json
 
@@ -75,7 +75,7 @@ def command(
     if unrelated is not None:
         find_data(unrelated, base)
     loading = ModelOptions(device, dtype, False, None, allow_pickle, trust_remote_code, quiet)
-    with joined(device=device) as processes:
+    with join_processes(device=device) as processes:
         if processes.count > 1:
             raise InputError("dissect probe runs in one process; start it without torchrun")
     from dissect.behaviour.prompts import Reading, Sources

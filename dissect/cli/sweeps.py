@@ -18,7 +18,7 @@ from dissect.cli.loading import (
     open_prompts,
     short_name,
 )
-from dissect.runtime.processes import joined
+from dissect.runtime.processes import join_processes
 from unlearning.common.errors import InputError
 from unlearning.common.terminal import write_json
 
@@ -90,7 +90,7 @@ def run(request: Request, settings: "Settings") -> None:
         raise InputError(f"--chunk-tokens {settings.chunk_tokens}: at least 1")
     formats = figure_formats(request.formats)
     data = find_data(request.data, request.base)
-    with joined(device=request.loading.device) as processes:
+    with join_processes(device=request.loading.device) as processes:
         pair = open_pair(request.base, request.unlearned, request.loading, processes)
         prompts = open_prompts(data, pair, request.asking)
         from dissect.sweeps.run import plan_layer_sweep, run_layer_sweep

@@ -1,8 +1,8 @@
-"""How interventions are run.
+"""Run interventions on a model.
 
-An engine is a function `(layers, batches, interventions, donor, chunk, advance) -> Iterator[list[Sweep]]`: for each
-batch one sweep of each target. Engines differ in speed, never in numbers: what scores them reads only the logits at the
-scored positions.
+An engine is a function `(layers, batches, interventions, donor, chunk, advance) -> Iterator[list[Sweep]]` that yields,
+for each batch, one sweep of each target. Engines differ in speed, never in numbers: scoring reads only the logits at
+the scored positions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +27,13 @@ ENGINES = ("wavefront", "reference")
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """The logits of one batch under every intervention, at its scored positions, in float32 or wider.
+    """Logits of one batch under every intervention, at the batch's scored positions, in float32 or wider.
 
     Attributes:
-        base: the base model's.
-        target: the target's, before any intervention.
-        intervened: the target's under each intervention, in the order they were given, made when asked for.
+        base: Logits of the base model.
+        target: Logits of the target without any intervention.
+        intervened: Logits of the target under each intervention, in the order of the interventions; computed when the
+            iterator is advanced.
     """
 
     base: Float[Tensor, "scored vocab"]
@@ -41,7 +42,7 @@ class Sweep:
 
 
 Advance = Callable[[float], None]
-"""Told which further share of all work is done."""
+"""Called with the share of all work, between 0 and 1, that was finished since the last call."""
 
 Engine = Callable[
     ["Layers", "Sequence[Batch]", "Sequence[Intervention]", "Donor", "Chunk", Advance],
@@ -50,15 +51,20 @@ Engine = Callable[
 
 
 def targets_of(models: "Sequence[Model]", donor: "Donor") -> "Sequence[Model]":
-    """The targets among a sweep's models: base first, then the donor's where it is another one, then the targets."""
+    """Return the targets among a sweep's models.
+
+    Args:
+        models: The base, then the donor's model if it is not the base, then the targets.
+        donor: Source of the activations.
+    """
     return models[1:] if donor.model is models[0] else models[2:]
 
 
 def find_engine(name: str) -> Engine:
-    """The engine of that name.
+    """Return the engine with a name.
 
     Raises:
-        InputError: there is none.
+        InputError: There is no engine with this name.
     """
     if name == "wavefront":
         from dissect.engine import wavefront
@@ -68,4 +74,4 @@ def find_engine(name: str) -> Engine:
         from dissect.engine import reference
 
         return reference.sweep
-    raise InputError(f"--engine {name}: unknown; there are {' and '.join(ENGINES)}")
+    raise InputError(f"`engine` must be one of {', '.join(ENGINES)}, got {name!r}")

@@ -1,4 +1,4 @@
-"""How much goes through a block at once."""
+"""Choose how many tokens go through a block at once, and shrink that number when memory runs out."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,49 +13,61 @@ R = TypeVar("R")
 
 @dataclass(eq=False)
 class Chunk:
-    """How many tokens go through a block at once; halved when memory does not suffice.
+    """Number of tokens that go through a block at once; halved when memory runs out.
 
     Attributes:
-        tokens: the size, a measured choice: small ones waste the machine's parallelism, large ones its caches.
+        tokens: The number, usually measured by `measure_chunk`: small chunks leave the processor's parallelism unused,
+            large ones exceed its caches.
     """
 
     tokens: int
 
     def run(self, items: Sequence[T], tokens_each: int, run: Callable[[Sequence[T]], R]) -> Iterator[R]:
-        """Run about as many items at a time as make a chunk, at least one; yields what each time gave.
+        """Run items in groups of about one chunk, at least one item at a time.
+
+        Args:
+            items: Items to run, in order.
+            tokens_each: Number of tokens of one item.
+            run: Function that runs a group of items.
+
+        Yields:
+            The result of each group.
 
         Raises:
-            RuntimeError: even one does not fit into memory, or something else went wrong.
+            RuntimeError: One item alone does not fit into memory, or `run` failed for another reason.
 
         Warns:
-            UserWarning: memory did not suffice, and it goes on with smaller chunks.
+            UserWarning: Memory ran out; the remaining items are run in smaller groups.
         """
         done = 0
         while done < len(items):
-            some = items[done : done + self.holds(tokens_each)]
+            group = items[done : done + self.n_items(tokens_each)]
             try:
-                result = run(some)
+                result = run(group)
             except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-                if len(some) == 1 or not is_out_of_memory(error):
+                if len(group) == 1 or not is_out_of_memory(error):
                     raise
             else:
-                done += len(some)
+                done += len(group)
                 yield result
                 continue
-            self.shrink((len(some) // 2) * tokens_each)
+            self.shrink((len(group) // 2) * tokens_each)
 
-    def holds(self, tokens_each: int) -> int:
-        """How many items come nearest to a chunk: at most half more than it, since a small rest costs more."""
+    def n_items(self, tokens_each: int) -> int:
+        """Return the number of items nearest to one chunk, at least 1; up to half more than a chunk.
+
+        A small remainder would cost more than a chunk that is somewhat too large.
+        """
         return max(1, round(self.tokens / tokens_each))
 
     def shrink(self, tokens: int) -> None:
-        """Go on with smaller chunks, and say so."""
+        """Set a smaller size, free cached memory, and warn."""
         self.tokens = tokens
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(f"out of memory: going on with chunks of {self.tokens} tokens", stacklevel=3)
+        warnings.warn(f"out of memory: continuing with chunks of {self.tokens} tokens", stacklevel=3)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory did not suffice."""
+    """Return True if an exception reports that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

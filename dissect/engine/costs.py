@@ -90,7 +90,7 @@ def _weights(module: nn.Module | None, *, share_of_experts: float = 1.0) -> int:
     return round(sum(p.numel() * (share_of_experts if p.dim() == 3 else 1) for p in sizes))
 
 
-def walk_flops(schedule: Schedule, costs: ModelCosts, batch: Batch, n_targets: int, *, n_sources: int = 1) -> int:
+def pass_flops(schedule: Schedule, costs: ModelCosts, batch: Batch, n_targets: int, *, n_sources: int = 1) -> int:
     """Operations of one walk over the layers with one batch: the base, every target, and their logits.
 
     Args:
@@ -133,12 +133,12 @@ def _step_flops(step: Step, costs: ModelCosts, rows: int, positions: int, tokens
         total += costs.attention_scores(rows, positions)
     if step.computes_mlp:
         total += 2 * costs.mlp * written
-    elif step.restores_borrowed:
+    elif step.restores_down_proj_only:
         total += 2 * costs.down_proj * written
     return total
 
 
-def walk_bytes(
+def pass_bytes(
     schedule: Schedule,
     costs: ModelCosts,
     batches: Sequence[Batch],
@@ -157,7 +157,7 @@ def walk_bytes(
     widest = max(batch.input_ids.numel() for batch in batches)
     scored = max(len(batch.rows) for batch in batches)
     chunk = max(chunk + chunk // 2, widest)  # what comes nearest to a chunk may be half more
-    streams = (1 + n_sources + n_targets * schedule.most_streams) * tokens * costs.d_model
+    streams = (1 + n_sources + n_targets * schedule.max_branches) * tokens * costs.d_model
     from_base = widest * (4 * costs.d_model + costs.d_mlp)
     at_work = chunk * (8 * costs.d_model + 4 * costs.d_mlp)
     logits = (max(chunk, scored) + 8 * scored) * costs.vocab

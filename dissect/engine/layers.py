@@ -1,4 +1,4 @@
-"""The models of a sweep, layer by layer, wherever their weights are."""
+"""Iterate over the layers of a sweep's models, whether their weights are in memory or on disk."""
 
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -9,10 +9,10 @@ from dissect.models.model import Model
 
 
 class Layers(Protocol):
-    """What a walk over the layers asks of its models' weights.
+    """Access to the weights of a sweep's models, stage by stage.
 
     Attributes:
-        models: the base first, then the targets.
+        models: The base, then the donor's model if it is not the base, then the targets.
     """
 
     models: Sequence[Model]
@@ -22,41 +22,43 @@ class Layers(Protocol):
         """Bytes of weights that were read from disk."""
 
     def embedding(self) -> AbstractContextManager[None]:
-        """While open, the models can embed tokens."""
+        """Return a context in which the models can embed tokens."""
 
     def blocks(self) -> Generator[list[Block]]:
-        """Every layer's blocks, one of each model, to be run before the next are asked for."""
+        """Yield each layer's blocks, one of each model, valid until the next layer is requested."""
 
     def head(self) -> AbstractContextManager[None]:
-        """While open, the models can turn final states into logits."""
+        """Return a context in which the models can compute logits from final hidden states."""
 
 
 class InMemory:
-    """Models that are in memory as a whole."""
+    """Layers of models that are completely in memory."""
 
     bytes_read = 0
 
     def __init__(self, models: Sequence[Model]) -> None:
+        """Keep the models, in the order of `Layers.models`."""
         self.models = models
 
     def embedding(self) -> AbstractContextManager[None]:
-        """Nothing has to be fetched."""
+        """Return a context that does nothing."""
         return nullcontext()
 
     def blocks(self) -> Generator[list[Block]]:
-        """The models' own blocks."""
+        """Yield each layer's blocks, one of each model."""
         for layer in range(self.models[0].n_layers):
             yield [block_of(model.hf, model.anatomy, layer) for model in self.models]
 
     def head(self) -> AbstractContextManager[None]:
-        """Nothing has to be fetched."""
+        """Return a context that does nothing."""
         return nullcontext()
 
 
 class Streamed:
-    """Models that are on disk, one layer of each in memory at a time."""
+    """Layers of models that are on disk; one layer of each model is in memory at a time."""
 
     def __init__(self, models: Sequence[Model]) -> None:
+        """Plan what is read; the models are in the order of `Layers.models`."""
         from dissect.engine.streaming import LayerReader
 
         self.models = models
@@ -69,25 +71,25 @@ class Streamed:
         return self._reader.bytes_read
 
     @property
-    def least_memory(self) -> int:
-        """Least bytes that the weights of a walk take."""
-        return self._reader.least_memory()
+    def min_weight_bytes(self) -> int:
+        """Smallest number of bytes that the weights of a pass take."""
+        return self._reader.min_weight_bytes()
 
     def embedding(self) -> AbstractContextManager[None]:
-        """Everything that is needed before the blocks, read now."""
+        """Return a context in which everything needed before the blocks is in memory."""
         return self._reader.embedding()
 
     def blocks(self) -> Generator[list[Block]]:
-        """Each layer's blocks while their weights are there; the next layer's are read meanwhile."""
+        """Yield each layer's blocks while their weights are in memory; the next layer's are read meanwhile."""
         with closing(self._reader.blocks()) as layers:
             for layer in layers:
                 yield [block_of(model.hf, model.anatomy, layer) for model in self.models]
 
     def head(self) -> AbstractContextManager[None]:
-        """Everything that is needed after the blocks, read now."""
+        """Return a context in which everything needed after the blocks is in memory."""
         return self._reader.head()
 
 
 def layers_of(models: Sequence[Model]) -> InMemory | Streamed:
-    """The layers of models that are all in memory or all streamed."""
+    """Return the layers of models that are all in memory or all streamed."""
     return Streamed(models) if models[0].streamed is not None else InMemory(models)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from dissect.engine.blocks import enter
-from dissect.engine.costs import ModelCosts, costs_of, walk_bytes, walk_flops
+from dissect.engine.blocks import block_inputs
+from dissect.engine.costs import ModelCosts, costs_of, pass_bytes, pass_flops
+from dissect.engine.overrides import BlockOverrides, MlpTraits, run_block
 from dissect.engine.schedule import Schedule, make_schedule
-from dissect.engine.treatment import Habits, Treatment, run_block
 from dissect.interventions.intervention import Intervention
 from dissect.models.anatomy import block_of
 from dissect.models.model import Model
@@ -48,7 +48,7 @@ class Plan:
     Attributes:
         passes: in the order that they are run.
         chunk_tokens: how many tokens go through a block at once.
-        most_copies: streams that are in memory together in the widest pass.
+        max_branches: streams that are in memory together in the widest pass.
         flops: operations of all passes.
         naive_flops: operations of one full forward per intervention, with logits at every position.
         bytes: most memory that a pass takes beside the weights, about.
@@ -57,7 +57,7 @@ class Plan:
 
     passes: tuple[Pass, ...]
     chunk_tokens: int
-    most_copies: int
+    max_branches: int
     flops: int
     naive_flops: int
     bytes: int
@@ -69,7 +69,7 @@ class Plan:
             "passes": len(self.passes),
             "examples_per_batch": max(len(batch.examples) for one in self.passes for batch in one.batches),
             "interventions_per_pass": max(len(one.interventions) for one in self.passes),
-            "most_copies": self.most_copies,
+            "most_copies": self.max_branches,
             "chunk_tokens": self.chunk_tokens,
             "flops": self.flops,
             "naive_flops": self.naive_flops,
@@ -122,7 +122,7 @@ def make_plan(
         assert chunk_tokens is not None
         schedules = [schedule_of(group) for group in groups]
         return max(
-            walk_bytes(one, costs, some, n_targets, chunk=chunk_tokens, itemsize=itemsize, n_sources=n_sources)
+            pass_bytes(one, costs, some, n_targets, chunk=chunk_tokens, itemsize=itemsize, n_sources=n_sources)
             for one in schedules
         )
 
@@ -156,7 +156,7 @@ def make_plan(
         Pass(
             tuple(some),
             group,
-            sum(walk_flops(schedule_of(group), costs, piece, n_targets, n_sources=n_sources) for piece in some),
+            sum(pass_flops(schedule_of(group), costs, piece, n_targets, n_sources=n_sources) for piece in some),
         )
         for some in together
         for group in groups
@@ -165,7 +165,7 @@ def make_plan(
     return Plan(
         passes=tuple(passes),
         chunk_tokens=chunk_tokens,
-        most_copies=max(schedule_of(group).most_streams for group in groups),
+        max_branches=max(schedule_of(group).max_branches for group in groups),
         flops=sum(one.flops for one in passes),
         naive_flops=sum(forwards * costs.forward(*piece.input_ids.shape) for piece in pieces),
         bytes=max(bytes_of(one.batches) for one in passes),
@@ -173,12 +173,12 @@ def make_plan(
     )
 
 
-def one_plan(plans: Sequence[Plan]) -> Plan:
+def combined_plan(plans: Sequence[Plan]) -> Plan:
     """Several plans that are carried out one after the other, as one for a reader."""
     return Plan(
         passes=tuple(one for plan in plans for one in plan.passes),
         chunk_tokens=min(plan.chunk_tokens for plan in plans),
-        most_copies=max(plan.most_copies for plan in plans),
+        max_branches=max(plan.max_branches for plan in plans),
         flops=sum(plan.flops for plan in plans),
         naive_flops=sum(plan.naive_flops for plan in plans),
         bytes=max(plan.bytes for plan in plans),
@@ -236,13 +236,13 @@ def measure_chunk(model: Model, batch: Batch, costs: ModelCosts) -> int:
 @torch.inference_mode()
 def _block_runner(model: Model, batch: Batch) -> Callable[[int], None]:
     row = batch.pieces(1)[0].to(model.device)
-    entry = enter(model.hf, model.anatomy, row)
+    inputs = block_inputs(model.hf, model.anatomy, row)
     block = block_of(model.hf, model.anatomy, 0)
-    habits = Habits(mlp_per_position=False, mlp_ends_in_down_proj=False)
+    traits = MlpTraits(mlp_per_position=False, mlp_ends_in_down_proj=False)
 
     @torch.inference_mode()
     def run(copies: int) -> None:
-        run_block(block, entry.hidden.repeat(copies, 1, 1), entry.call(0, copies), Treatment(), habits)
+        run_block(block, inputs.hidden.repeat(copies, 1, 1), inputs.arguments(0, copies), BlockOverrides(), traits)
 
     return run
 

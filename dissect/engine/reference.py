@@ -1,4 +1,4 @@
-"""One hooked forward pass per intervention: slow, obvious, the oracle of every test."""
+"""Run one hooked forward pass per intervention: slow and simple, the reference that the tests compare with."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from dissect.interventions.intervention import Intervention, weights_among
 from dissect.models.model import Model
 from dissect.models.parameter_swap import restored_values, with_values
 from dissect.models.sites import SITES
-from dissect.models.weights import Chosen, Place, WeightNames
+from dissect.models.weights import Location, ParameterRows, WeightNames
 from dissect.prompts.prompts import Batch
 
 Hook = Callable[..., Tensor | None]
@@ -30,13 +30,25 @@ def sweep(
     _chunk: Chunk,
     advance: Advance,
 ) -> Iterator[list[Sweep]]:
-    """Run the base and the donor once, each target once, and each target once per intervention."""
+    """Run the base and the donor once, each target once, and each target once per intervention.
+
+    Args:
+        layers: Models of the sweep: the base, then the donor's model if it is another one, then the targets.
+        batches: Padded prompts.
+        interventions: Interventions on each target.
+        donor: Source of activations and weights.
+        _chunk: Not used; every batch goes through a model as a whole.
+        advance: Called after each intervention.
+
+    Yields:
+        For each batch, one sweep of each target.
+    """
     base, targets = layers.models[0], targets_of(layers.models, donor)
     points = sorted({point for intervention in interventions for point in hook_points(intervention)})
     share = 1 / (len(batches) * len(targets) * len(interventions))
     for batch in batches:
         batch = batch.to(base.device)
-        activations = donated(donor, batch, points)
+        activations = donor_activations(donor, batch, points)
 
         def intervened(target: Model, batch: Batch = batch, given: dict[str, Tensor] = activations) -> Iterator[Tensor]:
             for intervention in interventions:
@@ -47,12 +59,21 @@ def sweep(
         yield [Sweep(base_logits, scored_logits(target, batch, []), intervened(target)) for target in targets]
 
 
-def donated(donor: Donor, batch: Batch, points: Sequence[str]) -> dict[str, Tensor]:
-    """What a donor gives at these hook points."""
+def donor_activations(donor: Donor, batch: Batch, points: Sequence[str]) -> dict[str, Tensor]:
+    """Compute what a donor gives at hook points.
+
+    Args:
+        donor: Source of the activations.
+        batch: Batch that the targets read.
+        points: Names of hook points.
+
+    Returns:
+        For each hook point, activations of shape [batch, position, width].
+    """
     _, activations = record(donor.model, donor.batch(batch), points)
     of = {site.hook_name(layer): (name, layer) for name, site in SITES.items() for layer in range(donor.model.n_layers)}
     return {
-        point: donor.given(states, batch, site=of[point][0], layer=of[point][1])
+        point: donor.replacement(states, batch, site=of[point][0], layer=of[point][1])
         for point, states in activations.items()
     }
 
@@ -60,27 +81,43 @@ def donated(donor: Donor, batch: Batch, points: Sequence[str]) -> dict[str, Tens
 def run_intervention(
     donor: Model, target: Model, batch: Batch, intervention: Intervention, activations: dict[str, Tensor]
 ) -> Float[Tensor, "scored vocab"]:
-    """The target's logits under one intervention, given a donor's activations."""
+    """Compute the target's logits under one intervention.
+
+    Args:
+        donor: Source of the weights.
+        target: Model that is intervened on.
+        batch: Batch that the target reads.
+        intervention: Sites and layers that are replaced.
+        activations: For each hook point, the activations that replace the target's.
+
+    Returns:
+        The logits at the scored positions, in float32 or wider.
+    """
 
     def replaced(_activation: Tensor, hook: Any) -> Tensor:
         return activations[hook.name]
 
     chosen = chosen_weights(target.weights, intervention)
     if chosen:
-        # A view of its own: the bridge copies fused projections when it is made.
+        # `replace` makes a new bridge: a bridge copies fused projections when it is made.
         target = replace(target, hf=with_values(target.hf, restored_values(target.hf, donor.hf, chosen)))
     return scored_logits(target, batch, [(point, replaced) for point in hook_points(intervention)])
 
 
-def chosen_weights(weights: WeightNames, intervention: Intervention) -> Chosen:
-    """The parameters that an intervention restores."""
-    places: list[tuple[frozenset[str], Place]] = [(intervention.before, "before"), (intervention.after, "after")]
-    places += [(weights_among(intervention.sites), layer) for layer in intervention.window.layers]
-    return {name: rows for sites, place in places for name, rows in weights.at(sites, place).items()}
+def chosen_weights(weights: WeightNames, intervention: Intervention) -> ParameterRows:
+    """Return the parameters that an intervention restores.
+
+    Args:
+        weights: Parameters of the target, by site.
+        intervention: Sites and layers that are restored.
+    """
+    restored: list[tuple[frozenset[str], Location]] = [(intervention.before, "before"), (intervention.after, "after")]
+    restored += [(weights_among(intervention.sites), layer) for layer in intervention.window.layers]
+    return {name: rows for sites, location in restored for name, rows in weights.at(sites, location).items()}
 
 
 def hook_points(intervention: Intervention) -> list[str]:
-    """The hook points that an intervention replaces."""
+    """Return the hook points that an intervention replaces."""
     sites = [SITES[site] for site in intervention.sites if site in SITES]
     return [site.hook_name(layer) for layer in intervention.window.layers for site in sites]
 
@@ -88,7 +125,16 @@ def hook_points(intervention: Intervention) -> list[str]:
 def record(
     model: Model, batch: Batch, points: Sequence[str]
 ) -> tuple[Float[Tensor, "scored vocab"], dict[str, Tensor]]:
-    """Run a model and keep its activations at these hook points, at every token position."""
+    """Run a model and keep its activations at hook points.
+
+    Args:
+        model: Model to run.
+        batch: Batch to read.
+        points: Names of hook points.
+
+    Returns:
+        The logits at the scored positions, and the activations at each hook point and every token position.
+    """
     activations: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: Any) -> None:
@@ -99,10 +145,20 @@ def record(
 
 @torch.inference_mode()
 def scored_logits(model: Model, batch: Batch, hooks: Sequence[tuple[str, Hook]]) -> Float[Tensor, "scored vocab"]:
-    """The logits at the batch's scored positions with these hooks in place, in float32 or wider."""
+    """Compute the logits at a batch's scored positions, with hooks in place.
+
+    Args:
+        model: Model to run.
+        batch: Batch to read.
+        hooks: Names of hook points, each with its hook.
+
+    Returns:
+        The logits, in float32 or wider.
+    """
     inputs: dict[str, Any] = {"attention_mask": batch.attention_mask}
     if model.takes_position_ids:
-        # None is passed on too: left out, the bridge derives positions from the mask, which no notebook did.
+        # None is passed explicitly: without the argument, the bridge derives positions from the mask, which the
+        # notebooks did not do.
         inputs["position_ids"] = batch.position_ids
     logits = model.bridge.run_with_hooks(batch.input_ids, fwd_hooks=list(hooks), return_type="logits", **inputs)
     scored = logits[batch.rows, batch.columns]

@@ -1,84 +1,86 @@
-"""What a sweep has to compute, layer by layer, before anything is computed.
+"""Plan what a sweep computes in every layer, before anything is computed.
 
-All interventions go through the layers together. A stream is the target's residual stream under one set of
-replacements; stream 0 is the target itself, untouched. An intervention follows stream 0 until its window begins,
-forks from it there, and two interventions that have done the same so far (windows cut off by the model's first
-layer) share one stream until they part. So nothing before a window is computed, and nothing is computed twice.
+All interventions go through the layers together. A branch is the target's residual stream under one set of
+replacements; branch 0 is the target itself, without any replacement. An intervention follows branch 0 until its window
+begins and forks from it there. Two interventions that have replaced the same sites so far (their windows are cut off
+by the model's first layer) share one branch until they differ. So no layer before a window is computed for a branch,
+and nothing is computed twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dissect.interventions.intervention import NOWHERE, Intervention, weights_among
-from dissect.models.sites import spared
+from dissect.interventions.intervention import NO_SITES, Intervention, weights_among
+from dissect.models.sites import leaves_unchanged
 
 WHOLE = frozenset({"resid_post"})
-"""Sites that make everything else in their block pointless."""
+"""Sites whose replacement makes everything else in their block irrelevant."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One stream through one layer.
+    """One branch through one layer.
 
     Attributes:
-        parent: the stream that enters.
-        stream: the stream that leaves.
-        sites: what is replaced on the way.
-        lends: other streams that leave the same parent here use this one's attention output or coefficients.
-        has_sibling: another stream goes untouched from the same parent.
-        needs_all_in: whether every position of the parent is needed, or only the scored ones.
-        needs_all_out: whether every position is needed afterwards: some later attention reads them.
+        parent: Branch that enters the layer.
+        branch: Branch that leaves the layer.
+        sites: Sites that are replaced in this layer.
+        shares_attention: True if other branches that fork from the same parent in this layer use this one's attention
+            output or coefficients.
+        has_sibling: True if another branch leaves the same parent without any replacement.
+        needs_all_in: True if every position of the parent is needed, False if the scored ones are enough.
+        needs_all_out: True if a later attention reads every position of the branch.
     """
 
     parent: int
-    stream: int
+    branch: int
     sites: frozenset[str]
-    lends: bool
+    shares_attention: bool
     has_sibling: bool
     needs_all_in: bool
     needs_all_out: bool
 
     @property
     def weights(self) -> frozenset[str]:
-        """Those of the sites that are weights."""
+        """Weight sites among the replaced sites."""
         return weights_among(self.sites)
 
     @property
-    def borrows(self) -> bool:
-        """Whether its untouched sibling has the attention output of this one too."""
-        return self.has_sibling and spared(self.weights, "attn_out")
+    def reuses_attention(self) -> bool:
+        """True if the attention output equals that of the sibling without replacements."""
+        return self.has_sibling and leaves_unchanged(self.weights, "attn_out")
 
     @property
     def computes_attn(self) -> bool:
-        """Whether the block's attention has to be run for it."""
-        return not (self.borrows or "attn_out" in self.sites or self.sites & WHOLE)
+        """True if the block's attention has to be run for this branch."""
+        return not (self.reuses_attention or "attn_out" in self.sites or self.sites & WHOLE)
 
     @property
     def computes_mlp(self) -> bool:
-        """Whether the block's whole MLP has to be run for it."""
-        return not (self.replaces_mlp or self.restores_borrowed)
+        """True if the block's whole MLP has to be run for this branch."""
+        return not (self.replaces_mlp or self.restores_down_proj_only)
 
     @property
     def replaces_mlp(self) -> bool:
-        """Whether what the MLP writes is the same for every stream that has this replaced."""
+        """True if the MLP's output is the same for every branch with these replacements."""
         return bool(self.sites & ({"mlp_coef", "mlp_out"} | WHOLE))
 
     @property
-    def restores_borrowed(self) -> bool:
-        """Whether only the down projection has to be run, on coefficients that its sibling computed."""
+    def restores_down_proj_only(self) -> bool:
+        """True if only the down projection has to be run, on the coefficients that the sibling computed."""
         if self.replaces_mlp or "attn_out" in self.sites or not self.weights:
             return False
-        return self.borrows and spared(self.weights, "mlp_coef")
+        return self.reuses_attention and leaves_unchanged(self.weights, "mlp_coef")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Every stream's way through the layers.
+    """Way of every branch through the layers.
 
     Attributes:
-        starts: the streams that enter the first layer, with the weights that are restored before it.
-        layers: the steps of each layer; those that lend stand first.
-        ends: the stream that each intervention ends in, and the weights that are restored after the last layer.
+        starts: Branches that enter the first layer, each with the weight sites that are restored before that layer.
+        layers: Steps of each layer; steps that share their attention stand first.
+        ends: For each intervention its last branch, and the weight sites that are restored after the last layer.
     """
 
     starts: Mapping[int, frozenset[str]]
@@ -91,65 +93,81 @@ class Schedule:
         return len(self.layers)
 
     @property
-    def most_streams(self) -> int:
-        """How many streams exist at once at most, those that enter and those that leave a layer together."""
-        return max(len({s.parent for s in steps} | {s.stream for s in steps}) for steps in self.layers)
+    def max_branches(self) -> int:
+        """Largest number of branches in memory at once: those that enter a layer and those that leave it."""
+        return max(len({s.parent for s in steps} | {s.branch for s in steps}) for steps in self.layers)
 
 
 def make_schedule(interventions: Sequence[Intervention], n_layers: int) -> Schedule:
-    """Let every intervention find its stream through every layer."""
-    everyone = range(len(interventions))
-    needs_all = [_attention_reads_from(item, n_layers) for item in interventions]
-    before = sorted({item.before for item in interventions} - {NOWHERE}, key=sorted)
-    starts = dict(enumerate([NOWHERE, *before]))
-    followers: dict[int, list[int]] = {
-        stream: [i for i in everyone if interventions[i].before == sites] for stream, sites in starts.items()
+    """Assign every intervention to a branch in every layer.
+
+    Args:
+        interventions: Interventions that are run together.
+        n_layers: Number of layers of the model.
+
+    Returns:
+        The schedule; `ends` is in the order of the interventions.
+    """
+    last_attention = [_last_layer_with_attention(item, n_layers) for item in interventions]
+    before = sorted({item.before for item in interventions} - {NO_SITES}, key=sorted)
+    starts = dict(enumerate([NO_SITES, *before]))
+    members: dict[int, list[int]] = {
+        branch: [index for index, item in enumerate(interventions) if item.before == sites]
+        for branch, sites in starts.items()
     }
+
+    def reads_all(branch: int, indices: Sequence[int], layer: int) -> bool:
+        """Return True if attention in this layer or a later one reads all positions of a branch."""
+        return (branch == 0 and layer < n_layers) or any(layer <= last_attention[index] for index in indices)
+
     layers: list[tuple[Step, ...]] = []
-    n_streams = len(starts)
+    n_branches = len(starts)
     for layer in range(n_layers):
         steps: list[Step] = []
-        arrived: dict[int, list[int]] = {}
-        for parent, group in followers.items():
-            by_sites: dict[frozenset[str], list[int]] = {frozenset(): []} if parent == 0 else {}
-            for index in group:
-                by_sites.setdefault(interventions[index].sites_at(layer), []).append(index)
-            forks = len(by_sites) > 1
-            for sites in sorted(by_sites, key=lambda names: (len(names), sorted(names))):
-                members = by_sites[sites]
+        members_after: dict[int, list[int]] = {}
+        for parent, forks in _forks(members, interventions, layer):
+            for sites, indices in forks:
                 if parent == 0 and not sites:
-                    stream = 0
+                    branch = 0
                 else:
-                    stream, n_streams = n_streams, n_streams + 1
-                arrived[stream] = members
-                has_plain = frozenset() in by_sites
-                is_target = stream == 0
-
-                def reads_after(layer: int, members: list[int] = members, is_target: bool = is_target) -> bool:
-                    """Whether attention in this layer or a later one reads all positions of this stream."""
-                    return (is_target and layer < n_layers) or any(layer <= needs_all[i] for i in members)
-
+                    branch, n_branches = n_branches, n_branches + 1
+                members_after[branch] = indices
+                is_forked = len(forks) > 1
                 steps.append(
                     Step(
                         parent=parent,
-                        stream=stream,
+                        branch=branch,
                         sites=sites,
-                        lends=forks and not sites,
-                        has_sibling=forks and has_plain and bool(sites),
-                        needs_all_in=reads_after(layer),
-                        needs_all_out=reads_after(layer + 1),
+                        shares_attention=is_forked and not sites,
+                        has_sibling=is_forked and not forks[0][0] and bool(sites),
+                        needs_all_in=reads_all(branch, indices, layer),
+                        needs_all_out=reads_all(branch, indices, layer + 1),
                     )
                 )
-        followers = arrived
-        layers.append(tuple(sorted(steps, key=lambda step: not step.lends)))
-    ends = {index: stream for stream, members in followers.items() for index in members}
-    return Schedule(starts, tuple(layers), tuple((ends[index], interventions[index].after) for index in everyone))
+        members = members_after
+        layers.append(tuple(sorted(steps, key=lambda step: not step.shares_attention)))
+    ends = {index: branch for branch, indices in members.items() for index in indices}
+    return Schedule(starts, tuple(layers), tuple((ends[i], item.after) for i, item in enumerate(interventions)))
 
 
-def _attention_reads_from(intervention: Intervention, n_layers: int) -> int:
-    """The last layer whose attention is computed under an intervention, -1 where there is none.
+def _forks(
+    members: Mapping[int, Sequence[int]], interventions: Sequence[Intervention], layer: int
+) -> Iterator[tuple[int, list[tuple[frozenset[str], list[int]]]]]:
+    """Yield every branch with the sets of sites that are replaced in it in this layer, the empty set first.
 
-    Once no attention is computed any more, positions do not meet and only the scored ones are needed.
+    Each set comes with the indices of its interventions. Branch 0 always goes on without replacements.
+    """
+    for parent, indices in members.items():
+        by_sites: dict[frozenset[str], list[int]] = {frozenset(): []} if parent == 0 else {}
+        for index in indices:
+            by_sites.setdefault(interventions[index].sites_at(layer), []).append(index)
+        yield parent, sorted(by_sites.items(), key=lambda item: (len(item[0]), sorted(item[0])))
+
+
+def _last_layer_with_attention(intervention: Intervention, n_layers: int) -> int:
+    """Return the last layer whose attention is computed under an intervention, -1 if there is none.
+
+    After this layer no position reads another one, so only the scored positions are needed.
     """
     replaced = {"attn_out"} | WHOLE
     reading = [layer for layer in range(n_layers) if not intervention.sites_at(layer) & replaced]

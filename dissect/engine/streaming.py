@@ -121,7 +121,7 @@ class LayerReader:
         """Bytes of tensors read from disk since this reader was made."""
         return self._bytes_of_models() - self._before
 
-    def least_memory(self) -> int:
+    def min_weight_bytes(self) -> int:
         """Least bytes that weights take in the widest moment of a pass, on host and device together.
 
         That is the embedding stage, a layer in place with the next one as it is stored, or the head.

@@ -32,7 +32,7 @@ class Arm:
 
 
 @dataclass(frozen=True, eq=False)
-class Cast:
+class ArmModels:
     """The models of one or more arms.
 
     Attributes:
@@ -53,7 +53,7 @@ class Cast:
 
 
 @dataclass(frozen=True, eq=False)
-class Troupe:
+class ArmGroup:
     """Arms that go through the layers together.
 
     Attributes:
@@ -63,11 +63,11 @@ class Troupe:
     """
 
     arms: tuple[Arm, ...]
-    cast: Callable[[], Cast]
+    load_models: Callable[[], ArmModels]
     n_sources: int = 1
 
 
-def troupes(
+def make_arm_groups(
     pair: ModelPair,
     prompts: Prompts,
     *,
@@ -76,7 +76,7 @@ def troupes(
     donor: Sequence[str | Model],
     null: int,
     seed: int,
-) -> list[Troupe]:
+) -> list[ArmGroup]:
     """All arms of a sweep, those that can share a walk over the layers together.
 
     Raises:
@@ -93,51 +93,55 @@ def troupes(
     ]
 
 
-def _main(pair: ModelPair, control: Model | None, direction: Direction) -> Iterator[Troupe]:
+def _main(pair: ModelPair, control: Model | None, direction: Direction) -> Iterator[ArmGroup]:
     base, unlearned = pair.base, pair.unlearned
     if direction == "base-to-unlearned":
         arms, targets = [Arm("main", "unlearned", "base")], [unlearned]
         if control is not None:
             arms.append(Arm("control", "control", "base"))
             targets.append(control)
-        yield Troupe(tuple(arms), lambda: Cast(base, donors.own(base), tuple(targets)))
+        yield ArmGroup(tuple(arms), lambda: ArmModels(base, donors.own_activations(base), tuple(targets)))
         return
-    yield Troupe((Arm("main", "base", "unlearned"),), lambda: Cast(unlearned, donors.own(unlearned), (base,)))
+    yield ArmGroup(
+        (Arm("main", "base", "unlearned"),), lambda: ArmModels(unlearned, donors.own_activations(unlearned), (base,))
+    )
     if control is not None:
-        yield Troupe((Arm("control", "base", "control"),), lambda: Cast(control, donors.own(control), (base,)))
+        yield ArmGroup(
+            (Arm("control", "base", "control"),), lambda: ArmModels(control, donors.own_activations(control), (base,))
+        )
 
 
-def _nulls(pair: ModelPair, direction: Direction, count: int) -> Iterator[Troupe]:
+def _nulls(pair: ModelPair, direction: Direction, count: int) -> Iterator[ArmGroup]:
     if count:
         check_null(pair.base, pair.unlearned)
 
-    def cast(seed: int) -> Cast:
+    def arm_models(seed: int) -> ArmModels:
         null = null_model(pair.base, pair.unlearned, seed=seed)
         if direction == "base-to-unlearned":
-            return Cast(pair.base, donors.own(pair.base), (null,))
-        return Cast(null, donors.own(null), (pair.base,))
+            return ArmModels(pair.base, donors.own_activations(pair.base), (null,))
+        return ArmModels(null, donors.own_activations(null), (pair.base,))
 
     for seed in range(count):
         forward = direction == "base-to-unlearned"
         arm = Arm(f"null-{seed}", "null", "base") if forward else Arm(f"null-{seed}", "base", "null")
-        yield Troupe((arm,), lambda seed=seed: cast(seed))  # type: ignore[misc]
+        yield ArmGroup((arm,), lambda seed=seed: arm_models(seed))  # type: ignore[misc]
 
 
 def _donors(
     pair: ModelPair, prompts: Prompts, direction: Direction, named: Sequence[str | Model], seed: int
-) -> Iterator[Troupe]:
+) -> Iterator[ArmGroup]:
     forward = direction == "base-to-unlearned"
     giver, target = (pair.base, pair.unlearned) if forward else (pair.unlearned, pair.base)
     for one in named:
         if isinstance(one, Model):
             check_comparable(giver, one)
-            name, label, donor = "donor", one.name, donors.own(one)
+            name, label, donor = "donor", one.name, donors.own_activations(one)
         elif one == "other-question":
             name, label, donor = one, one, donors.other_question(giver, prompts, seed=seed)
         else:
             name, label, donor = one, one, donors.norm_matched_noise(giver, prompts, seed=seed)
         arm = Arm(name, "unlearned" if forward else "base", label)
-        yield Troupe((arm,), lambda donor=donor: Cast(giver, donor, (target,)), 1 if name == "noise" else 2)  # type: ignore[misc]
+        yield ArmGroup((arm,), lambda donor=donor: ArmModels(giver, donor, (target,)), 1 if name == "noise" else 2)  # type: ignore[misc]
 
 
 def resolve_donors(pair: ModelPair, donor: str | Model | Sequence[str | Model]) -> list[str | Model]:

@@ -41,7 +41,7 @@ class Donor:
             input_ids[row, here] = torch.tensor(self.tokens[example][: len(here)], device=input_ids.device)
         return replace(batch, input_ids=input_ids)
 
-    def given(
+    def replacement(
         self,
         states: Float[Tensor, "batch position width"],
         batch: Batch,
@@ -78,7 +78,7 @@ class Donor:
         return torch.where(is_token[..., None], directions * norms, states)
 
 
-def own(model: Model) -> Donor:
+def own_activations(model: Model) -> Donor:
     """A model's activations on the question that is asked."""
     return Donor(model, {})
 
@@ -98,7 +98,7 @@ def other_question(model: Model, prompts: Prompts, *, seed: int) -> Donor:
     for place, index in enumerate(order):
         item = prompts.items[index]
         after = (prompts.items[order[(place + step) % len(order)]] for step in range(1, len(order)))
-        fitted = (aligned(one, item) for one in after)
+        fitted = (fit_tokens(one, item) for one in after)
         # Compared as they are read: an answer that begins as this one does may be cut down to it.
         other = next((one for one in fitted if one[item.answer_start :] != _answer(item)), None)
         if other is None:
@@ -113,7 +113,7 @@ def _answer(item: Prompt) -> tuple[int, ...]:
     return item.input_ids[item.answer_start :]
 
 
-def aligned(other: Prompt, item: Prompt) -> tuple[int, ...]:
+def fit_tokens(other: Prompt, item: Prompt) -> tuple[int, ...]:
     """The tokens of another prompt and answer, fitted into the place of this one's; see `other_question`."""
     first = item.input_ids[:1] if item.input_ids[0] == other.input_ids[0] else ()
     n_prompt, n_answer = item.answer_start - len(first), len(item.input_ids) - item.answer_start

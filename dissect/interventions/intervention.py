@@ -11,7 +11,7 @@ from unlearning.common.errors import InputError
 if TYPE_CHECKING:
     from dissect.models.weights import WeightNames
 
-NOWHERE: frozenset[str] = frozenset()
+NO_SITES: frozenset[str] = frozenset()
 OUTSIDE = frozenset({"embed", "unembed"})
 """Sites that no block has."""
 
@@ -29,8 +29,8 @@ class Intervention:
 
     sites: SiteSet
     window: Window
-    before: frozenset[str] = field(default=NOWHERE)
-    after: frozenset[str] = field(default=NOWHERE)
+    before: frozenset[str] = field(default=NO_SITES)
+    after: frozenset[str] = field(default=NO_SITES)
 
     @property
     def kind(self) -> Literal["patch", "restore"]:
@@ -39,7 +39,7 @@ class Intervention:
 
     def sites_at(self, layer: int) -> frozenset[str]:
         """What is replaced in the block of one layer."""
-        return frozenset(self.sites) - OUTSIDE if layer in self.window.layers else NOWHERE
+        return frozenset(self.sites) - OUTSIDE if layer in self.window.layers else NO_SITES
 
     @property
     def label(self) -> str:

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 
 from dissect.models.anatomy import Block, parts_of
 from dissect.models.model import Model
-from dissect.models.weights import Chosen, Place, row_dim
+from dissect.models.weights import Location, ParameterRows, row_dim
 
 Tree = TypeVar("Tree", bound=nn.Module)
 
 
-def restored_values(target: nn.Module, base: nn.Module, chosen: Chosen) -> dict[str, Tensor]:
+def restored_values(target: nn.Module, base: nn.Module, chosen: ParameterRows) -> dict[str, Tensor]:
     """The values that the chosen parameters of a target get: the base's own, or a mixture where only rows are chosen.
 
     Args:
@@ -70,6 +70,6 @@ def restored_block(ours: Block, theirs: Block, sites: frozenset[str], layer: int
     return parts_of(with_values(ours.whole, restored_values(ours.whole, theirs.whole, chosen)), model.anatomy)
 
 
-def restored_model(target: Model, donor: Model, sites: frozenset[str], place: Place) -> PreTrainedModel:
+def restored_model(target: Model, donor: Model, sites: frozenset[str], place: Location) -> PreTrainedModel:
     """A target's Hugging Face model with the donor's weights at these sites and this place."""
     return with_values(target.hf, restored_values(target.hf, donor.hf, target.weights.at(sites, place)))

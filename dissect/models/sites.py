@@ -61,12 +61,12 @@ class WeightSite:
     Attributes:
         name: the word that users write.
         meaning: one line for help texts.
-        spares: which of a block's activations are the same with and without it, given what enters the block.
+        unchanged: which of a block's activations are the same with and without it, given what enters the block.
     """
 
     name: str
     meaning: str
-    spares: frozenset[Literal["attn_out", "mlp_coef"]] = frozenset()
+    unchanged: frozenset[Literal["attn_out", "mlp_coef"]] = frozenset()
 
 
 WEIGHT_SITES: dict[str, WeightSite] = {
@@ -113,9 +113,9 @@ def is_weight(site: str) -> bool:
     return site in WEIGHT_SITES or is_regex(site)
 
 
-def spared(sites: Iterable[str], activation: Literal["attn_out", "mlp_coef"]) -> bool:
+def leaves_unchanged(sites: Iterable[str], activation: Literal["attn_out", "mlp_coef"]) -> bool:
     """Whether restoring these weights leaves an activation of their block as it is, given what enters the block."""
-    return all(site in WEIGHT_SITES and activation in WEIGHT_SITES[site].spares for site in sites)
+    return all(site in WEIGHT_SITES and activation in WEIGHT_SITES[site].unchanged for site in sites)
 
 
 def site_label(sites: SiteSet) -> str:

@@ -53,12 +53,12 @@ class StreamedModel:
         return self._empty[key].dtype
 
     def put(self, key: str, values: Tensor) -> None:
-        """Place a tensor in the module tree."""
+        """Location a tensor in the module tree."""
         module, _, leaf = key.rpartition(".")
         setattr(self.hf.get_submodule(module), leaf, values)
 
     def put_away(self, key: str) -> None:
-        """Place the tensor without numbers there again."""
+        """Location the tensor without numbers there again."""
         self.put(key, self._empty[key])
 
     def is_parameter(self, key: str) -> bool:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Rows = Int[Tensor, " rows"]
-Chosen = Mapping[str, Rows | None]
+ParameterRows = Mapping[str, Rows | None]
 """Names of parameters, each with the output rows that are meant, or None for all of it."""
-Place = int | Literal["before", "after"]
+Location = int | Literal["before", "after"]
 """A layer, or what comes before the first block or after the last one."""
 
 _APART = 2**32
@@ -52,13 +52,13 @@ class WeightNames:
 
     blocks: str
     n_layers: int
-    in_block: Mapping[str, Chosen]
+    in_block: Mapping[str, ParameterRows]
     before: tuple[str, ...]
     final_norm: tuple[str, ...]
     head: tuple[str, ...]
     all_names: tuple[str, ...]
 
-    def at(self, sites: Iterable[str], place: Place) -> dict[str, Rows | None]:
+    def at(self, sites: Iterable[str], place: Location) -> dict[str, Rows | None]:
         """What these sites name at one place, with names from the model's root."""
         found: dict[str, Rows | None] = {}
         for site in sites:
@@ -67,7 +67,7 @@ class WeightNames:
                 found[name] = None if rows is None or known is None else torch.cat([known, rows]).unique()
         return found
 
-    def _named(self, site: str, place: Place) -> Chosen:
+    def _named(self, site: str, place: Location) -> ParameterRows:
         if is_regex(site):
             pattern = re.compile(regex_of(site))
             return dict.fromkeys(name for name in self.all_names if self._place(name) == place and pattern.search(name))
@@ -77,7 +77,7 @@ class WeightNames:
             return dict.fromkeys(self.before if site == "embed" else ())
         return dict.fromkeys({"unembed": self.head, "norms": self.final_norm}.get(site, ()))
 
-    def _place(self, name: str) -> Place:
+    def _place(self, name: str) -> Location:
         if name.startswith(f"{self.blocks}."):
             return int(name.removeprefix(f"{self.blocks}.").partition(".")[0])
         return "after" if name in self.final_norm or name in self.head else "before"
@@ -110,12 +110,12 @@ def _is_below(name: str, path: str | None) -> bool:
     return path is not None and name.startswith(f"{path}.")
 
 
-def _sites_in_block(block: nn.Module, anatomy: Anatomy, adapter: Any) -> dict[str, Chosen]:
+def _sites_in_block(block: nn.Module, anatomy: Anatomy, adapter: Any) -> dict[str, ParameterRows]:
     names = [name for name, _ in block.named_parameters(remove_duplicate=False)]
     # A projection has a matrix; its bias belongs to it. Norms and scales have vectors only.
     projections = {name for name in names if any(p.dim() > 1 for p in _owner(block, name).parameters(recurse=False))}
     attn = {name for name in projections if _is_below(name, anatomy.attn)}
-    sites: dict[str, Chosen] = {
+    sites: dict[str, ParameterRows] = {
         "attn_weights": dict.fromkeys(attn),
         "norms": dict.fromkeys(name for name in names if name not in projections),
     }
@@ -146,7 +146,7 @@ def _owner(block: nn.Module, name: str) -> nn.Module:
     return block.get_submodule(name.rpartition(".")[0])
 
 
-def _fused(module: nn.Module, path: str, split: Callable[[nn.Module], Any], part: str) -> dict[str, Chosen]:
+def _fused(module: nn.Module, path: str, split: Callable[[nn.Module], Any], part: str) -> dict[str, ParameterRows]:
     """The rows of a fused projection by site; empty where the adapter's split finds none in this module."""
     fused = [(name, child) for name, child in module.named_modules() if _is_matrix(child)]
     numbered = copy.deepcopy(module, memo={id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
@@ -156,7 +156,7 @@ def _fused(module: nn.Module, path: str, split: Callable[[nn.Module], Any], part
         pieces = split(numbered)
     except (AttributeError, AssertionError, ValueError, RuntimeError):
         return {}
-    found: dict[str, Chosen] = {}
+    found: dict[str, ParameterRows] = {}
     sites = [site for site, (where, _) in _FUSED.items() if where == part]
     for site, piece in zip(sites, pieces, strict=True):
         numbers = piece.weight.detach().unique().long()

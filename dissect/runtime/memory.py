@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from dissect.runtime.processes import neighbours
+from dissect.runtime.processes import processes_on_machine
 
 SHARE_OF_FREE_MEMORY = 0.8
 """Of what is free, how much a run takes unless told: other programs live on the machine too."""
@@ -41,10 +41,10 @@ def memory_budget(device: torch.device, max_memory: int | None, *, weights_to_co
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_allocated(device)
-        sharers = -(-neighbours() // torch.cuda.device_count())
+        sharers = -(-processes_on_machine() // torch.cuda.device_count())
         allowed = held + int(free * SHARE_OF_FREE_MEMORY / sharers) if max_memory is None else min(max_memory, total)
     else:
         held = psutil.Process().memory_info().rss
         free = psutil.virtual_memory().available
-        allowed = held + int(free * SHARE_OF_FREE_MEMORY / neighbours()) if max_memory is None else max_memory
+        allowed = held + int(free * SHARE_OF_FREE_MEMORY / processes_on_machine()) if max_memory is None else max_memory
     return Budget(allowed=allowed, held=held + weights_to_come)

@@ -74,7 +74,7 @@ ALONE = Processes()
 
 
 @contextmanager
-def joined(*, device: str | None = None) -> Iterator[Processes]:
+def join_processes(*, device: str | None = None) -> Iterator[Processes]:
     """Join the launch that started this process, where there is one; must be entered by the main thread.
 
     Args:
@@ -99,7 +99,7 @@ def joined(*, device: str | None = None) -> Iterator[Processes]:
 
 
 @contextmanager
-def first_speaks() -> Iterator[None]:
+def silence_other_processes() -> Iterator[None]:
     """Keep all processes of a launch silent but the first; errors that nobody foresaw are shown by each."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         # Read when torch is loaded: its own account of a lost connection would hide the line that says whose.
@@ -116,7 +116,7 @@ def first_speaks() -> Iterator[None]:
         raise
 
 
-def neighbours() -> int:
+def processes_on_machine() -> int:
     """How many processes of this launch are on this machine."""
     return _number("LOCAL_WORLD_SIZE", _number("WORLD_SIZE", 1))
 

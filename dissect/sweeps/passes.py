@@ -14,7 +14,7 @@ from dissect.engine import Engine
 from dissect.engine.chunk import Chunk, is_out_of_memory
 from dissect.engine.layers import layers_of
 from dissect.engine.plan import Pass, Plan
-from dissect.interventions.arms import Cast, Troupe
+from dissect.interventions.arms import ArmGroup, ArmModels
 from dissect.interventions.intervention import Intervention
 from dissect.models.sites import site_label
 from dissect.prompts.prompts import Prompts
@@ -36,20 +36,20 @@ class Work:
 
     Attributes:
         engine: how it is run.
-        troupes: the arms, those that share a walk together.
+        arm_groups: the arms, those that share a walk together.
         prompts: what is asked.
         interventions: what is done.
     """
 
     engine: Engine
-    troupes: Sequence[Troupe]
+    arm_groups: Sequence[ArmGroup]
     prompts: Prompts
     interventions: Sequence[Intervention]
 
     @property
     def arms(self) -> list[str]:
         """The names of all arms, in order."""
-        return [arm.name for troupe in self.troupes for arm in troupe.arms]
+        return [arm.name for group in self.arm_groups for arm in group.arms]
 
 
 def run_sweep(
@@ -59,7 +59,7 @@ def run_sweep(
 
     Args:
         work: the sweep.
-        plans: one of each troupe.
+        plans: one of each group.
         run: where finished batches are kept.
         processes: those that share the work.
         label: beside the progress bar.
@@ -76,21 +76,21 @@ def run_sweep(
     done = _done(kept)
     processes.wait()  # all have read what is kept before one writes more
     pending = [
-        (troupe, one)
-        for troupe, plan in zip(work.troupes, plans, strict=True)
+        (group, one)
+        for group, plan in zip(work.arm_groups, plans, strict=True)
         for one in plan.passes
-        if _pending(one, troupe, work, done)
+        if _pending(one, group, work, done)
     ]
     mine = processes.share(pending, lambda both: both[1].flops)
     chunk = Chunk(min(plan.chunk_tokens for plan in plans))
     frames: list[pd.DataFrame] = []
     bytes_read = 0
     with Progress(sum(one.flops for _, one in mine), label, show=progress and processes.rank == 0) as bar:
-        for troupe, passes in groupby(mine, key=lambda both: both[0]):
-            cast = troupe.cast()
+        for group, passes in groupby(mine, key=lambda both: both[0]):
+            arm_models = group.load_models()
             for _, one in passes:
-                bytes_read += _run_pass(one, troupe, cast, work, done, chunk, run, frames, bar)
-            del cast  # before the next one's models are made
+                bytes_read += _run_pass(one, group, arm_models, work, done, chunk, run, frames, bar)
+            del arm_models  # before the next one's models are made
     measured = {"chunk_tokens": chunk.tokens, "bytes_read": bytes_read, **_peaks()}
     all_frames = processes.gather(frames)
     together = processes.gather([measured])
@@ -104,8 +104,8 @@ def run_sweep(
 
 def _run_pass(
     one: Pass,
-    troupe: Troupe,
-    cast: Cast,
+    group: ArmGroup,
+    arm_models: ArmModels,
     work: Work,
     done: Done,
     chunk: Chunk,
@@ -116,7 +116,7 @@ def _run_pass(
     """Run what is pending of one pass, in smaller chunks where memory does not suffice; returns the bytes read."""
     while True:
         try:
-            return _attempt(one, troupe, cast, work, done, chunk, run, frames, bar)
+            return _attempt(one, group, arm_models, work, done, chunk, run, frames, bar)
         except (MemoryError, RuntimeError) as error:
             longest = max(batch.input_ids.shape[1] for batch in one.batches)
             if not is_out_of_memory(error):
@@ -131,8 +131,8 @@ def _run_pass(
 
 def _attempt(
     one: Pass,
-    troupe: Troupe,
-    cast: Cast,
+    group: ArmGroup,
+    arm_models: ArmModels,
     work: Work,
     done: Done,
     chunk: Chunk,
@@ -140,14 +140,16 @@ def _attempt(
     frames: list[pd.DataFrame],
     bar: Progress,
 ) -> int:
-    pending = _pending(one, troupe, work, done)
-    arms = [(arm, target) for arm, target in zip(troupe.arms, cast.targets, strict=True) if arm.name in dict(pending)]
+    pending = _pending(one, group, work, done)
+    arms = [
+        (arm, target) for arm, target in zip(group.arms, arm_models.targets, strict=True) if arm.name in dict(pending)
+    ]
     indices = sorted({index for _, index in pending})
     interventions = [work.interventions[index] for index in indices]
-    cast = replace(cast, targets=tuple(target for _, target in arms))
-    layers = layers_of(cast.models)
+    arm_models = replace(arm_models, targets=tuple(target for _, target in arms))
+    layers = layers_of(arm_models.models)
     sweeps = work.engine(
-        layers, one.batches, interventions, cast.donor, chunk, lambda share: bar.advance(share * one.flops)
+        layers, one.batches, interventions, arm_models.donor, chunk, lambda share: bar.advance(share * one.flops)
     )
     for batch, by_target in zip(one.batches, sweeps, strict=True):
         for (arm, model), swept in zip(arms, by_target, strict=True):
@@ -169,12 +171,12 @@ def _done(frames: Sequence[pd.DataFrame]) -> Done:
     return done
 
 
-def _pending(one: Pass, troupe: Troupe, work: Work, done: Done) -> list[tuple[str, int]]:
+def _pending(one: Pass, group: ArmGroup, work: Work, done: Done) -> list[tuple[str, int]]:
     """The arms and interventions of a pass that some example of it still lacks."""
     examples = [example for batch in one.batches for example in batch.examples]
     return [
         (arm.name, index)
-        for arm in troupe.arms
+        for arm in group.arms
         for index in one.interventions
         if any(_key(work.interventions[index]) not in done.get((arm.name, example), ()) for example in examples)
     ]

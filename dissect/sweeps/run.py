@@ -11,14 +11,14 @@ import torch
 
 from dissect.engine import find_engine
 from dissect.engine.layers import Streamed
-from dissect.engine.plan import Plan, make_plan, one_plan
-from dissect.interventions.arms import Direction, resolve_donors, troupes
+from dissect.engine.plan import Plan, combined_plan, make_plan
+from dissect.interventions.arms import Direction, make_arm_groups, resolve_donors
 from dissect.interventions.intervention import sweep
 from dissect.interventions.windows import parse_windows
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.models.sites import SITES, SiteSet, is_regex, is_weight, regex_of, site_label
-from dissect.models.weights import Place
+from dissect.models.weights import Location
 from dissect.prompts.prompts import Prompts, check_fits
 from dissect.runtime.memory import memory_budget
 from dissect.runtime.precision import Precision, matmul_precision
@@ -79,7 +79,7 @@ def run_layer_sweep(
     known = run.record.get("plan", {}).get("chunk_tokens") if run is not None else None
     plans = _plans(pair, prepared.work, settings, processes, chunk_tokens=settings.chunk_tokens or known)
     if run is not None and processes.rank == 0:
-        run.note(plan=one_plan(plans).record(), processes=processes.count, threads=torch.get_num_threads())
+        run.note(plan=combined_plan(plans).record(), processes=processes.count, threads=torch.get_num_threads())
     label = "patching" if command == "patch" else "restoring"
     try:
         with matmul_precision(settings.precision):
@@ -105,7 +105,7 @@ def plan_layer_sweep(pair: ModelPair, prompts: Prompts, settings: Settings, *, p
         InputError: what the sweep raises before it computes.
     """
     work = _prepare(pair, prompts, settings).work
-    return one_plan(_plans(pair, work, settings, processes, chunk_tokens=settings.chunk_tokens))
+    return combined_plan(_plans(pair, work, settings, processes, chunk_tokens=settings.chunk_tokens))
 
 
 def _record(
@@ -164,7 +164,7 @@ def _prepare(pair: ModelPair, prompts: Prompts, settings: Settings) -> _Prepared
         weights = [site for site_set in settings.sites for site in site_set if is_weight(site)]
         if isinstance(one, str) and weights:
             raise InputError(f"--donor {one}: gives activations, and {weights[0]} is a weight; name a model instead")
-    troupe_list = troupes(
+    arm_groups = make_arm_groups(
         pair,
         prompts,
         control=control,
@@ -175,16 +175,16 @@ def _prepare(pair: ModelPair, prompts: Prompts, settings: Settings) -> _Prepared
     )
     restores = any(is_weight(site) for site_set in settings.sites for site in site_set)
     interventions = sweep(settings.sites, windows, pair.base.weights if restores else None)
-    return _Prepared(Work(run_engine, troupe_list, prompts, interventions), control, donors)
+    return _Prepared(Work(run_engine, arm_groups, prompts, interventions), control, donors)
 
 
 def _plans(
     pair: ModelPair, work: Work, settings: Settings, processes: Processes, *, chunk_tokens: int | None
 ) -> list[Plan]:
-    """One plan of each troupe, all with the same chunk."""
+    """One plan of each group, all with the same chunk."""
     weights = 0
     if pair.base.streamed is not None:
-        weights = max(Streamed(troupe.cast().models).least_memory for troupe in work.troupes)
+        weights = max(Streamed(group.load_models().models).min_weight_bytes for group in work.arm_groups)
     elif settings.null:
         weights = sum(p.numel() * p.element_size() for p in pair.base.hf.parameters())
     processes.wait()  # what is free is known when all have loaded
@@ -196,8 +196,8 @@ def _plans(
     batches = work.prompts.batches(even_size, padding_side=settings.padding_side)
     known: dict[tuple[int, int], Plan] = {}
     plans = []
-    for troupe in work.troupes:
-        shape = (len(troupe.arms), troupe.n_sources)
+    for group in work.arm_groups:
+        shape = (len(group.arms), group.n_sources)
         if shape not in known:
             first = next(iter(known.values()), None)
             known[shape] = processes.once(
@@ -248,7 +248,7 @@ def _check_sites(model: Model, site_sets: Sequence[SiteSet]) -> None:
     for name in dict.fromkeys(name for site_set in site_sets for name in site_set):
         if name in model.missing_sites:
             raise InputError(f"{model.name} has no site {name}: {model.missing_sites[name]}")
-        places: list[Place] = [*range(model.n_layers), "before", "after"]
+        places: list[Location] = [*range(model.n_layers), "before", "after"]
         if name in SITES or any(model.weights.at([name], place) for place in places):
             continue
         if is_regex(name):

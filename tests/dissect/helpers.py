@@ -52,7 +52,7 @@ from dissect import load_prompts
 from dissect.engine import find_engine
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import InMemory
-from dissect.interventions.donors import Donor, own
+from dissect.interventions.donors import Donor, own_activations
 from dissect.interventions.intervention import Intervention
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair
@@ -231,7 +231,7 @@ def run_engine(
     donor: Donor | None = None,
 ) -> list[list[Swept]]:
     """Run an engine of that name to its end: for each batch one `Swept` of each target; the base gives by default."""
-    donor = donor or own(models[0])
+    donor = donor or own_activations(models[0])
     sweep = find_engine(engine)
     sweeps = sweep(InMemory(models), batches, interventions, donor, Chunk(chunk_tokens), lambda _share: None)
     return [[Swept(one.base, one.target, list(one.intervened)) for one in by_target] for by_target in sweeps]

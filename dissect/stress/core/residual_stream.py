@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dissect.engine.blocks import enter, logits_of
+from dissect.engine.blocks import block_inputs, logits_of
 from dissect.models.anatomy import block_of
 from dissect.models.model import Model
 from dissect.prompts.prompts import Batch, Prompt, Prompts
@@ -120,11 +120,11 @@ def patched_logits(
         InputError: the model does something between its blocks, so that they cannot be run one by one.
     """
     batch = batch.trimmed().to(model.device)
-    entry = enter(model.hf, model.anatomy, batch)
-    streams = [entry.hidden]
+    inputs = block_inputs(model.hf, model.anatomy, batch)
+    streams = [inputs.hidden]
     for layer in range(model.n_layers):
         block = block_of(model.hf, model.anatomy, layer).whole
-        args, kwargs = entry.call(layer, 1)
+        args, kwargs = inputs.arguments(layer, 1)
         # A block may write into what it is given, and every branch is its own tensor.
         outputs = (block(stream, *args, **kwargs) for stream in streams)
         streams = [output[0] if isinstance(output, tuple) else output for output in outputs]
@@ -132,7 +132,7 @@ def patched_logits(
 
     def logits(stream: Tensor) -> Float[Tensor, "scored vocab"]:
         at = stream[batch.rows.to(stream.device), batch.columns.to(stream.device)]
-        return head_logits(model, at, as_tuple=entry.as_tuple)
+        return head_logits(model, at, as_tuple=inputs.as_tuple)
 
     @torch.inference_mode()
     def patched() -> Iterator[Float[Tensor, "scored vocab"]]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dissect.engine.blocks import enter, logits_of, replaced_forward
+from dissect.engine.blocks import block_inputs, logits_of, replaced_forward
 from dissect.models.model import Model
 from dissect.prompts.prompts import Batch
 from tests.dissect.helpers import (
@@ -53,14 +53,14 @@ def test_blocks_are_called_as_the_model_itself_calls_them(family: str, side: str
     ran: list[int] = []
     attention = blocks[0].get_submodule(model.anatomy.attn or "")
     handle = attention.register_forward_pre_hook(lambda *_arguments: ran.append(1))
-    entry = enter(model.hf, model.anatomy, batch)
+    inputs = block_inputs(model.hf, model.anatomy, batch)
     handle.remove()
     assert ran == []
-    assert len(entry.calls) == len(blocks)
+    assert len(inputs.arguments_of_one) == len(blocks)
     for copies in (1, 3):
-        inputs = repeated(batch, copies)
+        model_inputs = repeated(batch, copies)
         if not model.takes_position_ids:
-            del inputs["position_ids"]
+            del model_inputs["position_ids"]
         noted: list[tuple[Tensor, Any]] = []
 
         def note(_block: nn.Module, args: Any, kwargs: Any, noted: list[Any] = noted) -> None:
@@ -69,12 +69,12 @@ def test_blocks_are_called_as_the_model_itself_calls_them(family: str, side: str
             noted.append((hidden.clone(), (args[1:], kwargs)))
 
         handles = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
-        model.hf(**inputs, use_cache=False)
+        model.hf(**model_inputs, use_cache=False)
         for handle in handles:
             handle.remove()
-        assert torch.equal(noted[0][0], torch.cat([entry.hidden] * copies))
+        assert torch.equal(noted[0][0], torch.cat([inputs.hidden] * copies))
         for layer, (_, theirs) in enumerate(noted):
-            ours, expected = flat(entry.call(layer, copies)), flat(theirs)
+            ours, expected = flat(inputs.arguments(layer, copies)), flat(theirs)
             assert len(ours) == len(expected)
             for mine, other in zip(ours, expected, strict=True):
                 if isinstance(other, Tensor):
@@ -98,8 +98,8 @@ def test_logits_of_final_states_are_the_model_s_own(family: str, tmp_path: Path)
     handle.remove()
     order = torch.randperm(len(batch.rows), generator=torch.Generator().manual_seed(0))
     rows, columns = batch.rows[order], batch.columns[order]
-    entry = enter(model.hf, model.anatomy, batch)
-    logits = logits_of(model.hf, model.anatomy, left[0][rows, columns], as_tuple=entry.as_tuple)
+    inputs = block_inputs(model.hf, model.anatomy, batch)
+    logits = logits_of(model.hf, model.anatomy, left[0][rows, columns], as_tuple=inputs.as_tuple)
     assert logits.dtype == torch.float32
     assert whole.std() > 0.1
     torch.testing.assert_close(logits, whole[rows, columns], rtol=0, atol=1e-5)
@@ -155,7 +155,7 @@ def test_a_model_that_does_something_between_its_blocks_is_refused(tmp_path: Pat
         return hidden
 
     with replaced_forward(inner, scaling), pytest.raises(InputError) as refused:
-        enter(model.hf, model.anatomy, batch)
+        block_inputs(model.hf, model.anatomy, batch)
     assert str(refused.value) == (
         "LlamaForCausalLM does something between its blocks, so they cannot be run one by one; use --engine reference"
     )
@@ -173,5 +173,5 @@ def test_an_error_before_the_blocks_is_passed_on(tmp_path: Path) -> None:
         replaced_forward(model.hf.get_input_embeddings(), fail),
         pytest.raises(torch.OutOfMemoryError, match="no room for the embedding"),
     ):
-        enter(model.hf, model.anatomy, batch)
+        block_inputs(model.hf, model.anatomy, batch)
     assert torch_state(model) == before

@@ -49,7 +49,7 @@ def test_short_memory_halves_the_chunk_for_good_and_says_so() -> None:
         return len(some)
 
     chunk = Chunk(80)
-    with pytest.warns(UserWarning, match="out of memory: going on with chunks of ") as seen:
+    with pytest.warns(UserWarning, match="out of memory: continuing with chunks of ") as seen:
         assert list(chunk.run("abcdefghi", 10, run)) == [2, 2, 2, 2, 1]
     assert sizes == [8, 4, 2, 2, 2, 2, 1]
     assert [str(warning.message)[-9:] for warning in seen] == ["40 tokens", "20 tokens"]

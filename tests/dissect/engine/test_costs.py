@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dissect.engine.costs import costs_of, walk_bytes, walk_flops
+from dissect.engine.costs import costs_of, pass_bytes, pass_flops
 from dissect.engine.schedule import make_schedule
-from dissect.engine.wavefront import _habits, _lane
-from dissect.interventions.donors import Donor, own
+from dissect.engine.wavefront import _mlp_traits, _model_state
+from dissect.interventions.donors import Donor, own_activations
 from dissect.interventions.intervention import Intervention, sweep
 from dissect.interventions.windows import centred_windows
 from dissect.models.anatomy import block_of
@@ -59,11 +59,11 @@ def counted(pair: ModelPair, batch: Batch, interventions: Sequence[Intervention]
     return int(counter.get_total_flops())
 
 
-def habits(pair: ModelPair, batch: Batch) -> int:
+def traits(pair: ModelPair, batch: Batch) -> int:
     """What finding out about a block on one row takes, once in a walk."""
-    row = _lane(pair.base, batch.pieces(1)[0].trimmed())
+    row = _model_state(pair.base, batch.pieces(1)[0].trimmed())
     with FlopCounterMode(display=False) as counter:
-        _habits(block_of(pair.base.hf, pair.base.anatomy, 0), row)
+        _mlp_traits(block_of(pair.base.hf, pair.base.anatomy, 0), row)
     return int(counter.get_total_flops())
 
 
@@ -88,7 +88,7 @@ def test_a_walk_is_counted_to_the_operation(family: str, padding: str) -> None:
         if costs.down_proj == 0 and {"mlp_coef", "value_vectors"} & set(sites):
             continue
         interventions = sweep([sites], centred_windows(3, 3), pair.base.weights)
-        expected = walk_flops(make_schedule(interventions, 3), costs, batch, 1) + habits(pair, batch)
+        expected = pass_flops(make_schedule(interventions, 3), costs, batch, 1) + traits(pair, batch)
         assert counted(pair, batch, interventions) == expected, sites
 
 
@@ -97,9 +97,9 @@ def test_sites_together_and_several_targets_are_counted_to_the_operation() -> No
     costs = costs_of(pair.base)
     interventions = sweep([*PATCH_SITES, ("value_vectors",)], centred_windows(3, 1), pair.base.weights)
     schedule = make_schedule(interventions, 3)
-    one, two = (walk_flops(schedule, costs, batch, targets) for targets in (1, 2))
-    assert counted(pair, batch, interventions) == one + habits(pair, batch)
-    assert counted(pair, batch, interventions, targets=2) == two + habits(pair, batch)
+    one, two = (pass_flops(schedule, costs, batch, targets) for targets in (1, 2))
+    assert counted(pair, batch, interventions) == one + traits(pair, batch)
+    assert counted(pair, batch, interventions, targets=2) == two + traits(pair, batch)
     # One base for both targets.
     base = one - (two - one)
     assert 0 < base < costs.forward(*batch.input_ids.shape)
@@ -123,13 +123,13 @@ RESTORED = [
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
 def test_a_walk_that_restores_is_counted_to_the_operation(family: str, padding: str) -> None:
     pair, batch = build_eager_pair(family), BATCHES[padding]
-    costs, once = costs_of(pair.base), habits(pair, batch)
+    costs, once = costs_of(pair.base), traits(pair, batch)
     for sites in RESTORED:
         interventions = sweep([sites], centred_windows(3, 3), pair.base.weights)
-        expected = walk_flops(make_schedule(interventions, 3), costs, batch, 1) + once
+        expected = pass_flops(make_schedule(interventions, 3), costs, batch, 1) + once
         assert counted(pair, batch, interventions) == expected, sites
     together = sweep(RESTORED, centred_windows(3, 1), pair.base.weights)
-    expected = walk_flops(make_schedule(together, 3), costs, batch, 2) + once
+    expected = pass_flops(make_schedule(together, 3), costs, batch, 2) + once
     assert counted(pair, batch, together, targets=2) == expected
 
 
@@ -140,11 +140,11 @@ def test_a_donor_s_own_forward_is_counted_to_the_operation(kind: str) -> None:
     models, donor = [pair.base, pair.unlearned], Donor(pair.base, {0: tuple(range(40)), 1: tuple(range(9))})
     if kind == "third":
         third = build_eager_pair("llama").unlearned
-        models, donor = [pair.base, third, pair.unlearned], own(third)
-    expected = walk_flops(make_schedule(interventions, 3), costs_of(pair.base), batch, 1, n_sources=2)
+        models, donor = [pair.base, third, pair.unlearned], own_activations(third)
+    expected = pass_flops(make_schedule(interventions, 3), costs_of(pair.base), batch, 1, n_sources=2)
     with FlopCounterMode(display=False) as counter:
         run_engine("wavefront", models, [batch], interventions, donor=donor, chunk_tokens=200)
-    assert counter.get_total_flops() == expected + habits(pair, batch)
+    assert counter.get_total_flops() == expected + traits(pair, batch)
 
 
 @pytest.mark.parametrize("family", ["bloom", "opt"])
@@ -152,7 +152,7 @@ def test_where_nothing_can_be_left_out_of_the_mlp_the_count_is_a_lower_bound(fam
     pair, batch = build_eager_pair(family), BATCHES["dense"]
     costs = costs_of(pair.base)
     interventions = sweep(PATCH_SITES, centred_windows(3, 3))
-    lower = walk_flops(make_schedule(interventions, 3), costs, batch, 1)
+    lower = pass_flops(make_schedule(interventions, 3), costs, batch, 1)
     naive = (2 + len(interventions)) * costs.forward(*batch.input_ids.shape)
     assert lower < counted(pair, batch, interventions) < naive
 
@@ -173,7 +173,7 @@ def bytes_of(
     itemsize: int = 4,
 ) -> int:
     costs = costs_of(PAIR.base)
-    return walk_bytes(make_schedule(interventions, 3), costs, batches, n_targets, chunk=chunk, itemsize=itemsize)
+    return pass_bytes(make_schedule(interventions, 3), costs, batches, n_targets, chunk=chunk, itemsize=itemsize)
 
 
 PAIR = build_pair("llama")
@@ -201,15 +201,15 @@ def test_bytes_cover_the_streams_that_are_held(
     from dissect.engine import wavefront
 
     held: list[int] = []
-    run = wavefront._Crossing.run
+    run = wavefront._LayerRun.run
 
-    def noted(crossing: wavefront._Crossing, *arguments: object) -> None:
-        before = dict(crossing.lane.streams)
-        run(crossing, *arguments)  # type: ignore[arg-type]
-        states = {id(state): state for state in (*before.values(), *crossing.lane.streams.values())}
+    def noted(layer_run: wavefront._LayerRun, *arguments: object) -> None:
+        before = dict(layer_run.state.branches)
+        run(layer_run, *arguments)  # type: ignore[arg-type]
+        states = {id(state): state for state in (*before.values(), *layer_run.state.branches.values())}
         held.append(sum(state.numel() * state.element_size() for state in states.values()))
 
-    monkeypatch.setattr(wavefront._Crossing, "run", noted)
+    monkeypatch.setattr(wavefront._LayerRun, "run", noted)
     batch = BATCHES["dense"]
     run_engine("wavefront", [PAIR.base, *[PAIR.unlearned] * n_targets], [batch], interventions, chunk_tokens=100)
     assert len(held) == 3 * n_targets

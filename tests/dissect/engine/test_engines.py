@@ -14,7 +14,7 @@ from dissect.engine import ENGINES, find_engine
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import InMemory
 from dissect.engine.reference import scored_logits
-from dissect.interventions.donors import own
+from dissect.interventions.donors import own_activations
 from dissect.interventions.intervention import Intervention
 from dissect.interventions.intervention import sweep as all_in
 from dissect.interventions.windows import Window, prefix_windows, suffix_windows
@@ -216,7 +216,7 @@ def test_a_sweep_that_is_not_read_to_its_end_leaves_nothing_behind(engine: str, 
     pair, batch = build_pair("llama"), build_batch(tmp_path, "right")
     models = [pair.base, pair.unlearned]
     before = [torch_state(model) for model in models]
-    layers, donor = InMemory(models), own(pair.base)
+    layers, donor = InMemory(models), own_activations(pair.base)
     sweeps = find_engine(engine)(layers, [batch, batch], INTERVENTIONS, donor, Chunk(600), lambda _share: None)
     (first,) = next(sweeps)
     next(first.intervened)
@@ -262,7 +262,9 @@ def test_the_shares_of_the_work_add_up_to_all_of_it(engine: str, tmp_path: Path)
     shares: list[float] = []
     models = InMemory([pair.base, pair.unlearned, pair.unlearned])
     sweep = find_engine(engine)
-    for by_target in sweep(models, batch.pieces(2), INTERVENTIONS[:7], own(pair.base), Chunk(30), shares.append):
+    for by_target in sweep(
+        models, batch.pieces(2), INTERVENTIONS[:7], own_activations(pair.base), Chunk(30), shares.append
+    ):
         for swept in by_target:
             list(swept.intervened)
     assert len(shares) > 1 and min(shares) > 0

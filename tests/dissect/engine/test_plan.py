@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dissect.engine import plan as planning
-from dissect.engine.costs import costs_of, walk_bytes, walk_flops
+from dissect.engine.costs import costs_of, pass_bytes, pass_flops
 from dissect.engine.plan import Pass, Plan, make_plan, measure_chunk
 from dissect.engine.schedule import make_schedule
 from dissect.interventions.intervention import Intervention, sweep
@@ -64,7 +64,7 @@ def bytes_of(one: Pass, plan: Plan, interventions: list[Intervention], n_targets
     base = models()[0]
     schedule = make_schedule([interventions[index] for index in one.interventions], 3)
     chunk = plan.chunk_tokens
-    return walk_bytes(schedule, costs_of(base), one.batches, n_targets, chunk=chunk, itemsize=4)
+    return pass_bytes(schedule, costs_of(base), one.batches, n_targets, chunk=chunk, itemsize=4)
 
 
 @settings(max_examples=150, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -189,12 +189,12 @@ def test_the_operations_of_a_plan_are_those_of_its_passes_and_of_plain_forwards(
     prompts = build_lengths([(5, 3), (9, 2), (4, 4)])
     plan = build_plan(prompts, batches=prompts.batches(2))
     costs, schedule = costs_of(models()[0]), make_schedule(INTERVENTIONS, 3)
-    assert plan.flops == sum(walk_flops(schedule, costs, one.batches[0], 1) for one in plan.passes)
+    assert plan.flops == sum(pass_flops(schedule, costs, one.batches[0], 1) for one in plan.passes)
     shapes = [(2, 10), (1, 7)]  # the longest of each batch without its last token
     assert [tuple(one.batches[0].input_ids.shape) for one in plan.passes] == shapes
     naive = (1 + 1 + len(INTERVENTIONS)) * sum(costs.forward(*shape) for shape in shapes)
     assert plan.naive_flops == naive > plan.flops
-    assert plan.most_copies == schedule.most_streams
+    assert plan.max_branches == schedule.max_branches
 
 
 def test_too_little_for_anything_is_refused_with_the_least_and_what_takes_it() -> None:

@@ -28,7 +28,7 @@ def way(schedule: Schedule, end: int) -> list[Step]:
     """The steps that lead to a stream, first layer first, found by following parents back."""
     steps: list[Step] = []
     for layer in reversed(schedule.layers):
-        (step,) = [step for step in layer if step.stream == end]
+        (step,) = [step for step in layer if step.branch == end]
         steps.insert(0, step)
         end = step.parent
     assert end == 0
@@ -54,14 +54,14 @@ def test_nothing_is_computed_twice_or_before_its_window(interventions: list[Inte
     histories = {history(intervention) for intervention in interventions} | {(frozenset(),) * N_LAYERS}
     for layer, steps in enumerate(schedule.layers):
         beginnings = Counter(
-            tuple(step.sites for step in way(Schedule({}, schedule.layers[: layer + 1], ()), one.stream))
+            tuple(step.sites for step in way(Schedule({}, schedule.layers[: layer + 1], ()), one.branch))
             for one in steps
         )
         assert set(beginnings) == {one[: layer + 1] for one in histories}
         assert set(beginnings.values()) == {1}
-        assert len({step.stream for step in steps}) == len(steps)
+        assert len({step.branch for step in steps}) == len(steps)
     first = min(intervention.window.first for intervention in interventions)
-    assert all([step.stream for step in steps] == [0] for steps in schedule.layers[:first])
+    assert all([step.branch for step in steps] == [0] for steps in schedule.layers[:first])
 
 
 @settings(max_examples=200, derandomize=True)
@@ -73,7 +73,7 @@ def test_positions_are_needed_while_some_attention_still_reads_them(intervention
     for number in reversed(range(N_LAYERS)):
         entering: set[int] = set()
         for step in schedule.layers[number]:
-            assert step.needs_all_out == (step.stream in children_need)
+            assert step.needs_all_out == (step.branch in children_need)
             needs_in = step.needs_all_out or not step.sites & REPLACED_ATTENTION
             assert step.needs_all_in == needs_in
             if needs_in:
@@ -89,12 +89,12 @@ def test_siblings_lend_and_borrow_where_one_goes_untouched(interventions: list[I
         for step in steps:
             siblings = [other for other in steps if other.parent == step.parent and other is not step]
             untouched = [other for other in siblings if not other.sites]
-            assert step.lends == (not step.sites and bool(siblings))
+            assert step.shares_attention == (not step.sites and bool(siblings))
             assert step.has_sibling == (bool(step.sites) and bool(untouched))
-            if step.has_sibling:  # whom it borrows from went before, and had every position that it needs
-                assert untouched[0].stream in seen
+            if step.has_sibling:  # whom it reuses_attention from went before, and had every position that it needs
+                assert untouched[0].branch in seen
                 assert untouched[0].needs_all_out or not step.needs_all_out
-            seen.add(step.stream)
+            seen.add(step.branch)
 
 
 def step_of(*sites: str, has_sibling: bool = False) -> Step:
@@ -136,7 +136,7 @@ def test_the_streams_of_a_small_sweep_are_those_counted_by_hand() -> None:
     """
     schedule = make_schedule(sweep([("mlp_coef",)], centred_windows(3, 3)), 3)
     assert [len(steps) for steps in schedule.layers] == [2, 3, 4]
-    assert schedule.most_streams == 6  # three enter the last layer, four leave it, and the target is both
+    assert schedule.max_branches == 6  # three enter the last layer, four leave it, and the target is both
     ends = {stream for stream, _ in schedule.ends}
     assert len(ends) == 3 and 0 not in ends
 
@@ -145,4 +145,4 @@ def test_the_copies_of_a_sweep_are_no_more_than_its_interventions_and_the_target
     interventions = sweep(PATCH_SITES, centred_windows(9, 5))
     schedule = make_schedule(interventions, 9)
     assert max(map(len, schedule.layers)) <= len(interventions) + 1
-    assert schedule.most_streams <= 2 * len(interventions) + 1
+    assert schedule.max_branches <= 2 * len(interventions) + 1

@@ -232,16 +232,16 @@ def test_least_memory_counted_by_hand(tmp_path: Path) -> None:
     key_value = 32 * 16
     layer = 2 * 32 * 32 + 2 * key_value + 3 * 32 * 48 + 2 * 32
     small = open_streamed(save(tmp_path / "small", build_model("llama", vocab_size=16)), name="small")
-    assert LayerReader([small], blocks="model.layers").least_memory() == 4 * 2 * layer
+    assert LayerReader([small], blocks="model.layers").min_weight_bytes() == 4 * 2 * layer
     half = open_streamed(save(tmp_path / "half", build_model("llama", vocab_size=16), dtype=torch.float16), name="half")
-    assert LayerReader([half], blocks="model.layers").least_memory() == (4 + 2) * layer
+    assert LayerReader([half], blocks="model.layers").min_weight_bytes() == (4 + 2) * layer
     wide = open_streamed(
         save(tmp_path / "wide", build_model("llama", vocab_size=4096), dtype=torch.float16), name="wide"
     )
-    assert LayerReader([wide], blocks="model.layers").least_memory() == 4096 * 32 * (4 + 2) + 32 * 4
+    assert LayerReader([wide], blocks="model.layers").min_weight_bytes() == 4096 * 32 * (4 + 2) + 32 * 4
     other = open_streamed(save(tmp_path / "other", build_model("llama", seed=1, vocab_size=16)), name="other")
     shared = 2 * 32  # norms are all ones
-    assert LayerReader([small, other], blocks="model.layers").least_memory() == 4 * 2 * (2 * layer - shared)
+    assert LayerReader([small, other], blocks="model.layers").min_weight_bytes() == 4 * 2 * (2 * layer - shared)
 
 
 # However it ends.

@@ -284,7 +284,7 @@ def test_models_under_a_device_map_give_the_same_numbers(family: str, tmp_path: 
             assert torch.equal(logits, expected)
     assert [torch_state(model) for model in models] == before
     with pytest.MonkeyPatch.context() as broken:
-        broken.setattr("dissect.engine.treatment._treat_mlp", fail)
+        broken.setattr("dissect.engine.overrides._override_mlp", fail)
         with pytest.raises(RuntimeError, match="in the middle of a block"):
             run_engine("wavefront", models, batches, items)
     assert [torch_state(model) for model in models] == before

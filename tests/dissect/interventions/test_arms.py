@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from dissect.interventions.arms import Arm, Troupe, resolve_donors, troupes
+from dissect.interventions.arms import Arm, ArmGroup, make_arm_groups, resolve_donors
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.prompts import Prompts
@@ -27,22 +27,27 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Prompts:
     return build_prompts(tmp_path_factory.mktemp("arms"))
 
 
-def told(troupe: Troupe) -> list[tuple[Arm, str, str, str]]:
+def told(group: ArmGroup) -> list[tuple[Arm, str, str, str]]:
     """Each arm with the models that it is scored by, given by and run on, by name."""
-    cast = troupe.cast()
-    assert len(cast.targets) == len(troupe.arms)
-    assert cast.models[0] is cast.base and tuple(cast.models[-len(cast.targets) :]) == cast.targets
-    assert (cast.donor.model in cast.models) and len(cast.models) <= 1 + 1 + len(cast.targets)
+    arm_models = group.load_models()
+    assert len(arm_models.targets) == len(group.arms)
+    assert (
+        arm_models.models[0] is arm_models.base
+        and tuple(arm_models.models[-len(arm_models.targets) :]) == arm_models.targets
+    )
+    assert (arm_models.donor.model in arm_models.models) and len(arm_models.models) <= 1 + 1 + len(arm_models.targets)
     return [
-        (arm, cast.base.name, cast.donor.model.name, target.name)
-        for arm, target in zip(troupe.arms, cast.targets, strict=True)
+        (arm, arm_models.base.name, arm_models.donor.model.name, target.name)
+        for arm, target in zip(group.arms, arm_models.targets, strict=True)
     ]
 
 
 def test_into_the_unlearned_model_the_base_gives_and_is_what_scores_compare_with(prompts: Prompts) -> None:
     donors = ["other-question", "noise", third()]
-    found = troupes(pair(), prompts, control=third(), direction="base-to-unlearned", donor=donors, null=2, seed=0)
-    assert [row for troupe in found for row in told(troupe)] == [
+    found = make_arm_groups(
+        pair(), prompts, control=third(), direction="base-to-unlearned", donor=donors, null=2, seed=0
+    )
+    assert [row for group in found for row in told(group)] == [
         (Arm("main", "unlearned", "base"), "base", "base", "unlearned"),
         (Arm("control", "control", "base"), "base", "base", "third"),
         (Arm("null-0", "null", "base"), "base", "base", "null 0"),
@@ -52,13 +57,15 @@ def test_into_the_unlearned_model_the_base_gives_and_is_what_scores_compare_with
         (Arm("donor", "unlearned", "third"), "base", "third", "unlearned"),
     ]
     # Two forwards are read from where the donor reads or computes something else than the base.
-    assert [troupe.n_sources for troupe in found] == [1, 1, 1, 2, 1, 2]
+    assert [group.n_sources for group in found] == [1, 1, 1, 2, 1, 2]
 
 
 def test_into_the_base_each_arm_is_scored_by_the_one_that_gives(prompts: Prompts) -> None:
     donors = ["other-question", third()]
-    found = troupes(pair(), prompts, control=third(), direction="unlearned-to-base", donor=donors, null=1, seed=0)
-    assert [row for troupe in found for row in told(troupe)] == [
+    found = make_arm_groups(
+        pair(), prompts, control=third(), direction="unlearned-to-base", donor=donors, null=1, seed=0
+    )
+    assert [row for group in found for row in told(group)] == [
         (Arm("main", "base", "unlearned"), "unlearned", "unlearned", "base"),
         (Arm("control", "base", "control"), "third", "third", "base"),
         (Arm("null-0", "base", "null"), "null 0", "null 0", "base"),
@@ -75,10 +82,12 @@ def test_null_models_are_made_when_they_are_asked_for(prompts: Prompts, monkeypa
         return base
 
     monkeypatch.setattr("dissect.interventions.arms.null_model", counting)
-    _, first, second = troupes(pair(), prompts, control=None, direction="base-to-unlearned", donor=[], null=2, seed=0)
+    _, first, second = make_arm_groups(
+        pair(), prompts, control=None, direction="base-to-unlearned", donor=[], null=2, seed=0
+    )
     assert made == []
-    second.cast()
-    first.cast()
+    second.load_models()
+    first.load_models()
     assert made == [1, 0]
 
 
@@ -108,7 +117,7 @@ def test_impossible_arms_are_refused_before_any_is_made(prompts: Prompts) -> Non
     ):
         defaults = {"control": None, "direction": "base-to-unlearned", "donor": [], "null": 0, "seed": 0}
         with pytest.raises(InputError, match=message):
-            troupes(pair(), prompts, **(defaults | options))  # type: ignore[arg-type]
+            make_arm_groups(pair(), prompts, **(defaults | options))  # type: ignore[arg-type]
     same = build_pair("llama", scale=0.0)
     with pytest.raises(InputError, match="--null: .* the same weights"):
-        troupes(same, prompts, control=None, direction="base-to-unlearned", donor=[], null=1, seed=0)
+        make_arm_groups(same, prompts, control=None, direction="base-to-unlearned", donor=[], null=1, seed=0)

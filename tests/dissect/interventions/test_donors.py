@@ -15,7 +15,7 @@ from torch import Tensor
 from dissect import patch, restore
 from dissect.engine import ENGINES
 from dissect.engine.reference import hook_points, record
-from dissect.interventions.donors import Donor, aligned, norm_matched_noise, other_question, own
+from dissect.interventions.donors import Donor, fit_tokens, norm_matched_noise, other_question, own_activations
 from dissect.interventions.intervention import Intervention
 from dissect.interventions.windows import Window
 from dissect.models.model import Model
@@ -71,7 +71,7 @@ def test_another_question_is_fitted_token_by_token(
 ) -> None:
     """Each token from the answer's start on is the other's at the same distance, going round; before it, going back."""
     item, other = item_of(prompt, answer, bos=bos), item_of(other_prompt, other_answer, bos=bos)
-    found = aligned(other, item)
+    found = fit_tokens(other, item)
     assert len(found) == len(item.input_ids)
     shares_first = item.input_ids[0] == other.input_ids[0]
     if shares_first:
@@ -143,14 +143,14 @@ def test_a_donor_reads_its_tokens_where_the_target_reads_its_own(side: Any, prom
                 here = read.input_ids[row, is_token].tolist()
                 assert tuple(here) == donor.tokens[example][: len(here)]
                 assert torch.equal(read.input_ids[row, ~is_token], cut.input_ids[row, ~is_token])
-    assert own(donor.model).batch(batch) is batch
+    assert own_activations(donor.model).batch(batch) is batch
 
 
 # Noise.
 
 
 def noise_of(donor: Donor, states: Tensor, batch: Batch, site: str = "mlp_coef", layer: int = 1) -> Tensor:
-    return donor.given(states, batch, site=site, layer=layer)
+    return donor.replacement(states, batch, site=site, layer=layer)
 
 
 def test_noise_has_the_norm_of_the_state_at_every_token_and_leaves_padding(prompts: Prompts) -> None:
@@ -200,7 +200,7 @@ def test_noise_is_the_same_however_batches_are_cut_and_padded(
             shape = one.input_ids.shape
             if narrow:  # states kept at the scored positions only
                 flat = one.rows * shape[1] + one.columns
-                kept = donor.given(torch.ones(1, len(flat), 24), one, site="mlp_coef", layer=1, positions=flat)
+                kept = donor.replacement(torch.ones(1, len(flat), 24), one, site="mlp_coef", layer=1, positions=flat)
                 noise = torch.full((*shape, 24), torch.nan)
                 noise.view(-1, 24)[flat] = kept[0]
             else:
@@ -227,7 +227,7 @@ def donors_of(family: str, dtype: torch.dtype, prompts: Prompts) -> dict[str, Do
     return {
         "other-question": other_question(base, prompts, seed=0),
         "noise": norm_matched_noise(base, prompts, seed=0),
-        "third": own(third(family, dtype)),
+        "third": own_activations(third(family, dtype)),
     }
 
 
@@ -272,7 +272,7 @@ def test_noise_in_the_reference_engine_is_that_of_the_base_s_activations(prompts
     item = Intervention(("mlp_coef",), Window(1, (1,)))
     (point,) = hook_points(item)
     _, activations = record(pair.base, batch, [point])
-    noise = donor.given(activations[point], batch, site="mlp_coef", layer=1)
+    noise = donor.replacement(activations[point], batch, site="mlp_coef", layer=1)
     is_token = batch.attention_mask.bool()
     assert_close(noise[is_token].norm(dim=-1), activations[point][is_token].norm(dim=-1), atol=1e-5)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair
 from dissect.models.parameter_swap import restored_values, with_values
-from dissect.models.weights import Chosen, find_weights
+from dissect.models.weights import ParameterRows, find_weights
 from tests.dissect.helpers import build_pair, torch_state
 
 DENSE = ["llama", "mistral", "qwen2", "qwen3", "gpt2", "neox", "olmo", "olmo2", "gemma2", "phi3", "opt", "falcon"]
@@ -23,7 +23,7 @@ def weights_of(model: Model) -> Any:
     return find_weights(model.hf, model.anatomy, model.adapter)
 
 
-def restored(pair: ModelPair, chosen: Chosen) -> Any:
+def restored(pair: ModelPair, chosen: ParameterRows) -> Any:
     """The unlearned model with the base's values there."""
     return with_values(pair.unlearned.hf, restored_values(pair.unlearned.hf, pair.base.hf, chosen))
 

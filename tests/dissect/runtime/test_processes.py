@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dissect import load_pair, restore
 from dissect.runtime.link import KILLED, SILENT_BEATS, Peer
-from dissect.runtime.processes import ALONE, Processes, joined, neighbours
+from dissect.runtime.processes import ALONE, Processes, join_processes, processes_on_machine
 from tests.dissect.helpers import build_pair, build_prompts
 from unlearning.common.errors import InputError
 
@@ -43,8 +43,8 @@ def test_one_process_alone_keeps_what_it_has() -> None:
 def test_a_command_that_no_launcher_started_is_alone_and_loads_nothing() -> None:
     script = (
         "import sys\n"
-        "from dissect.runtime.processes import ALONE, joined\n"
-        "with joined() as processes:\n"
+        "from dissect.runtime.processes import ALONE, join_processes\n"
+        "with join_processes() as processes:\n"
         "    assert processes is ALONE\n"
         "assert not {'torch', 'psutil', 'dissect.runtime.link'} & set(sys.modules)\n"
     )
@@ -73,7 +73,7 @@ def test_a_broken_launch_is_refused_in_one_line(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError) as refused, joined(device="cpu"):
+    with pytest.raises(InputError) as refused, join_processes(device="cpu"):
         pass
     assert "\n" not in str(refused.value)
     for phrase in phrases:
@@ -83,11 +83,11 @@ def test_a_broken_launch_is_refused_in_one_line(
 def test_neighbours_are_the_processes_of_this_machine_or_else_all(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LAUNCH:
         monkeypatch.delenv(name, raising=False)
-    assert neighbours() == 1
+    assert processes_on_machine() == 1
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert neighbours() == 8
+    assert processes_on_machine() == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert neighbours() == 4
+    assert processes_on_machine() == 4
 
 
 def test_a_process_of_this_machine_is_dead_when_it_is_gone() -> None:
@@ -144,8 +144,8 @@ def launch(script: str, count: int, *arguments: str) -> list[subprocess.Popen[st
 
 TALK = """
 import json, sys, time
-from dissect.runtime.processes import joined
-with joined(device="cpu") as processes:
+from dissect.runtime.processes import join_processes
+with join_processes(device="cpu") as processes:
     time.sleep(0.3 * (2 - processes.rank))
     told = {
         "gathered": processes.gather(["a"] * processes.rank),
@@ -164,10 +164,10 @@ def test_processes_gather_in_the_order_of_their_ranks_and_the_first_tells_the_ot
 
 LOSE = """
 import os, signal, sys, time
-from dissect.runtime.processes import joined
+from dissect.runtime.processes import join_processes
 from unlearning.common.errors import InputError
 try:
-    with joined(device="cpu") as processes:
+    with join_processes(device="cpu") as processes:
         processes.wait()
         if processes.rank == 1:
             {end}
@@ -199,10 +199,10 @@ SHARE = """
 import os, sys
 from pathlib import Path
 from dissect import load_pair, restore
-from dissect.runtime.processes import joined
+from dissect.runtime.processes import join_processes
 from tests.dissect.helpers import build_prompts
 folder = Path(sys.argv[1])
-with joined(device="cpu") as processes:
+with join_processes(device="cpu") as processes:
     pair = load_pair(str(folder / "base"), str(folder / "unlearned"))
     mine = folder / f"prompts {processes.rank}"
     mine.mkdir()

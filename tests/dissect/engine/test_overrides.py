@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from dissect.engine.blocks import enter
-from dissect.engine.treatment import Habits, Seen, Treatment, at_positions, find_habits, find_idle, run_block, spread
+from dissect.engine.blocks import block_inputs
+from dissect.engine.overrides import (
+    BlockActivations,
+    BlockOverrides,
+    MlpTraits,
+    at_positions,
+    find_mlp_traits,
+    find_unused_modules,
+    run_block,
+    scatter,
+)
 from dissect.interventions.intervention import Intervention
 from dissect.interventions.windows import Window
 from dissect.models.anatomy import block_of, find_adapter, find_anatomy
@@ -50,13 +59,13 @@ class TupleMLP(LlamaMLP):
         return super().forward(x), None
 
 
-def habits_of(family: str, mlp: type[LlamaMLP] | None = None) -> Habits:
+def habits_of(family: str, mlp: type[LlamaMLP] | None = None) -> MlpTraits:
     model = build_pair(family).base
     block = block_of(model.hf, model.anatomy, 0)
     if mlp is not None:
         assert block.mlp is not None
         block.mlp.__class__ = mlp
-    return find_habits(block, torch.zeros(1, 1, 32))
+    return find_mlp_traits(block, torch.zeros(1, 1, 32))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +86,7 @@ def habits_of(family: str, mlp: type[LlamaMLP] | None = None) -> Habits:
 def test_the_habits_of_an_mlp_are_found_out(
     family: str, mlp: type[LlamaMLP] | None, per_position: bool, ends_in_down_proj: bool
 ) -> None:
-    assert habits_of(family, mlp) == Habits(per_position, ends_in_down_proj)
+    assert habits_of(family, mlp) == MlpTraits(per_position, ends_in_down_proj)
 
 
 def assert_equals_plain_hooks(mlp: type[LlamaMLP], folder: Path) -> None:
@@ -113,7 +122,7 @@ def test_an_mlp_that_mixes_positions_is_refused_by_name(tmp_path: Path) -> None:
         assert_equals_plain_hooks(MixingMLP, tmp_path)
 
 
-ATTN, MLP, BOTH = frozenset({"attn"}), frozenset({"mlp"}), frozenset({"attn", "mlp"})
+ATTN, MLP, BOTH = frozenset({"attn_out"}), frozenset({"mlp_out"}), frozenset({"attn_out", "mlp_out"})
 
 
 @pytest.mark.parametrize(
@@ -137,21 +146,21 @@ def test_norms_that_nothing_reads_are_found_and_not_run(
     family: str, beside_attn: set[str], beside_mlp: set[str], beside_both: set[str], tmp_path: Path
 ) -> None:
     model, batch = build_pair(family).base, build_batch(tmp_path, "left")
-    entry = enter(model.hf, model.anatomy, batch)
+    inputs = block_inputs(model.hf, model.anatomy, batch)
     block = block_of(model.hf, model.anatomy, 0)
-    habits = find_habits(block, entry.hidden)
-    idle = find_idle(block, entry.hidden, entry.call(0, 1), habits)
+    traits = find_mlp_traits(block, inputs.hidden)
+    unused = find_unused_modules(block, inputs.hidden, inputs.arguments(0, 1), traits)
     expected = {ATTN: beside_attn, MLP: beside_mlp, BOTH: beside_both}
-    assert {given: set(names) for given, names in idle.items()} == expected
-    given = torch.randn_like(entry.hidden)
-    treatment = Treatment(attn=given, mlp=given * 2, attn_extras=1, mlp_extras=None)
+    assert {given: set(names) for given, names in unused.items()} == expected
+    given = torch.randn_like(inputs.hidden)
+    overrides = BlockOverrides(attn_out=given, mlp_out=given * 2, attn_extras=1, mlp_extras=None)
     run: list[str] = []
-    for name in idle[BOTH]:
+    for name in unused[BOTH]:
         forward = block.whole.get_submodule(name).forward
         block.whole.get_submodule(name).forward = lambda states, n=name, f=forward: (run.append(n), f(states))[1]
-    lazy = run_block(block, entry.hidden, entry.call(0, 1), treatment, replace(habits, idle=idle))
+    lazy = run_block(block, inputs.hidden, inputs.arguments(0, 1), overrides, replace(traits, unused_modules=unused))
     assert not run
-    assert torch.equal(lazy, run_block(block, entry.hidden, entry.call(0, 1), treatment, habits))
+    assert torch.equal(lazy, run_block(block, inputs.hidden, inputs.arguments(0, 1), overrides, traits))
     assert set(run) == expected[BOTH]
 
 
@@ -159,20 +168,20 @@ def test_norms_that_nothing_reads_are_found_and_not_run(
 def test_a_norm_whose_values_are_mended_on_the_way_is_not_idle(tmp_path: Path) -> None:
     """NaN does not show where a block replaces it; the numbers do."""
     model, batch = build_pair("llama").base, build_batch(tmp_path, "right")
-    entry = enter(model.hf, model.anatomy, batch)
+    inputs = block_inputs(model.hf, model.anatomy, batch)
     block = block_of(model.hf, model.anatomy, 0)
     assert block.mlp is not None
     forward = block.mlp.forward
     block.mlp.forward = lambda states: forward(states.nan_to_num())
-    idle = find_idle(block, entry.hidden, entry.call(0, 1), find_habits(block, entry.hidden))
-    assert idle[ATTN] == ("input_layernorm",)
-    assert idle[MLP] == ("post_attention_layernorm",)
+    unused = find_unused_modules(block, inputs.hidden, inputs.arguments(0, 1), find_mlp_traits(block, inputs.hidden))
+    assert unused[ATTN] == ("input_layernorm",)
+    assert unused[MLP] == ("post_attention_layernorm",)
 
 
 def test_values_are_spread_to_their_places_and_zero_elsewhere() -> None:
     kept = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     expected = [[[0, 0], [3, 4], [0, 0]], [[0, 0], [0, 0], [1, 2]]]
-    assert spread(kept, torch.tensor([5, 1]), (2, 3)).tolist() == expected
+    assert scatter(kept, torch.tensor([5, 1]), (2, 3)).tolist() == expected
 
 
 def test_a_module_runs_at_its_positions_only() -> None:
@@ -190,13 +199,15 @@ def test_a_module_runs_at_its_positions_only() -> None:
 @torch.no_grad()
 def test_an_untreated_block_is_itself_and_what_is_seen_is_what_hooks_see(family: str, tmp_path: Path) -> None:
     model, batch = build_pair(family).base, build_batch(tmp_path, "right")
-    entry = enter(model.hf, model.anatomy, batch)
+    inputs = block_inputs(model.hf, model.anatomy, batch)
     block = block_of(model.hf, model.anatomy, 1)
-    args, kwargs = entry.call(1, 1)
-    output = block.whole(entry.hidden, *args, **kwargs)
+    args, kwargs = inputs.arguments(1, 1)
+    output = block.whole(inputs.hidden, *args, **kwargs)
     output = output[0] if isinstance(output, tuple) else output
-    habits, seen = find_habits(block, entry.hidden), Seen()
-    assert torch.equal(run_block(block, entry.hidden, (args, kwargs), Treatment(), habits, seen=seen), output)
+    traits, seen = find_mlp_traits(block, inputs.hidden), BlockActivations()
+    assert torch.equal(
+        run_block(block, inputs.hidden, (args, kwargs), BlockOverrides(), traits, activations=seen), output
+    )
     noted: dict[str, Tensor] = {}
     assert block.down_proj is not None and block.attn is not None
     handles = [
@@ -205,25 +216,27 @@ def test_an_untreated_block_is_itself_and_what_is_seen_is_what_hooks_see(family:
             lambda _module, _args, out: noted.update(attn=(out[0] if isinstance(out, tuple) else out).clone())
         ),
     ]
-    block.whole(entry.hidden, *args, **kwargs)
+    block.whole(inputs.hidden, *args, **kwargs)
     for handle in handles:
         handle.remove()
-    assert seen.coef is not None and seen.attn is not None and seen.mlp is not None
-    assert torch.equal(seen.coef, noted["coef"].view_as(seen.coef))
-    assert torch.equal(seen.attn, noted["attn"])
-    assert seen.mlp.shape == entry.hidden.shape
+    assert seen.mlp_coef is not None and seen.attn_out is not None and seen.mlp_out is not None
+    assert torch.equal(seen.mlp_coef, noted["coef"].view_as(seen.mlp_coef))
+    assert torch.equal(seen.attn_out, noted["attn"])
+    assert seen.mlp_out.shape == inputs.hidden.shape
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "olmo2", "gemma2", "qwen3", "gptj", "mixtral", "opt"])
 @torch.no_grad()
 def test_a_block_run_for_some_positions_is_right_there(family: str, tmp_path: Path) -> None:
     model, batch = build_pair(family).base, build_batch(tmp_path, "left")
-    entry = enter(model.hf, model.anatomy, batch)
+    inputs = block_inputs(model.hf, model.anatomy, batch)
     block = block_of(model.hf, model.anatomy, 2)
-    habits = find_habits(block, entry.hidden)
+    traits = find_mlp_traits(block, inputs.hidden)
     positions = batch.rows * batch.input_ids.shape[1] + batch.columns
-    whole = run_block(block, entry.hidden, entry.call(2, 1), Treatment(), habits)
-    narrow = run_block(block, entry.hidden, entry.call(2, 1), Treatment(positions=positions, last=True), habits)
+    whole = run_block(block, inputs.hidden, inputs.arguments(2, 1), BlockOverrides(), traits)
+    narrow = run_block(
+        block, inputs.hidden, inputs.arguments(2, 1), BlockOverrides(positions=positions, limits_attention=True), traits
+    )
     ours, theirs = (states.flatten(0, 1)[positions] for states in (narrow, whole))
     assert_close(ours, theirs, atol=1e-5)
     assert not torch.allclose(narrow, whole)  # elsewhere it was not computed

@@ -1,0 +1,303 @@
+"""Run one block with some of its activations given, and leave out what is then not needed.
+
+The block is the Hugging Face module itself, with its norms, residual sums, soft-capping and whatever else its authors
+wrote. Only the forward of its attention, MLP or projections is replaced during one call.
+"""
+
+import itertools
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dissect.engine.blocks import BlockArguments, replaced_forward
+from dissect.models.anatomy import Block
+from unlearning.common.errors import InputError
+
+
+@dataclass(frozen=True)
+class MlpTraits:
+    """Properties of an architecture's MLP, measured on a few random inputs.
+
+    Attributes:
+        mlp_per_position: True if the MLP takes and returns hidden states alone, position by position.
+        mlp_ends_in_down_proj: True if the MLP's output is the down projection's output, unchanged.
+        unused_modules: For a set of given outputs (`attn_out`, `mlp_out`), names of the block's other modules, such
+            as norms, whose output is not used then.
+    """
+
+    mlp_per_position: bool
+    mlp_ends_in_down_proj: bool
+    unused_modules: dict[frozenset[str], tuple[str, ...]] = field(default_factory=dict)
+
+
+@torch.inference_mode()
+def find_mlp_traits(block: Block, states: Float[Tensor, "batch position d_model"]) -> MlpTraits:
+    """Measure the properties of a block's MLP on random hidden states.
+
+    Args:
+        block: Modules of the block.
+        states: Any hidden states of the model; only their width, dtype and device are used.
+
+    Returns:
+        The MLP's properties, without `unused_modules`.
+
+    Raises:
+        InputError: The MLP's output at one position depends on other positions, so the MLP cannot be run at selected
+            positions only.
+    """
+    if block.mlp is None:
+        return MlpTraits(mlp_per_position=False, mlp_ends_in_down_proj=False)
+    few = torch.randn(1, 3, states.shape[-1], generator=torch.Generator().manual_seed(0))
+    few = few.to(states.device, states.dtype)
+    activations = BlockActivations()
+    try:
+        with ExitStack() as stack:
+            _record(stack, block, activations, (1, 3))
+            output = block.mlp(few)
+            alone = block.mlp(few[:, 1:2])
+    except TypeError:  # the MLP takes further arguments, such as the residual in Bloom
+        return MlpTraits(mlp_per_position=False, mlp_ends_in_down_proj=False)
+    if not isinstance(output, Tensor) or output.shape != few.shape:
+        return MlpTraits(mlp_per_position=False, mlp_ends_in_down_proj=False)
+    tolerance = 1e-4 if states.dtype in (torch.float32, torch.float64) else 5e-2
+    if not torch.allclose(alone, output[:, 1:2], rtol=tolerance, atol=tolerance * float(output.abs().max())):
+        raise InputError(
+            f"`engine` must be 'reference' for this model, got 'wavefront': {type(block.mlp).__name__} mixes positions"
+        )
+    if block.down_proj is None or activations.mlp_coef is None:
+        return MlpTraits(mlp_per_position=True, mlp_ends_in_down_proj=False)
+    # The second call was recorded last.
+    ends = torch.equal(block.down_proj(activations.mlp_coef), alone)
+    return MlpTraits(mlp_per_position=True, mlp_ends_in_down_proj=ends)
+
+
+@torch.inference_mode()
+def find_unused_modules(
+    block: Block, hidden: Float[Tensor, "batch position d_model"], arguments: BlockArguments, traits: MlpTraits
+) -> dict[frozenset[str], tuple[str, ...]]:
+    """Find the modules of a block that need not be run if its attention's or MLP's output is given.
+
+    Each module is made to return NaN. If the block, given its own activations, still returns the same values bit for
+    bit, the module's output is not used. A module that returns another shape than it takes is always run, because an
+    unused module is replaced by the identity.
+
+    Args:
+        block: Modules of the block.
+        hidden: Hidden states that enter the block.
+        arguments: The block's other arguments for these states.
+        traits: Properties of the block's MLP.
+
+    Returns:
+        For each set of given outputs (`attn_out`, `mlp_out`), the names of the modules that are not used.
+    """
+    activations = BlockActivations()
+    unchanged = run_block(block, hidden, arguments, BlockOverrides(), traits, activations=activations)
+    extras = activations.extras()
+    parts = {"attn_out": activations.attn_out, "mlp_out": activations.mlp_out if block.mlp is not None else None}
+    known = {name: states for name, states in parts.items() if states is not None}
+    others = [
+        (name, module)
+        for name, module in block.whole.named_children()
+        if not {block.attn, block.mlp, block.down_proj} & set(module.modules())
+    ]
+
+    def is_unused(module: nn.Module, given: frozenset[str]) -> bool:
+        attn_out, mlp_out = (known[name].clone() if name in given else None for name in ("attn_out", "mlp_out"))
+        overrides = replace(extras, attn_out=attn_out, mlp_out=mlp_out)
+        forward = module.forward
+        same_shape = True
+
+        def nan(states: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal same_shape
+            output = forward(states, *args, **kwargs)
+            same_shape &= isinstance(output, Tensor) and output.shape == states.shape
+            return output * torch.nan if same_shape else output
+
+        with replaced_forward(module, nan):
+            output = run_block(block, hidden, arguments, overrides, traits)
+        return same_shape and torch.equal(output, unchanged)
+
+    sets = [frozenset(names) for size in (1, 2) for names in itertools.combinations(known, size)]
+    return {given: tuple(name for name, module in others if is_unused(module, given)) for given in sets}
+
+
+@dataclass(frozen=True, eq=False)
+class BlockOverrides:
+    """Activations that are given to one block instead of being computed.
+
+    Attributes:
+        attn_out: Output of the attention.
+        mlp_out: Output of the MLP.
+        down_proj_out: Output of the down projection; used where the MLP changes that output before it returns.
+        positions: Flat positions at which the MLP is run; None for all.
+        limits_attention: True if the attention too writes at these positions only.
+        attn_extras: See `BlockActivations`.
+        mlp_extras: See `BlockActivations`.
+        is_flat: See `BlockActivations`.
+    """
+
+    attn_out: Float[Tensor, "batch position d_model"] | None = None
+    mlp_out: Float[Tensor, "batch position d_model"] | None = None
+    down_proj_out: Float[Tensor, "batch position d_model"] | None = None
+    positions: Int[Tensor, " kept"] | None = None
+    limits_attention: bool = False
+    attn_extras: int | None = None
+    mlp_extras: int | None = None
+    is_flat: bool = False
+
+
+@dataclass(eq=False)
+class BlockActivations:
+    """Activations of one block on one batch.
+
+    Attributes:
+        attn_out: Output of the attention.
+        mlp_coef: MLP coefficients, only at the positions where the MLP was run.
+        mlp_out: Output of the MLP, zero where the MLP was not run.
+        attn_extras: Number of values that the attention returns after its output; None if it returns no tuple.
+        mlp_extras: Number of values that the MLP returns after its output; None if it returns no tuple.
+        is_flat: True if the down projection sees batch and position as one dimension, as in OPT.
+    """
+
+    attn_out: Float[Tensor, "batch position d_model"] | None = None
+    mlp_coef: Float[Tensor, "batch position d_mlp"] | None = None
+    mlp_out: Float[Tensor, "batch position d_model"] | None = None
+    attn_extras: int | None = None
+    mlp_extras: int | None = None
+    is_flat: bool = False
+
+    def extras(self) -> BlockOverrides:
+        """Return overrides that give nothing, but know the form in which the block's modules return their outputs."""
+        return BlockOverrides(attn_extras=self.attn_extras, mlp_extras=self.mlp_extras, is_flat=self.is_flat)
+
+
+def _record(stack: ExitStack, block: Block, activations: BlockActivations, shape: tuple[int, ...]) -> None:
+    """Record a block's activations while the stack is open.
+
+    Outputs are copied because the block may write into them afterwards: parallel blocks add up in place.
+    """
+
+    def copied(output: Any) -> tuple[Tensor, int | None]:
+        states, extras = (output[0], len(output) - 1) if isinstance(output, tuple) else (output, None)
+        return _shaped(states, shape).clone(), extras
+
+    def attn_out(_module: nn.Module, _args: Any, output: Any) -> None:
+        activations.attn_out, activations.attn_extras = copied(output)
+
+    def mlp_out(_module: nn.Module, _args: Any, output: Any) -> None:
+        activations.mlp_out, activations.mlp_extras = copied(output)
+
+    def mlp_coef(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        activations.mlp_coef, activations.is_flat = _shaped(args[0], shape), args[0].dim() == 2
+
+    if block.attn is not None:
+        stack.callback(block.attn.register_forward_hook(attn_out).remove)
+    if block.mlp is not None:
+        stack.callback(block.mlp.register_forward_hook(mlp_out).remove)
+    elif block.down_proj is not None:
+        stack.callback(block.down_proj.register_forward_hook(mlp_out).remove)
+    if block.down_proj is not None:
+        stack.callback(block.down_proj.register_forward_pre_hook(mlp_coef).remove)
+
+
+def _shaped(states: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return states as [batch, position, width], also if a module sees the first two as one dimension."""
+    return states.view(*shape, -1) if states.dim() == 2 and len(states) == shape[0] * shape[1] else states
+
+
+def run_block(
+    block: Block,
+    hidden: Float[Tensor, "batch position d_model"],
+    arguments: BlockArguments,
+    overrides: BlockOverrides,
+    traits: MlpTraits,
+    *,
+    activations: BlockActivations | None = None,
+) -> Float[Tensor, "batch position d_model"]:
+    """Run one block with some of its activations given.
+
+    Args:
+        block: Modules of the block.
+        hidden: Hidden states that enter the block.
+        arguments: The block's other arguments.
+        overrides: Activations that are given instead of being computed.
+        traits: Properties of the block's MLP.
+        activations: Receives the activations of this run.
+
+    Returns:
+        The hidden states that leave the block.
+    """
+    with ExitStack() as stack:
+        if overrides.attn_out is not None:
+            assert block.attn is not None
+            output = _with_extras(overrides.attn_out, overrides.attn_extras)
+            stack.enter_context(replaced_forward(block.attn, lambda *_a, **_k: output))
+        elif overrides.limits_attention and overrides.positions is not None:
+            for projection in (block.q_proj, block.o_proj):
+                if projection is not None:
+                    stack.enter_context(replaced_forward(projection, at_positions(projection, overrides.positions)))
+        _override_mlp(stack, block, overrides, traits)
+        given = frozenset(name for name in ("attn_out", "mlp_out") if getattr(overrides, name) is not None)
+        for name in traits.unused_modules.get(given, ()):
+            stack.enter_context(replaced_forward(block.whole.get_submodule(name), lambda states, *_a, **_k: states))
+        if activations is not None:
+            _record(stack, block, activations, tuple(hidden.shape[:2]))
+        output = block.whole(hidden, *arguments[0], **arguments[1])
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _override_mlp(stack: ExitStack, block: Block, overrides: BlockOverrides, traits: MlpTraits) -> None:
+    if overrides.mlp_out is not None:
+        assert block.mlp is not None
+        given = _with_extras(overrides.mlp_out, overrides.mlp_extras)
+        stack.enter_context(replaced_forward(block.mlp, lambda *_a, **_k: given))
+    elif overrides.down_proj_out is not None:
+        assert block.down_proj is not None
+        output = overrides.down_proj_out.flatten(0, 1) if overrides.is_flat else overrides.down_proj_out
+        stack.enter_context(replaced_forward(block.down_proj, lambda *_a, **_k: output))
+    elif overrides.positions is not None and traits.mlp_per_position:
+        assert block.mlp is not None
+        stack.enter_context(replaced_forward(block.mlp, at_positions(block.mlp, overrides.positions)))
+
+
+def _with_extras(given: Tensor, extras: int | None) -> Any:
+    return given if extras is None else (given, *[None] * extras)
+
+
+def at_positions(module: nn.Module, positions: Int[Tensor, " kept"]) -> Callable[[Tensor], Tensor]:
+    """Return a module's forward that is run at selected positions only.
+
+    Args:
+        module: A module that takes and returns hidden states, position by position.
+        positions: Flat positions, row * (positions of a row) + column.
+
+    Returns:
+        A function from states [batch, position, width] to outputs of that shape, zero at all other positions.
+    """
+    forward = module.forward
+
+    def run(states: Tensor) -> Tensor:
+        kept = states.flatten(0, 1)[positions.to(states.device)]
+        return scatter(forward(kept[None])[0], positions, states.shape[:2])
+
+    return run
+
+
+def scatter(
+    kept: Float[Tensor, "kept width"], positions: Int[Tensor, " kept"], shape: tuple[int, ...]
+) -> Float[Tensor, "batch position width"]:
+    """Return values at selected positions as a full tensor, zero elsewhere.
+
+    Args:
+        kept: Values at the positions.
+        positions: Flat positions of the values.
+        shape: Batch and position dimension of the result.
+    """
+    everywhere = kept.new_zeros(shape[0] * shape[1], kept.shape[-1])
+    everywhere[positions.to(kept.device)] = kept
+    return everywhere.view(*shape, -1)
