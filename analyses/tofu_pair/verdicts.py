@@ -67,7 +67,7 @@ def build_twin(models: Path, retain: Path, *, progress: bool = True) -> Path:
 
 
 def run(
-    tofu: Path, methods: Path, out: Path, *, budget: str = "quick", n_facts: int | None = 48, progress: bool = True
+    tofu: Path, methods: Path, out: Path, *, budget: str = "quick", limit: int | None = 48, progress: bool = True
 ) -> "pd.DataFrame":
     """Judge every model, with the never model and without; what was judged is not judged again.
 
@@ -76,7 +76,7 @@ def run(
         methods: as `analyses.unlearning_methods --tofu` makes it.
         out: the directory of the module's docstring.
         budget: quick, standard or full.
-        n_facts: most forget facts that are asked.
+        limit: most forget facts that are asked.
         progress: progress bars on stderr.
 
     Returns:
@@ -109,9 +109,9 @@ def run(
                 pair,
                 forget,
                 retain=retain,
-                never=control,
+                control=control,
                 budget=budget,  # type: ignore[arg-type]  # checked there
-                n_facts=n_facts,
+                limit=limit,
                 out=out / arm / path.name,
                 shared=out / "base-and-never",
                 progress=progress,
@@ -170,12 +170,12 @@ def command(
         "runs/tofu-verdicts"
     ),
     budget: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
-    n_facts: Annotated[int, typer.Option("--facts", min=4, help="Ask at most so many forget facts.")] = 48,
+    limit: Annotated[int, typer.Option("--facts", min=4, help="Ask at most so many forget facts.")] = 48,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")] = False,
 ) -> None:
     """Judge every unlearned model of the TOFU pair, with its never model and without."""
-    frame = run(tofu, methods, out, budget=budget, n_facts=n_facts, progress=not quiet)
+    frame = run(tofu, methods, out, budget=budget, limit=limit, progress=not quiet)
     if as_json:
         write_json({"findings": json.loads(frame.to_json(orient="records")), "table": str(out / "table.md")})
     elif not quiet:

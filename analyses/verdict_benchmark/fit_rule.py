@@ -78,7 +78,7 @@ def fit(models: Sequence[Measured], fitted: Mapping[str, Any]) -> Rule:
         nothing=nothing,
         everything=everything,
         spread=spread_of(models, tests),
-        expressed_above=EXPRESSED,
+        not_unlearned_above=EXPRESSED,
         suppressed_above=1.0,
         erased_below=0.0,
         utility_floor=UTILITY_FLOOR,

@@ -21,7 +21,7 @@ EXPRESSED = 0.5
 """A model that still gives this share of the forget answers has not unlearned them."""
 
 RELEARNING = ("relearn_disjoint", "relearn_benign")
-OWN = ("expressed", *RELEARNING)
+OWN = ("without_attack", *RELEARNING)
 """What the verdict is made of."""
 
 
@@ -101,7 +101,7 @@ def read_measured(out: Path, architectures: Iterable[str], seeds: Iterable[int])
 
 def _alone(result: StressResult) -> StressResult:
     """As if there had been no never model; true of tests that do the same to every model, with or without one."""
-    return replace(result, frame=result.frame[result.frame["role"] != "never"])
+    return replace(result, frame=result.frame[result.frame["role"] != "control"])
 
 
 def _residuals(results: Mapping[str, StressResult]) -> dict[str, Residual]:
@@ -139,9 +139,9 @@ def _mean(measure: str) -> Callable[[StressResult], float]:
 
 
 _RIVALS: Mapping[str, tuple[str, Callable[[StressResult], float]]] = {
-    "answer probability": ("expressed", _mean("probability")),
-    "exact answers": ("expressed", _mean("correct")),
-    "truth ratio": ("expressed", _mean("truth_ratio")),
+    "answer probability": ("without_attack", _mean("probability")),
+    "exact answers": ("without_attack", _mean("correct")),
+    "truth ratio": ("without_attack", _mean("truth_ratio")),
     "paraphrases": ("rewording", _mean("rank")),
     "logit lens": ("logit_lens", _mean("rank")),
     "linear probe": ("linear_probes", _mean("rank")),

@@ -32,7 +32,7 @@ def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
     rows = []
     for model in models:
         score = residual_knowledge(model.residuals, rule)
-        word = decide(score, model.residuals["expressed"], rule, utility=model.retain)
+        word = decide(score, model.residuals["without_attack"], rule, utility=model.retain)
         alone = residual_knowledge(model.alone, rule)
         rows.append(
             {
@@ -48,7 +48,7 @@ def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
                 "score": score.value,
                 "low": score.low,
                 "high": score.high,
-                "word alone": decide(alone, model.alone["expressed"], rule, utility=model.retain),
+                "word alone": decide(alone, model.alone["without_attack"], rule, utility=model.retain),
                 "score alone": alone.value,
                 **{f"rho {name}": residual.rho for name, residual in model.residuals.items()},
                 **model.rivals,

@@ -20,12 +20,12 @@ from dissect.models.model import Model, load_model
 from dissect.models.pair import ModelPair
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.prompts import Prompts
+from dissect.stress.catalogue import entries
 from dissect.stress.core.case import Case, make_case
 from dissect.stress.core.result import StressResult
 from dissect.stress.core.sharing import attacked
 from dissect.stress.core.storage import as_parts, as_record, from_parts
 from dissect.stress.directions import own_direction
-from dissect.stress.expressed import expressed
 from dissect.stress.geometry import geometry
 from dissect.stress.lenses import logit_lens
 from dissect.stress.linear_probes import linear_probes
@@ -35,6 +35,7 @@ from dissect.stress.relearning import relearn_benign, relearn_disjoint
 from dissect.stress.rewording import rewording
 from dissect.stress.sweeps import patching_sweep, restoration_sweep
 from dissect.stress.uds import unlearning_depth
+from dissect.stress.without_attack import without_attack
 from dissect.zoo.world import write_records
 from unlearning.common.errors import InputError
 from unlearning.common.runs import write_frame, write_json
@@ -55,7 +56,7 @@ class Examiner:
         self.out = out / "tests" / family.name
         folder = family.path / "questions"
         write_records(family.world, folder)
-        self.base, self.never = (load_model(family.path / name) for name in ("base", "never"))
+        self.base, self.control = (load_model(family.path / name) for name in ("base", "never"))
         self._prompts = {
             name: load_prompts(folder / f"{name}.jsonl", self.base.tokenizer)
             for name in ("forget", "retain", "forget_paraphrased")
@@ -69,7 +70,7 @@ class Examiner:
         pair = ModelPair(self.base, unlearned)
         if self._case is None:
             forget, retain = self._prompts["forget"], self._prompts["retain"]
-            self._case = make_case(pair, forget, retain=retain, never=self.never)
+            self._case = make_case(pair, forget, retain=retain, control=self.control)
         return replace(self._case, pair=pair)
 
     def examine(self, name: str) -> None:
@@ -88,11 +89,12 @@ class Examiner:
         if not pending and record["cka"] is not None:
             return
         case = self.case(load_model(self.family.path / name))
+        comparing = {entry.name for entry in entries(None) if entry.compares_models}
         for test in pending:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 try:
-                    found = attacked(test, tests[test], case, self._ground)
+                    found = attacked(test, tests[test], case, None if test in comparing else self._ground)
                 except InputError as error:
                     record["tests"][test] = {"failed": str(error)}
                     write_json(folder / RECORD, record)
@@ -118,10 +120,11 @@ def read_results(folder: Path) -> dict[str, StressResult]:
     """The tests of a model that gave a result, by name."""
     record = read_tests(folder)
     results = {}
-    for test, said in (record["tests"] if record else {}).items():
+    for said in (record["tests"] if record else {}).values():
         if "failed" not in said:
             parts = {part: pd.read_parquet(folder / f"{part}.parquet") for part in said["parts"]}
-            results[test] = from_parts(said, parts)
+            found = from_parts(said, parts)
+            results[found.test] = found
     return results
 
 
@@ -132,13 +135,13 @@ def battery(paraphrases: Prompts) -> Mapping[str, Callable[[Case], StressResult]
         paraphrases: of the forget questions.
     """
     return {
-        "expressed": expressed,
+        "without_attack": without_attack,
         "logit_lens": logit_lens,
         "uds": unlearning_depth,
         "linear_probes": linear_probes,
         "patching": patching_sweep,
         "restoration": restoration_sweep,
-        "own_direction": partial(own_direction, n_facts=80),
+        "own_direction": partial(own_direction, limit=80),
         "rewording": partial(rewording, paraphrases=paraphrases),
         "relearn_disjoint": relearn_disjoint,
         "relearn_benign": relearn_benign,

@@ -66,7 +66,7 @@ def command(
     budget: Annotated[
         str, typer.Option(help="quick, standard or full: about 1, 2, 7 minutes on the built-in pair, two cores.")
     ] = "standard",
-    n_facts: Annotated[
+    limit: Annotated[
         int | None,
         typer.Option(
             "--facts",
@@ -115,9 +115,9 @@ def command(
         retain=None if retain is None else open_prompts(retain, pair, reading),
         paraphrases=None if paraphrases is None else open_prompts(paraphrases, pair, reading),
         benign=None if benign is None else open_prompts(benign, pair, reading),
-        never=open_control(never, pair, loading),
+        control=open_control(never, pair, loading),
         budget=chosen,
-        n_facts=n_facts,
+        limit=limit,
         batch_size=batch_size,
         seed=seed,
         out=out,

@@ -1,7 +1,7 @@
-"""Which tests a verdict runs, by budget, and with what options.
+"""The stress tests by budget, with their options. Add a new test here.
 
-`quick`, `standard` and `full` take about 1, 2 and 7 minutes on the built-in pair and two cores; a larger budget has
-every test of a smaller one, asked of more facts or with more variants.
+`quick`, `standard` and `full` take about 1, 2 and 7 minutes on the built-in pair and two cores. A larger budget runs
+every test of a smaller one, on more facts or with more variants.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,6 @@ from dissect.stress.coefficient_scaling import coefficient_scaling
 from dissect.stress.core.case import Case
 from dissect.stress.core.result import StressResult
 from dissect.stress.directions import oracle_direction, own_direction
-from dissect.stress.expressed import expressed
 from dissect.stress.interpolation import interpolation
 from dissect.stress.lenses import logit_lens, tuned_lens
 from dissect.stress.linear_probes import linear_probes
@@ -26,6 +25,7 @@ from dissect.stress.rewording import rewording
 from dissect.stress.sampling import sampling
 from dissect.stress.sweeps import decomposition_sweep, patching_sweep, restoration_sweep
 from dissect.stress.uds import unlearning_depth
+from dissect.stress.without_attack import without_attack
 from unlearning import Example
 
 Budget = Literal["quick", "standard", "full"]
@@ -35,7 +35,7 @@ Run = Callable[[Case], StressResult]
 
 
 SAMPLE: Mapping[Budget, int] = {"quick": 120, "standard": 240, "full": 400}
-"""Forget facts at most, evenly spaced; and retain facts."""
+"""Maximum number of forget facts, and of retain facts, by budget; the facts are evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -43,65 +43,75 @@ class Entry:
     """A test as the budgets run it.
 
     Attributes:
-        name: of its result.
-        runs: by budget; a budget that is not in it does not run the test.
-        needs_retain: whether it cannot be run without retain questions.
-        needs_never: whether it has nothing to be compared with without a never model.
+        name: Name of the test's result.
+        runs: The test with its options, by budget; a budget without an entry does not run the test.
+        needs_retain: Whether the test needs retain questions.
+        needs_control: Whether the test has no floor without a control.
+        compares_models: Whether the values for one model depend on another model than the base. Such a test is run on
+            all models every time; with False, `shared` keeps its values for base and control and uses them again. The
+            default is True, because a test that is wrongly marked as independent would give wrong values.
     """
 
     name: str
     runs: Mapping[Budget, Run]
     needs_retain: bool = False
-    needs_never: bool = False
+    needs_control: bool = False
+    compares_models: bool = True
 
 
 def entries(paraphrases: Prompts | None, benign: Prompts | None = None) -> tuple[Entry, ...]:
-    """All tests, the cheapest of each rung first.
+    """Return all tests, the cheapest of each evidence level first.
 
     Args:
-        paraphrases: other wordings of the forget questions, where there are some.
-        benign: questions that have nothing to do with them, to train on.
+        paraphrases: Other wordings of the forget questions; None if there are none.
+        benign: Unrelated questions to fine-tune on; None takes the retain questions.
+
+    Returns:
+        One entry per test.
     """
     texts = None if benign is None else [Example(item.prompt, item.answer) for item in benign.items]
     relearned = partial(relearn_benign, texts=texts)
     reworded = partial(rewording, paraphrases=paraphrases)
+    independent = partial(Entry, compares_models=False)
+    comparing = partial(Entry, compares_models=True)
     return (
-        Entry("expressed", _always(expressed)),
-        Entry("logit_lens", _always(logit_lens)),
-        Entry("uds", _always(unlearning_depth)),
-        Entry("linear_probes", _always(linear_probes), needs_retain=True, needs_never=True),
-        Entry("tuned_lens", _from_standard(tuned_lens), needs_retain=True, needs_never=True),
-        Entry("relearn_speed", {"full": relearn_speed}, needs_never=True),
-        Entry("patching", _from_standard(patching_sweep), needs_never=True),
-        Entry("restoration", _from_standard(restoration_sweep), needs_never=True),
-        Entry("decomposition", {"full": decomposition_sweep}, needs_never=True),
-        Entry("oracle_direction", {"full": partial(oracle_direction, n_facts=120)}),
-        Entry("interpolation", {"full": interpolation}, needs_never=True),
-        Entry("own_direction", _sized(own_direction, 40, 80, 160), needs_retain=True),
-        Entry("rewording", _without_quick(_sized(reworded, 40, 60, 120))),
-        Entry("coefficient_scaling", _without_quick(_sized(coefficient_scaling, 40, 60, 120))),
-        Entry("activation_noise", _without_quick(_sized(activation_noise, 40, 40, 120))),
-        Entry("sampling", {"full": partial(sampling, n_facts=120)}),
-        Entry(
+        independent("without_attack", _always(without_attack)),
+        independent("logit_lens", _always(logit_lens)),
+        comparing("uds", _always(unlearning_depth)),
+        comparing("linear_probes", _always(linear_probes), needs_retain=True, needs_control=True),
+        comparing("tuned_lens", _from_standard(tuned_lens), needs_retain=True, needs_control=True),
+        independent("relearn_speed", {"full": relearn_speed}, needs_control=True),
+        comparing("patching", _from_standard(patching_sweep), needs_control=True),
+        comparing("restoration", _from_standard(restoration_sweep), needs_control=True),
+        comparing("decomposition", {"full": decomposition_sweep}, needs_control=True),
+        independent("oracle_direction", {"full": partial(oracle_direction, limit=120)}),
+        independent("interpolation", {"full": interpolation}, needs_control=True),
+        independent("own_direction", _sized(own_direction, 40, 80, 160), needs_retain=True),
+        independent("rewording", _without_quick(_sized(reworded, 40, 60, 120))),
+        independent("coefficient_scaling", _without_quick(_sized(coefficient_scaling, 40, 60, 120))),
+        independent("activation_noise", _without_quick(_sized(activation_noise, 40, 40, 120))),
+        independent("sampling", {"full": partial(sampling, limit=120)}),
+        independent(
             "relearn_disjoint",
             {"quick": relearn_disjoint, "standard": relearn_disjoint, "full": _thorough(relearn_disjoint)},
         ),
-        Entry(
+        independent(
             "relearn_benign",
             {"quick": relearned, "standard": relearned, "full": _thorough(relearned)},
             needs_retain=benign is None,
         ),
-        Entry("prune_changed", _always(prune_changed)),
-        Entry("prune_important", {"full": prune_important}, needs_retain=True),
-        Entry(
+        independent("prune_changed", _always(prune_changed)),
+        independent("prune_important", {"full": prune_important}, needs_retain=True),
+        independent(
             "quantisation",
             {"quick": partial(quantisation, schemes=("nf4",)), "standard": quantisation, "full": quantisation},
         ),
-        Entry("weight_noise", _without_quick(_sized(weight_noise, 40, 40, 120))),
+        independent("weight_noise", _without_quick(_sized(weight_noise, 40, 40, 120))),
     )
 
 
 def _always(run: Run) -> dict[Budget, Run]:
+    """Return the test for every budget."""
     return dict.fromkeys(BUDGETS, run)
 
 
@@ -110,7 +120,7 @@ def _from_standard(run: Run) -> dict[Budget, Run]:
 
 
 def _sized(run: Callable[..., StressResult], quick: int, standard: int, full: int) -> dict[Budget, Run]:
-    return {budget: partial(run, n_facts=n) for budget, n in zip(BUDGETS, (quick, standard, full), strict=True)}
+    return {budget: partial(run, limit=n) for budget, n in zip(BUDGETS, (quick, standard, full), strict=True)}
 
 
 def _without_quick(runs: Mapping[Budget, Run]) -> dict[Budget, Run]:
@@ -118,30 +128,33 @@ def _without_quick(runs: Mapping[Budget, Run]) -> dict[Budget, Run]:
 
 
 def _thorough(run: Callable[..., StressResult]) -> Run:
-    """With every learning rate, full and of low rank: the worst case of all."""
+    """Return the test with every learning rate, full-rank and low-rank; its result is the worst case over all."""
     return lambda case: run(case, recipes=full_recipes(case.pair.base))
 
 
 def selection(
     budget: Budget, case: Case, paraphrases: Prompts | None, benign: Prompts | None = None
-) -> tuple[dict[str, Run], dict[str, str]]:
-    """The tests of a budget that can be run on a case, and why the others cannot.
+) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Choose the tests of a budget that can be run on a case.
 
     Args:
-        budget: one of `BUDGETS`.
-        case: models and facts.
-        paraphrases: other wordings of the forget questions.
-        benign: see `entries`.
+        budget: One of `BUDGETS`.
+        case: Models and facts.
+        paraphrases: Other wordings of the forget questions; None if there are none.
+        benign: Unrelated questions to fine-tune on; None takes the retain questions.
+
+    Returns:
+        The chosen tests by name, and the reason by name for each test of the budget that cannot be run.
     """
-    chosen: dict[str, Run] = {}
+    chosen: dict[str, Entry] = {}
     left_out: dict[str, str] = {}
     for entry in entries(paraphrases, benign):
         if budget not in entry.runs:
             continue
         if entry.needs_retain and case.retain is None:
-            left_out[entry.name] = "it needs retain questions (--retain)"
-        elif entry.needs_never and case.never is None:
-            left_out[entry.name] = "nothing tells what a model shows that never knew; give one (--never)"
+            left_out[entry.name] = "it needs retain questions"
+        elif entry.needs_control and case.control is None:
+            left_out[entry.name] = "it needs a control, because no floor is known without one"
         else:
-            chosen[entry.name] = entry.runs[budget]
+            chosen[entry.name] = entry
     return chosen, left_out

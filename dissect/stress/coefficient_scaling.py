@@ -39,7 +39,7 @@ def coefficient_scaling(
     last: Sequence[int] = (1, 3),
     factors: Sequence[float] = FACTORS,
     skipped: int = 3,
-    n_facts: int = 40,
+    limit: int = 40,
 ) -> StressResult:
     """Scale the coefficients and outputs of the last layers, and leave single ones out.
 
@@ -52,7 +52,7 @@ def coefficient_scaling(
         last: how many layers, counted from the end; more than the model has are all of them.
         factors: what they are multiplied by.
         skipped: how many of the last layers are left out singly.
-        n_facts: most facts that are tested.
+        limit: most facts that are tested.
 
     Raises:
         InputError: an unknown site, one that the architecture does not have, numbers of layers that are none.
@@ -64,7 +64,7 @@ def coefficient_scaling(
     for model in case.models.values():
         for site in sites:
             _module(model, site, n_layers - 1)  # tells of a missing one before anything is computed
-    facts = spread(case.forget, n_facts)
+    facts = spread(case.forget, limit)
     variants = _variants(sites, last, factors, skipped, n_layers)
     rows: list[tuple[str, str, FactScores]] = []
     with Progress(len(case.models) * (len(variants) + 1), "scaling coefficients", show=case.progress) as bar:
@@ -79,7 +79,7 @@ def coefficient_scaling(
                 bar.advance(1)
     return StressResult(
         test="coefficient_scaling",
-        rung=3,
+        level=3,
         measure="rank",
         frame=fact_rows(facts, rows),
         proves=PROVES,

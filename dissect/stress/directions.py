@@ -24,11 +24,11 @@ from torch import Tensor
 from dissect.models.anatomy import block_of
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompts
-from dissect.stress.core.alternatives import Facts
 from dissect.stress.core.case import Case, spread
+from dissect.stress.core.distractors import Facts
 from dissect.stress.core.edits import Edit, outputs_edited
 from dissect.stress.core.residual_stream import states_at
-from dissect.stress.core.result import PLAIN, Rung, StressResult, fact_rows
+from dissect.stress.core.result import PLAIN, EvidenceLevel, StressResult, fact_rows
 from dissect.stress.core.scores import MEASURES, FactScores, score_facts
 from unlearning.common.bootstrap import clusters
 from unlearning.common.errors import InputError
@@ -52,7 +52,7 @@ def own_direction(
     alphas: Sequence[float] = (1.0, 2.0, 4.0),
     folds: int = 2,
     random: int = 1,
-    n_facts: int = 40,
+    limit: int = 40,
 ) -> StressResult:
     """Remove each model's own direction of forget questions, and steer against it.
 
@@ -66,7 +66,7 @@ def own_direction(
         folds: into which groups are dealt.
         random: controls of the ablation in all layers, beside the result in the table `random`: a change as large at
             every position, in a random direction.
-        n_facts: most facts that are tested.
+        limit: most facts that are tested.
 
     Raises:
         InputError: no retain facts, fewer groups than folds, a layer that the models do not have.
@@ -94,7 +94,7 @@ def own_direction(
         variants,
         folds,
         random,
-        n_facts,
+        limit,
         alphas=alphas,
         proves=(
             "Above zero: answers come back when the unlearned model's own mark of what was to be forgotten is taken "
@@ -104,7 +104,7 @@ def own_direction(
 
 
 def oracle_direction(
-    case: Case, *, layers: Sequence[int] | None = None, folds: int = 2, random: int = 1, n_facts: int = 40
+    case: Case, *, layers: Sequence[int] | None = None, folds: int = 2, random: int = 1, limit: int = 40
 ) -> StressResult:
     """Remove the direction in which unlearning moved the states of forget questions, taken from the base.
 
@@ -131,7 +131,7 @@ def oracle_direction(
         _ablations(n_layers, chosen),
         folds,
         random,
-        n_facts,
+        limit,
         alphas=(),
         proves=(
             "Above zero: answers come back when the mean shift from the base is taken off, so what reads them is "
@@ -151,12 +151,12 @@ def _ablations(n_layers: int, layers: Sequence[int]) -> dict[str, _Variant]:
 def _run(
     case: Case,
     test: str,
-    rung: Rung,
+    level: EvidenceLevel,
     estimate: Callable[[Model, Int[np.ndarray, " fact"]], Directions],
     variants: Mapping[str, _Variant],
     folds: int,
     random: int,
-    n_facts: int,
+    limit: int,
     *,
     alphas: Sequence[float],
     proves: str,
@@ -165,7 +165,7 @@ def _run(
     if random < 0:
         raise InputError(f"{test}: {random} random directions; give 0 or more")
     fold = dealt(case.forget.groups, folds, seed=case.seed)
-    facts = spread(case.forget, n_facts)
+    facts = spread(case.forget, limit)
     places = {id(item): place for place, item in enumerate(case.forget.prompts.items)}
     tested = [places[id(item)] for item in facts.prompts.items]
     rows, controls = [], []
@@ -185,7 +185,7 @@ def _run(
                 bar.advance(1)
     return StressResult(
         test=test,
-        rung=rung,
+        level=level,
         measure="rank",
         frame=fact_rows(facts, rows),
         proves=proves,

@@ -36,8 +36,8 @@ class Geometry:
     """How far a pair is apart.
 
     Attributes:
-        layers: one row per block: `layer`, `cka_unlearned_base`, and with a never model `cka_unlearned_never`,
-            `cka_base_never` and `erasure`; NaN where a model's states do not vary.
+        layers: one row per block: `layer`, `cka_unlearned_base`, and with a never model `cka_unlearned_control`,
+            `cka_base_control` and `erasure`; NaN where a model's states do not vary.
         erasure: the CKA erasure score, 0 as the base to 1 as the never model; None without a never model, or where
             base and never have the same states.
         weights: one row per family of tensors and layer: `family`, `layer` (-1 outside the blocks), `norm_base`,
@@ -65,15 +65,15 @@ def geometry(case: Case) -> Geometry:
         role: states_at(model, prompts, prompts.items, batch_size=case.batch_size)[1:]
         for role, model in case.models.items()
     }
-    pairs = [("unlearned", "base")] + ([("unlearned", "never"), ("base", "never")] if "never" in states else [])
+    pairs = [("unlearned", "base")] + ([("unlearned", "control"), ("base", "control")] if "control" in states else [])
     rows = []
     for layer in range(case.pair.n_layers):
         here = {role: of_role[layer].to(case.pair.base.device) for role, of_role in states.items()}
         rows.append({"layer": layer} | {f"cka_{a}_{b}": linear_cka(here[a], here[b]) for a, b in pairs})
     layers = pd.DataFrame(rows)
     score = None
-    if "never" in states:
-        towards, from_start = layers["cka_unlearned_never"], layers["cka_base_never"]
+    if "control" in states:
+        towards, from_start = layers["cka_unlearned_control"], layers["cka_base_control"]
         # As far as rounding goes, equal states leave nothing to move.
         weight = (1 - from_start).where(1 - from_start > 1e-6, 0.0)
         layers["erasure"] = ((towards - from_start) / weight.where(weight > 0)).clip(0, 1)

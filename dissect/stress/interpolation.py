@@ -69,7 +69,7 @@ def interpolation(case: Case, *, steps: Sequence[float] = STEPS) -> StressResult
             points.append({"role": role, "t": t, **means})
     return StressResult(
         test="interpolation",
-        rung=2,
+        level=2,
         measure=MEASURES[0],
         frame=fact_rows(case.forget, scored),
         proves=PROVES,

@@ -20,8 +20,8 @@ from torch import Tensor
 from dissect.models.model import Model
 from dissect.prompts.prompts import Batch, Prompts
 from dissect.scoring.recovery import per_example
-from dissect.stress.core.alternatives import Facts
 from dissect.stress.core.case import Case
+from dissect.stress.core.distractors import Facts
 from dissect.stress.core.residual_stream import (
     Stream,
     even_batches,
@@ -68,7 +68,7 @@ def logit_lens(case: Case, *, layers: Sequence[int] | None = None) -> StressResu
     chosen = _checked(layers, base)
     measured = []
     notes = [f"layer {last} under the own head is the output itself and does not decide"] if last in chosen else []
-    if case.never is None:
+    if case.control is None:
         notes.append("without a never model nothing tells what the base's head brings in: only the own head is used")
     for role, model in case.models.items():
 
@@ -76,7 +76,7 @@ def logit_lens(case: Case, *, layers: Sequence[int] | None = None) -> StressResu
             for layer in chosen:
                 own = stream.logits(layer + 1, model)
                 yield f"own head, layer {layer}", own
-                if case.never is not None:
+                if case.control is not None:
                     yield f"base head, layer {layer}", own if model is base else stream.logits(layer + 1, base)
 
         values = lens_values(model, case.forget, read, batch_size=case.batch_size)
@@ -84,7 +84,7 @@ def logit_lens(case: Case, *, layers: Sequence[int] | None = None) -> StressResu
     output = f"own head, layer {last}"
     return StressResult(
         test="logit_lens",
-        rung=1,
+        level=1,
         measure="rank",
         frame=value_rows(case.forget, [row for row in measured if row[1] != output]),
         proves=(
@@ -156,7 +156,7 @@ def tuned_lens(
     ]
     return StressResult(
         test="tuned_lens",
-        rung=1,
+        level=1,
         measure="rank",
         frame=value_rows(case.forget, measured),
         proves=(
@@ -172,7 +172,7 @@ def tuned_lens(
         },
         seconds=time.perf_counter() - started,
         floors={},
-        notes=() if case.never is not None else ("the base's lens may bring the facts in: there is no floor",),
+        notes=() if case.control is not None else ("the base's lens may bring the facts in: there is no floor",),
         seed=case.seed,
         tables={
             "layers": _curves(measured),
@@ -193,7 +193,7 @@ def lens_values(model: Model, facts: Facts, read: Reading, *, batch_size: int) -
         read: the lenses.
         batch_size: most texts in one batch; no number depends on it.
     """
-    items = [*facts.prompts.items, *(item for wrong in facts.wrong for item in wrong)]
+    items = [*facts.prompts.items, *(item for wrong in facts.distractors for item in wrong)]
     n = len(facts)
     logprobs: dict[str, Float[np.ndarray, " item"]] = {}
     token_ranks: dict[str, Float[np.ndarray, " item"]] = {}
@@ -201,7 +201,7 @@ def lens_values(model: Model, facts: Facts, read: Reading, *, batch_size: int) -
         for name, logits in read(residual_stream(model, batch)):
             logprobs.setdefault(name, np.zeros(len(items)))[places] = mean_logprobs(logits, batch)
             token_ranks.setdefault(name, np.zeros(len(items)))[places] = first_token_ranks(logits, batch)
-    counts = [len(wrong) for wrong in facts.wrong]
+    counts = [len(wrong) for wrong in facts.distractors]
     found = {}
     for name, of_items in logprobs.items():
         rank = ranks(of_items[:n], of_items[n:], counts)

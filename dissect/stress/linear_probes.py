@@ -22,8 +22,8 @@ from torch import Tensor
 
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompt, Prompts
-from dissect.stress.core.alternatives import Facts
 from dissect.stress.core.case import Case
+from dissect.stress.core.distractors import Facts
 from dissect.stress.core.residual_stream import states_at
 from dissect.stress.core.result import StressResult, value_rows
 from dissect.stress.core.scores import ranks
@@ -92,7 +92,7 @@ def linear_probes(case: Case, *, layers: Sequence[int] | None = None, folds: int
                 )
     return StressResult(
         test="linear_probes",
-        rung=1,
+        level=1,
         measure="rank",
         frame=value_rows(case.forget, rows),
         proves=(
@@ -177,8 +177,8 @@ class Answers:
                 rows.append(torch.cat([tokens[0], tokens.mean(0)]))
             return torch.stack(rows).to(base.device) if rows else torch.zeros(0, 2 * table.shape[1], device=base.device)
 
-        wrong = [item for several in forget.wrong for item in several]
-        return cls(embedded(prompts.items), embedded(wrong), [len(several) for several in forget.wrong])
+        wrong = [item for several in forget.distractors for item in several]
+        return cls(embedded(prompts.items), embedded(wrong), [len(several) for several in forget.distractors])
 
 
 def _questions(prompts: Prompts) -> list[Prompt]:
@@ -277,7 +277,7 @@ def class_ranks(states: Float[np.ndarray, "fact d_model"], forget: Facts, split:
         scores = probe.predict_log_proba(states[test])
         for row, place in enumerate(test):
             right = column.get(answers[place])
-            wrong = [column[item.answer] for item in forget.wrong[place] if item.answer in column]
+            wrong = [column[item.answer] for item in forget.distractors[place] if item.answer in column]
             if right is not None and wrong:
                 found[place] = ranks(scores[row, [right]], scores[row, wrong], [len(wrong)])[0]
     return found

@@ -28,7 +28,7 @@ from dissect.models.model import Model
 from dissect.models.parameter_swap import with_values
 from dissect.stress.core.case import Case, spread
 from dissect.stress.core.edits import outputs_edited, remembered_scores, remembering
-from dissect.stress.core.result import PLAIN, Rung, StressResult, value_rows
+from dissect.stress.core.result import PLAIN, EvidenceLevel, StressResult, value_rows
 from dissect.stress.core.scores import MEASURES, FactScores, score_facts
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
@@ -46,7 +46,7 @@ def activation_noise(
     layers: Sequence[int] | None = None,
     strengths: Sequence[float] = (0.03, 0.1, 0.3),
     draws: int = 3,
-    n_facts: int = 40,
+    limit: int = 40,
 ) -> StressResult:
     """Noise on what one block hands on; variants are layers and strengths.
 
@@ -55,7 +55,7 @@ def activation_noise(
         layers: at whose output, one at a time; by default the middle one's.
         strengths: norm of the noise, as a share of the state's own norm at each position.
         draws: of the noise.
-        n_facts: most facts that are tested.
+        limit: most facts that are tested.
 
     Raises:
         InputError: a layer that the models do not have, a negative strength, no draw.
@@ -82,7 +82,7 @@ def activation_noise(
         3,
         variants,
         draws,
-        n_facts,
+        limit,
         settings={"layers": chosen, "strengths": list(strengths)},
         proves=(
             "Above zero: answers come back under noise that says nothing of them, so the unlearned model holds them "
@@ -92,7 +92,7 @@ def activation_noise(
 
 
 def weight_noise(
-    case: Case, *, strengths: Sequence[float] = (0.03, 0.1, 0.3), draws: int = 3, n_facts: int = 40
+    case: Case, *, strengths: Sequence[float] = (0.03, 0.1, 0.3), draws: int = 3, limit: int = 40
 ) -> StressResult:
     """Noise on every matrix of weights; variants are strengths.
 
@@ -100,7 +100,7 @@ def weight_noise(
         case: models and facts.
         strengths: standard deviation of the noise, as a share of each matrix' own root mean square.
         draws: of the noise.
-        n_facts: most facts that are tested.
+        limit: most facts that are tested.
 
     Raises:
         InputError: a negative strength, no draw.
@@ -115,7 +115,7 @@ def weight_noise(
         4,
         {f"weights + {strength:g}": (0, by(strength)) for strength in strengths},
         draws,
-        n_facts,
+        limit,
         settings={"strengths": list(strengths)},
         proves=(
             "Above zero: answers come back when the weights are disturbed at random, so the weights hold them. At "
@@ -127,10 +127,10 @@ def weight_noise(
 def _run(
     case: Case,
     test: str,
-    rung: Rung,
+    level: EvidenceLevel,
     variants: Mapping[str, tuple[int, Disturb]],
     draws: int,
-    n_facts: int,
+    limit: int,
     *,
     settings: dict[str, Any],
     proves: str,
@@ -141,7 +141,7 @@ def _run(
         raise InputError(f"{test}: give at least one strength and one draw")
     if min(settings["strengths"]) < 0:
         raise InputError(f"{test}: a strength of {min(settings['strengths']):g}; give shares from 0 on, as 0.1")
-    facts = spread(case.forget, n_facts)
+    facts = spread(case.forget, limit)
     first = min(layer for layer, _ in variants.values())
     rows = []
     with Progress(len(case.models) * (len(variants) * draws + 1), test, show=case.progress) as bar:
@@ -158,7 +158,7 @@ def _run(
                 rows.append((role, name, expected_and_best(scores)))
     return StressResult(
         test=test,
-        rung=rung,
+        level=level,
         measure="rank",
         frame=value_rows(facts, rows),
         proves=proves,

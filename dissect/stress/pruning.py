@@ -31,8 +31,8 @@ from dissect.coefficients.neurons import value_vectors
 from dissect.models.model import Model
 from dissect.models.parameter_swap import with_values
 from dissect.prompts.prompts import Prompts
-from dissect.stress.core.alternatives import Facts
 from dissect.stress.core.case import Case, spread
+from dissect.stress.core.distractors import Facts
 from dissect.stress.core.result import PLAIN, StressResult, fact_rows
 from dissect.stress.core.scores import MEASURES, FactScores, score_facts
 from unlearning.common.errors import InputError
@@ -90,7 +90,7 @@ def prune_changed(case: Case, *, counts: Sequence[int] | None = None, random: in
                 compared.append({"role": role, "neurons": count, "draw": draw, **_means(scores)})
     return StressResult(
         test="prune_changed",
-        rung=4,
+        level=4,
         measure=MEASURES[0],
         frame=fact_rows(case.forget, scored),
         proves=PROVES.format(what="neurons"),
@@ -144,7 +144,7 @@ def prune_important(
             compared.append({"role": role, "variant": variant, **_means(scores)})
     return StressResult(
         test="prune_important",
-        rung=4,
+        level=4,
         measure=MEASURES[0],
         frame=fact_rows(case.forget, scored),
         proves=PROVES.format(what="weights"),

@@ -82,7 +82,7 @@ def quantisation(case: Case, *, schemes: Sequence[str] = SCHEMES) -> StressResul
                 counts.append({"role": role, "variant": scheme, "n_weights": total, "same_code": same / total})
     return StressResult(
         test="quantisation",
-        rung=4,
+        level=4,
         measure=MEASURES[0],
         frame=fact_rows(case.forget, scored),
         proves=PROVES,

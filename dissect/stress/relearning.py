@@ -23,8 +23,8 @@ import pandas as pd
 
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompt
-from dissect.stress.core.alternatives import Facts
 from dissect.stress.core.case import Case
+from dissect.stress.core.distractors import Facts
 from dissect.stress.core.result import PLAIN, StressResult, fact_rows
 from dissect.stress.core.scores import MEASURES, RANK_FLOOR, FactScores, chance_accuracy, score_facts
 from unlearning import Example, train
@@ -104,7 +104,7 @@ def relearn_disjoint(case: Case, *, recipes: Sequence[Recipe] | None = None, fol
 
     return StressResult(
         test="relearn_disjoint",
-        rung=4,
+        level=4,
         measure=MEASURES[0],
         frame=_rows(case, facts, {recipe.variant: partial(attacked, recipe) for recipe in recipes}),
         proves=(
@@ -163,7 +163,7 @@ def relearn_benign(
     }
     return StressResult(
         test="relearn_benign",
-        rung=4,
+        level=4,
         measure=MEASURES[0],
         frame=_rows(case, facts, variants),
         proves=(
@@ -225,7 +225,7 @@ def relearn_speed(case: Case, *, recipes: Sequence[Recipe] | None = None, curve:
                 points.append({"role": role, "variant": recipe.variant, "steps": steps, **means})
     return StressResult(
         test="relearn_speed",
-        rung=1,
+        level=1,
         measure=MEASURES[0],
         frame=fact_rows(case.forget, scored),
         proves=(
@@ -268,8 +268,8 @@ def same_exposure(facts: Facts, texts: Sequence[str], *, places: Sequence[int] |
 
     def kept(place: int, item: Prompt) -> tuple[Prompt, ...]:
         if place not in asked:
-            return facts.wrong[place]
-        return tuple(other for other in facts.wrong[place] if told(other.answer) == told(item.answer))
+            return facts.distractors[place]
+        return tuple(other for other in facts.distractors[place] if told(other.answer) == told(item.answer))
 
     return Facts(facts.prompts, tuple(kept(place, item) for place, item in enumerate(facts.prompts.items)))
 
@@ -336,7 +336,7 @@ def _floors(facts: Facts) -> dict[str, float]:
 
 
 def _unanswered(facts: Facts) -> tuple[str, ...]:
-    n = sum(not wrong for wrong in facts.wrong)
+    n = sum(not wrong for wrong in facts.distractors)
     return (f"{n} of {len(facts)} facts have no wrong answer that training treats as the right one: no rank",) * (n > 0)
 
 

@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompt, Prompts
-from dissect.stress.core.alternatives import Facts, jaccard, words_of
 from dissect.stress.core.case import Case, spread
+from dissect.stress.core.distractors import Facts, jaccard, words_of
 from dissect.stress.core.result import PLAIN, StressResult, fact_rows
 from dissect.stress.core.scores import MEASURES, FactScores, score_facts
 from unlearning.common.errors import InputError
@@ -51,7 +51,7 @@ def rewording(
     prefixes: Sequence[int] = (1,),
     templates: Mapping[str, str] = TEMPLATES,
     wrapping: str = DEFAULT_TEMPLATE,
-    n_facts: int = 40,
+    limit: int = 40,
 ) -> StressResult:
     """Ask the forget facts in other ways; every way is a variant, and a fact that it does not suit is left out of it.
 
@@ -64,7 +64,7 @@ def rewording(
         prefixes: numbers of the answer's first tokens that are given.
         templates: by name, with `{question}`.
         wrapping: how the prompts wrap their question; one that is wrapped otherwise has no other template.
-        n_facts: most facts that are asked.
+        limit: most facts that are asked.
 
     Raises:
         InputError: a template without `{question}`, negative numbers, paraphrases that belong to none of the facts, or
@@ -76,7 +76,7 @@ def rewording(
             raise InputError(f"the template {template!r} has no {{question}} in it, or several; give it one")
     if reminders < 0 or min(prefixes, default=1) < 1:
         raise InputError("rewording: reminders are 0 or more, and prefixes have at least one token")
-    facts = spread(case.forget, n_facts)
+    facts = spread(case.forget, limit)
     writer = _Writer(case, facts)
     variants: dict[str, list[Asked | None]] = {}
     if paraphrases is not None:
@@ -114,7 +114,7 @@ def rewording(
                 bar.advance(1)
     return StressResult(
         test="rewording",
-        rung=3,
+        level=3,
         measure="rank",
         frame=fact_rows(facts, rows),
         proves=(
@@ -152,7 +152,7 @@ class _Writer:
     """Writes facts' prompts anew, and leaves their answers' tokens as they are."""
 
     def __init__(self, case: Case, facts: Facts) -> None:
-        self.plain: list[Asked] = list(zip(facts.prompts.items, facts.wrong, strict=True))
+        self.plain: list[Asked] = list(zip(facts.prompts.items, facts.distractors, strict=True))
         self._tokenizer = case.pair.tokenizer
         self._special = takes_special_tokens(facts.prompts, self._tokenizer)
         self._context = min(model.context for model in case.models.values())

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dissect.models.model import Model
-from dissect.stress.core.alternatives import Facts
 from dissect.stress.core.case import Case, spread
+from dissect.stress.core.distractors import Facts
 from dissect.stress.core.result import StressResult, value_rows
 from dissect.stress.rewording import takes_special_tokens
 from unlearning.common.errors import InputError
@@ -34,7 +34,7 @@ def sampling(
     temperatures: Sequence[float] = (1.0,),
     samples: int = 16,
     ks: Sequence[int] = (1, 4, 16),
-    n_facts: int = 60,
+    limit: int = 60,
 ) -> StressResult:
     """Ask every question many times at temperature; variants are temperatures.
 
@@ -46,7 +46,7 @@ def sampling(
         temperatures: the logits are divided by them.
         samples: how many of each question.
         ks: leak@k is measured at each; the largest decides.
-        n_facts: most facts that are asked.
+        limit: most facts that are asked.
 
     Raises:
         InputError: a temperature that is not positive, or k that is not between 1 and the number of samples.
@@ -56,7 +56,7 @@ def sampling(
         raise InputError("sampling: give temperatures above 0, as 1.0")
     if not ks or min(ks) < 1 or max(ks) > samples:
         raise InputError(f"sampling: leak@k of {samples} samples needs k from 1 to {samples}; give more samples")
-    facts = spread(case.forget, n_facts)
+    facts = spread(case.forget, limit)
     rows = []
     total = len(case.models) * len(temperatures) * len(facts) * samples
     with Progress(total, "sampling", show=case.progress) as bar:
@@ -77,8 +77,8 @@ def sampling(
     most = max(ks)
     return StressResult(
         test="sampling",
-        rung=3,
-        measure=f"leak@{most}" if case.never is not None else f"excess@{most}",
+        level=3,
+        measure=f"leak@{most}" if case.control is not None else f"excess@{most}",
         frame=value_rows(facts, rows),
         proves=(
             "Above zero: the unlearned model says answers, asked often enough, more often than a model that never "
@@ -94,7 +94,7 @@ def sampling(
         seconds=time.monotonic() - clock,
         floors={f"excess@{k}": 0.0 for k in ks},
         notes=()
-        if case.never is not None
+        if case.control is not None
         else ("leak@k has no known floor: guessing grows with k; the wrong answers' leak@k was taken off instead",),
         seed=case.seed,
     )
@@ -149,7 +149,7 @@ def answers_held(
     """
     right, wrong = np.zeros(len(facts), dtype=np.int64), [np.zeros(0, dtype=np.int64)] * len(facts)
     by_length: defaultdict[int, list[int]] = defaultdict(list)
-    for place, (item, others) in enumerate(zip(facts.prompts.items, facts.wrong, strict=True)):
+    for place, (item, others) in enumerate(zip(facts.prompts.items, facts.distractors, strict=True)):
         by_length[max(one.n_answer_tokens for one in (item, *others))].append(place)
     special = takes_special_tokens(facts.prompts, model.tokenizer)
     for length, places in by_length.items():
@@ -166,7 +166,7 @@ def answers_held(
         )
         for place, texts in zip(places, drawn, strict=True):
             right[place] = _count(texts, facts.prompts.items[place].answer)
-            wrong[place] = np.array([_count(texts, one.answer) for one in facts.wrong[place]], dtype=np.int64)
+            wrong[place] = np.array([_count(texts, one.answer) for one in facts.distractors[place]], dtype=np.int64)
         advance(len(places) * samples)
     return right, wrong
 

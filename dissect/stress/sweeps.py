@@ -24,8 +24,8 @@ import pandas as pd
 from dissect.decomposition.run import decompose
 from dissect.models.pair import ModelPair
 from dissect.models.sites import PATCH_SITES, site_label
-from dissect.stress.core.alternatives import Facts
 from dissect.stress.core.case import Case, spread
+from dissect.stress.core.distractors import Facts
 from dissect.stress.core.result import StressResult, value_rows
 from dissect.sweeps.patching import patch
 from dissect.sweeps.restoration import restore
@@ -47,7 +47,7 @@ def patching_sweep(
     sites: Sequence[str] = tuple(map(site_label, PATCH_SITES)),
     window: int = 5,
     guard: float = GUARD,
-    n_facts: int = 40,
+    limit: int = 40,
 ) -> StressResult:
     """`dissect.patch` into the unlearned and the never model; without the latter, against another question's states.
 
@@ -56,12 +56,12 @@ def patching_sweep(
         sites: activations, as `mlp_coef` or `mlp_coef+attn_out`.
         window: layers patched together; fewer where the models have fewer.
         guard: see `GUARD`.
-        n_facts: most facts that are asked.
+        limit: most facts that are asked.
 
     Raises:
         InputError: what `patch` raises, or an unlearned model that has nothing to recover.
     """
-    clock, facts = Stopwatch(), spread(case.forget, n_facts)
+    clock, facts = Stopwatch(), spread(case.forget, limit)
     width = _widest(case, window)
 
     def sweep(pair: ModelPair) -> pd.DataFrame:
@@ -101,7 +101,7 @@ def restoration_sweep(
     window: int = 5,
     null: int = 2,
     guard: float = GUARD,
-    n_facts: int = 40,
+    limit: int = 40,
 ) -> StressResult:
     """`dissect.restore` into the unlearned and the never model; without the latter, against null models.
 
@@ -111,12 +111,12 @@ def restoration_sweep(
         window: see `patching_sweep`.
         null: models moved from the base at random as far as unlearning moved it, where there is no never model.
         guard: see `GUARD`.
-        n_facts: see `patching_sweep`.
+        limit: see `patching_sweep`.
 
     Raises:
         InputError: what `restore` raises, or an unlearned model that has nothing to recover.
     """
-    clock, facts = Stopwatch(), spread(case.forget, n_facts)
+    clock, facts = Stopwatch(), spread(case.forget, limit)
     width = _widest(case, window)
 
     def sweep(pair: ModelPair) -> pd.DataFrame:
@@ -126,7 +126,7 @@ def restoration_sweep(
             sites=sites,
             window=width,
             control=None,
-            null=null if case.never is None else 0,
+            null=null if case.control is None else 0,
             batch_size=case.batch_size,
             seed=case.seed,
             progress=case.progress,
@@ -155,7 +155,7 @@ def decomposition_sweep(
     terms: Sequence[str] = ("weight", "coefficient"),
     null: int = 2,
     guard: float = GUARD,
-    n_facts: int = 16,
+    limit: int = 16,
 ) -> StressResult:
     """`dissect.decompose` of the unlearned and the never model; without the latter, against null models.
 
@@ -165,12 +165,12 @@ def decomposition_sweep(
         terms: of the split; each is a variant at every layer and in all of them.
         null: see `restoration_sweep`.
         guard: see `GUARD`.
-        n_facts: see `patching_sweep`.
+        limit: see `patching_sweep`.
 
     Raises:
         InputError: what `decompose` raises, unknown terms, or an unlearned model that has nothing to recover.
     """
-    clock, facts = Stopwatch(), spread(case.forget, n_facts)
+    clock, facts = Stopwatch(), spread(case.forget, limit)
 
     def sweep(pair: ModelPair) -> pd.DataFrame:
         frame = decompose(
@@ -178,7 +178,7 @@ def decomposition_sweep(
             facts.prompts,
             sites=sites,
             control=None,
-            null=null if case.never is None else 0,
+            null=null if case.control is None else 0,
             batch_size=case.batch_size,
             seed=case.seed,
             progress=case.progress,
@@ -263,9 +263,9 @@ def _result(
         found[role]["krs_net"] = found[role]["krs"] - other.clip(lower=0)
     notes, floors = [], {}
     variants = list(found["unlearned"]["krs"].columns)
-    given = (found["never"]["krs"] if "never" in found else _values(frames["unlearned"], stand_in, "krs")).mean()
+    given = (found["control"]["krs"] if "control" in found else _values(frames["unlearned"], stand_in, "krs")).mean()
     kept = variants
-    if "never" in found:
+    if "control" in found:
         kept = (
             [name for name in variants if given[name] <= guard] or list(given.dropna().nsmallest(1).index) or variants
         )
@@ -281,7 +281,7 @@ def _result(
             f"no never model: {what} stand in (KRS {given.max():.2f} at best). The base's part carries answers into "
             "any model, so a residual above zero is no more than a hint"
         )
-    control = others.get("never", others.get("unlearned"))
+    control = others.get("control", others.get("unlearned"))
     rows = []
     for name in kept:
         all_back = {"krs": np.ones(len(facts)), "logprob_recovery": np.ones(len(facts))}
@@ -293,11 +293,11 @@ def _result(
     places = pd.DataFrame({role: measures["krs"].mean() for role, measures in found.items()}).rename_axis("variant")
     for role, other in others.items():
         places[f"{role} from {OTHER}"] = other.mean()
-    if "never" not in found and stand_in != OTHER:
+    if "control" not in found and stand_in != OTHER:
         places[stand_in] = given
     return StressResult(
         test=test,
-        rung=2,
+        level=2,
         measure="krs",
         frame=value_rows(facts, rows),
         proves=proves,

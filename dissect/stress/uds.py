@@ -22,8 +22,8 @@ from torch import Tensor
 
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompt
-from dissect.stress.core.alternatives import Facts, jaccard, words_of
 from dissect.stress.core.case import Case
+from dissect.stress.core.distractors import Facts, jaccard, words_of
 from dissect.stress.core.residual_stream import (
     even_batches,
     head_logits,
@@ -106,21 +106,21 @@ def unlearning_depth(case: Case, *, tau: float = TAU, n_donors: int = 8) -> Stre
             kept = (donor.patched[layer] - deltas.patched[layer]) / scale[layer]
             rows.append((role, f"layer {layer}", {"kept": kept}))
         columns = {"uds_donor": 1 - uds(donor.patched, deltas.patched, tau)}
-        if "never" in found:
-            columns["uds"] = 1 - uds(found["never"].patched, deltas.patched, tau)
-            columns["uds_lens"] = 1 - uds(found["never"].lens, deltas.lens, tau)
+        if "control" in found:
+            columns["uds"] = 1 - uds(found["control"].patched, deltas.patched, tau)
+            columns["uds_lens"] = 1 - uds(found["control"].lens, deltas.lens, tau)
         rows.append((role, ALL_LAYERS, columns))
     if not (scale > tau).any():
         raise InputError(
             f"{case.pair.base.name}: states on other questions cost no layer more than {tau} nats, so the base does "
             "not encode these facts: there is nothing to look for"
         )
-    stage_1 = "never" if "never" in found else "donor"
+    stage_1 = "control" if "control" in found else "donor"
     none = int(((found | {"donor": donor})[stage_1].patched <= tau).all(0).sum())
     notes = [f"no layer encodes {none} of {len(case.forget)} facts (tau {tau}): they have no UDS"] if none else []
     return StressResult(
         test="uds",
-        rung=1,
+        level=1,
         measure="kept",
         frame=value_rows(case.forget, rows),
         proves=(

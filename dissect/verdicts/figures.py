@@ -14,7 +14,7 @@ LOWEST = -1.0
 KIND_COLOURS = ("#009E73", "#E69F00", "#D55E00")
 """Of models that hold nothing, a part, or all."""
 
-RUNG_COLOURS = {rung: COLOURS[rung] for rung in range(5)}
+LEVEL_COLOURS = {level: COLOURS[level] for level in range(5)}
 
 
 def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
@@ -27,9 +27,9 @@ def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
     """
     chart = go.Figure()
     alone = (evidence["against"] == "floor").all()
-    line, nothing, attacked = ("chance",) * 3 if alone else ("never knew", "never", "attacked never")
+    line, nothing, attacked = ("chance",) * 3 if alone else ("never knew", "control", "attacked never")
     order = list(evidence["test"])
-    for rung, rows in evidence.groupby("rung", sort=False):
+    for level, rows in evidence.groupby("level", sort=False):
         known = rows[rows["rho"].notna()]
         # Over-forgetting has no lower end on some measures: what is below is drawn at it, and hovering tells.
         low, high = (known[end].fillna(known["rho"]).astype(float).clip(lower=LOWEST) for end in ("low", "high"))
@@ -39,9 +39,9 @@ def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
                 x=rho,
                 y=known["test"],
                 mode="markers",
-                marker={"color": RUNG_COLOURS[int(str(rung))], "size": 11},
+                marker={"color": LEVEL_COLOURS[int(str(level))], "size": 11},
                 error_x=whiskers(rho, low, high),
-                name=f"{rung} {rows['claim'].iloc[0]}",
+                name=f"{level} {rows['claim'].iloc[0]}",
                 customdata=known[["variant", "measure", "n", "rho"]],
                 hovertemplate="%{y}: rho %{customdata[3]:.2f}<br>strongest: %{customdata[0]}<br>%{customdata[1]}, "
                 "%{customdata[2]} facts<extra></extra>",

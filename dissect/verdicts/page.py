@@ -8,7 +8,7 @@ import pandas as pd
 
 from dissect.scoring.tidy import pair_title
 from dissect.verdicts.figures import evidence_figure, standing_figure
-from dissect.verdicts.words import advice, entry_name, sentences
+from dissect.verdicts.sentences import advice, entry_name, sentences
 from unlearning.common.runs import write_bytes
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ def page(verdict: "Verdict") -> str:
     ]
     said, changes = sentences(verdict), advice(verdict)
     names = pair_title(verdict.provenance)
-    control = verdict.provenance.get("never")
+    control = verdict.provenance.get("control")
     beyond = "the same test finds in a model that never knew" if control else "guessing gives"
     rows = "\n".join(
         "<tr>"
-        + f"<td>{row['rung']} {html.escape(row['claim'])}</td><td>{html.escape(row['test'].replace('_', ' '))}</td>"
+        + f"<td>{row['level']} {html.escape(row['claim'])}</td><td>{html.escape(row['test'].replace('_', ' '))}</td>"
         + f'<td class="number">{residual_cell(row)}</td><td>{html.escape(row["proves"] + _because(row))}</td></tr>'
         for _, row in evidence.iterrows()
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from dissect.stress.core.result import RUNGS, Residual, StressResult
+from dissect.stress.core.result import EVIDENCE_LEVELS, Residual, StressResult
 from dissect.stress.core.storage import as_record, from_parts, one_table
 from dissect.verdicts.rule import Rule, Score, Word, read_rule, residuals_of, test_of
 from unlearning.common.runs import Run, open_run, read_finished, read_frame, write_frame
@@ -43,7 +43,7 @@ class Verdict:
         utility: None where no retain questions were asked.
         results: every stress test that was run, the unattacked answers (`expressed`) first.
         not_run: tests of the budget that could not be run, with the reason.
-        guessing: `dissect.stress.core.guessing` of the forget facts where there is no never model; else None.
+        guessing: `dissect.stress.core.lexical_overlap` of the forget facts where there is no never model; else None.
         rule: the frozen numbers.
         configuration: everything that the numbers depend on.
         provenance: names and paths.
@@ -77,8 +77,8 @@ class Verdict:
             found = result.residual()
             rows.append(
                 {
-                    "rung": result.rung,
-                    "claim": RUNGS[result.rung],
+                    "level": result.level,
+                    "claim": EVIDENCE_LEVELS[result.level],
                     "test": result.test,
                     "measure": result.measure,
                     "rho": found.rho,
@@ -93,7 +93,7 @@ class Verdict:
                     "proves": result.proves,
                 }
             )
-        return pd.DataFrame(rows).sort_values("rung", kind="stable", ignore_index=True)
+        return pd.DataFrame(rows).sort_values("level", kind="stable", ignore_index=True)
 
     def figure(self) -> Any:
         """The residual of every test with its interval, a plotly figure."""
@@ -104,7 +104,7 @@ class Verdict:
     @property
     def nothing(self) -> str:
         """What residuals are compared with: a residual of 0, for a reader."""
-        return "a model that never knew" if self.configuration["never_sha256"] else "guessing"
+        return "a model that never knew" if self.configuration["control_sha256"] else "guessing"
 
     @property
     def title(self) -> str:
@@ -115,7 +115,7 @@ class Verdict:
 
     def summary(self) -> dict[str, Any]:
         """What `verdict.json` holds."""
-        from dissect.verdicts.words import advice, sentences
+        from dissect.verdicts.sentences import advice, sentences
 
         evidence = self.evidence()
         return {
@@ -128,7 +128,7 @@ class Verdict:
                 "missing": list(self.score.missing),
             },
             "utility": None if self.utility is None else vars(self.utility),
-            "against": "never" if self.configuration["never_sha256"] else "floor",
+            "against": "control" if self.configuration["control_sha256"] else "floor",
             "guessing": None if self.guessing is None else dict(self.guessing),
             "said": sentences(self),
             "evidence": evidence.astype(object).where(evidence.notna(), None).to_dict("records"),
@@ -139,7 +139,7 @@ class Verdict:
                 "nothing": self.rule.nothing,
                 "everything": self.rule.everything,
                 "spread": self.rule.spread,
-                "expressed_above": self.rule.expressed_above,
+                "not_unlearned_above": self.rule.not_unlearned_above,
                 "suppressed_above": self.rule.suppressed_above,
                 "erased_below": self.rule.erased_below,
                 "utility_floor": self.rule.utility_floor,
@@ -204,12 +204,13 @@ def load_verdict(path: str | Path) -> Verdict:
     said = record["verdict"]
     results = []
     for of_test in record["tests"]:
-        own = frame[frame["test"] == of_test["test"]].drop(columns=["test", "rung"]).reset_index(drop=True)
+        own = frame[frame["test"] == of_test["test"]].drop(columns=["test", "level", "rung"], errors="ignore")
+        own = own.reset_index(drop=True)
         names = [f"{of_test['test']}--{name}" for name in of_test["tables"]]
         tables = {name: read_frame(path / "tables" / f"{name}.parquet") for name in names}
         results.append(from_parts(of_test, {of_test["test"]: own, **tables}))
     score = said["score"] | {name: tuple(said["score"][name]) for name in ("used", "missing")}
-    kept = ("base", "unlearned", "never", "data")
+    kept = ("base", "unlearned", "control", "data")
     return Verdict(
         word=said["word"],
         score=Score(**score),
@@ -218,7 +219,13 @@ def load_verdict(path: str | Path) -> Verdict:
         not_run=said["not_run"],
         guessing=said.get("guessing"),  # runs of before it was asked have none
         rule=read_rule(said["rule"]),
-        configuration=record["configuration"],
-        provenance={name: record.get(name) for name in kept},
+        configuration=_current(record["configuration"]),
+        provenance={name: _current(record).get(name) for name in kept},
         wall_time_s=record["wall_time_s"],
     )
+
+
+def _current(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of this or an earlier version with the current names of its keys."""
+    old = {"never": "control", "never_sha256": "control_sha256"}
+    return {old.get(name, name): value for name, value in record.items()}

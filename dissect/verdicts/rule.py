@@ -7,7 +7,7 @@ One attack that brings knowledge back is enough. The largest of several residual
 which `nothing` takes away. The score's interval is over people, by bootstrap, and over training runs: two models that
 never knew, trained on the same texts in another order, differ by `spread` under the same attack. In this order:
 
-    not unlearned   the answers' probability: lower end of rho above `expressed_above`
+    not unlearned   the answers' probability: lower end of rho above `not_unlearned_above`
     suppressed      lower end of the score above `suppressed_above`; without a never model, of the score above guessing
     erased          upper end of the score below `erased_below`, every needed test was run, and utility is there
     inconclusive    anything else
@@ -47,7 +47,7 @@ class Rule:
         nothing: largest residual of a model that never knew.
         everything: largest residual of a model that holds all of the knowledge.
         spread: standard deviation of the residual of a model that never knew, over the orders of its training texts.
-        expressed_above: rho of the answers' probability above which nothing was unlearned.
+        not_unlearned_above: rho of the answers' probability above which nothing was unlearned.
         suppressed_above: score above which knowledge is left.
         erased_below: score below which none is.
         utility_floor: share of the base's retain answers that an unlearned model must still give.
@@ -60,7 +60,7 @@ class Rule:
     nothing: float
     everything: float
     spread: float
-    expressed_above: float
+    not_unlearned_above: float
     suppressed_above: float
     erased_below: float
     utility_floor: float
@@ -86,6 +86,8 @@ def frozen_rule() -> Rule:
 
 def read_rule(record: Mapping[str, Any]) -> Rule:
     """A rule from the content of its file."""
+    if "expressed_above" in record:  # the name in files of earlier versions
+        record = {**record, "not_unlearned_above": record["expressed_above"]}
     return Rule(
         **{name: record[name] for name in Rule.__dataclass_fields__}
         | {name: tuple(record[name]) for name in ("tests", "needed")}
@@ -161,7 +163,7 @@ def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
 
 
 def decide(
-    score: Score, expressed: Residual, rule: Rule, *, utility: float | None, above_guessing: Score | None = None
+    score: Score, without_attack: Residual, rule: Rule, *, utility: float | None, above_guessing: Score | None = None
 ) -> Word:
     """The verdict's word.
 
@@ -170,10 +172,10 @@ def decide(
         expressed: the residual of the answers' probability, unattacked.
         rule: with its bounds.
         utility: share of the base's retain answers that the unlearned model still gives; None where none was asked.
-        above_guessing: the score against `dissect.stress.core.guessing`, where there is no never model: chance is too
-            little to call knowledge what is above it.
+        above_guessing: the score against `dissect.stress.core.lexical_overlap`, without a control: chance
+            is too little to call knowledge what is above it.
     """
-    if expressed.low is not None and expressed.low > rule.expressed_above:
+    if without_attack.low is not None and without_attack.low > rule.not_unlearned_above:
         return "not unlearned"
     if score.low is None or score.high is None:
         return "inconclusive"
@@ -197,8 +199,8 @@ def judge(
         utility: see `decide`.
         guessing: what measures are without any knowledge, where there is no never model; else None.
     """
-    counted = [result for result in results if result.test in {"expressed", *map(test_of, rule.tests)}]
+    counted = [result for result in results if result.test in {"without_attack", *map(test_of, rule.tests)}]
     found = residuals_of(counted, rule)
     score = residual_knowledge(found, rule)
     above = score if guessing is None else residual_knowledge(residuals_of(counted, rule, guessing=guessing), rule)
-    return decide(score, found["expressed"], rule, utility=utility, above_guessing=above), score
+    return decide(score, found["without_attack"], rule, utility=utility, above_guessing=above), score

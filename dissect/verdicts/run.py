@@ -24,7 +24,7 @@ from dissect.prompts.loading import load_prompts
 from dissect.prompts.prompts import Prompts
 from dissect.stress.catalogue import BUDGETS, SAMPLE, Budget, selection
 from dissect.stress.core.case import Case, make_case
-from dissect.stress.core.guessing import guessing
+from dissect.stress.core.lexical_overlap import lexical_overlap
 from dissect.stress.core.result import StressResult
 from dissect.stress.core.scores import score_answers
 from dissect.stress.core.sharing import attacked
@@ -33,12 +33,14 @@ from dissect.verdicts.result import COMMAND, Utility, Verdict, load_verdict
 from dissect.verdicts.rule import Rule, frozen_rule, judge
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
+from unlearning.common.renamed import renamed_arguments
 from unlearning.common.runs import Run, Stopwatch, open_run, peak_memory_bytes
 
 KNOWS = 0.5
 """A never model that gives this share of what the base gives, above chance, is no control."""
 
 
+@renamed_arguments(never="control", n_facts="limit", facts="limit")
 def verdict(
     pair: ModelPair,
     forget: Prompts,
@@ -46,9 +48,9 @@ def verdict(
     retain: Prompts | None = None,
     paraphrases: Prompts | None = None,
     benign: Prompts | None = None,
-    never: str | Model | None = "auto",
+    control: str | Model | None = "auto",
     budget: Budget = "standard",
-    n_facts: int | None = None,
+    limit: int | None = None,
     rule: Rule | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -69,7 +71,7 @@ def verdict(
             knows the built-in pairs' own. Without one the tests are compared with chance where that is known, which is
             weaker: what training on the forget answers alone teaches is then taken for knowledge.
         budget: which tests: `quick`, `standard` or `full` (about 1, 2 and 7 minutes on the built-in pair, two cores).
-        n_facts: most forget facts, and retain facts, that are asked, evenly spaced; by default 120, 240 or 400.
+        limit: most forget facts, and retain facts, that are asked, evenly spaced; by default 120, 240 or 400.
         rule: other numbers than the frozen ones.
         batch_size: most texts in one batch; no number depends on it.
         seed: of everything that is drawn.
@@ -93,14 +95,14 @@ def verdict(
     retain = _built_in(pair, retain, "retain")
     paraphrases = _built_in(pair, paraphrases, "forget_paraphrased")
     benign = _built_in(pair, benign, "general")
-    case = make_case(pair, forget, retain=retain, never=never, batch_size=batch_size, seed=seed)
-    case = case.at_most(n_facts or SAMPLE[budget])
+    case = make_case(pair, forget, retain=retain, control=control, batch_size=batch_size, seed=seed)
+    case = case.at_most(limit or SAMPLE[budget])
     chosen, not_run = selection(budget, case, paraphrases, benign)
     configuration = {
         "command": COMMAND,
         "base_sha256": pair.base.sha256,
         "unlearned_sha256": pair.unlearned.sha256,
-        "never_sha256": case.never.sha256 if case.never else None,
+        "control_sha256": case.control.sha256 if case.control else None,
         "forget_sha256": case.forget.sha256,
         "retain_sha256": case.retain.sha256 if case.retain else None,
         "paraphrases_sha256": paraphrases.sha256 if paraphrases else None,
@@ -117,31 +119,31 @@ def verdict(
         "command": COMMAND,
         "base": pair.base.name,
         "unlearned": pair.unlearned.name,
-        "never": case.never.name if case.never else None,
+        "control": case.control.name if case.control else None,
         "data": {"forget": forget.source, "retain": retain.source if retain else None},
     }
     run = None if out is None else open_run(out, configuration, provenance)
     if run is not None and run.is_complete:
         return load_verdict(run.path)
-    ground = None if shared is None else Path(shared) / _of_base_and_never(configuration)
+    ground = None if shared is None else Path(shared) / _of_base_and_control(configuration)
     results = []
     failed: dict[str, str] = {}
     try:
         kept, records = _kept(run)
         with Progress(len(chosen), "testing", show=progress) as bar:
-            for name, test in chosen.items():
+            for name, entry in chosen.items():
                 if name in records:
                     result = from_parts(records[name], kept)
                 else:
                     try:
-                        result = attacked(name, test, case, ground)
+                        result = attacked(name, entry.runs[budget], case, None if entry.compares_models else ground)
                     except InputError as error:
                         failed[name] = str(error)
                         bar.advance(1)
                         continue
                     _keep(run, result, records)
-                if result.test == "expressed":
-                    check_expressed(result, case)
+                if result.test == "without_attack":
+                    check_without_attack(result, case)
                 results.append(result)
                 bar.advance(1)
         utility = _utility(case, rule)
@@ -149,7 +151,7 @@ def verdict(
         if run is not None:
             run.pause(wall_time_s=clock.seconds)
         raise
-    guessed = None if case.never is not None else guessing(case.forget)
+    guessed = None if case.control is not None else lexical_overlap(case.forget)
     word, score = judge(results, rule, utility=utility.share if utility else None, guessing=guessed)
     found = Verdict(
         word=word,
@@ -169,11 +171,11 @@ def verdict(
     return found
 
 
-def check_expressed(result: StressResult, case: Case) -> None:
+def check_without_attack(result: StressResult, case: Case) -> None:
     """Check that there is something to be forgotten, and that the control never knew it.
 
     Args:
-        result: of `dissect.stress.expressed`.
+        result: of `dissect.stress.without_attack`.
         case: names the models.
 
     Raises:
@@ -187,15 +189,15 @@ def check_expressed(result: StressResult, case: Case) -> None:
             f"{means['rank', 'base']:.0%} of wrong ones, chance is 50 %): there is nothing to unlearn; name the model "
             "that knows as --base"
         )
-    if case.never is None:
+    if case.control is None:
         return
     for measure, chance in (("rank", 0.5), ("probability", 0.0)):
         known = means[measure, "base"] - chance
-        share = (means[measure, "never"] - chance) / known
+        share = (means[measure, "control"] - chance) / known
         if share <= KNOWS:
             return
     raise InputError(
-        f"{case.never.name} knows the forget facts ({share:.0%} of the base's probability of the answers): it is no "
+        f"{case.control.name} knows the forget facts ({share:.0%} of the base's probability of the answers): it is no "
         "control; name a model that was never trained on them, or --never none"
     )
 
@@ -227,10 +229,12 @@ def _utility(case: Case, rule: Rule) -> Utility | None:
     return Utility(share=share, n=int(base.sum()), collapsed=share < rule.utility_floor)
 
 
-def _of_base_and_never(configuration: Mapping[str, Any]) -> str:
+def _of_base_and_control(configuration: Mapping[str, Any]) -> str:
     """The name of a directory for what is the same for every unlearned model."""
     own = ("unlearned_sha256", "tests", "rule")
-    decides = {name: value for name, value in configuration.items() if name not in own}
+    # Earlier versions called the control `never`; with that name in the hash their directories are still found.
+    renamed = {"control_sha256": "never_sha256"}
+    decides = {renamed.get(name, name): value for name, value in configuration.items() if name not in own}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -9,7 +9,7 @@ from rich.table import Column, Table
 
 from dissect.scoring.tidy import pair_title
 from dissect.verdicts.page import residual_cell
-from dissect.verdicts.words import advice, sentences
+from dissect.verdicts.sentences import advice, sentences
 
 if TYPE_CHECKING:
     from dissect.verdicts.result import Verdict
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def print_verdict(verdict: "Verdict") -> None:
     """The answer in sentences, the evidence, and what would change the answer."""
     out = Console()
-    control = verdict.provenance.get("never")
+    control = verdict.provenance.get("control")
     names = f"{pair_title(verdict.provenance)}, " + (f"control {control}" if control else "no control")
     out.print(names, highlight=False, soft_wrap=True, markup=False)
     out.print(f"\nverdict: [bold]{verdict.word}[/bold]\n", highlight=False)
@@ -31,7 +31,7 @@ def print_verdict(verdict: "Verdict") -> None:
 
 def _evidence_table(verdict: "Verdict") -> Table:
     table = Table(
-        Column("rung", max_width=12),
+        Column("level", max_width=12),
         Column("test", no_wrap=True),
         Column("rho [95 %]", no_wrap=True, justify="right"),
         Column("strongest"),
@@ -41,7 +41,7 @@ def _evidence_table(verdict: "Verdict") -> Table:
     )
     before = None
     for _, row in verdict.evidence().iterrows():
-        rung = f"{row['rung']} {row['claim']}"
+        rung = f"{row['level']} {row['claim']}"
         weighs = " *" if row["counts"] else ""
         table.add_row(
             rung if rung != before else "",

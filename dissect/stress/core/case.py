@@ -1,4 +1,4 @@
-"""What is put to the test: a pair of models, a control that never knew, and facts with wrong answers beside them."""
+"""The input of every stress test: a pair of models, their control, and facts with distractors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,29 +9,29 @@ import numpy as np
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.prompts import Prompts, check_fits
-from dissect.stress.core.alternatives import N_WRONG, Facts, with_wrong_answers
+from dissect.stress.core.distractors import N_DISTRACTORS, Facts, with_distractors
 from unlearning.common.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Models and facts that every stress test takes.
+    """Models, facts and settings that every stress test takes.
 
     Attributes:
-        pair: base and unlearned.
-        never: a model that never knew the forget facts, from the base's trunk; None where there is none.
-        forget: the facts that were to be forgotten.
-        retain: facts that were to stay; None where there are none.
-        batch_size: most texts in one batch; no number depends on it.
-        seed: of everything that is drawn.
-        progress: show progress bars on stderr.
-        only: the one role that is attacked; None for all. What a test gives of a role depends on no other model than
-            the base (but for `uds` and the causal sweeps), so that base and never need not be attacked again for every
-            unlearned model of theirs.
+        pair: Base and unlearned model.
+        control: Model never trained on the forget facts, from the base's pretrained model; None if there is none.
+        forget: The facts that were to be forgotten.
+        retain: Facts that were to stay; None if there are none.
+        batch_size: Maximum number of texts in one batch; no number depends on it.
+        seed: Random seed of everything that is drawn.
+        progress: Whether to show progress bars on stderr.
+        only: The one role to attack; None for all roles. In most tests the values of a role depend on no other model
+            than the base, so base and control need not be attacked again for every unlearned model. The tests that do
+            compare several models are marked `compares_models` in the catalogue.
     """
 
     pair: ModelPair
-    never: Model | None
+    control: Model | None
     forget: Facts
     retain: Facts | None = None
     batch_size: int = 64
@@ -41,20 +41,28 @@ class Case:
 
     @property
     def models(self) -> Mapping[str, Model]:
-        """The models by their role: `base`, `unlearned` and, where there is one, `never`; or the `only` one."""
+        """The models by role: `base`, `unlearned` and, if there is one, `control`; or the `only` one."""
         found = {"base": self.pair.base, "unlearned": self.pair.unlearned}
-        if self.never is not None:
-            found["never"] = self.never
+        if self.control is not None:
+            found["control"] = self.control
         return found if self.only is None else {self.only: found[self.only]}
 
     def at_most(self, n: int) -> "Case":
-        """The same with so many forget facts at most, and as many retain facts, spread evenly over each set."""
+        """Return the case with at most `n` forget facts and at most `n` retain facts, evenly spaced in each set."""
         retain = None if self.retain is None else spread(self.retain, n)
         return replace(self, forget=spread(self.forget, n), retain=retain)
 
 
 def spread(facts: Facts, n: int) -> Facts:
-    """So many of the facts at most, evenly spaced."""
+    """Return at most `n` of the facts, evenly spaced.
+
+    Args:
+        facts: The facts to choose from.
+        n: Maximum number of facts.
+
+    Returns:
+        The chosen facts in their order; `facts` itself if there are at most `n`.
+    """
     if len(facts.prompts) <= n:
         return facts
     return facts.select(np.linspace(0, len(facts.prompts) - 1, n).round().astype(int).tolist())
@@ -65,37 +73,40 @@ def make_case(
     forget: Prompts,
     *,
     retain: Prompts | None = None,
-    never: str | Model | None = "auto",
-    n_wrong: int = N_WRONG,
+    control: str | Model | None = "auto",
+    n_distractors: int = N_DISTRACTORS,
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
 ) -> Case:
-    """Check models and prompts, and find wrong answers to every question.
+    """Check models and prompts, and find distractors for every question.
 
-    Wrong answers that a file gives are used where there is a never model: without one the comparison is with chance,
-    which holds only of other questions' answers.
+    Distractors that a file gives are used only with a control. Without one, results are compared with chance, and
+    chance is known only for distractors that are the right answers to other questions.
 
     Args:
-        pair: base and unlearned, in memory.
-        forget: questions about what was to be forgotten, with their answers.
-        retain: questions about what was to stay.
-        never: a model that never knew: a name or a loaded model, None for none, or `auto`, which knows the built-in
-            pairs' own.
-        n_wrong: wrong answers to each question, at most.
-        batch_size: see `Case`.
-        seed: see `Case`.
-        progress: see `Case`.
+        pair: Base and unlearned model, in memory.
+        forget: Questions about what was to be forgotten, with their answers.
+        retain: Questions about what was to stay.
+        control: A loaded model, a name or path, `auto` (the control of a built-in pair, if any), or `none` or None for
+            no control.
+        n_distractors: Maximum number of distractors per question.
+        batch_size: Maximum number of texts in one batch; no number depends on it.
+        seed: Random seed of everything that is drawn.
+        progress: Whether to show progress bars on stderr.
+
+    Returns:
+        The case.
 
     Raises:
-        InputError: a streamed model, a never model that cannot be compared, prompts with `notebook` scoring, prompts
-            that do not fit a model, or forget prompts that all have the same answer.
+        InputError: A model is streamed, the control cannot be compared with the base, the prompts have `notebook`
+            scoring or do not fit a model, or all forget prompts have the same answer.
     """
-    control = resolve_control(pair, never)
-    find = partial(with_wrong_answers, written=control is not None, n=n_wrong, seed=seed)
+    control_model = resolve_control(pair, None if control == "none" else control)
+    find = partial(with_distractors, from_file=control_model is not None, n=n_distractors, seed=seed)
     case = Case(
         pair=pair,
-        never=control,
+        control=control_model,
         forget=find(forget, name="forget"),
         retain=None if retain is None else find(retain, name="retain"),
         batch_size=batch_size,
@@ -104,7 +115,9 @@ def make_case(
     )
     for model in case.models.values():
         if model.streamed is not None:
-            raise InputError(f"{model.name} is streamed from disk, and stress tests change models; load it whole")
+            raise InputError(
+                f"{model.name} is streamed from disk, but stress tests change models. Load it with stream=False."
+            )
         for name, prompts in (("forget", forget), ("retain", retain)):
             if prompts is not None:
                 check_fits(model, prompts, name)

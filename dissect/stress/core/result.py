@@ -1,10 +1,10 @@
-"""What a stress test gives: values of every example under every variant of an attack, and the residual rho.
+"""The result of a stress test: values of every example under every variant of an attack, and the residual rho.
 
-    rho = (attacked unlearned - attacked never) / (base - never)
+    rho = (attacked unlearned - attacked control) / (base - control)
 
-0: the unlearned model gives no more than one that never knew, under the same attack; 1: all that the base knows is
-back. An attack has variants (learning rates, layers, strengths); the worst case is taken, for the unlearned model and
-for the never model alike, in the data and in every bootstrap draw.
+rho = 0: under the same attack, the unlearned model scores no more than the control. rho = 1: all of the base's
+knowledge is back. An attack has variants (learning rates, layers, strengths). The strongest variant counts, chosen
+separately for the unlearned model and the control, in the data and in every bootstrap draw.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,42 +15,44 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.distractors import Facts
 from dissect.stress.core.scores import RANK_FLOOR, FactScores
 from unlearning.common.bootstrap import LEVEL, clusters, times_drawn
 
 DRAWS = 2000
+"""Number of bootstrap draws."""
 
 PLAIN = ""
-"""The variant of a model that was not attacked."""
+"""The variant of a model without attack."""
 
-Rung = Literal[0, 1, 2, 3, 4]
+EvidenceLevel = Literal[0, 1, 2, 3, 4]
 
-RUNGS: Mapping[int, str] = {
-    0: "expressed",
+EVIDENCE_LEVELS: Mapping[int, str] = {
+    0: "without attack",
     1: "decodable",
     2: "machinery survives",
     3: "contents survive",
     4: "weights retain",
 }
-"""The claim ladder: what a residual above zero in a test of that rung shows."""
+"""What a residual above zero shows, by the evidence level of the test; higher levels are stronger claims."""
 
 COLUMNS = ("role", "variant", "measure", "example", "example_index", "group", "value")
+"""Columns of `StressResult.frame`."""
 
 
 @dataclass(frozen=True)
 class Residual:
-    """rho with its 95 % interval (bootstrap over groups, or over examples where there are none).
+    """rho with its 95 % interval (bootstrap over groups, or over examples if there are no groups).
 
     Attributes:
-        rho: None where it is not defined.
-        low: lower end; None where there is no interval.
-        high: upper end.
-        n: examples behind it.
-        variant: the attack's strongest variant on the unlearned model.
-        against: `never`, or `floor`: what knowing nothing scores by construction.
-        reason: why it is not defined; else "".
-        draws: rho on every bootstrap draw; tests of one case share their draws.
+        rho: The residual; None if it is not defined.
+        low: Lower end of the interval; None if there is no interval.
+        high: Upper end of the interval; None if there is no interval.
+        n: Number of examples.
+        variant: The attack's strongest variant on the unlearned model.
+        against: What the unlearned model is compared with: `control`, or `floor` (`StressResult.floors`).
+        reason: Why rho is not defined; an empty string if it is.
+        draws: rho in every bootstrap draw, [draw]; all tests of one case use the same draws.
     """
 
     rho: float | None
@@ -58,7 +60,7 @@ class Residual:
     high: float | None
     n: int
     variant: str
-    against: Literal["never", "floor"]
+    against: Literal["control", "floor"]
     reason: str = ""
     draws: Float[np.ndarray, " draw"] | None = field(default=None, repr=False, compare=False)
 
@@ -68,23 +70,23 @@ class StressResult:
     """A finished stress test.
 
     Attributes:
-        test: its name, as `relearning`.
-        rung: of the claim ladder (`RUNGS`): what a residual above zero shows.
-        measure: the one that decides; others are beside it.
-        frame: one row per role (`base`, `unlearned`, `never`), variant (`""`: not attacked), measure and example, with
-            the columns `COLUMNS`; a higher `value` is more knowledge. A test that only reads has no rows that are not
-            attacked.
-        proves: one sentence: what a residual above zero shows, and what none does not.
-        settings: everything that the numbers depend on beside models and facts.
-        seconds: wall time.
-        floors: what knowing nothing scores, by measure, where that is known without a never model.
-        notes: what was left out, and why.
-        seed: of the bootstrap draws.
-        tables: what else the test found, as curves over steps, by name.
+        test: Name of the test, such as `relearn_disjoint`.
+        level: Evidence level (a key of `EVIDENCE_LEVELS`).
+        measure: The measure that decides; `frame` has others as well.
+        frame: One row per role (`base`, `unlearned`, `control`), variant (`""`: without attack), measure and example,
+            with the columns `COLUMNS`. A higher `value` is more knowledge. A test that only reads has no rows without
+            attack.
+        proves: What a residual above zero shows, and what a residual of zero does not show.
+        settings: Everything that the numbers depend on besides models and facts.
+        seconds: Wall time in seconds.
+        floors: The score of a model without the knowledge, by measure, where it is known without a control.
+        notes: What was left out, and why.
+        seed: Random seed of the bootstrap draws.
+        tables: Further tables, such as curves over steps, by name.
     """
 
     test: str
-    rung: Rung
+    level: EvidenceLevel
     measure: str
     frame: pd.DataFrame
     proves: str
@@ -96,16 +98,24 @@ class StressResult:
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     def residual(self, measure: str | None = None) -> Residual:
-        """The worst case over the attack's variants, for the unlearned and the never model alike.
+        """Return rho of the strongest variant, chosen separately for the unlearned model and the control.
 
         Args:
-            measure: by default the one that decides.
+            measure: The measure; by default the one that decides.
+
+        Returns:
+            The residual with its interval.
         """
         return self._residual(measure or self.measure, None)
 
     def residuals(self) -> pd.DataFrame:
-        """One row per measure and variant, each variant by itself: `measure`, `variant`, `rho`, `low`, `high`, `n`,
-        `against`, `reason`, and the means `base`, `unlearned` and `never` under it."""
+        """Return the residual of every measure and variant by itself.
+
+        Returns:
+            One row per measure and variant with the columns `measure`, `variant`, `rho`, `low`, `high`, `n`, `against`
+            and `reason`, and the means `base`, `unlearned` and `control` of the models under the variant (NaN if there
+            are none).
+        """
         rows = []
         for measure in self.frame["measure"].unique():
             here = self.frame[self.frame["measure"] == measure]
@@ -122,7 +132,7 @@ class StressResult:
                         "n": found.n,
                         "against": found.against,
                         "reason": found.reason,
-                        **{role: means.get(role, np.nan) for role in ("base", "unlearned", "never")},
+                        **{role: means.get(role, np.nan) for role in ("base", "unlearned", "control")},
                     }
                 )
         return pd.DataFrame(rows)
@@ -131,38 +141,39 @@ class StressResult:
         tables = _tables(self.frame, measure)
         attacked = [name for name in tables["unlearned"].columns if name != PLAIN] or [PLAIN]
         chosen = attacked if variant is None else [variant]
-        floor = self.floors.get(measure) if "never" not in tables else None
-        against: Literal["never", "floor"] = "never" if "never" in tables else "floor"
+        floor = self.floors.get(measure) if "control" not in tables else None
+        against: Literal["control", "floor"] = "control" if "control" in tables else "floor"
         strongest = str(tables["unlearned"][chosen].mean().idxmax())
         n = int(tables["unlearned"][strongest].notna().sum())
-        if "never" not in tables and floor is None:
-            reason = f"{measure} has no value that a model must have that never knew; give a never model"
+        if "control" not in tables and floor is None:
+            reason = f"no floor of {measure} is known without a control"
             return Residual(None, None, None, n, strongest, against, reason)
         groups = self.frame.drop_duplicates("example_index").sort_values("example_index")["group"].tolist()
         weights = times_drawn(clusters(groups), draws=DRAWS, seed=self.seed)
         weights = np.concatenate([np.ones((1, len(groups))), weights])
-        # What is compared in the denominator: the models as they are, or where a test only reads, what it reads.
+        # The denominator compares the models without attack; a test that only reads has no such rows, so it compares
+        # the models under the chosen variants.
         plain = PLAIN in tables["base"].columns
         before = [PLAIN] if plain else [name for name in chosen if name in tables["base"].columns]
         known = _best(tables["base"], before, weights)
         if floor is None:
-            nothing = _best(tables["never"], before, weights)
-            ours, theirs = _best(tables["unlearned"], chosen, weights), _best(tables["never"], chosen, weights)
+            unknown = _best(tables["control"], before, weights)
+            ours, theirs = _best(tables["unlearned"], chosen, weights), _best(tables["control"], chosen, weights)
         else:
-            nothing = theirs = np.full(len(weights), floor)
+            unknown = theirs = np.full(len(weights), floor)
             ours = _best(tables["unlearned"], chosen, weights)
-        gap = known - nothing
+        gap = known - unknown
         if not _quantile(gap[1:], (1 - LEVEL) / 2) > 0:
-            reason = f"base and {against} cannot be told apart by {measure}: there is no knowledge to look for"
+            reason = f"the {measure} of the base is not above the {against}, so there is no knowledge to look for"
             return Residual(None, None, None, n, strongest, against, reason)
         with np.errstate(invalid="ignore", divide="ignore"):
             rho = (ours - theirs) / gap
         low, high = (_quantile(rho[1:], q) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-        some = len(set(groups)) > 1 or len(groups) > 1
+        has_interval = len(groups) > 1
         return Residual(
             rho=float(rho[0]),
-            low=low if some else None,
-            high=high if some else None,
+            low=low if has_interval else None,
+            high=high if has_interval else None,
             n=n,
             variant=strongest,
             against=against,
@@ -171,7 +182,7 @@ class StressResult:
 
 
 def _tables(frame: pd.DataFrame, measure: str) -> dict[str, pd.DataFrame]:
-    """For every role: examples in order as rows, variants as columns."""
+    """Return one table per role, with examples in order as rows and variants as columns."""
     here = frame[frame["measure"] == measure]
     examples = np.sort(frame["example_index"].unique())
     found = {}
@@ -185,7 +196,7 @@ def _tables(frame: pd.DataFrame, measure: str) -> dict[str, pd.DataFrame]:
 def _best(
     table: pd.DataFrame, variants: list[str], weights: Float[np.ndarray, "draw example"]
 ) -> Float[np.ndarray, " draw"]:
-    """The highest of the variants' means in every draw, each over the examples that have a value."""
+    """Return the highest of the variants' means in every draw, each over the examples that have a value."""
     values = table[variants].to_numpy(dtype=np.float64)
     kept = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -199,11 +210,14 @@ def _quantile(draws: Float[np.ndarray, " draw"], q: float) -> float:
 
 
 def fact_rows(facts: Facts, scored: Iterable[tuple[str, str, FactScores]]) -> pd.DataFrame:
-    """The table of a test that attacks models and then asks facts.
+    """Return the table of a test that attacks models and then scores facts.
 
     Args:
-        facts: what was asked.
-        scored: role, variant and scores.
+        facts: The scored facts.
+        scored: Role, variant and scores.
+
+    Returns:
+        A table with the columns `COLUMNS`.
     """
     columns = ((role, variant, scores.columns()) for role, variant, scores in scored)
     return value_rows(facts, columns)
@@ -212,11 +226,14 @@ def fact_rows(facts: Facts, scored: Iterable[tuple[str, str, FactScores]]) -> pd
 def value_rows(
     facts: Facts, measured: Iterable[tuple[str, str, Mapping[str, Float[np.ndarray, " fact"]]]]
 ) -> pd.DataFrame:
-    """The table of a test that has measures of its own.
+    """Return the table of a test that has measures of its own.
 
     Args:
-        facts: what was asked.
-        measured: role, variant, and a value of every fact by measure.
+        facts: The scored facts.
+        measured: Role, variant, and one value per fact by measure.
+
+    Returns:
+        A table with the columns `COLUMNS`.
     """
     frames = []
     for role, variant, columns in measured:

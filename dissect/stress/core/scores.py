@@ -11,7 +11,7 @@ from dissect.models.model import Model
 from dissect.prompts.prompts import Prompt, Prompts
 from dissect.scoring.forward import answer_logits
 from dissect.scoring.recovery import answer_logprob, per_example
-from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.distractors import Facts
 from dissect.stress.core.prompts_once import score_with_prompts_once
 from dissect.stress.core.residual_stream import even_batches
 from unlearning.common.errors import InputError
@@ -76,7 +76,7 @@ def all_answers(
     Raises:
         InputError: logits that are not finite.
     """
-    asked = [(right, *wrong) for right, wrong in zip(facts.prompts.items, facts.wrong, strict=True)]
+    asked = [(right, *wrong) for right, wrong in zip(facts.prompts.items, facts.distractors, strict=True)]
     items = [item for answers in asked for item in answers]
     scores = score_with_prompts_once(model, asked, pad_token_id=facts.prompts.pad_token_id, batch_size=batch_size)
     if scores is None or not _agree(model, facts.prompts, items, scores[0]):
@@ -86,14 +86,14 @@ def all_answers(
 
 def right_places(facts: Facts) -> Int[np.ndarray, " fact"]:
     """Where the right answers are among all answers."""
-    return np.cumsum([0, *(len(wrong) + 1 for wrong in facts.wrong)])[:-1]
+    return np.cumsum([0, *(len(wrong) + 1 for wrong in facts.distractors)])[:-1]
 
 
 def fact_scores(facts: Facts, logprob: Float[np.ndarray, " item"], correct: Float[np.ndarray, " item"]) -> FactScores:
     """The scores of facts from those of all their answers (`all_answers`)."""
     places = right_places(facts)
     wrong = np.delete(logprob, places)
-    rank = ranks(logprob[places], wrong, [len(some) for some in facts.wrong])
+    rank = ranks(logprob[places], wrong, [len(some) for some in facts.distractors])
     return FactScores(
         rank=rank,
         logprob=logprob[places],
@@ -104,7 +104,7 @@ def fact_scores(facts: Facts, logprob: Float[np.ndarray, " item"], correct: Floa
 
 def chance_accuracy(facts: Facts) -> float:
     """What guessing scores on `accuracy`, over the facts that have wrong answers."""
-    return float(np.mean([1 / (len(wrong) + 1) for wrong in facts.wrong if wrong] or [np.nan]))
+    return float(np.mean([1 / (len(wrong) + 1) for wrong in facts.distractors if wrong] or [np.nan]))
 
 
 def _agree(model: Model, prompts: Prompts, items: Sequence[Prompt], logprob: Float[np.ndarray, " item"]) -> bool:

@@ -15,8 +15,8 @@ from analyses.tofu_pair.verdicts import TWIN, TWIN_SEED, app, build_twin, run, t
 from dissect import zoo
 from dissect.stress import catalogue
 from dissect.stress.catalogue import Entry
-from dissect.stress.expressed import expressed
 from dissect.stress.lenses import logit_lens
+from dissect.stress.without_attack import without_attack
 from dissect.verdicts.rule import frozen_rule
 from tests.unlearning.helpers import build_tiny_llama, build_tokenizer
 from unlearning.common.errors import InputError
@@ -32,7 +32,7 @@ RULE = replace(
     erased_below=0.3,
 )
 
-CHEAP = [Entry(test.__name__, dict.fromkeys(catalogue.BUDGETS, test)) for test in (expressed, logit_lens)]
+CHEAP = [Entry(test.__name__, dict.fromkeys(catalogue.BUDGETS, test)) for test in (without_attack, logit_lens)]
 
 
 def _not_again(_case: object) -> NoReturn:
@@ -61,7 +61,7 @@ def _link(link: Path, target: Path) -> None:
 
 def test_every_model_is_judged_with_a_never_model_and_without(tofu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = (tofu / "tofu", tofu / "methods", tofu / "out")
-    frame = run(*where, n_facts=16, progress=False)
+    frame = run(*where, limit=16, progress=False)
     assert frame[["model", "never"]].to_numpy().tolist() == [
         [model, arm] for model in (TWIN, "npo") for arm in ("with", "without")
     ]
@@ -70,7 +70,8 @@ def test_every_model_is_judged_with_a_never_model_and_without(tofu: Path, monkey
     for row in frame.to_dict("records"):
         said = json.loads((tofu / "out" / row["never"] / row["model"] / "verdict.json").read_text())
         assert (
-            said["verdict"] == row["verdict"] and said["against"] == {"with": "never", "without": "floor"}[row["never"]]
+            said["verdict"] == row["verdict"]
+            and said["against"] == {"with": "control", "without": "floor"}[row["never"]]
         )
         assert said["residual_knowledge"]["score"] == row["score"] and said["utility"]["share"] == row["utility"]
     pd.testing.assert_frame_equal(
@@ -82,7 +83,7 @@ def test_every_model_is_judged_with_a_never_model_and_without(tofu: Path, monkey
         "entries",
         lambda *_: [replace(one, runs=dict.fromkeys(catalogue.BUDGETS, _not_again)) for one in CHEAP],
     )
-    again = run(*where, n_facts=16, progress=False)  # from the directory
+    again = run(*where, limit=16, progress=False)  # from the directory
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), frame.drop(columns="seconds"))
 
 

@@ -20,12 +20,12 @@ from dissect.stress.core.result import PLAIN, Residual, StressResult
 from dissect.verdicts.rule import Rule, Score, read_rule
 from unlearning import InputError
 
-TESTS = ("expressed", "relearn_disjoint", *CANDIDATES)
+TESTS = ("without_attack", "relearn_disjoint", *CANDIDATES)
 
 
 def residual(rho: float, width: float = 0.02) -> Residual:
     draws = rho + width * np.linspace(-1, 1, 41)
-    return Residual(rho, rho - width, rho + width, 100, "lr 1", "never", draws=draws)
+    return Residual(rho, rho - width, rho + width, 100, "lr 1", "control", draws=draws)
 
 
 def model(name="m", kind="suppressed", share=None, retain=1.0, forget=0.0, seed=1, uds=0.5, **rhos) -> Measured:
@@ -72,7 +72,7 @@ RULE = Rule(
     nothing=0.05,
     everything=0.85,
     spread=0.0,
-    expressed_above=0.5,
+    not_unlearned_above=0.5,
     suppressed_above=0.1,
     erased_below=0.1,
     utility_floor=0.8,
@@ -136,7 +136,7 @@ def test_a_line_without_noise_is_found_to_its_grid(low, high):
 
 def test_the_largest_residual_leaves_out_tests_without_one():
     one = model(relearn_disjoint=0.2, logit_lens=0.6)
-    silent = {**one.residuals, "logit_lens": Residual(None, None, None, 0, "", "never", "no reason")}
+    silent = {**one.residuals, "logit_lens": Residual(None, None, None, 0, "", "control", "no reason")}
     assert largest_residual(one.residuals, ("relearn_disjoint", "logit_lens")) == 0.6
     assert largest_residual(silent, ("relearn_disjoint", "logit_lens")) == 0.2
 
@@ -206,7 +206,7 @@ def test_right_words_and_false_alarms_are_counted():
         model("never-order1", "erased", 0.0),
         model("never-order2", "erased", 0.0, relearn_disjoint=0.6),
         model("npo-mild", relearn_disjoint=0.6),
-        model("idk-mild", relearn_disjoint=0.9, expressed=0.9, forget=0.9),
+        model("idk-mild", relearn_disjoint=0.9, without_attack=0.9, forget=0.9),
         model("kto-mild", relearn_disjoint=0.0),
         model("dpo-mild", relearn_disjoint=0.13),
     ]
@@ -286,7 +286,7 @@ def test_rivals_are_means_of_the_unlearned_model_under_the_strongest_attack():
             ("unlearned", PLAIN, 0.8),
             ("unlearned", "lr 1", 0.3),
             ("unlearned", "lr 2", 0.5),
-            ("never", "lr 1", 0.9),
+            ("control", "lr 1", 0.9),
         ]
         for n in range(3)
     ]

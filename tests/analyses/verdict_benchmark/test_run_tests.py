@@ -12,8 +12,8 @@ from analyses.verdict_benchmark.families import TRUTH, Family, Truth, build, bui
 from analyses.verdict_benchmark.measured import read_measured
 from analyses.verdict_benchmark.recipes import never
 from dissect.models.model import load_model
-from dissect.stress.expressed import expressed
 from dissect.stress.lenses import logit_lens
+from dissect.stress.without_attack import without_attack
 from dissect.zoo.world import WorldSize
 from unlearning import InputError
 
@@ -32,7 +32,9 @@ def two_tests(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(testing, "battery", lambda _: {one.__name__: counted(one) for one in (expressed, logit_lens)})
+    monkeypatch.setattr(
+        testing, "battery", lambda _: {one.__name__: counted(one) for one in (without_attack, logit_lens)}
+    )
     monkeypatch.setattr(testing, "geometry", lambda _: SimpleNamespace(erasure=0.25))
     return calls
 
@@ -57,13 +59,13 @@ def test_base_and_never_are_attacked_once_and_give_what_they_would_give_each_tim
     for order in (1, 2):
         examiner.examine(f"never-order{order}")
     assert two_tests == [
-        *(("expressed", None), ("logit_lens", None)),
-        *(("expressed", "unlearned"), ("logit_lens", "unlearned")),
+        *(("without_attack", None), ("logit_lens", None)),
+        *(("without_attack", "unlearned"), ("logit_lens", "unlearned")),
     ]
     case = examiner.case(load_model(family.path / "never-order2"))
     kept = testing.read_results(examiner.out / "never-order2")
     order = ["role", "variant", "measure", "example_index"]
-    for test in (expressed, logit_lens):
+    for test in (without_attack, logit_lens):
         whole = test(case)
         ours, theirs = (one.frame.sort_values(order, ignore_index=True) for one in (kept[whole.test], whole))
         pd.testing.assert_frame_equal(ours, theirs)
@@ -78,7 +80,7 @@ def test_a_model_that_was_examined_is_not_examined_again(family, tmp_path, two_t
     (tmp_path / "models").symlink_to(family.folder)
     (measured,) = read_measured(tmp_path, ["llama"], [1])
     assert (measured.name, measured.kind, measured.share) == ("never-order1", "erased", 0.0)
-    assert set(measured.residuals) == {"expressed", "logit_lens"}
+    assert set(measured.residuals) == {"without_attack", "logit_lens"}
     assert measured.rivals["1 − CKA erasure"] == 0.75
 
 
@@ -88,11 +90,13 @@ def test_a_test_that_was_stopped_goes_on(family, tmp_path, two_tests, monkeypatc
 
     tests = testing.battery(None)
     with monkeypatch.context() as patched:
-        patched.setattr(testing, "battery", lambda _: {"expressed": tests["expressed"], "logit_lens": stopped})
+        patched.setattr(
+            testing, "battery", lambda _: {"without_attack": tests["without_attack"], "logit_lens": stopped}
+        )
         with pytest.raises(KeyboardInterrupt):
             testing.Examiner(family, tmp_path).examine("never-order1")
     testing.Examiner(family, tmp_path).examine("never-order1")
-    assert [name for name, _ in two_tests] == ["expressed", "logit_lens"]
+    assert [name for name, _ in two_tests] == ["without_attack", "logit_lens"]
 
 
 @pytest.mark.usefixtures("two_tests")
@@ -101,11 +105,11 @@ def test_a_test_that_cannot_be_run_is_kept_with_its_reason(family, tmp_path, mon
         raise InputError("no retain questions")
 
     tests = testing.battery(None)
-    monkeypatch.setattr(testing, "battery", lambda _: {"expressed": tests["expressed"], "probe": refused})
+    monkeypatch.setattr(testing, "battery", lambda _: {"without_attack": tests["without_attack"], "probe": refused})
     examiner = testing.Examiner(family, tmp_path)
     examiner.examine("never-order1")
     assert testing.read_tests(examiner.out / "never-order1")["tests"]["probe"] == {"failed": "no retain questions"}
-    assert set(testing.read_results(examiner.out / "never-order1")) == {"expressed"}
+    assert set(testing.read_results(examiner.out / "never-order1")) == {"without_attack"}
 
 
 @pytest.mark.usefixtures("two_tests")

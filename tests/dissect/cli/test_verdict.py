@@ -9,8 +9,8 @@ import pytest
 from dissect import zoo
 from dissect.stress import catalogue
 from dissect.stress.catalogue import Entry
-from dissect.stress.expressed import expressed
 from dissect.stress.relearning import relearn_disjoint
+from dissect.stress.without_attack import without_attack
 from tests.dissect.cli.helpers import Outcome, assert_refused, call
 
 PAIR = ("verdict", "--base", "demo:base", "--unlearned", "demo:npo", "--budget", "quick")
@@ -18,7 +18,7 @@ PAIR = ("verdict", "--base", "demo:base", "--unlearned", "demo:npo", "--budget",
 
 def cut_down(patched: pytest.MonkeyPatch) -> None:
     cheap = (
-        Entry("expressed", dict.fromkeys(catalogue.BUDGETS, expressed)),
+        Entry("without_attack", dict.fromkeys(catalogue.BUDGETS, without_attack)),
         Entry("relearn_disjoint", dict.fromkeys(catalogue.BUDGETS, relearn_disjoint)),
     )
     patched.setattr(catalogue, "entries", lambda *_: cheap)
@@ -47,8 +47,8 @@ def test_json_is_the_only_thing_on_stdout_and_agrees_with_the_files(finished: tu
     written = ("evidence.html", "standing.html", "evidence.csv")
     assert [Path(path) for path in told.pop("figures")] == [run / "figures" / name for name in written]
     assert told == json.loads((run / "verdict.json").read_text())
-    assert told["verdict"] in ("suppressed", "inconclusive") and told["against"] == "never"
-    assert [row["test"] for row in told["evidence"]] == ["expressed", "relearn_disjoint"]
+    assert told["verdict"] in ("suppressed", "inconclusive") and told["against"] == "control"
+    assert [row["test"] for row in told["evidence"]] == ["without_attack", "relearn_disjoint"]
 
 
 def test_a_finished_run_is_read_and_told_to_a_reader(finished: tuple[Path, Outcome]) -> None:

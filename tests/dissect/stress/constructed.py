@@ -48,10 +48,10 @@ def questions(name: str) -> Prompts:
     return load_prompts(zoo.question_set(name), model("demo:base").tokenizer)
 
 
-def case_of(unlearned: Model, *, base: str = "demo:base", never: Model | None = None, n: int = N_FACTS) -> Case:
-    """A case with the built-in questions, `n` of each set; `never` is the family's own unless another is given."""
+def case_of(unlearned: Model, *, base: str = "demo:base", control: Model | None = None, n: int = N_FACTS) -> Case:
+    """A case with the built-in questions, `n` of each set; `control` is the family's own unless another is given."""
     start = _base_case(base).at_most(n)
-    return replace(start, pair=ModelPair(model(base), unlearned), never=never or start.never)
+    return replace(start, pair=ModelPair(model(base), unlearned), control=control or start.control)
 
 
 @cache
@@ -60,8 +60,8 @@ def _base_case(base: str) -> Case:
     pair = ModelPair(model(base), model(base))
     never = model(base.partition(":")[0] + ":never")
     if base != "demo:base":  # the worlds have one tokenizer
-        return replace(_base_case("demo:base"), pair=pair, never=never)
-    return make_case(pair, questions("forget"), retain=questions("retain"), never=never, seed=0)
+        return replace(_base_case("demo:base"), pair=pair, control=never)
+    return make_case(pair, questions("forget"), retain=questions("retain"), control=never, seed=0)
 
 
 @cache

@@ -51,7 +51,7 @@ def test_removing_its_own_mark_brings_a_models_answers_back(name):
     case = case_of(marked, base=name).at_most(24)
     plain = score_facts(marked, case.forget.select(range(0, 24, 3)))
     assert plain.correct.max() == 0 and plain.rank.mean() < 0.75
-    result = own_direction(case, layers=[LAYER], alphas=[1.0], n_facts=N)
+    result = own_direction(case, layers=[LAYER], alphas=[1.0], limit=N)
     table = result.residuals().set_index(["measure", "variant"])
     assert table.loc[("rank", f"removed at layer {LAYER}"), "rho"] > 0.9
     assert table.loc[("rank", f"steered at layer {LAYER} x 1"), "rho"] > 0.9
@@ -65,8 +65,8 @@ def test_removing_its_own_mark_brings_a_models_answers_back(name):
 
 def test_removing_the_shift_from_the_base_brings_answers_back():
     marked, _ = _marked(model("demo:base"))
-    result = oracle_direction(case_of(marked).at_most(16), layers=[LAYER], n_facts=6, random=0)
-    assert result.residual().rho > 0.8 and result.rung == 2
+    result = oracle_direction(case_of(marked).at_most(16), layers=[LAYER], limit=6, random=0)
+    assert result.residual().rho > 0.8 and result.level == 2
 
 
 def test_the_base_as_unlearned_has_no_shift_to_remove():

@@ -57,8 +57,8 @@ def test_the_never_model_is_erased_and_the_base_is_not():
     erased, intact = (geometry(case_of(model(name), n=N)) for name in ("demo:never", "demo:base"))
     assert erased.erasure == pytest.approx(1) and intact.erasure == 0
     assert np.allclose(intact.layers["cka_unlearned_base"], 1) and (intact.weights["norm_change"] == 0).all()
-    assert np.allclose(erased.layers["cka_unlearned_never"], 1)
-    assert (erased.layers["cka_base_never"] < 1).all()
+    assert np.allclose(erased.layers["cka_unlearned_control"], 1)
+    assert (erased.layers["cka_base_control"] < 1).all()
 
 
 def test_a_gate_in_the_last_layer_moves_that_layer_alone():
@@ -74,9 +74,9 @@ def test_a_gate_in_the_last_layer_moves_that_layer_alone():
 
 
 def test_without_a_never_model_there_is_no_score():
-    found = geometry(replace(case_of(model("demo-neox:npo"), base="demo-neox:base", n=N), never=None))
+    found = geometry(replace(case_of(model("demo-neox:npo"), base="demo-neox:base", n=N), control=None))
     assert found.erasure is None and list(found.layers) == ["layer", "cka_unlearned_base"]
-    same = geometry(case_of(model("demo:npo"), never=model("demo:base"), n=N))
+    same = geometry(case_of(model("demo:npo"), control=model("demo:base"), n=N))
     assert same.erasure is None and same.layers["erasure"].isna().all()
 
 

@@ -65,7 +65,7 @@ def test_the_base_as_unlearned_stays_and_the_never_model_is_no_better_than_itsel
     base, never = (interpolation(case_of(model(f"demo:{name}"), n=N), steps=(0.05,)) for name in ("base", "never"))
     assert base.residual().rho > 0.9
     assert never.residual().rho == never.residual().low == never.residual().high == 0
-    assert base.rung == 2 and "takes weights from the base" in base.proves
+    assert base.level == 2 and "takes weights from the base" in base.proves
 
 
 def test_a_gate_that_is_small_is_passed_by_a_small_step():
@@ -74,23 +74,23 @@ def test_a_gate_that_is_small_is_passed_by_a_small_step():
     result = interpolation(case, steps=(0.3,))
     means = result.frame.query("measure == 'correct'").groupby(["role", "variant"])["value"].mean()
     assert means["unlearned", ""] < 0.2
-    assert means["unlearned", "t 0.3"] > means["never", "t 0.3"] + 0.3
+    assert means["unlearned", "t 0.3"] > means["control", "t 0.3"] + 0.3
     assert result.residual().low > 0
 
 
 def test_the_curve_ends_in_the_base_whoever_walks():
     case = case_of(model("demo:npo"), n=N)
     curve = interpolation(case, steps=(0.2,)).tables["curve"].set_index(["role", "t"])
-    assert set(curve.index) == {(role, t) for role in ("unlearned", "never") for t in (0.0, 0.2, 1.0)}
+    assert set(curve.index) == {(role, t) for role in ("unlearned", "control") for t in (0.0, 0.2, 1.0)}
     end = score_facts(case.pair.base, case.forget).logprob.mean()
-    assert curve.loc[("unlearned", 1.0), "logprob"] == curve.loc[("never", 1.0), "logprob"] == pytest.approx(end)
+    assert curve.loc[("unlearned", 1.0), "logprob"] == curve.loc[("control", 1.0), "logprob"] == pytest.approx(end)
 
 
 def test_without_a_never_model_nothing_is_claimed():
     case = case_of(model("demo:npo"), n=N)
     alone = Case(ModelPair(case.pair.base, case.pair.unlearned), None, case.forget)
     found = interpolation(alone, steps=(0.1,)).residual()
-    assert found.rho is None and "give a never model" in found.reason
+    assert found.rho is None and "without a control" in found.reason
 
 
 @pytest.mark.parametrize("steps", [(), (0.0,), (1.0,), (0.1, 0.1), (-0.1, 0.5)])

@@ -49,7 +49,7 @@ def test_the_lens_is_norm_and_head_of_each_layers_states():
     for layer in (0, 5):
         for place, item in enumerate(facts.prompts.items):
             logprob, logits = _slow_logprob(npo, base, item, layer)
-            wrong = [_slow_logprob(npo, base, other, layer)[0] for other in facts.wrong[place]]
+            wrong = [_slow_logprob(npo, base, other, layer)[0] for other in facts.distractors[place]]
             token_rank = int((logits >= logits[item.input_ids[item.answer_start]]).sum())
             values = {name: row[place] for name, row in found[str(layer)].items()}
             assert values["logprob"] == pytest.approx(logprob, abs=1e-4)
@@ -78,7 +78,7 @@ def test_what_a_gate_hides_in_the_last_layer_is_read_before_it(name):
     before = [shut.n_layers - 2]
     found = logit_lens(case, layers=before).residual()
     # The stream before the gate is the base's; under the base's head what is read is the same to the last bit.
-    assert found.rho == pytest.approx(1, abs=1e-6) and found.against == "never"
+    assert found.rho == pytest.approx(1, abs=1e-6) and found.against == "control"
     found = tuned_lens(case, **FEW_STEPS | {"layers": before}).residual()
     assert found.rho == found.low == found.high == 1
 
@@ -99,13 +99,13 @@ def test_the_base_as_unlearned_is_exactly_one(lens):
 
 def test_without_a_never_model_only_the_own_head_decides():
     shut, _ = gated()
-    case = replace(case_of(shut, n=N), never=None)
+    case = replace(case_of(shut, n=N), control=None)
     result = logit_lens(case, layers=[6, 7])
     assert set(result.frame["variant"]) == {"own head, layer 6"}
     found = result.residual()
     assert found.against == "floor" and found.rho == 1
     tuned = tuned_lens(case, **FEW_STEPS).residual()
-    assert tuned.rho is None and "give a never model" in tuned.reason
+    assert tuned.rho is None and "without a control" in tuned.reason
 
 
 def test_a_tuned_lens_comes_nearer_to_the_output_than_the_logit_lens():

@@ -84,8 +84,8 @@ def test_what_a_gate_hides_in_the_last_layer_is_probed_before_it(name):
     assert found.rho == pytest.approx(1, abs=0.02) and found.low > 0.9
     table = result.tables["probes"].set_index(["role", "probe"])["rank"]
     assert table["base", f"own probe, layer {gate.layer - 1}"] > 0.8
-    assert abs(table["never", f"own probe, layer {gate.layer - 1}"] - 0.5) < 0.13
-    for role in ("base", "unlearned", "never"):  # all questions end in the same token
+    assert abs(table["control", f"own probe, layer {gate.layer - 1}"] - 0.5) < 0.13
+    for role in ("base", "unlearned", "control"):  # all questions end in the same token
         assert table[role, "own probe, embeddings"] == 0.5
 
 
@@ -93,8 +93,8 @@ def test_never_and_base_as_unlearned_are_exactly_zero_and_one():
     for name, rho in (("demo:never", 0), ("demo:base", 1)):
         result = linear_probes(case_of(model(name), n=20), layers=[5], folds=2)
         assert result.residual().rho == result.residual().low == result.residual().high == rho
-    alone = linear_probes(replace(case_of(model("demo:base"), n=20), never=None), layers=[5], folds=2).residual()
-    assert alone.rho is None and "give a never model" in alone.reason
+    alone = linear_probes(replace(case_of(model("demo:base"), n=20), control=None), layers=[5], folds=2).residual()
+    assert alone.rho is None and "without a control" in alone.reason
 
 
 def _few_classes(n=60):
@@ -107,7 +107,7 @@ def _few_classes(n=60):
     ]
     forget, retain = items[: len(case.forget)], items[len(case.forget) :]
     wrong = tuple((replace(item, answer=f"class {(int(item.answer[-1]) + 1) % 3}"),) for item in forget)
-    facts = replace(case.forget, prompts=replace(case.forget.prompts, items=tuple(forget)), wrong=wrong)
+    facts = replace(case.forget, prompts=replace(case.forget.prompts, items=tuple(forget)), distractors=wrong)
     others = replace(case.retain, prompts=replace(case.retain.prompts, items=tuple(retain)))
     return replace(case, forget=facts, retain=others)
 

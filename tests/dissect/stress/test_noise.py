@@ -150,7 +150,7 @@ def test_the_result_has_a_variant_for_every_layer_and_strength():
     result = activation_noise(case_of(model("demo:npo")).at_most(4), layers=[1, 6], strengths=[0.01, 0.2], draws=1)
     ours = result.frame[result.frame["role"] == "unlearned"]
     assert set(ours["variant"]) == {"", "layer 1 + 0.01", "layer 1 + 0.2", "layer 6 + 0.01", "layer 6 + 0.2"}
-    assert result.rung == 3
+    assert result.level == 3
 
 
 def test_bad_input():

@@ -44,7 +44,7 @@ def test_the_gate_is_the_most_changed_neuron_and_pruning_it_brings_everything_ba
     assert means["unlearned", ""] == 0
     assert means["unlearned", "top 1"] >= means["base", ""] - 0.05 > 0.8
     found = result.residual()
-    assert found.rho > 0.9 and found.low > 0.5 and result.rung == 4
+    assert found.rho > 0.9 and found.low > 0.5 and result.level == 4
     # Any other neuron does nothing.
     assert (result.tables["random"].query("role == 'unlearned'")["correct"] == 0).all()
 

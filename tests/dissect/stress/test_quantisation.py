@@ -96,9 +96,9 @@ def test_outputs_are_rows_in_conv1d_too():
 def test_the_base_as_unlearned_has_the_same_codes_and_all_of_its_knowledge(name):
     result = quantisation(case_of(model(name), base=name, n=N), schemes=("nf4",))
     codes = result.tables["codes"].set_index("role")
-    assert codes.loc["unlearned", "same_code"] == 1 > codes.loc["never", "same_code"]
+    assert codes.loc["unlearned", "same_code"] == 1 > codes.loc["control", "same_code"]
     assert result.residual().rho > 0.9
-    assert result.rung == 4 and result.residual().variant == "nf4"
+    assert result.level == 4 and result.residual().variant == "nf4"
 
 
 def test_the_never_model_as_unlearned_has_no_residual():

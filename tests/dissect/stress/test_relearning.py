@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from dissect import InputError
 from dissect.models.pair import ModelPair
 from dissect.stress import relearning
-from dissect.stress.core.alternatives import Facts
 from dissect.stress.core.case import Case
+from dissect.stress.core.distractors import Facts
 from dissect.stress.core.scores import score_facts
 from dissect.stress.relearning import (
     Recipe,
@@ -95,7 +95,7 @@ def test_knowledge_behind_a_gate_comes_back_by_other_facts_and_by_other_people(t
     case = case_of(gated(name)[0], base=name, n=24)
     result = test(case, recipes=[Recipe(1e-3, steps=12, batch_size=12)])
     found = result.residual()
-    assert found.rho > 0.6 and found.low > 0.3 and result.rung == 4
+    assert found.rho > 0.6 and found.low > 0.3 and result.level == 4
     plain = result.frame.query("role == 'unlearned' and variant == '' and measure == 'correct'")
     assert plain["value"].mean() == 0
 
@@ -112,7 +112,7 @@ def test_other_facts_teach_a_model_nothing_that_never_knew():
     """What RTT rests on: never + T is no better than never on V, and no worse, though T's answers are preferred."""
     case = case_of(model("demo:never"), n=120)
     result = relearn_disjoint(case, recipes=[Recipe(1e-3, steps=16)])
-    frame = result.frame.query("role == 'never' and measure == 'rank'").pivot(
+    frame = result.frame.query("role == 'control' and measure == 'rank'").pivot(
         index="example_index", columns="variant", values="value"
     )
     gain = frame["lr 0.001"] - frame[""]
@@ -153,7 +153,7 @@ def test_folds_keep_groups_whole_and_are_as_equal_as_can_be(folds, seed, grouped
     facts = _some_facts()
     if not grouped:
         items = tuple(replace(item, group="") for item in facts.prompts.items)
-        facts = Facts(replace(facts.prompts, items=items), facts.wrong)
+        facts = Facts(replace(facts.prompts, items=items), facts.distractors)
     parts = split(facts, folds, seed=seed)
     assert sorted(place for part in parts for place in part) == list(range(len(facts)))
     keys = [group or str(place) for place, group in enumerate(facts.groups)]
@@ -169,14 +169,16 @@ def _some_facts():
 
 def test_wrong_answers_are_kept_where_training_treats_them_as_the_right_one(npo):
     facts = npo.forget.select([0])
-    item, wrong = facts.prompts.items[0], facts.wrong[0]
+    item, wrong = facts.prompts.items[0], facts.distractors[0]
     told = same_exposure(facts, [f"It is {wrong[0].answer}, as I said.", f"Or {wrong[3].answer}?"])
-    assert told.wrong[0] == (*wrong[1:3], *wrong[4:])
+    assert told.distractors[0] == (*wrong[1:3], *wrong[4:])
     both = same_exposure(facts, [f"{item.answer} and {wrong[0].answer}"])
-    assert both.wrong[0] == wrong[:1]
-    assert same_exposure(facts, ["nothing of it"]).wrong == facts.wrong
-    assert same_exposure(facts, [f"un{wrong[0].answer}ed"]).wrong == facts.wrong  # words, not parts of words
-    assert same_exposure(facts, [wrong[0].answer], places=[]).wrong == facts.wrong
+    assert both.distractors[0] == wrong[:1]
+    assert same_exposure(facts, ["nothing of it"]).distractors == facts.distractors
+    assert (
+        same_exposure(facts, [f"un{wrong[0].answer}ed"]).distractors == facts.distractors
+    )  # words, not parts of words
+    assert same_exposure(facts, [wrong[0].answer], places=[]).distractors == facts.distractors
 
 
 def test_texts_with_a_forget_answer_are_left_out(npo):
@@ -206,20 +208,24 @@ def test_speed_is_the_mean_over_the_curve(npo):
         score_facts(fine_tuned(of_never, _examples(case.forget), Recipe(1e-3, n, 6), case=case), case.forget)
         for n in (1, 3)
     ]
-    rows = result.frame.query("role == 'never' and variant == 'lr 0.001' and measure == 'logprob'")
+    rows = result.frame.query("role == 'control' and variant == 'lr 0.001' and measure == 'logprob'")
     np.testing.assert_allclose(rows["value"], np.mean([scores.logprob for scores in by_hand], axis=0), atol=1e-6)
     curve = result.tables["curve"].set_index(["role", "steps"])
-    assert set(curve.index) == {(role, n) for role in ("base", "unlearned", "never") for n in (0, 1, 3)}
-    assert curve.loc[("never", 3), "logprob"] == pytest.approx(by_hand[1].logprob.mean(), abs=1e-6)
-    assert curve.loc[("never", 0), "logprob"] < curve.loc[("never", 1), "logprob"] < curve.loc[("never", 3), "logprob"]
-    assert "Speed only" in result.proves and result.rung < 4
+    assert set(curve.index) == {(role, n) for role in ("base", "unlearned", "control") for n in (0, 1, 3)}
+    assert curve.loc[("control", 3), "logprob"] == pytest.approx(by_hand[1].logprob.mean(), abs=1e-6)
+    assert (
+        curve.loc[("control", 0), "logprob"]
+        < curve.loc[("control", 1), "logprob"]
+        < curve.loc[("control", 3), "logprob"]
+    )
+    assert "Speed only" in result.proves and result.level < 4
 
 
 def test_speed_needs_a_never_model(npo):
     case = npo.at_most(6)
     alone = Case(ModelPair(case.pair.base, case.pair.unlearned), None, case.forget)
     found = relearn_speed(alone, recipes=[Recipe(1e-3, batch_size=6)], curve=(1,)).residual()
-    assert found.rho is None and "give a never model" in found.reason
+    assert found.rho is None and "without a control" in found.reason
 
 
 def test_recipes_scale_with_the_models_width():

@@ -49,7 +49,7 @@ def test_another_template_finds_what_one_opening_shuts_off(name):
         np.testing.assert_allclose(ours, base, atol=1e-5)
     means = result.frame[result.frame["measure"] == "rank"].groupby(["role", "variant"])["value"].mean()
     ours = max(means["base", f"template {template}"] for template in TEMPLATES)
-    expected = (ours - means["never"].drop("").max()) / (means["base", ""] - means["never", ""])
+    expected = (ours - means["control"].drop("").max()) / (means["base", ""] - means["control", ""])
     assert result.residual().variant.startswith("template")
     assert result.residual().rho == pytest.approx(expected) and expected > 0
 
@@ -63,14 +63,14 @@ def test_never_as_unlearned_is_exactly_zero():
 
 def test_a_model_that_never_knew_ranks_the_answer_in_the_middle_whatever_the_prompt():
     case = case_of(model("demo:npo")).at_most(60)
-    asked = [given_prefix(both, 1) for both in zip(case.forget.prompts.items, case.forget.wrong, strict=True)]
+    asked = [given_prefix(both, 1) for both in zip(case.forget.prompts.items, case.forget.distractors, strict=True)]
     some = [one for one in asked if one is not None]
     facts = replace(
         case.forget,
         prompts=replace(case.forget.prompts, items=tuple(item for item, _ in some)),
-        wrong=tuple(wrong for _, wrong in some),
+        distractors=tuple(wrong for _, wrong in some),
     )
-    rank = score_facts(case.never, facts).rank
+    rank = score_facts(case.control, facts).rank
     assert len(rank) > 40
     assert abs(rank.mean() - 0.5) < 3 * 0.35 / len(rank) ** 0.5  # ties make ranks' deviation larger than 1/sqrt(12)
 
@@ -82,7 +82,7 @@ def test_a_prefix_is_given_and_only_the_rest_scored():
     result = rewording(case, reminders=0, prefixes=[1, 2], templates={})
     found = {n: _values(result, "base", f"prefix of {n} token{'s' if n > 1 else ''}", "logprob") for n in (1, 2)}
     ranks = _values(result, "base", "prefix of 1 token")
-    for place, (item, wrong) in enumerate(zip(case.forget.prompts.items, case.forget.wrong, strict=True)):
+    for place, (item, wrong) in enumerate(zip(case.forget.prompts.items, case.forget.distractors, strict=True)):
 
         def rest(one, n):
             with torch.inference_mode():
@@ -104,7 +104,7 @@ def test_a_prefix_is_given_and_only_the_rest_scored():
 def test_reminders_give_no_answer_away_and_are_of_the_right_people():
     case = case_of(model("demo:npo")).at_most(30)
     pool = questions("retain").items[:200]
-    for asked in zip(case.forget.prompts.items, case.forget.wrong, strict=True):
+    for asked in zip(case.forget.prompts.items, case.forget.distractors, strict=True):
         item, wrong = asked
         others = reminders_of(asked, pool, 3, own=False, seed=0)
         own = reminders_of(asked, questions("forget").items, 3, own=True, seed=0)
@@ -124,7 +124,7 @@ def test_reminders_stand_in_front_as_text():
     case = case_of(model("demo:npo")).at_most(2)
     result = rewording(case, reminders=2, prefixes=[], templates={})
     item = case.forget.prompts.items[0]
-    asked = (item, case.forget.wrong[0])
+    asked = (item, case.forget.distractors[0])
     shots = reminders_of(asked, case.retain.prompts.items, 2, own=False, seed=case.seed)
     text = "".join(f"{shot.prompt} {shot.answer}\n" for shot in shots) + f"{item.prompt} {item.answer}"
     ids = case.pair.tokenizer(text)["input_ids"]

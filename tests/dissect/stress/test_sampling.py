@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dissect import InputError
-from dissect.stress.core.alternatives import Facts
+from dissect.stress.core.distractors import Facts
 from dissect.stress.core.scores import score_facts
 from dissect.stress.sampling import answers_held, holds, leak_at, sampling
 from tests.dissect.stress.constructed import case_of, gated, model
@@ -129,7 +129,7 @@ def test_never_as_unlearned_is_exactly_zero():
 
 
 def test_without_a_never_model_wrong_answers_stand_in():
-    case = replace(case_of(model("demo:base")).at_most(10), never=None)
+    case = replace(case_of(model("demo:base")).at_most(10), control=None)
     result = sampling(case, samples=4, ks=(4,))
     found = result.residual()
     assert result.measure == "excess@4" and found.against == "floor" and found.rho == 1

@@ -25,12 +25,12 @@ def test_values_are_those_of_patch_and_its_control():
         case.forget.prompts,
         sites=["attn_out", "mlp_coef"],
         window=3,
-        control=case.never,
+        control=case.control,
         donor="other-question",
         engine="reference",
         progress=False,
     ).frame
-    for arm, role in (("main", "unlearned"), ("control", "never")):
+    for arm, role in (("main", "unlearned"), ("control", "control")):
         for (site, first, last), rows in swept[swept["arm"] == arm].groupby(["site", "first_layer", "last_layer"]):
             rows = rows.sort_values("example_index")
             for measure in ("krs", "logprob_recovery"):
@@ -48,7 +48,7 @@ def test_values_are_those_of_patch_and_its_control():
 def test_rho_is_what_the_peak_closes_of_what_never_leaves_open():
     result = patching_sweep(case_of(model("demo:npo")).at_most(N), sites=["mlp_coef"])
     means = result.frame[result.frame["measure"] == "krs"].groupby(["role", "variant"])["value"].mean()
-    ours, theirs = means["unlearned"].max(), means["never"].max()
+    ours, theirs = means["unlearned"].max(), means["control"].max()
     assert result.residual().rho == pytest.approx((ours - theirs) / (1 - theirs))
 
 
@@ -56,14 +56,14 @@ def test_places_that_answer_in_any_model_are_left_out():
     case = case_of(model("demo:npo")).at_most(N)
     result = patching_sweep(case)
     places = result.tables["places"].set_index("variant")
-    assert (places["kept"] == (places["never"] <= GUARD)).all()
+    assert (places["kept"] == (places["control"] <= GUARD)).all()
     assert 0 < places["kept"].sum() < len(places) and "left out" in result.notes[0]
     assert set(result.frame["variant"]) == set(places.index[places["kept"]])
     strict = patching_sweep(
         case, sites=["attn_out"], guard=-9.0
     )  # nothing passes: the place that gives a never model least is kept
     attention = places[places.index.str.startswith("attn_out,")]
-    assert set(strict.frame["variant"]) == {attention["never"].idxmin()}
+    assert set(strict.frame["variant"]) == {attention["control"].idxmin()}
 
 
 @pytest.mark.parametrize("name", ["demo:base", pytest.param("demo-neox:base", marks=pytest.mark.slow)])
@@ -90,8 +90,8 @@ def test_never_as_unlearned_is_exactly_zero(test):
 def test_decomposition_has_the_terms_of_decompose():
     case = case_of(model("demo:npo")).at_most(3)
     result = decomposition_sweep(case, sites=["mlp"], guard=1.0)
-    split = decompose(case.pair, case.forget.prompts, sites=["mlp"], control=case.never, progress=False).frame
-    for arm, role in (("main", "unlearned"), ("control", "never")):
+    split = decompose(case.pair, case.forget.prompts, sites=["mlp"], control=case.control, progress=False).frame
+    for arm, role in (("main", "unlearned"), ("control", "control")):
         for term in ("weight", "coefficient"):
             rows = split[(split["arm"] == arm) & (split["term"] == term)]
             for first, last, where in ((2, 2, "layer 2"), (0, 7, "layers 0-7")):
@@ -100,7 +100,7 @@ def test_decomposition_has_the_terms_of_decompose():
 
 
 def test_without_a_never_model_another_question_stands_in():
-    case = replace(case_of(model("demo:npo")).at_most(N), never=None)
+    case = replace(case_of(model("demo:npo")).at_most(N), control=None)
     result = patching_sweep(case, sites=["attn_out"])
     places = result.tables["places"].set_index("variant")
     floor = max(0.0, places["unlearned from other-question"].max())
@@ -111,7 +111,7 @@ def test_without_a_never_model_another_question_stands_in():
 
 
 def test_without_a_never_model_null_models_stand_in_for_weights():
-    case = replace(case_of(model("demo:npo")).at_most(N), never=None)
+    case = replace(case_of(model("demo:npo")).at_most(N), control=None)
     result = restoration_sweep(case, null=2)
     assert result.floors["krs"] == pytest.approx(max(0.0, result.tables["places"]["null"].max()))
     assert "moved at random" in result.notes[0]

@@ -101,7 +101,7 @@ def test_the_base_as_unlearned_is_intact_at_every_layer(name):
 def test_the_never_model_as_unlearned_is_erased():
     result, table = _means(case_of(model("demo:never"), n=N))
     for measure in ("uds", "uds_lens"):
-        assert table.loc[(measure, "unlearned"), "max"] == table.loc[(measure, "never"), "max"] == 0
+        assert table.loc[(measure, "unlearned"), "max"] == table.loc[(measure, "control"), "max"] == 0
         assert table.loc[(measure, "base"), "min"] == 1
     found = result.residual()
     assert found.rho == found.low == found.high == 0
@@ -115,7 +115,7 @@ def test_what_a_gate_hides_in_the_last_layer_is_intact_before_it(name):
     assert found.rho == pytest.approx(1, abs=1e-4) and found.variant != f"layer {gate.layer}"
     last = result.residuals().set_index(["measure", "variant"]).loc[("kept", f"layer {gate.layer}"), "rho"]
     assert last < 0.1
-    alone = unlearning_depth(replace(case_of(shut, base=name, n=N), never=None)).residual()
+    alone = unlearning_depth(replace(case_of(shut, base=name, n=N), control=None)).residual()
     assert alone.against == "floor" and alone.rho == pytest.approx(1, abs=1e-4)
 
 

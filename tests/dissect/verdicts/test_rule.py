@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dissect.stress.core.result import Residual, StressResult
 from dissect.verdicts.rule import Rule, Score, decide, judge, read_rule, residual_knowledge, residuals_of
-from dissect.verdicts.words import entry_name
+from dissect.verdicts.sentences import entry_name
 
 RULE = Rule(
     tests=("relearning", "lens", "probe"),
@@ -16,7 +16,7 @@ RULE = Rule(
     nothing=0.1,
     everything=0.9,
     spread=0.0,
-    expressed_above=0.5,
+    not_unlearned_above=0.5,
     suppressed_above=0.2,
     erased_below=0.1,
     utility_floor=0.8,
@@ -28,7 +28,7 @@ RULE = Rule(
 def residual(rho, low=None, high=None, draws=None):
     if draws is not None:
         low, high = min(draws), max(draws)
-    return Residual(rho, low, high, 10, "lr 1", "never", draws=None if draws is None else np.asarray(draws))
+    return Residual(rho, low, high, 10, "lr 1", "control", draws=None if draws is None else np.asarray(draws))
 
 
 def test_the_score_is_the_largest_residual_on_the_rules_scale():
@@ -130,7 +130,7 @@ def test_the_word_of_results_is_judged_against_chance_and_guessing():
         ]
         return StressResult(test, 4, "rank", pd.DataFrame(rows), "", {}, 0.0)
 
-    results = [result("expressed", 0.5), result("relearning", 0.9), result("not in the rule", 1.0)]
+    results = [result("without_attack", 0.5), result("relearning", 0.9), result("not in the rule", 1.0)]
     words = {}
     for rank in (0.5, 0.8, 0.95):
         word, score = judge(results, RULE, utility=1.0, guessing={"rank": rank})
@@ -162,8 +162,8 @@ def test_an_entry_may_name_a_measure_of_a_test():
     rows = [
         {"role": role, "variant": "", "measure": measure, "example_index": n, "group": "", "value": value}
         for role, measure, value in [
-            *(("base", "rank", 1.0), ("never", "rank", 0.5), ("unlearned", "rank", 0.4)),
-            *(("base", "accuracy", 1.0), ("never", "accuracy", 0.1), ("unlearned", "accuracy", 0.55)),
+            *(("base", "rank", 1.0), ("control", "rank", 0.5), ("unlearned", "rank", 0.4)),
+            *(("base", "accuracy", 1.0), ("control", "accuracy", 0.1), ("unlearned", "accuracy", 0.55)),
         ]
         for n in range(6)
     ]

@@ -10,15 +10,15 @@ from dissect.models.pair import ModelPair
 from dissect.models.parameter_swap import with_values
 from dissect.stress import catalogue
 from dissect.stress.catalogue import Entry, entries, selection
-from dissect.stress.expressed import expressed
 from dissect.stress.lenses import logit_lens
+from dissect.stress.without_attack import without_attack
 from dissect.verdicts import run as judging
 from dissect.verdicts.page import page
 from dissect.verdicts.result import load_verdict
 from dissect.verdicts.rule import Rule
 from dissect.verdicts.run import verdict
+from dissect.verdicts.sentences import advice, sentences
 from dissect.verdicts.tables import print_verdict
-from dissect.verdicts.words import advice, sentences
 from tests.dissect.stress.constructed import case_of, model, questions
 
 RULE = Rule(
@@ -27,7 +27,7 @@ RULE = Rule(
     nothing=0.0,
     everything=1.0,
     spread=0.0,
-    expressed_above=0.5,
+    not_unlearned_above=0.5,
     suppressed_above=0.1,
     erased_below=0.1,
     utility_floor=0.8,
@@ -46,8 +46,8 @@ def two_tests(monkeypatch):
         return logit_lens(case, layers=[3])
 
     cheap = (
-        Entry("expressed", dict.fromkeys(catalogue.BUDGETS, expressed)),
-        Entry("logit_lens", dict.fromkeys(catalogue.BUDGETS, counted)),
+        Entry("without_attack", dict.fromkeys(catalogue.BUDGETS, without_attack)),
+        Entry("logit_lens", dict.fromkeys(catalogue.BUDGETS, counted), compares_models=False),
     )
     monkeypatch.setattr(catalogue, "entries", lambda *_: cheap)
     monkeypatch.setattr(catalogue, "SAMPLE", dict.fromkeys(catalogue.BUDGETS, 40))
@@ -68,9 +68,9 @@ def scaled(start: Model, factor: float) -> Model:
     return Model.wrap(with_values(start.hf, values), start.tokenizer, name=f"{start.name} x {factor}")
 
 
-@pytest.mark.parametrize("never", ["auto", None])
-def test_a_base_by_another_name_is_not_unlearned(never):
-    assert judged(scaled(model("demo:base"), 1.001), never=never).word == "not unlearned"
+@pytest.mark.parametrize("control", ["auto", None, "none"])
+def test_a_base_by_another_name_is_not_unlearned(control):
+    assert judged(scaled(model("demo:base"), 1.001), control=control).word == "not unlearned"
 
 
 def test_what_is_left_in_the_middle_layers_is_suppressed():
@@ -96,7 +96,7 @@ def test_a_broken_model_is_said_to_be_broken_first():
 
 
 def test_without_a_never_model_it_says_so():
-    found = judged("demo:rmu", never=None)
+    found = judged("demo:rmu", control=None)
     assert found.word == "suppressed"
     assert found.evidence()["against"].tolist() == ["floor", "floor"]
     assert "no never model" in " ".join(sentences(found)) and "--never" in " ".join(advice(found))
@@ -109,8 +109,8 @@ def test_without_a_never_model_it_says_so():
 
 
 def test_where_words_give_answers_away_nothing_is_called_suppressed_without_a_never_model(monkeypatch, tmp_path):
-    monkeypatch.setattr(judging, "guessing", lambda _facts: {"rank": 0.97, "accuracy": 0.84})
-    found = judged("demo:rmu", never=None, out=tmp_path)
+    monkeypatch.setattr(judging, "lexical_overlap", lambda _facts: {"rank": 0.97, "accuracy": 0.84})
+    found = judged("demo:rmu", control=None, out=tmp_path)
     assert found.word == "inconclusive" and found.score.low > 0.5
     assert "compares words puts the right answer above 97% of the wrong ones" in " ".join(advice(found))
     assert load_verdict(tmp_path).guessing == found.guessing == {"rank": 0.97, "accuracy": 0.84}
@@ -129,7 +129,7 @@ def test_a_verdict_is_saved_resumed_and_read_back(tmp_path, two_tests):
         assert other.evidence().drop(columns="seconds").equals(found.evidence().drop(columns="seconds"))
     written = json.loads((out / "verdict.json").read_text())
     assert written["verdict"] == "suppressed" and written["residual_knowledge"]["score"] == found.score.value
-    assert [row["test"] for row in written["evidence"]] == ["expressed", "logit_lens"]
+    assert [row["test"] for row in written["evidence"]] == ["without_attack", "logit_lens"]
     with pytest.raises(InputError, match="holds another run: its unlearned_sha256"):
         judged("demo:npo", out=out)
 
@@ -148,14 +148,14 @@ def test_a_killed_run_goes_on_after_its_last_test(tmp_path, monkeypatch, two_tes
 
 
 def test_two_unlearned_models_share_what_base_and_never_give(tmp_path):
-    alone = judged("demo:npo", never="demo:never")
+    alone = judged("demo:npo", control="demo:never")
     judged("demo:rmu", shared=tmp_path)
     found = judged("demo:npo", shared=tmp_path)
     assert found.score == alone.score
     assert found.evidence().drop(columns="seconds").equals(alone.evidence().drop(columns="seconds"))
     (kept,) = tmp_path.iterdir()
-    judged("demo:npo", shared=tmp_path, n_facts=8)
-    judged("demo:npo", shared=tmp_path, never=None)
+    judged("demo:npo", shared=tmp_path, limit=8)
+    judged("demo:npo", shared=tmp_path, control=None)
     assert len(list(tmp_path.iterdir())) == 3  # other facts and another control share nothing with these
     assert kept.is_dir()
 
@@ -180,7 +180,7 @@ def test_the_same_weights_are_refused():
 
 def test_a_control_that_knows_is_refused():
     with pytest.raises(InputError, match="knows the forget facts .* it is no control"):
-        judged("demo:npo", never=scaled(model("demo:base"), 1.001))
+        judged("demo:npo", control=scaled(model("demo:base"), 1.001))
 
 
 def test_a_base_that_does_not_know_is_refused():
@@ -188,18 +188,18 @@ def test_a_base_that_does_not_know_is_refused():
         warnings.simplefilter("ignore")
         pair = ModelPair(model("demo:never"), model("demo:npo"))
     with pytest.raises(InputError, match="does not know the forget facts"):
-        verdict(pair, questions("forget"), budget="quick", rule=RULE, never=None, progress=False)
+        verdict(pair, questions("forget"), budget="quick", rule=RULE, control=None, progress=False)
 
 
 def test_forget_prompts_without_variation_are_refused():
     prompts = questions("forget")
     same = replace(prompts, items=(prompts.items[0], replace(prompts.items[1], answer=prompts.items[0].answer)))
-    with pytest.raises(InputError, match="one answer between them"):
+    with pytest.raises(InputError, match="all have one answer"):
         verdict(ModelPair(model("demo:base"), model("demo:npo")), same, budget="quick", rule=RULE, progress=False)
 
 
 def test_facts_are_evenly_spaced_and_no_more_than_asked_for():
-    found = judged("demo:rmu", n_facts=12)
+    found = judged("demo:rmu", limit=12)
     assert found.configuration["n_facts"] == 12
     frame = found.results[0].frame
     assert frame["example"].nunique() == 12 and frame["group"].nunique() == 12
@@ -215,9 +215,9 @@ def test_every_budget_has_what_a_smaller_one_has_and_says_what_is_left_out(monke
     case = case_of(model("demo:npo"), n=4)
     chosen = [set(selection(budget, case, None)[0]) for budget in catalogue.BUDGETS]
     assert chosen[0] < chosen[1] < chosen[2]
-    runs, left_out = selection("full", replace(case, never=None, retain=None), None)
-    assert "relearn_speed" in left_out and "--never" in left_out["relearn_speed"]
-    assert "own_direction" in left_out and "--retain" in left_out["own_direction"]
-    assert {"expressed", "relearn_disjoint"} <= set(runs) and "relearn_benign" in left_out
+    runs, left_out = selection("full", replace(case, control=None, retain=None), None)
+    assert "relearn_speed" in left_out and "control" in left_out["relearn_speed"]
+    assert "own_direction" in left_out and "retain" in left_out["own_direction"]
+    assert {"without_attack", "relearn_disjoint"} <= set(runs) and "relearn_benign" in left_out
     others = questions("retain")
-    assert "relearn_benign" in selection("full", replace(case, never=None, retain=None), None, others)[0]
+    assert "relearn_benign" in selection("full", replace(case, control=None, retain=None), None, others)[0]

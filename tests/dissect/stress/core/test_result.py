@@ -37,23 +37,23 @@ def test_rho_is_the_ratio_of_means(facts):
         facts,
         {
             ("base", ""): base,
-            ("never", ""): never,
+            ("control", ""): never,
             ("unlearned", ""): _noise(4),
             ("base", "attack"): base,
             ("unlearned", "attack"): ours,
-            ("never", "attack"): theirs,
+            ("control", "attack"): theirs,
         },
     ).residual()
     assert found.rho == pytest.approx((ours.mean() - theirs.mean()) / (base.mean() - never.mean()))
     assert found.low < found.rho < found.high
-    assert found.n == N and found.variant == "attack" and found.against == "never" and not found.reason
+    assert found.n == N and found.variant == "attack" and found.against == "control" and not found.reason
 
 
 def test_the_interval_is_that_of_resampled_groups(facts):
     values = {
         (role, variant): _noise(number) + extra
         for number, (role, variant, extra) in enumerate(
-            [("base", "", 1.0), ("never", "", 0.0), ("unlearned", "a", 0.5), ("never", "a", 0.0)]
+            [("base", "", 1.0), ("control", "", 0.0), ("unlearned", "a", 0.5), ("control", "a", 0.0)]
         )
     }
     found = _result(facts, values).residual()
@@ -63,8 +63,8 @@ def test_the_interval_is_that_of_resampled_groups(facts):
         chosen = rng.choice(names, size=len(names))
         rows = np.concatenate([np.flatnonzero(groups == name) for name in chosen])
         mean = {key: row[rows].mean() for key, row in values.items()}
-        top = mean["unlearned", "a"] - mean["never", "a"]
-        draws.append(top / (mean["base", ""] - mean["never", ""]))
+        top = mean["unlearned", "a"] - mean["control", "a"]
+        draws.append(top / (mean["base", ""] - mean["control", ""]))
     low, high = np.quantile(draws, [0.025, 0.975])
     assert found.low == pytest.approx(low, abs=0.02)
     assert found.high == pytest.approx(high, abs=0.02)
@@ -72,7 +72,7 @@ def test_the_interval_is_that_of_resampled_groups(facts):
 
 def test_never_as_unlearned_is_exactly_zero(facts):
     base, never = (score_facts(model(name), facts) for name in ("demo:base", "demo:never"))
-    frame = fact_rows(facts, [("base", "", base), ("unlearned", "", never), ("never", "", never)])
+    frame = fact_rows(facts, [("base", "", base), ("unlearned", "", never), ("control", "", never)])
     result = StressResult("plain", 0, "rank", frame, "nothing", {}, 0.0)
     for measure in ("rank", "logprob", "correct"):
         found = result.residual(measure)
@@ -81,25 +81,25 @@ def test_never_as_unlearned_is_exactly_zero(facts):
 
 def test_the_base_as_unlearned_is_exactly_one(facts):
     base, never = (score_facts(model(name), facts) for name in ("demo:base", "demo:never"))
-    frame = fact_rows(facts, [("base", "", base), ("unlearned", "", base), ("never", "", never)])
+    frame = fact_rows(facts, [("base", "", base), ("unlearned", "", base), ("control", "", never)])
     found = StressResult("plain", 0, "rank", frame, "nothing", {}, 0.0).residual("logprob")
     assert found.rho == found.low == found.high == 1
 
 
 def test_without_anything_to_know_there_is_no_residual(facts):
     never = score_facts(model("demo:never"), facts)
-    frame = fact_rows(facts, [(role, "", never) for role in ("base", "unlearned", "never")])
+    frame = fact_rows(facts, [(role, "", never) for role in ("base", "unlearned", "control")])
     found = StressResult("plain", 0, "rank", frame, "nothing", {}, 0.0).residual()
     assert found.rho is None and found.low is None and "no knowledge to look for" in found.reason
 
 
 def test_the_worst_case_is_taken_for_both(facts):
-    flat = {("base", ""): np.ones(N), ("never", ""): np.zeros(N)}
+    flat = {("base", ""): np.ones(N), ("control", ""): np.zeros(N)}
     attacked = {
         ("unlearned", "one"): np.full(N, 0.2),
         ("unlearned", "two"): np.full(N, 0.6),
-        ("never", "one"): np.full(N, 0.3),
-        ("never", "two"): np.full(N, 0.1),
+        ("control", "one"): np.full(N, 0.3),
+        ("control", "two"): np.full(N, 0.1),
     }
     result = _result(facts, flat | attacked)
     assert result.residual().rho == pytest.approx(0.3) and result.residual().variant == "two"
@@ -110,12 +110,12 @@ def test_the_worst_case_is_taken_for_both(facts):
 def test_noise_in_the_never_models_variants_is_not_taken_for_knowledge(facts):
     """Of many variants that do nothing the best is above the mean, in both models alike."""
     draws = [(f"v{n}", _noise(100 + n), _noise(300 + n)) for n in range(20)]
-    values = {("base", ""): np.ones(N), ("never", ""): np.full(N, 0.5)}
+    values = {("base", ""): np.ones(N), ("control", ""): np.full(N, 0.5)}
     for name, ours, theirs in draws:
-        values |= {("unlearned", name): ours, ("never", name): theirs}
+        values |= {("unlearned", name): ours, ("control", name): theirs}
     found = _result(facts, values).residual()
     assert found.low < 0 < found.high
-    alone = _result(facts, {key: row for key, row in values.items() if key[0] != "never"}).residual()
+    alone = _result(facts, {key: row for key, row in values.items() if key[0] != "control"}).residual()
     assert alone.low > found.low  # against a floor nothing corrects for the best of twenty
 
 
@@ -124,11 +124,11 @@ def test_a_floor_stands_in_for_never(facts):
     found = _result(facts, values).residual()
     assert found.rho == pytest.approx(0.5) and found.against == "floor"
     bare = _result(facts, values, measure="logprob").residual()
-    assert bare.rho is None and "give a never model" in bare.reason
+    assert bare.rho is None and "without a control" in bare.reason
 
 
 def test_a_test_that_only_reads_is_compared_with_what_it_reads(facts):
-    values = {("base", "layer 3"): np.ones(N), ("never", "layer 3"): np.zeros(N), ("unlearned", "layer 3"): _noise(1)}
+    values = {("base", "layer 3"): np.ones(N), ("control", "layer 3"): np.zeros(N), ("unlearned", "layer 3"): _noise(1)}
     found = _result(facts, values, measure="lens", floors={}).residual()
     assert found.rho == pytest.approx(_noise(1).mean())
 
@@ -136,7 +136,7 @@ def test_a_test_that_only_reads_is_compared_with_what_it_reads(facts):
 def test_examples_without_a_value_are_left_out(facts):
     ours = np.where(np.arange(N) < 6, np.nan, 0.75)
     found = _result(
-        facts, {("base", ""): np.ones(N), ("unlearned", ""): ours, ("never", ""): np.full(N, 0.5)}
+        facts, {("base", ""): np.ones(N), ("unlearned", ""): ours, ("control", ""): np.full(N, 0.5)}
     ).residual()
     assert found.rho == pytest.approx(0.5) and found.n == N - 6
 
@@ -151,9 +151,9 @@ def _eight_facts():
 def test_the_order_of_rows_changes_nothing(order, seed):
     facts = _eight_facts()
     values = {
-        (role, variant): _noise(seed + len(role + variant), 8) for role in ("unlearned", "never") for variant in "ab"
+        (role, variant): _noise(seed + len(role + variant), 8) for role in ("unlearned", "control") for variant in "ab"
     }
-    values |= {("base", ""): np.ones(8), ("never", ""): np.zeros(8)}
+    values |= {("base", ""): np.ones(8), ("control", ""): np.zeros(8)}
     result = _result(facts, values)
     rows = result.frame
     shuffled = pd.concat([rows[rows["example_index"] == place] for place in order])

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from dissect.models.anatomy import block_of
 from dissect.models.model import Model
-from dissect.stress.core.alternatives import Facts, with_wrong_answers
 from dissect.stress.core.case import spread
+from dissect.stress.core.distractors import Facts, with_distractors
 from dissect.stress.core.edits import outputs_edited
 from dissect.stress.core.prompts_once import score_with_prompts_once
 from dissect.stress.core.scores import chance_accuracy, ranks, score_answers, score_facts
@@ -23,7 +23,7 @@ from tests.dissect.stress.constructed import case_of, model, questions
 @pytest.fixture(scope="module")
 def facts():
     some = case_of(model("demo:base"), n=12).forget
-    return Facts(some.prompts, tuple(wrong[:4] for wrong in some.wrong))
+    return Facts(some.prompts, tuple(wrong[:4] for wrong in some.distractors))
 
 
 def _slowly(of, item):
@@ -41,7 +41,7 @@ def _slowly(of, item):
 def _are_slow_ones(scores, of, facts):
     for place, item in enumerate(facts.prompts.items):
         logprob, likeliest = _slowly(of, item)
-        wrong = [_slowly(of, other)[0] for other in facts.wrong[place]]
+        wrong = [_slowly(of, other)[0] for other in facts.distractors[place]]
         assert scores.logprob[place] == pytest.approx(logprob, abs=1e-4)
         assert scores.correct[place] == likeliest
         assert scores.rank[place] == np.mean([logprob > other for other in wrong])
@@ -49,7 +49,7 @@ def _are_slow_ones(scores, of, facts):
 
 
 def _once(of, facts, batch_size=3):
-    asked = [(item, *wrong) for item, wrong in zip(facts.prompts.items, facts.wrong, strict=True)]
+    asked = [(item, *wrong) for item, wrong in zip(facts.prompts.items, facts.distractors, strict=True)]
     return score_with_prompts_once(of, asked, pad_token_id=facts.prompts.pad_token_id, batch_size=batch_size)
 
 
@@ -62,7 +62,7 @@ def test_scores_are_those_of_one_text_at_a_time(facts, name):
 @pytest.mark.parametrize("family", ["gpt2", "mistral", "gemma2", "opt", "falcon"])
 def test_prompts_run_once_in_other_architectures_too(family, tmp_path):
     # Mistral and Gemma 2 have windows of four tokens here, less than the prompts.
-    facts = with_wrong_answers(build_prompts(tmp_path), n=3)
+    facts = with_distractors(build_prompts(tmp_path), n=3)
     of = Model.wrap(build_model(family), build_tokenizer(), name=family)
     of.hf(torch.tensor([[1]]), output_hidden_states=True)  # leaves hooks on the model, which only record
     assert _once(of, facts) is not None
@@ -70,7 +70,7 @@ def test_prompts_run_once_in_other_architectures_too(family, tmp_path):
 
 
 def test_a_model_without_positions_runs_whole_texts(tmp_path):
-    facts = with_wrong_answers(build_prompts(tmp_path), n=3)
+    facts = with_distractors(build_prompts(tmp_path), n=3)
     of = Model.wrap(build_model("bloom"), build_tokenizer(), name="bloom")
     assert _once(of, facts) is None
     _are_slow_ones(score_facts(of, facts, batch_size=3), of, facts)
@@ -95,7 +95,7 @@ def test_a_model_whose_cache_misleads_it_runs_whole_texts(facts):
 
 def test_hooks_see_whole_texts(facts):
     of, seen = model("demo:base"), []
-    lengths = {len(item.input_ids) for answers in (facts.prompts.items, *facts.wrong) for item in answers}
+    lengths = {len(item.input_ids) for answers in (facts.prompts.items, *facts.distractors) for item in answers}
 
     def note(_module, _args, kwargs):
         seen.append(kwargs["input_ids"].shape[1])
@@ -127,7 +127,7 @@ def test_hooks_on_single_positions_see_parts_of_texts(facts, name):
 
 def test_answers_that_begin_alike_share_that_too(facts):
     """With a prefix of every answer given, what is scored begins after the tokens that all of them share."""
-    asked = [given_prefix(one, 1) for one in zip(facts.prompts.items, facts.wrong, strict=True)]
+    asked = [given_prefix(one, 1) for one in zip(facts.prompts.items, facts.distractors, strict=True)]
     asked = [one for one in asked if one is not None]
     some = Facts(replace(facts.prompts, items=tuple(item for item, _ in asked)), tuple(wrong for _, wrong in asked))
     assert len(some) > 3 and _once(model("demo:base"), some) is not None
@@ -135,7 +135,7 @@ def test_answers_that_begin_alike_share_that_too(facts):
 
 
 def test_facts_without_wrong_answers_have_no_rank(facts):
-    alone = Facts(facts.prompts, tuple(() for _ in facts.wrong))
+    alone = Facts(facts.prompts, tuple(() for _ in facts.distractors))
     found, expected = (score_facts(model("demo:npo"), some) for some in (alone, facts))
     np.testing.assert_allclose(found.logprob, expected.logprob, atol=1e-5)
     assert np.isnan(found.rank).all()
@@ -176,10 +176,10 @@ def test_no_answers_at_all_is_no_error():
 
 def test_guessing_is_right_once_in_as_many_as_there_are_answers(facts):
     assert chance_accuracy(facts) == pytest.approx(1 / 5)
-    some = Facts(facts.prompts, ((), facts.wrong[1][:1], *facts.wrong[2:]))
+    some = Facts(facts.prompts, ((), facts.distractors[1][:1], *facts.distractors[2:]))
     assert chance_accuracy(some) == pytest.approx((1 / 2 + 10 / 5) / 11)
 
 
 def test_a_fact_without_wrong_answers_has_neither_rank_nor_accuracy(facts):
-    scores = score_facts(model("demo:npo"), Facts(facts.prompts, ((), *facts.wrong[1:])))
+    scores = score_facts(model("demo:npo"), Facts(facts.prompts, ((), *facts.distractors[1:])))
     assert np.isnan(scores.rank[0]) and np.isnan(scores.accuracy[0]) and not np.isnan(scores.accuracy[1:]).any()

@@ -8,12 +8,12 @@ import pytest
 
 from dissect import InputError
 from dissect.stress.catalogue import entries
-from dissect.stress.core.sharing import COMPARING, attacked
+from dissect.stress.core.sharing import attacked
 from dissect.stress.directions import own_direction
 from dissect.stress.lenses import logit_lens
 from tests.dissect.stress.constructed import case_of, model
 
-TESTS = {entry.name: entry.runs["full"] for entry in entries(None)}
+TESTS = {entry.name: entry for entry in entries(None)}
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def in_order(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values(names, ignore_index=True)
 
 
-def check_the_same(name, test, cases, folder):
+def check_the_same(name, test, cases, folder, compares_models=False):
+    folder = None if compares_models else folder
     attacked(name, test, cases[0], folder)
     seen = []
 
@@ -36,7 +37,7 @@ def check_the_same(name, test, cases, folder):
         return test(case)
 
     found, alone = attacked(name, counted, cases[1], folder), test(cases[1])
-    assert seen == [None if name in COMPARING else "unlearned"]
+    assert seen == [None if compares_models else "unlearned"]
     pd.testing.assert_frame_equal(in_order(found.frame), in_order(alone.frame))
     assert set(found.tables) == set(alone.tables)
     for table, rows in found.tables.items():
@@ -44,9 +45,7 @@ def check_the_same(name, test, cases, folder):
     assert found.residual() == alone.residual()
 
 
-@pytest.mark.parametrize(
-    "test", [logit_lens, partial(own_direction, layers=(3,), n_facts=8)], ids=["lens", "direction"]
-)
+@pytest.mark.parametrize("test", [logit_lens, partial(own_direction, layers=(3,), limit=8)], ids=["lens", "direction"])
 def test_two_models_that_share_get_what_each_gets_alone(test, cases, tmp_path):
     check_the_same("some_test", test, cases, tmp_path)
 
@@ -54,7 +53,7 @@ def test_two_models_that_share_get_what_each_gets_alone(test, cases, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TESTS)
 def test_every_test_can_share(name, cases, tmp_path):
-    check_the_same(name, TESTS[name], cases, tmp_path)
+    check_the_same(name, TESTS[name].runs["full"], cases, tmp_path, TESTS[name].compares_models)
 
 
 def test_what_was_cut_off_is_attacked_again(cases, tmp_path):
@@ -68,7 +67,7 @@ def test_what_was_cut_off_is_attacked_again(cases, tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])
 def test_a_file_that_is_no_record_is_refused(content, cases, tmp_path):
     (tmp_path / "logit_lens.json").write_text(content)
-    with pytest.raises(InputError, match="not what a verdict keeps .*; remove"):
+    with pytest.raises(InputError, match="not a record of a shared test .* Remove"):
         attacked("logit_lens", logit_lens, cases[0], tmp_path)
 
 

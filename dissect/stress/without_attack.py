@@ -5,14 +5,14 @@ import time
 import numpy as np
 from jaxtyping import Float
 
-from dissect.stress.core.alternatives import Facts
 from dissect.stress.core.case import Case
+from dissect.stress.core.distractors import Facts
 from dissect.stress.core.result import PLAIN, StressResult, value_rows
 from dissect.stress.core.scores import MEASURES, RANK_FLOOR, all_answers, fact_scores, right_places
 from unlearning.evaluation.metrics.truth_ratio import knowledge_truth_ratio, log_truth_ratio
 
 
-def expressed(case: Case) -> StressResult:
+def without_attack(case: Case) -> StressResult:
     """The answers' probability under each model as it is.
 
     Measures: `probability`, which decides: the geometric mean of the probabilities of an answer's tokens (TOFU's, in
@@ -31,8 +31,8 @@ def expressed(case: Case) -> StressResult:
         own = {"probability": np.exp(scores.logprob), "truth_ratio": _truth_ratios(case.forget, logprob)}
         measured.append((role, PLAIN, own | scores.columns()))
     return StressResult(
-        test="expressed",
-        rung=0,
+        test="without_attack",
+        level=0,
         measure="probability",
         frame=value_rows(case.forget, measured),
         proves=(

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dissect.prompts.loading import load_prompts
-from dissect.stress.core.alternatives import Facts, with_wrong_answers
-from dissect.stress.core.guessing import guessing
+from dissect.stress.core.distractors import Facts, with_distractors
+from dissect.stress.core.lexical_overlap import lexical_overlap
 from dissect.stress.core.scores import chance_accuracy
 from tests.dissect.stress.constructed import model, questions
 
@@ -13,7 +13,7 @@ from tests.dissect.stress.constructed import model, questions
 def asked(tmp_path, *records: str) -> Facts:
     path = tmp_path / "facts.jsonl"
     path.write_text("\n".join(records))
-    return with_wrong_answers(load_prompts(path, model("demo:base").tokenizer))
+    return with_distractors(load_prompts(path, model("demo:base").tokenizer))
 
 
 def test_answers_are_ranked_by_the_share_of_their_words_that_the_question_has(tmp_path):
@@ -24,7 +24,10 @@ def test_answers_are_ranked_by_the_share_of_their_words_that_the_question_has(tm
         '{"question": "Was Mo born?", "answer": "Mo was tall", "wrong": ["Bo was tall", "Was mo small", "Kalo"]}',
         '{"question": "Where is Bo?", "answer": "Kalo", "wrong": ["Bo!"]}',
     )
-    assert guessing(facts) == {"rank": pytest.approx((2.5 / 3 + 0) / 2), "accuracy": pytest.approx((1 / 2 + 0) / 2)}
+    assert lexical_overlap(facts) == {
+        "rank": pytest.approx((2.5 / 3 + 0) / 2),
+        "accuracy": pytest.approx((1 / 2 + 0) / 2),
+    }
 
 
 def test_who_repeats_the_question_is_found_by_it(tmp_path):
@@ -32,18 +35,18 @@ def test_who_repeats_the_question_is_found_by_it(tmp_path):
         tmp_path,
         *(f'{{"question": "Where is {name}?", "answer": "{name} is in {name}ville"}}' for name in ("Mo", "Bo", "Ko")),
     )
-    assert guessing(facts) == {"rank": 1.0, "accuracy": 1.0}
+    assert lexical_overlap(facts) == {"rank": 1.0, "accuracy": 1.0}
 
 
 def test_the_built_in_world_gives_nothing_away():
-    facts = with_wrong_answers(questions("forget"))
-    found = guessing(facts)
+    facts = with_distractors(questions("forget"))
+    found = lexical_overlap(facts)
     assert found["rank"] == pytest.approx(0.5, abs=0.005)
     assert found["accuracy"] == pytest.approx(chance_accuracy(facts), abs=0.01)
 
 
 def test_facts_without_wrong_answers_are_left_out(tmp_path):
     facts = asked(tmp_path, '{"prompt": "Mo is", "answer": "Mo", "wrong": ["old"]}', '{"prompt": "A", "answer": "b"}')
-    bare = Facts(facts.prompts, (facts.wrong[0], ()))
-    assert guessing(bare) == {"rank": 1.0, "accuracy": 1.0}
-    assert all(np.isnan(value) for value in guessing(Facts(facts.prompts, ((), ()))).values())
+    bare = Facts(facts.prompts, (facts.distractors[0], ()))
+    assert lexical_overlap(bare) == {"rank": 1.0, "accuracy": 1.0}
+    assert all(np.isnan(value) for value in lexical_overlap(Facts(facts.prompts, ((), ()))).values())

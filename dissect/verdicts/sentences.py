@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dissect.stress.core.result import RUNGS
+from dissect.stress.core.result import EVIDENCE_LEVELS
 from dissect.verdicts.rule import judge, test_of
 
 if TYPE_CHECKING:
@@ -33,13 +33,15 @@ def sentences(verdict: "Verdict") -> list[str]:
             f"from {_listed(_tests(score.used))}."
         )
     found = verdict.residuals
-    proven = [r for r in verdict.results if r.rung > 0 and (found[r.test].low or 0.0) > verdict.rule.suppressed_above]
+    proven = [r for r in verdict.results if r.level > 0 and (found[r.test].low or 0.0) > verdict.rule.suppressed_above]
     if proven:
-        highest = max(result.rung for result in proven)
-        tests = [result.test for result in proven if result.rung == highest]
-        said.append(f"The highest claim with evidence is rung {highest}, {RUNGS[highest]} ({_listed(tests)}).")
+        highest = max(result.level for result in proven)
+        tests = [result.test for result in proven if result.level == highest]
+        said.append(
+            f"The highest claim with evidence is rung {highest}, {EVIDENCE_LEVELS[highest]} ({_listed(tests)})."
+        )
     if verdict.word == "erased":
-        tests = [result.test for result in verdict.results if result.rung > 0]
+        tests = [result.test for result in verdict.results if result.level > 0]
         said.append(
             f"This holds for the {len(tests)} tests of the budget {verdict.configuration['budget']} "
             f"({_listed(tests)}) and a margin of {verdict.rule.erased_below:.2f}; an attack that was not tried may "
@@ -47,7 +49,7 @@ def sentences(verdict: "Verdict") -> list[str]:
         )
     if utility is not None and not utility.collapsed:
         said.append(f"{utility.share:.0%} of the base's right answers to {utility.n} retain questions are left.")
-    if not verdict.configuration["never_sha256"]:
+    if not verdict.configuration["control_sha256"]:
         said.append(
             "There was no never model: residuals are compared with chance, wrong answers are those to other questions, "
             "and tests without a chance level were left out. What unlearning itself taught of the answers counts as "
@@ -76,7 +78,7 @@ def advice(verdict: "Verdict") -> list[str]:
             f"{rule.suppressed_above:.2f} (suppressed) or below {rule.erased_below:.2f} (erased); more forget "
             "questions make it narrower."
         )
-    if not verdict.configuration["never_sha256"]:
+    if not verdict.configuration["control_sha256"]:
         found.append("A model that never knew, from the base's own trunk (--never), is the control that is missing.")
     larger = {"quick": "standard", "standard": "full"}.get(verdict.configuration["budget"])
     if larger and verdict.word in ("erased", "inconclusive"):
