@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all lint wheel clean
+.PHONY: demo test test-all lint docs wheel clean
 
 demo: $(STAMP)
 	$(BIN)/dissect patch --base demo:base --unlearned demo:npo
@@ -26,6 +26,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 
+# Strict, and without the network. The notebooks are run the first time (some minutes) and when the code has changed.
+docs: $(STAMP)
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/hooks/check_site.py site
+
 # dist/*.whl, as a release holds it.
 wheel: $(STAMP)
 	rm -rf build dist
@@ -40,4 +45,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) runs site .docs_cache .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
