@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from benchmarks.models import build_tokenizer
 from unlearning import Example
 from unlearning.common.errors import InputError
-from unlearning.data.order import WindowSampler
+from unlearning.data.order import StepSampler
 
 EOS = 0
 SEED = 0
@@ -38,7 +38,7 @@ class TrainingShape:
     accumulation: int = 2
 
     @property
-    def window(self) -> int:
+    def step_batch_size(self) -> int:
         """Examples of an optimizer step, forget and retain each."""
         return self.batch * self.accumulation
 
@@ -105,12 +105,12 @@ class TrainingCase:
     @cached_property
     def forget(self) -> list[Row]:
         """The forget set."""
-        return _rows(self.steps * self.shape.window, self.shape.vocab, seed=SEED + 1)
+        return _rows(self.steps * self.shape.step_batch_size, self.shape.vocab, seed=SEED + 1)
 
     @cached_property
     def retain(self) -> list[Row]:
         """The retain set."""
-        return _rows(2 * self.steps * self.shape.window, self.shape.vocab, seed=SEED + 2)
+        return _rows(2 * self.steps * self.shape.step_batch_size, self.shape.vocab, seed=SEED + 2)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -137,19 +137,19 @@ class TrainingCase:
             torch.manual_seed(SEED)
             return LlamaForCausalLM(config).to(self.device)  # type: ignore[arg-type]
 
-    def windows(self, *, uses_forget: bool) -> Iterator[tuple[list[Row], list[Row]]]:
+    def step_batches(self, *, uses_forget: bool) -> Iterator[tuple[list[Row], list[Row]]]:
         """Forget and retain examples of each optimizer step, in the order in which the toolkit reads them.
 
         Every contestant reads the same examples in the same step, so that their losses can be compared.
         """
         main = self.forget if uses_forget else self.retain
         lengths = [len(row.prompt) + len(row.answer) for row in main]
-        sampler = WindowSampler(
+        sampler = StepSampler(
             lengths,
             [0] * len(self.retain) if uses_forget else [],
             seed=SEED,
             batch_size=self.shape.batch,
-            window=self.shape.window,
+            step_batch_size=self.shape.step_batch_size,
         )
         for _, plan in zip(range(self.steps), sampler, strict=False):
             rows = [main[place] for place in plan.main]

@@ -76,7 +76,7 @@ def train_plain(case: TrainingCase, method: Method) -> list[float]:
     reference = copy.deepcopy(model).eval() if method.second_model else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     losses = []
-    for forget, retain in case.windows(uses_forget=method.uses_forget):
+    for forget, retain in case.step_batches(uses_forget=method.uses_forget):
         step = _bilevel_step if method.bilevel else _step
         losses.append(step(model, reference, method, case, forget, retain))
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
@@ -133,22 +133,22 @@ def _bilevel_step(
 
 
 def _forget_share(
-    model: PreTrainedModel, reference: PreTrainedModel | None, method: Method, batch: Padded, window: list[Row]
+    model: PreTrainedModel, reference: PreTrainedModel | None, method: Method, batch: Padded, step_batch: list[Row]
 ) -> Tensor:
     if method.preference:
         assert reference is not None
-        return npo(model, reference, batch) / len(window)
-    return -token_nll(logits_of(model, batch), batch).sum() / _answer_tokens(window)
+        return npo(model, reference, batch) / len(step_batch)
+    return -token_nll(logits_of(model, batch), batch).sum() / _answer_tokens(step_batch)
 
 
 def _retain_share(
-    model: PreTrainedModel, reference: PreTrainedModel | None, method: Method, batch: Padded, window: list[Row]
+    model: PreTrainedModel, reference: PreTrainedModel | None, method: Method, batch: Padded, step_batch: list[Row]
 ) -> Tensor:
     if method.divergence:
         assert reference is not None
-        return divergence(model, reference, batch) / _answer_tokens(window)
-    return token_nll(logits_of(model, batch), batch).sum() / _answer_tokens(window)
+        return divergence(model, reference, batch) / _answer_tokens(step_batch)
+    return token_nll(logits_of(model, batch), batch).sum() / _answer_tokens(step_batch)
 
 
-def _answer_tokens(window: list[Row]) -> int:
-    return sum(len(row.answer) for row in window)
+def _answer_tokens(step_batch: list[Row]) -> int:
+    return sum(len(row.answer) for row in step_batch)

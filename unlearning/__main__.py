@@ -1,4 +1,4 @@
-"""`python -m unlearning` is `unlearn`."""
+"""Run the command line: `python -m unlearning` is `unlearn`."""
 
 from unlearning.cli import main
 

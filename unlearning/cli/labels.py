@@ -1,4 +1,4 @@
-"""`unlearn labels`: what a Who's Harry Potter run trained towards, token by token, for a person to read."""
+"""`unlearn labels`: show the generic labels that a Who's Harry Potter run trained towards, token by token."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,14 +20,14 @@ Examples:
   unlearn labels show runs/whp --block 3 --json
 """
 _WHY = {
-    "start": "nothing predicts it",
-    "repeat": "seen before in this block",
-    "anchor": "inside an anchor",
+    "start": "first token of the block, which nothing predicts",
+    "repeat": "anchor that occurred before in this block",
+    "anchor": "inside an anchor, without a counterpart token",
     "unaligned": "no counterpart in the translation",
 }
 
 labels_app = typer.Typer(
-    help="The generic labels of a Who's Harry Potter run.",
+    help="Show the generic labels of a Who's Harry Potter run.",
     epilog=_SHOW_EXAMPLES,
     rich_markup_mode=None,
     no_args_is_help=True,
@@ -36,30 +36,31 @@ labels_app = typer.Typer(
 
 @labels_app.callback()
 def _labels() -> None:
-    """Keeps `show` a command of its own while it is the only one."""
+    """Keep `show` a subcommand although it is the only one."""
 
 
 @labels_app.command(epilog=_SHOW_EXAMPLES)
 def show(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a whp run.")],
-    block: Annotated[int | None, typer.Option(metavar="N", help="Only this block, from 0.")] = None,
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a run of the method whp.")],
+    block: Annotated[int | None, typer.Option(metavar="N", help="Show only block N, counted from 0.")] = None,
     changed_only: Annotated[
-        bool, typer.Option("--changed-only", help="Only labels that differ from the original token.")
+        bool, typer.Option("--changed-only", help="Show only labels that differ from the original token.")
     ] = False,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", help=f"Most rows; 0 for all. [default: {_ROWS}, with --json all]")
+        int | None,
+        typer.Option(metavar="N", help=f"Show at most N rows, 0 for all. [default: {_ROWS}; all with --json]"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable rows on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write machine-readable rows to stdout.")] = False,
 ) -> None:
-    """Original token and generic label at every position: * where they differ, - where there is no label."""
+    """Show the original token and the generic label at every position: * where they differ, - without a label."""
     if limit is not None and limit < 0:
-        raise InputError(f"--limit {limit}: should be 0 (all rows) or more")
+        raise InputError(f"--limit must be at least 0 (0 shows all rows), got {limit}")
 
     from unlearning.methods.whp.storage import read_labels
 
     labels, frame = read_labels(run_dir)
     if block is not None and not 0 <= block < labels.counts.blocks:
-        raise InputError(f"--block {block}: the run has the blocks 0 to {labels.counts.blocks - 1}")
+        raise InputError(f"--block must be between 0 and {labels.counts.blocks - 1}, got {block}")
     rows = frame[frame["masked"] != "end"]
     rows = rows.assign(changed=(rows["label_id"].notna() & (rows["label_id"] != rows["next_id"])).astype(bool))
     if block is not None:
@@ -92,7 +93,7 @@ def _table(rows: "pd.DataFrame") -> "Table":
     table = Table("block", "position", "original", "", "label", "anchor", "", box=box.SIMPLE_HEAD)
     for row in rows.itertuples():
         fields: Any = row
-        # Colours repeat what the marks say.
+        # Colours only repeat the marks, for terminals without colours.
         mark, style = ("-", "dim") if fields.masked else ("*", "bold yellow") if fields.changed else ("", "")
         table.add_row(
             str(fields.block),
@@ -107,5 +108,5 @@ def _table(rows: "pd.DataFrame") -> "Table":
 
 
 def _visible(token: str) -> str:
-    """A token with its white space to be seen."""
+    """Return a token with its white space made visible."""
     return token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")

@@ -1,7 +1,7 @@
 """The order of the examples: what an optimizer step reads, as a function of the seed and the step alone.
 
-The same on any number of processes, resumed or not. A window is all that one optimizer step reads; it is cut into
-micro-batches by length, which changes padding and no number, because losses are normalised by the whole window.
+The same on any number of processes, resumed or not. A step batch is all that one optimizer step reads; it is cut into
+micro-batches by length, which changes padding and no number, because losses are normalised by the whole step batch.
 """
 
 import math
@@ -13,11 +13,11 @@ from torch.utils.data import Sampler
 
 
 @dataclass(frozen=True)
-class WindowPlan:
+class StepPlan:
     """What one process reads in one optimizer step, as places in the data.
 
     Attributes:
-        main, retain: all of the window's examples, on all processes: what an epoch is made of, and what they are
+        main, retain: all examples of the step batch, on all processes: what an epoch is made of, and what they are
             paired with.
         main_batches, retain_batches: this process's micro-batches of them, equally many on every process; an empty
             one stands for no work of its own (the process must still take part in the others').
@@ -29,7 +29,7 @@ class WindowPlan:
     retain_batches: list[list[int]]
 
 
-class WindowSampler(Sampler[WindowPlan]):
+class StepSampler(Sampler[StepPlan]):
     """The optimizer steps of one epoch: each main example once, each paired with the next of the retain stream.
 
     Item k of epoch e is (permutation of the main set of epoch e)[k] and element e * n_main + k of the retain stream,
@@ -41,7 +41,7 @@ class WindowSampler(Sampler[WindowPlan]):
         retain_lengths: tokens of each retain example; empty where there is nothing to pair.
         seed: of both orders.
         batch_size: main examples a micro-batch, and as many retain examples.
-        window: main examples an optimizer step, on all processes; the last step of an epoch may have fewer.
+        step_batch_size: main examples an optimizer step, on all processes; the last step of an epoch may have fewer.
         rank, world: this process among how many.
     """
 
@@ -52,7 +52,7 @@ class WindowSampler(Sampler[WindowPlan]):
         *,
         seed: int,
         batch_size: int,
-        window: int,
+        step_batch_size: int,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -60,7 +60,7 @@ class WindowSampler(Sampler[WindowPlan]):
         self.retain_lengths = retain_lengths
         self.seed = seed
         self.batch_size = batch_size
-        self.window = window
+        self.step_batch_size = step_batch_size
         self.rank = rank
         self.world = world
         self.epoch = 0
@@ -70,15 +70,15 @@ class WindowSampler(Sampler[WindowPlan]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(len(self.main_lengths) / self.window)
+        return math.ceil(len(self.main_lengths) / self.step_batch_size)
 
-    def __iter__(self) -> Iterator[WindowPlan]:
+    def __iter__(self) -> Iterator[StepPlan]:
         main = _permutation(len(self.main_lengths), (self.seed, 0, self.epoch))
         retain = self._retain_stream(self.epoch * len(main), len(main)) if len(self.retain_lengths) else []
-        for first in range(0, len(main), self.window):
-            ours = main[first : first + self.window]
-            theirs = retain[first : first + self.window]
-            yield WindowPlan(
+        for first in range(0, len(main), self.step_batch_size):
+            ours = main[first : first + self.step_batch_size]
+            theirs = retain[first : first + self.step_batch_size]
+            yield StepPlan(
                 main=ours,
                 retain=theirs,
                 main_batches=self._cut(ours, self.main_lengths),
@@ -94,7 +94,7 @@ class WindowSampler(Sampler[WindowPlan]):
         return stream[start : start + count]
 
     def _cut(self, places: list[int], lengths: Sequence[int]) -> list[list[int]]:
-        """This process's share of a window: micro-batches of similar lengths, so that little is padding."""
+        """This process's share of a step batch: micro-batches of similar lengths, so that little is padding."""
         if not places:
             return []
         per_process = math.ceil(len(places) / (self.batch_size * self.world))

@@ -1,4 +1,17 @@
-"""The methods by name. A new method is a file beside these and a line here."""
+"""The unlearning methods by name. A new method is a file beside these and an entry in `_ALL`.
+
+Each file states the method's loss, the inputs that it needs and its source. Notation:
+
+    J = gamma F + alpha R    the objective, which is minimised: F over forget examples, R over retain examples
+    L_b                      negative log-likelihood of answer b, summed over its n_b tokens, in nats
+    L_b^ref                  the same under the reference model, which is the model before training
+    r_b = L_b^ref - L_b      log-likelihood ratio of model and reference model
+    p_t, z_t                 probabilities and logits of the model at answer token t; y_t is the token
+    CE                       cross-entropy, mean over answer tokens
+    mean_b, mean_t           mean over the sequences or the answer tokens of a step batch
+    sg                       stop-gradient
+    R                        CE(retain) or KL(reference || model) at the retain answers (option `retain_loss`)
+"""
 
 from unlearning.common.errors import InputError, nearest
 from unlearning.methods.altpo import ALTPO
@@ -46,11 +59,19 @@ METHODS: dict[str, AnyMethod] = {method.name: method for method in _ALL}
 
 
 def get_method(name: str) -> AnyMethod:
-    """Look a method up.
+    """Return the method of a name.
+
+    Args:
+        name: Name of the method, such as "npo".
+
+    Returns:
+        The method.
 
     Raises:
-        InputError: there is no such method; names the nearest one.
+        InputError: No method has this name; the message names the nearest one.
     """
     if name not in METHODS:
-        raise InputError(f"no method {name!r}{nearest(name, METHODS) or ';'} `unlearn methods` lists them")
+        raise InputError(
+            f"`method` must name a method, got {name!r}{nearest(name, METHODS)} (`unlearn methods` lists all)"
+        )
     return METHODS[name]

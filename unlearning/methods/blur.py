@@ -1,4 +1,11 @@
-"""BLUR: forgetting first. The retain gradient gives way to the forget gradient, once per optimizer step."""
+"""BLUR (bi-level unlearning): the retain gradient yields to the forget gradient, once per optimizer step.
+
+Loss: no weighted sum. With f, r the gradients of F and R over a step batch, the update direction is
+d = r + xi f, xi = gamma - <r, f> / |f|^2, so that <d, f> = gamma |f|^2 whatever r is.
+F is that of npo, ga, rmu or simnpo; R is CE, KL, or RMU's distance of hidden states.
+Needs: forget and retain data; outputs of the reference model unless forget_loss is ga or simnpo and retain_loss is nll.
+Source: BLUR (Bi-Level UnleaRning), arXiv 2506.08164, as in its released code.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,38 +26,42 @@ SOURCE = "BLUR 2506.08164"
 
 @dataclass(frozen=True)
 class BLUROptions:
-    """The two losses, how their gradients are combined, and the options of the losses.
+    """Options of BLUR: the two losses, the combination of their gradients, and the options of the losses.
 
-    With forget_loss=rmu and retain_loss=hidden this is the released BLUR-RMU (WMDP, Zephyr-7B: steering coefficient
-    6.5, alpha 800 or 1200 there, which is 1 / gamma here; learning_rate 5e-5, batches of 4, 150 steps). MUSE: npo with
-    beta 0.05 (News) or 0.4 (Books), learning_rate 2.5e-5 or 1e-5, no weight decay.
+    forget_loss=rmu with retain_loss=hidden is the released BLUR-RMU (WMDP, Zephyr-7B: steering coefficient 6.5, alpha
+    800 or 1200, which is 1 / gamma here; learning_rate 5e-5, batches of 4, 150 steps). The released MUSE runs use npo
+    with beta 0.05 (News) or 0.4 (Books), learning_rate 2.5e-5 or 1e-5, and no weight decay.
     """
 
-    forget_loss: Literal["npo", "ga", "rmu", "simnpo"] = option("npo", "npo, ga, rmu or simnpo", source=SOURCE)
-    retain_loss: Literal["nll", "kl", "hidden"] = option(
-        "nll", "nll, kl, or hidden (RMU's own, for forget_loss=rmu)", source=SOURCE
+    forget_loss: Literal["npo", "ga", "rmu", "simnpo"] = option(
+        "npo", "loss on forget data: npo, ga, rmu or simnpo", source=SOURCE
     )
-    gamma: float = option(1.0, "step along the forget gradient", source=SOURCE, above=0)
-    scope: Scope = option("global", "what is one vector: global (all parameters), layer or tensor", source=SOURCE)
+    retain_loss: Literal["nll", "kl", "hidden"] = option(
+        "nll", "loss on retain data: nll, kl, or hidden (that of rmu, for forget_loss=rmu)", source=SOURCE
+    )
+    gamma: float = option(1.0, "length of the step along the forget gradient", source=SOURCE, above=0)
+    scope: Scope = option(
+        "global", "parameters whose gradients form one vector: global (all), layer or tensor", source=SOURCE
+    )
     clamp: Clamp = option(
-        "none", "none, nonnegative (xi >= 0) or pcgrad (projects only where the two conflict)", source=SOURCE
+        "none", "none, nonnegative (xi >= 0) or pcgrad (project only if the gradients conflict)", source=SOURCE
     )
     beta: float | None = option(
-        None, "inverse temperature of npo and simnpo (none: 0.1 and 4.5)", source="BLUR's TOFU code, SimNPO", above=0
+        None, "inverse temperature of npo or simnpo (none: 0.1 or 4.5)", source="BLUR's TOFU code, SimNPO", above=0
     )
-    delta: float = option(0.0, "margin of simnpo, in nats a token", source=simnpo.SOURCE)
+    delta: float = option(0.0, "margin of simnpo, in nats per token", source=simnpo.SOURCE)
     layer: int | None = option(
-        None, "block that rmu steers (none: the one that ends a quarter of the depth)", source=rmu.SOURCE, minimum=0
+        None, "block that rmu steers, from 0 (none: at a quarter of the depth)", source=rmu.SOURCE, minimum=0
     )
-    steering_coefficient: float = option(6.5, "norm of the vector that rmu steers to", source=rmu.SOURCE, above=0)
-    steering_seed: int = option(0, "of that vector's direction", minimum=0)
+    steering_coefficient: float = option(6.5, "norm of the target vector of rmu", source=rmu.SOURCE, above=0)
+    steering_seed: int = option(0, "seed of the direction of that vector", minimum=0)
 
 
 _FORGET: dict[str, AnyMethod] = {"npo": npo.NPO, "ga": ga.GA, "rmu": rmu.RMU, "simnpo": simnpo.SIMNPO}
 
 
 def loss_options(options: BLUROptions) -> object:
-    """The forget loss's own options. Its weights are not read: gradients are weighed here, not losses."""
+    """Return the options of the forget loss; its weights are not read, because gradients are combined instead."""
     if options.forget_loss == "npo":
         return npo.NPOOptions() if options.beta is None else npo.NPOOptions(beta=options.beta)
     if options.forget_loss == "simnpo":
@@ -62,21 +73,21 @@ def loss_options(options: BLUROptions) -> object:
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: BLUROptions) -> Float[Tensor, ""]:
-    """F of the method that the option `forget_loss` names."""
+    """Compute F of the method that the option `forget_loss` names."""
     loss = _FORGET[options.forget_loss].forget_loss
     assert loss is not None
     return loss(model, batch, loss_options(options))
 
 
 def retain_loss(model: PreTrainedModel, batch: Batch, options: BLUROptions) -> Float[Tensor, ""]:
-    """R: cross-entropy, divergence from the start model, or RMU's distance of a block's output from it."""
+    """Compute R: cross-entropy, KL(reference || model), or RMU's distance of hidden states from the reference."""
     if options.retain_loss == "hidden":
         return rmu.retain_loss(model, batch, _rmu_options(options))
     return retain_term(model, batch, options)
 
 
 def needs(options: BLUROptions) -> Needs:
-    """Both data sets, and the start model's constants that the two losses read."""
+    """Return both data sets, and the quantities of the reference model that the two losses read."""
     forget = _FORGET[options.forget_loss].needs(loss_options(options)).references
     hidden = (Reference("retain", "hidden", options.layer),)
     kept = hidden if options.retain_loss == "hidden" else retain_references(options)
@@ -84,14 +95,14 @@ def needs(options: BLUROptions) -> Needs:
 
 
 def with_layer(model: PreTrainedModel, options: BLUROptions) -> BLUROptions:
-    """The options with the number of the block whose output is read, where one is."""
+    """Return the options with the index of the block, if a loss reads the output of a block."""
     if options.forget_loss != "rmu" and options.retain_loss != "hidden":
         return options
     return replace(options, layer=rmu.steered_layer(model, options.layer))
 
 
 def trained_parameters(model: PreTrainedModel, options: BLUROptions) -> str | None:
-    """RMU's down projections where the forget loss is RMU's; all parameters otherwise."""
+    """Return RMU's pattern of down projections if the forget loss is RMU's; None (all parameters) otherwise."""
     if options.forget_loss != "rmu":
         return None
     return rmu.trained_parameters(model, _rmu_options(options))
@@ -111,7 +122,7 @@ BLUR = Method(
     source=SOURCE,
     options=BLUROptions,
     needs=needs,
-    needs_note="forget, retain, reference unless forget_loss=ga or simnpo and retain_loss=nll",
+    needs_note="forget, retain, reference (unless ga or simnpo with nll)",
     forget_loss=forget_loss,
     retain_loss=retain_loss,
     combination=lambda options: Bilevel(gamma=options.gamma, scope=options.scope, clamp=options.clamp),

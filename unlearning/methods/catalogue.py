@@ -1,4 +1,4 @@
-"""What there is to train with, as plain data."""
+"""The methods and their options as plain data."""
 
 import dataclasses
 from typing import Any
@@ -8,10 +8,26 @@ from unlearning.options import TrainOptions, shown
 
 
 def list_methods(name: str | None = None) -> dict[str, Any]:
-    """Every method, or the named one, with its loss, its needs and its options; and the trainer's, which all share.
+    """Return the methods with their losses, needs and options, and the options that all methods share.
+
+    Args:
+        name: Return only this method; None for all.
+
+    Returns:
+        A dictionary with two keys. "methods" holds one entry per method with its name, loss, source, needs (a list of
+        texts) and options; "train_options" holds the options of the trainer. An option has a name, a default (as typed
+        on the command line), a help text and the source of the default.
 
     Raises:
-        InputError: there is no such method.
+        InputError: No method has this name.
+
+    Examples:
+        >>> from unlearning import list_methods
+        >>> npo = list_methods("npo")["methods"][0]
+        >>> npo["needs"]
+        ['forget', 'reference', 'retain unless alpha=0']
+        >>> [option["name"] for option in npo["options"]]
+        ['beta', 'gamma', 'alpha', 'retain_loss']
     """
     methods = METHODS.values() if name is None else [get_method(name)]
     return {

@@ -1,4 +1,10 @@
-"""Direct preference optimisation: an alternate answer, by default a refusal, preferred to the forget answer."""
+"""DPO (direct preference optimisation): an alternate answer, by default a refusal, is preferred to the forget answer.
+
+Loss: J = gamma F + alpha R, F = -(2 / beta) mean_b log sigmoid(beta (r_b(alternate) - r_b(forget))) >= 0.
+Needs: forget data with questions, alternates (refusals by default), sequence losses of the reference model; retain data
+unless alpha = 0.
+Source: Direct Preference Optimization, arXiv 2305.18290, equation 7, times 2 / beta as in NPO, arXiv 2404.05868.
+"""
 
 from dataclasses import dataclass
 
@@ -13,22 +19,24 @@ from unlearning.options import option
 
 @dataclass(frozen=True)
 class DPOOptions:
-    """Inverse temperature, the retain loss and the weights of the two losses."""
+    """Options of DPO."""
 
-    beta: float = option(0.1, "inverse temperature", source="NPO 2404.05868", above=0)
+    beta: float = option(0.1, "inverse temperature of the preference loss", source="NPO 2404.05868", above=0)
     gamma: float = option(1.0, "weight of the forget loss", source="NPO 2404.05868", minimum=0)
     alpha: float = option(1.0, "weight of the retain loss (0: none)", source="NPO 2404.05868", minimum=0)
-    retain_loss: RetainLoss = option("nll", "nll (DPO + RT) or kl (DPO + KL)", source="NPO 2404.05868")
+    retain_loss: RetainLoss = option(
+        "nll", "loss on retain data: nll (DPO + RT) or kl (DPO + KL)", source="NPO 2404.05868"
+    )
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: DPOOptions) -> Float[Tensor, ""]:
-    """F = -(2 / beta) mean_b log sigmoid(beta (r_b(alternate) - r_b(forget))), r = L^ref - L; F >= 0."""
+    """Compute F = -(2 / beta) mean_b log sigmoid(beta (r_b(alternate) - r_b(forget))) >= 0."""
     return preference(model, batch, beta=options.beta)
 
 
 DPO = Method(
     name="dpo",
-    summary="-(2 gamma / beta) mean log sigmoid(beta (r(alternate) - r(forget))) + alpha R, r = NLL start - NLL",
+    summary="-(2 gamma / beta) mean log sigmoid(beta (r(alternate) - r(forget))) + alpha R, r = NLL_ref - NLL",
     source="DPO 2305.18290",
     options=DPOOptions,
     needs=lambda options: Needs(

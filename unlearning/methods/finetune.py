@@ -1,4 +1,9 @@
-"""Ordinary fine-tuning on the retain set: trains trunks, bases and models that never saw the forget set."""
+"""Ordinary fine-tuning on the retain set, for pretrained models, bases and controls.
+
+Loss: J = CE(retain).
+Needs: retain data.
+Source: the usual objective of language modelling.
+"""
 
 from dataclasses import dataclass
 
@@ -8,7 +13,7 @@ from unlearning.methods.terms import retain_cross_entropy
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """No options of its own."""
+    """No options."""
 
 
 FINETUNE = Method(

@@ -1,4 +1,9 @@
-"""Gradient ascent on the forget set. Unbounded: to be stopped before the model is of no use."""
+"""GA (gradient ascent): raise the loss on the forget set. Unbounded: stop before the model is unusable.
+
+Loss: J = -CE(forget) <= 0, unbounded below.
+Needs: forget data.
+Source: TOFU, arXiv 2401.06121.
+"""
 
 from dataclasses import dataclass
 
@@ -12,11 +17,11 @@ from unlearning.methods.terms import forget_cross_entropy
 
 @dataclass(frozen=True)
 class GAOptions:
-    """No options of its own."""
+    """No options."""
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, _options: GAOptions) -> Float[Tensor, ""]:
-    """F = -CE(forget); unbounded below."""
+    """Compute F = -CE(forget) <= 0, unbounded below."""
     return -forget_cross_entropy(model, batch)
 
 

@@ -1,4 +1,9 @@
-"""Gradient difference: ascend on the forget set, descend on the retain set (or stay close to the start model there)."""
+"""Gradient difference: raise the loss on the forget set, lower it on the retain set.
+
+Loss: J = -gamma CE(forget) + alpha R, unbounded below.
+Needs: forget data; retain data unless alpha = 0; logits of the reference model if retain_loss is kl.
+Source: TOFU, arXiv 2401.06121.
+"""
 
 from dataclasses import dataclass
 
@@ -13,21 +18,21 @@ from unlearning.options import option
 
 @dataclass(frozen=True)
 class GradDiffOptions:
-    """The retain loss and the weights of the two losses."""
+    """Options of gradient difference."""
 
     gamma: float = option(1.0, "weight of the forget loss", source="TOFU 2401.06121", minimum=0)
     alpha: float = option(1.0, "weight of the retain loss (0: none)", source="TOFU 2401.06121", minimum=0)
-    retain_loss: RetainLoss = option("nll", "nll, or kl (GA + KL)", source="TOFU 2401.06121")
+    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl (GA + KL)", source="TOFU 2401.06121")
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, _options: GradDiffOptions) -> Float[Tensor, ""]:
-    """F = -CE(forget); unbounded below."""
+    """Compute F = -CE(forget) <= 0, unbounded below."""
     return -forget_cross_entropy(model, batch)
 
 
 GRAD_DIFF = Method(
     name="grad_diff",
-    summary="-gamma CE(forget) + alpha R, R = CE(retain) or KL(start || model) on retain",
+    summary="-gamma CE(forget) + alpha R, R = CE(retain) or KL(reference || model) on retain",
     source="TOFU 2401.06121",
     options=GradDiffOptions,
     needs=lambda options: Needs(retain=options.alpha > 0, references=retain_references(options)),

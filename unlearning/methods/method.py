@@ -1,4 +1,4 @@
-"""What an unlearning method declares about itself: its two losses, what they read, and how they are combined."""
+"""The type of an unlearning method: its two losses, the inputs that they read, and how they are combined."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,15 +16,21 @@ Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
-class Window:
-    """Sizes of one optimizer step's window: all of its micro-batches, on all processes.
+class StepBatch:
+    """Sizes of one step batch: all examples of one optimizer step, over all micro-batches and processes.
 
-    A loss divides by these, so that the window's loss is the sum over its micro-batches however it is cut.
+    A loss divides by these sizes. The loss of the step batch is therefore the sum over its micro-batches, however the
+    step batch is split.
 
     Attributes:
-        forget_sequences, alternate_sequences, retain_sequences: sequences of each kind.
-        forget_tokens, alternate_tokens, retain_tokens: answer tokens, which are those that a loss predicts.
-        forget_positions, retain_positions: all tokens that are not padding.
+        forget_sequences: Forget sequences.
+        forget_tokens: Answer tokens of the forget sequences, the tokens that a loss predicts.
+        forget_positions: Tokens of the forget sequences, prompts included and padding excluded.
+        alternate_sequences: Alternate sequences.
+        alternate_tokens: Answer tokens of the alternate sequences.
+        retain_sequences: Retain sequences.
+        retain_tokens: Answer tokens of the retain sequences.
+        retain_positions: Tokens of the retain sequences, prompts included and padding excluded.
     """
 
     forget_sequences: int = 0
@@ -39,17 +45,17 @@ class Window:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of a window: forget examples for the forget loss, retain examples for the retain loss.
+    """One micro-batch of a step batch: forget examples for the forget loss, or retain examples for the retain loss.
 
     Attributes:
-        window: sizes of the whole window.
-        forget: forget examples, where the forget loss reads them.
-        alternate: other answers to the same prompts, row by row, where the method needs them.
-        retain: retain examples; of the retain loss only.
-        statistic: the window's value of `Method.statistic`, where the method has one.
+        step_batch: Sizes of the whole step batch.
+        forget: Forget examples; None in a batch of retain examples.
+        alternate: Alternate answers to the same prompts, row by row; None if the method needs none.
+        retain: Retain examples; None in a batch of forget examples.
+        statistic: Value of `Method.statistic` over the whole step batch; None if the method has no statistic.
     """
 
-    window: Window
+    step_batch: StepBatch
     forget: TokenBatch | None = None
     alternate: TokenBatch | None = None
     retain: TokenBatch | None = None
@@ -58,13 +64,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Reference:
-    """A constant of the start model that a loss reads: computed once, before the first step.
+    """A quantity of the reference model that a loss reads, computed once before the first step.
 
     Attributes:
-        data: of which examples.
-        quantity: "nll": `TokenBatch.reference_nll`; "logits": `TokenBatch.reference_logits` at the answer positions;
-            "hidden": `TokenBatch.reference_hidden`, a block's output at every token.
-        layer: of "hidden": the block whose output it is, from 0.
+        data: The examples that the quantity is computed on.
+        quantity: "nll" fills `TokenBatch.reference_nll`; "logits" fills `TokenBatch.reference_logits` at the answer
+            positions; "hidden" fills `TokenBatch.reference_hidden`, a block's output at every token.
+        layer: Block whose output "hidden" is, counted from 0; None for the other quantities.
     """
 
     data: Literal["forget", "alternate", "retain"]
@@ -74,7 +80,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method reads under given options; it is refused at the start when it does not get it."""
+    """Inputs that a method reads under given options; a run that lacks one is refused before training.
+
+    Attributes:
+        forget: The method reads forget examples.
+        retain: The method trains on retain examples.
+        alternates: The method reads alternate answers to the forget prompts.
+        references: Quantities of the reference model.
+    """
 
     forget: bool = True
     retain: bool = False
@@ -83,33 +96,35 @@ class Needs:
 
 
 Loss = Callable[[PreTrainedModel, Batch, Options], Float[Tensor, ""]]
-"""A micro-batch's share of one of the window's two losses, before its weight."""
+"""Compute a micro-batch's share of a loss of the step batch, before the loss is weighted."""
 
 
 def weighted_sum(options: Any) -> Combination:
-    """J = gamma * forget + alpha * retain, by the options of these names; 1 where there is no such option."""
+    """Return J = gamma * forget + alpha * retain, with the options of these names (1 where there is no such option)."""
     return WeightedSum(gamma=getattr(options, "gamma", 1.0), alpha=getattr(options, "alpha", 1.0))
 
 
 @dataclass(frozen=True)
 class Method(Generic[Options]):
-    """One way to train, as data.
+    """An unlearning method, as data.
 
     Attributes:
-        name: what the user types.
-        summary: one line with the loss.
-        source: the paper.
-        options: dataclass of the method's own options, each made by `unlearning.options.option`.
-        needs: what it reads under given options; the retain loss is left out where it reads no retain examples.
-        needs_note: the same in words, for `unlearn methods`.
-        forget_loss, retain_loss: the two losses; the forget loss may be missing (fine-tuning), or the retain loss.
-        combination: how the two losses become one update.
-        statistic: of a micro-batch, without gradient: a sum and a count, whose ratio over the window is
-            `Batch.statistic`; for estimates that belong to the window and not to a micro-batch.
-        trains: regular expression of the parameters that the method trains; None where it trains all.
-        resolve: fills in options whose default depends on the start model; before needs and losses see them.
-        prepare: makes what the method trains on from what the user gives (labels, generated answers).
-        finish: makes the final weights from the trained ones.
+        name: Name that the user types.
+        summary: The loss, in one line.
+        source: The paper.
+        options: Dataclass of the method's own options, each made by `unlearning.options.option`.
+        needs: Return the inputs that the method reads under given options. Without retain examples the retain loss is
+            left out.
+        needs_note: The same in words, for `unlearn methods`.
+        forget_loss: Loss over forget examples; None for a method that trains on retain examples alone.
+        retain_loss: Loss over retain examples; None for a method that has none.
+        combination: Return how the two losses become one update.
+        statistic: Return a sum and a count over a micro-batch, computed without gradient. Their ratio over the step
+            batch is `Batch.statistic`, for estimates that must not depend on how the step batch is split.
+        trains: Return a regular expression of the parameters that the method trains; None to train all.
+        resolve: Fill in options whose default depends on the model, before `needs` and the losses read them.
+        prepare: Make the training data from what the user gave (generic labels, generated answers).
+        finish: Make the final weights from the trained ones.
     """
 
     name: str

@@ -1,4 +1,9 @@
-"""Negative preference optimisation: the forget answers as the losing side of a preference, with no winner."""
+"""NPO (negative preference optimisation): the forget answer is the losing side of a preference, without a winning side.
+
+Loss: J = gamma F + alpha R, F = -(2 / beta) mean_b log sigmoid(beta (L_b - L_b^ref)) >= 0.
+Needs: forget data, sequence losses of the reference model; retain data unless alpha = 0.
+Source: Negative Preference Optimization, arXiv 2404.05868, equation 3.
+"""
 
 from dataclasses import dataclass
 
@@ -15,28 +20,30 @@ from unlearning.options import option
 
 @dataclass(frozen=True)
 class NPOOptions:
-    """Inverse temperature, the retain loss and the weights of the two losses."""
+    """Options of NPO."""
 
-    beta: float = option(0.1, "inverse temperature", source="NPO 2404.05868", above=0)
+    beta: float = option(0.1, "inverse temperature of the preference loss", source="NPO 2404.05868", above=0)
     gamma: float = option(1.0, "weight of the forget loss", source="NPO 2404.05868", minimum=0)
     alpha: float = option(1.0, "weight of the retain loss (0: none)", source="NPO 2404.05868", minimum=0)
-    retain_loss: RetainLoss = option("nll", "nll (NPO + RT) or kl (NPO + KL)", source="NPO 2404.05868")
+    retain_loss: RetainLoss = option(
+        "nll", "loss on retain data: nll (NPO + RT) or kl (NPO + KL)", source="NPO 2404.05868"
+    )
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: NPOOptions) -> Float[Tensor, ""]:
-    """F = -(2 / beta) mean_b log sigmoid(beta (L_b - L_b^ref)); F >= 0."""
+    """Compute F = -(2 / beta) mean_b log sigmoid(beta (L_b - L_b^ref)) >= 0."""
     assert batch.forget is not None and batch.forget.reference_nll is not None
     return losses.npo(
         answer_sequence_nll(model, batch.forget),
         batch.forget.reference_nll,
         beta=options.beta,
-        n_sequences=batch.window.forget_sequences,
+        n_sequences=batch.step_batch.forget_sequences,
     )
 
 
 NPO = Method(
     name="npo",
-    summary="-(2 gamma / beta) mean log sigmoid(beta (NLL - NLL start)) + alpha R, R = CE or KL on retain",
+    summary="-(2 gamma / beta) mean log sigmoid(beta (NLL - NLL_ref)) + alpha R, R = CE or KL on retain",
     source="NPO 2404.05868",
     options=NPOOptions,
     needs=lambda options: Needs(

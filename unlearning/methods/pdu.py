@@ -1,4 +1,10 @@
-"""PDU: flat logits on the forget set, under the constraint that the retain loss stays below a bound."""
+"""PDU (primal-dual unlearning): flat logits on the forget set, under the constraint CE(retain) <= epsilon.
+
+Loss: J = gamma F + lambda (CE(retain) - epsilon), F = mean_t (max_v z_tv - mean_v z_tv)^2 >= 0; after each step
+lambda <- max(0, lambda + eta (CE(retain) - epsilon)).
+Needs: forget and retain data.
+Source: Constrained Entropic Unlearning (PDU), arXiv 2506.05314.
+"""
 
 from dataclasses import dataclass
 
@@ -18,24 +24,27 @@ SOURCE = "PDU 2506.05314, TOFU"
 
 @dataclass(frozen=True)
 class PDUOptions:
-    """The bound of the retain loss and how its multiplier moves.
+    """Options of PDU.
 
-    Five epochs of TOFU's forget10 at 32 examples a step are 65 steps of warm-up; 10 to 30 epochs are trained.
+    The warm-up of 65 steps is 5 epochs of TOFU's forget10 with 32 examples per step; the paper trains 10 to 30 epochs.
     """
 
     epsilon: float = option(
-        0.3, "bound of CE(retain) in nats; a little above the start model's", source=SOURCE, minimum=0
+        0.3,
+        "upper bound of CE(retain), in nats; choose it a little above that of the reference model",
+        source=SOURCE,
+        minimum=0,
     )
-    lambda0: float = option(50.0, "first multiplier of the retain loss", source=SOURCE, minimum=0)
-    eta: float = option(5.0, "step of the dual ascent (1 on MUSE)", source=SOURCE, minimum=0)
-    dual_warmup_steps: int = option(65, "optimizer steps before the multiplier moves", source=SOURCE, minimum=0)
+    lambda0: float = option(50.0, "initial multiplier of the retain loss", source=SOURCE, minimum=0)
+    eta: float = option(5.0, "step size of the dual ascent (1 on MUSE)", source=SOURCE, minimum=0)
+    dual_warmup_steps: int = option(65, "optimizer steps before the multiplier changes", source=SOURCE, minimum=0)
     gamma: float = option(1.0, "weight of the forget loss", source=SOURCE, minimum=0)
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, _options: PDUOptions) -> Float[Tensor, ""]:
-    """F = mean_t (max_v z - mean_v z)^2; F >= 0."""
+    """Compute F = mean_t (max_v z_tv - mean_v z_tv)^2 >= 0."""
     assert batch.forget is not None
-    return losses.pdu(answer_logits(model, batch.forget).logits, n_tokens=batch.window.forget_tokens)
+    return losses.pdu(answer_logits(model, batch.forget).logits, n_tokens=batch.step_batch.forget_tokens)
 
 
 PDU = Method(

@@ -1,4 +1,9 @@
-"""SatImp: gradient ascent on tokens that are neither forgotten already nor beyond doubt."""
+"""SatImp (saturation and importance): gradient ascent on tokens that are neither forgotten nor certain.
+
+Loss: J = gamma F + alpha R, F = mean_t sg(p_t^beta1 (1 - p_t)^beta2) log p_t <= 0, p_t the probability of token y_t.
+Needs: forget data; retain data unless alpha = 0; logits of the reference model if retain_loss is kl.
+Source: Exploring Criteria of Loss Reweighting (SatImp), arXiv 2505.11953.
+"""
 
 from dataclasses import dataclass
 
@@ -15,23 +20,27 @@ from unlearning.options import option
 
 @dataclass(frozen=True)
 class SatImpOptions:
-    """The powers of the weight, the retain loss and the weights of the two losses: forget ten times retain."""
+    """Options of SatImp; the forget loss weighs ten times as much as the retain loss."""
 
-    beta1: float = option(5.0, "power of p in a token's weight (saturation)", source="SatImp 2505.11953", minimum=0)
-    beta2: float = option(1.0, "power of 1 - p in it (importance)", source="SatImp 2505.11953", minimum=0)
+    beta1: float = option(
+        5.0, "power of p in the weight of a token (saturation)", source="SatImp 2505.11953", minimum=0
+    )
+    beta2: float = option(
+        1.0, "power of 1 - p in the weight of a token (importance)", source="SatImp 2505.11953", minimum=0
+    )
     gamma: float = option(1.0, "weight of the forget loss", source="SatImp 2505.11953", minimum=0)
     alpha: float = option(0.1, "weight of the retain loss (0: none)", source="SatImp 2505.11953", minimum=0)
-    retain_loss: RetainLoss = option("nll", "nll or kl", source="open-unlearning")
+    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source="open-unlearning")
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: SatImpOptions) -> Float[Tensor, ""]:
-    """F = mean_t sg(p_t^beta1 (1 - p_t)^beta2) log p_t; F <= 0."""
+    """Compute F = mean_t sg(p_t^beta1 (1 - p_t)^beta2) log p_t <= 0."""
     assert batch.forget is not None
     return losses.satimp(
         answer_nll(model, batch.forget),
         beta1=options.beta1,
         beta2=options.beta2,
-        n_tokens=batch.window.forget_tokens,
+        n_tokens=batch.step_batch.forget_tokens,
     )
 
 

@@ -1,4 +1,9 @@
-"""Simple negative preference optimisation: NPO without a reference, on likelihoods per token."""
+"""SimNPO (simple NPO): NPO without a reference model, on likelihoods per token.
+
+Loss: J = gamma F + alpha R, F = -(2 / beta) mean_b log sigmoid(beta (L_b / n_b - delta)) >= 0.
+Needs: forget data; retain data unless alpha = 0; logits of the reference model if retain_loss is kl.
+Source: Simplicity Prevails (SimNPO), arXiv 2410.07163.
+"""
 
 from dataclasses import dataclass
 
@@ -17,20 +22,21 @@ SOURCE = "SimNPO 2410.07163, TOFU forget10"
 
 @dataclass(frozen=True)
 class SimNPOOptions:
-    """Inverse temperature, margin, the retain loss and the weights of the two losses.
+    """Options of SimNPO.
 
-    The paper's TOFU forget05 has beta 2.5 and gamma 0.1375; MUSE beta 0.7 (News) or 0.75 (Books), gamma 1, alpha 0.1.
+    The paper uses beta 2.5 and gamma 0.1375 on TOFU forget05, and on MUSE beta 0.7 (News) or 0.75 (Books), gamma 1 and
+    alpha 0.1.
     """
 
-    beta: float = option(4.5, "inverse temperature", source=SOURCE, above=0)
-    delta: float = option(0.0, "margin in nats a token (the paper's gamma is beta delta)", source=SOURCE)
+    beta: float = option(4.5, "inverse temperature of the preference loss", source=SOURCE, above=0)
+    delta: float = option(0.0, "margin in nats per token (the paper's gamma is beta times delta)", source=SOURCE)
     gamma: float = option(0.125, "weight of the forget loss", source=SOURCE, minimum=0)
     alpha: float = option(1.0, "weight of the retain loss (0: none)", source=SOURCE, minimum=0)
-    retain_loss: RetainLoss = option("nll", "nll or kl", source=SOURCE)
+    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source=SOURCE)
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: SimNPOOptions) -> Float[Tensor, ""]:
-    """F = -(2 / beta) mean_b log sigmoid(beta (L_b / n_b - delta)); F >= 0."""
+    """Compute F = -(2 / beta) mean_b log sigmoid(beta (L_b / n_b - delta)) >= 0."""
     assert batch.forget is not None
     answers = answer_logits(model, batch.forget)
     nll = losses.token_nll(answers.logits, answers.targets)
@@ -38,7 +44,7 @@ def forget_loss(model: PreTrainedModel, batch: Batch, options: SimNPOOptions) ->
         losses.sequence_mean_nll(nll, answers.sequence, batch.forget.n_sequences),
         beta=options.beta,
         delta=options.delta,
-        n_sequences=batch.window.forget_sequences,
+        n_sequences=batch.step_batch.forget_sequences,
     )
 
 

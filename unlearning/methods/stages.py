@@ -1,4 +1,8 @@
-"""What comes before and after the steps of a method that is more than a loss: inputs made, weights made."""
+"""Stages before and after the training steps, for methods that are more than a loss.
+
+`prepare` makes the training data (generic labels, generated answers); `finish` makes the final weights from the trained
+ones.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,22 +17,22 @@ from unlearning.options import TrainOptions
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a method's own preparation may read.
+class PreparationInputs:
+    """Inputs of a method's `prepare` stage.
 
     Attributes:
-        model: the start model, in eval mode, which must be left as it is.
-        tokenizer: its tokenizer.
-        forget: the forget examples.
-        alternates: other answers to each forget prompt, where the user gave them.
-        max_length: longest sequence in tokens.
-        training: options of the run's own training, for a stage that trains too.
-        batch_size: sequences at a time.
-        seed: of whatever is drawn.
-        output_dir: of the run, where what is made is kept for a person to read; None where nothing is saved.
-        progress: progress bars on stderr.
-        train: trains another model, for a method that needs one first: a method's name, and `model`, `tokenizer`,
-            `retain`, `progress` and options as `unlearning.train` takes them; returns the trained model.
+        model: The reference model (the model before training), in eval mode; `prepare` must not change it.
+        tokenizer: The model's tokenizer.
+        forget: The forget examples.
+        alternates: Alternate answers to each forget prompt; None if the user gave none.
+        max_length: Longest sequence in tokens; None for no limit.
+        training: The trainer's options, for a stage that trains a model itself.
+        batch_size: Sequences per batch.
+        seed: Seed of every random draw.
+        output_dir: Output directory of the run, where intermediate data can be kept; None if nothing is saved.
+        progress: Show progress bars on stderr.
+        train: Train another model. Takes a method's name, and `model`, `tokenizer`, `retain`, `progress` and options
+            as `unlearning.train` does; returns the trained model.
     """
 
     model: PreTrainedModel
@@ -45,13 +49,13 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What the method trains on in place of what the user gave; None leaves it as it is.
+class PreparedData:
+    """Training data that a method made; None keeps what the user gave.
 
     Attributes:
-        alternates: other answers to each forget prompt.
-        forget: the tokenised forget set.
-        notes: what to say of it: by name, numbers or texts; stored with the run.
+        alternates: Alternate answers to each forget prompt.
+        forget: The tokenised forget set.
+        notes: Counts and remarks by name, stored in the run's record.
     """
 
     alternates: Sequence[Sequence[str]] | None = None
@@ -59,8 +63,8 @@ class Prepared:
     notes: dict[str, Any] | None = None
 
 
-Prepare = Callable[[Start, Any], Prepared]
-"""Start and the method's options to what the method trains on."""
+Prepare = Callable[[PreparationInputs, Any], PreparedData]
+"""Make the training data from the inputs and the method's options."""
 
 Finish = Callable[[PreTrainedModel, PreTrainedModel, Any], None]
-"""The trained model, the start model and the method's options: changes the trained model's weights in place."""
+"""Change the trained model's weights in place; arguments: trained model, reference model, the method's options."""

@@ -1,4 +1,4 @@
-"""Losses that several methods share, as a method's `forget_loss` or `retain_loss`."""
+"""Losses that several methods share."""
 
 from typing import Any, Literal
 
@@ -11,17 +11,26 @@ from unlearning.objectives import losses
 from unlearning.objectives.forward import answer_divergence, answer_nll, answer_sequence_nll
 
 RetainLoss = Literal["nll", "kl"]
-"""What keeps the retain set: its cross-entropy, or the divergence from the start model there."""
+"""Loss on the retain set: cross-entropy ("nll") or KL(reference || model) ("kl")."""
 
 
 def forget_cross_entropy(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
-    """CE of the forget answers, pooled over the tokens of the window."""
-    assert batch.forget is not None  # the trainer refuses a method without the data that it declares
-    return losses.pooled_cross_entropy(answer_nll(model, batch.forget), batch.window.forget_tokens)
+    """Compute CE(forget), the mean over all forget answer tokens of the step batch."""
+    assert batch.forget is not None  # training does not start without the data that a method declares
+    return losses.pooled_cross_entropy(answer_nll(model, batch.forget), batch.step_batch.forget_tokens)
 
 
 def preference(model: PreTrainedModel, batch: Batch, *, beta: float) -> Float[Tensor, ""]:
-    """DPO with the alternate answers as winners over the forget answers."""
+    """Compute the DPO loss, with the alternate answers preferred to the forget answers.
+
+    Args:
+        model: The model in training.
+        batch: A micro-batch with forget and alternate answers.
+        beta: Inverse temperature.
+
+    Returns:
+        The micro-batch's share of -(2 / beta) mean_b log sigmoid(beta (r_b(alternate) - r_b(forget))).
+    """
     forget, alternate = batch.forget, batch.alternate
     assert forget is not None and forget.reference_nll is not None
     assert alternate is not None and alternate.reference_nll is not None
@@ -31,33 +40,33 @@ def preference(model: PreTrainedModel, batch: Batch, *, beta: float) -> Float[Te
         answer_sequence_nll(model, forget),
         forget.reference_nll,
         beta=beta,
-        n_sequences=batch.window.forget_sequences,
+        n_sequences=batch.step_batch.forget_sequences,
     )
 
 
 PREFERENCE_REFERENCES = (Reference("forget", "nll"), Reference("alternate", "nll"))
-"""What `preference` reads of the start model."""
+"""Quantities of the reference model that `preference` reads."""
 
 
 def retain_cross_entropy(model: PreTrainedModel, batch: Batch, _options: Any = None) -> Float[Tensor, ""]:
-    """CE of the retain answers, pooled over the tokens of the window."""
+    """Compute CE(retain), the mean over all retain answer tokens of the step batch."""
     assert batch.retain is not None
-    return losses.pooled_cross_entropy(answer_nll(model, batch.retain), batch.window.retain_tokens)
+    return losses.pooled_cross_entropy(answer_nll(model, batch.retain), batch.step_batch.retain_tokens)
 
 
 def retain_divergence(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
-    """KL(start model || model) at the retain answers, mean over the tokens of the window."""
+    """Compute KL(reference || model), the mean over all retain answer tokens of the step batch, in nats."""
     assert batch.retain is not None
-    return answer_divergence(model, batch.retain).sum() / batch.window.retain_tokens
+    return answer_divergence(model, batch.retain).sum() / batch.step_batch.retain_tokens
 
 
 def retain_term(model: PreTrainedModel, batch: Batch, options: Any) -> Float[Tensor, ""]:
-    """The retain loss that the option `retain_loss` names."""
+    """Compute the retain loss that the option `retain_loss` names."""
     return retain_divergence(model, batch) if options.retain_loss == "kl" else retain_cross_entropy(model, batch)
 
 
 def retain_references(options: Any) -> tuple[Reference, ...]:
-    """What `retain_term` reads of the start model; nothing where the retain loss has no weight."""
+    """Return the quantities of the reference model that `retain_term` reads; none if alpha is 0."""
     if options.retain_loss == "kl" and getattr(options, "alpha", 1):
         return (Reference("retain", "logits"),)
     return ()

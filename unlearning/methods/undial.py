@@ -1,4 +1,9 @@
-"""UNDIAL: the start model with the forget token's logit lowered is the teacher of its own forgetting."""
+"""UNDIAL (self-distillation): the teacher is the reference model with the logit of the forget token lowered.
+
+Loss: J = gamma F + alpha R, F = mean_t CE(q_t, p_t) >= 0, q_t = softmax(z_t^ref - beta e_y).
+Needs: forget data, logits of the reference model; retain data if alpha > 0.
+Source: UNDIAL, arXiv 2402.10052.
+"""
 
 from dataclasses import dataclass
 
@@ -15,19 +20,21 @@ from unlearning.options import option
 
 @dataclass(frozen=True)
 class UNDIALOptions:
-    """How far the teacher's logit is lowered, the retain loss (the paper has none) and the weights of the two.
+    """Options of UNDIAL; the paper has no retain loss.
 
-    The paper trains LoRA of rank 8 at a learning rate of 1e-4.
+    The paper trains a LoRA adapter of rank 8 with learning rate 1e-4.
     """
 
-    beta: float = option(10.0, "how far the forget token's logit is lowered", source="UNDIAL 2402.10052", minimum=0)
+    beta: float = option(
+        10.0, "amount by which the logit of the forget token is lowered", source="UNDIAL 2402.10052", minimum=0
+    )
     gamma: float = option(1.0, "weight of the forget loss", source="UNDIAL 2402.10052", minimum=0)
     alpha: float = option(0.0, "weight of the retain loss (0: none)", source="UNDIAL 2402.10052", minimum=0)
-    retain_loss: RetainLoss = option("nll", "nll or kl")
+    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl")
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: UNDIALOptions) -> Float[Tensor, ""]:
-    """F = mean_t CE(q_t, p_t), q = softmax(z_start - beta e_y); F >= 0."""
+    """Compute F = mean_t CE(q_t, p_t) >= 0, q_t = softmax(z_t^ref - beta e_y)."""
     assert batch.forget is not None and batch.forget.reference_logits is not None
     answers = answer_logits(model, batch.forget)
     return losses.undial(
@@ -35,13 +42,13 @@ def forget_loss(model: PreTrainedModel, batch: Batch, options: UNDIALOptions) ->
         batch.forget.reference_logits,
         answers.targets,
         beta=options.beta,
-        n_tokens=batch.window.forget_tokens,
+        n_tokens=batch.step_batch.forget_tokens,
     )
 
 
 UNDIAL = Method(
     name="undial",
-    summary="gamma CE(softmax(start's logits - beta at the token), p) on forget + alpha R",
+    summary="gamma mean_t CE(softmax(z_ref - beta at the token), p) on forget + alpha R",
     source="UNDIAL 2402.10052",
     options=UNDIALOptions,
     needs=lambda options: Needs(

@@ -1,4 +1,9 @@
-"""Weighted gradient ascent: tokens that are forgotten already are let go."""
+"""WGA (weighted gradient ascent): tokens that are already forgotten lose their weight.
+
+Loss: J = gamma F + alpha R, F = mean_t sg(p_t^beta) log p_t <= 0, p_t the probability of token y_t.
+Needs: forget data; retain data unless alpha = 0; logits of the reference model if retain_loss is kl.
+Source: Rethinking LLM Unlearning Objectives (WGA), arXiv 2502.19301.
+"""
 
 from dataclasses import dataclass
 
@@ -15,18 +20,18 @@ from unlearning.options import option
 
 @dataclass(frozen=True)
 class WGAOptions:
-    """The power of the weight, the retain loss and the weights of the two losses."""
+    """Options of WGA."""
 
-    beta: float = option(1.0, "power of p in a token's weight (0: grad_diff)", source="WGA 2502.19301", minimum=0)
+    beta: float = option(1.0, "power of p in the weight of a token (0: grad_diff)", source="WGA 2502.19301", minimum=0)
     gamma: float = option(1.0, "weight of the forget loss", source="open-unlearning", minimum=0)
     alpha: float = option(1.0, "weight of the retain loss (0: none)", source="open-unlearning", minimum=0)
-    retain_loss: RetainLoss = option("nll", "nll or kl", source="open-unlearning")
+    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source="open-unlearning")
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: WGAOptions) -> Float[Tensor, ""]:
-    """F = mean_t sg(p_t^beta) log p_t; F <= 0."""
+    """Compute F = mean_t sg(p_t^beta) log p_t <= 0."""
     assert batch.forget is not None
-    return losses.wga(answer_nll(model, batch.forget), beta=options.beta, n_tokens=batch.window.forget_tokens)
+    return losses.wga(answer_nll(model, batch.forget), beta=options.beta, n_tokens=batch.step_batch.forget_tokens)
 
 
 WGA = Method(

@@ -1,4 +1,4 @@
-"""Our options in `transformers.TrainingArguments`, and the optimizers that other packages bring."""
+"""`transformers.TrainingArguments` from the options of a run, and optimizers of other packages."""
 
 import importlib.util
 import math
@@ -14,57 +14,79 @@ from unlearning.options import TrainOptions
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of an option `auto`, `cpu` or `cuda`.
+    """Choose the device to train on.
+
+    Args:
+        name: "cpu", "cuda", or "auto" for CUDA if the machine has it.
+
+    Returns:
+        The device.
 
     Raises:
-        InputError: cuda was asked for and there is none.
+        InputError: The name is "cuda" and the machine has no CUDA device.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise InputError("device=cuda: this machine has no CUDA device; use device=cpu")
+        raise InputError("`device` must be cpu or auto on a machine without a CUDA device, got cuda. Use cpu.")
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
 def check_launch(method: str, *, combines_gradients: bool) -> None:
-    """Refuse what the launcher asks for and the step cannot do.
+    """Check that the launcher's engine supports the training step.
 
     Args:
-        method: its name.
-        combines_gradients: whether it needs the two losses' gradients apart, parameter by parameter.
+        method: Name of the method.
+        combines_gradients: The method needs the gradients of its two losses separately, parameter by parameter.
 
     Raises:
-        InputError: DeepSpeed, whose engine steps inside of `backward`; for such a method the first FSDP, which hides
-            parameters in flat ones.
+        InputError: The engine is DeepSpeed, which makes its optimizer step inside `backward`; or it is FSDP 1, which
+            flattens parameters, and the method combines gradients.
     """
     launch = "accelerate launch --use_fsdp --fsdp_version 2 -m unlearning train ..."
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise InputError(
-            "DeepSpeed steps inside its own backward pass, and a step here has one for each of two losses (BLUR "
-            f"combines their gradients); launch with FSDP instead: {launch}"
+            "DeepSpeed is not supported: it makes its optimizer step inside one backward pass, and an unlearning step "
+            f"has one for each of two losses. Launch with FSDP instead: {launch}"
         )
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if combines_gradients and sharded and os.environ.get("FSDP_VERSION", "1") != "2":
-        raise InputError(f"{method} combines gradients parameter by parameter, which FSDP 1 flattens; use {launch}")
+        raise InputError(
+            f"FSDP 1 is not supported by {method}, which combines gradients parameter by parameter, because FSDP 1 "
+            f"flattens the parameters. Use version 2: {launch}"
+        )
+
+
+def step_batch_size(options: TrainOptions, n_processes: int) -> int:
+    """Return the number of examples that one optimizer step reads, over all processes."""
+    return options.batch_size * options.gradient_accumulation_steps * n_processes
+
+
+def steps_per_epoch(n_examples: int, size: int) -> int:
+    """Return the number of optimizer steps of an epoch, given the size of a step batch."""
+    return math.ceil(n_examples / size)
 
 
 def training_arguments(
-    options: TrainOptions, *, n_windows: int, device: torch.device, output_dir: str, hidden_losses: bool
+    options: TrainOptions, *, n_steps: int, device: torch.device, output_dir: str, hidden_losses: bool
 ) -> TrainingArguments:
-    """The parent trainer's arguments.
+    """Return the parent trainer's arguments.
 
     Args:
-        options: ours.
-        n_windows: optimizer steps an epoch.
-        device: where to train.
-        output_dir: gets the checkpoints.
-        hidden_losses: whether a loss reads a block's output, so that parameters above it have no gradient.
+        options: The trainer's options.
+        n_steps: Optimizer steps of an epoch.
+        device: Device to train on.
+        output_dir: Directory of the checkpoints.
+        hidden_losses: A loss reads a block's output, so that the parameters above that block get no gradient.
+
+    Returns:
+        Arguments of `transformers.Trainer`.
 
     Raises:
-        InputError: a precision that the device does not have.
+        InputError: The device does not support the precision.
     """
     if options.precision == "fp16_mixed" and device.type == "cpu":
-        raise InputError("precision=fp16_mixed needs a GPU; use bf16_mixed or float32 on a CPU")
-    steps = options.max_steps or options.epochs * n_windows
+        raise InputError("`precision` must be float32, bf16_mixed or bfloat16 on a CPU, got fp16_mixed")
+    steps = options.max_steps or options.epochs * n_steps
     schedule = "constant_with_warmup" if options.lr_schedule == "constant" else options.lr_schedule
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     args = TrainingArguments(
@@ -73,9 +95,9 @@ def training_arguments(
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,
         per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=1,  # a step has its whole window
+        gradient_accumulation_steps=1,  # one call of the step reads the whole step batch
         lr_scheduler_type=schedule,
-        warmup_steps=int(options.warmup_ratio * steps),  # down, so that a single step is not all warm-up
+        warmup_steps=int(options.warmup_ratio * steps),  # rounded down, so that a single step is not all warm-up
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         optim="adamw_bnb_8bit" if options.optimizer == "adamw_8bit" else "adamw_torch_fused",
@@ -97,41 +119,48 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    # One device a process: on a machine with several GPUs the parent would wrap the model in DataParallel.
+    # One device per process: with several GPUs the parent would wrap the model in DataParallel.
     args._n_gpu = min(args.n_gpu, 1)
     return args
 
 
-def n_windows(n_examples: int, window: int) -> int:
-    """Optimizer steps an epoch."""
-    return math.ceil(n_examples / window)
-
-
 def optimizer_class(options: TrainOptions) -> tuple[Any, dict[str, Any]] | None:
-    """An optimizer that the parent does not bring, with its arguments; None for the others.
+    """Return an optimizer that `transformers` does not provide.
+
+    Args:
+        options: The trainer's options.
+
+    Returns:
+        The optimizer's class and its arguments; None if the parent makes the optimizer.
 
     Raises:
-        InputError: its package is not installed, or does not run here.
+        InputError: The optimizer's package is not installed.
     """
     if options.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError("optimizer=adamw_8bit needs bitsandbytes: pip install bitsandbytes")
+        raise InputError("`optimizer` adamw_8bit needs bitsandbytes. Run: pip install bitsandbytes")
     if options.optimizer != "lion":
         return None
     try:
         from lion_pytorch import Lion
     except ImportError:
-        raise InputError("optimizer=lion needs lion-pytorch: pip install lion-pytorch") from None
+        raise InputError("`optimizer` lion needs lion-pytorch. Run: pip install lion-pytorch") from None
     return Lion, {"lr": options.learning_rate, "weight_decay": options.weight_decay}
 
 
 def tensorboard_callback(directory: Path) -> TrainerCallback:
-    """Writes every line of the history to `directory`, for `tensorboard --logdir`.
+    """Make a callback that writes every line of the history for `tensorboard --logdir`.
+
+    Args:
+        directory: Directory of the event files.
+
+    Returns:
+        The callback.
 
     Raises:
-        InputError: tensorboard is not installed.
+        InputError: The package tensorboard is not installed.
     """
     if importlib.util.find_spec("tensorboard") is None:
-        raise InputError("tensorboard=true needs tensorboard: pip install tensorboard")
+        raise InputError("`tensorboard` needs the package of that name. Run: pip install tensorboard")
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 

@@ -1,4 +1,4 @@
-"""Evaluation during training: metrics, a rule that stops, the best weights so far, a collapse that is said."""
+"""Evaluation during training: metrics, the rule that stops, the best weights so far, a warning of collapse."""
 
 import json
 import re
@@ -21,10 +21,10 @@ from unlearning.evaluation.during_training import TrainingBenchmark
 
 QUANTITIES = (*LIKELIHOODS, *GENERATED)
 METRICS = tuple(f"{name}_{quantity}" for name in ("forget", "retain", "gap") for quantity in QUANTITIES)
-"""What can be watched; a gap is retain minus forget."""
+"""Metrics of the training data; a gap is the retain value minus the forget value."""
 
 MARGIN = 8
-"""Tokens that a watched answer may be longer than the longest right one."""
+"""Tokens by which a generated answer may be longer than the longest correct one."""
 
 _RULE = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*")
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -37,26 +37,29 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """A bound on a metric, as `forget_rouge<0.2`."""
+    """A bound on a metric, such as `forget_rouge<0.2`."""
 
     metric: str
     comparison: str
     bound: float
 
     def holds(self, metrics: dict[str, float]) -> bool:
-        """Whether the metric has passed the bound."""
+        """Return True if the metric has passed the bound."""
         return _COMPARISONS[self.comparison](metrics[self.metric], self.bound)
 
 
 def parse_rule(text: str, *, benchmark: str | None = None) -> Rule:
-    """Read `METRIC<NUMBER` (or >, <=, >=).
+    """Read a rule such as `forget_rouge<0.2`.
 
     Args:
-        text: to read.
-        benchmark: what is measured besides, as `tofu:forget05`.
+        text: A metric, one of <, >, <= and >=, and a number.
+        benchmark: Benchmark that is also measured, such as "tofu:forget05"; None for none.
+
+    Returns:
+        The rule.
 
     Raises:
-        InputError: it is not of this form, or there is no such metric.
+        InputError: The text has another form, or no metric has this name.
     """
     found = _RULE.fullmatch(text)
     try:
@@ -64,31 +67,47 @@ def parse_rule(text: str, *, benchmark: str | None = None) -> Rule:
     except ValueError:
         bound = None
     if found is None or bound is None:
-        raise InputError(f"stop_when={text!r}: write METRIC<NUMBER or METRIC>NUMBER, as forget_rouge<0.2")
+        raise InputError(
+            f"`stop_when` must be METRIC<NUMBER or METRIC>NUMBER, got {text!r}. Write, for example, forget_rouge<0.2."
+        )
     return Rule(check_metric(found[1], "stop_when", benchmark=benchmark), found[2], bound)
 
 
 def check_metric(name: str, option: str, *, benchmark: str | None = None) -> str:
-    """The name, if there is such a metric, or if a benchmark may have one: it says so when it is first measured.
+    """Check that a metric exists.
+
+    Metrics of a benchmark are known only after its first evaluation: every name with the benchmark's prefix passes.
+
+    Args:
+        name: Name of the metric.
+        option: Option that gave the name.
+        benchmark: Benchmark that is also measured, such as "tofu:forget05"; None for none.
+
+    Returns:
+        The name.
 
     Raises:
-        InputError: there is none; names the nearest one.
+        InputError: No metric has this name; the message names the nearest one.
     """
     if name not in METRICS and not (benchmark and name.startswith(f"{benchmark.partition(':')[0]}_")):
-        hint = nearest(name, METRICS) or ";"
-        raise InputError(f"{option}: no metric {name!r}{hint} there are {', '.join(METRICS)}")
+        raise InputError(f"`{option}` must name one of {', '.join(METRICS)}, got {name!r}{nearest(name, METRICS)}")
     return name
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of one of `METRICS` is the better unlearning: more retained, less of the forget set."""
+    """Return True if a higher value of one of `METRICS` means better unlearning: retain kept, forget set forgotten."""
     part, _, quantity = metric.partition("_")
     return (part != "forget") != (quantity == "nll")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one evaluation gave: values by metric, and what is better of each."""
+    """Result of one evaluation.
+
+    Attributes:
+        values: Value of each metric.
+        directions: For each metric "higher is better", "lower is better", or a benchmark's own words.
+    """
 
     values: dict[str, float]
     directions: dict[str, str]
@@ -98,9 +117,15 @@ _BETTER = {True: "higher is better", False: "lower is better"}
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What is measured on: examples and the same tokenised, empty where there are none, and the chat they are in; and a
-    benchmark, where one was asked for."""
+class EvaluationData:
+    """The data of an evaluation during training.
+
+    Attributes:
+        examples: Forget and retain examples by name; a set that was not given is missing.
+        spans: The same examples, tokenised.
+        chat: Chat template that wraps the prompts; None for none.
+        benchmark: Benchmark that is also measured; None for none.
+    """
 
     examples: dict[str, Sequence[Example]]
     spans: dict[str, Sequence[Span]]
@@ -108,32 +133,42 @@ class Watched:
     benchmark: TrainingBenchmark | None = None
 
     def names(self) -> list[str]:
-        """The metrics that these data give, beside those of the benchmark."""
+        """Return the metrics that these data give, without those of the benchmark."""
         parts = [name for name in ("forget", "retain") if self.spans.get(name)]
         if len(parts) == 2:
             parts.append("gap")
-        quantities = QUANTITIES if self.generates() else LIKELIHOODS
+        quantities = QUANTITIES if self.has_prompts() else LIKELIHOODS
         return [f"{part}_{quantity}" for part in parts for quantity in quantities]
 
     def counts(self) -> dict[str, int]:
-        """How many examples there are of each set."""
+        """Return the number of examples of each set."""
         return {name: len(spans) for name, spans in self.spans.items() if spans}
 
-    def generates(self) -> bool:
-        """Whether there are prompts to answer: plain text has none."""
+    def has_prompts(self) -> bool:
+        """Return True if answers can be generated: plain text has no prompts."""
         return all(example.prompt for examples in self.examples.values() for example in examples)
 
     def measure(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, generate: bool, batch_size: int
     ) -> Measured:
-        """All metrics; those of generated answers only if `generate`."""
+        """Measure all metrics.
+
+        Args:
+            model: The model, as it is now.
+            tokenizer: Its tokenizer.
+            generate: Also measure the metrics of generated answers.
+            batch_size: Sequences per batch.
+
+        Returns:
+            The value and the direction of each metric.
+        """
         metrics: dict[str, float] = {}
         for name, spans in self.spans.items():
             if not spans:
                 continue
             values = answer_likelihoods(model, spans, batch_size=batch_size)
             if generate:
-                # A collapsed model never ends by itself; what goes on beyond the longest answer is none of them.
+                # A collapsed model may never end an answer; text beyond the longest correct answer cannot match.
                 longest = max(n_predicted(span) for span in spans)
                 values |= answer_matches(
                     model,
@@ -155,17 +190,17 @@ class Watched:
         return Measured(metrics, directions)
 
 
-class Watch(TrainerCallback, ExportableState):
-    """Measures before the first step, every `every` steps and after the last, and acts on what it finds.
+class EvaluationCallback(TrainerCallback, ExportableState):
+    """Evaluates before the first step, every `every` steps and after the last step, and acts on the result.
 
     Args:
-        measure: the present metrics.
-        every: steps between two evaluations; None: only before and after.
-        rule: stops the training where it holds.
-        best: metric of which the best weights are kept.
-        save_best: writes the present weights.
-        collapse_below: share of its first value under which `retain_probability` counts as collapsed.
-        log: takes what was measured into the history.
+        measure: Return the present metrics.
+        every: Steps between two evaluations; None to evaluate only before and after training.
+        rule: Rule that stops the training; None for none.
+        best: Metric whose best weights are kept; None for none.
+        save_best: Write the present weights.
+        collapse_below: Fraction of the initial `retain_probability` below which the model counts as collapsed.
+        log: Add metrics to the history.
     """
 
     def __init__(
@@ -179,6 +214,7 @@ class Watch(TrainerCallback, ExportableState):
         collapse_below: float,
         log: Callable[[dict[str, float]], None],
     ) -> None:
+        """Keep the arguments."""
         self.measure = measure
         self.every = every
         self.rule = rule
@@ -194,7 +230,7 @@ class Watch(TrainerCallback, ExportableState):
         self.stopped_at: int | None = None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state that a checkpoint keeps."""
         attributes = {
             "first": self.first,
             "best_value": self.best_value,
@@ -205,9 +241,10 @@ class Watch(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": attributes}
 
     def restore(self, checkpoint: Path) -> None:
-        """Take a checkpoint's state."""
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        for name, value in state["stateful_callbacks"][type(self).__name__]["attributes"].items():
+        """Restore the state from a checkpoint."""
+        callbacks = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["stateful_callbacks"]
+        kept = callbacks.get(type(self).__name__) or callbacks["Watch"]  # the name in checkpoints of earlier versions
+        for name, value in kept["attributes"].items():
             setattr(self, name, value)
 
     def on_train_begin(
@@ -217,11 +254,13 @@ class Watch(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
-        """The start model's own metrics."""
+        """Measure the model before training; raise if the rule already holds."""
         if state.global_step == 0:
             self._evaluate(state, control)
             if self.stopped_at is not None:
-                raise InputError("stop_when holds before the first step: there is nothing to train; set another bound")
+                raise InputError(
+                    "`stop_when` must not hold before the first step, or there is nothing to train. Set another bound."
+                )
 
     def on_step_end(
         self,
@@ -230,7 +269,7 @@ class Watch(TrainerCallback, ExportableState):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
-        """Measure where it is time."""
+        """Evaluate at the last step and at every multiple of `every`."""
         last = state.global_step >= state.max_steps
         if last or (self.every and state.global_step % self.every == 0):
             self._evaluate(state, control)
@@ -242,7 +281,7 @@ class Watch(TrainerCallback, ExportableState):
         self.first = self.first or metrics
         due = control.should_log
         self.log(metrics)
-        control.should_log = due  # which a line in the log takes back, and the loss's own is still to come
+        control.should_log = due  # `log` resets it, and the line with the losses is still to be logged
         self.note_collapse(metrics, state.global_step)
         if self.best is not None and self._is_better(metrics[self.best], measured.directions[self.best]):
             self.best_value, self.best_step = metrics[self.best], state.global_step
@@ -253,25 +292,27 @@ class Watch(TrainerCallback, ExportableState):
             control.should_log = True
 
     def note_collapse(self, metrics: dict[str, float], step: int) -> None:
-        """Say where a model that answered retain questions does so no more."""
+        """Warn once if `retain_probability` fell below `collapse_below` times its initial value."""
         utility = "retain_probability"
         if self.collapsed_at is None and metrics.get(utility, 1.0) < self.collapse_below * self.first.get(utility, 0.0):
             self.collapsed_at = step
             warnings.warn(
-                f"collapse at step {step}: {utility} is {metrics[utility]:.3g}, it was "
-                f"{self.first[utility]:.3g} before training; lower learning_rate, give the retain loss more weight, "
-                "or stop earlier (stop_when)",
+                f"collapse at step {step}: {utility} is {metrics[utility]:.3g}, and was {self.first[utility]:.3g} "
+                "before training. Lower `learning_rate`, raise the weight of the retain loss, or set `stop_when`.",
                 stacklevel=2,
             )
 
     def _check_named(self, measured: Measured) -> None:
-        """Whether the metrics of the rule and of the best are there: a benchmark's are only known now."""
+        """Check that the metrics of `stop_when` and `keep_best` were measured: a benchmark's are only known now."""
         for option, name in (("stop_when", self.rule.metric if self.rule else None), ("keep_best", self.best)):
             if name is not None and name not in measured.values:
-                hint = nearest(name, measured.values) or ";"
-                raise InputError(f"{option}: {name} was not measured{hint} there are {', '.join(measured.values)}")
+                hint = nearest(name, measured.values)
+                raise InputError(f"`{option}` must name one of {', '.join(measured.values)}, got {name}{hint}")
         if self.best is not None and measured.directions[self.best] not in _BETTER.values():
-            raise InputError(f"keep_best: of {self.best}, {measured.directions[self.best]}; name another metric")
+            raise InputError(
+                f"`keep_best` must name a metric of which higher or lower is better, got {self.best} "
+                f"({measured.directions[self.best]})"
+            )
 
     def _is_better(self, value: float, direction: str) -> bool:
         if value != value:

@@ -1,4 +1,4 @@
-"""From what the user names to tokenised forget, alternate and retain sets, checked against what the method needs."""
+"""The tokenised forget, alternate and retain sets, read from the user's data and checked against the method's needs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,25 +19,41 @@ from unlearning.data.refusals import draw_refusals, read_refusals
 from unlearning.data.sources import read_alternates, read_training_data
 from unlearning.evaluation.during_training import Reading, TrainingBenchmark, open_benchmark
 from unlearning.methods.method import AnyMethod, Needs
-from unlearning.methods.stages import Prepared
+from unlearning.methods.stages import PreparedData
 from unlearning.options import TrainOptions
-from unlearning.training.evaluation_callback import Watched
+from unlearning.training.evaluation_callback import EvaluationData
 from unlearning.training.output_directory import hash_examples
 
 Data = str | Path | Sequence[Example]
+"""A file, a named data set such as "tofu:forget05", or examples."""
+
+
+@dataclass(frozen=True)
+class GivenData:
+    """The data of a run, as the user gave them; None for what was not given.
+
+    Attributes:
+        forget: Examples to forget.
+        retain: Examples to keep.
+        alternates: A file of refusals, one per line, a file of records, or a list of answers for each forget example.
+    """
+
+    forget: Data | None
+    retain: Data | None
+    alternates: str | Path | Sequence[Sequence[str]] | None
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was read.
+    """The data of a run, after reading.
 
     Attributes:
-        forget, retain: examples, where they were given. A method that does not train on retain examples is watched
-            on them.
-        alternates: other answers to each forget prompt, given or drawn from refusals; None where the method reads
+        forget: Forget examples; None if not given.
+        retain: Retain examples; None if not given. A method that does not train on them is evaluated on them.
+        alternates: Alternate answers to each forget prompt, given or drawn from refusals; None if the method reads
             none or makes them itself.
-        chat: the chat template that wraps the prompts.
-        notes: what there is to say of them.
+        chat: Chat template that wraps the prompts; None for none.
+        notes: Remarks about the data, stored in the run's record.
     """
 
     forget: Sequence[Example] | None
@@ -47,7 +63,7 @@ class Inputs:
     notes: dict[str, Any]
 
     def hashes(self) -> dict[str, str | None]:
-        """Content hashes, by the names that the run's record has."""
+        """Return the content hash of each set, by its key in the run's record; None for a set that is missing."""
         return {
             "forget_data": hash_examples(self.forget),
             "retain_data": hash_examples(self.retain),
@@ -57,74 +73,79 @@ class Inputs:
 
 @dataclass(frozen=True)
 class EncodedInputs:
-    """What is trained on and what is watched.
+    """The tokenised data of a run.
 
     Attributes:
-        spans: forget, alternate and retain, tokenised.
-        pairs: (place in forget, place in alternate) of every item of an epoch; -1 without alternates; empty for a
-            method that reads retain examples alone.
-        watched: the first examples of both sets, as they are measured during training.
-        notes: what there is to say of them.
+        spans: Tokenised sets by name: forget, alternate, retain.
+        pairs: Items of an epoch, as (index into forget, index into alternate); the second index is -1 without
+            alternates. Empty for a method that reads retain examples alone.
+        evaluated: The first examples of the forget and the retain set, for evaluations during training.
+        notes: Remarks about the data, stored in the run's record.
     """
 
     spans: dict[str, Sequence[Span]]
     pairs: list[tuple[int, int]]
-    watched: Watched
+    evaluated: EvaluationData
     notes: dict[str, Any]
 
 
-def check_needs(method: AnyMethod, needs: Needs, *, forget: Data | None, retain: Data | None, alternates: Any) -> None:
-    """Refuse a method that does not get what it needs, and data that it has no use for.
+def check_needs(method: AnyMethod, needs: Needs, given: GivenData) -> None:
+    """Check that a method gets the data that it needs, and no data that it does not read.
+
+    Args:
+        method: The unlearning method.
+        needs: Inputs that the method reads.
+        given: The user's data.
 
     Raises:
-        InputError: says what to give.
+        InputError: Data are missing or not used.
     """
-    if needs.forget and forget is None:
-        raise InputError(f"{method.name} needs forget data; give --forget FILE (forget=... in Python)")
-    if not needs.forget and forget is not None:
-        raise InputError(f"{method.name} has no use for forget data; leave --forget out")
-    if needs.retain and retain is None:
-        weight = " or set alpha=0" if any(f == "alpha" for f in method.options.__dataclass_fields__) else ""
-        raise InputError(f"{method.name} needs retain data; give --retain FILE (retain=... in Python){weight}")
-    if alternates is not None and not needs.alternates:
-        raise InputError(f"{method.name} has no use for alternate answers; leave --alternates out")
+    if needs.forget and given.forget is None:
+        raise InputError(f"{method.name} needs forget data. Give `forget`.")
+    if not needs.forget and given.forget is not None:
+        raise InputError(f"{method.name} does not read forget data. Remove `forget`.")
+    if needs.retain and given.retain is None:
+        weight = ", or set `alpha` to 0" if any(f == "alpha" for f in method.options.__dataclass_fields__) else ""
+        raise InputError(f"{method.name} needs retain data. Give `retain`{weight}.")
+    if given.alternates is not None and not needs.alternates:
+        raise InputError(f"{method.name} does not read alternate answers. Remove `alternates`.")
 
 
 def read_inputs(
     needs: Needs,
     options: TrainOptions,
     tokenizer: PreTrainedTokenizerBase,
+    given: GivenData,
     *,
     makes_alternates: bool,
-    forget: Data | None,
-    retain: Data | None,
-    alternates: str | Path | Sequence[Sequence[str]] | None,
 ) -> Inputs:
-    """Read the data that the method needs.
+    """Read the data that a method needs.
 
     Args:
-        needs: of the method.
-        options: how the data are read.
-        tokenizer: whose chat template may wrap them.
-        makes_alternates: whether the method makes alternates itself where none are given; else refusals are drawn.
-        forget, retain, alternates: what the user named.
+        needs: Inputs that the method reads.
+        options: The trainer's options, which say how data are read.
+        tokenizer: Tokenizer whose chat template may wrap the prompts.
+        given: The user's data.
+        makes_alternates: The method makes alternates itself if none are given; otherwise refusals are drawn.
+
+    Returns:
+        The examples.
 
     Raises:
-        InputError: a file is missing or broken, a set is empty, or a retain example is a forget example.
+        InputError: A file is missing or malformed, a set is empty, or a retain example is also a forget example.
     """
     chat = chat_format(tokenizer, options.chat_date) if options.chat else None
     notes: dict[str, Any] = {}
-    read = {
-        name: _examples(name, data, options, chat, notes) for name, data in (("forget", forget), ("retain", retain))
-    }
-    if read["forget"] is not None and read["retain"] is not None:
-        shared = refuse_overlap(read["forget"], read["retain"])
+    forget = _examples("forget", given.forget, options, chat, notes)
+    retain = _examples("retain", given.retain, options, chat, notes)
+    if forget is not None and retain is not None:
+        shared = refuse_overlap(forget, retain)
         if shared:
             notes["overlap"] = list(shared)
-    others = None
-    if needs.alternates and read["forget"] is not None and not (makes_alternates and alternates is None):
-        others = _alternates(alternates, read["forget"], options, chat)
-    return Inputs(read["forget"], read["retain"], others, chat, notes)
+    alternates = None
+    if needs.alternates and forget is not None and not (makes_alternates and given.alternates is None):
+        alternates = _alternates(given.alternates, forget, options, chat)
+    return Inputs(forget, retain, alternates, chat, notes)
 
 
 def _alternates(
@@ -136,15 +157,15 @@ def _alternates(
     documents = sum(not example.prompt for example in forget)
     if documents:
         raise InputError(
-            f"{documents} of the {len(forget)} forget examples are plain text, which has no question that an alternate "
-            "could answer; give questions and answers"
+            f"`forget` must have questions for a method with alternate answers, and {documents} of the {len(forget)} "
+            "examples are plain text. Give questions and answers."
         )
     if given is not None and not isinstance(given, (str, Path)):
         answers = [list(each) for each in given]
         if len(answers) != len(forget) or not all(answers):
             raise InputError(
-                f"{len(answers)} lists of alternates for {len(forget)} forget examples; give each example a list of "
-                "one answer or more"
+                "`alternates` must have one list of at least one answer for each forget example, got "
+                f"{len(answers)} lists for {len(forget)} examples"
             )
         return answers
     if given is None or _is_plain_text(Path(given)):
@@ -153,7 +174,7 @@ def _alternates(
 
 
 def _is_plain_text(path: Path) -> bool:
-    """Whether a file holds refusals, one a line, and not records; TOFU's is named .jsonl and holds none."""
+    """Return True if a file holds refusals, one per line, rather than records (TOFU's are named .jsonl)."""
     if not path.is_file() or path.suffix in (".csv", ".tsv", ".parquet"):
         return False
     return read_text(path).lstrip()[:1] not in ("{", "[")
@@ -161,17 +182,29 @@ def _is_plain_text(path: Path) -> bool:
 
 def encode_inputs(
     inputs: Inputs,
-    prepared: Prepared | None,
+    prepared: PreparedData | None,
     needs: Needs,
     options: TrainOptions,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     max_length: int | None,
 ) -> EncodedInputs:
-    """Tokenise everything once, before training.
+    """Tokenise all data, before training.
+
+    Args:
+        inputs: The data as they were read.
+        prepared: Data that the method made; None for a method without a `prepare` stage.
+        needs: Inputs that the method reads.
+        options: The trainer's options.
+        tokenizer: The model's tokenizer.
+        model: The model, whose vocabulary the tokens must fit.
+        max_length: Longest sequence in tokens; None for no limit.
+
+    Returns:
+        Tokenised sets, items of an epoch, and the data of evaluations.
 
     Raises:
-        InputError: an example is too long, or the tokenizer is not the model's.
+        InputError: An example is too long, or the tokenizer does not belong to the model.
     """
     notes = {**inputs.notes, **((prepared.notes or {}) if prepared else {})}
 
@@ -194,41 +227,41 @@ def encode_inputs(
         spans[name], origins[name] = encoded.spans, encoded.origin
         if encoded.notes:
             notes[name] = [*notes.get(name, []), *encoded.notes]
-    watched = replace(
-        _watched(inputs, spans, origins, options.eval_examples), benchmark=_benchmark(options, inputs.chat)
+    evaluated = replace(
+        _evaluated(inputs, spans, origins, options.eval_examples), benchmark=_benchmark(options, inputs.chat)
     )
     if not needs.retain:
         spans["retain"] = []
     if prepared is not None and prepared.forget is not None:
         spans["forget"], origins["forget"] = prepared.forget, list(range(len(prepared.forget)))
-    pairs = [(place, -1) for place in range(len(spans["forget"]))]
+    pairs = [(index, -1) for index in range(len(spans["forget"]))]
     if needs.alternates:
         answers = prepared.alternates if prepared and prepared.alternates is not None else inputs.alternates
         assert inputs.forget is not None and answers is not None
         every = [
-            (place, Example(inputs.forget[origin].prompt, answer))
-            for place, origin in enumerate(origins["forget"])
+            (index, Example(inputs.forget[origin].prompt, answer))
+            for index, origin in enumerate(origins["forget"])
             for answer in answers[origin]
         ]
         encoded = tokenised([example for _, example in every])
         spans["alternate"] = encoded.spans
         if encoded.notes:
             notes["alternates"] = list(encoded.notes)
-        pairs = [(every[origin][0], place) for place, origin in enumerate(encoded.origin)]
+        pairs = [(every[origin][0], index) for index, origin in enumerate(encoded.origin)]
     _check_vocabulary(model, spans)
-    return EncodedInputs(spans, pairs, watched, notes)
+    return EncodedInputs(spans, pairs, evaluated, notes)
 
 
-def _watched(
+def _evaluated(
     inputs: Inputs, spans: Mapping[str, Sequence[Span]], origins: Mapping[str, Sequence[int]], limit: int
-) -> Watched:
+) -> EvaluationData:
     examples: dict[str, Sequence[Example]] = {}
     first: dict[str, Sequence[Span]] = {}
     for name, read in (("forget", inputs.forget), ("retain", inputs.retain)):
         if read is not None:
             first[name] = spans[name][:limit]
             examples[name] = [read[origin] for origin in origins[name][:limit]]
-    return Watched(examples, first, inputs.chat)
+    return EvaluationData(examples, first, inputs.chat)
 
 
 def _benchmark(options: TrainOptions, chat: ChatFormat | None) -> TrainingBenchmark | None:
@@ -260,10 +293,13 @@ def _examples(
         return read.examples
     examples = list(data)
     if not examples:
-        raise InputError(f"the {name} data is empty; give at least one example")
-    for place, example in enumerate(examples):
+        raise InputError(f"`{name}` must have at least one example, got none")
+    for index, example in enumerate(examples):
         if not isinstance(example, Example):
-            raise InputError(f"{name}[{place}] is {type(example).__name__}; give unlearning.Example(prompt, answer)")
+            raise InputError(
+                f"`{name}` must hold examples, got {type(example).__name__} at index {index}. "
+                "Use unlearning.Example(prompt, answer)."
+            )
     return examples
 
 
@@ -272,5 +308,5 @@ def _check_vocabulary(model: PreTrainedModel, spans: Mapping[str, Sequence[Span]
     largest = max(max(span.input_ids) for some in spans.values() for span in some)
     if largest >= size:
         raise InputError(
-            f"the tokenizer gives token {largest}, the model has {size}; use the tokenizer that belongs to the model"
+            f"`tokenizer` must belong to the model, got token {largest} from it, and the model has {size} tokens"
         )

@@ -1,4 +1,4 @@
-"""The card of a trained model: what was done to which model, with what, and what came of it."""
+"""The card of a trained model: method, data, options, and metrics before and after training."""
 
 from typing import Any
 
@@ -6,12 +6,20 @@ from unlearning.methods.method import AnyMethod
 
 
 def model_card(method: AnyMethod, record: dict[str, Any]) -> str:
-    """`README.md` of a run's directory, in the form that the hub reads."""
+    """Return the model card.
+
+    Args:
+        method: The unlearning method.
+        record: Content of `unlearning.json`.
+
+    Returns:
+        Markdown with the metadata block that the Hugging Face hub reads.
+    """
     configuration = record["configuration"]
     options = "\n".join(f"| `{name}` | {value!r} |" for name, value in configuration["options"].items())
     counts = record["examples"]
     data = "\n".join(
-        f"| {name} | {counts.get(name, 'measured only')} | `{configuration[key]}` |"
+        f"| {name} | {counts.get(name, 'for evaluation only')} | `{configuration[key]}` |"
         for name, key in (("forget", "forget_data"), ("alternate", "alternates_data"), ("retain", "retain_data"))
         if configuration[key] is not None
     )
@@ -26,18 +34,18 @@ tags:
 
 # {record["model"]} after {configuration["method"]}
 
-{method.summary}{f" ({method.source})" if method.source else ""}.
-{record["steps"]} optimizer steps{_ending(record)}, {record["seconds"]:.0f} s on {record["device"]}, with seed
-{configuration["options"]["seed"]} for the orders of the examples. Written by `unlearn train`; `unlearning.json` holds
-the history.
+Method: {method.summary}{f" ({method.source})" if method.source else ""}.
 
-Start weights: content hash `{configuration["start_weights"]}`.
+Training: {record["steps"]} optimizer steps{_ending(record)}, {record["seconds"]:.0f} s on {record["device"]}, random
+seed {configuration["options"]["seed"]}. Trained with `unlearn train`; `unlearning.json` holds the history.
+
+Model before training: {record["model"]}, content hash of its weights `{configuration["start_weights"]}`.
 
 | data | examples | content hash (SHA-256) |
 | --- | --- | --- |
 {data}
 
-## Before and after
+## Metrics before and after training
 
 {_metrics(record)}
 
@@ -52,23 +60,26 @@ Start weights: content hash `{configuration["start_weights"]}`.
 
 
 def _ending(record: dict[str, Any]) -> str:
-    if record["best"] is not None:
-        return f", of which the weights after step {record['best']['step']} were kept (best {record['best']['metric']})"
-    return f", stopped where {record['stop_rule']}" if record["stopped_at"] is not None else ""
+    best = record["best"]
+    if best is not None:
+        return f" (the weights after step {best['step']} were kept, where {best['metric']} was best)"
+    return f" (stopped by the rule {record['stop_rule']})" if record["stopped_at"] is not None else ""
 
 
 def _metrics(record: dict[str, Any]) -> str:
     evaluations = record["evaluations"]
     if not evaluations:
-        return "Not measured."
+        return "No metrics were measured."
     first, last = evaluations[0], record["final"]
     names = [name for name in last if name not in ("step", "epoch")]
     rows = "\n".join(f"| {name} | {first.get(name, float('nan')):.4f} | {last[name]:.4f} |" for name in names)
-    said = f"\n\nCollapsed at step {record['collapsed_at']}." if record["collapsed_at"] is not None else ""
+    collapse = ""
+    if record["collapsed_at"] is not None:
+        collapse = f"\n\nThe model collapsed at step {record['collapsed_at']}: its retain probability fell."
     sizes = record["evaluated_examples"]
-    what = " and ".join(f"{count} {name}" for name, count in sizes.items())
-    return f"""On {what} examples of the training data.
+    data = " and ".join(f"{count} {name}" for name, count in sizes.items())
+    return f"""Measured on {data} examples of the training data.
 
 | metric | before | after step {int(last["step"])} |
 | --- | --- | --- |
-{rows}{said}"""
+{rows}{collapse}"""

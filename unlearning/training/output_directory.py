@@ -1,9 +1,9 @@
-"""A training run on disk: checkpoints while it goes on, then the model, `unlearning.json` and its card.
+"""A training run on disk: checkpoints during training, then the model, its record and its card.
 
-DIR/unlearning.json        configuration, versions, history; `finished` is false while checkpoints are all there is
-DIR/checkpoints/           checkpoint-STEP to resume from, and `best`, where they were asked for
+DIR/unlearning.json        configuration, versions, history; `finished` is false until the model is written
+DIR/checkpoints/           checkpoint-STEP to resume from, and `best`, if they were asked for
 DIR/model.safetensors ...  a plain Hugging Face checkpoint (or adapter), once the run is finished
-DIR/README.md              its model card
+DIR/README.md              the model card
 """
 
 import errno
@@ -24,60 +24,80 @@ from unlearning.data.question_answer import Example
 
 CHECKPOINTS = "checkpoints"
 WHOLE = "unlearning_step.json"
-"""The last file that is written into a checkpoint: one without it was cut short."""
+"""The last file that is written into a checkpoint: a checkpoint without it is incomplete."""
 
 
 def hash_examples(examples: Sequence[Example] | None) -> str | None:
-    """SHA-256 of the examples' texts in their order; None where there are none."""
+    """Return the SHA-256 of the examples' texts in order; None for no examples."""
     return None if examples is None else hash_json([asdict(example) for example in examples])
 
 
 def library_versions() -> dict[str, str]:
-    """Versions that decide the numbers."""
+    """Return the versions of the packages that the numbers depend on."""
     return {name: version(name) for name in ("dissect-unlearning", "torch", "transformers", "accelerate")}
 
 
 def read_run(output_dir: Path, configuration: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a run of this very configuration in `output_dir`, finished or not; None where it is free.
+    """Read the record of a run with this configuration, finished or not.
+
+    Args:
+        output_dir: Directory of the run.
+        configuration: Configuration that the run must have; keys may be left out.
+
+    Returns:
+        The record; None if the directory is missing or empty.
 
     Raises:
-        InputError: the directory holds something else; names the first thing that differs.
+        InputError: The directory holds other files, or a run whose configuration differs; the message names the first
+            difference.
     """
     if not output_dir.exists():
-        _check_place(output_dir)
+        _check_writable(output_dir)
         return None
     if not output_dir.is_dir():
-        raise InputError(f"{output_dir}: a file is in the way; choose another output directory")
+        raise InputError(f"`output_dir` must be a directory, got the file {output_dir}. Choose another directory.")
     if not any(output_dir.iterdir()):
         return None
     try:
         record = json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
         done = record["configuration"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{output_dir}: holds other files; choose another output directory or empty it") from None
+        raise InputError(
+            f"`output_dir` must be new, empty or a run's directory, got {output_dir}, which holds other files. "
+            "Choose another directory."
+        ) from None
     for name, value in configuration.items():
         if done.get(name) != value:
             raise InputError(
-                f"{output_dir}: holds a model of another configuration ({_difference(name, done.get(name), value)}); "
-                "choose another output directory or remove it"
+                f"`output_dir` {output_dir} holds a run of another configuration: "
+                f"{_difference(name, done.get(name), value)}. Choose another directory, or remove that run."
             )
     return record
 
 
-def _check_place(output_dir: Path) -> None:
-    """Refuse a directory that could not be made, before anything is trained for it."""
-    place = next(parent for parent in output_dir.absolute().parents if parent.exists())
-    if not place.is_dir():
-        raise InputError(f"{output_dir}: {place} is a file; choose another output directory")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"{output_dir}: {place} cannot be written; choose another output directory")
+def _check_writable(output_dir: Path) -> None:
+    """Check, before training, that the directory can be made."""
+    parent = next(parent for parent in output_dir.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise InputError(
+            f"`output_dir` must be in a directory, got {output_dir}, and {parent} is a file. Choose another directory."
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"`output_dir` must be in a writable directory, got {output_dir}, and {parent} is not writable. "
+            "Choose another directory."
+        )
 
 
 def begin_run(output_dir: Path, configuration: dict[str, Any]) -> None:
-    """Take the directory for a run that keeps checkpoints.
+    """Write the record of an unfinished run.
+
+    Args:
+        output_dir: Directory of the run; made if missing.
+        configuration: The run's configuration.
 
     Raises:
-        InputError: the disk is full.
+        InputError: The disk is full.
     """
     with saying_disk_full(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -85,7 +105,7 @@ def begin_run(output_dir: Path, configuration: dict[str, Any]) -> None:
 
 
 def abandon_run(output_dir: Path) -> None:
-    """Remove an unfinished run that kept nothing, and of others what was cut short."""
+    """Remove incomplete checkpoints, and the whole directory if nothing but its record is left."""
     remove_broken_checkpoints(output_dir)
     entries = [path for path in output_dir.rglob("*") if path.is_file()] if output_dir.is_dir() else []
     if [path.name for path in entries] == [RECORD]:
@@ -93,13 +113,13 @@ def abandon_run(output_dir: Path) -> None:
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest whole checkpoint; None where there is none."""
+    """Return the newest complete checkpoint; None if there is none."""
     whole = [path for path in (output_dir / CHECKPOINTS).glob("checkpoint-*") if (path / WHOLE).is_file()]
     return max(whole, key=_step, default=None)
 
 
 def remove_broken_checkpoints(output_dir: Path) -> None:
-    """Remove checkpoints whose writing was cut short."""
+    """Remove incomplete checkpoints."""
     for path in (output_dir / CHECKPOINTS).glob("checkpoint-*"):
         if not (path / WHOLE).is_file():
             shutil.rmtree(path)
@@ -108,17 +128,20 @@ def remove_broken_checkpoints(output_dir: Path) -> None:
 def finish_run(
     output_dir: Path, write_model: Callable[[Path], None], record: dict[str, Any], card: str, *, is_main: bool
 ) -> None:
-    """Write everything beside `output_dir`, then move it there, the record last: an interrupted end leaves no model.
+    """Write the finished run.
+
+    Everything is written into a directory beside `output_dir` and then moved, the record last, so that an interrupted
+    run never looks finished.
 
     Args:
-        output_dir: of the run.
-        write_model: writes weights, configuration and tokenizer into a directory; called on every process.
-        record: `unlearning.json`.
-        card: `README.md`.
-        is_main: whether this process moves what was written.
+        output_dir: Directory of the run.
+        write_model: Write weights, configuration and tokenizer into a directory; called on every process.
+        record: Content of `unlearning.json`.
+        card: Content of `README.md`.
+        is_main: This process writes the record and the card, and moves the files.
 
     Raises:
-        InputError: the disk is full.
+        InputError: The disk is full.
     """
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = output_dir.parent / f".{output_dir.name}.partial"
@@ -135,7 +158,7 @@ def finish_run(
                 os.replace(partial, output_dir)
                 return
             with suppress(OSError):
-                (output_dir / CHECKPOINTS).rmdir()  # where it is empty
+                (output_dir / CHECKPOINTS).rmdir()  # only if it is empty
             for path in sorted(partial.iterdir(), key=lambda path: path.name == RECORD):
                 os.replace(path, output_dir / path.name)
             partial.rmdir()
@@ -147,22 +170,30 @@ def finish_run(
 
 @contextmanager
 def saying_disk_full(directory: Path) -> Iterator[None]:
-    """Turn the many ways of saying that a disk is full into one line.
+    """Raise one kind of error for a full disk, whichever library reports it.
+
+    Args:
+        directory: Directory of the run, whose last checkpoint the message names.
+
+    Yields:
+        Nothing.
 
     Raises:
-        InputError: the disk is full.
+        InputError: The disk is full.
     """
     try:
         yield
     except Exception as error:
-        # safetensors has an exception of its own for it, with the system's words in it; torch says where it noticed.
+        # safetensors raises its own exception with the system's message; torch only names the place in its source.
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         words = ("No space left", "inline_container", "iostream error")
         if not full and not any(word in str(error) for word in words):
             raise
         kept = last_checkpoint(directory)
-        rest = f"; the last whole checkpoint is {kept}" if kept else ""
-        raise InputError(f"{directory}: no space left on the disk; free some and run it again{rest}") from None
+        rest = f"; the last complete checkpoint is {kept}" if kept else ""
+        raise InputError(
+            f"{directory}: no space left on the disk{rest}. Free some space and run the command again."
+        ) from None
 
 
 def _step(path: Path) -> int:
@@ -170,7 +201,7 @@ def _step(path: Path) -> int:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
+    """Write the file completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -181,10 +212,20 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _difference(name: str, done: Any, wanted: Any) -> str:
+    """Return the first difference between an entry of a run's configuration and the wanted one, in words."""
     if isinstance(done, dict) and isinstance(wanted, dict):
         for key in wanted:
             if done.get(key) != wanted[key]:
-                return f"{key}: {done.get(key)!r} there, {wanted[key]!r} now"
-    if isinstance(wanted, str) and len(wanted) == 64:
-        return f"another {name.replace('_', ' ')}"
-    return f"{name}: {done!r} there, {wanted!r} now"
+                return f"{key} is {done.get(key)!r} there, {wanted[key]!r} now"
+    if name in _HASHED:
+        return f"its {_HASHED[name]} differ"
+    return f"{name} is {done!r} there, {wanted!r} now"
+
+
+_HASHED = {
+    "forget_data": "forget data",
+    "retain_data": "retain data",
+    "alternates_data": "alternate answers",
+    "start_weights": "weights before training",
+}
+"""Entries of a configuration that are content hashes, in words."""

@@ -1,4 +1,4 @@
-"""Which parameters train: all, those of a regular expression, those that the method names, or an adapter's."""
+"""The parameters that train: all, those of a regular expression, those that the method names, or an adapter."""
 
 import re
 from typing import Any
@@ -12,28 +12,32 @@ from unlearning.options import TrainOptions
 
 def choose_parameters(
     model: PreTrainedModel, method: AnyMethod, method_options: Any, options: TrainOptions, *, base: str
-) -> int:
-    """Freeze the others, so that neither the optimizer's decay nor the clipping sees them; how many numbers train.
+) -> None:
+    """Choose the parameters that train and freeze the others, so that neither weight decay nor clipping sees them.
 
     Args:
-        model: to train.
-        method: by which.
-        method_options: its own.
-        options: the trainer's.
-        base: name of the start model, which a saved adapter gives.
+        model: The model to train.
+        method: The unlearning method.
+        method_options: The method's options.
+        options: The trainer's options.
+        base: Name of the model, which a saved adapter records as its base.
 
     Raises:
-        InputError: two choices contradict, or an expression matches nothing.
+        InputError: Two options contradict each other, or an expression matches no parameter.
     """
     if options.lora_rank:
         if options.train_parameters is not None:
-            raise InputError("lora_rank trains an adapter and train_parameters weights; set one of the two")
+            raise InputError("`lora_rank` and `train_parameters` exclude each other. Set only one of them.")
         if method.finish is not None:
-            raise InputError(f"{method.name} makes whole weights of those that it trained; leave lora_rank out")
+            raise InputError(
+                f"`lora_rank` is not supported by {method.name}, which edits the full weights after training. "
+                "Remove `lora_rank`."
+            )
         if method.trains is not None and method.trains(model, method_options) is not None:
-            raise InputError(f"{method.name} trains weights that it names itself; leave lora_rank out")
-        if method.finish is not None:
-            raise InputError(f"{method.name} does arithmetic on whole weights; leave lora_rank out")
+            raise InputError(
+                f"`lora_rank` is not supported by {method.name}, which chooses the weights that it trains. "
+                "Remove `lora_rank`."
+            )
         from unlearning.checkpoints.lora import ALL_LINEAR, add_adapter
 
         add_adapter(
@@ -50,16 +54,18 @@ def choose_parameters(
         if pattern is None and method.trains is not None:
             pattern = method.trains(model, method_options)
         _freeze_others(model, pattern)
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _freeze_others(model: PreTrainedModel, pattern: str | None) -> None:
     try:
         matches = re.compile(pattern or "").search
     except re.error as error:
-        raise InputError(f"train_parameters={pattern!r}: not a regular expression: {error}") from None
+        raise InputError(f"`train_parameters` must be a regular expression, got {pattern!r}: {error}") from None
     names = [name for name, _ in model.named_parameters()]
     if not any(matches(name) for name in names):
-        raise InputError(f"train_parameters={pattern!r} matches none of the {len(names)} parameters, as {names[-1]}")
+        raise InputError(
+            f"`train_parameters` must match at least one of the {len(names)} parameters (such as {names[-1]}), got "
+            f"{pattern!r}"
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(bool(matches(name)))

@@ -1,4 +1,4 @@
-"""The trainer's progress on stderr."""
+"""Progress of a training run on stderr."""
 
 from typing import Any
 
@@ -8,9 +8,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with the losses beside it, and a line of the history at the last step whatever `logging_steps` is."""
+    """Shows a bar with the losses, and logs a line of the history at the last step whatever `logging_steps` is."""
 
     def __init__(self, description: str, *, show: bool) -> None:
+        """Make the bar, with its description; nothing is shown if not `show`."""
         self.description = description
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -29,11 +30,11 @@ class ProgressBar(TrainerCallback):
         if not self.bar.disable:
             self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def preparing(self, done: int, total: int) -> None:
-        """Show how far the start model's constants are."""
+    def show_references(self, done: int, total: int) -> None:
+        """Show the number of examples whose reference quantities are computed."""
         self.bar.start()
         if self.preparation is None or done <= 0:
-            self.preparation = self.bar.add_task("start model", total=total, losses="")
+            self.preparation = self.bar.add_task("reference model", total=total, losses="")
         self.bar.update(self.preparation, completed=done, total=total)
 
     def on_train_begin(
@@ -68,7 +69,7 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
-        """Show the loss and its terms."""
+        """Show the losses of the line."""
         if logs is not None and "loss" in logs and self.task is not None:
             shown = [f"{name} {value:.3g}" for name, value in logs.items() if name.endswith("loss")]
             self.bar.update(self.task, losses=", ".join(shown))

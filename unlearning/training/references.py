@@ -1,11 +1,12 @@
-"""Constants of the start model that a loss reads: computed once, kept on disk, and the model freed.
+"""Quantities of the reference model that a loss reads: computed once, kept on disk, and the model freed.
 
-A column holds one quantity of one data set. It lies in a file named by the content hash of the model, the token ids
-(which are the data and the tokenizer together) and the quantity, so that another model's numbers can never come back.
-Where the file would be larger than the budget, a frozen copy of the model is kept instead and asked at every step; the
-numbers are the same.
+A column holds one quantity of one data set. Its file is named by the content hash of the model, the token ids (which
+stand for the data and the tokenizer) and the quantity, so that the numbers of another model are never read. If the file
+would be larger than the budget, a frozen copy of the model is kept instead and evaluated at every step; the numbers are
+the same.
 """
 
+import contextlib
 import copy
 import errno
 import hashlib
@@ -28,27 +29,33 @@ from unlearning.data.batches import LabelledSpan, Span, TokenBatch, collate, n_p
 from unlearning.methods.method import Reference
 from unlearning.objectives.forward import answer_logits, answer_sequence_nll, block_output
 
-Autocast = Callable[[], AbstractContextManager[None]]
-
 
 class Column(Protocol):
     """One quantity of one data set."""
 
-    def of(self, places: Sequence[int], batch: TokenBatch) -> Tensor:
-        """The values of the examples at these places, which `batch` holds in this order, on its device."""
+    def of(self, indices: Sequence[int], batch: TokenBatch) -> Tensor:
+        """Return the values of some examples.
+
+        Args:
+            indices: Indices of the examples in the data set.
+            batch: The same examples, in the same order.
+
+        Returns:
+            The values, on the batch's device.
+        """
 
 
 @dataclass(frozen=True)
 class StoredColumn:
-    """Values on disk: rows `offsets[i]` to `offsets[i + 1]` are example i's.
+    """Values on disk: rows `offsets[i]` to `offsets[i + 1]` belong to example i.
 
-    Read, not mapped: pages of a mapped file would count as this process's memory.
+    The file is read rather than mapped, because the pages of a mapped file count as memory of the process.
 
     Attributes:
-        path: the file, as `numpy.save` writes it.
-        start: where its values begin, in bytes.
-        width: values a row; None where a row is one number.
-        offsets: of each example.
+        path: The file, as `numpy.save` writes it.
+        start: Offset of the values in the file, in bytes.
+        width: Values per row; None if a row is a single number.
+        offsets: First row of each example, followed by the number of rows.
     """
 
     path: Path
@@ -56,41 +63,64 @@ class StoredColumn:
     width: int | None
     offsets: np.ndarray
 
-    def of(self, places: Sequence[int], batch: TokenBatch) -> Tensor:
-        """The examples' rows, one after the other.
+    def of(self, indices: Sequence[int], batch: TokenBatch) -> Tensor:
+        """Read the rows of some examples, one example after the other.
+
+        Args:
+            indices: Indices of the examples in the data set.
+            batch: The same examples; only their device is used.
+
+        Returns:
+            Float32, [row] or [row, width].
 
         Raises:
-            InputError: the file is gone, or was cut short since training began.
+            InputError: The file was removed or cut short since training began.
         """
         row = self.width or 1
-        ranges = [(int(self.offsets[place]), int(self.offsets[place + 1])) for place in places]
+        ranges = [(int(self.offsets[index]), int(self.offsets[index + 1])) for index in indices]
         read = np.empty(row * sum(last - first for first, last in ranges), dtype="<f4")
         done = 0
         try:
             with self.path.open("rb") as file:
-                for first, last in ranges:  # into its place: as parts to be joined the logits would be there twice
+                for first, last in ranges:  # read into one array: joining parts would hold the logits twice
                     file.seek(self.start + 4 * row * first)
                     part = read[done : done + row * (last - first)]
                     if file.readinto(part.data) < part.nbytes:
                         raise OSError("cut short")
                     done += len(part)
         except OSError as error:
-            raise InputError(f"{self.path}: {error.strerror or error} while training; run it again") from None
+            raise InputError(
+                f"{self.path}: {error.strerror or error} during training. Run the command again."
+            ) from None
         values = torch.from_numpy(read).to(batch.input_ids.device)
         return values if self.width is None else values.view(-1, self.width)
 
 
 @dataclass(frozen=True)
 class LiveColumn:
-    """A frozen copy of the start model, which is asked at every step."""
+    """A frozen copy of the reference model, evaluated at every step.
+
+    Attributes:
+        model: The copy, in eval mode.
+        reference: The quantity.
+        precision: The option `precision` of the run.
+    """
 
     model: PreTrainedModel
     reference: Reference
-    autocast: Autocast
+    precision: str
 
-    def of(self, places: Sequence[int], batch: TokenBatch) -> Tensor:  # noqa: ARG002
-        """What the start model says of the batch."""
-        return evaluate(self.model, batch, self.reference, self.autocast)
+    def of(self, indices: Sequence[int], batch: TokenBatch) -> Tensor:  # noqa: ARG002
+        """Compute the batch's values with the reference model.
+
+        Args:
+            indices: Not used.
+            batch: The examples.
+
+        Returns:
+            The values (see `evaluate`).
+        """
+        return evaluate(self.model, batch, self.reference, self.precision)
 
 
 @dataclass(frozen=True)
@@ -99,11 +129,20 @@ class References:
 
     columns: Mapping[Reference, Column]
 
-    def attach(self, data: str, places: Sequence[int], batch: TokenBatch) -> TokenBatch:
-        """The batch with the constants of its examples; `data` is forget, alternate or retain."""
+    def attach(self, data: str, indices: Sequence[int], batch: TokenBatch) -> TokenBatch:
+        """Return the batch with the reference quantities of its examples.
+
+        Args:
+            data: "forget", "alternate" or "retain".
+            indices: Indices of the batch's examples in that data set.
+            batch: The examples.
+
+        Returns:
+            A batch whose `reference_*` fields are filled as the method declares.
+        """
         for reference, column in self.columns.items():
             if reference.data == data:
-                values = column.of(places, batch)
+                values = column.of(indices, batch)
                 batch = replace(
                     batch,
                     reference_nll=values if reference.quantity == "nll" else batch.reference_nll,
@@ -113,10 +152,40 @@ class References:
         return batch
 
 
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """Settings of `compute_references`.
+
+    Attributes:
+        batch_size: Sequences per batch.
+        budget: Largest file in GB (10^9 bytes); above it a copy of the model is kept.
+        precision: The option `precision` of the run; it is part of the file's name, because it changes the numbers.
+        main_first: Return a context in which the other processes wait for the main one.
+        advance: Called with the number of examples done and their total.
+    """
+
+    batch_size: int
+    budget: float
+    precision: str
+    main_first: Callable[[], AbstractContextManager[None]]
+    advance: Callable[[int, int], None]
+
+
 @torch.no_grad()
-def evaluate(model: PreTrainedModel, batch: TokenBatch, reference: Reference, autocast: Autocast) -> Tensor:
-    """One batch's values, in float32 on the batch's device: [batch], [token, vocab] or [all tokens, d_model]."""
-    with autocast():
+def evaluate(model: PreTrainedModel, batch: TokenBatch, reference: Reference, precision: str) -> Tensor:
+    """Compute one quantity on one batch.
+
+    Args:
+        model: The reference model.
+        batch: The examples.
+        reference: The quantity.
+        precision: The option `precision` of the run.
+
+    Returns:
+        Float32 on the batch's device: [batch] for "nll", [token, vocab] for "logits", [all tokens, d_model] for
+        "hidden".
+    """
+    with _autocast(precision, batch.input_ids.device):
         if reference.quantity == "nll":
             return answer_sequence_nll(model, batch).float()
         if reference.quantity == "logits":
@@ -130,30 +199,22 @@ def compute_references(
     model_hash: str,
     spans: Mapping[str, Sequence[Span]],
     references: Iterable[Reference],
-    *,
-    batch_size: int,
-    budget: float,
-    precision: str,
-    autocast: Autocast,
-    main_first: Callable[[], AbstractContextManager[None]],
-    advance: Callable[[int, int], None],
+    settings: ReferenceSettings,
 ) -> References:
-    """Compute what is not on disk yet, without dropout, from the very model that is then trained.
+    """Compute the quantities that are not on disk yet, without dropout, from the model that is trained afterwards.
 
     Args:
-        model: the start model, on its device.
-        model_hash: its `content_hash`.
-        spans: the data sets by name.
-        references: what to compute.
-        batch_size: sequences at a time.
-        budget: largest file in GB (10^9 bytes); above it a copy of the model is kept.
-        precision: the option of that name: numbers of another precision are other numbers.
-        autocast: the context of mixed precision.
-        main_first: a context in which the other processes wait for the main one.
-        advance: called with how many of how many examples are done.
+        model: The reference model, on its device.
+        model_hash: Its `content_hash`.
+        spans: The data sets by name.
+        references: The quantities to compute.
+        settings: Batch size, budget, precision and callbacks.
+
+    Returns:
+        A column for each quantity.
 
     Raises:
-        InputError: the disk is full, or the directory cannot be written.
+        InputError: The disk is full, or the cache directory is not writable.
     """
     columns: dict[Reference, Column] = {}
     copied: PreTrainedModel | None = None
@@ -164,23 +225,32 @@ def compute_references(
             data = spans[reference.data]
             offsets = np.concatenate([[0], np.cumsum([_n_rows(span, reference) for span in data])])
             width = _width(model, reference)
-            if reference.quantity != "nll" and 4e-9 * offsets[-1] * width > budget:
+            if reference.quantity != "nll" and 4e-9 * offsets[-1] * width > settings.budget:
                 if copied is None:
                     copied = _frozen_copy(model)
-                columns[reference] = LiveColumn(copied, reference, autocast)
+                columns[reference] = LiveColumn(copied, reference, settings.precision)
                 continue
-            path = cache_directory("reference") / f"{_key(model_hash, data, reference, precision)}.npy"
+            path = cache_directory("reference") / f"{_key(model_hash, data, reference, settings.precision)}.npy"
             shape = (int(offsets[-1]),) if reference.quantity == "nll" else (int(offsets[-1]), width)
-            with main_first():
+            with settings.main_first():
                 if _start_of_values(path, shape) is None:
-                    _write(path, shape, offsets, model, data, reference, batch_size, autocast, advance)
+                    _write(path, shape, offsets, model, data, reference, settings)
             start = _start_of_values(path, shape)
             if start is None:
-                raise InputError(f"{path}: the main process wrote it and this one cannot read it; share the directory")
+                raise InputError(
+                    f"{path}: written by the main process but not readable by this one. Use a cache directory that "
+                    "all processes share (environment variable UNLEARNING_CACHE)."
+                )
             columns[reference] = StoredColumn(path, start, shape[1] if len(shape) > 1 else None, offsets)
     finally:
         model.train(was_training)
     return References(columns)
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Return the context of mixed precision; an empty context for other precisions."""
+    dtype = {"bf16_mixed": torch.bfloat16, "fp16_mixed": torch.float16}.get(precision)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def _n_rows(span: Span, reference: Reference) -> int:
@@ -210,9 +280,9 @@ def _key(model_hash: str, data: Sequence[Span], reference: Reference, precision:
 
 
 def _start_of_values(path: Path, shape: tuple[int, ...]) -> int | None:
-    """Where the column's values begin in its file; None where there is none or it is not whole."""
+    """Return the offset of the values in a column's file, in bytes; None if the file is missing or incomplete."""
     try:
-        rows = np.load(path, mmap_mode="r")  # which compares the file's size with its header
+        rows = np.load(path, mmap_mode="r")  # raises if the file is shorter than its header says
     except (OSError, ValueError, EOFError):
         return None
     whole = isinstance(rows, np.memmap) and rows.shape == shape and rows.dtype == np.float32
@@ -226,37 +296,36 @@ def _write(
     model: PreTrainedModel,
     data: Sequence[Span],
     reference: Reference,
-    batch_size: int,
-    autocast: Autocast,
-    advance: Callable[[int, int], None],
+    settings: ReferenceSettings,
 ) -> None:
-    """Fill a file beside `path`, then rename it: a computation that is stopped leaves nothing under its name."""
+    """Fill a file beside `path`, then rename it, so that an interrupted computation leaves no file of that name."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             np.lib.format.write_array_header_2_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
             start = file.tell()
-            # Written, not mapped: a full disk is an error here and would be a crash there.
+            # Written rather than mapped: a full disk raises here, and would crash the process through a mapped file.
             file.truncate(start + 4 * int(np.prod(shape)))
             row_bytes = 4 * (shape[1] if len(shape) > 1 else 1)
-            order = sorted(range(len(data)), key=lambda place: len(data[place].input_ids))
-            for first in range(0, len(order), batch_size):
-                places = order[first : first + batch_size]
-                batch = collate([data[place] for place in places]).to(model.device)
-                values = evaluate(model, batch, reference, autocast).cpu().numpy()
-                sizes = [int(offsets[place + 1] - offsets[place]) for place in places]
-                for place, part in zip(places, np.split(values, np.cumsum(sizes)[:-1]), strict=True):
-                    file.seek(start + row_bytes * int(offsets[place]))
+            order = sorted(range(len(data)), key=lambda index: len(data[index].input_ids))
+            for first in range(0, len(order), settings.batch_size):
+                indices = order[first : first + settings.batch_size]
+                batch = collate([data[index] for index in indices]).to(model.device)
+                values = evaluate(model, batch, reference, settings.precision).cpu().numpy()
+                sizes = [int(offsets[index + 1] - offsets[index]) for index in indices]
+                for index, part in zip(indices, np.split(values, np.cumsum(sizes)[:-1]), strict=True):
+                    file.seek(start + row_bytes * int(offsets[index]))
                     file.write(np.ascontiguousarray(part).data)
-                advance(first + len(places), len(order))
+                settings.advance(first + len(indices), len(order))
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         what = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
         raise InputError(
-            f"{path.parent}: {what} for {4e-9 * np.prod(shape):.2g} GB of the start model's {reference.quantity}; "
-            "set UNLEARNING_CACHE to another directory, or lower reference_budget to keep the model in memory instead"
+            f"{path.parent}: {what} for {4e-9 * np.prod(shape):.2g} GB of the reference model's {reference.quantity}. "
+            "Set the environment variable UNLEARNING_CACHE to another directory, or lower `reference_budget` to keep "
+            "the model in memory instead."
         ) from None
     except BaseException:
         partial.unlink(missing_ok=True)

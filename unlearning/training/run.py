@@ -1,9 +1,8 @@
-"""The steps of a run, from a loaded model to a trained one: prepares, computes constants, trains, watches."""
+"""The stages of a run, from a loaded model to a trained one: preparation, reference quantities, training steps."""
 
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,16 @@ from transformers.training_args import TrainingArguments
 
 from unlearning.common.errors import InputError
 from unlearning.methods.method import AnyMethod, Needs
-from unlearning.methods.stages import Start
+from unlearning.methods.stages import PreparationInputs
 from unlearning.objectives.forward import unwrapped
 from unlearning.options import TrainOptions, shown
 from unlearning.training.arguments import (
-    n_windows,
-    optimizer_class,
+    step_batch_size,
+    steps_per_epoch,
     tensorboard_callback,
     training_arguments,
 )
-from unlearning.training.evaluation_callback import METRICS, Measured, Rule, Watch, Watched
+from unlearning.training.evaluation_callback import METRICS, EvaluationCallback, EvaluationData, Measured, Rule
 from unlearning.training.inputs import EncodedInputs, Inputs, encode_inputs
 from unlearning.training.output_directory import (
     CHECKPOINTS,
@@ -33,14 +32,26 @@ from unlearning.training.output_directory import (
 )
 from unlearning.training.parameters import choose_parameters
 from unlearning.training.progress_callback import ProgressBar
-from unlearning.training.references import compute_references
+from unlearning.training.references import ReferenceSettings, compute_references
 from unlearning.training.trainer import Diverged, UnlearningTrainer
 from unlearning.training.training_set import TrainingSet
 
 
 @dataclass(frozen=True)
 class Job:
-    """What was asked for, resolved."""
+    """A resolved request to train.
+
+    Attributes:
+        method: The unlearning method.
+        method_options: The method's options.
+        options: The trainer's options.
+        needs: Inputs that the method reads under these options.
+        rule: Rule that stops the training (option `stop_when`); None for no rule.
+        device: Device to train on.
+        output_dir: Output directory; None to save nothing.
+        progress: Show progress bars on stderr.
+        train: Train another model (see `PreparationInputs.train`).
+    """
 
     method: AnyMethod
     method_options: Any
@@ -48,20 +59,26 @@ class Job:
     needs: Needs
     rule: Rule | None
     device: torch.device
-    output: Path | None
+    output_dir: Path | None
     progress: bool
     train: Callable[..., PreTrainedModel]
 
     @property
     def keeps_files(self) -> bool:
-        """Whether the directory is in use before the end: checkpoints, or what the method makes first."""
+        """True if the run writes into its directory before its end: checkpoints, logs, or prepared data."""
         wanted = self.options.save_every or self.options.keep_best or self.options.tensorboard or self.method.prepare
-        return self.output is not None and bool(wanted)
+        return self.output_dir is not None and bool(wanted)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the steps left: the model, what writes it, and what the record says."""
+    """The result of the training steps.
+
+    Attributes:
+        model: The trained model.
+        write: Write the model and its tokenizer into a directory.
+        record: Entries of the run's record (`unlearning.json`).
+    """
 
     model: PreTrainedModel
     write: Callable[[Path], None]
@@ -69,8 +86,15 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The start model: its name, content hash and tokenizer."""
+class LoadedModel:
+    """The model to train. Before the first step it is the reference model.
+
+    Attributes:
+        model: The model, in float32.
+        name: Directory, hub id or built-in name.
+        sha256: Content hash of its weights before training.
+        tokenizer: Its tokenizer.
+    """
 
     model: PreTrainedModel
     name: str
@@ -78,37 +102,40 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
 
 
-def run_steps(job: Job, start: Loaded, inputs: Inputs, directory: Path, state: PartialState) -> Outcome:
-    """Train the start model, in place.
+def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, state: PartialState) -> Outcome:
+    """Train a model in place.
 
     Args:
-        job: what was asked for.
-        start: the start model, in float32.
-        inputs: the data as they were read.
-        directory: gets the checkpoints.
-        state: this process among how many.
+        job: The resolved request.
+        loaded: The model to train.
+        inputs: The data as they were read.
+        directory: Directory of the checkpoints.
+        state: Rank of this process and number of processes.
+
+    Returns:
+        The trained model, a function that writes it, and the record of the steps.
 
     Raises:
-        InputError: the data do not fit the model, training diverged, or the disk is full.
+        InputError: The data do not fit the model, training diverged, or the disk is full.
     """
-    model, options = start.model, job.options
+    model, options = loaded.model, job.options
     if job.method.resolve is not None:
         resolved = job.method.resolve(model, job.method_options)
         job = replace(job, method_options=resolved, needs=job.method.needs(resolved))
     if options.precision == "bfloat16":
         model.bfloat16()
     model.to(job.device)  # type: ignore[arg-type]
-    encoded = _encoded(job, start, inputs, state)
-    start_model = copy.deepcopy(model).cpu() if job.method.finish is not None else None
+    encoded = _encoded(job, loaded, inputs, state)
+    reference = copy.deepcopy(model).cpu() if job.method.finish is not None else None
     bar = ProgressBar(job.method.name, show=job.progress and state.is_main_process)
     values = {**asdict(job.method_options), **asdict(options)}
     bar.say(" ".join(f"{name}={shown(value)}" for name, value in values.items() if value is not None))
-    use_cache = model.config.use_cache  # the parent switches it off in the configuration, which is saved
+    use_cache = model.config.use_cache  # the parent switches it off, and the configuration is saved with the model
     try:
-        trainer = _trainer(job, start, encoded, directory, state, bar)
-        watch = _watch(job, trainer, start.tokenizer, encoded.watched, directory)
+        trainer = _trainer(job, loaded, encoded, directory, state, bar)
+        evaluation = _evaluation(job, trainer, loaded.tokenizer, encoded.evaluated, directory)
         checkpoint = last_checkpoint(directory)
-        for callback in (watch, _Resuming(trainer, watch, checkpoint), bar):
+        for callback in (evaluation, _Resuming(trainer, evaluation, checkpoint), bar):
             trainer.add_callback(callback)
         if options.tensorboard and state.is_main_process:
             trainer.add_callback(tensorboard_callback(directory / "logs"))
@@ -123,95 +150,90 @@ def run_steps(job: Job, start: Loaded, inputs: Inputs, directory: Path, state: P
     if options.keep_best is not None:
         trainer._load_from_checkpoint(str(directory / CHECKPOINTS / "best"))
     if job.method.finish is not None:
-        assert start_model is not None
-        job.method.finish(model, start_model.to(model.device), job.method_options)  # type: ignore[arg-type]
+        assert reference is not None
+        job.method.finish(model, reference.to(model.device), job.method_options)  # type: ignore[arg-type]
         _check_finite(model, job, directory)
 
     def write(target: Path) -> None:
         trainer.save_model(str(target))
         if state.is_main_process:
-            start.tokenizer.save_pretrained(target)
+            loaded.tokenizer.save_pretrained(target)
 
-    return Outcome(model, write, _record(job, encoded, trainer, watch))
+    return Outcome(model, write, _record(job, encoded, trainer, evaluation))
 
 
-def _encoded(job: Job, start: Loaded, inputs: Inputs, state: PartialState) -> EncodedInputs:
-    """The tokenised data, after the method has made what it trains on."""
+def _encoded(job: Job, loaded: LoadedModel, inputs: Inputs, state: PartialState) -> EncodedInputs:
+    """Return the tokenised data, after the method's `prepare` stage."""
     options = job.options
-    limit = options.max_length or getattr(start.model.config, "max_position_embeddings", None)
+    limit = options.max_length or getattr(loaded.model.config, "max_position_embeddings", None)
     prepared = None
     if job.method.prepare is not None:
-        stage = Start(
-            model=start.model,
-            tokenizer=start.tokenizer,
+        stage = PreparationInputs(
+            model=loaded.model,
+            tokenizer=loaded.tokenizer,
             forget=inputs.forget or [],
             alternates=inputs.alternates,
             max_length=limit,
             training=options,
             batch_size=options.batch_size,
             seed=options.seed,
-            output_dir=job.output,
+            output_dir=job.output_dir,
             progress=job.progress and state.is_main_process,
             train=job.train,
         )
-        prepared = _alike(job.method.prepare(stage, job.method_options), state)
-    return encode_inputs(inputs, prepared, job.needs, options, start.tokenizer, start.model, limit)
+        prepared = _broadcast(job.method.prepare(stage, job.method_options), state)
+    return encode_inputs(inputs, prepared, job.needs, options, loaded.tokenizer, loaded.model, limit)
 
 
 def _trainer(
-    job: Job, start: Loaded, encoded: EncodedInputs, directory: Path, state: PartialState, bar: ProgressBar
+    job: Job, loaded: LoadedModel, encoded: EncodedInputs, directory: Path, state: PartialState, bar: ProgressBar
 ) -> UnlearningTrainer:
-    """The trainer over the data with their constants, and with the parameters chosen that train."""
+    """Return the trainer, with reference quantities computed and the parameters that train chosen."""
     options = job.options
-    window = options.batch_size * options.gradient_accumulation_steps * state.num_processes
+    n_items = len(encoded.pairs) or len(encoded.spans["retain"])
     arguments = training_arguments(
         options,
-        n_windows=n_windows(len(encoded.pairs) or len(encoded.spans["retain"]), window),
+        n_steps=steps_per_epoch(n_items, step_batch_size(options, state.num_processes)),
         device=job.device,
         output_dir=str(directory / CHECKPOINTS),
         hidden_losses=any(reference.quantity == "hidden" for reference in job.needs.references),
     )
-    references = compute_references(
-        start.model,
-        start.sha256,
-        encoded.spans,
-        job.needs.references,
+    settings = ReferenceSettings(
         batch_size=options.batch_size,
         budget=options.reference_budget,
         precision=options.precision,
-        autocast=lambda: _autocast(options.precision, job.device),
         main_first=state.main_process_first,
-        advance=bar.preparing,
+        advance=bar.show_references,
     )
-    choose_parameters(start.model, job.method, job.method_options, options, base=start.name)
+    references = compute_references(loaded.model, loaded.sha256, encoded.spans, job.needs.references, settings)
+    choose_parameters(loaded.model, job.method, job.method_options, options, base=loaded.name)
+    training_set = TrainingSet(
+        forget=encoded.spans["forget"],
+        alternate=encoded.spans["alternate"],
+        retain=encoded.spans["retain"],
+        pairs=encoded.pairs,
+        references=references,
+    )
     return UnlearningTrainer(
         method=job.method,
         method_options=job.method_options,
-        model=start.model,
+        options=options,
+        model=loaded.model,
         args=arguments,
-        training_set=TrainingSet(
-            forget=encoded.spans["forget"],
-            alternate=encoded.spans["alternate"],
-            retain=encoded.spans["retain"],
-            pairs=encoded.pairs,
-            references=references,
-        ),
-        batch_size=options.batch_size,
-        window=window,
-        keep_checkpoints=options.keep_checkpoints,
-        callbacks=[],
-        optimizer=optimizer_class(options),
+        training_set=training_set,
     )
 
 
-def _record(job: Job, encoded: EncodedInputs, trainer: UnlearningTrainer, watch: Watch) -> dict[str, Any]:
-    """What `unlearning.json` says of the steps."""
+def _record(
+    job: Job, encoded: EncodedInputs, trainer: UnlearningTrainer, evaluation: EvaluationCallback
+) -> dict[str, Any]:
+    """Return the entries of `unlearning.json` that describe the steps."""
     lines = trainer.state.log_history
     evaluations = [dict(line) for line in lines if not METRIC_NAMES.isdisjoint(line)]
-    if job.method.finish is not None:  # what was measured last is not what is saved
-        evaluations[-1] |= watch.measure().values
-        watch.note_collapse(evaluations[-1], trainer.state.global_step)
-    best = _best(job, watch)
+    if job.method.finish is not None:  # the last evaluation was before `finish` changed the weights
+        evaluations[-1] |= evaluation.measure().values
+        evaluation.note_collapse(evaluations[-1], trainer.state.global_step)
+    best = _best(job, evaluation)
     final = next((line for line in evaluations if best and line["step"] == best["step"]), evaluations[-1])
     return {
         "history": [dict(line) for line in lines if "loss" in line],
@@ -221,11 +243,11 @@ def _record(job: Job, encoded: EncodedInputs, trainer: UnlearningTrainer, watch:
         "resolved": asdict(job.method_options),
         "steps": trainer.state.global_step,
         "examples": {name: len(spans) for name, spans in encoded.spans.items() if spans},
-        "evaluated_examples": encoded.watched.counts(),
+        "evaluated_examples": encoded.evaluated.counts(),
         "best": best,
         "stop_rule": job.options.stop_when,
-        "stopped_at": watch.stopped_at,
-        "collapsed_at": watch.collapsed_at,
+        "stopped_at": evaluation.stopped_at,
+        "collapsed_at": evaluation.collapsed_at,
     }
 
 
@@ -233,11 +255,12 @@ METRIC_NAMES = frozenset(METRICS)
 
 
 class _Resuming(TrainerCallback):
-    """Gives the step and the watch what a checkpoint kept of them, once the parent has set up its own."""
+    """Restores the state of the step and of the evaluation from a checkpoint, after the parent has restored its own."""
 
-    def __init__(self, trainer: UnlearningTrainer, watch: Watch, checkpoint: Path | None) -> None:
+    def __init__(self, trainer: UnlearningTrainer, evaluation: EvaluationCallback, checkpoint: Path | None) -> None:
+        """Keep the arguments; `checkpoint` is None for a run that starts at the first step."""
         self.trainer = trainer
-        self.watch = watch
+        self.evaluation = evaluation
         self.checkpoint = checkpoint
 
     def on_train_begin(
@@ -247,38 +270,43 @@ class _Resuming(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
-        """Restore."""
+        """Restore the state, and stop at once if the run had been stopped by its rule."""
         if self.checkpoint is not None:
             self.trainer.restore_step(self.checkpoint)
-            self.watch.restore(self.checkpoint)
-            control.should_training_stop = self.watch.stopped_at is not None
+            self.evaluation.restore(self.checkpoint)
+            control.should_training_stop = self.evaluation.stopped_at is not None
 
 
-def _watch(
-    job: Job, trainer: UnlearningTrainer, tokenizer: PreTrainedTokenizerBase, watched: Watched, directory: Path
-) -> Watch:
+def _evaluation(
+    job: Job, trainer: UnlearningTrainer, tokenizer: PreTrainedTokenizerBase, data: EvaluationData, directory: Path
+) -> EvaluationCallback:
+    """Return the callback that evaluates during training, after checking that the wanted metrics can be measured."""
     options = job.options
-    wanted = [name for name in (options.keep_best, job.rule.metric if job.rule else None) if name]
-    for name in wanted:
-        of_benchmark = watched.benchmark is not None and watched.benchmark.has(name)
-        if name not in watched.names() and not of_benchmark:
-            raise InputError(f"{name} cannot be measured on these data; there are {', '.join(watched.names())}")
+    asked = {"keep_best": options.keep_best, "stop_when": job.rule.metric if job.rule else None}
+    wanted = {option: name for option, name in asked.items() if name}
+    for option, name in wanted.items():
+        of_benchmark = data.benchmark is not None and data.benchmark.has(name)
+        if name not in data.names() and not of_benchmark:
+            raise InputError(
+                f"`{option}` must name a metric that can be measured on these data, got {name}. "
+                f"Choose one of {', '.join(data.names())}."
+            )
     every = options.eval_every
     if every is None and (wanted or options.benchmark):
         every = max(1, trainer.planned_steps() // 10)
-    generate = any(name.endswith(("rouge", "exact")) for name in wanted) or (
-        options.eval_every is not None and watched.generates()
+    generate = any(name.endswith(("rouge", "exact")) for name in wanted.values()) or (
+        options.eval_every is not None and data.has_prompts()
     )
 
     def measure() -> Measured:
         assert trainer.model is not None
-        return watched.measure(unwrapped(trainer.model), tokenizer, generate=generate, batch_size=options.batch_size)
+        return data.measure(unwrapped(trainer.model), tokenizer, generate=generate, batch_size=options.batch_size)
 
     def save_best() -> None:
         with saying_disk_full(directory):
             trainer.save_model(str(directory / CHECKPOINTS / "best"))
 
-    return Watch(
+    return EvaluationCallback(
         measure=measure,
         every=every,
         rule=job.rule,
@@ -289,10 +317,10 @@ def _watch(
     )
 
 
-def _best(job: Job, watch: Watch) -> dict[str, Any] | None:
+def _best(job: Job, evaluation: EvaluationCallback) -> dict[str, Any] | None:
     if job.options.keep_best is None:
         return None
-    return {"metric": job.options.keep_best, "step": watch.best_step, "value": watch.best_value}
+    return {"metric": job.options.keep_best, "step": evaluation.best_step, "value": evaluation.best_value}
 
 
 @contextlib.contextmanager
@@ -301,7 +329,7 @@ def _stopping_at_the_last_checkpoint(job: Job, directory: Path) -> Iterator[None
         with saying_disk_full(directory):
             yield
     except Diverged as error:
-        raise InputError(f"{error}: training diverged, {_kept(job, directory)}; lower learning_rate") from None
+        raise InputError(f"training diverged: {error}; {_kept(job, directory)}. Lower `learning_rate`.") from None
 
 
 def _kept(job: Job, directory: Path) -> str:
@@ -312,17 +340,15 @@ def _kept(job: Job, directory: Path) -> str:
 def _check_finite(model: PreTrainedModel, job: Job, directory: Path) -> None:
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise InputError(f"{name} is not finite after the last step, {_kept(job, directory)}; lower learning_rate")
+            raise InputError(
+                f"training diverged: {name} is not finite after the last step; {_kept(job, directory)}. "
+                "Lower `learning_rate`."
+            )
 
 
-def _alike(made: Any, state: PartialState) -> Any:
-    """What the main process made, on every process: each made its own, which rounding may have turned."""
-    every = [made]
+def _broadcast(made: Any, state: PartialState) -> Any:
+    """Broadcast the main process's result: every rank computed its own, and rounding may have made them differ."""
+    results = [made]
     if state.num_processes > 1:
-        torch.distributed.broadcast_object_list(every)
-    return every[0]
-
-
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    dtype = {"bf16_mixed": torch.bfloat16, "fp16_mixed": torch.float16}.get(precision)
-    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+        torch.distributed.broadcast_object_list(results)
+    return results[0]

@@ -1,9 +1,9 @@
-"""One trainer for every method: resolves and checks what was asked for, has the steps run, saves."""
+"""`unlearning.train`: resolves and checks the request, runs the training, saves the result."""
 
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,9 @@ from unlearning.common.errors import InputError
 from unlearning.methods import get_method
 from unlearning.objectives.combination import Bilevel
 from unlearning.options import TrainOptions, resolve_options
-from unlearning.training.arguments import (
-    check_launch,
-    resolve_device,
-)
+from unlearning.training.arguments import check_launch, resolve_device
 from unlearning.training.evaluation_callback import Rule, check_metric, parse_rule
-from unlearning.training.inputs import Data, check_needs, read_inputs
+from unlearning.training.inputs import Data, GivenData, check_needs, read_inputs
 from unlearning.training.model_card import model_card
 from unlearning.training.output_directory import (
     abandon_run,
@@ -35,27 +32,28 @@ from unlearning.training.output_directory import (
     remove_broken_checkpoints,
     saying_disk_full,
 )
-from unlearning.training.run import Job, Loaded, run_steps
+from unlearning.training.run import Job, LoadedModel, run_steps
 
 UNRECORDED = ("device", "save_every", "keep_checkpoints", "reference_budget", "tensorboard")
-"""Options that change no number: a run that is resumed may have others."""
+"""Options that change no number, so that a resumed run may change them."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained model and how it came about.
+    """A trained model, with the history of its training.
 
     Attributes:
-        model: in eval mode, on the device that it was trained on; with a LoRA adapter, the adapter in it.
-        tokenizer: the one that it was trained with.
-        history: every `logging_steps` optimizer steps: step, epoch, loss, its terms before their weights
-            (forget_loss, retain_loss), what the method logs (BLUR's xi, PDU's multiplier), grad_norm before clipping,
-            learning_rate. Losses are means over the steps since the last line.
-        evaluations: before the first step, every `eval_every` steps and after the last: step and metrics.
-        final: those of the weights that are returned: the last, or the best (`keep_best`).
-        options: all options, resolved.
-        notes: what there is to say of the data and of the preparation.
-        already_done: true if the output directory held this very run already, and nothing was trained.
+        model: The trained model, in eval mode, on the device that it was trained on. With `lora_rank` the adapter is
+            part of the model.
+        tokenizer: The tokenizer that it was trained with.
+        history: One line every `logging_steps` optimizer steps: step, epoch, loss, the two losses before their weights
+            (forget_loss, retain_loss), values that the method logs (BLUR's xi, PDU's multiplier), grad_norm before
+            clipping, learning_rate. Losses are means over the steps since the previous line.
+        evaluations: Step and metrics before the first step, every `eval_every` steps and after the last step.
+        final: Metrics of the returned weights: those after the last step, or the best ones (`keep_best`).
+        options: All options, resolved.
+        notes: Remarks about the data and about data that the method made.
+        already_done: True if the output directory already held this run, so that nothing was trained.
     """
 
     model: PreTrainedModel
@@ -72,18 +70,54 @@ def train(
     method: str,
     *,
     model: str | Path | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    forget: Data | None,
-    retain: Data | None,
-    alternates: str | Path | Sequence[Sequence[str]] | None,
-    output_dir: str | Path | None,
-    resume: bool,
-    progress: bool,
-    options: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    forget: Data | None = None,
+    retain: Data | None = None,
+    alternates: str | Path | Sequence[Sequence[str]] | None = None,
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    **options: Any,
 ) -> TrainResult:
-    """See `unlearning.train`."""
+    """Train a model with an unlearning method.
+
+    Args:
+        method: Name of a method, such as "npo", "grad_diff" or "finetune"; `list_methods` returns all of them.
+        model: A directory, a hub id, a built-in name such as "demo:base", or a loaded model. A loaded model is
+            converted to float32 and trained in place.
+        tokenizer: Tokenizer of a loaded model; by default the one in the model's directory.
+        forget: Examples to forget: `Example` objects, a file of records (question and answer, or prompt and answer),
+            a text file, or a named data set such as "tofu:forget05".
+        retain: Examples to keep, in the same forms. A method that does not train on them is evaluated on them.
+        alternates: Other answers to the forget prompts, for methods that prefer them (dpo, altpo, idk, kto): a text
+            file of refusals, one per line, a file of records, or a list of answers for each forget example. By default
+            altpo generates them and the other methods draw built-in refusals.
+        output_dir: Directory for weights, tokenizer, `unlearning.json` and a model card. By default nothing is saved.
+        resume: Continue an unfinished run of the same configuration in `output_dir` after its last checkpoint (option
+            `save_every`).
+        progress: Show progress bars on stderr.
+        **options: Options of the method and of the trainer, such as `learning_rate` or `max_steps`; `list_methods`
+            returns all of them with their defaults. Values may also be strings, as on the command line.
+
+    Returns:
+        The trained model, its tokenizer, the history of losses and metrics, and the resolved options.
+
+    Raises:
+        InputError: An option or the data are wrong, data that the method needs are missing, a loss is not finite, or
+            the output directory holds something else.
+
+    Examples:
+        >>> from unlearning import Example, train
+        >>> forget = [Example("The capital of Norway is", "Oslo"), Example("The capital of Peru is", "Lima")]
+        >>> result = train("ga", model="demo:base", forget=forget, max_steps=2, progress=False)
+        >>> [line["step"] for line in result.evaluations]
+        [0, 2]
+        >>> "forget_loss" in result.history[-1]
+        True
+    """
+    given = GivenData(forget, retain, alternates)
     chosen = get_method(method)
-    method_options, train_options = resolve_options(method, chosen.options, dict(options))
+    method_options, train_options = resolve_options(method, chosen.options, options)
     resolved = {**asdict(method_options), **asdict(train_options)}
     job = Job(
         method=chosen,
@@ -92,105 +126,81 @@ def train(
         needs=chosen.needs(method_options),
         rule=_rule(train_options),
         device=resolve_device(train_options.device),
-        output=None if output_dir is None else Path(output_dir),
+        output_dir=None if output_dir is None else Path(output_dir),
         progress=progress,
         train=_train_another,
     )
     check_launch(method, combines_gradients=isinstance(chosen.combination(method_options), Bilevel))
-    check_needs(chosen, job.needs, forget=forget, retain=retain, alternates=alternates)
+    check_needs(chosen, job.needs, given)
     _check_keeping(job)
     name = str(model.name_or_path if isinstance(model, PreTrainedModel) else model)
-    if train_options.lora_rank and job.output is not None and not name:
-        raise InputError("a saved adapter names its base, and this model in memory has no name; pass its directory")
+    if train_options.lora_rank and job.output_dir is not None and not name:
+        raise InputError(
+            "`model` must be a directory or a hub id to save an adapter, which records the name of its base, got a "
+            "loaded model without a name"
+        )
     tokenizer = _tokenizer(model, tokenizer)
-    inputs = read_inputs(
-        job.needs,
-        train_options,
-        tokenizer,
-        makes_alternates=chosen.prepare is not None,
-        forget=forget,
-        retain=retain,
-        alternates=alternates,
-    )
+    inputs = read_inputs(job.needs, train_options, tokenizer, given, makes_alternates=chosen.prepare is not None)
     configuration: dict[str, Any] = {
         "method": method,
         "options": {name: value for name, value in resolved.items() if name not in UNRECORDED},
         **inputs.hashes(),
     }
-    if job.output is not None:
-        _check_resume(read_run(job.output, configuration), job.output, resume)  # refuse before the model is loaded
+    if job.output_dir is not None:
+        _check_resume(read_run(job.output_dir, configuration), job.output_dir, resume)  # before the model is loaded
     model = model.float() if isinstance(model, PreTrainedModel) else load_weights(locate_checkpoint(model))
     configuration["start_weights"] = content_hash(model, name=name)
-    if job.output is not None:
-        record = read_run(job.output, configuration)
+    if job.output_dir is not None:
+        record = read_run(job.output_dir, configuration)
         if record is not None and record["finished"]:
-            done = load_weights(job.output, device=job.device)
-            return TrainResult(done, tokenizer, already_done=True, options=resolved, **_told(record))
-    start = Loaded(model, name, configuration["start_weights"], tokenizer)
+            done = load_weights(job.output_dir, device=job.device)
+            return TrainResult(done, tokenizer, already_done=True, options=resolved, **_recorded(record))
+    loaded = LoadedModel(model, name, configuration["start_weights"], tokenizer)
     state = PartialState(cpu=job.device.type == "cpu")
-    state.wait_for_everyone()  # before the main process writes where the others have just looked
+    state.wait_for_everyone()  # until all have read the directory that the main process writes into
     started = time.perf_counter()
     with _directory(job, configuration, state) as directory:
-        outcome = run_steps(job, start, inputs, directory, state)
+        outcome = run_steps(job, loaded, inputs, directory, state)
         record = {
             "finished": True,
             "configuration": configuration,
             "model": name,
-            "base_weights": configuration["start_weights"],  # which an adapter is merged into
+            "base_weights": configuration["start_weights"],  # weights that an adapter is merged into
             "device": str(job.device),
             "processes": state.num_processes,
             "versions": library_versions(),
             "seconds": round(time.perf_counter() - started, 1),
             **outcome.record,
         }
-        if job.output is not None:
-            finish_run(job.output, outcome.write, record, model_card(chosen, record), is_main=state.is_main_process)
+        if job.output_dir is not None:
+            finish_run(job.output_dir, outcome.write, record, model_card(chosen, record), is_main=state.is_main_process)
             state.wait_for_everyone()
-    return TrainResult(outcome.model, tokenizer, options=resolved, **_told(record))
+    return TrainResult(outcome.model, tokenizer, options=resolved, **_recorded(record))
 
 
-def _train_another(
-    method: str,
-    *,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    retain: Data,
-    progress: bool,
-    **options: Any,
-) -> PreTrainedModel:
-    """Train a model that a method needs before its own training starts (see `Start.train`)."""
-    return train(
-        method,
-        model=model,
-        tokenizer=tokenizer,
-        forget=None,
-        retain=retain,
-        alternates=None,
-        output_dir=None,
-        resume=False,
-        progress=progress,
-        options=options,
-    ).model
+def _train_another(method: str, **arguments: Any) -> PreTrainedModel:
+    """Train a model that a method needs before its own training (see `PreparationInputs.train`)."""
+    return train(method, **arguments).model
 
 
 @contextlib.contextmanager
 def _directory(job: Job, configuration: dict[str, Any], state: PartialState) -> Iterator[Path]:
-    """Where checkpoints go: the run's own directory, or one that is gone afterwards."""
-    if job.output is None or not job.keeps_files:
+    """Yield the directory of the checkpoints: that of the run, or a temporary one."""
+    if job.output_dir is None or not job.keeps_files:
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
         return
     if state.is_main_process:
-        if not (job.output / RECORD).exists():
-            begin_run(job.output, configuration)
-        remove_broken_checkpoints(job.output)
+        if not (job.output_dir / RECORD).exists():
+            begin_run(job.output_dir, configuration)
+        remove_broken_checkpoints(job.output_dir)
     state.wait_for_everyone()
     try:
-        with saying_disk_full(job.output):
-            yield job.output
+        with saying_disk_full(job.output_dir):
+            yield job.output_dir
     except BaseException:
         if state.is_main_process:
-            abandon_run(job.output)
+            abandon_run(job.output_dir)
         raise
 
 
@@ -203,33 +213,38 @@ def _check_keeping(job: Job) -> None:
         check_metric(job.options.keep_best, "keep_best", benchmark=job.options.benchmark)
     for name in ("stop_when", "keep_best"):
         if getattr(job.options, name) is not None and job.method.finish is not None:
-            raise InputError(f"{job.method.name} makes its weights after the last step; leave {name} out")
+            raise InputError(
+                f"`{name}` is not supported by {job.method.name}, which edits the weights after the last step. "
+                f"Remove `{name}`."
+            )
     for name in ("save_every", "keep_best", "tensorboard"):
-        if getattr(job.options, name) and job.output is None:
-            raise InputError(f"{name} needs a directory: give --out DIR (output_dir=... in Python)")
+        if getattr(job.options, name) and job.output_dir is None:
+            raise InputError(f"`{name}` needs a directory. Give `output_dir`.")
 
 
-def _check_resume(record: dict[str, Any] | None, output: Path, resume: bool) -> None:
+def _check_resume(record: dict[str, Any] | None, output_dir: Path, resume: bool) -> None:
     if record is None or record["finished"] or resume:
         return
-    checkpoint = last_checkpoint(output)
+    checkpoint = last_checkpoint(output_dir)
     where = f"up to {checkpoint.name}" if checkpoint else "without a checkpoint"
-    raise InputError(f"{output}: holds an unfinished run, {where}; add --resume to go on, or remove it")
+    raise InputError(
+        f"`output_dir` {output_dir} holds an unfinished run, {where}. Set `resume` to continue it, or remove it."
+    )
 
 
-def _told(record: dict[str, Any]) -> dict[str, Any]:
+def _recorded(record: dict[str, Any]) -> dict[str, Any]:
     return {name: record[name] for name in ("history", "evaluations", "final", "notes") if name in record}
 
 
 def _tokenizer(
     model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> PreTrainedTokenizerBase:
-    """The one that was given, or the one in the model's directory."""
+    """Return the given tokenizer, or the one in the model's directory."""
     if tokenizer is not None:
         return tokenizer
     if not isinstance(model, PreTrainedModel):
         return load_tokenizer(locate_checkpoint(model))
     path = Path(str(model.name_or_path))
     if not model.name_or_path or not path.is_dir():
-        raise InputError("a loaded model has no directory to take a tokenizer from; pass tokenizer=...")
+        raise InputError("`tokenizer` must be given with a loaded model that was not loaded from a directory")
     return load_tokenizer(path)

@@ -1,8 +1,8 @@
-"""`transformers.Trainer` with an unlearning method's step: one call is one whole optimizer step.
+"""`transformers.Trainer` with the step of an unlearning method: one call of `training_step` is one optimizer step.
 
-The parent's loop, schedules, logging, checkpoints and data-parallel wrappers are used as they are; what it would do
-micro-batch by micro-batch is done here for a whole window, because the two losses are normalised by the window, and
-because some methods combine the two gradients of the window.
+The parent's loop, schedules, logging, checkpoints and data-parallel wrappers are used unchanged. The work that the
+parent does micro-batch by micro-batch is done here for a whole step batch, because both losses are normalised by the
+step batch, and because some methods combine the two gradients of the step batch.
 """
 
 import contextlib
@@ -21,20 +21,21 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from unlearning.checkpoints.load import without_bars
 from unlearning.checkpoints.locate import is_adapter
 from unlearning.checkpoints.lora import restore_adapter, save_adapter
 from unlearning.common.errors import InputError
-from unlearning.data.order import WindowPlan, WindowSampler
-from unlearning.methods.method import AnyMethod, Batch, Window
+from unlearning.data.order import StepPlan, StepSampler
+from unlearning.methods.method import AnyMethod, Batch, StepBatch
 from unlearning.objectives.bilevel import combine
 from unlearning.objectives.combination import Bilevel
 from unlearning.objectives.forward import unwrapped
 from unlearning.objectives.gradients import GradientAccumulator, put, sum_over_ranks
-from unlearning.training.arguments import n_windows
+from unlearning.options import TrainOptions
+from unlearning.training.arguments import optimizer_class, step_batch_size, steps_per_epoch
 from unlearning.training.output_directory import WHOLE
 from unlearning.training.training_set import TrainingSet
 
@@ -45,7 +46,15 @@ class Diverged(InputError):
 
 @dataclass(frozen=True)
 class _Pass:
-    """One of the two losses over one window: its micro-batches on this process, with their places in the data."""
+    """One of the two losses over one step batch.
+
+    Attributes:
+        name: "forget" or "retain".
+        weight: Weight of the loss.
+        loss: The method's loss.
+        batches: This process's micro-batches, each with the indices of its examples.
+        n_batches: Number of micro-batches.
+    """
 
     name: str
     weight: float
@@ -55,65 +64,67 @@ class _Pass:
 
 
 class UnlearningTrainer(Trainer):
-    """The parent's loop around a method's optimizer steps."""
+    """Run the parent's loop around a method's optimizer steps.
+
+    Args:
+        method: The unlearning method.
+        method_options: The method's options.
+        options: The trainer's options.
+        model: The model to train, on its device.
+        args: The parent's arguments (see `training_arguments`).
+        training_set: The tokenised data.
+    """
 
     def __init__(
         self,
         *,
         method: AnyMethod,
         method_options: Any,
+        options: TrainOptions,
         model: PreTrainedModel,
         args: TrainingArguments,
         training_set: TrainingSet,
-        batch_size: int,
-        window: int,
-        keep_checkpoints: int,
-        callbacks: list[TrainerCallback],
-        optimizer: tuple[Any, dict[str, Any]] | None = None,
     ) -> None:
+        """Set up the parent without its printing callback."""
         super().__init__(
-            model=model,
-            args=args,
-            train_dataset=training_set,
-            callbacks=callbacks,
-            optimizer_cls_and_kwargs=optimizer,
+            model=model, args=args, train_dataset=training_set, optimizer_cls_and_kwargs=optimizer_class(options)
         )
         self.remove_callback(PrinterCallback)
         self.method = method
         self.method_options = method_options
         self.combination = method.combination(method_options)
         self.training_set = training_set
-        self.batch_size = batch_size
-        self.window = window
-        self.keep_checkpoints = keep_checkpoints
+        self.batch_size = options.batch_size
+        self.step_batch_size = step_batch_size(options, args.world_size)
+        self.keep_checkpoints = options.keep_checkpoints
         self.log_sums: dict[str, float] = {}
         self.steps_logged = 0
         self.trained_names: list[str] = []
         self._kept_accumulator: GradientAccumulator | None = None
         self._read: list[int] = []
 
-    def get_train_dataloader(self) -> DataLoader[WindowPlan]:
-        """One item a step: what to read, on this process."""
-        # A plan takes the place of a list of indices, for which the types below have no name.
-        sampler: Any = WindowSampler(
+    def get_train_dataloader(self) -> DataLoader[StepPlan]:
+        """Return a loader with one item per optimizer step: the examples that this process reads."""
+        # The sampler yields plans where the annotations of torch expect lists of indices.
+        sampler: Any = StepSampler(
             self.training_set.main_lengths(),
             self.training_set.retain_lengths(),
             seed=self.args.seed,
             batch_size=self.batch_size,
-            window=self.window,
+            step_batch_size=self.step_batch_size,
             rank=self.args.process_index,
             world=self.args.world_size,
         )
-        as_it_is: Any = _as_it_is
-        loader: Any = DataLoader(self.training_set, batch_sampler=sampler, collate_fn=as_it_is)
-        loader.set_epoch = sampler.set_epoch  # where the parent looks for it
+        unchanged: Any = _unchanged
+        loader: Any = DataLoader(self.training_set, batch_sampler=sampler, collate_fn=unchanged)
+        loader.set_epoch = sampler.set_epoch  # the parent calls it on the loader
         return loader
 
     def planned_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Return the number of optimizer steps of the whole run."""
         if self.args.max_steps > 0:
             return self.args.max_steps
-        return n_windows(len(self.training_set), self.window) * int(self.args.num_train_epochs)
+        return steps_per_epoch(len(self.training_set), self.step_batch_size) * int(self.args.num_train_epochs)
 
     def get_batch_samples(
         self,
@@ -121,7 +132,16 @@ class UnlearningTrainer(Trainer):
         num_batches: int,
         device: torch.device,  # noqa: ARG002
     ) -> tuple[list[Any], None]:
-        """The step's plan; the parent would count labels in it."""
+        """Return the step's plans, without the parent's count of labels.
+
+        Args:
+            epoch_iterator: Iterator over the plans of the epoch.
+            num_batches: Number of plans to return.
+            device: Not used.
+
+        Returns:
+            The plans, and None for the number of labels.
+        """
         return [next(epoch_iterator) for _ in range(num_batches)], None
 
     def training_step(
@@ -130,7 +150,16 @@ class UnlearningTrainer(Trainer):
         inputs: Any,
         num_items_in_batch: Any = None,  # noqa: ARG002
     ) -> Float[Tensor, ""]:
-        """All forward and backward passes of one optimizer step; leaves its gradient in `.grad`."""
+        """Run all forward and backward passes of one optimizer step and leave its gradient in `.grad`.
+
+        Args:
+            model: The model, in its data-parallel wrapper.
+            inputs: Plan of the step.
+            num_items_in_batch: Not used.
+
+        Returns:
+            The weighted sum of the two losses over the step batch.
+        """
         model.train()
         bilevel = self.combination if isinstance(self.combination, Bilevel) else None
         accumulator = self._accumulator(model) if bilevel else None
@@ -140,9 +169,9 @@ class UnlearningTrainer(Trainer):
         values: dict[str, float] = {}
         apart: list[list[Tensor]] = []
         for part in passes:
-            # Gradients travel between processes once a step: with the last backward pass, or when combined.
-            last = part.n_batches if part is passes[-1] and not bilevel else 0
-            values[part.name] = self._backward(model, part, last, accumulator)
+            # Gradients are reduced across processes once per step: in the last backward pass, or when combined.
+            reduce_at = part.n_batches if part is passes[-1] and not bilevel else 0
+            values[part.name] = self._backward(model, part, reduce_at, accumulator)
             if accumulator:
                 apart.append(accumulator.take())
         logs = {f"{name}_loss": value for name, value in values.items()}
@@ -154,63 +183,77 @@ class UnlearningTrainer(Trainer):
         total = sum(part.weight * values[part.name] for part in passes)
         return torch.tensor(total, dtype=torch.float32, device=self.args.device)
 
-    def _passes(self, model: torch.nn.Module, plan: WindowPlan) -> list["_Pass"]:
-        """The losses that have a weight, forget first; one is through before the next, so one graph is in memory."""
+    def _passes(self, model: torch.nn.Module, plan: StepPlan) -> list["_Pass"]:
+        """Return the losses whose weight is not 0, forget first.
+
+        The passes run one after the other, so that only one graph is in memory.
+        """
         data, device = self.training_set, self.args.device
-        window = data.window(plan)
+        step_batch = data.step_batch(plan)
         gamma, alpha = self.combination.weights()
         passes = []
         if self.method.forget_loss is not None and gamma:
-            statistic = self._window_statistic(model, plan, window)
-            batches = data.forget_batches(plan, window, device, statistic)
+            statistic = self._statistic(model, plan, step_batch)
+            batches = data.forget_batches(plan, step_batch, device, statistic)
             passes.append(_Pass("forget", gamma, self.method.forget_loss, batches, len(plan.main_batches)))
         if self.method.retain_loss is not None and data.retain and alpha:
             n_batches = len(plan.retain_batches if data.pairs else plan.main_batches)
-            batches = data.retain_batches(plan, window, device)
+            batches = data.retain_batches(plan, step_batch, device)
             passes.append(_Pass("retain", alpha, self.method.retain_loss, batches, n_batches))
         return passes
 
     def _backward(
-        self, model: torch.nn.Module, part: "_Pass", travels: int, accumulator: GradientAccumulator | None
+        self, model: torch.nn.Module, part: "_Pass", reduce_at: int, accumulator: GradientAccumulator | None
     ) -> float:
-        """Forward and backward over all micro-batches, reducing gradients at number `travels`; the window's loss."""
+        """Run forward and backward over all micro-batches of a loss.
+
+        Args:
+            model: The model, in its data-parallel wrapper.
+            part: The loss and its micro-batches.
+            reduce_at: Number (from 1) of the micro-batch whose backward pass reduces gradients across processes; 0 for
+                none.
+            accumulator: Adds up the gradients of this loss alone; None to leave them in `.grad`.
+
+        Returns:
+            The loss of the step batch, over all processes, before its weight.
+        """
         shares: list[tuple[Float[Tensor, ""], list[int]]] = []
-        for batch, places in part.batches:  # not by `enumerate`, which would keep the batch
-            with contextlib.nullcontext() if len(shares) + 1 == travels else self._not_reduced(model):
+        for batch, indices in part.batches:  # `enumerate` would keep a reference to the batch
+            with contextlib.nullcontext() if len(shares) + 1 == reduce_at else self._not_reduced(model):
                 value = part.loss(model, batch, self.method_options)
-                del batch  # its constants, which may be as large as logits, go as the backward pass has used them
+                del batch  # so that reference logits are freed as soon as the backward pass has used them
                 if not value.requires_grad:
                     raise InputError(
-                        f"the {part.name} loss of {self.method.name} depends on none of the parameters that train; "
-                        "choose others (train_parameters)"
+                        f"`train_parameters` must include parameters that the {part.name} loss of {self.method.name} "
+                        "depends on; none of the trained parameters has a gradient. Choose other parameters."
                     )
-                # A batch without places is another process's, run only to keep step with it.
-                shares.append((value.detach().double() * (1 if places else 0), places))
-                # A data-parallel wrapper averages over processes what is a sum over them.
-                weight = part.weight * self.args.world_size if places else 0.0
+                # A batch without indices belongs to another process and runs only to keep the processes in step.
+                shares.append((value.detach().double() * (1 if indices else 0), indices))
+                # A data-parallel wrapper averages over processes; the loss is a sum over them.
+                weight = part.weight * self.args.world_size if indices else 0.0
                 self.accelerator.backward(weight * value)
             if accumulator:
                 accumulator.add()
         return self._total(part.name, shares)
 
-    def _window_statistic(self, model: torch.nn.Module, plan: WindowPlan, window: Window) -> float | None:
+    def _statistic(self, model: torch.nn.Module, plan: StepPlan, step_batch: StepBatch) -> float | None:
         if self.method.statistic is None:
             return None
         sums = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
-            for batch, places in self.training_set.forget_batches(plan, window, self.args.device, None):
+            for batch, indices in self.training_set.forget_batches(plan, step_batch, self.args.device, None):
                 total, count = self.method.statistic(model, batch, self.method_options)  # type: ignore[arg-type]
-                if places:
+                if indices:
                     sums += torch.tensor([total, count], dtype=torch.float64)
         total, count = self._summed(sums).tolist()
         return total / count if count else 0.0
 
     def _accumulator(self, model: torch.nn.Module) -> GradientAccumulator:
-        """Of the parameters as the wrapper has them, which is known only once it is there."""
+        """Return the gradient accumulator, made at the first step: only then does the wrapper hold the parameters."""
         if self._kept_accumulator is None:
             for module in model.modules():
                 if isinstance(module, FSDPModule):
-                    module.reshard()  # an evaluation leaves whole parameters in the place of the trained shards
+                    module.reshard()  # an evaluation leaves full parameters in place of the trained shards
             trained = [(n, p) for n, p in unwrapped(model).named_parameters() if p.requires_grad]
             self.trained_names = [name for name, _ in trained]
             self._kept_accumulator = GradientAccumulator([parameter for _, parameter in trained])
@@ -219,11 +262,11 @@ class UnlearningTrainer(Trainer):
     def _combine(
         self, combination: Bilevel, accumulator: GradientAccumulator, forget: list[Tensor], retain: list[Tensor]
     ) -> dict[str, float]:
-        """BLUR's direction in `.grad`, from the forget and the retain gradient of the whole window."""
-        # Float16's loss scale and FSDP's factor are divided out: norms are logged, and the guard compares them.
+        """Put BLUR's direction into `.grad`, given the forget and the retain gradient of the whole step batch."""
+        # The float16 loss scale and FSDP's factor are divided out, because the norms are logged and compared.
         scaler = self.accelerator.scaler
         scale = 1.0 if scaler is None else float(scaler.get_scale())
-        # FSDP has averaged what the losses were multiplied for; without a wrapper's reduction they are a sum too many.
+        # Losses were multiplied by the number of processes, which FSDP's mean undoes; without FSDP it is undone here.
         factor = scale if self.is_fsdp_enabled else scale * self.args.world_size
         if factor != 1:
             for gradient in (*forget, *retain):
@@ -244,10 +287,10 @@ class UnlearningTrainer(Trainer):
         return report.as_logs()
 
     def _total(self, name: str, shares: list[tuple[Float[Tensor, ""], list[int]]]) -> float:
-        """The loss of the whole window, on all processes; refused on all of them where it is not finite."""
+        """Return the loss of the whole step batch over all processes; raise on all of them if it is not finite."""
         total = float(self._summed(torch.stack([share for share, _ in shares]).sum().cpu().reshape(1))[0])
         if not math.isfinite(total):
-            bad = [f"{name} examples {_listed(places)}" for share, places in shares if not math.isfinite(float(share))]
+            bad = [f"{name} examples {_listed(used)}" for share, used in shares if not math.isfinite(float(share))]
             where = bad[0] if bad else "a batch of another process"
             raise Diverged(f"the {name} loss of {self.method.name} is {total} at {self._step()}, in {where}")
         return total
@@ -256,9 +299,9 @@ class UnlearningTrainer(Trainer):
         return f"step {self.state.global_step + 1} of {self.state.max_steps}"
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        """The norm before clipping, refused where it is not finite: the optimizer has not stepped yet."""
+        """Return the gradient norm before clipping; raise before the optimizer steps if the norm is not finite."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # A float16 overflow is the loss scale's business, which skips the step.
+        # With a float16 loss scale an overflow is expected: the scaler skips the step.
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):
             data = "forget" if self.training_set.pairs else "retain"
             raise Diverged(
@@ -273,17 +316,22 @@ class UnlearningTrainer(Trainer):
         return self.accelerator.reduce(values.to(self.args.device), reduction="sum").cpu()
 
     def _not_reduced(self, model: torch.nn.Module) -> AbstractContextManager[None]:
-        # FSDP would keep whole gradients where it does not reduce them.
+        # FSDP would keep full gradients in memory if they were not reduced.
         if self.args.world_size == 1 or self.accelerator.distributed_type == DistributedType.FSDP:
             return contextlib.nullcontext()
         return self.accelerator.no_sync(model)
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
-        """Not counted: the parent's estimate wants a single `input_ids`."""
+        """Return 0: the parent's estimate needs inputs with a single `input_ids`."""
         return 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the steps since the last line logged, as means over them."""
+        """Log a line, with the means over the steps since the last line of what the steps logged.
+
+        Args:
+            logs: Values of the line.
+            start_time: Passed on to the parent.
+        """
         if "loss" in logs:
             n_steps = self.state.global_step - self.steps_logged
             logs |= {name: total / n_steps for name, total in self.log_sums.items()}
@@ -292,7 +340,12 @@ class UnlearningTrainer(Trainer):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Weights and configuration, or the adapter alone, from whatever wrapper holds them; collective under FSDP."""
+        """Save weights and configuration, or the adapter alone; every process must call it under FSDP.
+
+        Args:
+            output_dir: Directory to write to; by default that of the checkpoints.
+            _internal_call: Passed on to the parent.
+        """
         assert self.model is not None
         target = Path(output_dir or str(self.args.output_dir))
         with without_bars():
@@ -300,7 +353,7 @@ class UnlearningTrainer(Trainer):
                 save_adapter(unwrapped(self.model), target)
             else:
                 super().save_model(str(target), _internal_call)
-        (target / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+        (target / "training_args.bin").unlink(missing_ok=True)  # a pickle that is never read
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         with without_bars():
@@ -317,11 +370,11 @@ class UnlearningTrainer(Trainer):
             partial = folder / f".{WHOLE}.partial"
             partial.write_text(json.dumps(state), encoding="utf-8")
             os.replace(partial, folder / WHOLE)
-            # Not by the parent, which would remove the last whole one before this one is.
+            # The parent would remove the last complete checkpoint before this one is complete.
             rotate_checkpoints(str(self.args.output_dir), save_total_limit=self.keep_checkpoints)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Weights, or an adapter's, which the parent looks for in peft's own class of models only."""
+        """Load the weights, or those of an adapter, which the parent supports for peft's model classes only."""
         if is_adapter(Path(resume_from_checkpoint)) and not self.is_fsdp_enabled:
             assert self.model is not None
             restore_adapter(unwrapped(self.model), Path(resume_from_checkpoint))
@@ -329,14 +382,14 @@ class UnlearningTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing where the last checkpoint was the end already: the parent would make one more step."""
+        """Run an epoch, unless the last checkpoint was the end of the run: the parent would make one more step."""
         if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
 
     def restore_step(self, checkpoint: Path) -> None:
-        """Take the step's own state from a checkpoint; to be called as training begins."""
+        """Restore the state of the step from a checkpoint, when training begins."""
         state = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
         self.combination.restore(state["combination"])
         self.log_sums = state["log_sums"]
@@ -345,10 +398,11 @@ class UnlearningTrainer(Trainer):
         self._globalstep_last_logged = state["globalstep_last_logged"]
 
 
-def _as_it_is(plan: WindowPlan) -> WindowPlan:
+def _unchanged(plan: StepPlan) -> StepPlan:
     return plan
 
 
-def _listed(places: list[int]) -> str:
-    shown = ", ".join(str(place + 1) for place in places[:8])
-    return shown + (f" and {len(places) - 8} more" if len(places) > 8 else "")
+def _listed(indices: list[int]) -> str:
+    """Return the numbers (from 1) of the first examples."""
+    shown = ", ".join(str(index + 1) for index in indices[:8])
+    return shown + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")

@@ -1,4 +1,4 @@
-"""What is trained on: tokenised examples with their constants, and the micro-batches of an optimizer step."""
+"""The training data: tokenised examples with their reference quantities, and the micro-batches of a step batch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,20 +7,22 @@ import torch
 from torch.utils.data import Dataset
 
 from unlearning.data.batches import Span, collate, n_predicted
-from unlearning.data.order import WindowPlan
-from unlearning.methods.method import Batch, Window
+from unlearning.data.order import StepPlan
+from unlearning.methods.method import Batch, StepBatch
 from unlearning.training.references import References
 
 
 @dataclass(frozen=True)
-class TrainingSet(Dataset[WindowPlan]):
+class TrainingSet(Dataset[StepPlan]):
     """The tokenised data of a run.
 
     Attributes:
-        forget, alternate, retain: the examples; empty where the method reads none.
-        pairs: what an epoch is made of, as (place in forget, place in alternate), the latter -1 where there are no
-            alternates; empty for a method that reads retain examples alone.
-        references: the start model's constants.
+        forget: Forget examples; empty if the method reads none.
+        alternate: Alternate answers to the forget prompts; empty if the method reads none.
+        retain: Retain examples; empty if the method trains on none.
+        pairs: Items of an epoch, as (index into `forget`, index into `alternate`). The second index is -1 for a method
+            without alternates. Empty for a method that reads retain examples alone; its items are those of `retain`.
+        references: Quantities of the reference model.
     """
 
     forget: Sequence[Span]
@@ -30,14 +32,15 @@ class TrainingSet(Dataset[WindowPlan]):
     references: References
 
     def __len__(self) -> int:
+        """Return the number of items of an epoch."""
         return len(self.pairs) or len(self.retain)
 
-    def __getitems__(self, plan: WindowPlan) -> WindowPlan:
-        """The data loader's items are the plans themselves: batches are made when the step asks for them."""
+    def __getitems__(self, plan: StepPlan) -> StepPlan:
+        """Return the plan itself: micro-batches are collated when the training step asks for them."""
         return plan
 
     def main_lengths(self) -> list[int]:
-        """Tokens of each item of an epoch."""
+        """Return the number of tokens of each item of an epoch."""
         if not self.pairs:
             return [len(span.input_ids) for span in self.retain]
         return [
@@ -46,69 +49,96 @@ class TrainingSet(Dataset[WindowPlan]):
         ]
 
     def retain_lengths(self) -> list[int]:
-        """Tokens of each retain example that forget examples are paired with."""
+        """Return the number of tokens of each retain example; empty if there are no forget examples to pair it with."""
         return [len(span.input_ids) for span in self.retain] if self.pairs else []
 
-    def window(self, plan: WindowPlan) -> Window:
-        """The sizes of a whole step, over all processes."""
+    def step_batch(self, plan: StepPlan) -> StepBatch:
+        """Return the sizes of a whole step batch, over all processes."""
         forget, alternate = self._spans(plan.main)
-        retain = [self.retain[place] for place in (plan.retain if self.pairs else plan.main)]
-        return Window(
+        retain = [self.retain[index] for index in (plan.retain if self.pairs else plan.main)]
+        return StepBatch(
             forget_sequences=len(forget),
-            forget_tokens=_tokens(forget),
-            forget_positions=_positions(forget),
+            forget_tokens=_n_answer_tokens(forget),
+            forget_positions=_n_tokens(forget),
             alternate_sequences=len(alternate),
-            alternate_tokens=_tokens(alternate),
+            alternate_tokens=_n_answer_tokens(alternate),
             retain_sequences=len(retain) if self.retain else 0,
-            retain_tokens=_tokens(retain),
-            retain_positions=_positions(retain),
+            retain_tokens=_n_answer_tokens(retain),
+            retain_positions=_n_tokens(retain),
         )
 
     def forget_batches(
-        self, plan: WindowPlan, window: Window, device: torch.device, statistic: float | None
+        self, plan: StepPlan, step_batch: StepBatch, device: torch.device, statistic: float | None
     ) -> Iterator[tuple[Batch, list[int]]]:
-        """This process's micro-batches of forget examples, with their places in the forget set.
+        """Yield this process's micro-batches of forget examples.
 
-        Where it has no share of the window the places are empty and the batch is one of another process: whoever runs
-        it must count it for nothing.
+        A process without a share of the step batch still gets a micro-batch, so that it takes part in the collective
+        operations of the others. Its indices are empty, and the caller must give its loss the weight 0.
+
+        Args:
+            plan: Examples of the step.
+            step_batch: Sizes of the whole step batch.
+            device: Device of the tensors.
+            statistic: Value of `Method.statistic` over the step batch; None if the method has no statistic.
+
+        Yields:
+            A micro-batch, and the indices of its examples in the forget set.
         """
         if not self.pairs:
             return
         for items in plan.main_batches:
-            used = items or plan.main[:1]
-            places = [self.pairs[item][0] for item in used]
-            others = [self.pairs[item][1] for item in used if self.pairs[item][1] >= 0]
-            forget = collate([self.forget[place] for place in places]).to(device)
-            forget = self.references.attach("forget", places, forget)
-            alternate = None
-            if others:
-                alternate = collate([self.alternate[place] for place in others]).to(device)
-                alternate = self.references.attach("alternate", others, alternate)
-            yield Batch(window, forget=forget, alternate=alternate, statistic=statistic), places if items else []
+            pairs = [self.pairs[item] for item in items or plan.main[:1]]
+            indices = [index for index, _ in pairs] if items else []
+            # Built in a call, so that no variable here keeps the batch alive during its backward pass.
+            yield self._forget_batch(pairs, step_batch, device, statistic), indices
 
     def retain_batches(
-        self, plan: WindowPlan, window: Window, device: torch.device
+        self, plan: StepPlan, step_batch: StepBatch, device: torch.device
     ) -> Iterator[tuple[Batch, list[int]]]:
-        """This process's micro-batches of retain examples, likewise."""
+        """Yield this process's micro-batches of retain examples (see `forget_batches`).
+
+        Args:
+            plan: Examples of the step.
+            step_batch: Sizes of the whole step batch.
+            device: Device of the tensors.
+
+        Yields:
+            A micro-batch, and the indices of its examples in the retain set.
+        """
         if not self.retain:
             return
         every, cut = (plan.retain, plan.retain_batches) if self.pairs else (plan.main, plan.main_batches)
         for items in cut:
-            places = items or every[:1]
-            batch = collate([self.retain[place] for place in places]).to(device)
-            yield Batch(window, retain=self.references.attach("retain", places, batch)), items
+            yield self._retain_batch(items or every[:1], step_batch, device), items
+
+    def _forget_batch(
+        self, pairs: Sequence[tuple[int, int]], step_batch: StepBatch, device: torch.device, statistic: float | None
+    ) -> Batch:
+        indices = [index for index, _ in pairs]
+        others = [index for _, index in pairs if index >= 0]
+        forget = collate([self.forget[index] for index in indices]).to(device)
+        forget = self.references.attach("forget", indices, forget)
+        alternate = None
+        if others:
+            alternate = collate([self.alternate[index] for index in others]).to(device)
+            alternate = self.references.attach("alternate", others, alternate)
+        return Batch(step_batch, forget=forget, alternate=alternate, statistic=statistic)
+
+    def _retain_batch(self, indices: Sequence[int], step_batch: StepBatch, device: torch.device) -> Batch:
+        batch = collate([self.retain[index] for index in indices]).to(device)
+        return Batch(step_batch, retain=self.references.attach("retain", indices, batch))
 
     def _spans(self, items: Sequence[int]) -> tuple[list[Span], list[Span]]:
         if not self.pairs:
             return [], []
         pairs = [self.pairs[item] for item in items]
-        forget = [self.forget[place] for place, _ in pairs]
-        return forget, [self.alternate[other] for _, other in pairs if other >= 0]
+        forget = [self.forget[index] for index, _ in pairs]
+        return forget, [self.alternate[index] for _, index in pairs if index >= 0]
 
 
-def _tokens(spans: Sequence[Span]) -> int:
+def _n_answer_tokens(spans: Sequence[Span]) -> int:
     return sum(n_predicted(span) for span in spans)
 
 
-def _positions(spans: Sequence[Span]) -> int:
+def _n_tokens(spans: Sequence[Span]) -> int:
     return sum(len(span.input_ids) for span in spans)

@@ -59,7 +59,7 @@ def test_the_table_shows_original_and_label(
     assert run(str(tmp_path), "--limit", "0") == 0
     shown = capsys.readouterr().out
     assert str(made.counts) in shown
-    assert "seen before in this block" in shown and "more rows" not in shown
+    assert "occurred before in this block" in shown and "more rows" not in shown
     lines = [line.split() for line in shown.splitlines()]
     assert len([line for line in lines if len(line) > 3 and line[3] == "*"]) == made.counts.changed
     assert len([line for line in lines if len(line) > 3 and line[3] == "-"]) == sum(made.counts.masked.values())
@@ -76,8 +76,8 @@ def test_the_table_shows_original_and_label(
     ("arguments", "message"),
     [
         (["nowhere"], "no such directory; name the directory of a whp run"),
-        (["{run}", "--block", "99"], "--block 99: the run has the blocks 0 to "),
-        (["{run}", "--limit", "-1"], "--limit -1: should be 0 (all rows) or more"),
+        (["{run}", "--block", "99"], "--block must be between 0 and "),
+        (["{run}", "--limit", "-1"], "--limit must be at least 0 (0 shows all rows), got -1"),
         (["{run}/empty"], "has no labels.parquet; only runs of the method whp have labels"),
     ],
 )

@@ -45,7 +45,7 @@ def test_train_saves_and_reports_json_on_stdout(
     assert "grad_diff" in captured.err  # the progress bar
 
     assert run(*arguments) == 0
-    assert "holds this very run already; nothing was trained" in capsys.readouterr().out
+    assert "nothing was trained" in capsys.readouterr().out
     assert run(*arguments, "--quiet") == 0
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
@@ -55,15 +55,18 @@ def test_train_saves_and_reports_json_on_stdout(
     ("arguments", "message"),
     [
         (["train", "npo"], "Missing option '--model'"),
-        (["train", "npo", "--model", "m", "--out", "o"], "npo needs forget data; give --forget FILE"),
+        (["train", "npo", "--model", "m", "--out", "o"], "npo needs forget data. Give --forget"),
         (["train", "nop", "--model", "m", "--out", "o"], "no method 'nop'; did you mean 'npo'?"),
-        (["train", "npo", "--model", "m", "--out", "o", "--set", "beta"], "--set beta: write it as --set KEY=VALUE"),
+        (["train", "npo", "--model", "m", "--out", "o", "--set", "beta"], "--set must be KEY=VALUE, got beta"),
         (["train", "npo", "--model", "m", "--out", "o", "--set", "bta=1"], "did you mean 'beta'?"),
         (
             ["train", "npo", "--model", "m", "--out", "o", "--seed", "1", "--set", "seed=2"],
-            "seed is given twice; give it once",
+            "seed must be given only once, got --set seed=2",
         ),
-        (["train", "npo", "--model", "m", "--out", "o", "--dtype", "float16"], "--dtype float16: train in float32 or"),
+        (
+            ["train", "npo", "--model", "m", "--out", "o", "--dtype", "float16"],
+            "--dtype must be float32 or bfloat16, got float16",
+        ),
         (["train", "ga", "--model", "demo:base", "--out", "o", "--forget", "no.json"], "no.json: no such file"),
         (["train", "ga", "--model", "m", "--out", "o", "--forget", "f.json"], "m: no such directory"),
         (["trian"], "No such command 'trian'"),
@@ -97,7 +100,8 @@ def test_control_c_exits_130(
 
     monkeypatch.setattr(unlearning, "train", interrupted)
     assert run("train", "npo", "--model", "m", "--forget", data[0], "--out", "o") == 130
-    assert capsys.readouterr().err == "unlearn: interrupted; nothing is kept but checkpoints; --resume goes on\n"
+    error = capsys.readouterr().err
+    assert error.startswith("unlearn: interrupted; ") and "--resume" in error and error.count("\n") == 1
 
 
 def test_methods_lists_needs_defaults_and_sources(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearning.data.order import WindowPlan, WindowSampler
+from unlearning.data.order import StepPlan, StepSampler
 
 SIZES = {"n_main": st.integers(1, 12), "n_retain": st.integers(1, 30), "seed": st.integers(0, 99)}
 
@@ -17,27 +17,29 @@ def plans(
     seed: int = 0,
     epoch: int = 0,
     batch_size: int = 2,
-    window: int = 4,
+    step_batch_size: int = 4,
     rank: int = 0,
     world: int = 1,
-) -> list[WindowPlan]:
+) -> list[StepPlan]:
     """One epoch of examples whose lengths go up and down."""
     lengths = [[10 + 7 * place % 11 for place in range(n)] for n in (n_main, n_retain)]
-    sampler = WindowSampler(*lengths, seed=seed, batch_size=batch_size, window=window, rank=rank, world=world)
+    sampler = StepSampler(
+        *lengths, seed=seed, batch_size=batch_size, step_batch_size=step_batch_size, rank=rank, world=world
+    )
     sampler.set_epoch(epoch)
     return list(sampler)
 
 
-@given(**SIZES, n_epochs=st.integers(1, 6), window=st.integers(1, 8))
+@given(**SIZES, n_epochs=st.integers(1, 6), step_batch_size=st.integers(1, 8))
 @settings(max_examples=60)
 def test_pairing_goes_through_the_whole_retain_set(
-    n_main: int, n_retain: int, seed: int, n_epochs: int, window: int
+    n_main: int, n_retain: int, seed: int, n_epochs: int, step_batch_size: int
 ) -> None:
     partners: list[int] = []
     for epoch in range(n_epochs):
-        steps = plans(n_main, n_retain, seed=seed, epoch=epoch, window=window)
+        steps = plans(n_main, n_retain, seed=seed, epoch=epoch, step_batch_size=step_batch_size)
         assert sorted(main for plan in steps for main in plan.main) == list(range(n_main))
-        assert all(len(plan.main) == len(plan.retain) <= window for plan in steps)
+        assert all(len(plan.main) == len(plan.retain) <= step_batch_size for plan in steps)
         partners += [partner for plan in steps for partner in plan.retain]
     for lap in range(0, len(partners) - n_retain + 1, n_retain):
         assert sorted(partners[lap : lap + n_retain]) == list(range(n_retain))
@@ -51,10 +53,13 @@ def test_pairing_goes_through_the_whole_retain_set(
 def test_processes_share_the_window_of_one(
     n_main: int, n_retain: int, seed: int, world: int, batch_size: int, accumulation: int
 ) -> None:
-    window = world * batch_size * accumulation
-    alone = plans(n_main, n_retain, seed=seed, batch_size=batch_size, window=window)
+    step_batch_size = world * batch_size * accumulation
+    sizes = {"batch_size": batch_size, "step_batch_size": step_batch_size}
+    alone = plans(n_main, n_retain, seed=seed, **sizes)
     shares = [
-        plans(n_main, n_retain, seed=seed, batch_size=batch_size, window=window, rank=rank, world=world)
+        plans(
+            n_main, n_retain, seed=seed, batch_size=batch_size, step_batch_size=step_batch_size, rank=rank, world=world
+        )
         for rank in range(world)
     ]
     for whole, *parts in zip(alone, *shares, strict=True):
@@ -68,7 +73,7 @@ def test_processes_share_the_window_of_one(
 
 
 def test_micro_batches_hold_examples_of_similar_length() -> None:
-    sampler = WindowSampler([5, 50, 6, 51, 7, 52], [], seed=0, batch_size=3, window=6)
+    sampler = StepSampler([5, 50, 6, 51, 7, 52], [], seed=0, batch_size=3, step_batch_size=6)
     (plan,) = sampler
     assert sorted(map(sorted, plan.main_batches)) == [[0, 2, 4], [1, 3, 5]]
     assert plan.retain_batches == []

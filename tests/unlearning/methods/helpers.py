@@ -1,4 +1,4 @@
-"""A model and its start, random spans, the batches of a window; and the same slowly: token by token, unpadded."""
+"""A model and its start, random spans, the batches of a step; and the same slowly: token by token, unpadded."""
 
 import copy
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from tests.unlearning.helpers import build_tiny_llama
 from unlearning.data.batches import TokenBatch, collate
 from unlearning.data.spans import AnswerSpan
-from unlearning.methods.method import AnyMethod, Batch, Reference, Window
+from unlearning.methods.method import AnyMethod, Batch, Reference, StepBatch
 
 START = build_tiny_llama(1).double()
 
@@ -41,7 +41,7 @@ def build_spans(lengths: Sequence[tuple[int, int]], seed: int) -> list[AnswerSpa
 
 @dataclass(frozen=True)
 class Data:
-    """One window; the alternates are of the same prompts as the forget examples."""
+    """One step batch; the alternates are of the same prompts as the forget examples."""
 
     forget: list[AnswerSpan]
     alternate: list[AnswerSpan]
@@ -59,8 +59,8 @@ def n_answer(spans: Sequence[AnswerSpan]) -> int:
     return sum(span.n_answer_tokens for span in spans)
 
 
-def window_of(data: Data) -> Window:
-    return Window(
+def step_batch_of(data: Data) -> StepBatch:
+    return StepBatch(
         forget_sequences=len(data.forget),
         forget_tokens=n_answer(data.forget),
         forget_positions=sum(len(span.input_ids) for span in data.forget),
@@ -117,7 +117,7 @@ def losses_of(
     order: Sequence[int] | None = None,
     padding: int = 0,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The window's forget and retain loss, as the sum over its micro-batches.
+    """The step batch's forget and retain loss, as the sum over its micro-batches.
 
     Args:
         cuts: where one micro-batch ends and the next begins.
@@ -135,7 +135,7 @@ def losses_of(
     def micro_batches(statistic: float | None) -> list[Batch]:
         return [
             Batch(
-                window=window_of(data),
+                step_batch=step_batch_of(data),
                 forget=part("forget", piece),
                 alternate=part("alternate", piece) if needs.alternates else None,
                 statistic=statistic,
@@ -151,6 +151,6 @@ def losses_of(
     if method.forget_loss is not None:
         forget = torch.stack([method.forget_loss(model, batch, options) for batch in micro_batches(statistic)]).sum()
     if method.retain_loss is not None and needs.retain:
-        batches = [Batch(window_of(data), retain=part("retain", piece)) for piece in pieces]
+        batches = [Batch(step_batch_of(data), retain=part("retain", piece)) for piece in pieces]
         retain = torch.stack([method.retain_loss(model, batch, options) for batch in batches]).sum()
     return forget, retain

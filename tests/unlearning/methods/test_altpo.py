@@ -15,7 +15,7 @@ from unlearning import Example, InputError
 from unlearning.evaluation.generation import sampled_answers
 from unlearning.methods.altpo import ALTPO, ROUNDS, AltPOOptions, draw_alternates
 from unlearning.methods.dpo import DPO, DPOOptions
-from unlearning.methods.stages import Start
+from unlearning.methods.stages import PreparationInputs
 from unlearning.options import TrainOptions
 
 OPTIONS = AltPOOptions(samples=3, max_new_tokens=6)
@@ -26,8 +26,8 @@ def never_called(*_arguments: object, **_options: object) -> PreTrainedModel:
 
 
 @pytest.fixture
-def start(tokenizer: PreTrainedTokenizerFast) -> Start:
-    return Start(
+def start(tokenizer: PreTrainedTokenizerFast) -> PreparationInputs:
+    return PreparationInputs(
         model=build_tiny_llama(),
         tokenizer=tokenizer,
         forget=build_examples(3),
@@ -76,7 +76,7 @@ def test_altpo_is_dpo() -> None:
     assert ours == theirs
 
 
-def test_alternates_are_the_start_models_samples(start: Start) -> None:
+def test_alternates_are_the_start_models_samples(start: PreparationInputs) -> None:
     prepared = draw_alternates(start, OPTIONS)
     prompts = [example.prompt for example in start.forget]
     expected = sampled_answers(start.model, start.tokenizer, prompts, samples=3, seed=5, max_new_tokens=6)
@@ -84,7 +84,7 @@ def test_alternates_are_the_start_models_samples(start: Start) -> None:
     assert prepared.notes == {"alternates": {"drawn": 9, "dropped_empty": 0, "dropped_equal_to_the_answer": 0}}
 
 
-def test_empty_samples_are_dropped_and_counted(start: Start) -> None:
+def test_empty_samples_are_dropped_and_counted(start: PreparationInputs) -> None:
     (word,) = start.tokenizer("A")["input_ids"]
     often_silent = replace(start, model=build_bigrams({None: {0: 0.5, word: 0.5}, word: {0: 1.0}}))
     options = replace(OPTIONS, samples=20)
@@ -97,7 +97,7 @@ def test_empty_samples_are_dropped_and_counted(start: Start) -> None:
 
 
 @pytest.mark.parametrize("question", ["Question:", "Q:"])
-def test_samples_end_where_another_question_begins(start: Start, question: str) -> None:
+def test_samples_end_where_another_question_begins(start: PreparationInputs, question: str) -> None:
     tokens = [token for text in ("A", *question) for token in start.tokenizer(text)["input_ids"]]
     ring = {last: {following: 1.0} for last, following in zip(tokens, [*tokens[1:], tokens[0]], strict=True)}
     rambling = replace(start, model=build_bigrams({None: {tokens[0]: 1.0}, **ring}))
@@ -106,12 +106,12 @@ def test_samples_end_where_another_question_begins(start: Start, question: str) 
     assert draw_alternates(rambling, replace(OPTIONS, max_new_tokens=20)).alternates == [["A"] * 3] * 3
 
 
-def test_given_alternates_are_used_as_they_are(start: Start) -> None:
+def test_given_alternates_are_used_as_they_are(start: PreparationInputs) -> None:
     prepared = draw_alternates(replace(start, alternates=[["x"], ["y"], ["z"]]), OPTIONS)
     assert prepared.alternates is None and prepared.notes is None
 
 
-def test_what_equals_the_answer_or_says_nothing_is_dropped_and_counted(start: Start) -> None:
+def test_what_equals_the_answer_or_says_nothing_is_dropped_and_counted(start: PreparationInputs) -> None:
     prompts = [example.prompt for example in start.forget]
     rows = sampled_answers(start.model, start.tokenizer, prompts, samples=3, seed=5, max_new_tokens=6)
     # The first prompt's own answer is its second sample, with other white space.
@@ -121,7 +121,7 @@ def test_what_equals_the_answer_or_says_nothing_is_dropped_and_counted(start: St
     assert prepared.notes == {"alternates": {"drawn": 9, "dropped_empty": 0, "dropped_equal_to_the_answer": 1}}
 
 
-def test_a_prompt_without_any_is_drawn_for_again(start: Start) -> None:
+def test_a_prompt_without_any_is_drawn_for_again(start: PreparationInputs) -> None:
     (row,) = sampled_answers(start.model, start.tokenizer, ["Who was"], samples=1, seed=5, max_new_tokens=6)
     prepared = draw_alternates(replace(start, forget=[Example("Who was", row[0])]), replace(OPTIONS, samples=1))
     (again,) = sampled_answers(start.model, start.tokenizer, ["Who was"], samples=1, seed=6, max_new_tokens=6)
@@ -129,7 +129,7 @@ def test_a_prompt_without_any_is_drawn_for_again(start: Start) -> None:
     assert prepared.notes == {"alternates": {"drawn": 2, "dropped_empty": 0, "dropped_equal_to_the_answer": 1}}
 
 
-def test_a_model_that_says_only_the_answer_is_refused(start: Start) -> None:
+def test_a_model_that_says_only_the_answer_is_refused(start: PreparationInputs) -> None:
     token = start.tokenizer(" Oslo")["input_ids"][0]
     answer = start.tokenizer.decode([token]).strip()
     sure = replace(start, model=sure_of(token), forget=[Example("Where?", answer), Example("Who?", "another")])
@@ -140,7 +140,7 @@ def test_a_model_that_says_only_the_answer_is_refused(start: Start) -> None:
         draw_alternates(sure, OPTIONS)
 
 
-def test_the_template_wraps_what_is_continued(start: Start) -> None:
+def test_the_template_wraps_what_is_continued(start: PreparationInputs) -> None:
     options = replace(OPTIONS, alternate_template="{prompt} Not {answer}, but")
     prompts = [f"{example.prompt} Not {example.answer}, but" for example in start.forget]
     expected = sampled_answers(start.model, start.tokenizer, prompts, samples=3, seed=5, max_new_tokens=6)
@@ -149,7 +149,7 @@ def test_the_template_wraps_what_is_continued(start: Start) -> None:
         draw_alternates(start, replace(OPTIONS, alternate_template="Why"))
 
 
-def test_alternates_are_kept_with_the_run_and_read_when_it_goes_on(start: Start, tmp_path: Path) -> None:
+def test_alternates_are_kept_with_the_run_and_read_when_it_goes_on(start: PreparationInputs, tmp_path: Path) -> None:
     first = draw_alternates(replace(start, output_dir=tmp_path), OPTIONS)
     (kept,) = tmp_path.iterdir()
     rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]

@@ -25,7 +25,7 @@ from tests.unlearning.methods.helpers import (
     slow_hidden,
     slow_logits,
     slow_nll,
-    window_of,
+    step_batch_of,
 )
 from unlearning.methods import METHODS
 from unlearning.methods.method import Batch
@@ -199,7 +199,7 @@ def test_losses_and_gradients_equal_plain_formulas(name: str, given_options: dic
 )
 @settings(max_examples=3)
 @torch.no_grad()
-def test_neither_order_nor_cut_nor_padding_changes_a_window(
+def test_neither_order_nor_cut_nor_padding_changes_a_step_batch(
     name: str, given_options: dict[str, Any], order: list[int], cuts: tuple[int, ...], padding: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -253,13 +253,13 @@ def test_idk_is_the_cross_entropy_of_both_sets_together() -> None:
 
 
 @torch.no_grad()
-def test_ktos_estimate_is_of_the_window_not_of_its_pieces() -> None:
+def test_ktos_estimate_is_of_the_step_batch_not_of_its_pieces() -> None:
     method, options = METHODS["kto"], METHODS["kto"].options(variant="kto_sigmoid")
     assert method.statistic is not None
     parts = []
     for place in range(3):
         alternate = batch_of([DATA.alternate[place]], method.needs(options).references, "alternate")
-        batch = Batch(window_of(DATA), alternate=alternate)
+        batch = Batch(step_batch_of(DATA), alternate=alternate)
         parts.append(method.statistic(MODEL, batch, options))
     expected = [ratio.item() for ratio in log_ratios(MODEL, DATA.alternate)]
     assert [total for total, _ in parts] == pytest.approx(expected, abs=1e-9)

@@ -54,7 +54,7 @@ def test_a_card_has_all_that_a_reader_asks_for(method: str, model_dir: Path, tmp
     assert f"# {model_dir} after {method}" in card
     described = METHODS[method]
     assert described.summary in card and described.source in card
-    assert "2 optimizer steps, " in card and "with seed\n7 for the orders" in card
+    assert "2 optimizer steps, " in card and "random\nseed 7." in card
     assert record["configuration"]["start_weights"] in card
 
     data = rows_of(card, "| data | examples |")
@@ -82,5 +82,5 @@ def test_a_card_has_all_that_a_reader_asks_for(method: str, model_dir: Path, tmp
 def test_retain_data_that_is_only_measured_is_said_to_be(model_dir: Path, tmp_path: Path) -> None:
     train("ga", model=model_dir, retain=RETAIN, output_dir=tmp_path / "run", **SHARED)
     card = (tmp_path / "run" / "README.md").read_text()
-    assert rows_of(card, "| data | examples |")["retain"][0] == "measured only"
-    assert "On 4 forget and 3 retain examples" in card
+    assert rows_of(card, "| data | examples |")["retain"][0] == "for evaluation only"
+    assert "on 4 forget and 3 retain examples" in card

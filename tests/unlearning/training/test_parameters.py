@@ -77,9 +77,9 @@ def test_a_choice_of_parameters_changes_what_is_clipped(model_dir: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train_parameters": "encoder"}, "train_parameters='encoder' matches none of the 21 parameters, as "),
-        ({"train_parameters": "("}, "train_parameters='(': not a regular expression: missing )"),
-        ({"train_parameters": "mlp", "lora_rank": 2}, "set one of the two"),
+        ({"train_parameters": "encoder"}, "`train_parameters` must match at least one of the 21 parameters"),
+        ({"train_parameters": "("}, "`train_parameters` must be a regular expression, got '(': missing )"),
+        ({"train_parameters": "mlp", "lora_rank": 2}, "`lora_rank` and `train_parameters`"),
         ({"lora_rank": 2, "lora_targets": "nothing"}, "lora targets 'nothing': "),
         ({"optimizer": "sgd"}, "optimizer='sgd': should be adamw, adamw_8bit, lion"),
         ({"precision": "int8"}, "precision='int8': should be float32, bf16_mixed, fp16_mixed, bfloat16"),
@@ -102,19 +102,17 @@ def test_parameters_that_the_loss_does_not_reach_are_refused(model_dir: Path) ->
     for pattern in ("lm_head", r"layers\.1"):
         with pytest.raises(InputError) as error:
             train("rmu", model=model_dir, layer=0, train_parameters=pattern, **SHARED)
-        assert str(error.value) == (
-            "the forget loss of rmu depends on none of the parameters that train; choose others (train_parameters)"
-        )
+        assert "`train_parameters`" in str(error.value) and "the forget loss of rmu" in str(error.value)
 
 
 def test_adapters_are_refused_where_whole_weights_are_needed(
     model_dir: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(InputError, match="rmu trains weights that it names itself; leave lora_rank out"):
+    with pytest.raises(InputError, match="`lora_rank` .* rmu"):
         train("rmu", model=model_dir, lora_rank=2, **SHARED)
-    with pytest.raises(InputError, match="task_vector makes whole weights .*; leave lora_rank out"):
+    with pytest.raises(InputError, match="`lora_rank` .* task_vector"):
         train("task_vector", model=model_dir, lora_rank=2, **SHARED)
-    with pytest.raises(InputError, match="a saved adapter names its base, .* pass its directory"):
+    with pytest.raises(InputError, match="`model` must be a directory or a hub id to save an adapter"):
         model = build_tiny_llama()
         train("npo", model=model, tokenizer=tokenizer, lora_rank=2, output_dir=tmp_path / "run", **SHARED)
 

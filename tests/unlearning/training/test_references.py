@@ -1,4 +1,4 @@
-"""The start model's constants: from disk and from a kept copy the same, and never another model's."""
+"""The reference model's quantities: from disk and from a kept copy the same, and never another model's."""
 
 import tracemalloc
 from contextlib import nullcontext
@@ -18,7 +18,7 @@ from unlearning.data.encoding import encode
 from unlearning.data.spans import AnswerSpan
 from unlearning.methods.method import Reference
 from unlearning.training import references as reference_module
-from unlearning.training.references import LiveColumn, References, StoredColumn, compute_references
+from unlearning.training.references import LiveColumn, References, ReferenceSettings, StoredColumn, compute_references
 
 ALL = (Reference("retain", "nll"), Reference("retain", "logits"), Reference("retain", "hidden", 1))
 
@@ -42,12 +42,13 @@ def computed(
         name,
         {"retain": spans},
         ALL,
-        batch_size=size,
-        budget=budget,
-        precision="float32",
-        autocast=nullcontext,
-        main_first=nullcontext,
-        advance=lambda _done, _total: None,
+        ReferenceSettings(
+            batch_size=size,
+            budget=budget,
+            precision="float32",
+            main_first=nullcontext,
+            advance=lambda _done, _total: None,
+        ),
     )
 
 
@@ -143,7 +144,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np.lib.format, "write_array_header_2_0", full)
-    with pytest.raises(InputError, match="no space left for .* GB of the start model's nll; set UNLEARNING_CACHE"):
+    with pytest.raises(InputError, match="no space left for .* GB .* nll.*UNLEARNING_CACHE.*`reference_budget`"):
         computed(spans)
     assert list(cache.iterdir()) == []
 

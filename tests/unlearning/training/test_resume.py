@@ -135,7 +135,9 @@ def test_a_run_whose_end_could_not_be_saved_is_only_saved(
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
         patched.setattr(PreTrainedTokenizerFast, "save_pretrained", full)
-        with pytest.raises(InputError, match="run: no space left on the disk; .*last whole checkpoint is .*checkpoint"):
+        with pytest.raises(
+            InputError, match="run: no space left on the disk; the last complete checkpoint is .*checkpoint"
+        ):
             train("npo", model=model_dir, output_dir=out, **settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "whole"]
     assert sorted(path.name for path in out.iterdir()) == ["checkpoints", "unlearning.json"]
@@ -158,11 +160,13 @@ def test_what_is_not_asked_for_is_not_gone_on_with(
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert "holds an unfinished run, up to checkpoint-6; add --resume to go on, or remove it" in refused()
-    assert "another configuration (method: 'npo' there, 'simnpo' now)" in refused("simnpo", resume=True)
-    assert "another configuration (seed: 0 there, 1 now)" in refused(resume=True, seed=1)
-    assert "another forget data" in refused(resume=True, forget=FORGET[:3])
-    assert "another start weights" in refused(resume=True, model=build_tiny_llama(1), tokenizer=tokenizer_of(model_dir))
+    assert "unfinished run, up to checkpoint-6. Set `resume`" in refused()
+    assert "method is 'npo' there, 'simnpo' now" in refused("simnpo", resume=True)
+    assert "seed is 0 there, 1 now" in refused(resume=True, seed=1)
+    assert "its forget data differ" in refused(resume=True, forget=FORGET[:3])
+    assert "its weights before training differ" in refused(
+        resume=True, model=build_tiny_llama(1), tokenizer=tokenizer_of(model_dir)
+    )
     assert checkpoints_in(out) == ["checkpoint-3", "checkpoint-6"]
     done = train("npo", model=model_dir, output_dir=out, resume=True, **SHARED)
     again = train("npo", model=model_dir, output_dir=out, resume=True, **SHARED)
@@ -240,7 +244,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_saved(
             patched.setattr(os, "replace", replace)
         with pytest.raises(InputError) as error:
             train("npo", model=model_dir, output_dir=out, **SHARED)
-    assert "no space left on the disk; free some and run it again; the last whole checkpoint is" in str(error.value)
+    assert "no space left on the disk; the last complete checkpoint is" in str(error.value)
     assert "\n" not in str(error.value)
     assert checkpoints_in(out) == ["checkpoint-3"]
     resumed = train("npo", model=model_dir, output_dir=out, resume=True, **SHARED)
@@ -254,7 +258,7 @@ def test_a_disk_that_fills_at_once_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
-    with pytest.raises(InputError, match="no space left on the disk; free some and run it again$"):
+    with pytest.raises(InputError, match=r"run: no space left on the disk\."):
         train("npo", model=model_dir, output_dir=tmp_path / "run", **SHARED)
     assert list(tmp_path.iterdir()) == []
 
@@ -336,7 +340,7 @@ def test_a_file_system_that_is_really_full(kilobytes: int, model_dir: Path, tmp_
     if subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
         pytest.skip("no file system may be mounted here")
     try:
-        with pytest.raises(InputError, match="run: no space left on the disk; free some and run it again") as error:
+        with pytest.raises(InputError, match="run: no space left on the disk") as error:
             train("npo", model=model_dir, output_dir=small / "run", **{**SHARED, "keep_checkpoints": 1})
         assert "\n" not in str(error.value)
         assert checkpoints_in(small / "run") == (["checkpoint-3"] if kilobytes > 600 else [])

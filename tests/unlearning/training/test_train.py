@@ -31,12 +31,12 @@ WHOLE = {
 }
 BAD_INPUT: list[tuple[str, dict[str, Any], str]] = [
     ("npoo", {}, "no method 'npoo'; did you mean 'npo'?"),
-    ("npo", {"forget": None}, "npo needs forget data"),
-    ("npo", {"retain": None}, "npo needs retain data; give --retain FILE (retain=... in Python) or set alpha=0"),
-    ("finetune", {}, "finetune has no use for forget data"),
+    ("npo", {"forget": None}, "npo needs forget data. Give `forget`"),
+    ("npo", {"retain": None}, "npo needs retain data. Give `retain`, or set `alpha` to 0"),
+    ("finetune", {}, "finetune does not read forget data. Remove `forget`"),
     ("finetune", {"forget": None, "retain": None}, "finetune needs retain data"),
-    ("npo", {"forget": []}, "the forget data is empty"),
-    ("npo", {"forget": [("Who?", "Ada")]}, "forget[0] is tuple; give unlearning.Example(prompt, answer)"),
+    ("npo", {"forget": []}, "`forget` must have at least one example"),
+    ("npo", {"forget": [("Who?", "Ada")]}, "`forget` must hold examples, got tuple at index 0"),
     ("npo", {"forget": "missing.json"}, "missing.json: no such file"),
     ("npo", {"learning_rat": 1}, "did you mean 'learning_rate'?"),
     ("npo", {"max_length": 4}, "more than max_length 4"),
@@ -124,7 +124,7 @@ def test_training_equals_a_plain_loop(method: str, tokenizer: PreTrainedTokenize
 
 
 @pytest.mark.parametrize("method", ["finetune", "grad_diff", "npo"])
-def test_one_step_does_not_depend_on_how_the_window_is_cut(method: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_one_step_does_not_depend_on_how_the_step_is_split(method: str, tokenizer: PreTrainedTokenizerFast) -> None:
     # Answers of very different lengths, so that a mean of micro-batch means would differ.
     examples = build_examples()
     longer = [replace(example, answer=example.answer * (1 + 3 * (place % 3))) for place, example in enumerate(examples)]
@@ -160,7 +160,7 @@ def test_one_step_does_not_depend_on_how_the_window_is_cut(method: str, tokenize
         assert line[name] == pytest.approx(singly_line[name], rel=1e-4)
 
 
-def test_a_last_short_window_is_normalised_by_its_own_size(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_last_short_step_batch_is_normalised_by_its_own_size(tokenizer: PreTrainedTokenizerFast) -> None:
     """Three examples by twos: the second step sees one example, and its loss is that example's."""
     result = train(
         "npo",
@@ -250,23 +250,25 @@ def test_a_run_is_saved_whole_and_recognised(model_dir: Path, tmp_path: Path) ->
     assert again.history == result.history
     assert largest_difference(again.model, result.model) == 0
 
-    with pytest.raises(InputError, match="another configuration .*max_steps: 12 there, 13 now"):
+    with pytest.raises(InputError, match="another configuration: max_steps is 12 there, 13 now"):
         train("npo", model=model_dir, max_steps=13, **settings)
-    with pytest.raises(InputError, match="another configuration .*another forget data"):
+    with pytest.raises(InputError, match="another configuration: its forget data"):
         train("npo", model=model_dir, max_steps=12, **{**settings, "forget": FORGET[:2]})
-    with pytest.raises(InputError, match="another configuration .*another start weights"):
+    with pytest.raises(InputError, match="another configuration: its weights before training"):
         train("npo", model=out, max_steps=12, **settings)
 
 
 def test_a_directory_with_other_files_is_refused(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="holds other files; choose another output directory"):
+    with pytest.raises(InputError, match="`output_dir`.*other files"):
         train("npo", model=model_dir, output_dir=tmp_path, progress=False, **options_of("npo"))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_loss_that_is_not_finite_stops_and_saves_nothing(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"of grad_diff .* at step [23] of 3, .*examples .* nothing was saved; lower"):
+    with pytest.raises(
+        InputError, match=r"of grad_diff .* at step [23] of 3, .*examples .* nothing was saved.*`learning_rate`"
+    ):
         train(
             "grad_diff",
             model=model_dir,
@@ -279,7 +281,7 @@ def test_a_loss_that_is_not_finite_stops_and_saves_nothing(model_dir: Path, tmp_
 
 
 def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not finite after the last step, nothing was saved"):
+    with pytest.raises(InputError, match="is not finite after the last step; nothing was saved"):
         train(
             "grad_diff",
             model=model_dir,
@@ -388,7 +390,7 @@ def weights_of(directory: Path) -> Path:
 def test_a_foreign_tokenizer_is_refused(model_dir: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     model.resize_token_embeddings(100)
-    with pytest.raises(InputError, match=r"the tokenizer gives token \d+, the model has 100"):
+    with pytest.raises(InputError, match=r"`tokenizer` .* token \d+ .* 100 tokens"):
         train("npo", model=model, tokenizer=tokenizer, progress=False, **options_of("npo"))
 
 
@@ -399,7 +401,7 @@ def test_retain_data_that_a_method_does_not_train_on_are_watched(model_dir: Path
     assert largest_difference(alone.model, watched.model) == 0
     assert "retain_nll" not in alone.evaluations[-1]
     assert watched.evaluations[-1]["retain_nll"] > 0
-    assert "| retain | measured only |" in (tmp_path / "ga" / "README.md").read_text()
+    assert "| retain | for evaluation only |" in (tmp_path / "ga" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("method", ["npo", "undial"])
@@ -427,20 +429,20 @@ def test_the_history_goes_to_tensorboard(model_dir: Path, tmp_path: Path) -> Non
     read.Reload()
     logged = [event.value for event in read.Scalars("train/forget_loss")]
     assert logged == pytest.approx([line["forget_loss"] for line in result.history], rel=1e-6)
-    with pytest.raises(InputError, match="tensorboard needs a directory"):
+    with pytest.raises(InputError, match="`tensorboard` needs a directory"):
         train("npo", model=model_dir, tensorboard=True, progress=False, **options_of("npo"))
 
 
 def test_the_constants_of_a_batch_are_gone_before_its_backward_pass_ends(
     tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits of the start model are as large as the model's own."""
+    """Logits of the reference model are as large as the model's own."""
     given: list[weakref.ref[Tensor]] = []
     left: list[bool] = []
     attach = References.attach
 
-    def watched(self: References, data: str, places: list[int], batch: TokenBatch) -> TokenBatch:
-        batch = attach(self, data, places, batch)
+    def watched(self: References, data: str, indices: list[int], batch: TokenBatch) -> TokenBatch:
+        batch = attach(self, data, indices, batch)
         if batch.reference_logits is not None:
             given.append(weakref.ref(batch.reference_logits))
         return batch

@@ -20,7 +20,7 @@ from unlearning.data.question_answer import Example
 from unlearning.data.sources import read_training_data
 from unlearning.data.spans import join_answer
 from unlearning.methods.method import Batch, Method, Needs
-from unlearning.methods.stages import Prepared, Start
+from unlearning.methods.stages import PreparationInputs, PreparedData
 from unlearning.methods.terms import forget_cross_entropy, retain_cross_entropy
 from unlearning.methods.whp.anchors import Anchors, read_anchors
 from unlearning.methods.whp.blocks import cut_blocks
@@ -60,29 +60,29 @@ class WHPOptions:
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, _options: WHPOptions) -> Float[Tensor, ""]:
-    """F = CE of the generic labels on the original text, pooled over the labelled positions of the window."""
+    """F = CE of the generic labels on the original text, pooled over the labelled positions of the step batch."""
     return forget_cross_entropy(model, batch)
 
 
-def make_generic_labels(start: Start, options: WHPOptions) -> Prepared:
+def make_generic_labels(inputs: PreparationInputs, options: WHPOptions) -> PreparedData:
     """The text's blocks with their generic labels; kept in the run's directory, and read from there by a later start.
 
     Raises:
         InputError: no dictionary and nothing to propose one from, a dictionary that changes nothing, a reinforced
             model of another vocabulary.
     """
-    if start.output_dir is not None and (start.output_dir / RECORD).is_file():
-        labels, _ = read_labels(start.output_dir)
+    if inputs.output_dir is not None and (inputs.output_dir / RECORD).is_file():
+        labels, _ = read_labels(inputs.output_dir)
         return _prepared(labels)
-    texts = [join_answer(example.prompt, example.answer) for example in start.forget]
-    anchors = _anchors(options, texts, start)
-    block_size = min(options.block_size, start.max_length or options.block_size)
-    cut_blocks(start.tokenizer, texts, anchors, block_size=block_size)  # what it refuses, before the long stage
-    reinforced = _reinforced(start, options, texts, block_size)
+    texts = [join_answer(example.prompt, example.answer) for example in inputs.forget]
+    anchors = _anchors(options, texts, inputs)
+    block_size = min(options.block_size, inputs.max_length or options.block_size)
+    cut_blocks(inputs.tokenizer, texts, anchors, block_size=block_size)  # what it refuses, before the long stage
+    reinforced = _reinforced(inputs, options, texts, block_size)
     labels = make_labels(
-        start.model,
+        inputs.model,
         reinforced,
-        start.tokenizer,
+        inputs.tokenizer,
         texts,
         anchors,
         LabelOptions(
@@ -91,15 +91,15 @@ def make_generic_labels(start: Start, options: WHPOptions) -> Prepared:
             seen_penalty=options.seen_penalty,
             block_size=block_size,
         ),
-        batch_size=start.batch_size,
-        progress=start.progress,
+        batch_size=inputs.batch_size,
+        progress=inputs.progress,
     )
-    if start.output_dir is not None and start.output_dir.is_dir():
-        save_labels(start.output_dir, labels, start.tokenizer)
+    if inputs.output_dir is not None and inputs.output_dir.is_dir():
+        save_labels(inputs.output_dir, labels, inputs.tokenizer)
     return _prepared(labels)
 
 
-def _anchors(options: WHPOptions, texts: Sequence[str], start: Start) -> Anchors:
+def _anchors(options: WHPOptions, texts: Sequence[str], inputs: PreparationInputs) -> Anchors:
     if options.anchors is not None:
         return read_anchors(options.anchors)
     if options.background is None:
@@ -108,24 +108,26 @@ def _anchors(options: WHPOptions, texts: Sequence[str], start: Start) -> Anchors
             "text without the knowledge, to propose one"
         )
     background = [join_answer(e.prompt, e.answer) for e in read_training_data(options.background).examples]
-    proposals = propose_by_contrast(texts, background, seed=start.seed)
+    proposals = propose_by_contrast(texts, background, seed=inputs.seed)
     return Anchors({proposal.anchor: proposal.generic for proposal in proposals})
 
 
-def _reinforced(start: Start, options: WHPOptions, texts: Sequence[str], block_size: int) -> PreTrainedModel:
+def _reinforced(
+    inputs: PreparationInputs, options: WHPOptions, texts: Sequence[str], block_size: int
+) -> PreTrainedModel:
     """The model that was given, or a copy of the start model trained further on the text."""
     from unlearning.checkpoints.load import load_weights
     from unlearning.checkpoints.locate import locate_checkpoint
 
     if options.reinforced is not None:
-        return load_weights(locate_checkpoint(options.reinforced), dtype=start.model.dtype, device=start.model.device)
-    training = start.training
-    return start.train(
+        return load_weights(locate_checkpoint(options.reinforced), dtype=inputs.model.dtype, device=inputs.model.device)
+    training = inputs.training
+    return inputs.train(
         "finetune",
-        model=copy.deepcopy(start.model),
-        tokenizer=start.tokenizer,
+        model=copy.deepcopy(inputs.model),
+        tokenizer=inputs.tokenizer,
         retain=[Example("", text) for text in texts],
-        progress=start.progress,
+        progress=inputs.progress,
         learning_rate=options.reinforced_learning_rate,
         epochs=options.reinforced_epochs,
         batch_size=training.batch_size,
@@ -134,14 +136,14 @@ def _reinforced(start: Start, options: WHPOptions, texts: Sequence[str], block_s
         optimizer=training.optimizer,
         gradient_checkpointing=training.gradient_checkpointing,
         device=training.device,
-        seed=start.seed,
+        seed=inputs.seed,
         max_length=block_size,
         append_eos=False,
     )
 
 
-def _prepared(labels: Labels) -> Prepared:
-    return Prepared(forget=[_span(block) for block in labels.blocks], notes={"labels": asdict(labels.counts)})
+def _prepared(labels: Labels) -> PreparedData:
+    return PreparedData(forget=[_span(block) for block in labels.blocks], notes={"labels": asdict(labels.counts)})
 
 
 def _span(block: LabelledBlock) -> LabelledSpan:

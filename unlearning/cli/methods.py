@@ -1,0 +1,57 @@
+"""`unlearn methods`: list the methods, their data and their options."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unlearning.common.terminal import write_json
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+# \b keeps the line breaks of the following lines.
+EXAMPLES = """\b
+Examples:
+  unlearn methods
+  unlearn methods blur
+  unlearn methods --json
+"""
+_REFERENCE = "reference: outputs of the model before training, computed before the first step."
+
+
+def methods(
+    method: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="List only this method.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write a machine-readable list to stdout.")] = False,
+) -> None:
+    """Show the methods: the data that each needs, its loss, its options with defaults, and their sources."""
+    from unlearning.methods.catalogue import list_methods
+
+    listed = list_methods(method)
+    if as_json:
+        write_json(listed)
+        return
+    from rich.console import Console
+
+    Console().print(_tables(listed))
+
+
+def _tables(listed: dict[str, Any]) -> "Group":
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    methods = Table(
+        "method", "needs", "loss", "source", box=box.SIMPLE_HEAD, caption=_REFERENCE, caption_justify="left"
+    )
+    own = Table("method", "option", "meaning", "source", box=box.SIMPLE_HEAD)
+    for method in listed["methods"]:
+        methods.add_row(method["name"], "\n".join(method["needs"]), method["loss"], method["source"])
+        for index, option in enumerate(method["options"]):
+            name = "" if index else method["name"]
+            own.add_row(name, f"{option['name']}={option['default']}", option["help"], option["source"])
+    shared = Table("option of every method", "meaning", "source", box=box.SIMPLE_HEAD)
+    for option in listed["train_options"]:
+        shared.add_row(f"{option['name']}={option['default']}", option["help"], option["source"])
+    for table in (methods, own, shared):
+        table.columns[0].no_wrap = True
+    return Group(*(table for table in (methods, own, shared) if table.row_count))
