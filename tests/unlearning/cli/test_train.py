@@ -56,7 +56,7 @@ def test_train_saves_and_reports_json_on_stdout(
     [
         (["train", "npo"], "Missing option '--model'"),
         (["train", "npo", "--model", "m", "--out", "o"], "npo needs forget data. Give --forget"),
-        (["train", "nop", "--model", "m", "--out", "o"], "no method 'nop'; did you mean 'npo'?"),
+        (["train", "nop", "--model", "m", "--out", "o"], "method must name a method, got 'nop'; did you mean 'npo'?"),
         (["train", "npo", "--model", "m", "--out", "o", "--set", "beta"], "--set must be KEY=VALUE, got beta"),
         (["train", "npo", "--model", "m", "--out", "o", "--set", "bta=1"], "did you mean 'beta'?"),
         (

@@ -1,4 +1,4 @@
-"""AltPO's alternates: drawn from the start model, kept, and refused where there are none."""
+"""AltPO's alternates: drawn from the reference model, kept, and refused where there are none."""
 
 import json
 import math
@@ -76,7 +76,7 @@ def test_altpo_is_dpo() -> None:
     assert ours == theirs
 
 
-def test_alternates_are_the_start_models_samples(start: PreparationInputs) -> None:
+def test_alternates_are_the_reference_models_samples(start: PreparationInputs) -> None:
     prepared = draw_alternates(start, OPTIONS)
     prompts = [example.prompt for example in start.forget]
     expected = sampled_answers(start.model, start.tokenizer, prompts, samples=3, seed=5, max_new_tokens=6)
@@ -135,7 +135,7 @@ def test_a_model_that_says_only_the_answer_is_refused(start: PreparationInputs) 
     sure = replace(start, model=sure_of(token), forget=[Example("Where?", answer), Example("Who?", "another")])
     prepared = draw_alternates(replace(sure, forget=sure.forget[1:]), OPTIONS)
     assert prepared.alternates == [[answer] * 3]
-    message = f"1 of 2 forget prompts got no alternate in {ROUNDS} rounds of 3: .*'Where.'.*; raise temperature"
+    message = f"1 of 2 forget prompts have no alternate after {ROUNDS} rounds of 3 .*'Where.'.*`temperature`"
     with pytest.raises(InputError, match=message):
         draw_alternates(sure, OPTIONS)
 
@@ -145,7 +145,7 @@ def test_the_template_wraps_what_is_continued(start: PreparationInputs) -> None:
     prompts = [f"{example.prompt} Not {example.answer}, but" for example in start.forget]
     expected = sampled_answers(start.model, start.tokenizer, prompts, samples=3, seed=5, max_new_tokens=6)
     assert draw_alternates(start, options).alternates == expected
-    with pytest.raises(InputError, match="alternate_template='Why' has no {prompt}; put it in"):
+    with pytest.raises(InputError, match="`alternate_template` must contain {prompt}, got 'Why'"):
         draw_alternates(start, replace(OPTIONS, alternate_template="Why"))
 
 

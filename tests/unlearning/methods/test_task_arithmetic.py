@@ -86,7 +86,11 @@ def test_the_arguments_are_left_as_they_are() -> None:
         ({"w": torch.ones(2)}, {"w": torch.ones(2)}, "the task vector is zero"),
         ({"v": torch.ones(2)}, {"w": torch.ones(2)}, r"the fine-tuned weights have v, .*\(2 names differ\)"),
         ({"w": torch.zeros(2)}, {}, "the base weights lack w"),
-        ({"w": torch.zeros(2)}, {"w": torch.ones(3)}, r"w is \[2\] in the start model and \[3\] in the base one"),
+        (
+            {"w": torch.zeros(2)},
+            {"w": torch.ones(3)},
+            r"w has shape \[2\] in the reference model and \[3\] in the base model",
+        ),
     ],
 )
 def test_checkpoints_that_do_not_fit_are_refused(

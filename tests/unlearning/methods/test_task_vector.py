@@ -28,5 +28,5 @@ def test_the_end_lies_opposite_to_what_was_learned() -> None:
 
 def test_a_model_that_learned_nothing_is_refused() -> None:
     assert TASK_VECTOR.finish is not None
-    with pytest.raises(InputError, match="the task vector is zero: .*; train longer"):
+    with pytest.raises(InputError, match="the task vector is zero"):
         TASK_VECTOR.finish(copy.deepcopy(START), START, TaskVectorOptions())

@@ -30,7 +30,7 @@ WHOLE = {
     "lr_schedule": "constant",
 }
 BAD_INPUT: list[tuple[str, dict[str, Any], str]] = [
-    ("npoo", {}, "no method 'npoo'; did you mean 'npo'?"),
+    ("npoo", {}, "got 'npoo'; did you mean 'npo'?"),
     ("npo", {"forget": None}, "npo needs forget data. Give `forget`"),
     ("npo", {"retain": None}, "npo needs retain data. Give `retain`, or set `alpha` to 0"),
     ("finetune", {}, "finetune does not read forget data. Remove `forget`"),
