@@ -139,7 +139,7 @@ def test_what_cannot_be_measured_is_refused(
 
 def test_a_metric_without_a_better_end_cannot_be_the_best(model_dir: Path, tmp_path: Path) -> None:
     options = {"keep_best": "asked_gap", "benchmark_retain": str(model_dir)}
-    with pytest.raises(InputError, match="`keep_best`.* got asked_gap .nearer to 0 is better"):
+    with pytest.raises(InputError, match="`keep_best`.* got asked_gap"):
         train("npo", model=model_dir, output_dir=tmp_path / "run", **{**SHARED, **options})
 
 
