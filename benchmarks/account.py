@@ -33,7 +33,13 @@ class Part:
 def account(run: Callable[[], Any]) -> list[Part]:
     """Time every operation of a call on the CPU, and count its floating-point operations in a second call.
 
-    Watching costs some microseconds per operation, all of them in `outside torch`.
+    Watching adds some microseconds to each operation; they are counted in `outside torch`.
+
+    Args:
+        run: The call; it is made twice.
+
+    Returns:
+        One part for each of `KINDS`, in that order.
     """
     with FlopCounterMode(display=False) as counter:
         run()

@@ -58,17 +58,26 @@ class Case:
 
 
 def paper_sweeps(n_layers: int, width: int = WINDOW) -> tuple[Intervention, ...]:
-    """The paper's four: MLP coefficients, attention outputs and both patched, value vectors restored."""
+    """Return the paper's four sweeps: MLP coefficients, attention outputs and both patched, value vectors restored."""
     windows = centred_windows(n_layers, width)
     patches = [Intervention(sites, window) for sites in PATCH_SITES for window in windows]
     return (*patches, *(Intervention(("value_vectors",), window) for window in windows))
 
 
 def build_case(shape: str, *, device: torch.device, dtype: torch.dtype, among: tuple[str, ...]) -> Case:
-    """Load the built-in pair and its questions, or make a random pair of that shape and random prompts.
+    """Load the built-in pair and its questions, or make a random pair and random prompts of a shape.
+
+    Args:
+        shape: `demo` for the built-in pair, or the name of a shape in `benchmarks.shapes`.
+        device: Where the models are.
+        dtype: Type of their weights.
+        among: Names that the benchmark accepts.
+
+    Returns:
+        The pair, its batches and the paper's four sweeps.
 
     Raises:
-        InputError: the shape is not `among` those that there are.
+        InputError: The shape is not among the accepted names.
     """
     if shape == DEMO and shape in among:
         pair = load_pair("demo:base", "demo:npo", device=str(device), dtype=str(dtype).removeprefix("torch."))

@@ -33,7 +33,7 @@ class Finished:
 
 
 def patch_command(arguments: Sequence[str], *, processes: int = 1) -> list[str]:
-    """How `dissect patch` is started, by torchrun where it is to be several processes."""
+    """Return the command that starts `dissect patch`, under torchrun if it is to run in several processes."""
     if processes == 1:
         return [sys.executable, "-m", "dissect", "patch", *arguments]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -41,16 +41,19 @@ def patch_command(arguments: Sequence[str], *, processes: int = 1) -> list[str]:
 
 
 def run_patch(arguments: Sequence[str], out: Path, *, processes: int = 1, threads: int | None = None) -> Finished:
-    """Run `dissect patch` into a new directory; its own words go to stderr.
+    """Run `dissect patch` into a new directory; its messages go to stderr.
 
     Args:
-        arguments: all but `--out`.
-        out: the run directory.
-        processes: how many, by torchrun.
-        threads: of each process; torch's own choice by default.
+        arguments: All arguments but `--out`.
+        out: The run directory.
+        processes: Number of processes, started by torchrun if more than one.
+        threads: Threads of each process; None leaves the number to torch.
+
+    Returns:
+        The run's record, its wall time in seconds and the peak of its resident memory in bytes.
 
     Raises:
-        InputError: it failed.
+        InputError: The command failed.
     """
     from unlearning.common.runs import read_record
 
@@ -74,9 +77,15 @@ def run_patch(arguments: Sequence[str], out: Path, *, processes: int = 1, thread
 
 
 def peak_resident_bytes(pid: int) -> int:
-    """The kernel's own high-water mark of a process's resident memory, 0 where it is gone.
+    """Return the kernel's high-water mark of a process's resident memory in bytes, or 0 if the process has ended.
 
-    Not `ru_maxrss`: a child's begins at its parent's peak, which here has written gigabytes of weights.
+    `ru_maxrss` would be wrong: a child's begins at its parent's peak, and the parent has written gigabytes of weights.
+
+    Args:
+        pid: The process.
+
+    Returns:
+        Bytes; on a system without `/proc`, the memory that is resident now.
     """
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()

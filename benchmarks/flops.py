@@ -8,12 +8,15 @@ from typing import Any
 
 
 def forward_flops(config: Any, *, rows: int, positions: int) -> int:
-    """Of one forward pass of a Llama over `rows` of `positions` tokens.
+    """Count the floating-point operations of one forward pass of a Llama.
 
     Args:
-        config: its Hugging Face configuration.
-        rows: examples in the batch.
-        positions: tokens of each, padding included.
+        config: Hugging Face configuration of the model.
+        rows: Examples in the batch.
+        positions: Tokens of each example, padding included.
+
+    Returns:
+        Multiplications and additions in products of matrices.
     """
     d_model, d_mlp = config.hidden_size, config.intermediate_size
     d_head = getattr(config, "head_dim", None) or d_model // config.num_attention_heads
@@ -25,5 +28,15 @@ def forward_flops(config: Any, *, rows: int, positions: int) -> int:
 
 
 def naive_sweep_flops(config: Any, *, rows: int, positions: int, interventions: int) -> int:
-    """Of a sweep that runs the base once, the unlearned model once, and it once more per intervention."""
+    """Count the operations of one forward pass of the base, one of the unlearned model and one per intervention.
+
+    Args:
+        config: Hugging Face configuration of the models.
+        rows: Examples in the batch.
+        positions: Tokens of each example, padding included.
+        interventions: Number of interventions.
+
+    Returns:
+        Multiplications and additions in products of matrices.
+    """
     return (2 + interventions) * forward_flops(config, rows=rows, positions=positions)

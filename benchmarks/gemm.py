@@ -50,7 +50,7 @@ class GemmProbe:
 
     @torch.inference_mode()
     def measure(self) -> Rates:
-        """One round: every matrix shape at every number of tokens; returns what this round alone gave."""
+        """Time every matrix shape at every number of tokens once, and return the rates of this round alone."""
         found = {}
         for n_in, n_out in self.shapes:
             weight = torch.randn(n_out, n_in, device=self.device, dtype=self.dtype)
@@ -94,7 +94,7 @@ class GemmProbe:
 
 
 def best_around(before: Rates, after: Rates) -> float:
-    """The best product's rate over two rounds; each product's is averaged first, since the best of many is lucky."""
+    """Return the best product's rate over two rounds. Each product is averaged first: the best of many is lucky."""
     return max((before[product] + after[product]) / 2 for product in before)
 
 

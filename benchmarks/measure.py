@@ -39,11 +39,18 @@ class Measured(Generic[T]):
 
 
 def measure(call: Callable[[], T], device: torch.device) -> Measured[T]:
-    """Call and measure.
+    """Call a function and measure its wall time and its peak memory.
 
-    On a CPU it is the kernel's own high-water mark, which is set back before: memory that is held for a moment, as the
-    gradient of a large embedding, is missed by whoever looks now and then. Where Linux does not let it be set back, it
-    is looked at every now and then all the same. What the allocator kept of an earlier call is handed back before.
+    On a CPU the peak is the kernel's own high-water mark, which is reset before the call: sampling would miss memory
+    that is held for a moment, such as the gradient of a large embedding. Where Linux does not allow the reset, the
+    memory is sampled. Memory that the allocator kept from an earlier call is handed back first.
+
+    Args:
+        call: The function.
+        device: Where it computes.
+
+    Returns:
+        Its result, seconds, and peak bytes above those at the start.
     """
     gc.collect()
     _hand_memory_back(device)
@@ -64,7 +71,7 @@ def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
 
 
 def rotated(items: Sequence[T], turns: int) -> list[T]:
-    """The items in order, beginning with another one every turn, so that none always follows the same."""
+    """Return the items in order, starting from another item every turn, so that no item always follows the same one."""
     start = turns % len(items)
     return [*items[start:], *items[:start]]
 

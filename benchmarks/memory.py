@@ -61,10 +61,19 @@ def command(
 
 
 def check_shape(name: str, *, prompts: int, tokens: int, answer: int) -> Shape:
-    """The shape with other prompts.
+    """Return a shape with other prompts.
+
+    Args:
+        name: The shape.
+        prompts: Number of prompts.
+        tokens: Tokens of each prompt, its answer included.
+        answer: Tokens of its answer.
+
+    Returns:
+        The shape with these prompts.
 
     Raises:
-        InputError: an unknown shape, or prompts that cannot be.
+        InputError: The shape is unknown, there is no prompt or no answer token, or the answer fills the prompt.
     """
     found = find_shape(name, SHAPES)
     if prompts < 1 or answer < 1 or tokens <= answer:
@@ -88,7 +97,7 @@ def write_files(shape: Shape, folder: Path) -> "PairFiles":
 
 
 def patch_arguments(files: "PairFiles", shape: Shape, *, window: int, stream: bool) -> list[str]:
-    """What `dissect patch` is told."""
+    """Return the arguments of `dissect patch`."""
     arguments = ["--base", str(files.base), "--unlearned", str(files.unlearned), "--control", "none"]
     arguments += ["--data", str(files.folder / "questions.jsonl"), "--batch-size", str(shape.prompts)]
     arguments += ["--window", str(window), "--quiet", "--json"]
@@ -96,14 +105,14 @@ def patch_arguments(files: "PairFiles", shape: Shape, *, window: int, stream: bo
 
 
 def fresh(out: Path) -> Path:
-    """The same directory, gone if it was there."""
+    """Remove a directory if it exists, and return its path."""
     if out.exists():
         shutil.rmtree(out)
     return out
 
 
 def report(shape: Shape, files: "PairFiles", finished: "Finished", *, stream: bool, window: int) -> dict[str, Any]:
-    """What the sweep took, in bytes, seconds and operations."""
+    """Return what the sweep took, in bytes, seconds and operations."""
     import torch
 
     from benchmarks.flops import naive_sweep_flops

@@ -18,7 +18,7 @@ NOISE = 0.2
 
 
 def build_config(shape: Shape) -> LlamaConfig:
-    """The configuration of a shape."""
+    """Return the configuration of a model of this shape."""
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         vocab_size=shape.vocab,
@@ -36,7 +36,7 @@ def build_config(shape: Shape) -> LlamaConfig:
 
 
 def build_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
-    """One token per word, `w0` to the last of the vocabulary, so that the tokens of a text can be counted by eye."""
+    """Build a tokenizer with one token per word, from `w0` on, so that tokens can be counted by eye."""
     tokenizer = Tokenizer(WordLevel({f"w{token}": token for token in range(vocab)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w0", pad_token="w0", unk_token="w0")
@@ -45,7 +45,7 @@ def build_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 def build_pair(
     shape: Shape, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> ModelPair:
-    """A random base, and the base with noise on every matrix as the unlearned model."""
+    """Build a random base, and an unlearned model that is the base with noise on every matrix."""
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
         torch.manual_seed(seed)

@@ -63,17 +63,20 @@ def write_pair(
     shard_bytes: int = SHARD_BYTES,
     advance: Callable[[int], None] = lambda _bytes: None,
 ) -> PairFiles:
-    """Write a random base and the base with noise on every matrix, unless this very pair is there already.
+    """Write a random base and the base with noise on every matrix, unless the folder holds this pair already.
 
     Args:
-        shape: the model's.
-        folder: gets `base`, `unlearned` and, last of all, `pair.json`.
-        seed: of the weights.
-        shard_bytes: largest file of a model; a single tensor may be larger.
-        advance: told how many bytes were written, of both models together.
+        shape: Shape of the models.
+        folder: Gets `base`, `unlearned` and, last, `pair.json`.
+        seed: Random seed of the weights.
+        shard_bytes: Largest file of a model; a single tensor may be larger.
+        advance: Called with the number of bytes that were written, counting both models.
+
+    Returns:
+        The paths of the pair.
 
     Raises:
-        InputError: something else is in the folder, or the disk has no room.
+        InputError: The folder holds something else, or the disk has no room.
     """
     marker = folder / "pair.json"
     files = PairFiles(folder)
@@ -110,13 +113,13 @@ def write_pair(
 
 
 def model_part(shape: Shape) -> dict[str, int]:
-    """What of a shape the weights depend on."""
+    """Return the fields of a shape that the weights depend on."""
     asked = ("name", "prompts", "tokens", "answer")
     return {name: value for name, value in asdict(shape).items() if name not in asked}
 
 
 def tensor_sizes(shape: Shape) -> dict[str, torch.Size]:
-    """Names and sizes of the model's tensors, layer by layer as transformers saves them."""
+    """Return names and sizes of the model's tensors, layer by layer as transformers saves them."""
     with torch.device("meta"):
         model = LlamaForCausalLM(build_config(shape))
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -137,7 +140,7 @@ def plan_shards(sizes: dict[str, torch.Size], shard_bytes: int) -> list[list[str
 
 
 def random_tensors(name: str, size: torch.Size, seed: int) -> tuple[Tensor, Tensor]:
-    """The base's tensor and the unlearned model's, whatever file they go to; norms are ones in both."""
+    """Draw a tensor of the base and of the unlearned model from `name` and `seed`; norms are ones in both."""
     if len(size) == 1:
         ones = torch.ones(size, dtype=torch.bfloat16)
         return ones, ones.clone()
@@ -148,10 +151,14 @@ def random_tensors(name: str, size: torch.Size, seed: int) -> tuple[Tensor, Tens
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Refuse to fill a disk.
+    """Check that the disk has room.
+
+    Args:
+        folder: Where the files will go.
+        needed: Bytes of the files.
 
     Raises:
-        InputError: fewer than `needed` bytes and a twentieth more are free there.
+        InputError: Less than 1.05 times `needed` is free.
     """
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free

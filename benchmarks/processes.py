@@ -72,7 +72,7 @@ def command(
 
 
 def what_to_sweep(shape: str, disk: Path) -> list[str]:
-    """Models and questions of a shape, written where they are not there yet."""
+    """Return the arguments that name the models and questions of a shape, and write them if they do not exist yet."""
     if shape == DEMO:
         return ["--base", "demo:base", "--unlearned", "demo:npo"]
 
@@ -85,10 +85,17 @@ def what_to_sweep(shape: str, disk: Path) -> list[str]:
 
 
 def largest_difference(one: Path, other: Path) -> float:
-    """Between two runs' KRS, row by row.
+    """Return the largest difference between the KRS of two runs, row by row.
+
+    Args:
+        one: Directory of a run.
+        other: Directory of another run.
+
+    Returns:
+        The largest absolute difference.
 
     Raises:
-        InputError: the runs have other rows.
+        InputError: The runs hold other interventions or examples.
     """
     import pandas as pd
 

@@ -76,7 +76,7 @@ class Race:
     apart: tuple[str, str]
 
     def ratio(self, entry: Entry) -> float:
-        """How many times as long as ours it takes."""
+        """Return a contestant's time as a multiple of this toolkit's."""
         return entry.seconds / self.entries[0].seconds
 
 
@@ -88,20 +88,23 @@ def race(
     gemm: GemmProbe,
     advance: Callable[[], None] = lambda: None,
 ) -> Race:
-    """Let each sweep once to warm up, compare the numbers, then time them in turns.
+    """Run each sweep once to warm up, compare the numbers, then time the sweeps in turns.
 
-    Every round has another order, so that none always meets the machine in the same state; matrix products are
-    measured before and after every sweep.
+    Every round has another order, so that no sweep always meets the machine in the same state. Matrix products are
+    timed before and after every sweep.
 
     Args:
-        case: what to sweep.
-        contestants: who, ours first.
-        repeats: timed rounds.
-        gemm: measures the machine's peak.
-        advance: called after every sweep.
+        case: What to sweep.
+        contestants: The contestants, this toolkit's first.
+        repeats: Timed rounds.
+        gemm: Measures the machine's peak rate.
+        advance: Called after every sweep.
+
+    Returns:
+        Times, memory and rates of every contestant, and the largest difference between their KRS.
 
     Raises:
-        InputError: two contestants differ in a KRS by more than the dtype explains.
+        InputError: Two contestants differ in a KRS by more than the dtype explains.
     """
     entries = [_enter(case, contestant) for contestant in contestants]
     for entry in entries:
@@ -125,7 +128,7 @@ def race(
 
 
 def compare(entries: Sequence[Entry]) -> tuple[float, tuple[str, str]]:
-    """The largest difference between two contestants' KRS, and between which."""
+    """Return the largest difference between the KRS of two contestants, and their names."""
     gaps = {
         (one.contestant.name, other.contestant.name): _gap(one.krs, other.krs)
         for one, other in combinations(entries, 2)
@@ -150,7 +153,7 @@ def _flops(case: Case, contestant: Contestant) -> int:
 
 
 def _gap(ours: Krs, theirs: Krs) -> float:
-    """The largest difference; infinite where only one of the two is defined."""
+    """Return the largest difference; infinite where only one of the two is defined."""
     if not torch.equal(ours.isnan(), theirs.isnan()):
         return float("inf")
     return float((ours - theirs).nan_to_num(0.0).abs().max())
@@ -167,7 +170,7 @@ def _check(difference: float, apart: tuple[str, str], tolerance: float) -> None:
 
 
 def as_record(result: Race) -> dict[str, Any]:
-    """What `--json` writes, in seconds, bytes and operations."""
+    """Return what `--json` writes, in seconds, bytes and operations."""
     case = result.case
     return {
         "case": case.description,

@@ -61,7 +61,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def describe_machine(device: "torch.device") -> dict[str, Any]:
-    """What the times depend on besides the code."""
+    """Return the machine's properties that the times depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
     import torch

@@ -59,10 +59,17 @@ SHAPES: dict[str, Shape] = {
 
 
 def find_shape(name: str, among: Sequence[str]) -> Shape:
-    """The shape of that name.
+    """Return the shape of this name.
+
+    Args:
+        name: Name of a shape.
+        among: Names that the benchmark accepts.
+
+    Returns:
+        The shape.
 
     Raises:
-        InputError: it is not among those that the benchmark takes.
+        InputError: The name is not among the accepted ones.
     """
     if name not in among or name not in SHAPES:
         raise InputError(f"--shape {name}: unknown; there are {', '.join(among)}")

@@ -64,10 +64,16 @@ SHAPES = {
 
 
 def find_shape(name: str) -> TrainingShape:
-    """The shape of that name.
+    """Return the shape of this name.
+
+    Args:
+        name: Name of a shape.
+
+    Returns:
+        The shape.
 
     Raises:
-        InputError: there is none.
+        InputError: There is no such shape.
     """
     if name not in SHAPES:
         raise InputError(f"--shape {name}: unknown; there are {', '.join(SHAPES)}")
@@ -118,7 +124,7 @@ class TrainingCase:
         return build_tokenizer(self.shape.vocab)
 
     def build_model(self) -> PreTrainedModel:
-        """The start model; the same at every call."""
+        """Build the model that training starts from, the same one at every call."""
         shape = self.shape
         config = LlamaConfig(
             vocab_size=shape.vocab,
@@ -138,9 +144,15 @@ class TrainingCase:
             return LlamaForCausalLM(config).to(self.device)  # type: ignore[arg-type]
 
     def step_batches(self, *, uses_forget: bool) -> Iterator[tuple[list[Row], list[Row]]]:
-        """Forget and retain examples of each optimizer step, in the order in which the toolkit reads them.
+        """Yield the forget and the retain examples of each optimizer step, in the toolkit's order.
 
         Every contestant reads the same examples in the same step, so that their losses can be compared.
+
+        Args:
+            uses_forget: Yield forget examples too; else the first list is empty.
+
+        Yields:
+            Forget and retain examples of one step.
         """
         main = self.forget if uses_forget else self.retain
         lengths = [len(row.prompt) + len(row.answer) for row in main]
@@ -157,7 +169,7 @@ class TrainingCase:
 
 
 def _rows(n: int, vocab: int, *, seed: int) -> list[Row]:
-    """Random tokens in lengths like those of TOFU's forget10, by about 1.3 tokens a word.
+    """Draw random tokens in lengths like those of TOFU's forget10, at about 1.3 tokens a word.
 
     Questions have 12.4 words on average, with a standard deviation of their logarithm of 0.29, and a template of 6
     tokens around them; answers 26.9 and 0.44.
@@ -173,5 +185,5 @@ def _rows(n: int, vocab: int, *, seed: int) -> list[Row]:
 
 
 def mean_tokens(rows: Sequence[Row]) -> float:
-    """Tokens of an example, on average."""
+    """Return the mean number of tokens of an example."""
     return sum(len(row.prompt) + len(row.answer) for row in rows) / len(rows)

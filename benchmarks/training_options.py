@@ -52,10 +52,16 @@ METHODS: dict[str, Method] = {
 
 
 def parse_methods(names: str) -> list[Method]:
-    """Methods from a list with commas.
+    """Read a comma-separated list of methods.
+
+    Args:
+        names: Names of `METHODS`.
+
+    Returns:
+        The methods, each once.
 
     Raises:
-        InputError: one is unknown, or there is none.
+        InputError: A name is unknown, or the list is empty.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:

@@ -41,20 +41,20 @@ def pad(rows: Sequence[Row], device: torch.device) -> Padded:
 
 
 def logits_of(model: PreTrainedModel, batch: Padded) -> Tensor:
-    """At every position but the last."""
+    """Compute logits at every position but the last."""
     output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     return output.logits[:, :-1].float()
 
 
 def token_nll(logits: Tensor, batch: Padded) -> Tensor:
-    """[batch, position], 0 where there is no label."""
+    """Compute the loss of each token, [batch, position]; 0 where there is no label."""
     labels = batch.labels[:, 1:]
     flat = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
     return flat.view(labels.shape)
 
 
 def npo(model: PreTrainedModel, reference: PreTrainedModel, batch: Padded) -> Tensor:
-    """The sum over sequences of -(2 / beta) log sigmoid(beta (L - L_ref))."""
+    """Compute the sum over sequences of -(2 / beta) log sigmoid(beta (L - L_ref))."""
     nll = token_nll(logits_of(model, batch), batch).sum(dim=1)
     with torch.no_grad():
         of_reference = token_nll(logits_of(reference, batch), batch).sum(dim=1)
@@ -62,7 +62,7 @@ def npo(model: PreTrainedModel, reference: PreTrainedModel, batch: Padded) -> Te
 
 
 def divergence(model: PreTrainedModel, reference: PreTrainedModel, batch: Padded) -> Tensor:
-    """The sum over answer tokens of KL(reference || model)."""
+    """Compute the sum over answer tokens of KL(reference || model)."""
     with torch.no_grad():
         of_reference = logits_of(reference, batch).log_softmax(-1)
     of_model = logits_of(model, batch).log_softmax(-1)
@@ -93,7 +93,7 @@ def _step(
     forget: list[Row],
     retain: list[Row],
 ) -> float:
-    """Both losses of each micro-batch added up, and one backward pass through the sum."""
+    """Add up both losses of each micro-batch, and run one backward pass through the sum."""
     total = 0.0
     for first in range(0, len(retain), case.shape.batch):
         rows = slice(first, first + case.shape.batch)
@@ -113,7 +113,7 @@ def _bilevel_step(
     forget: list[Row],
     retain: list[Row],
 ) -> float:
-    """The gradients of the two losses apart, flattened, and the retain gradient projected (gamma 1)."""
+    """Compute the gradients of the two losses separately, flatten them, and project the retain gradient (gamma 1)."""
     total = 0.0
     flat = []
     for data, share in ((forget, _forget_share), (retain, _retain_share)):

@@ -79,17 +79,17 @@ class Race:
     projection_seconds: float | None
 
     def entry(self, side: Side, method: str) -> Entry | None:
-        """That side of that method, where it was run."""
+        """Return this side of this method, or None if it was not run."""
         return next((item for item in self.entries if (item.side, item.method.name) == (side, method)), None)
 
     def speedup(self, method: str) -> float:
-        """How many times as long as ours the straightforward one takes."""
+        """Return the straightforward trainer's time as a multiple of this toolkit's."""
         ours, plain = self.entry("ours", method), self.entry("plain", method)
         assert ours and plain
         return plain.median / ours.median
 
     def cpu_speedup(self, method: str) -> float | None:
-        """The same of the time that the process spent on its cores; None on a GPU."""
+        """Return the same ratio for the time that the process spent on its cores; None on a GPU."""
         ours, plain = self.entry("ours", method), self.entry("plain", method)
         assert ours and plain
         if self.case.device.type != "cpu":
@@ -112,10 +112,19 @@ class Race:
 def race(
     case: TrainingCase, methods: Sequence[Method], *, repeats: int, advance: Callable[[], None] = lambda: None
 ) -> Race:
-    """Run each once to measure its memory, compare the losses, then time them in turns, each round in another order.
+    """Run each method once to measure its memory, compare the losses, then time the methods in turns.
+
+    Args:
+        case: Model, data and number of steps.
+        methods: What to train.
+        repeats: Timed rounds, each in another order.
+        advance: Called after every run.
+
+    Returns:
+        Times, memory and losses of both sides of every method.
 
     Raises:
-        InputError: the two sides of a method differ in a loss.
+        InputError: The two sides of a method differ in a loss.
     """
     entries = [Entry(side, method) for method in methods for side in SIDES]
     # What is imported on first use, and the buffers that a library of matrix products keeps for a vocabulary of this
@@ -153,7 +162,7 @@ class Stamp:
 
 @contextmanager
 def step_times(device: torch.device) -> Iterator[list[Stamp]]:
-    """When each optimizer step of whoever trains meanwhile was over."""
+    """Yield a list that gets the time at which each optimizer step within the context ends."""
     stamps: list[Stamp] = []
 
     def stamp(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -168,7 +177,7 @@ def step_times(device: torch.device) -> Iterator[list[Stamp]]:
 
 
 def train_ours(case: TrainingCase, method: Method) -> list[float]:
-    """The same by the toolkit: the loss of every step. Nothing of an earlier run is found on disk."""
+    """Train with the toolkit, without any cached constants, and return the loss of every step."""
     from unlearning import train
 
     own: dict[str, Any] = dict(method.options)
@@ -212,7 +221,7 @@ def projection_seconds(case: TrainingCase) -> float:
 
 
 def as_record(found: Race) -> dict[str, Any]:
-    """All numbers, for a file."""
+    """Return all numbers, for a file."""
     methods = list(dict.fromkeys(entry.method.name for entry in found.entries))
     return {
         "case": found.case.shape.description,
@@ -248,7 +257,7 @@ def _losses(entry: Entry, case: TrainingCase) -> list[float]:
 
 
 def _compare(ours: Entry, plain: Entry) -> float:
-    """The largest relative difference between two lists of losses."""
+    """Return the largest relative difference between two lists of losses."""
     gaps = [abs(one - other) / max(1.0, abs(other)) for one, other in zip(ours.losses, plain.losses, strict=True)]
     for step, gap in enumerate(gaps, start=1):
         if not gap < TOLERANCE:

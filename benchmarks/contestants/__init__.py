@@ -50,7 +50,7 @@ class Contestant:
         return f"pip install -c constraints.txt {self.package}"
 
     def load(self) -> Prepare:
-        """Its `prepare`."""
+        """Return the contestant's `prepare` function."""
         prepare: Prepare = importlib.import_module(f"{__name__}.{self.name}").prepare
         return prepare
 
@@ -70,10 +70,16 @@ CONTESTANTS: dict[str, Contestant] = {
 
 
 def parse_contestants(text: str) -> list[Contestant]:
-    """Read a comma-separated list of contestants; ours is always among them, and first.
+    """Read a comma-separated list of contestants.
+
+    Args:
+        text: Names of `CONTESTANTS`.
+
+    Returns:
+        The contestants; this toolkit's is always the first.
 
     Raises:
-        InputError: a name is unknown.
+        InputError: A name is unknown.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
@@ -83,7 +89,7 @@ def parse_contestants(text: str) -> list[Contestant]:
 
 
 def batch_by_batch(run: Callable[[Batch], Krs]) -> Run:
-    """The sweep of a contestant that knows nothing of other batches."""
+    """Return the sweep of a contestant that handles one batch at a time."""
     return lambda batches: torch.cat([run(batch) for batch in batches], dim=1)
 
 

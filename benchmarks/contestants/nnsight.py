@@ -78,6 +78,6 @@ def prepare(pair: ModelPair, interventions: Sequence[Intervention]) -> Run:
 
 
 def _own_tree(model: PreTrainedModel) -> PreTrainedModel:
-    """The same parameters and buffers in modules of their own."""
+    """Return a copy of the module tree that shares the parameters and buffers."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo=dict(shared))

@@ -18,7 +18,7 @@ def prepare(pair: ModelPair, interventions: Sequence[Intervention]) -> Run:
 
 
 def engine_run(name: str, pair: ModelPair, interventions: Sequence[Intervention], chunk: Chunk) -> Run:
-    """The sweep of one of this toolkit's engines: one pass per batch, as `patch` plans it where memory is ample."""
+    """Return the sweep of one of this toolkit's engines, one pass per batch, as `patch` plans it if memory is ample."""
     sweep = find_engine(name)
     layers, donor = InMemory([pair.base, pair.unlearned]), own_activations(pair.base)
 

@@ -36,5 +36,5 @@ def planned_flops(case: Case) -> int:
 
 
 def _as_planned(batches: Sequence[Batch]) -> list[Batch]:
-    """The batches as `dissect.engine.plan` makes them where memory is ample: nothing after the last scored column."""
+    """Cut the batches as `dissect.engine.plan` does when memory is ample: nothing after the last scored column."""
     return [batch.trimmed() for batch in batches]
