@@ -38,12 +38,12 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 
 @dataclass(frozen=True)
 class Entry:
-    """One way to unlearn.
+    """One method with its options.
 
     Attributes:
-        name: of its row and its directory.
-        method: as `unlearn train` calls it.
-        options: of the method and the trainer, beside those of the world.
+        name: Name of its row and directory.
+        method: Name of the method in `unlearn train`.
+        options: Options of the method and the trainer besides those of the world.
     """
 
     name: str
@@ -53,15 +53,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class World:
-    """A base model, what it is to forget and to keep, and the questions that are asked afterwards.
+    """A base model, its training data and the questions that are asked after unlearning.
 
     Attributes:
-        name: for titles.
-        base, never: models.
-        forget, retain: what is trained on, as records.
-        asked: by name, what is asked: sets that begin with `forget` should be forgotten, the others kept.
-        shared: options of every training.
-        entries: the methods.
+        name: Name for titles.
+        base, never: Base and control.
+        forget, retain: Records to train on.
+        asked: Question sets by name; a set whose name begins with `forget` should be forgotten, the others kept.
+        shared: Options of every training.
+        entries: The methods.
     """
 
     name: str
@@ -75,7 +75,7 @@ class World:
 
 
 def demo_world() -> World:
-    """The built-in world: every trained question about the forget people against all other questions."""
+    """Return the built-in world: every trained question about the forget people against all other questions."""
     from dissect.zoo.recipes import RECIPES
     from dissect.zoo.world import general_texts, generate_world, person_texts, record_sets
 
@@ -95,10 +95,16 @@ def demo_world() -> World:
 
 
 def tofu_world(directory: Path) -> World:
-    """The pair that `analyses.tofu_pair` has built in `directory`.
+    """Return the pair that `analyses.tofu_pair` has built.
+
+    Args:
+        directory: Its output.
+
+    Returns:
+        Models, data and methods.
 
     Raises:
-        InputError: it is not there.
+        InputError: A model or a data file is missing.
     """
     from unlearning.data.records import read_records
 
@@ -125,7 +131,7 @@ def tofu_world(directory: Path) -> World:
 
 
 def built_in_entries() -> list[Entry]:
-    """The methods of the built-in models, with the options that these were made with (`dissect.zoo.recipes`)."""
+    """Return the methods of the built-in models with their recipes' options (`dissect.zoo.recipes`)."""
     from dissect.zoo import QUESTIONS
     from dissect.zoo.recipes import RECIPES
 
@@ -216,7 +222,7 @@ def run(world: World, out: Path, *, names: Sequence[str] | None = None, progress
 def measured(
     name: str, method: str, model_name: str, world: World, *, seconds: float | None, steps: int | None
 ) -> list[dict[str, Any]]:
-    """What one model answers to every question set."""
+    """Ask one model every question set, and return one row per set."""
     from unlearning.checkpoints.load import load_tokenizer, load_weights
     from unlearning.checkpoints.locate import locate_checkpoint
     from unlearning.data.batches import n_predicted
@@ -246,7 +252,7 @@ def measured(
 
 
 def needs_retain(entry: Entry) -> bool:
-    """Whether the method reads retain examples under the entry's options."""
+    """Return whether the method reads retain examples under the entry's options."""
     from unlearning.methods import get_method
     from unlearning.options import resolve_options
 
@@ -256,7 +262,7 @@ def needs_retain(entry: Entry) -> bool:
 
 
 def commands(world: World, entries: Sequence[Entry], out: Path) -> dict[str, str]:
-    """The command line that makes each entry's model."""
+    """Return the command line that makes each entry's model."""
     made = {}
     for entry in entries:
         words = ["unlearn", "train", entry.method, "--model", world.base, "--forget", str(out / "data/forget.jsonl")]
@@ -270,7 +276,7 @@ def commands(world: World, entries: Sequence[Entry], out: Path) -> dict[str, str
 
 
 def table(frame: "pd.DataFrame", made_by: Mapping[str, str]) -> str:
-    """Exact answers in percent and ROUGE-L recall by question set, seconds, and the commands, as Markdown."""
+    """Write exact answers in percent and ROUGE-L recall by question set, seconds, and the commands, as Markdown."""
     import pandas as pd
 
     asked = list(dict.fromkeys(frame["asked"]))
@@ -288,7 +294,7 @@ def table(frame: "pd.DataFrame", made_by: Mapping[str, str]) -> str:
 
 
 def figure(frame: "pd.DataFrame", title: str) -> "go.Figure":
-    """A line a model: ROUGE-L recall on the forget and on the retain questions, apart is good."""
+    """Draw one line per model: ROUGE-L recall on the forget and on the retain questions. Far apart is good."""
     import plotly.graph_objects as go
 
     from dissect.plotting import COLOURS, FONT, MARKERS
@@ -325,15 +331,19 @@ def figure(frame: "pd.DataFrame", title: str) -> "go.Figure":
 @app.command(epilog=_EXAMPLES)
 def command(
     tofu: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The TOFU pair's directory, instead of the built-in world.")
+        Path | None, typer.Option(metavar="DIR", help="Directory of the TOFU pair, in place of the built-in world.")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes; go on where it stopped.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory; a stopped study continues.")] = Path(
         "runs/methods"
     ),
-    method: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this row; may be repeated.")] = None,
-    formats: Annotated[str, typer.Option("--format", metavar="LIST", help="Of the figure: html,svg,pdf.")] = "html",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")] = False,
+    method: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Run only this row; may be repeated.")
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="Formats of the figure: html, svg, pdf.")
+    ] = "html",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no summary.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the result to stdout as JSON.")] = False,
 ) -> None:
     """Unlearn by every method and compare."""
     from dissect.plotting import export

@@ -17,12 +17,12 @@ _PRODUCTS = ("linear", "mm", "addmm", "matmul", "bmm")
 
 @dataclass(frozen=True)
 class Part:
-    """One kind of work.
+    """The time of one kind of work.
 
     Attributes:
-        kind: one of `KINDS`.
-        seconds: wall time.
-        flops: multiplications and additions in products with weights, as torch counts them; 0 for everything else.
+        kind: One of `KINDS`.
+        seconds: Wall time.
+        flops: Multiplications and additions in products with weights, as torch counts them; 0 for everything else.
     """
 
     kind: str

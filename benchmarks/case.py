@@ -27,10 +27,10 @@ class Case:
     """One sweep to be timed.
 
     Attributes:
-        description: one line for tables.
-        pair: base and unlearned.
-        batches: what is asked.
-        interventions: three patches and one restoration, over every window.
+        description: One line for tables.
+        pair: Base and unlearned model.
+        batches: The prompts, in batches.
+        interventions: Three patches and one restoration over every window.
     """
 
     description: str

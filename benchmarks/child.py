@@ -19,12 +19,12 @@ _INTERVAL = 0.05
 
 @dataclass(frozen=True)
 class Finished:
-    """A run of `dissect patch` that went well.
+    """A finished run of `dissect patch`.
 
     Attributes:
-        record: its `run.json`.
-        seconds: wall time of the process, loading and all.
-        peak_bytes: most memory that the started process itself had resident, its children not counted.
+        record: Content of its `run.json`.
+        seconds: Wall time of the process, loading included.
+        peak_bytes: Peak resident memory of the started process; its children are not counted.
     """
 
     record: dict[str, Any]

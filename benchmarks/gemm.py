@@ -21,13 +21,13 @@ _SECONDS = 0.05
 
 
 class GemmProbe:
-    """Measures products of tokens and the weights of a model's linear layers, round by round.
+    """Times products of tokens with the weights of a model's linear layers, round by round.
 
     Args:
-        config: the Hugging Face configuration of a Llama, for its shapes.
-        device: where to measure.
-        dtype: in what.
-        chunks: numbers of tokens.
+        config: Hugging Face configuration of a Llama, for its shapes.
+        device: Where to measure.
+        dtype: Type of the numbers.
+        chunks: Numbers of tokens.
     """
 
     def __init__(

@@ -25,12 +25,12 @@ _INTERVAL = 0.02
 
 @dataclass(frozen=True)
 class Measured(Generic[T]):
-    """What a call returned and what it took.
+    """A call's result, time and memory.
 
     Attributes:
-        value: its result.
-        seconds: wall time.
-        memory_bytes: most memory above that at its start: resident on a CPU, allocated on a GPU.
+        value: The result.
+        seconds: Wall time.
+        memory_bytes: Peak memory above that at the start: resident on a CPU, allocated on a GPU.
     """
 
     value: T
@@ -86,7 +86,7 @@ def _set_back() -> bool:
 
 
 class _HighWaterMark:
-    """Most resident memory above that at the start, as the kernel keeps it."""
+    """Peak resident memory above that at the start, from the kernel."""
 
     def __enter__(self) -> None:
         _set_back()
@@ -99,7 +99,7 @@ class _HighWaterMark:
 
 
 class _ResidentPeak:
-    """Most resident memory above that at the start, by looking every now and then from another thread."""
+    """Peak resident memory above that at the start, sampled from another thread."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -127,7 +127,7 @@ class _ResidentPeak:
 
 
 class _DevicePeak:
-    """Most memory allocated on a GPU above that at the start, as torch counts it."""
+    """Peak memory allocated on a GPU above that at the start, from torch."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -32,12 +32,14 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 @app.command(epilog=_EXAMPLES)
 def command(
     shape: Annotated[str, typer.Option(help=f"Of the models: {', '.join(SHAPES)}; 7b takes 27 GB of disk.")] = "1b",
-    stream: Annotated[bool, typer.Option("--stream", help="One layer of each model in memory at a time.")] = False,
-    disk: Annotated[Path, typer.Option(metavar="DIR", help="Where the pair is written, once.")] = Path("runs/memory"),
-    keep: Annotated[bool, typer.Option("--keep/--remove", help="The pair's files, after the run.")] = True,
-    prompts: Annotated[int, typer.Option(help="How many.")] = 2,
-    tokens: Annotated[int, typer.Option(help="Of each prompt, its answer included.")] = 24,
-    answer: Annotated[int, typer.Option(help="Of these tokens, how many are the answer.")] = 4,
+    stream: Annotated[bool, typer.Option("--stream", help="Hold one layer of each model in memory at a time.")] = False,
+    disk: Annotated[Path, typer.Option(metavar="DIR", help="Directory of the pair, which is written once.")] = Path(
+        "runs/memory"
+    ),
+    keep: Annotated[bool, typer.Option("--keep/--remove", help="Keep the pair's files after the run.")] = True,
+    prompts: Annotated[int, typer.Option(help="Number of prompts.")] = 2,
+    tokens: Annotated[int, typer.Option(help="Tokens of each prompt, its answer included.")] = 24,
+    answer: Annotated[int, typer.Option(help="Tokens of the answer.")] = 4,
     window: Annotated[int, typer.Option(help="Layers patched together.")] = 5,
     threads: ThreadsOption = None,
     json_to: JsonOption = None,

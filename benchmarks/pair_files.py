@@ -27,10 +27,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class PairFiles:
-    """A pair on disk and what it is asked.
+    """A pair on disk with its questions.
 
     Attributes:
-        folder: holds everything.
+        folder: Directory of the pair.
     """
 
     folder: Path

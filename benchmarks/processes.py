@@ -31,10 +31,12 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 
 @app.command(epilog=_EXAMPLES)
 def command(
-    processes: Annotated[int, typer.Option(help="How many, against one.")] = 2,
+    processes: Annotated[int, typer.Option(help="Number of processes to compare with one.")] = 2,
     shape: Annotated[str, typer.Option(help=f"Model and prompts: {', '.join((*SHAPES, DEMO))}.")] = "compute",
     repeats: Annotated[int, typer.Option(help="Runs of each, in turns; times are medians.")] = 3,
-    disk: Annotated[Path, typer.Option(metavar="DIR", help="Where pair and runs go.")] = Path("runs/processes"),
+    disk: Annotated[Path, typer.Option(metavar="DIR", help="Directory of the pair and the runs.")] = Path(
+        "runs/processes"
+    ),
     json_to: JsonOption = None,
 ) -> None:
     """Time the sweep of `dissect patch`, loading left out, by one process and by several under torchrun."""

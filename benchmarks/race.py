@@ -22,17 +22,17 @@ small random models were 0.005 apart, and 0.007 from float32."""
 
 @dataclass(eq=False)
 class Entry:
-    """One contestant in the race.
+    """One contestant's measurements.
 
     Attributes:
-        contestant: who.
-        run: its sweep.
-        flops: operations of the whole sweep, as it runs it.
-        krs: what it got.
-        warm_up: seconds of its first sweep (of ours it holds the calibration of the chunk size).
-        memory_bytes: most memory above what was there before, in that first sweep: to measure it takes time.
-        times: seconds of the sweeps after that.
-        peaks: the machine's best rate around each of these, in FLOP/s: it drifts by several percent within minutes.
+        contestant: The contestant.
+        run: Its sweep.
+        flops: Operations of the whole sweep as the contestant runs it.
+        krs: Its KRS.
+        warm_up: Seconds of its first sweep; this toolkit's includes the calibration of the chunk size.
+        memory_bytes: Peak memory above that before the first sweep; measured there because it takes time.
+        times: Seconds of each later sweep.
+        peaks: The machine's best rate around each of these, in FLOP/s: it drifts by several percent within minutes.
     """
 
     contestant: Contestant
@@ -59,14 +59,14 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Race:
-    """What came out.
+    """The result of a race.
 
     Attributes:
-        case: what was swept.
-        entries: the contestants, ours first.
-        gemm: the machine's rates, measured between them.
-        difference: the largest between two contestants' KRS.
-        apart: the two that it is between.
+        case: What was swept.
+        entries: The contestants, this toolkit's first.
+        gemm: The machine's rates, measured between the sweeps.
+        difference: Largest difference between the KRS of two contestants.
+        apart: Names of these two contestants.
     """
 
     case: Case

@@ -12,8 +12,10 @@ from unlearning.common.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write all numbers; - is stdout.")]
-ThreadsOption = Annotated[int | None, typer.Option(help="Of torch.  [default: torch's own]")]
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write all numbers to a JSON file; - is stdout.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(help="Threads of torch.  [default: torch's own number]")]
 
 
 def check_target(json_to: str | None) -> None:

@@ -8,19 +8,19 @@ from unlearning.common.errors import InputError
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama of random weights and what it is asked: prompts of equal length that end in their answers.
+    """A Llama of random weights and its prompts, of equal length, which end in their answers.
 
     Attributes:
-        name: as users write it.
-        n_layers: blocks.
-        d_model: width of the residual stream.
-        d_mlp: width of the MLP coefficients.
-        n_heads: query heads.
-        n_kv_heads: key-value heads; fewer than `n_heads` is grouped-query attention.
-        vocab: tokens; embedding and head are not tied.
-        prompts: rows of the one batch.
-        tokens: tokens of each row, its answer included.
-        answer: how many of them, the last ones, are the answer.
+        name: Name on the command line.
+        n_layers: Number of blocks.
+        d_model: Width of the residual stream.
+        d_mlp: Width of the MLP coefficients.
+        n_heads: Query heads.
+        n_kv_heads: Key-value heads; fewer than `n_heads` is grouped-query attention.
+        vocab: Tokens of the vocabulary; embedding and head are not tied.
+        prompts: Rows of the one batch.
+        tokens: Tokens of each row, its answer included.
+        answer: Tokens of the answer, the last ones.
     """
 
     name: str

@@ -33,17 +33,20 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 @app.command(epilog=_EXAMPLES)
 def command(
     shape: Annotated[str, typer.Option(help=f"Model and prompts: {', '.join(SHAPES)}.")] = "compute",
-    against: Annotated[str, typer.Option(metavar="LIST", help="Contestants; wavefront, ours, is always there.")] = (
-        "notebook,transformer_lens,nnsight,reference"
-    ),
+    against: Annotated[
+        str, typer.Option(metavar="LIST", help="Contestants; this toolkit's wavefront is always included.")
+    ] = ("notebook,transformer_lens,nnsight,reference"),
     repeats: Annotated[int, typer.Option(help="Timed rounds; times are medians over them.")] = 3,
     threads: ThreadsOption = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32; on a GPU also bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="Device, such as cpu or cuda:1.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 on a GPU.")] = "float32",
     with_account: Annotated[
-        bool, typer.Option("--account", help="Then sweep ours twice more and tell where its time goes (CPU only).")
+        bool,
+        typer.Option("--account", help="Sweep twice more and report where the time of this toolkit goes (CPU only)."),
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="One round of the tiny shape: does it run at all?")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run one round of the tiny shape, to see that it works.")
+    ] = False,
     json_to: JsonOption = None,
 ) -> None:
     """Time the layer sweeps of every contestant, interleaved in one process, on the same models and prompts.

@@ -31,12 +31,14 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 @app.command(epilog=_EXAMPLES)
 def command(
     shape: Annotated[str, typer.Option(help=f"Model and steps: {', '.join(SHAPES)}.")] = "wide",
-    methods: Annotated[str, typer.Option(metavar="LIST", help="What to train.")] = ",".join(METHODS),
+    methods: Annotated[str, typer.Option(metavar="LIST", help="Methods to train.")] = ",".join(METHODS),
     repeats: Annotated[int, typer.Option(help="Timed runs of each; times are medians over them.")] = 3,
     steps: Annotated[int, typer.Option(help="Optimizer steps of a run; the first is not timed.")] = 4,
     threads: ThreadsOption = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="One round of the tiny shape: does it run at all?")] = False,
+    device: Annotated[str, typer.Option(help="Device, such as cpu or cuda:1.")] = "cpu",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run one round of the tiny shape, to see that it works.")
+    ] = False,
     json_to: JsonOption = None,
 ) -> None:
     """Time optimizer steps of the toolkit and of a straightforward trainer, interleaved in one process.

@@ -19,13 +19,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class TrainingShape:
-    """A Llama of random weights, and how much of the data one optimizer step reads.
+    """A Llama of random weights, and the amount of data that one optimizer step reads.
 
     Attributes:
-        name: as users write it.
-        n_layers, d_model, d_mlp, n_heads, vocab: of the model; embedding and head are not tied.
-        batch: examples of a micro-batch, forget and retain each.
-        accumulation: micro-batches of an optimizer step.
+        name: Name on the command line.
+        n_layers, d_model, d_mlp, n_heads, vocab: Sizes of the model; embedding and head are not tied.
+        batch: Examples of a micro-batch, forget and retain each.
+        accumulation: Micro-batches of an optimizer step.
     """
 
     name: str
@@ -82,7 +82,7 @@ def find_shape(name: str) -> TrainingShape:
 
 @dataclass(frozen=True)
 class Row:
-    """One tokenised example: the prompt's tokens, then the answer's, the end of the sequence included."""
+    """One tokenised example: the prompt's tokens, then the answer's with the end of the sequence."""
 
     prompt: list[int]
     answer: list[int]
@@ -99,9 +99,9 @@ class TrainingCase:
     """The data of a few optimizer steps, and the model that they start from.
 
     Attributes:
-        shape: of the model and the steps.
-        steps: optimizer steps; the forget set has an example for each place in them, the retain set twice as many.
-        device: where to train.
+        shape: Sizes of the model and of the steps.
+        steps: Optimizer steps. The forget set has one example for each row of them, the retain set twice as many.
+        device: Where to train.
     """
 
     shape: TrainingShape

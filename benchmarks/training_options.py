@@ -16,13 +16,13 @@ class Method:
     """A method as the benchmark runs it.
 
     Attributes:
-        name: as users write it.
-        toolkit: the toolkit's name of it.
-        options: its own options there.
-        uses_forget: whether it reads forget examples.
-        preference: whether the forget loss is NPO; else it is gradient ascent.
-        divergence: whether the retain loss is the divergence from the start model; else it is the cross-entropy.
-        bilevel: whether the two gradients are combined as BLUR does; else the losses are added.
+        name: Name on the command line.
+        toolkit: Name of the method in the toolkit.
+        options: Its options there.
+        uses_forget: Read forget examples.
+        preference: The forget loss is NPO; else gradient ascent.
+        divergence: The retain loss is the divergence from the reference model; else the cross-entropy.
+        bilevel: Combine the two gradients as BLUR does; else add the losses.
     """
 
     name: str

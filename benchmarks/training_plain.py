@@ -22,7 +22,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Padded:
-    """A micro-batch: [batch, position]; labels are IGNORED on prompts and padding."""
+    """A micro-batch, [batch, position]; labels are IGNORED on prompts and padding."""
 
     input_ids: Tensor
     attention_mask: Tensor

@@ -31,16 +31,18 @@ TOLERANCE = 1e-3
 
 @dataclass(eq=False)
 class Entry:
-    """One side's way of one method.
+    """One side's measurements for one method.
 
     Attributes:
-        side: ours, or the straightforward one.
-        method: what it trains.
-        losses: of every step.
-        memory_bytes: most memory above that before the run, model and all, in the first run: to measure it takes time.
-        seconds: of an optimizer step, mean over all but the first, in each run after that.
-        cpu_seconds: the same by the process's own time on all cores, which a busy machine hardly changes.
-        setup_seconds: before the first step, in each of these runs: the model is made, and ours computes constants.
+        side: `ours`, or `plain` for the straightforward trainer.
+        method: The method.
+        losses: Loss of every step.
+        memory_bytes: Peak memory above that before the first run, the model included; measured there because it takes
+            time.
+        seconds: Seconds of an optimizer step, mean over all but the first, in each later run.
+        cpu_seconds: The same in the process's own time on all cores, which a busy machine hardly changes.
+        setup_seconds: Seconds before the first step, in each later run: the model is built, and this toolkit computes
+            constants.
     """
 
     side: Side
@@ -64,13 +66,13 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Race:
-    """What came out.
+    """The result of a race.
 
     Attributes:
-        case: what was trained.
-        entries: both sides of every method.
-        difference: the largest relative difference between two sides' losses.
-        projection_seconds: what BLUR's combination of two gradients takes; None where it was not timed.
+        case: What was trained.
+        entries: Both sides of every method.
+        difference: Largest relative difference between the losses of the two sides.
+        projection_seconds: Seconds of BLUR's combination of two gradients; None if it was not timed.
     """
 
     case: TrainingCase

@@ -47,7 +47,7 @@ WINDOWS = (5, "suffix")
 
 
 def builtin_pairs() -> list[PairOf]:
-    """Those that come with the toolkit."""
+    """Return the pairs that come with the toolkit."""
     from dissect import zoo
 
     return [
@@ -68,10 +68,16 @@ def builtin_pairs() -> list[PairOf]:
 
 
 def tofu_pairs(directory: Path) -> list[PairOf]:
-    """Those that `analyses.tofu_pair` has built.
+    """Return the pairs that `analyses.tofu_pair` has built.
+
+    Args:
+        directory: Its output.
+
+    Returns:
+        One pair per unlearning method.
 
     Raises:
-        InputError: they are not there.
+        InputError: A model is missing.
     """
     from analyses.tofu_pair.models import UNLEARNED
 
@@ -97,10 +103,16 @@ def tofu_pairs(directory: Path) -> list[PairOf]:
 
 
 def read_pairs(path: Path) -> list[PairOf]:
-    """Those that a JSON file lists.
+    """Read the pairs that a JSON file lists.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The pairs, in the file's order.
 
     Raises:
-        InputError: the file is missing or broken, or a record lacks a field or has one too many.
+        InputError: The file is missing or broken, or a record lacks a field or has one too many.
     """
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
@@ -147,7 +159,7 @@ def dissect_pair(pair: PairOf, out: Path, *, limit: int | None, null: int, progr
 
 
 def evenly_spaced(prompts: "Prompts", limit: int | None) -> "Prompts":
-    """So many prompts at most, from all over the file, so that no group is left out by its place."""
+    """Return at most `limit` prompts, evenly spaced over the file, so that no group is left out by its position."""
     step = 1 if limit is None else -(-len(prompts) // limit)
     return replace(prompts, items=prompts.items[::step])
 
@@ -155,17 +167,21 @@ def evenly_spaced(prompts: "Prompts", limit: int | None) -> "Prompts":
 @app.command(epilog=_EXAMPLES)
 def command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Runs, tables and figures.")] = Path("runs/dissecting"),
-    builtin: Annotated[bool, typer.Option("--builtin/--no-builtin", help="The pairs that come with it.")] = True,
-    tofu: Annotated[Path | None, typer.Option(metavar="DIR", help="Output of analyses.tofu_pair.")] = None,
-    pairs: Annotated[Path | None, typer.Option(metavar="FILE", help="More pairs, as JSON.")] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only pairs unlearned by it; may be repeated.")
+    builtin: Annotated[bool, typer.Option("--builtin/--no-builtin", help="Include the built-in pairs.")] = True,
+    tofu: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Directory of the TOFU pair (analyses.tofu_pair).")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use so many prompts of each set at most, evenly spaced.")] = None,
-    null: Annotated[int, typer.Option(metavar="N", help="Models with random updates of the same norms.")] = 3,
-    formats: Annotated[str, typer.Option("--format", metavar="LIST", help="Figures: html, pdf, svg, png.")] = "html",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The findings on stdout, machine-readable.")] = False,
+    pairs: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file of more pairs.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Use only pairs of this method; may be repeated.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most N prompts of each set, evenly spaced.")] = None,
+    null: Annotated[int, typer.Option(metavar="N", help="Number of models with random updates of the same norm.")] = 3,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="Formats of the figures: html, pdf, svg, png.")
+    ] = "html",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar and no table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the findings to stdout as JSON.")] = False,
 ) -> None:
     """Run every experiment of the paper on every pair, and put its controls beside each number."""
     from analyses.dissecting.report import findings_table, markdown, paper_average

@@ -15,10 +15,14 @@ _PLACE = ["arm", "target", "donor", "site", "window", "centre", "first_layer", "
 
 
 def findings_table(findings: Sequence["Findings"]) -> pd.DataFrame:
-    """Every number that a reader is shown.
+    """Collect every number that a reader is shown.
 
-    Columns: `pair`, `family`, `method`, `concept`, `seed`, `experiment`, `quantity`, `of` (site, term or set of
-    prompts), `layers`, `value`, `low`, `high`.
+    Args:
+        findings: The experiments of each pair.
+
+    Returns:
+        Columns `pair`, `family`, `method`, `concept`, `seed`, `experiment`, `quantity`, `of` (site, term or set of
+        prompts), `layers`, `value`, `low`, `high`.
     """
     rows = []
     for one in findings:
@@ -41,7 +45,7 @@ def _sweeps(one: "Findings") -> Iterator[dict[str, Any]]:
 
 
 def _whole_model(result: Any, site: str) -> dict[str, Any]:
-    """All layers at once: the suffix that begins with the first one."""
+    """Return the row of all layers at once: the suffix that begins with the first layer."""
     from dissect.sweeps.result import column_name, difference_name
 
     def here(table: pd.DataFrame) -> pd.DataFrame:
@@ -109,10 +113,16 @@ def _found(experiment: str, quantity: str, of: str, layers: str, row: Any, name:
 
 
 def paper_average(findings: Sequence["Findings"]) -> pd.DataFrame:
-    """KRS by arm, site and window, averaged as the paper does: questions, then seeds, concepts, and last methods.
+    """Average KRS by arm, site and window as the paper does: over questions, then seeds, concepts, and last methods.
 
-    The columns of `SweepResult.curve` that `comparison_figure` reads, of the paper's width only, and `family`;
-    `n` is how many runs are in a mean. There is no interval: the paper's average has none.
+    There is no interval: the paper's average has none.
+
+    Args:
+        findings: The experiments of each pair.
+
+    Returns:
+        The columns of `SweepResult.curve` that `comparison_figure` reads, for the paper's width only, and `family`; `n`
+        is the number of runs in a mean.
     """
     curves = [
         result.curve().assign(family=one.pair.family, method=one.pair.method, concept=one.pair.concept)
@@ -129,7 +139,7 @@ def paper_average(findings: Sequence["Findings"]) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Two tables: recovery with what is left beyond its controls, and everything else."""
+    """Write two tables as Markdown: recovery and its difference from the controls, and everything else."""
     return "\n".join([*_recovery(table), "", *_everything_else(table), ""])
 
 
@@ -171,7 +181,7 @@ def _everything_else(table: pd.DataFrame) -> Iterator[str]:
 
 
 def _number(row: Any) -> str:
-    """`0.83 [0.81, 0.84]`; a count is whole, and what has no interval has none."""
+    """Format a value with its interval, such as `0.83 [0.81, 0.84]`; a count is whole."""
     value, low, high = row["value"], row["low"], row["high"]
     if pd.isna(value):
         return "none"
@@ -185,19 +195,19 @@ def _number(row: Any) -> str:
 
 @dataclass(frozen=True)
 class PairOf:
-    """One pair and what it stands for.
+    """One pair of models, and how its results are grouped.
 
     Attributes:
-        name: of its directory and its rows.
-        family: what can be averaged: models of one architecture and depth.
-        method: how it was unlearned.
-        concept: what was unlearned.
-        seed: which repetition.
-        base: the base model's name or directory.
-        unlearned: the unlearned model's.
-        control: that of a model that never knew, or None.
-        forget: file of prompts.
-        unrelated: file of prompts.
+        name: Name of its directory and of its rows.
+        family: Models of one architecture and depth, over which results may be averaged.
+        method: Unlearning method.
+        concept: What was unlearned.
+        seed: Number of the repetition.
+        base: Name or directory of the base model.
+        unlearned: Name or directory of the unlearned model.
+        control: Name or directory of the control, or None.
+        forget: File of forget prompts.
+        unrelated: File of retain prompts.
     """
 
     name: str

@@ -47,18 +47,18 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 
 @dataclass(frozen=True)
 class Study:
-    """What is run.
+    """The settings of a study.
 
     Attributes:
-        model: the start model, which was trained on all forget sets.
-        method: as `unlearn train` calls it.
-        options: of the method and the trainer.
-        data: holds `muse-news/`; None reads $DISSECT_DATA, then the hub.
-        retain: the retain data, as `unlearn train` reads it.
-        retain_model: for PrivLeak, and as the line to compare with.
-        auc_retain: its AUC, where it is not there itself.
-        kinds: of `KINDS`.
-        limit: ask the first so many rows of each of MUSE's sets only.
+        model: The model that unlearning starts from, trained on all forget sets.
+        method: Name of the method in `unlearn train`.
+        options: Options of the method and of the trainer.
+        data: Directory that holds `muse-news/`; None reads $DISSECT_DATA, then the hub.
+        retain: Retain data, as `unlearn train` reads them.
+        retain_model: Control, for PrivLeak and for comparison.
+        auc_retain: AUC of the control, if the model itself is not available.
+        kinds: Members of `KINDS`.
+        limit: Ask only the first `limit` rows of each of MUSE's sets.
     """
 
     model: str
@@ -74,14 +74,14 @@ class Study:
 
 @dataclass(frozen=True)
 class Request:
-    """One forget set and the model that it makes.
+    """One forget set, and the model that unlearning it gives.
 
     Attributes:
-        kind: scal or sust.
+        kind: `scal` or `sust`.
         number: 1 to 4.
-        start: what is unlearned from.
-        documents: how many it has.
-        repeated: how many of them are in an earlier set of the kind.
+        start: Model that unlearning starts from.
+        documents: Number of documents.
+        repeated: Number of documents that are also in an earlier set of the kind.
     """
 
     kind: str
@@ -194,7 +194,7 @@ def _requests(kind: str, sets: "Sequence[Sequence[Example]]", model: str, out: P
 
 
 class _Evaluator:
-    """Evaluates a model by name, in `OUT/eval/NAME`."""
+    """Evaluates a model by name, into `OUT/eval/NAME`."""
 
     def __init__(self, study: Study, out: Path, *, device: str | None, batch_size: int, progress: bool) -> None:
         from unlearning.evaluation.benchmarks.muse.data import read_muse
@@ -227,7 +227,7 @@ def _rows(evaluation: "Evaluation", about: Mapping[str, Any]) -> list[dict[str, 
 
 
 def _retain_rows(evaluation: "Evaluation") -> list[dict[str, Any]]:
-    """The retain model's own numbers."""
+    """Return the control's own numbers."""
     metrics = evaluation.summary()["metrics"]
     return [
         {"run": "retain", "kind": "retain", "metric": name, "value": record["retain_model"], "n": record["n"]}
@@ -237,7 +237,7 @@ def _retain_rows(evaluation: "Evaluation") -> list[dict[str, Any]]:
 
 
 def command_line(study: Study, request: Request, out: Path) -> str:
-    """What makes a request's model."""
+    """Return the command that makes a request's model."""
     words = ["unlearn", "train", study.method, "--model", request.start, "--forget", request.source]
     words += ["--retain", study.retain, "--out", str(out / "models" / request.name)]
     for option, value in study.options.items():
@@ -248,32 +248,36 @@ def command_line(study: Study, request: Request, out: Path) -> str:
 
 @app.command(epilog=_EXAMPLES)
 def command(
-    model: Annotated[str, typer.Option(metavar="M", help="The start model: directory, hub id or built-in name.")],
-    method: Annotated[str, typer.Option(metavar="METHOD", help="npo, simnpo, ga, ...; see `unlearn methods`.")],
+    model: Annotated[str, typer.Option(metavar="M", help="Model to start from: directory, hub id or built-in name.")],
+    method: Annotated[str, typer.Option(metavar="METHOD", help="Method, such as npo; see `unlearn methods`.")],
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="An option of `unlearn methods`; may be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Option of the method or the trainer; may be repeated."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Holds muse-news/.  [default: $DISSECT_DATA, then the hub]")
+        Path | None,
+        typer.Option(metavar="DIR", help="Directory that holds muse-news/.  [default: $DISSECT_DATA, then the hub]"),
     ] = None,
     retain: Annotated[str, typer.Option(metavar="R", help="Retain data, as `unlearn train` reads it.")] = RETAIN,
     retain_model: Annotated[
-        str | None, typer.Option(metavar="N", help="A model trained without any forget set, for PrivLeak.")
+        str | None, typer.Option(metavar="N", help="Control, trained without any forget set; for PrivLeak.")
     ] = None,
     auc_retain: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="Or its AUC (MUSE's released News model: 0.4772).")
+        float | None,
+        typer.Option(metavar="NUMBER", help="AUC of the control, in its place (MUSE's released News model: 0.4772)."),
     ] = None,
     kind: Annotated[list[str] | None, typer.Option(help="scal or sust; may be repeated.  [default: both]")] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Ask the first N rows of each set only.")] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes; go on where it stopped.")] = Path(
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first N rows of each set.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory; a stopped study continues.")] = Path(
         "runs/muse"
     ),
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows of an evaluation at a time.")] = 16,
-    formats: Annotated[str, typer.Option("--format", metavar="LIST", help="Of the figure: html,svg,pdf.")] = "html",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch of an evaluation.")] = 16,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="Formats of the figure: html, svg, pdf.")
+    ] = "html",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no summary.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the result to stdout as JSON.")] = False,
 ) -> None:
     """Unlearn MUSE-News in forget sets of four sizes, and in four requests one after the other."""
     from dissect.plotting import check_formats, export

@@ -1,4 +1,4 @@
-"""What the runs of `analyses.muse_runs` found, as a table and as curves."""
+"""The findings of `analyses.muse_runs` as a table and as curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ SHOWN = {
 
 
 def table(frame: "pd.DataFrame", commands: Sequence[str]) -> str:
-    """A line a model, its metrics with their intervals, as Markdown; below them the commands."""
+    """Write one line per model, its metrics with their intervals, as Markdown, and the commands below them."""
     shown = {metric: label for metric, label in SHOWN.items() if metric in set(frame["metric"])}
     head = ["run", "documents", "seen before", *shown.values(), "steps", "seconds"]
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
@@ -44,9 +44,16 @@ def _cell(row: Mapping[Any, Any]) -> str:
 
 
 def figure(frame: "pd.DataFrame", title: str) -> "go.Figure":
-    """A panel a kind of run: what is remembered and kept against documents forgotten, or requests so far.
+    """Draw one panel per kind of run: what is remembered and kept, against documents forgotten or requests so far.
 
-    Dotted lines are the retain model's values.
+    Dotted lines are the control's values.
+
+    Args:
+        frame: Rows of `findings.csv`.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots

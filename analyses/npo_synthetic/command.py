@@ -49,14 +49,14 @@ _SECONDS = {"finetune": 13.0, COMPARISON: 17.0, LIMIT: 37.0}
 
 
 def full_protocol() -> "Protocol":
-    """The paper's."""
+    """Return the paper's protocol."""
     from analyses.npo_synthetic.world import Protocol
 
     return Protocol()
 
 
 def quick_protocol() -> "Protocol":
-    """A small one, of seconds, whose numbers mean nothing."""
+    """Return a small protocol that runs in seconds; its numbers mean nothing."""
     from analyses.npo_synthetic.world import Protocol
 
     return Protocol(
@@ -72,18 +72,18 @@ def quick_protocol() -> "Protocol":
 
 
 def run(protocol: "Protocol", out: Path, *, progress: bool = True) -> "pd.DataFrame":
-    """The whole experiment, or what is left of it, or its results where it is finished.
+    """Run the experiment, continue it, or read its results if it is finished.
 
     Args:
-        protocol: seeds, sizes and lengths.
-        out: the directory of the module's docstring.
-        progress: a progress bar on stderr.
+        protocol: Seeds, sizes and lengths.
+        out: The directory that the module's docstring describes.
+        progress: Show a progress bar on stderr.
 
     Returns:
         The rows of `results.parquet`.
 
     Raises:
-        InputError: another run in `out`, or a model that did not converge or left the finite numbers.
+        InputError: `out` holds another run, or a model did not converge or has weights that are not finite.
     """
     import pandas as pd
 
@@ -138,7 +138,7 @@ def run(protocol: "Protocol", out: Path, *, progress: bool = True) -> "pd.DataFr
 
 
 def tidy(trajectories: "Trajectories", methods: "Sequence[Method]", seeds: Sequence[int]) -> "pd.DataFrame":
-    """A row an evaluation, in the order of methods, seeds and steps."""
+    """Return one row per evaluation, in the order of methods, seeds and steps."""
     import pandas as pd
 
     from analyses.npo_synthetic.methods import METRICS
@@ -157,14 +157,24 @@ def tidy(trajectories: "Trajectories", methods: "Sequence[Method]", seeds: Seque
 @app.command(epilog=_EXAMPLES)
 def command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Results, tables and figures.")] = Path("runs/npo-synthetic"),
-    seeds: Annotated[str | None, typer.Option(metavar="LIST", help="Such as 1000,2000; the paper's five.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Of unlearning in the comparison; 2000.")] = None,
-    limit_steps: Annotated[int | None, typer.Option(help="Of unlearning where beta goes to 0; 10000.")] = None,
-    finetuning_steps: Annotated[int | None, typer.Option(help="Before unlearning; 20000.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: to try the command, not to read.")] = False,
-    formats: Annotated[str, typer.Option("--format", metavar="LIST", help="Figures: html, svg, pdf, png.")] = "html",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary on stdout, machine-readable.")] = False,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Random seeds, such as 1000,2000.  [default: the paper's five]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of unlearning in the comparison.  [default: 2000]")] = None,
+    limit_steps: Annotated[
+        int | None, typer.Option(help="Steps of unlearning in the limit of small beta.  [default: 10000]")
+    ] = None,
+    finetuning_steps: Annotated[
+        int | None, typer.Option(help="Steps of fine-tuning before unlearning.  [default: 20000]")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use small sizes: they test the command, their numbers mean nothing.")
+    ] = False,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="Formats of the figures: html, svg, pdf, png.")
+    ] = "html",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar and no table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the summary to stdout as JSON.")] = False,
 ) -> None:
     """Compare the unlearning methods where the retrained model is known, and measure how they diverge."""
     from analyses.npo_synthetic.figures import figures
@@ -218,10 +228,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
-    """Seeds of a comma-separated list.
+    """Read a comma-separated list of seeds.
+
+    Args:
+        text: The list.
+
+    Returns:
+        The seeds.
 
     Raises:
-        InputError: none, one that is no whole number from 0, or one twice.
+        InputError: The list is empty, or holds a seed twice or something that is not a whole number from 0 on.
     """
     try:
         seeds = tuple(int(word) for word in text.split(","))
@@ -233,7 +249,7 @@ def read_seeds(text: str) -> tuple[int, ...]:
 
 
 def _configuration(protocol: "Protocol") -> dict[str, Any]:
-    """All that the numbers depend on, as JSON reads it back."""
+    """Return everything that the numbers depend on, as JSON reads it back."""
     from analyses.npo_synthetic.methods import COMPARED
     from analyses.npo_synthetic.methods import LIMIT as LIMIT_METHODS
     from unlearning.common.hashing import hash_json
@@ -253,7 +269,7 @@ def _share(advance: Callable[[float], None], whole: float) -> Callable[[float], 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """The products are too small to be shared: two threads take longer than one."""
+    """Use one thread: the products are so small that two threads take longer than one."""
     import torch
 
     threads = torch.get_num_threads()

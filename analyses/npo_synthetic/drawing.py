@@ -20,13 +20,13 @@ Place = tuple[int, int]
 
 
 def over_seeds(frame: pd.DataFrame, keys: Sequence[str], metric: str) -> pd.DataFrame:
-    """Columns `median`, `low` and `high` (the range) of a metric over the seeds."""
+    """Return the median of a metric over the seeds and its range: columns `median`, `low` and `high`."""
     grouped = frame.groupby(list(keys), sort=False, dropna=False)[metric]
     return grouped.agg(median="median", low="min", high="max").reset_index()
 
 
 def thinned(run: pd.DataFrame) -> pd.DataFrame:
-    """At most `POINTS` rows, the first and the last among them."""
+    """Return at most `POINTS` rows, the first and the last among them."""
     if len(run) <= POINTS:
         return run
     return run.iloc[np.unique(np.geomspace(1, len(run), POINTS).round().astype(int)) - 1]
@@ -42,7 +42,7 @@ def draw_line(
     axes: tuple[str, str] = ("step", "median"),
     is_background: bool = False,
 ) -> None:
-    """A line through two columns; one in the background says nothing when it is pointed at."""
+    """Draw a line through two columns; a line in the background shows no hover text."""
     figure.add_trace(
         go.Scatter(
             x=curve[axes[0]],
@@ -80,7 +80,7 @@ def draw_band(figure: go.Figure, curve: pd.DataFrame, colour: str, place: Place)
 
 
 def draw_mark(figure: go.Figure, point: tuple[float, float], symbol: str, colour: str, place: Place) -> None:
-    """One point."""
+    """Draw one point."""
     outline = {"width": 2 if symbol.endswith("open") else 0}
     figure.add_trace(
         go.Scatter(
@@ -97,7 +97,7 @@ def draw_mark(figure: go.Figure, point: tuple[float, float], symbol: str, colour
 
 
 def draw_name(figure: go.Figure, name: str, x: float, y: float, colour: str, place: Place, *, shift: int = 5) -> None:
-    """A name to the right of a point, by so many pixels; on a logarithmic axis a coordinate is its power of ten."""
+    """Write a name `shift` pixels to the right of a point. On a logarithmic axis a coordinate is its power of ten."""
     figure.add_annotation(
         text=name,
         x=x,
@@ -128,7 +128,7 @@ def spread(places: Sequence[float], *, gap: float) -> list[float]:
 
 
 def power_of_ten(value: float) -> float:
-    """Where a value stands on a logarithmic axis."""
+    """Return a value's coordinate on a logarithmic axis."""
     return float(np.log10(max(float(value), SMALLEST)))
 
 
@@ -140,7 +140,7 @@ def with_margin(low: float, high: float, share: float) -> tuple[float, float]:
 
 
 def log_axis(low: float, high: float) -> dict[str, Any]:
-    """A logarithmic axis between two powers of ten, with a tick at each, or at 1, 2 and 5 where they are few."""
+    """Return a logarithmic axis between two powers of ten, with a tick at each, or at 1, 2 and 5 if they are few."""
     leading = (1,) if high - low > 1.7 else (1, 2, 5)
     ticks = [digit * 10.0**power for power in range(int(np.floor(low)), int(np.ceil(high)) + 1) for digit in leading]
     text = [f"{tick:,.0f}" if tick >= 1 else f"{tick:g}" if tick > 9e-5 else f"{tick:.0e}" for tick in ticks]

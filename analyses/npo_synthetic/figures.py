@@ -42,12 +42,15 @@ BANDS = "median of the seeds, band: their range"
 
 
 def figures(comparison: pd.DataFrame, limit: pd.DataFrame, fits: pd.DataFrame) -> dict[str, go.Figure]:
-    """All of them, by file name.
+    """Draw all figures.
 
     Args:
-        comparison: results of the methods, of every alpha.
-        limit: results of NPO with every beta, and of gradient ascent.
-        fits: of `analyses.npo_synthetic.fits.growth_table`.
+        comparison: Results of the methods for every alpha.
+        limit: Results of NPO with every beta, and of gradient ascent.
+        fits: Table of `analyses.npo_synthetic.fits.growth_table`.
+
+    Returns:
+        The figures by file name.
     """
     made = {
         f"distances_alpha{alpha:g}": distance_figure(comparison[comparison["alpha"] == alpha], alpha)
@@ -60,11 +63,14 @@ def figures(comparison: pd.DataFrame, limit: pd.DataFrame, fits: pd.DataFrame) -
 
 
 def distance_figure(comparison: pd.DataFrame, alpha: float) -> go.Figure:
-    """Forget and retain distance over the steps, a column a family of methods; all others in grey behind.
+    """Draw forget and retain distance over the steps, one column per family of methods, with all others in grey behind.
 
     Args:
-        comparison: rows of one alpha.
-        alpha: for the title.
+        comparison: Rows of one alpha.
+        alpha: The alpha, for the title.
+
+    Returns:
+        The figure.
     """
     figure = make_subplots(
         rows=2,
@@ -142,7 +148,7 @@ def limit_figure(limit: pd.DataFrame) -> go.Figure:
 
 
 def growth_figure(limit: pd.DataFrame, fits: pd.DataFrame) -> go.Figure:
-    """How fast the divergence grows, flat for a line and falling as 1 / step for a logarithm; and the fitted powers."""
+    """Draw the rate at which the divergence grows (flat for a line, 1 / step for a logarithm) and the fitted powers."""
     titles = ["rate of growth: flat for a line, ∝ 1 / step for a logarithm", "power of the step in the rate"]
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles, horizontal_spacing=0.12)
     runs = [thinned(run) for _, run in limit.groupby(["method", "beta", "seed"], sort=False, dropna=False)]
@@ -163,7 +169,7 @@ def growth_figure(limit: pd.DataFrame, fits: pd.DataFrame) -> go.Figure:
 
 
 def _draw_powers(figure: go.Figure, powers: pd.DataFrame) -> None:
-    """Mean and interval of every method and range of steps, with the two laws."""
+    """Draw mean and interval of every method and range of steps, with the two laws."""
     n_methods = len(powers) // powers["first_step"].nunique()
     for number, (first, rows) in enumerate(powers.groupby("first_step", sort=True)):
         figure.add_trace(
@@ -206,7 +212,7 @@ def _draw_betas(figure: go.Figure, table: pd.DataFrame, column: int, ends: tuple
 
 
 def _by_beta(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Name, colour and rows of gradient ascent and of every beta."""
+    """Yield name, colour and rows of gradient ascent and of every beta."""
     ascent = table[table["beta"].isna()]
     yield str(ascent["method"].iloc[0]), FAMILY_COLOURS["gradient ascent"], ascent
     betas = sorted(table["beta"].dropna().unique())

@@ -31,13 +31,13 @@ FOLLOWS = 0.9
 
 @dataclass(frozen=True)
 class Growth:
-    """How one run grew.
+    """The growth of the divergence in one run.
 
     Attributes:
-        linear_r2: of value = a + b t.
-        logarithmic_r2: of value = a + b log t.
-        power: of value ~ t^power, by least squares of the logarithms; NaN where a value is not above 0.
-        rate_power: of the growth between two evaluations; NaN where something does not grow.
+        linear_r2: R2 of value = a + b t.
+        logarithmic_r2: R2 of value = a + b log t.
+        power: Exponent of value ~ t^power, by least squares of the logarithms; NaN if a value is not above 0.
+        rate_power: Exponent of the growth between two evaluations; NaN if the value does not grow in one of them.
     """
 
     linear_r2: float
@@ -50,11 +50,14 @@ def growth(steps: Sequence[float] | np.ndarray, values: Sequence[float] | np.nda
     """Fit both laws and both exponents.
 
     Args:
-        steps: above 0 and increasing.
-        values: of the divergence, in whatever unit.
+        steps: Steps of the evaluations, above 0 and increasing.
+        values: Divergence at each step, in any unit.
+
+    Returns:
+        R2 of both laws, and both exponents.
 
     Raises:
-        InputError: too few points, steps that are not above 0 or do not increase, or a value that is no number.
+        InputError: There are too few points, the steps are not above 0 or do not increase, or a value is not a number.
     """
     t, y = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if t.shape != y.shape or t.ndim != 1 or len(t) < LEAST_POINTS:
@@ -91,7 +94,7 @@ def _exponent(x: Float[np.ndarray, " point"], y: Float[np.ndarray, " point"]) ->
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean over seeds and its Student t interval; without ends for a single seed."""
+    """Return the mean over seeds and its Student t interval; the ends are NaN for a single seed."""
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
     if len(array) < 2:
@@ -101,18 +104,18 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) 
 
 
 def growth_table(limit: pd.DataFrame, n_steps: int) -> pd.DataFrame:
-    """The fits of every method of the limit, a mean over seeds with its 95 % interval.
+    """Fit every method of the limit, and average over the seeds with a 95 % interval.
 
     Args:
-        limit: rows of the limit with `method`, `beta`, `seed`, `step` and the metrics of `FITTED`.
-        n_steps: of unlearning, of which the shares are taken.
+        limit: Rows of the limit with `method`, `beta`, `seed`, `step` and the metrics of `FITTED`.
+        n_steps: Steps of unlearning, of which the ranges are shares.
 
     Returns:
         Columns `method`, `beta`, `metric`, `first_step`, `last_step`, `quantity` (the fields of `Growth`), `mean`,
         `low`, `high`, `lowest` and `highest` (of the seeds), `n_seeds`.
 
     Raises:
-        InputError: too few evaluations to fit.
+        InputError: There are too few evaluations to fit.
     """
     rows: list[dict[str, Any]] = []
     for share in SHARES:
@@ -134,10 +137,13 @@ def growth_table(limit: pd.DataFrame, n_steps: int) -> pd.DataFrame:
 
 
 def departures(limit: pd.DataFrame) -> pd.DataFrame:
-    """When each beta leaves gradient ascent: the first step whose forget KL is below `FOLLOWS` times that of GA.
+    """Find the first step at which each beta's forget KL is below `FOLLOWS` times that of gradient ascent.
+
+    Args:
+        limit: Rows of the limit, as `growth_table` takes them.
 
     Returns:
-        Columns `beta`, `median`, `earliest`, `latest` (over seeds, NaN where one never leaves), `n_seeds`.
+        Columns `beta`, `median`, `earliest`, `latest` (over seeds; NaN if a seed never leaves), `n_seeds`.
     """
     ascent = limit[limit["method"] == "GA"].set_index(["seed", "step"])["forget_kl"]
     rows = []

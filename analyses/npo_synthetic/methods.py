@@ -26,14 +26,14 @@ model) on forget inputs. Then the Euclidean distances of the trained layer from 
 
 @dataclass(frozen=True)
 class Method:
-    """A loss and how fast it is gone down.
+    """A loss and the learning rate of its gradient descent.
 
     Attributes:
-        name: of its rows.
-        forget: loss of the forget examples.
-        retain: loss of the retain examples that is added to it, with coefficient 1.
-        learning_rate: of gradient descent.
-        beta: inverse temperature, where the forget loss has one.
+        name: Name of its rows.
+        forget: Loss of the forget examples.
+        retain: Loss of the retain examples that is added to it with coefficient 1.
+        learning_rate: Learning rate of gradient descent.
+        beta: Inverse temperature, if the forget loss has one.
     """
 
     name: str
@@ -46,13 +46,16 @@ class Method:
 def compared(
     slow: float, npo: tuple[float, float], dpo: tuple[float, float], dpo_retain_rate: float
 ) -> tuple[Method, ...]:
-    """The methods of the comparison.
+    """Return the methods of the comparison.
 
     Args:
-        slow: learning rate of gradient ascent and of IDK.
-        npo: beta and learning rate of NPO, and of KTO, for which the paper's code gives none.
-        dpo: those of DPO.
-        dpo_retain_rate: learning rate of DPO with the retain loss.
+        slow: Learning rate of gradient ascent and of IDK.
+        npo: Beta and learning rate of NPO, and of KTO, for which the paper's code gives none.
+        dpo: Beta and learning rate of DPO.
+        dpo_retain_rate: Learning rate of DPO with the retain loss.
+
+    Returns:
+        The methods, in the order of the tables.
     """
     (npo_beta, npo_rate), (dpo_beta, dpo_rate) = npo, dpo
     return (
@@ -86,7 +89,7 @@ LIMIT = (
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """Constants of the losses: what the fine-tuned model says, flat over seeds and examples."""
+    """Log-probabilities of the fine-tuned model, constants of the losses, flat over seeds and examples."""
 
     forget_nll: Float[Tensor, " token"]
     idk_nll: Float[Tensor, " token"]
@@ -95,7 +98,7 @@ class _Reference:
 
 
 def class_logits(logit: Float[Tensor, "*batch"]) -> Float[Tensor, "token 2"]:
-    """(z, 0) of every example, one after the other."""
+    """Return the logits (z, 0) of every example."""
     flat = logit.flatten()
     return torch.stack([flat, torch.zeros_like(flat)], dim=1)
 
@@ -103,12 +106,12 @@ def class_logits(logit: Float[Tensor, "*batch"]) -> Float[Tensor, "token 2"]:
 def first_logit(
     features: Float[Tensor, "seed example feature"], second_layer: Float[Tensor, "seed feature"]
 ) -> Float[Tensor, "seed example"]:
-    """z = relu(W x) . a."""
+    """Compute z = relu(W x) . a."""
     return (features @ second_layer[..., None])[..., 0]
 
 
 def reference(world: World, models: Models) -> _Reference:
-    """What the fine-tuned model says about the training examples."""
+    """Compute the fine-tuned model's log-probabilities of the training examples."""
     forget = class_logits(first_logit(world.forget, models.finetuned))
     retain = class_logits(first_logit(world.retain, models.finetuned))
     return _Reference(
@@ -126,14 +129,17 @@ def loss(
     forget_logit: Float[Tensor, "seed forget"],
     retain_logit: Float[Tensor, "seed retain"],
 ) -> Float[Tensor, ""]:
-    """A method's loss, a mean over examples in each seed, summed over the seeds.
+    """Compute a method's loss, a mean over examples in each seed, summed over the seeds.
 
     Args:
-        method: which.
-        world: labels.
-        constants: of the fine-tuned model.
+        method: The method.
+        world: Labels of the examples.
+        constants: Log-probabilities of the fine-tuned model.
         forget_logit: z of the model on the forget examples.
-        retain_logit: on the retain examples; not looked at without a retain loss.
+        retain_logit: z on the retain examples; not read without a retain loss.
+
+    Returns:
+        The loss, in nats.
     """
     value = _forget_loss(method, world, constants, forget_logit)
     n_retain = retain_logit.shape[1]
@@ -179,12 +185,12 @@ def _forget_loss(
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """What unlearning did.
+    """The metrics of unlearning runs over their steps.
 
     Attributes:
-        steps: evaluated before the update of that number.
-        values: the metrics in the order of `METRICS`.
-        second_layers: after the last update.
+        steps: Number of updates before each evaluation.
+        values: The metrics, in the order of `METRICS`.
+        second_layers: Second-layer weights after the last update.
     """
 
     steps: list[int]
@@ -204,15 +210,18 @@ def unlearn(
     """Run every method from the fine-tuned model of every seed.
 
     Args:
-        world: data.
-        models: where to start, and what to compare with.
-        methods: in any number.
-        steps: updates.
-        evaluate_every: updates between two evaluations; the first is of the fine-tuned model.
-        advance: told the share of the steps done since the last call.
+        world: Data of every seed.
+        models: Models to start from and to compare with.
+        methods: The methods.
+        steps: Number of updates.
+        evaluate_every: Updates between two evaluations; the first evaluation is of the fine-tuned model.
+        advance: Called with the share of the steps done since the last call.
+
+    Returns:
+        The metrics of every method and seed at every evaluation.
 
     Raises:
-        InputError: a method has left the finite numbers.
+        InputError: A weight of a method is not finite.
     """
     constants, targets = reference(world, models), _targets(world, models)
     with_retain = [place for place, method in enumerate(methods) if method.retain != "none"]
@@ -243,7 +252,7 @@ def unlearn(
 
 @dataclass(frozen=True, eq=False)
 class _Targets:
-    """Logits on the evaluation examples that the metrics compare with."""
+    """Logits of the models that the metrics compare with, on the evaluation examples."""
 
     retrained_forget: Float[Tensor, "seed evaluation"]
     retrained_retain: Float[Tensor, "seed evaluation"]
@@ -261,7 +270,7 @@ def _targets(world: World, models: Models) -> _Targets:
 def measure(
     world: World, models: Models, targets: _Targets, second_layers: Float[Tensor, "seed feature method"]
 ) -> Float[Tensor, "metric seed method"]:
-    """The metrics of every seed and method, in the order of `METRICS`."""
+    """Compute the metrics of every seed and method, in the order of `METRICS`."""
     forget, retain = world.evaluation_forget @ second_layers, world.evaluation_retain @ second_layers
     return torch.stack(
         [

@@ -72,7 +72,7 @@ def _ordering(medians: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """The summary as tables."""
+    """Write the summary as Markdown tables."""
     parts = [*_median_tables(found), *_limit_table(found), *_growth_table(found)]
     return "\n".join(parts) + "\n"
 
@@ -143,7 +143,7 @@ def _when(row: Mapping[str, Any] | None) -> str:
 
 
 def _number(row: Mapping[str, Any], low: str, high: str, around: str) -> str:
-    """A mean and two ends, where there are any."""
+    """Format a mean and two ends, if there are any."""
     if math.isnan(row["mean"]):
         return "none"
     mean, *ends = (f"{round(row[name], 3) + 0.0:.3f}" for name in ("mean", low, high))

@@ -23,17 +23,17 @@ class Protocol:
     """Sizes and lengths of the whole experiment; the defaults are the paper's.
 
     Attributes:
-        seeds: one world each.
-        steps: of unlearning, in the comparison of methods.
-        evaluate_every: steps between two evaluations there.
-        limit_steps: of unlearning, where NPO goes to GA.
-        limit_evaluate_every: steps between two evaluations there.
-        finetuning_steps: of full-batch gradient descent, for the fine-tuned and the retrained model alike.
-        finetuning_rate: its learning rate.
-        d_input: coordinates of an input.
-        n_features: random features.
-        n_retain, n_forget: examples to train on.
-        n_evaluation: examples to evaluate on, of each of the two.
+        seeds: Random seeds, one world each.
+        steps: Steps of unlearning in the comparison of methods.
+        evaluate_every: Steps between two evaluations in the comparison.
+        limit_steps: Steps of unlearning in the limit of NPO to gradient ascent.
+        limit_evaluate_every: Steps between two evaluations in the limit.
+        finetuning_steps: Steps of full-batch gradient descent of the fine-tuned and the retrained model.
+        finetuning_rate: Learning rate of these.
+        d_input: Coordinates of an input.
+        n_features: Number of random features.
+        n_retain, n_forget: Examples to train on.
+        n_evaluation: Examples to evaluate on, for each of the two sets.
     """
 
     seeds: tuple[int, ...] = (1000, 2000, 3000, 4000, 5000)
@@ -52,12 +52,12 @@ class Protocol:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """The worlds of all seeds, one beside the other; everything is float64.
+    """The worlds of all seeds, stacked; everything is float64.
 
     Attributes:
-        features: the frozen first layer, W.
-        retain, forget, evaluation_retain, evaluation_forget: relu(W x).
-        retain_labels, forget_labels, idk_labels: classes; the last are uniform answers to the forget inputs.
+        features: The frozen first layer, W.
+        retain, forget, evaluation_retain, evaluation_forget: Features relu(W x) of the examples.
+        retain_labels, forget_labels, idk_labels: Classes; IDK labels are uniform answers to the forget inputs.
     """
 
     features: Float[Tensor, "seed feature d_input"]
@@ -72,11 +72,11 @@ class World:
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """The second layers of the two models that unlearning goes from and ought to go to.
+    """Second-layer weights of the model that unlearning starts from and of the model that it should reach.
 
     Attributes:
-        finetuned: trained on retain and forget examples.
-        retrained: trained on the retain examples alone.
+        finetuned: Weights trained on retain and forget examples.
+        retrained: Weights trained on the retain examples alone.
     """
 
     finetuned: Float[Tensor, "seed feature"]
@@ -91,15 +91,18 @@ def draw_world(alpha: float, protocol: Protocol) -> World:
     """Draw every seed's world.
 
     Args:
-        alpha: retain inputs are around -alpha, forget inputs around +alpha.
-        protocol: seeds and sizes.
+        alpha: Retain inputs are centred on -alpha, forget inputs on +alpha.
+        protocol: Seeds and sizes.
+
+    Returns:
+        The worlds of all seeds, stacked.
     """
     worlds = [_draw_seed(seed, alpha, protocol) for seed in protocol.seeds]
     return World(*(torch.stack(parts) for parts in zip(*worlds, strict=True)))
 
 
 def _draw_seed(seed: int, alpha: float, protocol: Protocol) -> tuple[Tensor, ...]:
-    """One seed's part of a `World`, drawn in the public code's order: W, retain, forget, IDK labels, evaluation."""
+    """Draw one seed's part of a `World` in the public code's order: W, retain, forget, IDK labels, evaluation."""
     generator = torch.Generator().manual_seed(seed)
     first_layer = torch.randn(protocol.n_features, protocol.d_input, dtype=torch.float64, generator=generator)
     first_layer /= protocol.d_input**0.5
@@ -148,16 +151,20 @@ def _draw_examples(
 def finetune(world: World, protocol: Protocol, advance: Callable[[float], None] = lambda _: None) -> Models:
     """Train the fine-tuned and the retrained model of every seed by full-batch gradient descent from 0.
 
-    Both in one product: they differ in the weights of the examples, 1 / (n_retain + n_forget) on all of them, or
-    1 / n_retain on those to retain. The gradient of the mean cross-entropy is sum_i weight_i (p_i - [y_i = 0]) z_i.
+    Both are trained in one product. They differ in the weights of the examples: 1 / (n_retain + n_forget) on all of
+    them, or 1 / n_retain on the retain examples. The gradient of the mean cross-entropy is sum_i weight_i (p_i - [y_i =
+    0]) z_i.
 
     Args:
-        world: data of every seed.
-        protocol: how long and how fast.
-        advance: told the share of the training that was done since the last call.
+        world: Data of every seed.
+        protocol: Length and learning rate.
+        advance: Called with the share of the training done since the last call.
+
+    Returns:
+        Second-layer weights of both models for every seed.
 
     Raises:
-        InputError: a gradient at the end is longer than `LARGEST_GRADIENT`.
+        InputError: A gradient at the end is longer than `LARGEST_GRADIENT`.
     """
     features = torch.cat([world.retain, world.forget], dim=1)
     transposed = features.mT.contiguous()

@@ -39,13 +39,13 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 
 @dataclass(frozen=True)
 class Entry:
-    """One way to unlearn.
+    """One method with its options.
 
     Attributes:
-        name: of its rows and its directories.
-        method: as `unlearn train` calls it.
-        options: beside those that all share.
-        retains: whether it trains on retain examples.
+        name: Name of its rows and directories.
+        method: Name of the method in `unlearn train`.
+        options: Options besides those that all entries share.
+        retains: Train on retain examples too.
     """
 
     name: str
@@ -100,10 +100,24 @@ def train_runs(
     progress: bool = True,
     steps: Mapping[str, int] = STEPS,
 ) -> list[Path]:
-    """Train what is not there yet, seed by seed; returns the runs' directories.
+    """Train the runs that are missing, seed by seed.
+
+    Args:
+        data: TOFU's folder or the directory that holds it; None reads $DISSECT_DATA.
+        out: The directory that the module's docstring describes.
+        splits: Forget splits.
+        entries: Methods with their options.
+        seeds: Random seeds.
+        rows: Rows of each question set in an evaluation.
+        device: Where to train.
+        progress: Show progress bars on stderr.
+        steps: Steps of a run, by split.
+
+    Returns:
+        The runs' directories.
 
     Raises:
-        InputError: no data, or a directory that holds something else.
+        InputError: The data are missing, or a directory holds something else.
     """
     import unlearning
     from analyses.tofu_pair.data import as_examples, find_tofu
@@ -137,7 +151,7 @@ def train_runs(
 
 
 def options_of(entry: Entry, split: str, steps: int, rows: int) -> dict[str, Any]:
-    """What decides a run, beside its seed and where things are."""
+    """Return the options that decide a run, besides its seed and its paths."""
     return {
         **SHARED,
         **entry.options,
@@ -164,7 +178,7 @@ def ask_never(tofu: Path, out: Path, split: str, *, rows: int, device: str, prog
 
 
 def never_metrics(out: Path, splits: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The never models' metrics by split, for the splits that were asked."""
+    """Return the control's metrics by split, for the splits that were evaluated."""
     found = {}
     for split in splits:
         path = out / "never" / split / "summary.json"
@@ -175,10 +189,19 @@ def never_metrics(out: Path, splits: Sequence[str]) -> dict[str, dict[str, float
 
 
 def report(runs: Sequence[Path], out: Path, *, level: float = LEVEL, formats: Sequence[str]) -> dict[str, Any]:
-    """Read the runs, write tables and figure, and say where.
+    """Read the runs, and write tables and figure.
+
+    Args:
+        runs: Directories of finished runs.
+        out: Where tables and figure go.
+        level: Forget probability at which all runs are compared.
+        formats: Formats of the figure.
+
+    Returns:
+        Paths of the files by name.
 
     Raises:
-        InputError: a run that is not finished or measured nothing, or an unknown format.
+        InputError: A run is not finished or measured nothing, or a format is unknown.
     """
     import numpy as np
 
@@ -210,7 +233,7 @@ def report(runs: Sequence[Path], out: Path, *, level: float = LEVEL, formats: Se
 
 
 def _table(seeds: "pd.DataFrame", level: float) -> str:
-    """The findings over the seeds, in Markdown."""
+    """Write the findings over the seeds as Markdown."""
     from analyses.tradeoff.report import ranged
 
     lines = [
@@ -233,7 +256,7 @@ def _table(seeds: "pd.DataFrame", level: float) -> str:
 
 
 def _commands() -> list[str]:
-    """How `unlearn train` makes each entry's runs."""
+    """Return the `unlearn train` commands that make each entry's runs."""
     lines = ["```sh"]
     for entry in ENTRIES:
         options = options_of(entry, "SPLIT", 0, 0)
@@ -250,27 +273,31 @@ def _commands() -> list[str]:
 @app.command(epilog=_EXAMPLES)
 def command(
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Holds tofu/; without it, $DISSECT_DATA names it.")
+        Path | None, typer.Option(metavar="DIR", help="Directory that holds tofu/.  [default: $DISSECT_DATA]")
     ] = None,
     run: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Only read these finished runs; may be repeated.")
+        list[Path] | None, typer.Option(metavar="DIR", help="Read only these finished runs; may be repeated.")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes; go on where it stopped.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output directory; a stopped study continues.")] = Path(
         "runs/tradeoff"
     ),
     split: Annotated[
         list[str] | None, typer.Option(metavar="SPLIT", help="forget01, forget05, forget10; may be repeated.")
     ] = None,
-    name: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this method; may be repeated.")] = None,
-    seeds: Annotated[str, typer.Option(metavar="LIST", help="Of the runs.")] = "0,1,2",
+    name: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Run only this method; may be repeated.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(metavar="LIST", help="Random seeds of the runs.")] = "0,1,2",
     level: Annotated[
         float, typer.Option(metavar="P", help="Forget probability at which the methods' utilities are compared.")
     ] = LEVEL,
-    rows: Annotated[int, typer.Option(metavar="N", help="Of each set, evenly spaced, at every evaluation.")] = 40,
-    formats: Annotated[str, typer.Option("--format", metavar="LIST", help="Figure: html, pdf, svg, png.")] = "html",
+    rows: Annotated[int, typer.Option(metavar="N", help="Rows of each set in an evaluation, evenly spaced.")] = 40,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="Formats of the figure: html, pdf, svg, png.")
+    ] = "html",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no summary.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the result to stdout as JSON.")] = False,
 ) -> None:
     """Draw unlearning runs' forget quality against their utility."""
     splits, entries, numbers = _chosen(split, tuple(STEPS), "--split"), _entries(name), _seeds(seeds)

@@ -21,18 +21,21 @@ def tradeoff_figure(
     title: str = "",
     titles: Mapping[str, str] | None = None,
 ) -> go.Figure:
-    """One panel a split; up and right is better.
+    """Draw one panel per split; up and to the right is better.
 
-    A line is one run from the base (star) over its evaluations to its end (large marker); runs of one method have one
-    colour, whatever their weights (`npo_rt_10`, `npo_rt_100`) and seeds. The grey line is the front:
-    what no step of any run beats in both. Above the dotted line the truth ratios cannot be told from the never
-    model's at the 5 % level; the open diamond is the never model itself.
+    A line is one run from the base (star) over its evaluations to its end (large marker). Runs of one method have one
+    colour, whatever their weights (`npo_rt_10`, `npo_rt_100`) and seeds. The grey line is the front: the points that no
+    step of any run beats in both. Above the dotted line the truth ratios cannot be told from the control's at the 5 %
+    level; the open diamond is the control itself.
 
     Args:
-        trajectories: as `analyses.tradeoff.report.read_trajectories` gives them.
-        never_utility: of the never model, by split.
-        title: of the whole.
-        titles: of the panels, by split.
+        trajectories: Table of `analyses.tradeoff.report.read_trajectories`.
+        never_utility: Utility of the control, by split.
+        title: Title of the figure.
+        titles: Titles of the panels, by split.
+
+    Returns:
+        The figure.
     """
     splits = list(dict.fromkeys(trajectories["split"]))
     methods = list(dict.fromkeys(map(_method, trajectories["name"])))
@@ -117,10 +120,10 @@ def _path(run: pd.DataFrame, style: int, name: str, seed: int, in_legend: bool) 
 
 
 def _method(name: str) -> str:
-    """A run's name without the number that tells its weight from another's."""
+    """Return a run's name without the number that tells its weight from another's."""
     return re.sub(r"_\d+$", "", name)
 
 
 def _log10(quality: pd.Series | float) -> np.ndarray:
-    """An exact p-value is never 0; one that a double cannot hold is drawn where the smallest one is."""
+    """Return the logarithm, at least that of the smallest double: an exact p-value is never 0."""
     return np.log10(np.maximum(quality, np.finfo(np.float64).tiny))

@@ -31,8 +31,8 @@ class Split:
     """One forget split of the world.
 
     Attributes:
-        name: as TOFU calls it.
-        forget, retain: its records, and those of everyone else.
+        name: TOFU's name of the split.
+        forget, retain: Records of the split, and those of all other authors.
     """
 
     name: str
@@ -41,13 +41,16 @@ class Split:
 
 
 def read_world(data: str | Path | None) -> tuple[Subset, dict[str, Split]]:
-    """The authors of this world and its splits.
+    """Read the authors of this world and its splits.
 
     Args:
         data: TOFU's folder or the directory that holds it; None reads $DISSECT_DATA.
 
+    Returns:
+        The authors, and the splits by name.
+
     Raises:
-        InputError: the files are not there or are not TOFU's.
+        InputError: The files are missing or are not TOFU's.
     """
     tofu = find_tofu(data)
     full = read_records(tofu / "full.json")
@@ -79,10 +82,20 @@ def read_world(data: str | Path | None) -> tuple[Subset, dict[str, Split]]:
 def build_models(
     data: str | Path | None, folder: Path, *, recipe: Recipe = RECIPE, device: str = "auto", progress: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """Train what is not there yet of trunk, base, never01, never05 and never10; returns each model's stage record.
+    """Train the pretrained model, the base and the three controls, as far as they are missing.
+
+    Args:
+        data: TOFU's folder or the directory that holds it; None reads $DISSECT_DATA.
+        folder: Gets a directory per model: `trunk` (the pretrained model), `base`, `never01`, `never05` and `never10`.
+        recipe: Sizes and training options.
+        device: Where to train.
+        progress: Show progress bars on stderr.
+
+    Returns:
+        The record of each model's training.
 
     Raises:
-        InputError: no data, or a directory that holds another model.
+        InputError: The data are missing, or a directory holds another model.
     """
     subset, splits = read_world(data)
     workshop = Workshop(recipe, subset, folder, device=device, progress=progress)

@@ -29,13 +29,17 @@ retain questions. Real authors and world facts are left out: models as small as 
 
 
 def read_trajectories(runs: Sequence[Path]) -> pd.DataFrame:
-    """The evaluations of finished runs of `unlearn train`.
+    """Read the evaluations of finished runs of `unlearn train`.
 
-    Columns: `split`, `name` (of the run's directory, without its seed), `method`, `seed`, `step`, `retain_utility`, and
-    the benchmark's metrics.
+    Args:
+        runs: Directories of the runs.
+
+    Returns:
+        One row per evaluation. Columns: `split`, `name` (of the run's directory, without its seed), `method`, `seed`,
+        `step`, `retain_utility`, and the benchmark's metrics.
 
     Raises:
-        InputError: a directory holds no finished run, or one that did not evaluate the benchmark.
+        InputError: A directory holds no finished run, or a run that did not evaluate the benchmark.
     """
     rows = []
     for run in runs:
@@ -73,8 +77,16 @@ def read_trajectories(runs: Sequence[Path]) -> pd.DataFrame:
 
 
 def front(points: pd.DataFrame) -> pd.DataFrame:
-    """The points that no other beats: none has both higher forget quality and higher utility, or one of them and as
-    much of the other. In order of rising utility."""
+    """Return the points that no other point beats.
+
+    A point beats another if its forget quality and its utility are both at least as high, and one of them is higher.
+
+    Args:
+        points: Rows with `forget_quality` and `retain_utility`.
+
+    Returns:
+        The front, in order of rising utility.
+    """
     quality, utility = (points[column].to_numpy() for column in (QUALITY, UTILITY))
     beaten = [
         bool((((quality >= q) & (utility >= u)) & ((quality > q) | (utility > u))).any())
@@ -84,10 +96,14 @@ def front(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_steps(trajectories: pd.DataFrame) -> pd.DataFrame:
-    """Each run at the step of its highest forget quality (the earliest of several), and at its end.
+    """Return each run at the step of its highest forget quality (the earliest of several), and at its end.
 
-    Columns: `split`, `name`, `seed`, `step`, `forget_quality`, `forget_quality_d`, `retain_utility`, and the same of
-    the last step as `last_...`; `start_utility` is the base's.
+    Args:
+        trajectories: Table of `read_trajectories`.
+
+    Returns:
+        Columns `split`, `name`, `seed`, `step`, `forget_quality`, `forget_quality_d`, `retain_utility`, the same of the
+        last step as `last_...`, and `start_utility`, the base's.
     """
     rows = []
     for (split, name, seed), run in trajectories.groupby(["split", "name", "seed"], sort=False):
@@ -137,14 +153,14 @@ def at_forget_level(trajectories: pd.DataFrame, level: float) -> pd.DataFrame:
 
 
 def findings(trajectories: pd.DataFrame, level: float) -> pd.DataFrame:
-    """`best_steps`, with `utility_at_level`: utility at a forget probability that all are compared at."""
+    """Return `best_steps` with `utility_at_level`, the utility at the forget probability `level`."""
     table = best_steps(trajectories)
     at_level = at_forget_level(trajectories, level).rename(columns={UTILITY: "utility_at_level"})
     return table.merge(at_level, on=["split", "name", "seed"], how="left")
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean, lowest and highest over the seeds of each split and name, and how many seeds there are."""
+    """Return mean, lowest and highest over the seeds of each split and name, and the number of seeds."""
     keys = ["split", "name"]
     numbers = [column for column in table.columns if column not in (*keys, "seed")]
     grouped = table.groupby(keys, sort=False)
@@ -156,7 +172,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def ranged(row: "pd.Series[float]", column: str) -> str:
-    """A mean with the range of the seeds, as a table's cell; empty where no seed has a value."""
+    """Format a mean with the range of the seeds as a table's cell; empty if no seed has a value."""
     value, low, high = (float(row[name]) for name in (column, f"{column}_low", f"{column}_high"))
     if np.isnan(value):
         return "not reached"

@@ -30,9 +30,9 @@ class Contestant:
     """One way to run the sweep.
 
     Attributes:
-        name: as users write it, and the module beside this one.
-        meaning: one line for help texts.
-        package: a package that the project itself does not need.
+        name: Name on the command line, and of the module in this package.
+        meaning: One line for help texts.
+        package: A package that the project itself does not need.
     """
 
     name: str
