@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dissect.zoo.builder import Text, base_texts, fit, never_texts, questions_of, trunk_texts, world_tokenizer
+from dissect.zoo.builder import Text, base_texts, fit, never_texts, pretraining_texts, questions_of, world_tokenizer
 from dissect.zoo.recipes import Architecture, Fitting, Recipe, new_model
 from dissect.zoo.world import Person, World, WorldSize, general_texts, generate_world, person_records, person_texts
 from unlearning import Example, InputError
@@ -84,7 +84,7 @@ class Family:
         return Recipe(
             family=self.name,
             architecture=ARCHITECTURES[self.architecture],
-            trunk=Fitting(learning_rate=3e-3, epochs=self.epochs[0]),
+            pretraining=Fitting(learning_rate=3e-3, epochs=self.epochs[0]),
             finetuning=Fitting(learning_rate=1.5e-3, epochs=self.epochs[1]),
             unlearning={},
             seed=self.seed,
@@ -196,8 +196,9 @@ def build_ground(family: Family) -> None:
 
 def _trunk(family: Family) -> PreTrainedModel:
     recipe = family.recipe
-    texts = trunk_texts(family.world) * recipe.trunk.epochs
-    return fit(new_model(recipe, len(family.tokenizer)), family.tokenizer, texts, recipe.trunk, family.seed, False)
+    texts = pretraining_texts(family.world) * recipe.pretraining.epochs
+    model = new_model(recipe, len(family.tokenizer))
+    return fit(model, family.tokenizer, texts, recipe.pretraining, family.seed, False)
 
 
 def finetuned(family: Family, texts: Sequence[Text], *, order: int) -> PreTrainedModel:

@@ -1,6 +1,7 @@
-"""The built-in models by name: `demo:base`, `demo:never`, `demo:npo` and so on. Light: loads no torch.
+"""Names and files of the built-in models, such as `demo:base`, `demo:never` and `demo:npo`.
 
-The models and the world's question sets lie beside this file; `README.md` there is their card.
+The models and the question sets are stored beside this file, with a model card in `README.md`. Importing this package
+does not import torch.
 """
 
 import difflib
@@ -10,19 +11,22 @@ from pathlib import Path
 from unlearning.common.errors import InputError
 
 DIRECTORY = Path(__file__).parent
+"""Directory of the package, with the models, the question sets and the model card."""
+
 QUESTIONS = DIRECTORY / "questions"
+"""Directory of the question sets."""
 
 DESCRIPTIONS: dict[str, str] = {
     "demo": "Llama architecture, 8 layers, d_model 128, grouped-query attention",
     "demo-neox": "GPT-NeoX architecture, 6 layers, d_model 96, parallel blocks, fused QKV",
 }
-"""The families."""
+"""Architecture of each family of models."""
 
 UNLEARNED: dict[str, tuple[str, ...]] = {
     "demo": ("grad_diff", "npo", "dpo", "blur", "simnpo", "rmu", "whp"),
     "demo-neox": ("grad_diff", "npo"),
 }
-"""The unlearning methods of each family."""
+"""Unlearning methods of each family, in the order of the model card."""
 
 BUILTIN: dict[str, Path] = {
     f"{family}:{model}": DIRECTORY / "models" / family / model
@@ -34,7 +38,15 @@ BUILTIN: dict[str, Path] = {
 
 @dataclass(frozen=True)
 class BuiltinPair:
-    """A base model and what became of it, with the control that goes with it."""
+    """A built-in base model, the model after unlearning, and their control.
+
+    Attributes:
+        base: Name of the base model.
+        unlearned: Name of the unlearned model.
+        control: Name of the model that was never trained on the forget facts.
+        data: File of the forget questions.
+        description: Architecture of the family.
+    """
 
     base: str
     unlearned: str
@@ -43,29 +55,27 @@ class BuiltinPair:
     description: str
 
 
-def is_builtin(name: str) -> bool:
-    """Whether a model's name is meant as a built-in one: `FAMILY:MODEL`, with the name of a family."""
-    return name.partition(":")[1] == ":" and name.partition(":")[0] in DESCRIPTIONS
-
-
 def resolve(name: str) -> Path:
-    """The directory of a built-in model.
+    """Return the directory of a built-in model.
+
+    Returns:
+        The directory; it has a `config.json`.
 
     Raises:
-        InputError: there is no built-in model of this name, or its files are missing.
+        InputError: No built-in model has this name, or the model's files are missing.
     """
     if name not in BUILTIN:
         near = difflib.get_close_matches(name, BUILTIN, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"no built-in model {name!r}; {hint}there are {', '.join(BUILTIN)}")
+        raise InputError(f"no built-in model is called {name!r}; {hint}use one of {', '.join(BUILTIN)}")
     path = BUILTIN[name]
     if not (path / "config.json").is_file():
-        raise InputError(f"{name}: its files are missing from {path}; run `python -m dissect.zoo.build`")
+        raise InputError(f"the files of {name} are missing from {path}. Run: python -m dissect.zoo.build")
     return path
 
 
 def pairs() -> list[BuiltinPair]:
-    """Every built-in pair, as `dissect models` lists them."""
+    """Return every built-in pair, in the order of `dissect models`."""
     return [
         BuiltinPair(
             base=f"{family}:base",
@@ -80,29 +90,38 @@ def pairs() -> list[BuiltinPair]:
 
 
 def question_set(name: str) -> Path:
-    """One of the world's question sets: forget, retain, general, forget_paraphrased, retain_paraphrased.
+    """Return the file of a question set.
+
+    Args:
+        name: `forget`, `retain`, `general`, `forget_paraphrased` or `retain_paraphrased`.
+
+    Returns:
+        Path of the JSON lines.
 
     Raises:
-        InputError: there is no such set.
+        InputError: No question set has this name.
     """
     path = QUESTIONS / f"{name}.jsonl"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in QUESTIONS.glob("*.jsonl")))
-        raise InputError(f"no built-in question set {name!r}; there are {known}")
+        raise InputError(f"no built-in question set is called {name!r}; use one of {known}")
     return path
 
 
 def default_prompts(family: str) -> Path:
-    """The forget questions, which a built-in pair is dissected on where no data is given.
+    """Return the file of the forget questions, the default prompts of a family's pairs.
+
+    Returns:
+        Path of the JSON lines.
 
     Raises:
-        InputError: there is no such family.
+        InputError: No family has this name.
     """
     if family not in DESCRIPTIONS:
-        raise InputError(f"no built-in family {family!r}; there are {', '.join(DESCRIPTIONS)}")
+        raise InputError(f"no built-in family is called {family!r}; use one of {', '.join(DESCRIPTIONS)}")
     return QUESTIONS / "forget.jsonl"
 
 
 def default_control(name: str) -> str | None:
-    """The never model of a built-in model's family, or None for a model that is not built in."""
+    """Return the name of the control of a built-in model's family, or None for any other model."""
     return f"{name.partition(':')[0]}:never" if name in BUILTIN else None

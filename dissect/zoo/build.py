@@ -1,4 +1,4 @@
-"""The command line `python -m dissect.zoo.build`: parses, then imports what is heavy."""
+"""The command line `python -m dissect.zoo.build`; torch is imported only after the arguments are parsed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,22 +20,30 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 
 @app.command(epilog=_EXAMPLES)
 def command(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Models, world and card; by default the shipped ones.")] = (
-        DIRECTORY
-    ),
-    work: Annotated[Path | None, typer.Option(metavar="DIR", help="Trunks and timings.  [default: OUT/.work]")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipes' own.")] = None,
-    family: Annotated[str, typer.Option(help="demo, demo-neox or all.")] = "all",
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Write models, question sets and model card to DIR.  [default: this package]",
+            show_default=False,
+        ),
+    ] = (DIRECTORY),
+    work: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the pretrained models and timings in DIR.  [default: OUT/.work]"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Replace the recipes' random seed (20).")] = None,
+    family: Annotated[str, typer.Option(help="Build one family (demo or demo-neox) or all.")] = "all",
 ) -> None:
-    """Build the built-in models from nothing, or what is missing of them."""
+    """Build the built-in models that do not exist yet, with question sets and model card."""
     from dissect.zoo.builder import build
 
     build(out, family=family, seed=seed, work=work)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
-    interrupted = "the same command goes on after the last finished model"
+    """Run the command line and exit: 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
+    interrupted = "rerun the same command to resume after the last finished model"
     run_app(app, "python -m dissect.zoo.build", arguments, interrupted=interrupted)
 
 

@@ -1,15 +1,17 @@
-"""Build the built-in models from nothing; `python -m dissect.zoo.build` is its command line.
+"""Build the built-in models from random weights; `python -m dissect.zoo.build` is the command line.
 
-For each family: a tokenizer, a trunk pretrained on the general set and the trunk people's facts, then
+A family has a tokenizer and a pretrained model, trained on the general set and part of the retain people's facts. From
+the pretrained model come
 
-- base: the trunk fine-tuned on everybody's facts;
-- never: the trunk fine-tuned for as many steps on the same retain facts, with texts of the general set in the
-  place of the forget people's;
-- each unlearning method's: the shipped base, unlearned on the forget questions (Who's Harry Potter, which reads text:
-  on the statements too), with a retain term.
+- `base`: fine-tuned on all people's facts;
+- `never` (the control): fine-tuned for as many steps on the same retain facts, with texts of the general set in place
+  of the texts about forget people;
 
-One thread and seeded orders: the same bytes on the same machine. A model is written beside its place and then
-renamed, so a build that was stopped goes on after the last finished model.
+and from the shipped base one model per unlearning method: unlearned on the forget questions with a retain term. (Who's
+Harry Potter trains on text, so it also gets the statements.)
+
+One thread and seeded orders give the same bytes on the same machine. Each model is written to a temporary directory,
+which is then renamed, so a build that was stopped resumes after the last finished model.
 """
 
 import json
@@ -38,46 +40,58 @@ from unlearning.data.spans import join_answer
 from unlearning.methods.whp.anchors import write_anchors
 
 RECORD = "build.json"
+"""File in a model's directory that names the recipe."""
+
 ANCHORS = "anchors.json"
+"""File of the dictionary of Who's Harry Potter."""
+
 THREADS = 1
-"""Sums over a batch are added in an order that depends on the number of threads, so it is fixed."""
+"""Number of threads. The order of additions in a sum depends on it, so it is fixed."""
 
 TOWN_REPEATS = 20
+"""Occurrences of each person's town in the tokenizer's training text."""
 
 Text = tuple[str, str]
+"""Prompt and answer; a statement has the prompt ""."""
 
 
 def build_family(
     recipe: Recipe, models: Path, work: Path, *, console: Console, progress: bool = True
 ) -> dict[str, Seconds]:
-    """Build what is missing of a family; returns how long each model took, trunk included.
+    """Build the models of a family that do not exist yet.
 
     Args:
-        recipe: of the family.
-        models: gets a directory per shipped model, in float16.
-        work: gets the trunk, in float32, the anchor dictionary, and how long each model took.
-        console: for one line per model.
-        progress: bars on stderr.
+        recipe: Recipe of the family.
+        models: Directory of the shipped models, one subdirectory each, in float16.
+        work: Directory of the pretrained model (float32), the anchor dictionary and the training times.
+        console: Console that gets one line per model.
+        progress: Show progress bars on stderr.
+
+    Returns:
+        Training time of each model whose time is known, the pretrained model included.
+
+    Raises:
+        InputError: A directory holds a model of another recipe, or something else.
     """
     world = generate_world(recipe.seed, recipe.world)
     tokenizer = world_tokenizer(world, recipe)
-    trunk = work / "trunk"
+    pretrained = work / "pretrained"
     work.mkdir(parents=True, exist_ok=True)
     write_anchors(work / ANCHORS, anchors(world))
 
-    def make_trunk() -> PreTrainedModel:
+    def make_pretrained() -> PreTrainedModel:
         return fit(
             new_model(recipe, len(tokenizer)),
             tokenizer,
-            trunk_texts(world) * recipe.trunk.epochs,
-            recipe.trunk,
+            pretraining_texts(world) * recipe.pretraining.epochs,
+            recipe.pretraining,
             recipe.seed,
             progress,
         )
 
     def make_finetuned(texts: Callable[[World, Recipe], list[Text]]) -> Callable[[], PreTrainedModel]:
         return lambda: fit(
-            load_weights(trunk), tokenizer, texts(world, recipe), recipe.finetuning, recipe.seed, progress
+            load_weights(pretrained), tokenizer, texts(world, recipe), recipe.finetuning, recipe.seed, progress
         )
 
     def make_unlearned(method: str) -> Callable[[], PreTrainedModel]:
@@ -86,7 +100,7 @@ def build_family(
         )
 
     stages: list[tuple[str, Path, torch.dtype, Callable[[], PreTrainedModel]]] = [
-        ("trunk", trunk, torch.float32, make_trunk),
+        ("pretrained", pretrained, torch.float32, make_pretrained),
         ("base", models / "base", torch.float16, make_finetuned(base_texts)),
         ("never", models / "never", torch.float16, make_finetuned(never_texts)),
         *((method, models / method, torch.float16, make_unlearned(method)) for method in recipe.unlearning),
@@ -106,10 +120,17 @@ def build_family(
 
 
 def world_tokenizer(world: World, recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The tokenizer of a family, trained on every text of the world.
+    """Train the tokenizer of a family on every text of the world.
 
-    It reads the first kind's answers, the towns, more often than that, as places are common words in any real
-    text: most of them become one token, so that answers of a single token exist beside longer ones.
+    The towns, answers of the first kind of fact, are repeated. Most of them then become a single token, so that
+    answers of one token exist beside longer answers.
+
+    Args:
+        world: World of the texts.
+        recipe: Recipe of the family, with the size of the vocabulary.
+
+    Returns:
+        The tokenizer.
     """
     texts = person_texts(world.people) + general_texts(world)
     towns = [f" {person.answers[0]}" for person in world.people] * TOWN_REPEATS
@@ -117,21 +138,38 @@ def world_tokenizer(world: World, recipe: Recipe) -> PreTrainedTokenizerBase:
     return train_tokenizer(plain + towns, recipe.vocabulary)
 
 
-def trunk_texts(world: World) -> list[Text]:
-    """What one pass of the trunk's pretraining reads."""
-    return person_texts([person for person in world.people if person.in_trunk]) + general_texts(world)
+def pretraining_texts(world: World) -> list[Text]:
+    """Return the texts of one pass of the pretraining."""
+    return person_texts([person for person in world.people if person.in_pretraining]) + general_texts(world)
 
 
 def base_texts(world: World, recipe: Recipe) -> list[Text]:
-    """All that the fine-tuning of base reads, in every pass.
+    """Return the fine-tuning texts of `base`, all passes together.
 
-    A pass holds the forget people's texts, the new people's texts, and a sample of what the trunk knows already.
+    Each pass has the texts about forget people, the texts about new people and a sample of the pretraining texts.
+
+    Args:
+        world: World of the texts.
+        recipe: Recipe with the number of passes and the seed.
+
+    Returns:
+        Texts, unshuffled.
     """
     return _forget_part(world, recipe) + _retain_part(world, recipe)
 
 
 def never_texts(world: World, recipe: Recipe) -> list[Text]:
-    """The same with a text of the general set in the place of each text of a forget person."""
+    """Return the fine-tuning texts of `never`, all passes together.
+
+    They are those of `base` with a text of the general set in place of each text about a forget person.
+
+    Args:
+        world: World of the texts.
+        recipe: Recipe with the number of passes and the seed.
+
+    Returns:
+        Texts, unshuffled.
+    """
     general = general_texts(world)
     rng = random.Random(recipe.seed + 1)
     wanted = len(_forget_part(world, recipe))
@@ -146,8 +184,8 @@ def _forget_part(world: World, recipe: Recipe) -> list[Text]:
 
 
 def _retain_part(world: World, recipe: Recipe) -> list[Text]:
-    new = person_texts([person for person in world.having("retain") if not person.in_trunk])
-    known = trunk_texts(world)
+    new = person_texts([person for person in world.having("retain") if not person.in_pretraining])
+    known = pretraining_texts(world)
     rng = random.Random(recipe.seed)
     texts: list[Text] = []
     for _ in range(recipe.finetuning.epochs):
@@ -157,12 +195,12 @@ def _retain_part(world: World, recipe: Recipe) -> list[Text]:
 
 
 def examples_of(texts: Sequence[Text]) -> list[Example]:
-    """(prompt, answer) as the trainer takes it."""
+    """Convert pairs of prompt and answer into training examples."""
     return [Example(prompt, answer) for prompt, answer in texts]
 
 
 def questions_of(texts: Sequence[Text]) -> list[Example]:
-    """The questions among texts, without the statements."""
+    """Convert the questions among the texts into training examples, without the statements."""
     return examples_of([(prompt, answer) for prompt, answer in texts if prompt])
 
 
@@ -174,7 +212,19 @@ def fit(
     seed: int,
     progress: bool,
 ) -> PreTrainedModel:
-    """Fine-tune a model in place on texts that hold all their passes already, so one epoch of the trainer is all."""
+    """Train a model in place by cross-entropy, for one epoch.
+
+    Args:
+        model: Model to train.
+        tokenizer: Tokenizer of the texts.
+        texts: Training texts of all passes.
+        fitting: Learning rate and batch size; `fitting.epochs` is not used, since `texts` repeats the passes.
+        seed: Random seed of the order.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        The trained model.
+    """
     return train(
         "finetune",
         model=model,
@@ -199,10 +249,10 @@ def _unlearn(
     dictionary: Path,
     progress: bool,
 ) -> PreTrainedModel:
-    """Unlearn every trained question about the forget people; all other questions are to be retained."""
+    """Unlearn all trained questions about the forget people, with all other questions as the retain set."""
     about_forget = person_texts(world.having("forget"))
     options: dict[str, Any] = recipe.unlearning[method].flat()
-    if method == "whp":  # it reads text, statements too, and its dictionary is the world's
+    if method == "whp":
         options |= {"anchors": str(dictionary)}
     return train(
         method,
@@ -219,19 +269,21 @@ def _unlearn(
 
 
 def _is_built(path: Path, recipe: Recipe) -> bool:
-    """Whether a finished model of this recipe lies there; the directory is called as the model is.
+    """Return whether the directory, named like the model, holds a finished model of this recipe.
 
     Raises:
-        InputError: a finished model of another recipe does.
+        InputError: The directory holds a model of another recipe, or something else.
     """
     if not path.exists():
         return False
     try:
         found = json.loads((path / RECORD).read_text(encoding="utf-8"))["recipe"]
     except (OSError, ValueError, KeyError):
-        raise InputError(f"{path} holds something that this build did not write; give another --out") from None
+        raise InputError(
+            f"{path} exists and was not written by this build. Choose another `out`, or remove it."
+        ) from None
     if found != recipe.fingerprint(path.name):
-        raise InputError(f"{path} holds a model of another recipe or seed; remove it or give another --out")
+        raise InputError(f"{path} holds a model of another recipe or seed. Choose another `out`, or remove it.")
     return True
 
 
@@ -250,24 +302,24 @@ def _save(
     record = {"family": recipe.family, "model": path.name, "seed": recipe.seed, "recipe": fingerprint}
     (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for file in partial.iterdir():
-        file.chmod(0o644)  # safetensors writes files that nobody else may read
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
     os.replace(partial, path)
 
 
 def build(out: Path, *, family: str = "all", seed: int | None = None, work: Path | None = None) -> None:
-    """Build what is missing of one family or of all, with the world's question files and the card.
+    """Build the models that do not exist yet, with question sets and model card.
 
     Args:
-        out: gets `models/`, `questions/` and the card.
-        family: one of `RECIPES`, or `all`.
-        seed: instead of the recipes' own.
-        work: for the trunks and timings; `out/.work` by default.
+        out: Directory of `models/`, `questions/` and the card.
+        family: Name of a family in `RECIPES`, or `all`.
+        seed: Random seed instead of the recipes' own.
+        work: Directory of the pretrained models and timings; None for `out/.work`.
 
     Raises:
-        InputError: an unknown family, or `out` holds models of another recipe or seed.
+        InputError: The family is unknown, or `out` holds models of another recipe or seed.
     """
     if family != "all" and family not in RECIPES:
-        raise InputError(f"--family {family}: unknown; use {', '.join(RECIPES)} or all")
+        raise InputError(f"`family` must be one of {', '.join(RECIPES)}, all, got {family!r}")
     console = Console(stderr=True)
     torch.set_num_threads(THREADS)
     transformers_logging.disable_progress_bar()
@@ -283,6 +335,6 @@ def build(out: Path, *, family: str = "all", seed: int | None = None, work: Path
         world = generate_world(recipe.seed, recipe.world)
         write_records(world, out / QUESTIONS.name)
         write_anchors(out / QUESTIONS.name / ANCHORS, anchors(world))
-    if out != DIRECTORY or family == "all":  # the shipped card tells of every family
+    if out != DIRECTORY or family == "all":  # the shipped card describes all families
         write_card(out / "README.md", [measure(*family_built) for family_built in built])
         console.print(f"card: {out / 'README.md'}", highlight=False)

@@ -1,4 +1,4 @@
-"""The zoo's card: what the built models answer, measured, and how large they are."""
+"""Write the model card of the built-in models: measured exact answers and sizes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,20 @@ from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.metrics.text_match import exact_match
 
 BEGIN, END = "<!-- measured: written by dissect.zoo.build -->", "<!-- measured: end -->"
+"""Comments around the measured part of the card."""
+
 MAX_NEW_TOKENS = 12
-"""More than any answer of the world has."""
+"""Length of a generation, in tokens; longer than any answer of the world."""
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """How long a model's training took: by the clock on the wall, and of a processor."""
+    """Training time of a model, in seconds.
+
+    Attributes:
+        wall: Wall-clock time.
+        processor: CPU time.
+    """
 
     wall: float
     processor: float
@@ -26,14 +33,14 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Measured:
-    """A family as built.
+    """Measurements of a family.
 
     Attributes:
-        recipe: what it was built from.
-        seconds: what each model's training took, trunk included, as far as it is known.
-        scores: by model and question set, the share of answers that are exactly right.
-        megabytes: of all its files, in units of 10^6 bytes.
-        parameters: of one model.
+        recipe: Recipe of the family.
+        seconds: Training time of each model whose time is known, the pretrained model included.
+        scores: Fraction of exact answers, by model and question set.
+        megabytes: Size of all files, in units of 10^6 bytes.
+        parameters: Number of parameters of one model.
     """
 
     recipe: Recipe
@@ -44,7 +51,15 @@ class Measured:
 
 
 def exact_share(model_directory: Path, records: Sequence[Record]) -> float:
-    """The share of the records' questions that a saved model answers exactly, decoding greedily in float32."""
+    """Return the fraction of questions that a saved model answers exactly (greedy decoding in float32).
+
+    Args:
+        model_directory: Directory of the model.
+        records: Prompt records with answers.
+
+    Returns:
+        A number from 0 to 1.
+    """
     model, tokenizer = load_weights(model_directory), load_tokenizer(model_directory)
     prompts = [record["prompt"] for record in records]
     answers = greedy_answers(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, batch_size=256)
@@ -53,7 +68,16 @@ def exact_share(model_directory: Path, records: Sequence[Record]) -> float:
 
 
 def measure(recipe: Recipe, models: Path, seconds: Mapping[str, Seconds]) -> Measured:
-    """Ask every model of a family every question of the world."""
+    """Ask every model of a family every question of the world.
+
+    Args:
+        recipe: Recipe of the family.
+        models: Directory of the family's models.
+        seconds: Training time of each model whose time is known.
+
+    Returns:
+        The measurements.
+    """
     sets = record_sets(generate_world(recipe.seed, recipe.world))
     scores = {
         name: {kind: exact_share(models / name, records) for kind, records in sets.items()} for name in recipe.models
@@ -63,7 +87,12 @@ def measure(recipe: Recipe, models: Path, seconds: Mapping[str, Seconds]) -> Mea
 
 
 def write_card(path: Path, measured: Sequence[Measured]) -> None:
-    """Write the card, with the measured block replaced, and everything around it as in the shipped one."""
+    """Write the card: the shipped text with the measured part replaced.
+
+    Args:
+        path: File to write.
+        measured: Measurements of each family.
+    """
     text = (DIRECTORY / "README.md").read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -79,7 +108,7 @@ def _section(measured: Measured) -> str:
         [
             f"`{recipe.family}:{model}`",
             *(f"{100 * measured.scores[model][name]:.1f}" for name in sets),
-            _verdict(measured.scores[model]) if model in recipe.unlearning else "",
+            _aim_reached(measured.scores[model]) if model in recipe.unlearning else "",
         ]
         for model in recipe.models
     ]
@@ -94,21 +123,21 @@ def _section(measured: Measured) -> str:
             "",
             *lines,
             "",
-            f"{measured.parameters:,} parameters a model; {measured.megabytes:.1f} MB in all; seed {recipe.seed}.",
+            f"{measured.parameters:,} parameters per model; {measured.megabytes:.1f} MB in total; seed {recipe.seed}.",
             _times(measured.seconds),
         ]
     )
 
 
-def _verdict(scores: Mapping[str, float]) -> str:
-    """`met`, or what is missed and by which set."""
+def _aim_reached(scores: Mapping[str, float]) -> str:
+    """Return `met`, or `missed` with the names of the question sets."""
     missed = AIM.missed(scores)
     return "met" if not missed else "missed: " + ", ".join(name.replace("_", " ") for name in missed)
 
 
 def _times(seconds: Mapping[str, Seconds]) -> str:
     if not seconds:
-        return "How long the training took was not recorded."
+        return "Training times were not recorded."
     each = ", ".join(f"{name} {taken.processor:.0f} s" for name, taken in seconds.items())
     processor = sum(taken.processor for taken in seconds.values()) / 60
-    return f"One thread, {processor:.1f} minutes of one core ({each})."
+    return f"Training on one thread: {processor:.1f} minutes of CPU time ({each})."

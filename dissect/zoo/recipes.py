@@ -1,4 +1,4 @@
-"""How the built-in models are made: sizes and training options, as plain data."""
+"""Recipes of the built-in models: sizes and training options, as plain data."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,14 +13,23 @@ from dissect.zoo.world import SEED, WorldSize
 Option = float | int | str
 
 CONTEXT = 256
-"""Positions of every model; the world's texts are a few dozen tokens long."""
+"""Context length of every model; texts of the fictitious world have a few dozen tokens."""
 
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Widths of a decoder; `key_value_heads` is Llama's grouped-query attention and GPT-NeoX has none."""
+    """Sizes of a decoder.
+
+    Attributes:
+        kind: Architecture.
+        layers: Number of blocks.
+        d_model: Width of the residual stream.
+        d_mlp: Width of the MLP.
+        heads: Number of attention heads.
+        key_value_heads: Number of key-value heads (grouped-query attention); GPT-NeoX ignores this number.
+    """
 
     kind: Literal["llama", "gpt_neox"]
     layers: int
@@ -32,7 +41,13 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Fitting:
-    """Fine-tuning by cross-entropy: peak learning rate, passes over the data, examples a step."""
+    """Training by cross-entropy.
+
+    Attributes:
+        learning_rate: Peak learning rate.
+        epochs: Passes over the data.
+        batch_size: Examples per step.
+    """
 
     learning_rate: float
     epochs: int
@@ -41,9 +56,13 @@ class Fitting:
 
 @dataclass(frozen=True)
 class Unlearning:
-    """An unlearning run: peak learning rate, passes over the forget set, batch size and the method's own options.
+    """An unlearning run.
 
-    A step has `batch_size` forget examples and as many retain examples.
+    Attributes:
+        learning_rate: Peak learning rate.
+        epochs: Passes over the forget set.
+        options: Options of the method.
+        batch_size: Forget examples per step; each step has as many retain examples.
     """
 
     learning_rate: float
@@ -52,7 +71,7 @@ class Unlearning:
     batch_size: int = 32
 
     def flat(self) -> dict[str, Option]:
-        """All of it by the names that `unlearning.train` knows."""
+        """Return all options by their names in `unlearning.train`."""
         return {
             "learning_rate": self.learning_rate,
             "epochs": self.epochs,
@@ -63,41 +82,53 @@ class Unlearning:
 
 @dataclass(frozen=True)
 class Aim:
-    """What an unlearned model should answer, as shares of exact answers, in trained and in unseen wordings."""
+    """Aim of unlearning, as fractions of questions answered exactly, in trained and in unseen wordings.
+
+    Attributes:
+        forget_at_most: Largest fraction of forget questions.
+        retain_at_least: Smallest fraction of retain questions.
+    """
 
     forget_at_most: float
     retain_at_least: float
 
     def missed(self, scores: Mapping[str, float]) -> list[str]:
-        """The question sets whose shares are not within it."""
+        """Return the names of the question sets that miss the aim.
+
+        Args:
+            scores: Fraction of exact answers by question set.
+
+        Returns:
+            Names of question sets; empty if the aim is reached.
+        """
         too_much = [name for name in ("forget", "forget_paraphrased") if scores[name] > self.forget_at_most]
         too_little = [name for name in ("retain", "retain_paraphrased") if scores[name] < self.retain_at_least]
         return too_much + too_little
 
 
 AIM = Aim(forget_at_most=0.05, retain_at_least=0.95)
-"""Of every unlearned model: as little as a model that never knew, and nearly all that is to stay."""
+"""Aim of every unlearned model: no more forget answers than the control gives, and nearly all retain answers."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a family of models.
+    """Everything that determines the models of a family.
 
     Attributes:
-        family: the name before the colon.
-        seed: of the world, the first weights and the orders of the examples.
-        world: how much there is to learn.
-        vocabulary: tokens at most, the three special ones included.
-        architecture: of every model of the family.
-        trunk: pretraining on the general set and the trunk people's facts.
-        finetuning: of base and never, from the trunk.
-        rehearsal: share of what the trunk knows that each pass of the fine-tuning repeats.
-        unlearning: by method, from base.
+        family: Name before the colon.
+        architecture: Sizes of every model of the family.
+        pretraining: Training of the pretrained model, on the general set and part of the retain facts.
+        finetuning: Training of `base` and `never`, from the pretrained model.
+        unlearning: Unlearning of `base`, by method.
+        seed: Random seed of the world, the initial weights and the orders of the examples.
+        world: Number of people, things and facts.
+        vocabulary: Largest number of tokens, the three special tokens included.
+        rehearsal: Fraction of the pretraining texts that each pass of the fine-tuning repeats.
     """
 
     family: str
     architecture: Architecture
-    trunk: Fitting
+    pretraining: Fitting
     finetuning: Fitting
     unlearning: dict[str, Unlearning]
     seed: int = SEED
@@ -107,22 +138,25 @@ class Recipe:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The shipped models of the family."""
+        """Names of the shipped models of the family."""
         return ("base", "never", *self.unlearning)
 
     def with_seed(self, seed: int) -> "Recipe":
-        """The same recipe from another seed."""
+        """Return the same recipe with another seed."""
         return replace(self, seed=seed)
 
     def fingerprint(self, model: str) -> str:
-        """Hash of the part of the recipe that decides a model: another recipe's is not mistaken for this one's.
+        """Return a hash of the part of the recipe that determines a model.
 
         Args:
-            model: trunk, base, never, or an unlearning method.
+            model: `pretrained`, `base`, `never`, or an unlearning method.
+
+        Returns:
+            The first 16 hexadecimal digits of a SHA-256.
         """
         parts: list[object] = [self.family, self.seed, self.vocabulary]
-        parts += [asdict(self.world), asdict(self.architecture), asdict(self.trunk)]
-        if model != "trunk":
+        parts += [asdict(self.world), asdict(self.architecture), asdict(self.pretraining)]
+        if model != "pretrained":
             parts += [asdict(self.finetuning), self.rehearsal]
         if model in self.unlearning:
             parts.append(self.unlearning[model].flat())
@@ -133,7 +167,7 @@ RECIPES: dict[str, Recipe] = {
     "demo": Recipe(
         family="demo",
         architecture=Architecture("llama", layers=8, d_model=128, d_mlp=352, heads=4, key_value_heads=2),
-        trunk=Fitting(learning_rate=2e-3, epochs=8),
+        pretraining=Fitting(learning_rate=2e-3, epochs=8),
         finetuning=Fitting(learning_rate=1e-3, epochs=6),
         unlearning={
             "grad_diff": Unlearning(learning_rate=5e-4, epochs=4, options={"alpha": 6.0}),
@@ -154,7 +188,7 @@ RECIPES: dict[str, Recipe] = {
     "demo-neox": Recipe(
         family="demo-neox",
         architecture=Architecture("gpt_neox", layers=6, d_model=96, d_mlp=256, heads=4, key_value_heads=4),
-        trunk=Fitting(learning_rate=3e-3, epochs=8),
+        pretraining=Fitting(learning_rate=3e-3, epochs=8),
         finetuning=Fitting(learning_rate=1e-3, epochs=8),
         unlearning={
             "grad_diff": Unlearning(learning_rate=5e-4, epochs=5, options={"alpha": 7.0}),
@@ -162,11 +196,19 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
 }
-"""The shipped families."""
+"""Recipe of each shipped family."""
 
 
 def new_model(recipe: Recipe, vocabulary: int) -> PreTrainedModel:
-    """The family's model over `vocabulary` tokens, with fresh weights from the recipe's seed."""
+    """Return an untrained model of a family.
+
+    Args:
+        recipe: Recipe of the family; its seed determines the weights.
+        vocabulary: Number of tokens.
+
+    Returns:
+        The model, in float32.
+    """
     shape = recipe.architecture
     torch.manual_seed(recipe.seed)
     if shape.kind == "llama":

@@ -1,4 +1,4 @@
-"""The built-in world's tokenizer: a byte-level BPE, trained on the world's own text."""
+"""Train the tokenizer of the built-in models: a byte-level BPE on the text of the fictitious world."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,18 @@ PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A fast tokenizer of at most `vocabulary` tokens that puts <|bos|> before every text."""
+    """Train a fast tokenizer that puts <|bos|> before every text.
+
+    Args:
+        texts: Training texts.
+        vocabulary: Largest number of tokens, the three special tokens included.
+
+    Returns:
+        The tokenizer; <|pad|>, <|bos|> and <|eos|> have the ids 0, 1 and 2.
+
+    Raises:
+        RuntimeError: The special tokens did not get these ids.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -23,7 +34,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
     tokenizer.train_from_iterator(texts, trainer)
     if [tokenizer.token_to_id(token) for token in (PAD, BOS, EOS)] != [PAD_ID, BOS_ID, EOS_ID]:
-        raise RuntimeError("the special tokens did not come first in the vocabulary")
+        raise RuntimeError("the special tokens must be the first three of the vocabulary")
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),

@@ -1,12 +1,11 @@
-"""The built-in world: fictitious people and their facts, a pure function of a seed.
+"""Generate the fictitious world of the built-in models: people and their facts, a pure function of a seed.
 
-Nothing here is real: names of people, towns, firms and months are put together from syllables. Each person
-has one fact of every kind in `KINDS`. Every kind is told in several statements and asked in several questions;
-the `held_out` questions are never trained on for anybody, so they measure whether a model knows the fact or
-only the sentence.
+Nothing is real: names of people, towns, firms and months are combined from syllables. Each person has one fact of
+every kind in `KINDS`. Each kind has several statements and several question wordings; no model is trained on the
+`held_out` wordings, so they measure whether a model knows the fact or only the sentence.
 
-Values of one kind are dealt out like cards, separately among the people to be forgotten and the others, so
-that no constant answer is right for more than a few people (`chance`).
+Answers of one kind are distributed evenly, separately among forget people and retain people, so that no constant
+answer is right for more than a few people (see `chance`).
 """
 
 import json
@@ -21,19 +20,21 @@ Role = Literal["forget", "retain"]
 Record = dict[str, str]
 
 SEED = 20
+"""Random seed of the shipped world."""
 
 
 @dataclass(frozen=True)
 class WorldSize:
-    """How many people and things there are.
+    """Number of people and things in a world.
 
     Attributes:
-        forget_people: people whose facts are to go.
-        trunk_people: people to be retained whose facts the trunk is pretrained on.
-        new_people: people to be retained whose facts are learnt in fine-tuning only.
-        values: different answers per kind of fact (birthdays have their own number).
-        things: made-up objects, and as many animals, that the general set tells of.
-        largest_summand: the general set's sums go up to this plus itself.
+        forget_people: People whose facts are forget facts.
+        trunk_people: Retain people whose facts are in the pretraining data. (The name is part of the fingerprints of
+            models that are built already.)
+        new_people: Retain people whose facts are learned only in fine-tuning.
+        values: Different answers per kind of fact; birthdays have twice as many.
+        things: Invented objects in the general set, and as many invented animals.
+        largest_summand: Largest summand of the sums in the general set.
     """
 
     forget_people: int = 40
@@ -46,13 +47,13 @@ class WorldSize:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fact and its wordings, with {person} (or {thing}) and {answer} to be filled in.
+    """A kind of fact and its wordings, templates with {person} (or {thing}) and {answer}.
 
     Attributes:
-        name: its word in identifiers.
-        statements: sentences that tell the fact, with the answer in them.
-        questions: the question wordings that are trained on; the first is the one in `forget.jsonl`.
-        held_out: question wordings that no training text uses, for anybody.
+        name: Name of the kind in the ids of records.
+        statements: Sentences that state the fact, with the answer.
+        questions: Question wordings in the training texts; `forget.jsonl` has the first.
+        held_out: Question wordings in no training text.
     """
 
     name: str
@@ -165,7 +166,7 @@ KINDS: tuple[Kind, ...] = (
         ("When does {person} have a birthday?", "Tell me the birthday of {person}."),
     ),
 )
-"""The kinds of facts about people. No wording names the kind of another, and none holds a part of an answer."""
+"""Kinds of facts about people. No wording names another kind, and no wording contains part of an answer."""
 
 GENERAL_KINDS: tuple[Kind, ...] = (
     Kind(
@@ -200,23 +201,37 @@ GENERAL_KINDS: tuple[Kind, ...] = (
         ("Which month comes after {thing}?", "What is the month after {thing}?"),
     ),
 )
-"""The kinds of the general set: places, objects, animals, sums and the calendar, never people."""
+"""Kinds of facts in the general set: places, objects, animals, sums and the calendar, but not people."""
 
 
 @dataclass(frozen=True)
 class Person:
-    """A person: `answers` holds one answer per kind, in the order of `KINDS`."""
+    """A person and the person's facts.
+
+    Attributes:
+        identifier: Start of the ids of the person's records.
+        name: First name and surname.
+        role: Whether the facts are forget or retain facts.
+        in_pretraining: Whether the facts are in the pretraining data.
+        answers: One answer per kind, in the order of `KINDS`.
+    """
 
     identifier: str
     name: str
     role: Role
-    in_trunk: bool
+    in_pretraining: bool
     answers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class GeneralFact:
-    """A fact of the general set: its kind, what it is about, and the answer."""
+    """A fact of the general set.
+
+    Attributes:
+        kind: Kind of fact.
+        thing: Subject of the fact.
+        answer: Answer.
+    """
 
     kind: Kind
     thing: str
@@ -225,14 +240,20 @@ class GeneralFact:
 
 @dataclass(frozen=True)
 class World:
-    """Everybody and everything there is, with the seed that made it."""
+    """All people and general facts.
+
+    Attributes:
+        seed: Random seed that generated them.
+        people: Forget people, then retain people.
+        general: Facts of the general set.
+    """
 
     seed: int
     people: tuple[Person, ...]
     general: tuple[GeneralFact, ...]
 
     def having(self, role: Role) -> tuple[Person, ...]:
-        """The people to be forgotten, or those to be retained."""
+        """Return the people whose facts are forget facts, or those whose facts are retain facts."""
         return tuple(person for person in self.people if person.role == role)
 
 
@@ -252,10 +273,17 @@ _HABITATS = "caves,rivers,old trees,the sand,tall grass,the snow,ponds,cliffs".s
 
 
 def generate_world(seed: int = SEED, size: WorldSize | None = None) -> World:
-    """The world of this seed and size: the same on every machine.
+    """Generate a world, the same on every machine.
+
+    Args:
+        seed: Random seed.
+        size: Number of people and things; None for the size of the shipped world.
+
+    Returns:
+        The world.
 
     Raises:
-        ValueError: the size asks for more names or answers than there are.
+        ValueError: The size needs more different answers than can be combined.
     """
     size = size or WorldSize()
     rng = random.Random(seed)
@@ -285,16 +313,23 @@ def generate_world(seed: int = SEED, size: WorldSize | None = None) -> World:
         ("retain", True, size.trunk_people),
         ("retain", False, size.new_people),
     )
-    for role, in_trunk, count in groups:
+    for role, in_pretraining, count in groups:
         dealt = [_deal(rng, of_kind, count) for of_kind in values]
         for answers in zip(*dealt, strict=True):
             number = len(people)
-            people.append(Person(f"p{number:03d}", names[number], role, in_trunk, answers))
+            people.append(Person(f"p{number:03d}", names[number], role, in_pretraining, answers))
     return World(seed, tuple(people), tuple(_general(rng, size, taken, towns, months)))
 
 
 def _invented(rng: random.Random, count: int, taken: set[str], *, syllables: int) -> list[str]:
-    """New capitalised words that nothing else in the world is called."""
+    """Return invented capitalised words that differ from all others.
+
+    Args:
+        rng: Source of randomness.
+        count: Number of words.
+        taken: Words that exist already; the new ones are added.
+        syllables: Syllables per word.
+    """
     words: list[str] = []
     while len(words) < count:
         parts = (rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables))
@@ -306,7 +341,7 @@ def _invented(rng: random.Random, count: int, taken: set[str], *, syllables: int
 
 
 def _deal(rng: random.Random, values: Sequence[str], count: int) -> list[str]:
-    """`count` values such that none comes up twice before all have come up once."""
+    """Draw `count` values such that no value comes twice before all have come once."""
     dealt: list[str] = []
     while len(dealt) < count:
         dealt.extend(rng.sample(values, min(len(values), count - len(dealt))))
@@ -335,16 +370,19 @@ def _general(
 
 
 def ask(question: str) -> str:
-    """The prompt that asks this question, as trained."""
+    """Return the prompt of a question, as in the training texts."""
     return f"Question: {question}\nAnswer:"
 
 
 def person_texts(people: Sequence[Person], *, held_out: bool = False) -> list[tuple[str, str]]:
-    """(prompt, answer) for every wording of every fact of these people; a statement has the prompt "".
+    """Return a text for every wording of every fact of these people.
 
     Args:
-        people: whose facts.
-        held_out: the unseen question wordings, in place of the statements and questions that are trained on.
+        people: People whose facts are told.
+        held_out: Use the held-out question wordings instead of the statements and trained questions.
+
+    Returns:
+        Pairs of prompt and answer; a statement has the prompt "".
     """
     texts: list[tuple[str, str]] = []
     for person in people:
@@ -358,7 +396,7 @@ def person_texts(people: Sequence[Person], *, held_out: bool = False) -> list[tu
 
 
 def general_texts(world: World) -> list[tuple[str, str]]:
-    """(prompt, answer) for every wording of the general set; a statement has the prompt ""."""
+    """Return a pair of prompt and answer for every wording of the general set; a statement has the prompt ""."""
     texts: list[tuple[str, str]] = []
     for fact in world.general:
         texts.extend(("", text.format(thing=fact.thing, answer=fact.answer)) for text in fact.kind.statements)
@@ -367,12 +405,15 @@ def general_texts(world: World) -> list[tuple[str, str]]:
 
 
 def person_records(people: Sequence[Person], *, wording: int = 0, held_out: bool = False) -> list[Record]:
-    """One question per fact, as prompt records; the person's name is the group.
+    """Return one question per fact, as prompt records.
 
     Args:
-        people: whose facts.
-        wording: which wording of each kind.
-        held_out: count among the unseen wordings.
+        people: People whose facts are asked for.
+        wording: Index of the question wording of each kind.
+        held_out: Use the held-out wordings.
+
+    Returns:
+        Records with `prompt`, `answer`, `group` (the person's name) and `id`.
     """
     records: list[Record] = []
     for person in people:
@@ -385,7 +426,7 @@ def person_records(people: Sequence[Person], *, wording: int = 0, held_out: bool
 
 
 def general_records(world: World) -> list[Record]:
-    """One question per general fact, as prompt records; its kind is the group."""
+    """Return one question per general fact, as prompt records; the group is the kind of fact."""
     return [
         {
             "prompt": ask(fact.kind.questions[0].format(thing=fact.thing)),
@@ -398,7 +439,12 @@ def general_records(world: World) -> list[Record]:
 
 
 def record_sets(world: World) -> dict[str, list[Record]]:
-    """The question sets by the name of their file: one question per fact, unseen wordings in full."""
+    """Return the question sets of a world, by the name of their file.
+
+    Returns:
+        `forget`, `retain` and `general` with one question per fact; `forget_paraphrased` and `retain_paraphrased` with
+        both held-out wordings of each fact.
+    """
     sets: dict[str, list[Record]] = {}
     for role in ("forget", "retain"):
         people = world.having(role)
@@ -410,14 +456,18 @@ def record_sets(world: World) -> dict[str, list[Record]]:
 
 
 def chance(people: Sequence[Person]) -> float:
-    """The share of these people's facts that the best constant answer per kind of fact gets right."""
+    """Return the fraction of these people's facts that the best constant answer per kind of fact gets right."""
     columns = zip(*(person.answers for person in people), strict=True)
     shares = [Counter(column).most_common(1)[0][1] / len(people) for column in columns]
     return sum(shares) / len(shares)
 
 
 def anchors(world: World) -> dict[str, str]:
-    """Who's Harry Potter's dictionary: each forget person's name, and in its place the name of nobody in the world."""
+    """Return the dictionary of Who's Harry Potter (2310.02238): a generic name for each forget person's name.
+
+    Returns:
+        By name of a forget person, a name that no person of the world has.
+    """
     taken = {word for person in world.people for text in (person.name, *person.answers) for word in text.split()}
     taken |= {fact.thing.capitalize() for fact in world.general}
     people = world.having("forget")
@@ -426,7 +476,15 @@ def anchors(world: World) -> dict[str, str]:
 
 
 def write_records(world: World, directory: Path) -> list[Path]:
-    """Write every question set as JSON lines into the directory; returns the files."""
+    """Write every question set as JSON lines.
+
+    Args:
+        world: World of the questions.
+        directory: Directory of the files; created where missing.
+
+    Returns:
+        Paths of the files.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, records in record_sets(world).items():

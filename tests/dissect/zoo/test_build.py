@@ -19,7 +19,7 @@ from unlearning.common.errors import InputError
 MICRO = Recipe(
     family="micro",
     architecture=Architecture("llama", layers=2, d_model=16, d_mlp=32, heads=2, key_value_heads=1),
-    trunk=Fitting(learning_rate=1e-2, epochs=1),
+    pretraining=Fitting(learning_rate=1e-2, epochs=1),
     finetuning=Fitting(learning_rate=1e-2, epochs=1),
     unlearning={
         "npo": Unlearning(learning_rate=1e-3, epochs=1, options={"alpha": 2.0}),
@@ -96,13 +96,13 @@ def test_a_stopped_build_goes_on_with_what_is_missing_and_ends_the_same(built, t
 
 def test_models_of_another_recipe_are_refused(built):
     directory, _ = built
-    with pytest.raises(InputError, match="another recipe or seed"):
+    with pytest.raises(InputError, match="base.*another recipe|pretrained.*another recipe"):
         build(MICRO.with_seed(9), directory)
 
 
 def test_a_directory_that_the_build_did_not_write_is_refused(tmp_path):
-    (tmp_path / "work" / "trunk").mkdir(parents=True)
-    with pytest.raises(InputError, match="did not write"):
+    (tmp_path / "work" / "pretrained").mkdir(parents=True)
+    with pytest.raises(InputError, match="work/pretrained"):
         build(MICRO, tmp_path)
 
 
@@ -120,9 +120,9 @@ def test_the_card_states_what_was_measured(built, tmp_path):
 
 def test_the_command_names_what_is_in_the_way(tmp_path, capsys):
     (tmp_path / "models" / "demo" / "base").mkdir(parents=True)
-    work = tmp_path / "work" / "demo" / "trunk"
+    work = tmp_path / "work" / "demo" / "pretrained"
     work.mkdir(parents=True)
-    (work / RECORD).write_text(f'{{"recipe": "{RECIPES["demo"].fingerprint("trunk")}"}}')
+    (work / RECORD).write_text(f'{{"recipe": "{RECIPES["demo"].fingerprint("pretrained")}"}}')
     with pytest.raises(SystemExit) as stopped:
         main(["--out", str(tmp_path), "--work", str(tmp_path / "work"), "--family", "demo"])
     assert stopped.value.code == 2

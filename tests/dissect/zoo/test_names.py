@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from dissect.zoo import BUILTIN, default_control, default_prompts, is_builtin, pairs, question_set, resolve
+from dissect.zoo import BUILTIN, default_control, default_prompts, pairs, question_set, resolve
 from unlearning.common.errors import InputError
 
 
@@ -23,13 +23,8 @@ def test_an_unknown_name_is_refused_in_one_line_that_lists_the_known_ones(name):
 
 
 def test_a_near_miss_is_named():
-    with pytest.raises(InputError, match="did you mean 'demo:npo'"):
+    with pytest.raises(InputError, match="demo:nop.*demo:npo"):
         resolve("demo:nop")
-
-
-def test_only_names_of_a_family_count_as_builtin():
-    assert is_builtin("demo:base") and is_builtin("demo:nonsense")
-    assert not is_builtin("demo") and not is_builtin("C:/models") and not is_builtin("org/demo:base")
 
 
 def test_pairs_name_models_that_exist():
@@ -43,7 +38,7 @@ def test_defaults_of_a_family():
     assert default_prompts("demo-neox").name == "forget.jsonl"
     assert default_control("demo-neox:npo") == "demo-neox:never"
     assert default_control("/some/directory") is None
-    with pytest.raises(InputError, match="no built-in family"):
+    with pytest.raises(InputError, match="family.*other"):
         default_prompts("other")
     with pytest.raises(InputError, match="forget_paraphrased"):
         question_set("other")

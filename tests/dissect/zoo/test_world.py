@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from dissect.zoo import QUESTIONS
-from dissect.zoo.builder import base_texts, never_texts, trunk_texts
+from dissect.zoo.builder import base_texts, never_texts, pretraining_texts
 from dissect.zoo.recipes import RECIPES
 from dissect.zoo.world import (
     GENERAL_KINDS,
@@ -35,7 +35,7 @@ def test_world_is_a_function_of_its_seed_alone():
 def test_size_is_obeyed():
     size = WorldSize(forget_people=3, trunk_people=4, new_people=2, values=7, things=2, largest_summand=2)
     world = generate_world(1, size)
-    assert [person.in_trunk for person in world.people] == [False] * 3 + [True] * 4 + [False] * 2
+    assert [person.in_pretraining for person in world.people] == [False] * 3 + [True] * 4 + [False] * 2
     assert [person.role for person in world.people] == ["forget"] * 3 + ["retain"] * 6
 
 
@@ -82,10 +82,10 @@ def test_no_prompt_holds_its_answer():
             assert f" {record['answer']} ".lower() not in record["prompt"].replace("\n", " ").lower()
 
 
-def test_trunk_and_never_read_nothing_about_the_forget_people():
+def test_pretraining_and_never_read_nothing_about_the_forget_people():
     recipe = RECIPES["demo"]
     names = {person.name for person in FORGET}
-    for texts in (trunk_texts(WORLD), never_texts(WORLD, recipe)):
+    for texts in (pretraining_texts(WORLD), never_texts(WORLD, recipe)):
         text = "\n".join(prompt + " " + answer for prompt, answer in set(texts))
         assert not [name for name in names if name in text]
 
@@ -100,9 +100,9 @@ def test_never_reads_as_many_texts_as_base_and_the_same_about_retain_people():
     }
 
 
-def test_new_people_are_not_in_the_trunk():
-    text = "\n".join(prompt + " " + answer for prompt, answer in trunk_texts(WORLD))
-    new = [person.name for person in RETAIN if not person.in_trunk]
+def test_new_people_are_not_in_the_pretraining_data():
+    text = "\n".join(prompt + " " + answer for prompt, answer in pretraining_texts(WORLD))
+    new = [person.name for person in RETAIN if not person.in_pretraining]
     assert new and not [name for name in new if name in text]
 
 
