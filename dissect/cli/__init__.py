@@ -1,4 +1,4 @@
-"""The command line `dissect`: parses, then imports what is heavy, so that every `--help` is instant."""
+"""The command line `dissect`. Commands import torch only after parsing, so that every `--help` is instant."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from dissect.cli import behave, decompose, models, patch, plot, probe, restore, 
 from dissect.runtime.processes import silence_other_processes
 from unlearning.common.terminal import run_app
 
-# \b keeps the lines that follow as they are.
+# click does not rewrap the lines after \b.
 _EXAMPLES = """\b
 Examples:
   dissect models
@@ -24,7 +24,7 @@ Examples:
 app = typer.Typer(
     help="Was the knowledge erased from a language model's parameters, or merely suppressed?",
     epilog=_EXAMPLES,
-    rich_markup_mode=None,  # rich would join the examples' lines
+    rich_markup_mode=None,  # rich would join the lines of the examples
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -42,12 +42,21 @@ for name, module in (
     app.command(name, epilog=module.EXAMPLES)(module.command)
 
 
+RENAMED = {
+    "verdict": {"--never": "--control", "--facts": "--limit", "--benign": "--general"},
+    "probe": {"--unrelated": "--retain"},
+    "behave": {"--unrelated": "--retain"},
+}
+"""Old spellings of flags by command; they work for one version and are not in the help."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
+    """Run the command line and exit: 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
     with silence_other_processes():
         run_app(
             app,
             "dissect",
             arguments,
-            interrupted="finished batches are kept: run the same command again to go on from there",
+            interrupted="finished batches are kept; rerun the same command to resume",
+            renamed=RENAMED,
         )

@@ -1,11 +1,11 @@
-"""From what a user typed to models and prompts; what can be told wrong without loading is told first."""
+"""Load the models and prompts that the options name. Errors that need no model are raised before models are loaded."""
 
-import sys
-from dataclasses import dataclass
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from dissect import zoo
+from dissect.cli.options import ModelOptions, PairOptions, PromptOptions
 from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,114 +15,126 @@ if TYPE_CHECKING:
     from dissect.runtime.processes import Processes
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """How models are loaded, as `dissect.load_model` and `load_pair` take it."""
-
-    device: str | None = None
-    dtype: str | None = None
-    stream: bool | None = None
-    max_memory: int | None = None
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-    quiet: bool = False
-
-
-@dataclass(frozen=True)
-class PromptOptions:
-    """How prompts are read, as `dissect.load_prompts` takes it; words are checked when it is made.
-
-    Raises:
-        InputError: a word that is not known.
-    """
-
-    scoring: str = "answer"
-    template: str | None = None
-    chat: bool = False
-    answers: str = "given"
-    max_new_tokens: int = 30
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        choice("--scoring", self.scoring, "answer", "notebook")
-        choice("--answers", self.answers, "given", "base")
-
-
-def choice(option: str, value: str, *known: str) -> Any:
-    """The value, if it is one of the known words.
-
-    Raises:
-        InputError: it is not.
-    """
-    if value not in known:
-        raise InputError(f"{option} {value}: use {' or '.join(known)}")
-    return value
-
-
-def figure_formats(text: str) -> list[str]:
-    """A comma-separated list of figure formats.
-
-    Raises:
-        InputError: one is unknown.
-    """
-    from dissect.plotting import check_formats
-
-    formats = [name.strip() for name in text.split(",") if name.strip()]
-    check_formats(formats)
-    return formats
-
-
 def find_data(data: Path | None, base: str) -> Path:
-    """The file of prompts, by default a built-in pair's; a broken file is told of before models are loaded.
+    """Return the file of forget prompts, and check that it can be read.
+
+    Args:
+        data: File that the user named, or None for the forget set of a built-in pair.
+        base: Name of the base model.
+
+    Returns:
+        Path of the file.
 
     Raises:
-        InputError: no file where one is needed, or one that cannot be read.
+        InputError: No file was named for a model that is not built in, or the file cannot be read.
     """
-    from unlearning.data.records import read_records
-
     if data is None:
         if base not in zoo.BUILTIN:
             raise InputError("--data is missing: name a file of prompts with answers (.json or .jsonl)")
         data = zoo.default_prompts(base.partition(":")[0])
-    read_records(data)
+    check_data(data)
     return data
 
 
-def open_pair(base: str, unlearned: str, options: ModelOptions, processes: "Processes") -> "ModelPair":
-    """Load both models."""
-    _quiet_libraries()
+def check_data(data: Path | None) -> None:
+    """Check that a file of prompts can be read, unless it is None.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    from unlearning.data.records import read_records
+
+    if data is not None:
+        read_records(data)
+
+
+def check_one_process(command: str) -> None:
+    """Check that a command which runs in one process was not started as several.
+
+    Raises:
+        InputError: A launcher started several processes.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError(f"dissect {command} runs in one process. Start it without torchrun, or unset WORLD_SIZE.")
+
+
+def open_pair(
+    pair: PairOptions,
+    options: ModelOptions,
+    processes: "Processes",
+    *,
+    quiet: bool,
+    stream: bool | None = False,
+    max_memory: int | None = None,
+) -> "ModelPair":
+    """Load base and unlearned model.
+
+    Args:
+        pair: Names of the models.
+        options: How to load them.
+        processes: Processes of this launch.
+        quiet: Show no progress bar.
+        stream: Read weights layer by layer; None if they do not fit in memory.
+        max_memory: Memory limit in bytes.
+
+    Returns:
+        The pair.
+    """
+    _silence_transformers()
     from dissect.models.pair import load_pair
 
     return load_pair(
-        base,
-        unlearned,
+        pair.base,
+        pair.unlearned,
         device=options.device,
         dtype=options.dtype,
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
-        stream=options.stream,
-        max_memory=options.max_memory,
-        progress=not options.quiet,
+        stream=stream,
+        max_memory=max_memory,
+        progress=not quiet,
         processes=processes,
     )
 
 
-def open_control(name: str, pair: "ModelPair", options: ModelOptions) -> "Model | str | None":
-    """The control that was named, loaded as the pair was; `auto` is left to the sweep, `none` is none."""
+def open_control(name: str, pair: "ModelPair", options: ModelOptions, *, quiet: bool) -> "Model | str | None":
+    """Load the control as the pair was loaded.
+
+    Args:
+        name: Name of a model, `auto` or `none`.
+        pair: The pair, loaded.
+        options: How to load the control.
+        quiet: Show no progress bar.
+
+    Returns:
+        The control; `auto` unchanged; None for `none`.
+    """
     if name in ("auto", "none"):
-        return "auto" if name == "auto" else None
-    return _third_model(name, pair, options)
+        return None if name == "none" else name
+    return _load_third(name, pair, options, quiet=quiet)
 
 
-def open_donors(names: str, pair: "ModelPair", options: ModelOptions) -> "list[Model | str]":
-    """The donors that were named, models loaded as the pair was."""
+def open_donors(names: str, pair: "ModelPair", options: ModelOptions, *, quiet: bool) -> "list[Model | str]":
+    """Load the donors that are models as the pair was loaded.
+
+    Args:
+        names: Comma-separated donors.
+        pair: The pair, loaded.
+        options: How to load the models.
+        quiet: Show no progress bar.
+
+    Returns:
+        Loaded models and names of the other donors, in the given order.
+    """
     from dissect.interventions.donors import KINDS
 
-    named = [name.strip() for name in names.split(",") if name.strip()]
-    return [name if name in ("base", *KINDS) else _third_model(name, pair, options) for name in named]
+    return [
+        name if name in ("base", *KINDS) else _load_third(name, pair, options, quiet=quiet)
+        for name in split_names(names)
+    ]
 
 
-def _third_model(name: str, pair: "ModelPair", options: ModelOptions) -> "Model":
+def _load_third(name: str, pair: "ModelPair", options: ModelOptions, *, quiet: bool) -> "Model":
     from dissect.models.model import load_model
 
     return load_model(
@@ -132,50 +144,61 @@ def _third_model(name: str, pair: "ModelPair", options: ModelOptions) -> "Model"
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
         stream=pair.base.streamed is not None,
-        progress=not options.quiet,
+        progress=not quiet,
     )
 
 
-def open_prompts(data: Path, pair: "ModelPair", options: PromptOptions) -> "Prompts":
-    """Read, wrap and tokenise the prompts."""
+def open_prompts(
+    data: Path,
+    pair: "ModelPair",
+    options: PromptOptions,
+    *,
+    scoring: Literal["answer", "notebook"] = "answer",
+    max_new_tokens: int = 30,
+) -> "Prompts":
+    """Read, wrap and tokenise the prompts of a file.
+
+    Args:
+        data: The file.
+        pair: The pair; its base model writes the answers that the file lacks.
+        options: How to read the file.
+        scoring: Positions that are scored.
+        max_new_tokens: Length of answers that the base model writes, in tokens.
+
+    Returns:
+        The prompts.
+    """
     from dissect.prompts.loading import load_prompts
 
     return load_prompts(
         data,
         pair.tokenizer,
-        scoring=choice("--scoring", options.scoring, "answer", "notebook"),
-        template=None if options.template is None else options.template.replace("\\n", "\n"),
+        scoring=scoring,
+        template=unescape(options.template),
         chat=options.chat,
-        answers=choice("--answers", options.answers, "given", "base"),
+        answers=options.answers,  # type: ignore[arg-type]
         answers_from=pair.base,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=max_new_tokens,
         limit=options.limit,
     )
 
 
+def unescape(template: str | None) -> str | None:
+    """Replace every backslash followed by n, as typed in a shell, by a line break."""
+    return None if template is None else template.replace("\\n", "\n")
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names in a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def short_name(model: str) -> str:
-    """A model's name as part of a directory's: `demo-npo`, or the last part of a path."""
+    """Return a model's name as part of a directory's name: `demo-npo`, or the last part of a path."""
     return model.replace(":", "-") if model in zoo.BUILTIN else Path(model).name
 
 
-def earlier_run(out: Path) -> str | None:
-    """What a run directory holds already of the run that is about to go on there, to be told afterwards."""
-    from unlearning.common.runs import Run, read_record
-
-    if not (out / "run.json").is_file():
-        return None
-    run = Run(out, read_record(out))
-    if run.is_complete:
-        return f"{out} holds this very run already; nothing was computed again"
-    return f"went on in {out}, where {run.n_parts} parts were finished"
-
-
-def note(message: str) -> None:
-    """One line on stderr that is no error."""
-    sys.stderr.write(f"dissect: {message}\n")
-
-
-def _quiet_libraries() -> None:
+def _silence_transformers() -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""`dissect models`: what is built in."""
+"""`dissect models`: list the built-in pairs."""
 
 from dissect import zoo
 from dissect.cli import options
@@ -12,7 +12,7 @@ Examples:
 
 
 def command(as_json: options.Json = False) -> None:
-    """List the built-in pairs, their control and their questions."""
+    """Show the built-in pairs, with their control and their forget questions."""
     pairs = zoo.pairs()
     if as_json:
         write_json([{**vars(pair), "data": str(pair.data)} for pair in pairs])

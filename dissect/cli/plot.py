@@ -1,4 +1,4 @@
-"""`dissect plot`: the figures of a finished run, again."""
+"""`dissect plot`: draw the figures of a finished run again."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from dissect.cli import options
-from dissect.cli.loading import figure_formats, note
+from dissect.cli.report import figure_formats, note
 from unlearning.common.errors import InputError
 from unlearning.common.terminal import write_json
 
@@ -21,10 +21,10 @@ Examples:
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Directory of a finished run.")],
     formats: options.Formats = "html",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No list of what was written.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not list the files.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Draw the figures of a finished run again, in the formats that a paper needs."""
+    """Draw the figures of a finished run again, also as pdf, svg or png."""
     wanted = figure_formats(formats)
     exported = _load(run).save_figures(run, formats=wanted)
     if exported.problem:
@@ -36,7 +36,14 @@ def command(
 
 
 def _load(run: Path) -> Any:
-    """The result that a run directory holds, of whichever command wrote it."""
+    """Load the result of a run with the loader of the command that wrote it.
+
+    Returns:
+        A result with `save_figures`.
+
+    Raises:
+        InputError: The directory holds no run with figures.
+    """
     from dissect import load_behave, load_decompose, load_probe, load_result, load_verdict
     from unlearning.common.runs import read_record
 
@@ -50,5 +57,5 @@ def _load(run: Path) -> Any:
     }
     command = read_record(run)["configuration"].get("command")
     if command not in loaders:
-        raise InputError(f"{run}: a run of {command!r}, which has no figures; there are {', '.join(loaders)}")
+        raise InputError(f"{run} holds a run of {command!r}, which has no figures. Name a run of {', '.join(loaders)}.")
     return loaders[command](run)

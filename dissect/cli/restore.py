@@ -1,13 +1,11 @@
-"""`dissect restore`: the base's weights in the unlearned model, window by window."""
+"""`dissect restore`: replace weights of the unlearned model by the base's, window by window."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dissect.cli import options
-from dissect.cli.loading import ModelOptions, PromptOptions, choice
-from dissect.cli.sweeps import DIRECTIONS, Request, run, windows_of
+from dissect.cli.sweeps import run_sweep
 
 EXAMPLES = """\b
 Examples:
@@ -16,89 +14,33 @@ Examples:
   dissect restore --base demo:base --unlearned demo:npo --sites value_vectors+mlp_coef --window 5 --null 3
   dissect restore --base demo:base --unlearned demo:npo --sites embed,unembed,norms
   dissect restore --base demo:base --unlearned demo:npo --parameters 'mlp\\.(up|gate)_proj' --layers 5-7
-  dissect restore --base ./base --unlearned ./npo --control ./never --data forget.json --format html,pdf
+  dissect restore --base ./base --unlearned ./npo --control ./control --data forget.json --format html,pdf
 """
 
 
+@options.expand_groups
 def command(
-    base: options.Base,
-    unlearned: options.Unlearned,
+    *,
+    pair: options.PairOptions,
     data: options.Data = None,
     sites: Annotated[
         str | None,
         typer.Option(
             metavar="LIST",
             help="Weights: value_vectors, key_vectors (or W_gate, W_in), attn_weights (or W_Q, W_K, W_V, W_O), norms, "
-            "embed, unembed; + joins them with each other and with what dissect patch knows.  [default: value_vectors]",
+            "embed, unembed; + restores several together, also with sites of dissect patch.  [default: value_vectors]",
         ),
     ] = None,
     parameters: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Weights by Hugging Face's parameter names.")
+        str | None, typer.Option(metavar="REGEX", help="Weights whose Hugging Face parameter names match REGEX.")
     ] = None,
-    window: options.Window = None,
-    prefix: options.Prefix = False,
-    suffix: options.Suffix = False,
-    layers: options.Layers = None,
-    control: options.Control = "auto",
-    direction: options.Direction = "base-to-unlearned",
-    donor: options.Donor = "base",
-    null: options.Null = 0,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run directory.  [default: runs/restore-U...]")
-    ] = None,
-    scoring: options.Scoring = "answer",
-    template: options.Template = None,
-    chat: options.Chat = False,
-    answers: options.Answers = "given",
-    max_new_tokens: options.MaxNewTokens = 30,
-    limit: options.Limit = None,
-    show_prompts: options.ShowPrompts = None,
-    formats: options.Formats = "html",
-    engine: options.Engine = "wavefront",
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    seed: options.Seed = 0,
-    batch_size: options.BatchSize = 16,
-    chunk_tokens: options.ChunkTokens = None,
-    max_memory: options.MaxMemory = None,
-    stream: options.Stream = None,
-    precision: options.Precision = "highest",
-    dry_run: options.DryRun = False,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    sweep: options.SweepOptions,
+    prompts: options.PromptOptions,
+    models: options.ModelOptions,
+    output: options.OutputOptions,
 ) -> None:
-    """Put the base model's weights back into the unlearned one, layer window by layer window, and score (KRS)."""
-    from dissect.runtime.sizes import parse_bytes
+    """Restore the base model's weights in the unlearned model, window by window, and score the recovery (KRS)."""
     from dissect.sweeps.restoration import restored_sites
-    from dissect.sweeps.run import Settings
 
-    settings = Settings(
-        sites=restored_sites(sites, parameters),
-        window=windows_of(window, layers, prefix=prefix, suffix=suffix),
-        direction=choice("--direction", direction, *DIRECTIONS),
-        null=null,
-        engine=choice("--engine", engine, "wavefront", "reference"),
-        batch_size=batch_size,
-        chunk_tokens=chunk_tokens,
-        max_memory=None if max_memory is None else parse_bytes(max_memory),
-        precision=choice("--precision", precision, "highest", "high"),
-        seed=seed,
-    )
-    request = Request(
-        command="restore",
-        base=base,
-        unlearned=unlearned,
-        control=control,
-        donor=donor,
-        data=data,
-        loading=ModelOptions(device, dtype, stream, settings.max_memory, allow_pickle, trust_remote_code, quiet),
-        asking=PromptOptions(scoring, template, chat, answers, max_new_tokens, limit),
-        out=out,
-        formats=formats,
-        show_prompts=show_prompts,
-        dry_run=dry_run,
-        as_json=as_json,
-    )
-    run(request, settings)
+    chosen = restored_sites(sites, parameters)
+    run_sweep("restore", chosen, data, pair=pair, sweep=sweep, prompts=prompts, models=models, output=output)

@@ -1,158 +1,138 @@
-"""What `dissect patch` and `dissect restore` share: from checked options to a finished run and its report."""
+"""Shared by `dissect patch` and `dissect restore`: run a layer sweep and report it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dissect.cli.loading import (
-    ModelOptions,
-    PromptOptions,
-    earlier_run,
-    figure_formats,
     find_data,
-    note,
     open_control,
     open_donors,
     open_pair,
     open_prompts,
     short_name,
+    split_names,
 )
+from dissect.cli.options import ModelOptions, OutputOptions, PairOptions, PromptOptions, SweepOptions
+from dissect.cli.report import earlier_run, figure_formats, report
 from dissect.runtime.processes import join_processes
-from unlearning.common.errors import InputError
 from unlearning.common.terminal import write_json
 
 if TYPE_CHECKING:
-    from dissect.sweeps.result import SweepResult
-    from dissect.sweeps.run import Command, Settings
+    from dissect.models.sites import SiteSet
+    from dissect.sweeps.run import Command
 
 
-DIRECTIONS = ("base-to-unlearned", "unlearned-to-base")
+def run_sweep(
+    command: "Command",
+    sites: "tuple[SiteSet, ...]",
+    data: Path | None,
+    *,
+    pair: PairOptions,
+    sweep: SweepOptions,
+    prompts: PromptOptions,
+    models: ModelOptions,
+    output: OutputOptions,
+) -> None:
+    """Load models and prompts, run the sweep and report it; or show the prompts or the plan.
 
-
-@dataclass(frozen=True)
-class Request:
-    """A sweep as it was typed, beside its settings.
-
-    Attributes:
-        command: which command.
-        base: name of the base model.
-        unlearned: name of the unlearned model.
-        control: name of the control, `auto` or `none`.
-        donor: comma-separated donors.
-        data: file of prompts.
-        loading: how models are loaded.
-        asking: how prompts are read.
-        out: run directory.
-        formats: comma-separated formats of figures.
-        show_prompts: how many prompts to show instead.
-        dry_run: whether to show the plan instead.
-        as_json: whether the report is JSON.
+    Args:
+        command: `patch` or `restore`.
+        sites: Sites of the interventions.
+        data: File of forget prompts; None for a built-in pair's own.
+        pair: Names of the models.
+        sweep: Windows, donors and how to compute.
+        prompts: How to read the prompts.
+        models: How to load the models.
+        output: Where the results go.
     """
+    from dissect.runtime.sizes import parse_bytes
+    from dissect.sweeps.run import Settings, plan_layer_sweep, run_layer_sweep
 
-    command: "Command"
-    base: str
-    unlearned: str
-    control: str
-    donor: str
-    data: Path | None
-    loading: ModelOptions
-    asking: PromptOptions
-    out: Path | None
-    formats: str
-    show_prompts: int | None
-    dry_run: bool
-    as_json: bool
-
-
-def windows_of(window: str | None, layers: str | None, *, prefix: bool, suffix: bool) -> tuple[int | str, ...] | None:
-    """The kinds of windows that the options name, None where they name none.
-
-    Raises:
-        InputError: a width or a list of layers that is none.
-    """
-    from dissect.interventions.windows import window_kinds
-
-    kinds = names_of(window or "")
-    kinds += ["prefix"] * prefix + ["suffix"] * suffix + ([f"layers {layers}"] if layers is not None else [])
-    return None if not kinds and window is None else window_kinds(kinds)
-
-
-def run(request: Request, settings: "Settings") -> None:
-    """Load, sweep, and report.
-
-    Raises:
-        InputError: what is wrong with the models, the prompts or the options.
-    """
-    if request.show_prompts is not None and request.show_prompts < 1:
-        raise InputError(f"--show-prompts {request.show_prompts}: show at least one")
-    if settings.chunk_tokens is not None and settings.chunk_tokens < 1:
-        raise InputError(f"--chunk-tokens {settings.chunk_tokens}: at least 1")
-    formats = figure_formats(request.formats)
-    data = find_data(request.data, request.base)
-    with join_processes(device=request.loading.device) as processes:
-        pair = open_pair(request.base, request.unlearned, request.loading, processes)
-        prompts = open_prompts(data, pair, request.asking)
-        from dissect.sweeps.run import plan_layer_sweep, run_layer_sweep
-        from dissect.sweeps.tables import print_plan, print_prompts
-
-        if request.show_prompts is not None:
-            print_prompts(prompts, pair.tokenizer, request.show_prompts)
-            return
-        settings = replace(
-            settings,
-            control=open_control(request.control, pair, request.loading),
-            donor=open_donors(request.donor, pair, request.loading),
+    formats = figure_formats(output.formats)
+    windows = window_kinds_of(sweep)
+    max_memory = None if sweep.max_memory is None else parse_bytes(sweep.max_memory)
+    data = find_data(data, pair.base)
+    with join_processes(device=models.device) as processes:
+        opened = open_pair(pair, models, processes, quiet=output.quiet, stream=sweep.stream, max_memory=max_memory)
+        asked = open_prompts(
+            data,
+            opened,
+            prompts,
+            scoring=sweep.scoring,  # type: ignore[arg-type]
+            max_new_tokens=sweep.max_new_tokens,
         )
-        if request.dry_run:
-            plan = plan_layer_sweep(pair, prompts, settings, processes=processes)
-            write_json(plan.record()) if request.as_json else print_plan(plan)
+        from dissect.sweeps.tables import print_peaks, print_plan, print_prompts
+
+        if sweep.show_prompts is not None:
+            print_prompts(asked, opened.tokenizer, sweep.show_prompts)
             return
-        out = request.out or Path("runs") / run_name(request, settings)
+        settings = Settings(
+            sites=sites,
+            window=windows,
+            control=open_control(pair.control, opened, models, quiet=output.quiet),
+            direction=sweep.direction,  # type: ignore[arg-type]
+            donor=open_donors(sweep.donor, opened, models, quiet=output.quiet),
+            null=sweep.null,
+            engine=sweep.engine,
+            batch_size=sweep.batch_size,
+            chunk_tokens=sweep.chunk_tokens,
+            max_memory=max_memory,
+            precision=sweep.precision,  # type: ignore[arg-type]
+            seed=sweep.seed,
+        )
+        if sweep.dry_run:
+            plan = plan_layer_sweep(opened, asked, settings, processes=processes)
+            write_json(plan.record()) if output.as_json else print_plan(plan)
+            return
+        out = output.out or Path("runs") / run_name(command, pair.unlearned, sweep)
         earlier = earlier_run(out)
-        quiet = request.loading.quiet
         result = run_layer_sweep(
-            request.command, pair, prompts, settings, out=out, progress=not quiet, processes=processes
+            command, opened, asked, settings, out=out, progress=not output.quiet, processes=processes
         )
         if processes.rank > 0:
             return
-        if earlier and not quiet:
-            note(earlier)
-        _report(result, out, formats, quiet=quiet, as_json=request.as_json)
+        notes = [
+            f"{row['examples']} examples have no KRS in the {row['arm']} arm: {row['undefined']}"
+            for _, row in result.undefined().iterrows()
+        ]
+        page = ("figure", "figures/krs.html")
+        report(result, out, formats, output, print_tables=print_peaks, page=page, earlier=earlier, notes=notes)
 
 
-def run_name(request: Request, settings: "Settings") -> str:
-    """The directory of a run that was not named: the model, and what is not as by default."""
-    parts = [request.command, short_name(request.unlearned)]
-    window = settings.window
-    for kind in (window,) if isinstance(window, int | str) else window or ():
+def window_kinds_of(sweep: SweepOptions) -> tuple[int | str, ...] | None:
+    """Return the kinds of windows that the options name, or None if they name none.
+
+    Returns:
+        Widths and names of window kinds.
+
+    Raises:
+        InputError: A width or a list of layers is wrong.
+    """
+    from dissect.interventions.windows import window_kinds
+
+    kinds = split_names(sweep.window or "")
+    kinds += ["prefix"] * sweep.prefix + ["suffix"] * sweep.suffix
+    kinds += [f"layers {sweep.layers}"] if sweep.layers is not None else []
+    return None if not kinds and sweep.window is None else window_kinds(kinds)
+
+
+def run_name(command: str, unlearned: str, sweep: SweepOptions) -> str:
+    """Return the name of the default run directory: command, model and the options that differ from their defaults.
+
+    Args:
+        command: `patch` or `restore`.
+        unlearned: Name of the unlearned model.
+        sweep: Options of the sweep.
+
+    Returns:
+        A name such as `patch-demo-npo-window5`.
+    """
+    parts = [command, short_name(unlearned)]
+    for kind in window_kinds_of(sweep) or ():
         parts.append(f"window{kind}" if str(kind).isdigit() else str(kind).replace(" ", ""))
-    if settings.direction != "base-to-unlearned":
-        parts.append(settings.direction)
-    parts += [short_name(name) for name in names_of(request.donor) if name != "base"]
-    if settings.null:
-        parts.append(f"null{settings.null}")
-    if request.asking.scoring != "answer":
-        parts.append(request.asking.scoring)
+    if sweep.direction != "base-to-unlearned":
+        parts.append(sweep.direction)
+    parts += [short_name(name) for name in split_names(sweep.donor) if name != "base"]
+    parts += [f"null{sweep.null}"] if sweep.null else []
+    parts += [sweep.scoring] if sweep.scoring != "answer" else []
     return "-".join(parts)
-
-
-def names_of(text: str) -> list[str]:
-    """The names in a comma-separated list."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _report(result: "SweepResult", out: Path, formats: Sequence[str], *, quiet: bool, as_json: bool) -> None:
-    from dissect.sweeps.tables import console, print_peaks
-
-    exported = result.save_figures(out, formats=formats)
-    if exported.problem:
-        note(exported.problem)
-    for _, row in result.undefined().iterrows():
-        note(f"{row['examples']} examples have no KRS in the {row['arm']} arm: {row['undefined']}")
-    if as_json:
-        write_json({**result.summary(), "run": str(out), "figures": [str(path) for path in exported.paths]})
-    elif not quiet:
-        print_peaks(result)
-        console().print(f"figure  {out / 'figures' / 'krs.html'}", soft_wrap=True, highlight=False)
-        console().print(f"run     {out}", soft_wrap=True, highlight=False)

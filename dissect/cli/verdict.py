@@ -1,6 +1,5 @@
 """`dissect verdict`: was the knowledge erased, or merely suppressed?"""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,137 +7,112 @@ import typer
 
 from dissect.cli import options
 from dissect.cli.loading import (
-    ModelOptions,
-    PromptOptions,
-    choice,
-    earlier_run,
-    figure_formats,
+    check_data,
+    check_one_process,
     find_data,
-    note,
     open_control,
     open_pair,
     open_prompts,
     short_name,
 )
+from dissect.cli.report import earlier_run, figure_formats, report
 from dissect.runtime.processes import ALONE
-from unlearning.common.errors import InputError
-from unlearning.common.terminal import write_json
 
 if TYPE_CHECKING:
-    from dissect.verdicts.result import Verdict
+    from dissect.models.pair import ModelPair
+    from dissect.prompts.prompts import Prompts
 
 EXAMPLES = """\b
 Examples:
   dissect verdict --base demo:base --unlearned demo:npo
-  dissect verdict --base demo:base --unlearned demo:rmu --budget quick --never none
-  dissect verdict --base ./base --unlearned ./npo --never ./never --data forget.json --retain retain.json
-  dissect verdict --base ./base --unlearned ./npo --never ./never --data forget.json --budget full --format html,pdf
-  dissect verdict --base ./base --unlearned ./npo --data tofu.json --retain retain.json --budget quick --facts 48
-  dissect verdict --base ./base --unlearned ./npo --never ./never --data forget.json --shared runs/base-and-never
+  dissect verdict --base demo:base --unlearned demo:rmu --budget quick --control none
+  dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --retain retain.json
+  dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --budget full --format pdf
+  dissect verdict --base ./base --unlearned ./npo --data tofu.json --retain retain.json --budget quick --limit 48
+  dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --shared runs/shared
 """
 
 
+@options.expand_groups
 def command(
-    base: options.Base,
-    unlearned: options.Unlearned,
-    never: Annotated[
-        str,
-        typer.Option(
-            metavar="N",
-            help="A model that never knew, from the base's trunk; `none` for none, which makes the answer weaker.  "
-            "[default: a built-in pair's own]",
-            show_default=False,
-        ),
-    ] = "auto",
+    *,
+    pair: options.PairOptions,
     data: options.Data = None,
     retain: Annotated[
+        Path | None, typer.Option(metavar="R", help="File of retain prompts.  [default: a built-in pair's own]")
+    ] = None,
+    general: Annotated[
         Path | None,
-        typer.Option(metavar="R", help="Questions about what was to stay.  [default: a built-in pair's own]"),
+        typer.Option(
+            metavar="G", help="File of general prompts, for benign fine-tuning.  [default: a built-in pair's own]"
+        ),
     ] = None,
     paraphrases: Annotated[
         Path | None,
-        typer.Option(metavar="P", help="Other wordings of the forget questions.  [default: a built-in pair's own]"),
-    ] = None,
-    benign: Annotated[
-        Path | None,
-        typer.Option(metavar="Q", help="Questions on other things, to fine-tune on.  [default: a built-in pair's own]"),
+        typer.Option(
+            metavar="P", help="File of other wordings of the forget prompts.  [default: a built-in pair's own]"
+        ),
     ] = None,
     budget: Annotated[
-        str, typer.Option(help="quick, standard or full: about 1, 2, 7 minutes on the built-in pair, two cores.")
+        str,
+        typer.Option(help="quick, standard or full: about 1, 2 or 7 minutes on the built-in pair with two cores."),
     ] = "standard",
     limit: Annotated[
         int | None,
         typer.Option(
-            "--facts",
+            metavar="N",
             min=4,
-            help="Ask at most so many forget facts, evenly spaced.  [default: 120, 240, 400 by budget]",
+            help="Use at most N forget prompts and N retain prompts, evenly spaced.  "
+            "[default: 120, 240 or 400 by budget]",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory.  [default: runs/verdict-U]")] = None,
     shared: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keep there what tests give of base and never: for the next unlearned model of theirs, most tests "
-            "then take a third of the time.",
+            help="Keep results of base and control in DIR; most tests of another unlearned model then take a third "
+            "of the time.",
         ),
     ] = None,
     template: options.Template = None,
     chat: options.Chat = False,
-    formats: options.Formats = "html",
-    device: options.Device = None,
-    dtype: options.Dtype = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 64,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    models: options.ModelOptions,
+    output: options.OutputOptions,
 ) -> None:
-    """Say whether knowledge was erased from the parameters or merely suppressed, with the evidence."""
-    wanted = figure_formats(formats)
-    chosen = choice("--budget", budget, "quick", "standard", "full")
-    # Before what is slow to import, or to load.
-    data = find_data(data, base)
-    loading = ModelOptions(device, dtype, False, None, allow_pickle, trust_remote_code, quiet)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise InputError("dissect verdict runs in one process; start it without torchrun, or unset WORLD_SIZE")
-    pair = open_pair(base, unlearned, loading, ALONE)
-    reading = PromptOptions("answer", template, chat, "given", 30, None)
+    """Decide whether knowledge was erased from the parameters or merely suppressed, and show the evidence."""
+    formats = figure_formats(output.formats)
+    chosen = options.choice("--budget", budget, "quick", "standard", "full")
+    data = find_data(data, pair.base)
+    for file in (retain, general, paraphrases):
+        check_data(file)
+    check_one_process("verdict")
+    opened = open_pair(pair, models, ALONE, quiet=output.quiet)
     from dissect.verdicts.run import verdict
+    from dissect.verdicts.tables import print_verdict
 
-    out = out or Path("runs") / f"verdict-{short_name(unlearned)}"
+    out = output.out or Path("runs") / f"verdict-{short_name(pair.unlearned)}"
     earlier = earlier_run(out)
+    prompts = options.PromptOptions(template=template, chat=chat)
     found = verdict(
-        pair,
-        open_prompts(data, pair, reading),
-        retain=None if retain is None else open_prompts(retain, pair, reading),
-        paraphrases=None if paraphrases is None else open_prompts(paraphrases, pair, reading),
-        benign=None if benign is None else open_prompts(benign, pair, reading),
-        control=open_control(never, pair, loading),
+        opened,
+        open_prompts(data, opened, prompts),
+        retain=_optional(retain, opened, prompts),
+        paraphrases=_optional(paraphrases, opened, prompts),
+        benign=_optional(general, opened, prompts),
+        control=open_control(pair.control, opened, models, quiet=output.quiet),
         budget=chosen,
         limit=limit,
         batch_size=batch_size,
         seed=seed,
         out=out,
         shared=shared,
-        progress=not quiet,
+        progress=not output.quiet,
     )
-    if earlier and not quiet:
-        note(earlier)
-    _report(found, out, wanted, quiet=quiet, as_json=as_json)
+    report(found, out, formats, output, print_tables=print_verdict, page=("page", "verdict.html"), earlier=earlier)
 
 
-def _report(found: "Verdict", out: Path, formats: list[str], *, quiet: bool, as_json: bool) -> None:
-    from dissect.sweeps.tables import console
-    from dissect.verdicts.tables import print_verdict
-
-    exported = found.save_figures(out, formats=formats)
-    if exported.problem:
-        note(exported.problem)
-    if as_json:
-        write_json({**found.summary(), "run": str(out), "figures": [str(path) for path in exported.paths]})
-    elif not quiet:
-        print_verdict(found)
-        console().print(f"page    {out / 'verdict.html'}", soft_wrap=True, highlight=False)
-        console().print(f"run     {out}", soft_wrap=True, highlight=False)
+def _optional(file: Path | None, pair: "ModelPair", prompts: options.PromptOptions) -> "Prompts | None":
+    """Read the prompts of a file, or return None if there is no file."""
+    return None if file is None else open_prompts(file, pair, prompts)

@@ -30,7 +30,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(world: World, others: Path | None, out: Path | None, *more: str | Path, **other: Path) -> list[str]:
     paths = {"base": world.base, "unlearned": world.unlearned, "data": world.data, **other}
     named = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
-    named += [] if others is None else ["--unrelated", str(others)]
+    named += [] if others is None else ["--retain", str(others)]
     named += [] if out is None else ["--out", str(out)]
     return ["behave", *named, "--max-new-tokens", "4", *map(str, more)]
 
@@ -134,7 +134,7 @@ def test_some_shared_prompts_are_left_out_in_one_line(world: World, tmp_path: Pa
     ("more", "phrases"),
     [
         (["--format", "gif"], ["--format gif"]),
-        (["--answers", "guessed"], ["--answers guessed", "given or base"]),
+        (["--answers", "guessed"], ["--answers", "guessed", "given or base"]),
         (["--max-new-tokens", "0"], ["--max-new-tokens 0", "1 or more"]),
         (["--batch-size", "0"], ["--batch-size 0", "1 or more"]),
         (["--seed", "-1"], ["--seed -1", "0 or more"]),
@@ -142,9 +142,9 @@ def test_some_shared_prompts_are_left_out_in_one_line(world: World, tmp_path: Pa
         (["--template", "Q: {q}"], ["--template", "{question}"]),
         (["--control", "/no/where"], ["/no/where", "no such directory"]),
         (["--completions", "/no/where.json"], ["/no/where.json", "no such file"]),
-        (["--unrelated", "/no/where.json"], ["/no/where.json", "no such file"]),
-        (["--unrelated", "same"], ["--unrelated: all 6 unrelated prompts", "are forget prompts"]),
-        (["--unrelated", "empty"], ["record 1: the answer is empty"]),
+        (["--retain", "/no/where.json"], ["/no/where.json", "no such file"]),
+        (["--retain", "same"], ["all 6", "are forget prompts"]),
+        (["--retain", "empty"], ["record 1: the answer is empty"]),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_leaves_nothing(

@@ -53,7 +53,7 @@ def test_the_tables_show_shares_and_scores_of_every_layer_in_a_narrow_terminal(
     run, outcome = finished
     again = call(*arguments(world, run, "--control", str(world.control), "--null", "1"))
     assert again.code == 0
-    assert again.err == f"dissect: {run} holds this very run already; nothing was computed again\n"
+    assert again.err == f"dissect: {run} holds this run already; nothing was computed again\n"
     lines = again.out.splitlines()
     assert all(len(line.rstrip()) <= 80 for line in lines if line.startswith(" "))
     assert "…" not in again.out
@@ -88,7 +88,7 @@ def test_the_tables_show_shares_and_scores_of_every_layer_in_a_narrow_terminal(
 def test_without_a_control_and_a_null_the_reader_is_told_what_is_missing(world: World, tmp_path: Path) -> None:
     outcome = call(*arguments(world, tmp_path / "run", "--sites", "mlp"))
     assert (outcome.code, outcome.err) == (0, "")
-    assert "No control:" in outcome.out and "No null:" in outcome.out
+    assert "No control:" in outcome.out and "No null" in outcome.out
     assert "(minus control)" not in outcome.out
 
 
@@ -117,7 +117,7 @@ def _not_json(constant: str) -> float:
         (["--sites", "mlp_coef"], ["unknown site 'mlp_coef'", "mlp and attn"]),
         (["--null", "-1"], ["--null -1", "0 or more"]),
         (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
-        (["--scoring", "exam"], ["--scoring exam", "answer or notebook"]),
+        (["--scoring", "exam"], ["--scoring", "exam", "answer or notebook"]),
         (["--format", "gif"], ["--format gif"]),
         (["--stream"], ["is streamed from disk", "--no-stream"]),
         (["--control", "demo:nobody"], ["demo:nobody"]),

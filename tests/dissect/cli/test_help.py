@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -92,7 +93,8 @@ def test_examples_of_sweeps_name_sites_windows_and_formats_that_exist(
     command: str,
     helps: tuple[str, dict[str, str], list[str]],
 ) -> None:
-    from dissect.cli.sweeps import windows_of
+    from dissect.cli.options import SweepOptions
+    from dissect.cli.sweeps import window_kinds_of
     from dissect.interventions.windows import parse_windows
     from dissect.models.sites import parse_sites
     from dissect.plotting import check_formats
@@ -104,8 +106,8 @@ def test_examples_of_sweeps_name_sites_windows_and_formats_that_exist(
     for _, name, *words in examples(texts[command]):
         values = commands(program)[name].make_context(name, list(words)).params
         parse_sites(values["sites"]) if name == "patch" else restored_sites(values["sites"], values["parameters"])
-        kinds = windows_of(values["window"], values["layers"], prefix=values["prefix"], suffix=values["suffix"])
-        assert parse_windows(kinds, 8)
+        given = {field.name: values[field.name] for field in fields(SweepOptions)}
+        assert parse_windows(window_kinds_of(SweepOptions(**given)), 8)
         check_formats(values["formats"].split(","))
 
 

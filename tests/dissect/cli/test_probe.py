@@ -30,7 +30,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(world: World, others: Path | None, out: Path | None, *more: str | Path, **other: Path) -> list[str]:
     paths = {"base": world.base, "unlearned": world.unlearned, "data": world.data, **other}
     named = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
-    named += [] if others is None else ["--unrelated", str(others)]
+    named += [] if others is None else ["--retain", str(others)]
     named += [] if out is None else ["--out", str(out)]
     return ["probe", *named, "--last-layers", "2", "--draws", "2", *map(str, more)]
 
@@ -162,7 +162,7 @@ def test_concept_vectors_of_the_data_are_compared(world: World, others: Path, tm
         (("--top", "73"), ("--top 73", "has 72 neurons")),
         (("--draws", "0"), ("--draws 0",)),
         (("--format", "gif"), ("--format gif",)),
-        (("--answers", "mine"), ("--answers mine",)),
+        (("--answers", "mine"), ("--answers", "mine")),
     ],
 )
 def test_bad_options_are_refused(
@@ -173,9 +173,7 @@ def test_bad_options_are_refused(
 
 
 def test_unrelated_prompts_that_are_the_forget_prompts_are_refused(world: World, tmp_path: Path) -> None:
-    assert_refused(
-        call(*arguments(world, world.data, tmp_path / "run")), "--unrelated", "are forget prompts", "give questions"
-    )
+    assert_refused(call(*arguments(world, world.data, tmp_path / "run")), "are forget prompts", "give questions")
 
 
 def test_missing_file_of_unrelated_prompts_is_told_first(world: World, tmp_path: Path) -> None:
@@ -203,7 +201,7 @@ def test_unfinished_run_goes_on(world: World, tmp_path: Path) -> None:
     part.to_parquet(out / "parts" / "neurons-forget-16-00000.parquet", index=False)
     (out / "run.json").write_text(json.dumps(record | {"status": "running"}))
     told = call(*arguments(world, None, out, "--control", "none", data=data))
-    assert "went on in" in told.err
+    assert "resumed the run in" in told.err
     again = pd.read_parquet(out / "results.parquet")
     assert set(again.loc[again["intervention"] == "neurons", "krs"]) == {7.0}
     before, after = (table[table["intervention"] == "scaling"].reset_index(drop=True) for table in (frame, again))

@@ -148,7 +148,7 @@ def test_reversed_direction_is_the_sweep_of_the_reversed_pair(world: World, tmp_
         (["--layers", "last"], ["'last' is no layer"]),
         (["--window", "2"], ["--window 2", "odd"]),
         (["--window", ","], ["--window", "name at least one"]),
-        (["--direction", "sideways"], ["--direction sideways: use base-to-unlearned or unlearned-to-base"]),
+        (["--direction", "sideways"], ["--direction", "base-to-unlearned or unlearned-to-base", "sideways"]),
         (["--null", "-1"], ["--null -1: 0 or more"]),
         (["--donor", "noise"], ["--donor noise: gives activations, and value_vectors is a weight"]),
         (["--donor", "nobody"], ["nobody"]),

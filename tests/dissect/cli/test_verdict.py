@@ -78,11 +78,11 @@ def test_another_configuration_is_refused(finished: tuple[Path, Outcome]) -> Non
 @pytest.mark.parametrize(
     ("more", "phrases"),
     [
-        (("--budget", "tiny"), ("--budget tiny", "quick", "standard", "full")),
+        (("--budget", "tiny"), ("--budget", "tiny", "quick", "standard", "full")),
         (("--format", "bmp"), ("--format bmp: unknown",)),
         (("--unlearned", "demo:base"), ("have the same weights", "nothing was unlearned")),
-        (("--never", "demo:whatever"), ("demo:whatever",)),
-        (("--base", "demo:never", "--never", "none"), ("does not know the forget facts", "nothing to unlearn")),
+        (("--control", "demo:whatever"), ("demo:whatever",)),
+        (("--base", "demo:never", "--control", "none"), ("does not know the forget facts", "nothing to unlearn")),
         (("--data", "nothing.json"), ("nothing.json",)),
         (("--retain", "nothing.json"), ("nothing.json",)),
     ],
@@ -94,8 +94,8 @@ def test_bad_input_is_refused_in_one_line(more: tuple[str, ...], phrases: tuple[
 def test_a_control_that_knows_is_refused(tmp_path: Path) -> None:
     knowing = tmp_path / "knowing"
     shutil.copytree(zoo.BUILTIN["demo:base"], knowing)
-    outcome = call(*PAIR, "--never", knowing, "--out", tmp_path / "run")
-    assert_refused(outcome, "it is no control", "--never none")
+    outcome = call(*PAIR, "--control", knowing, "--out", tmp_path / "run")
+    assert_refused(outcome, "it is no control", "none")
 
 
 def test_forget_questions_with_one_answer_are_refused(tmp_path: Path) -> None:
