@@ -306,7 +306,7 @@ GOOD = '{"question": "Where?", "answer": "Oslo"}\n'
         (GOOD + '{"question": "Where?", "answer": " \\n"}', ["record 2: the answer is empty", "remove the record"]),
         (GOOD + '{"question": "How many?", "answer": 5}', ["record 2: the answer is int, not text"]),
         ('{"QA": ["Where?", "When?"], "QA_with_answers": ["Question: Where?"]}', ["record 1: QA_with_answers"]),
-        ('{"QA": "Where?"}', ["record 1: QA is not a list"]),
+        ('{"QA": "Where?"}', ["record 1: QA"]),
     ],
 )
 def test_broken_prompts_file_is_refused(world: World, tmp_path: Path, text: str, phrases: list[str]) -> None:
