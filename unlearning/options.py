@@ -1,4 +1,7 @@
-"""Flat, typed options: declared as dataclass fields, checked once, printed resolved, unknown names refused."""
+"""Typed options: declared as fields of a dataclass, printed with type, default and source, checked in one place.
+
+`train(..., name=value)` and `unlearn train --set name=value` take the same options and values.
+"""
 
 import dataclasses
 import math
@@ -6,7 +9,7 @@ import types
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from unlearning.common.errors import InputError, nearest
+from unlearning.common.errors import InputError, check_at_least, nearest
 from unlearning.data.chat import DEFAULT_CHAT_DATE
 
 T = TypeVar("T")
@@ -21,14 +24,18 @@ def option(
     above: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A dataclass field that carries what `unlearn methods` prints and what makes a value refusable.
+    """Declare a field of an options dataclass.
 
     Args:
-        default: the value where the user gives none.
-        help: one line.
-        source: where the default comes from.
-        minimum: smallest value allowed.
-        above, below: bounds that the value must stay between.
+        default: Value if the user gives none.
+        help: What the user sets, in one line, for `unlearn methods`.
+        source: Paper or code that the default comes from.
+        minimum: Smallest value that is allowed.
+        above: Value that the option must exceed.
+        below: Value that the option must stay below.
+
+    Returns:
+        The dataclass field.
     """
     metadata = {"help": help, "source": source, "minimum": minimum, "above": above, "below": below}
     return dataclasses.field(default=default, metadata=metadata)
@@ -36,68 +43,99 @@ def option(
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of the trainer, the same for every method. Defaults: open-unlearning's TOFU recipe."""
+    """Options of the training loop, the same for every method. Defaults: open-unlearning's TOFU recipe."""
 
     learning_rate: float = option(1e-5, "peak learning rate", source="open-unlearning", above=0)
     epochs: int = option(
-        10, "passes over the forget set (finetune: the retain set)", source="open-unlearning", minimum=1
+        10, "passes over the forget set (finetune: over the retain set)", source="open-unlearning", minimum=1
     )
-    max_steps: int | None = option(None, "optimizer steps, instead of epochs", minimum=1)
-    batch_size: int = option(4, "forget examples a micro-batch and process, and as many retain examples", minimum=1)
-    gradient_accumulation_steps: int = option(8, "micro-batches an optimizer step", source="open-unlearning", minimum=1)
+    max_steps: int | None = option(None, "optimizer steps (none: as many as epochs needs)", minimum=1)
+    batch_size: int = option(4, "forget examples per micro-batch and process, and as many retain examples", minimum=1)
+    gradient_accumulation_steps: int = option(
+        8, "micro-batches per optimizer step", source="open-unlearning", minimum=1
+    )
     optimizer: Literal["adamw", "adamw_8bit", "lion"] = option(
-        "adamw", "adamw_8bit needs bitsandbytes, lion needs lion-pytorch", source="open-unlearning"
+        "adamw", "optimizer; adamw_8bit needs bitsandbytes, lion needs lion-pytorch", source="open-unlearning"
     )
     lr_schedule: Literal["linear", "cosine", "constant"] = option(
-        "linear", "after the warm-up", source="open-unlearning"
+        "linear", "learning rate after the warm-up", source="open-unlearning"
     )
     warmup_ratio: float = option(
-        0.1, "share of the steps that warm up: 1 epoch of 10", source="open-unlearning", minimum=0, below=1
+        0.1, "warm-up as a fraction of all steps; 0.1 is 1 epoch of 10", source="open-unlearning", minimum=0, below=1
     )
-    weight_decay: float = option(0.01, "of the optimizer", source="open-unlearning", minimum=0)
-    max_grad_norm: float = option(1.0, "gradients are clipped to it (0: never)", source="open-unlearning", minimum=0)
+    weight_decay: float = option(0.01, "weight decay of the optimizer", source="open-unlearning", minimum=0)
+    max_grad_norm: float = option(
+        1.0, "norm to which gradients are clipped (0: no clipping)", source="open-unlearning", minimum=0
+    )
     precision: Literal["float32", "bf16_mixed", "fp16_mixed", "bfloat16"] = option(
-        "float32", "float32 weights, mixed precision over them, or bfloat16 weights"
+        "float32", "float32 weights, float32 weights with mixed precision, or bfloat16 weights"
     )
-    gradient_checkpointing: bool = option(False, "activations are computed again in the backward pass")
-    train_parameters: str | None = option(None, "regular expression of the parameters that train (none: as the method)")
-    lora_rank: int = option(0, "rank of a LoRA adapter that trains in place of the weights (0: none)", minimum=0)
-    lora_alpha: int = option(16, "scale of the adapter times its rank", source="UNDIAL 2402.10052", minimum=1)
-    lora_dropout: float = option(0.0, "of the adapter", minimum=0, below=1)
-    lora_targets: str | None = option(None, "regular expression of the adapted modules (none: every linear one)")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass, which saves memory")
+    train_parameters: str | None = option(
+        None, "regular expression of the parameters to train (none: the method's default)"
+    )
+    lora_rank: int = option(0, "rank of a LoRA adapter to train instead of the weights (0: no adapter)", minimum=0)
+    lora_alpha: int = option(
+        16, "alpha of the adapter, whose scale is alpha / rank", source="UNDIAL 2402.10052", minimum=1
+    )
+    lora_dropout: float = option(0.0, "probability of dropping an input of the adapter", minimum=0, below=1)
+    lora_targets: str | None = option(None, "regular expression of the modules to adapt (none: every linear layer)")
     seed: int = option(
-        0, "of the orders of the examples and of what is drawn", source="open-unlearning", minimum=0, below=2**32
+        0, "random seed (order of the examples, random draws)", source="open-unlearning", minimum=0, below=2**32
     )
-    max_length: int | None = option(None, "longest example in tokens (none: the model's context)", minimum=2)
-    too_long: Literal["refuse", "cut", "skip"] = option("refuse", "questions and answers longer than max_length")
-    template: str | None = option(None, r"wraps the questions (none: 'Question: {question}\nAnswer:', MUSE its own)")
-    chat: bool = option(False, "wrap prompts in the tokenizer's chat template instead")
-    chat_date: str = option(DEFAULT_CHAT_DATE, "what a chat template takes for today")
+    max_length: int | None = option(
+        None, "maximum length of an example in tokens (none: the model's context)", minimum=2
+    )
+    too_long: Literal["refuse", "cut", "skip"] = option(
+        "refuse", "treatment of a question and answer longer than max_length; cut drops the answer's end"
+    )
+    template: str | None = option(
+        None, r"prompt around a question (none: the data set's own, else 'Question: {question}\nAnswer:')"
+    )
+    chat: bool = option(False, "wrap prompts in the tokenizer's chat template instead of template")
+    chat_date: str = option(DEFAULT_CHAT_DATE, "date that the chat template writes as today's")
     pack: int | None = option(
-        None, "cut documents into paragraphs longer than so many characters", source="ConceptVectors: 400", minimum=1
+        None,
+        "cut documents after the sentence that makes a piece longer than this many characters (none: no cut)",
+        source="ConceptVectors: 400",
+        minimum=1,
     )
-    data_dir: str | None = option(None, "where named data sets (tofu:forget05) are (none: $DISSECT_DATA, the hub)")
+    data_dir: str | None = option(
+        None, "directory of named data sets such as tofu:forget05 (none: $DISSECT_DATA, else the hub)"
+    )
     append_eos: bool = option(True, "end every answer with the end-of-sequence token")
     reference_budget: float = option(
-        4.0, "GB on disk for the start model's logits or hidden states; above it the model is kept", minimum=0
+        4.0,
+        "GB on disk for the reference model's logits or hidden states; if they need more, the model stays loaded",
+        minimum=0,
     )
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: cuda where there is one")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "device; auto takes a GPU if there is one")
     logging_steps: int = option(10, "optimizer steps between two lines of the history", minimum=1)
-    tensorboard: bool = option(False, "write the history to DIR/logs too, where tensorboard is installed")
-    save_every: int | None = option(None, "optimizer steps between two checkpoints, to resume from", minimum=1)
-    keep_checkpoints: int = option(2, "newest checkpoints that are kept", minimum=1)
-    eval_every: int | None = option(None, "optimizer steps between two evaluations (none: 10 in the run)", minimum=1)
-    eval_examples: int = option(64, "forget and retain examples of an evaluation during training", minimum=1)
-    benchmark: str | None = option(None, "a benchmark of `unlearn eval` at every evaluation too, as tofu:forget05")
-    benchmark_retain: str | None = option(
-        None, "what it compares with: the retain model, or its evaluation's directory"
+    tensorboard: bool = option(False, "also write the history to DIR/logs; needs tensorboard")
+    save_every: int | None = option(None, "optimizer steps between two checkpoints (none: no checkpoints)", minimum=1)
+    keep_checkpoints: int = option(2, "number of newest checkpoints to keep", minimum=1)
+    eval_every: int | None = option(
+        None, "optimizer steps between two evaluations (none: 10 evaluations per run)", minimum=1
     )
-    benchmark_rows: int = option(40, "rows of each of its sets, evenly spaced", minimum=1)
-    benchmark_generate: bool = option(False, "measure what needs generated answers, too")
-    keep_best: str | None = option(None, "save the weights of the step where this metric is best, as gap_rouge")
-    stop_when: str | None = option(None, "stop where a metric passes a bound, as forget_rouge<0.2")
+    eval_examples: int = option(
+        64, "maximum number of forget and of retain examples to evaluate on during training", minimum=1
+    )
+    benchmark: str | None = option(
+        None, "benchmark of `unlearn eval` to run at every evaluation, such as tofu:forget05 (none: no benchmark)"
+    )
+    benchmark_retain: str | None = option(
+        None, "control that the benchmark compares with: a model, or the directory of its evaluation"
+    )
+    benchmark_rows: int = option(40, "rows of each of the benchmark's sets, evenly spaced", minimum=1)
+    benchmark_generate: bool = option(False, "also compute the benchmark's metrics that need generated answers")
+    keep_best: str | None = option(
+        None, "metric, such as gap_rouge, at whose best step the weights are saved (none: the last step)"
+    )
+    stop_when: str | None = option(
+        None, "condition under which training stops, such as forget_rouge<0.2 (none: no early stop)"
+    )
     collapse_below: float = option(
-        0.1, "retain_probability under which a collapse is said, as a share of its first value", minimum=0, below=1
+        0.1, "warn if retain_probability falls below this fraction of its initial value", minimum=0, below=1
     )
 
 
@@ -105,12 +143,16 @@ def resolve_options(method: str, method_options: type[T], given: dict[str, Any])
     """Split flat options into the method's and the trainer's, and check every value.
 
     Args:
-        method: for the messages.
-        method_options: the method's dataclass.
-        given: by name; a text is parsed by its option's type, as `--set name=value` gives it.
+        method: Name of the method, for messages.
+        method_options: Dataclass of the method's options.
+        given: Values by name; a text is parsed by its option's type, such as `--set name=value` gives it.
+
+    Returns:
+        The method's options and the trainer's.
 
     Raises:
-        InputError: an unknown name (with the nearest known one), a value of the wrong type or out of range.
+        InputError: A name is unknown (the message proposes the nearest known one), or a value has the wrong type or is
+            out of range.
     """
     own = {field.name for field in dataclasses.fields(method_options)}  # type: ignore[arg-type]
     shared = {field.name for field in dataclasses.fields(TrainOptions)}
@@ -125,7 +167,7 @@ def resolve_options(method: str, method_options: type[T], given: dict[str, Any])
 
 
 def shown(value: Any) -> str:
-    """An option's value as a user types it."""
+    """Return an option's value as a user types it."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -134,7 +176,7 @@ def shown(value: Any) -> str:
 
 
 def describe_type(hint: Any) -> str:
-    """An option's type as a user reads it."""
+    """Return an option's type as a user reads it."""
     if get_origin(hint) is Literal:
         return ", ".join(str(choice) for choice in get_args(hint))
     if isinstance(hint, types.UnionType):
@@ -155,8 +197,8 @@ def _build(cls: type[T], given: dict[str, Any]) -> T:
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:
-    """The value in the option's type, or InputError."""
-    refused = InputError(f"{name}={value!r}: should be {describe_type(hint)}")
+    """Return the value in the option's type, or raise InputError."""
+    refused = InputError(f"`{name}` must be {describe_type(hint)}, got {value!r}")
     if isinstance(hint, types.UnionType):
         if value is None or value == "none":
             return None
@@ -190,9 +232,9 @@ def _check_range(name: str, value: Any, metadata: Any) -> None:
     if value is None:
         return
     minimum, above, below = (metadata.get(bound) for bound in ("minimum", "above", "below"))
-    if minimum is not None and value < minimum:
-        raise InputError(f"{name}={value}: should be at least {minimum}")
+    if minimum is not None:
+        check_at_least(name, value, minimum)
     if above is not None and value <= above:
-        raise InputError(f"{name}={value}: should be more than {above}")
+        raise InputError(f"`{name}` must be above {above}, got {value}")
     if below is not None and value >= below:
-        raise InputError(f"{name}={value}: should be less than {below}")
+        raise InputError(f"`{name}` must be below {below}, got {value}")

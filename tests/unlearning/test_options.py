@@ -26,22 +26,21 @@ def test_flat_options_reach_the_method_and_the_trainer() -> None:
         ({"btea": 1}, "npo has no option 'btea'; did you mean 'beta'?"),
         ({"learning_rat": 1}, "did you mean 'learning_rate'?"),
         ({"zzz": 1}, "npo has no option 'zzz'; `unlearn methods` lists them"),
-        ({"beta": 0}, "beta=0.0: should be more than 0"),
-        ({"alpha": -1}, "alpha=-1.0: should be at least 0"),
-        ({"warmup_ratio": 1}, "warmup_ratio=1.0: should be less than 1"),
-        ({"epochs": 1.5}, "epochs=1.5: should be a whole number"),
-        ({"epochs": "many"}, "epochs='many': should be a whole number"),
-        ({"epochs": True}, "epochs=True: should be a whole number"),
-        ({"learning_rate": "nan"}, "learning_rate='nan': should be a number"),
-        ({"append_eos": "perhaps"}, "append_eos='perhaps': should be true or false"),
-        ({"append_eos": 1}, "append_eos=1: should be true or false"),
-        ({"lr_schedule": "step"}, "lr_schedule='step': should be linear, cosine, constant"),
-        ({"max_steps": 0}, "max_steps=0: should be at least 1"),
-        ({"template": 3}, "template=3: should be text"),
+        ({"beta": 0}, r"`beta`.*0\.0"),
+        ({"alpha": -1}, r"`alpha`.*-1\.0"),
+        ({"warmup_ratio": 1}, r"`warmup_ratio`.*1\.0"),
+        ({"epochs": 1.5}, r"`epochs`.*whole number.*1\.5"),
+        ({"epochs": "many"}, "`epochs`.*whole number.*'many'"),
+        ({"epochs": True}, "`epochs`.*whole number.*True"),
+        ({"learning_rate": "nan"}, "`learning_rate`.*a number.*'nan'"),
+        ({"append_eos": "perhaps"}, "`append_eos`.*true or false.*'perhaps'"),
+        ({"append_eos": 1}, "`append_eos`.*true or false.*1"),
+        ({"lr_schedule": "step"}, "`lr_schedule`.*linear, cosine, constant.*'step'"),
+        ({"max_steps": 0}, "`max_steps`.*1.*0"),
+        ({"template": 3}, "`template`.*text.*3"),
     ],
 )
 def test_bad_options_are_refused(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=message) as error:
         resolve(**given)
-    assert message in str(error.value)
     assert "\n" not in str(error.value)

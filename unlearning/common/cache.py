@@ -1,11 +1,14 @@
-"""Where results are kept that later runs may find again; every file there is named by a hash of all it depends on."""
+"""The directory of results that later runs may find again; a hash of all that a result depends on names its file."""
 
 import os
 from pathlib import Path
 
 
 def cache_directory(kind: str) -> Path:
-    """A directory for one kind of result: in $UNLEARNING_CACHE, or in `unlearning` of the user's cache directory."""
+    """Return the directory of one kind of result.
+
+    The directory lies in $UNLEARNING_CACHE if that is set, else in `unlearning` of the user's cache directory.
+    """
     named = os.environ.get("UNLEARNING_CACHE")
     if named:
         return Path(named) / kind

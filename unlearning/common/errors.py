@@ -1,7 +1,7 @@
 """The exception for input that the user can correct, and how its messages name arguments.
 
 A message names an argument in backticks, as Python spells it: "`batch_size` must be at least 1, got 0". The command
-lines show the flag instead ("--batch-size must be at least 1, got 0"): `with_flags` translates, in one place.
+lines show the flag instead ("--batch-size must be at least 1, got 0"): `with_flags` replaces the names, in one place.
 """
 
 import difflib

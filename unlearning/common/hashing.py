@@ -6,5 +6,5 @@ from typing import Any
 
 
 def hash_json(content: Any) -> str:
-    """SHA-256 of JSON."""
+    """Return the SHA-256 of content, written as JSON, in hexadecimal."""
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What every command line here does alike: exit codes, one-line errors, machine-readable results."""
+"""What all command lines share: exit codes, errors in one line, old spellings of flags, machine-readable results."""
 
 import contextlib
 import ctypes
@@ -16,30 +16,29 @@ if TYPE_CHECKING:
     import typer
 
 FLAGS = {"prompts": "--data", "output_dir": "--out", "formats": "--format"}
-"""Flags of the Python arguments that the command line calls otherwise; all others follow from the commands' options."""
+"""Flags of Python arguments whose names differ from the options'; all others follow from the command's options."""
 
-# Of malloc.h.
+# Parameters of mallopt, from malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 
 def _tune_process() -> None:
-    """What makes products of matrices fast on a CPU and cannot be told to torch later."""
-    # How long an OpenMP thread spins at a barrier. Measured on the demo sweep, two cores, idle and beside one busy
-    # process: the default (300,000) 5 s and over 60 s, 5,000 6 s and 15 s, sleeping at once 13 s and 8 s.
+    """Set the environment and malloc for fast matrix products on a CPU, before torch is imported."""
+    # Number of times that an OpenMP thread spins at a barrier before it sleeps. Seconds of the demo sweep on two cores,
+    # alone and beside one busy process: 300,000 (default): 5 and over 60; 5,000: 6 and 15; 0: 13 and 8.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-    # Large tensors in huge pages, where Linux lends them; and memory that is freed is kept, since every chunk's
-    # results would be written into pages mapped anew. An MLP of [1260, 1024] by 2752 took 84 ms, with both 69 ms.
+    # Put large tensors into huge pages, and keep freed memory: otherwise the results of every chunk go into newly
+    # mapped pages. With both, a product of [1260, 1024] by [1024, 2752] takes 69 ms instead of 84 ms.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
+    with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
         libc.mallopt(_M_TRIM_THRESHOLD, 256 * 2**20)
 
 
 def _quieten() -> None:
-    """bitsandbytes, which accelerate imports wherever it is installed, asks on every start for kernels it can do
-    without."""
+    """Silence bitsandbytes, which warns on every start of kernels that are missing and not needed."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
@@ -51,25 +50,25 @@ def run_app(
     interrupted: str,
     renamed: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    """Run a command line and exit: 0, 2 on bad input with one line on stderr, 130 on Ctrl-C.
+    """Run a command line and exit: with 0, with 2 on bad input (one line on stderr), or with 130 on Ctrl-C.
 
     Args:
         app: The typer application.
-        name: What its user typed.
-        arguments: Arguments in place of those of the process.
-        interrupted: One line for Ctrl-C: what it leaves behind and what to do.
-        renamed: Old spellings of flags by command (such as "verdict" or "eval"), each with its new one. An old
-            spelling still works, and one line names the new one.
+        name: Name of the command line, such as `dissect`; begins every line on stderr.
+        arguments: The arguments; None takes those of the process.
+        interrupted: Sentence for Ctrl-C: what was kept and what to do.
+        renamed: By command (such as "verdict" or "eval"), old spellings of flags and their new ones. An old spelling
+            still works, and one line names the new one.
     """
     _tune_process()
     _quieten()
-    flags = {**_flags_of(app), **FLAGS}
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    flags = {**_flags_of(app, given), **FLAGS}
 
     def warn(message: object, *_args: object, **_kwargs: object) -> None:
         _tell(name, f"warning: {with_flags(str(message), flags)}")
 
     warnings.showwarning = warn
-    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(args=_with_new_names(name, given, renamed or {}), prog_name=name, standalone_mode=False)
     except InputError as error:
@@ -77,15 +76,15 @@ def run_app(
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
-        # `dissect ... | head`: nobody reads any more.
+        # The reader of stdout has gone, as in `dissect ... | head`.
         sys.stderr.close()
         code = 1
     except Exception as error:
-        # Typer's usage errors, whose class is private to it: missing or misspelt arguments.
+        # A usage error of typer, such as a misspelt flag; its class is private to typer.
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()
-        if message.startswith("Usage:"):  # no arguments at all: the help
+        if message.startswith("Usage:"):  # the help, which typer raises if there are no arguments
             sys.stderr.write(message + "\n")
             code = 2
         else:
@@ -95,24 +94,23 @@ def run_app(
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _flags_of(app: "typer.Typer") -> dict[str, str]:
-    """Return the longest flag of every option of every command, by the option's name in Python.
+def _flags_of(app: "typer.Typer", arguments: Sequence[str]) -> dict[str, str]:
+    """Return the longest flag of every option of the command that is called, by the option's name in Python.
 
-    The flag that switches an option off (`--no-vectors`) stands under `name=False`.
+    Another command's flags are left out: there the same name may be no flag but a `--set` option, as `batch_size` is
+    in `unlearn train`. The flag that switches an option off (`--no-vectors`) stands under `name=False`.
     """
     from typer.main import get_command
 
-    flags: dict[str, str] = {}
-    waiting: list[Any] = [get_command(app)]
-    while waiting:
-        command = waiting.pop()
-        waiting += getattr(command, "commands", {}).values()
-        for parameter in command.params:
-            if parameter.name and parameter.opts and parameter.opts[0].startswith("-"):
-                flags.setdefault(parameter.name, max(parameter.opts, key=len))
-                if parameter.secondary_opts:
-                    flags.setdefault(f"{parameter.name}=False", max(parameter.secondary_opts, key=len))
-    return flags
+    command: Any = get_command(app)
+    for argument in arguments:
+        command = getattr(command, "commands", {}).get(argument, command)
+    options = [parameter for parameter in command.params if parameter.name and parameter.opts]
+    options = [option for option in options if option.opts[0].startswith("-")]
+    on = {option.name: max(option.opts, key=len) for option in options}
+    return on | {
+        f"{option.name}=False": max(option.secondary_opts, key=len) for option in options if option.secondary_opts
+    }
 
 
 def _with_new_names(name: str, arguments: Sequence[str], renamed: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -131,12 +129,12 @@ def _with_new_names(name: str, arguments: Sequence[str], renamed: Mapping[str, M
 
 
 def write_json(content: Any) -> None:
-    """Write a machine-readable result to stdout; what is not a number becomes null."""
+    """Write a machine-readable result to stdout as JSON (see `plain`)."""
     sys.stdout.write(json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def plain(value: Any) -> Any:
-    """JSON's own types, with null for NaN and infinities, which JSON does not have."""
+    """Convert a value to JSON's own types: tuples to lists, NaN and infinities, which JSON does not have, to None."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

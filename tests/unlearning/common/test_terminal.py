@@ -26,6 +26,8 @@ def train(
 
 @app.command("other")
 def other(control: str = "none") -> None:
+    if control == "wrong":
+        raise InputError("`batch_size` must be at least 1, got 0; `control` is wrong")
     typer.echo(control)
 
 
@@ -46,6 +48,11 @@ def test_errors_name_flags(capsys: pytest.CaptureFixture[str]) -> None:
 def test_errors_name_the_flag_that_switches_an_option_off(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "--shuffle") == 2
     assert "(--no-shuffle)" in capsys.readouterr().err
+
+
+def test_errors_name_no_flag_of_another_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("other", "--control", "wrong") == 2
+    assert capsys.readouterr().err == "tool: batch_size must be at least 1, got 0; --control is wrong\n"
 
 
 def test_warnings_name_flags(capsys: pytest.CaptureFixture[str]) -> None:
