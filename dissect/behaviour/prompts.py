@@ -12,7 +12,7 @@ from dissect.prompts.prompts import Prompt, Prompts
 from dissect.prompts.records import questions
 from unlearning.common.errors import InputError
 from unlearning.data.chat import chat_format
-from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, cut_continuation
+from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, ConceptRecord, cut_continuation, has_questions
 from unlearning.data.records import Record, read_records
 from unlearning.data.spans import encode_answer
 
@@ -146,9 +146,7 @@ def _unrelated_records(records: Sequence[Record], path: Path) -> list[Record]:
     """The unrelated questions of ConceptVectors records; none where the records are others."""
     found = []
     for number, record in enumerate(records, start=1):
-        texts = record.get("unrelated_QA", []) if "QA" in record else []
-        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise InputError(f"{path}, record {number}: unrelated_QA is not a list of questions")
+        texts = ConceptRecord(record, f"{path}, record {number}").unrelated_questions if has_questions(record) else []
         concept, name = str(record.get("Concept", number - 1)), record.get("id", number - 1)
         found += [
             {"question": text, "group": concept, "id": f"{name}-unrelated-{index}"} for index, text in enumerate(texts)
@@ -160,18 +158,11 @@ def _completion_records(records: Sequence[Record], path: Path) -> list[Record]:
     """Texts in two halves, of ConceptVectors records or one a record; none where the records are others."""
     found = []
     for number, record in enumerate(records, start=1):
-        texts = [record] if "First_half" in record else record.get("text_completion", [])
-        if not isinstance(texts, list) or not all(map(_has_halves, texts)):
-            raise InputError(f"{path}, record {number}: text_completion is not a list of First_half and Second_half")
+        texts = ConceptRecord(record, f"{path}, record {number}").halves
         group, name = str(record.get("Concept", record.get("group", ""))), record.get("id", number - 1)
-        for index, text in enumerate(texts):
-            whole = {"prompt": text["First_half"], "answer": text["Second_half"]}
-            found.append({**whole, "group": group, "id": f"{name}-text-{index}"})
+        for index, (first, second) in enumerate(texts):
+            found.append({"prompt": first, "answer": second, "group": group, "id": f"{name}-text-{index}"})
     return found
-
-
-def _has_halves(text: object) -> bool:
-    return isinstance(text, dict) and all(isinstance(text.get(half), str) for half in ("First_half", "Second_half"))
 
 
 def _encode(

@@ -170,7 +170,7 @@ def _find_tensors(hf: PreTrainedModel, files: TensorFiles) -> dict[str, str]:
     missing = sorted(wanted.keys() - stored.keys())
     if missing:
         raise InputError(
-            f"{files.path}: {len(missing)} missing keys in its weights, as {missing[0]}; "
+            f"{files.path}: {len(missing)} missing keys in its weights, such as {missing[0]}; "
             "the files do not belong to its config.json"
         )
     _warn_of(unexpected, hf, files.path)
@@ -196,7 +196,7 @@ def _warn_of(unexpected: list[str], hf: PreTrainedModel, path: Path) -> None:
     unexpected = [name for name in unexpected if not any(re.search(pattern, name) for pattern in known)]
     if unexpected:
         warnings.warn(
-            f"{path}: {len(unexpected)} tensors of its weights have no place in the model, as {unexpected[0]}; "
-            "is its config.json the right one?",
+            f"{path}: {len(unexpected)} tensors of its weights are not part of the model, such as {unexpected[0]}; "
+            "check that its config.json is the right one",
             stacklevel=4,
         )

@@ -1,1 +1,10 @@
-"""Find, load, hash and save checkpoints."""
+"""Checkpoints: find them by name, check their files, load, hash and adapt them.
+
+    locate              a name -> a directory with whole files
+    hashing             content hash of weights
+    safetensors_files   single tensors, read from disk one by one
+    lora                add, save, restore and merge LoRA adapters
+    load                a directory -> a model and its tokenizer
+
+Imports run down this list only: `load` imports `lora`, which imports `hashing` and `locate`.
+"""

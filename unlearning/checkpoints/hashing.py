@@ -1,25 +1,30 @@
-"""Content hashes of weights."""
+"""Content hashes of weights: the same numbers give the same hash, whatever files and dtype they are stored in."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from unlearning.common.errors import InputError
 
 
 def content_hash(model: PreTrainedModel, *, name: str) -> str:
-    """SHA-256 over the name, shape and `tensor_hash` of every tensor, whatever files they came from.
+    """Hash the weights of a model: SHA-256 over the name, shape and `tensor_hash` of every tensor.
 
-    The same weights give the same hash from one file or many shards, in any load dtype that holds them, and when
-    they are never in memory together.
+    The same weights give the same hash from one file or many shards, in any dtype that holds them, and if they are
+    never in memory together.
+
+    Args:
+        model: The model; all of its state dictionary is hashed.
+        name: Name of the model, for messages.
+
+    Returns:
+        The hash in hexadecimal.
 
     Raises:
-        InputError: a tensor holds a value that is not finite (which tensor).
+        InputError: A tensor holds a value that is NaN or infinite (the message names the tensor).
     """
     tensors = model.state_dict()
     hashes = {key: finite_hash(_pieces(tensor), key=key, name=name) for key, tensor in tensors.items()}
@@ -27,15 +32,23 @@ def content_hash(model: PreTrainedModel, *, name: str) -> str:
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's values in row-major order as float32 bytes."""
+    """Return the SHA-256 of a tensor's values in row-major order as float32 bytes."""
     return _hash_pieces(_pieces(tensor))[0]
 
 
 def finite_hash(pieces: Iterable[Tensor], *, key: str, name: str) -> str:
-    """`tensor_hash` of the tensor `key` of the model `name`, from its values piece by piece.
+    """Compute the `tensor_hash` of a tensor from its values piece by piece, and check that all are finite.
+
+    Args:
+        pieces: The values in row-major order, in pieces of any size.
+        key: Name of the tensor, for messages.
+        name: Name of the model, for messages.
+
+    Returns:
+        The hash in hexadecimal.
 
     Raises:
-        InputError: a value is NaN or infinite.
+        InputError: A value is NaN or infinite.
     """
     sha256, n_values, n_bad = _hash_pieces(pieces)
     if n_bad:
@@ -44,7 +57,7 @@ def finite_hash(pieces: Iterable[Tensor], *, key: str, name: str) -> str:
 
 
 def combined_hash(tensors: Iterable[tuple[str, Sequence[int], str]]) -> str:
-    """SHA-256 over the name, shape and `tensor_hash` of tensors, in the order of their names."""
+    """Return the SHA-256 over the name, shape and `tensor_hash` of tensors, sorted by name."""
     digest = hashlib.sha256()
     for key, shape, sha256 in sorted((key, tuple(shape), sha256) for key, shape, sha256 in tensors):
         digest.update(f"{key}{shape}{sha256}\n".encode())
@@ -52,7 +65,7 @@ def combined_hash(tensors: Iterable[tuple[str, Sequence[int], str]]) -> str:
 
 
 HASHED_AT_ONCE = 2**18
-"""Values that are widened to float32 and hashed together: 1 MiB, which a core's cache holds."""
+"""Number of values that are converted to float32 and hashed together: 1 MiB, which fits into a core's cache."""
 
 
 def _pieces(tensor: Tensor) -> Iterable[Tensor]:
@@ -60,12 +73,12 @@ def _pieces(tensor: Tensor) -> Iterable[Tensor]:
 
 
 def _hash_pieces(pieces: Iterable[Tensor]) -> tuple[str, int, int]:
-    """The hash, the number of values, and how many of them are not finite."""
+    """Return the hash, the number of values, and the number of values that are NaN or infinite."""
     digest, n_values, n_bad = hashlib.sha256(), 0, 0
     for piece in pieces:
         values = piece.to("cpu", torch.float32)
         n_values += values.numel()
-        if not torch.isfinite(values.sum()):  # which large finite values overflow too, so they are counted
+        if not torch.isfinite(values.sum()):  # large finite values overflow too, so the values are looked at
             n_bad += int((~torch.isfinite(values)).sum())
         digest.update(values.numpy().data)
     return digest.hexdigest(), n_values, n_bad

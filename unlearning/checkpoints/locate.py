@@ -9,34 +9,41 @@ from safetensors import SafetensorError, safe_open
 from unlearning.common.errors import InputError
 
 RECORD = "unlearning.json"
-
+"""File in which a training run describes itself."""
 
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
-
-
 OTHER_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
-
+"""Patterns of the files that are downloaded from the hub."""
 
 ADAPTER_CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+"""Files of an adapter, as peft names them."""
 
 
 def locate_checkpoint(name: str | Path) -> Path:
-    """The local directory of a directory's name, a built-in name such as `demo:base`, or a hub id (downloaded).
+    """Find a checkpoint's local directory by its name; a checkpoint on the hub is downloaded.
 
     An installed package provides built-in names by registering a function from name to directory under the entry
-    point group `unlearning.models`, named by the word before the colon.
+    point group `unlearning.models`. The function's name is the word before the colon of the models' names.
+
+    Args:
+        name: A directory, a built-in name such as `demo:base`, or a hub id (`owner/name`).
+
+    Returns:
+        The directory.
 
     Raises:
-        InputError: there is nothing of that name.
+        InputError: No directory, built-in model or hub repository has the name.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     if path.exists():
-        raise InputError(f"{name}: a file; name the checkpoint's directory")
+        raise InputError(f"{name}: is a file; name the checkpoint's directory")
     if isinstance(name, Path) or name.startswith((".", "/", "~")):
         raise InputError(f"{name}: no such directory; name the checkpoint's directory")
-    if ":" in name:  # which no hub id holds
+    if ":" in name:  # no hub id holds a colon
         return _provided(name)
     if name.count("/") != 1:
         raise InputError(f"{name}: no such directory, and not a hub id (owner/name) or a built-in name (demo:base)")
@@ -67,34 +74,37 @@ def _download(hub_id: str) -> Path:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a directory holds a peft adapter: weights to be merged into a base that it names."""
+    """Return whether a directory holds a peft adapter: weights that are merged into a base, which the adapter names."""
     return (path / ADAPTER_CONFIG).is_file()
 
 
 def weights_directory(path: Path) -> Path:
-    """The directory that holds a whole model's weights: an adapter's base, any other checkpoint itself.
+    """Find the directory of a whole model's weights: an adapter's base, or any other checkpoint itself.
+
+    Args:
+        path: Directory of a checkpoint or of an adapter.
+
+    Returns:
+        The directory.
 
     Raises:
-        InputError: the adapter names no base, or one that cannot be found.
+        InputError: The adapter names no base, or a base that cannot be found.
     """
-    if not is_adapter(path):
-        return path
-    from unlearning.checkpoints.locate import base_of
-
-    return weights_directory(base_of(path))
+    return weights_directory(base_of(path)) if is_adapter(path) else path
 
 
 def check_files(path: Path, *, allow_pickle: bool = False) -> None:
-    """Check that a checkpoint's weight files are all there and whole, before anything is read into memory.
+    """Check that a checkpoint's weight files are complete, before any weight is read; of an adapter, its base's too.
 
-    Of an adapter, its base's too.
+    Args:
+        path: Directory of a checkpoint or of an adapter.
+        allow_pickle: Accept pickled weights, which are not checked.
 
     Raises:
-        InputError: no configuration, no safetensors, a missing shard, or a file that is cut short (which).
+        InputError: The configuration, the safetensors or a shard is missing, or a file is cut short (the message
+            names the file).
     """
     if is_adapter(path):
-        from unlearning.checkpoints.locate import base_of, check_adapter
-
         check_adapter(path, allow_pickle=allow_pickle)
         check_files(base_of(path), allow_pickle=allow_pickle)
         return
@@ -102,7 +112,7 @@ def check_files(path: Path, *, allow_pickle: bool = False) -> None:
         raise InputError(f"{path}: no config.json; name the directory that holds the checkpoint")
     try:
         json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError:  # not JSON, or not even text
+    except ValueError:  # broken JSON, or bytes that are not UTF-8
         raise InputError(f"{path / 'config.json'}: broken; copy it again") from None
     index = path / "model.safetensors.index.json"
     if index.is_file():
@@ -115,30 +125,26 @@ def check_files(path: Path, *, allow_pickle: bool = False) -> None:
     if not shards:
         if allow_pickle and any(path.glob("*.bin")):
             return
-        found = "only pickled weights (pass --allow-pickle if you trust them)" if any(path.glob("*.bin")) else "none"
+        found = "only pickled weights (set `allow_pickle` if you trust them)" if any(path.glob("*.bin")) else "none"
         raise InputError(f"{path}: weights are read from safetensors files, and there are {found}")
     for shard in shards:
         file = path / shard
         if not file.is_file():
             raise InputError(f"{file}: missing, though {index.name} names it; copy it again")
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                tensors.keys()
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file}: cut short or not safetensors ({error}); copy it again") from None
-
-
-WEIGHTS = "adapter_model.safetensors"
-
-
-PICKLED = "adapter_model.bin"
+        _check_whole(file)
 
 
 def base_of(path: Path) -> Path:
-    """The directory of the base that an adapter names.
+    """Find the directory of the base that an adapter names.
+
+    Args:
+        path: Directory of the adapter.
+
+    Returns:
+        The base's directory.
 
     Raises:
-        InputError: the adapter's configuration is broken or names none, or there is nothing of that name.
+        InputError: The adapter's configuration is broken or names no base, or the base cannot be found.
     """
     try:
         name = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
@@ -158,18 +164,26 @@ def base_of(path: Path) -> Path:
 
 
 def check_adapter(path: Path, *, allow_pickle: bool = False) -> None:
-    """Check that an adapter's own files are there and whole.
+    """Check that an adapter's own files are complete.
+
+    Args:
+        path: Directory of the adapter.
+        allow_pickle: Accept pickled weights, which are not checked.
 
     Raises:
-        InputError: the weights are missing, cut short, or pickled.
+        InputError: The weights are missing, cut short, or pickled.
     """
     file = path / WEIGHTS
     if not file.is_file():
         if not (path / PICKLED).is_file():
             raise InputError(f"{file}: missing, though there is an {ADAPTER_CONFIG}; copy it again")
         if not allow_pickle:
-            raise InputError(f"{path}: only pickled adapter weights (pass --allow-pickle if you trust them)")
+            raise InputError(f"{path}: only pickled adapter weights (set `allow_pickle` if you trust them)")
         return
+    _check_whole(file)
+
+
+def _check_whole(file: Path) -> None:
     try:
         with safe_open(file, framework="pt") as tensors:
             tensors.keys()

@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): put one into a model to train it, and merge a saved one into its base.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): add one to a model, save and restore it, and merge it into its base.
 
-An adapter on disk is a plain directory of peft's: `adapter_config.json`, which names the base, and
-`adapter_model.safetensors`. A run of ours also keeps the base's content hash there, as `base_weights` in its
-`unlearning.json`, so that an adapter is never merged into another base of the same shapes.
+An adapter on disk is a directory as peft writes it: `adapter_config.json`, which names the base, and
+`adapter_model.safetensors`. A training run of this package also writes the base's content hash there, as `base_weights`
+in `unlearning.json`, so that an adapter is never merged into another base of the same shapes.
 """
 
 import copy
@@ -37,52 +37,54 @@ def add_adapter(
     base: str | None = None,
     seed: int = 0,
 ) -> None:
-    """Put a LoRA adapter into a model, in place, and leave nothing else trainable: W becomes W + (alpha / rank) B A.
+    """Add a LoRA adapter to a model, in place, and freeze everything else: W becomes W + (alpha / rank) B A.
 
-    B starts at zero, so the model computes what it did before. It keeps its class, and with it its forward's signature.
+    B starts at zero, so the model computes what it computed before. The model keeps its class and thus the signature of
+    its forward.
 
     Args:
-        model: any that transformers loads.
-        rank: of B A.
-        alpha: numerator of the adapter's scale.
-        dropout: probability of dropping an input of A in training.
-        targets: regular expression that the whole name of a module must match; by default every linear layer but
-            the output embedding, whatever the architecture calls them.
-        base: name of the base that the saved adapter gives; by default the one that the model was loaded from.
-        seed: of A's random start.
+        model: Any model that transformers loads.
+        rank: Rank of B A.
+        alpha: Numerator of the adapter's scale.
+        dropout: Probability of dropping an input of A in training.
+        targets: Regular expression that the whole name of an adapted module matches. The default adapts every linear
+            layer but the output embedding, whatever the architecture calls the layers.
+        base: Name of the base that the saved adapter gives; None takes the name that the model was loaded from.
+        seed: Random seed of A's initial values.
 
     Raises:
-        InputError: peft is not installed; the expression is broken, or names no module, or one that cannot be adapted.
+        InputError: peft is not installed, or the expression is broken, matches no module, or matches a module that
+            cannot be adapted.
     """
     require_peft()
     from peft import LoraConfig
 
-    scale: Any = alpha  # annotated as a whole number there, and used as any
+    scale: Any = alpha  # peft annotates an integer, and takes any number
     config = LoraConfig(
         r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # GPT-2's layers: peft finds out by itself
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft corrects the setting for GPT-2 by itself
         torch.manual_seed(seed)
         try:
             model.add_adapter(config)
-        except Exception as error:  # re.error, and peft's own ValueError and others for what it cannot adapt
+        except Exception as error:  # re.error, and ValueError or others from peft for a module that it cannot adapt
             raise InputError(
-                f"lora targets {targets!r}: {_first_line(error)}; give a regular expression of whole module names, "
-                f"such as {_some_linear(model)}"
+                f"`lora_targets` must be a regular expression of whole module names, got {targets!r} "
+                f"({_first_line(error)}). Write one such as {_some_linear(model)}"
             ) from None
     model.peft_config["default"].base_model_name_or_path = _durable(base or str(model.name_or_path))
 
 
 def save_adapter(model: PreTrainedModel, directory: Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
-    """Write a model's adapter as peft's `PeftModel.from_pretrained` and `load_weights` read it.
+    """Write a model's adapter so that peft's `PeftModel.from_pretrained` and `load_weights` can read it.
 
-    Beside `model.save_pretrained`, which does the same, because that asks the hub for the base's vocabulary.
+    `model.save_pretrained` writes the same, but asks the hub for the base's vocabulary size.
 
     Args:
-        model: one that `add_adapter` was called on.
-        directory: where; made where it is missing.
-        state_dict: the model's, whole, where its parameters are sharded over ranks.
+        model: Model that `add_adapter` was called on.
+        directory: Directory of the adapter; made if it is missing.
+        state_dict: The model's whole state dictionary if its parameters are sharded over ranks.
     """
     from peft import get_peft_model_state_dict
 
@@ -99,10 +101,14 @@ def save_adapter(model: PreTrainedModel, directory: Path, *, state_dict: Mapping
 
 
 def restore_adapter(model: PreTrainedModel, directory: Path) -> None:
-    """Put the weights that were saved in `directory` into the adapter that `add_adapter` made.
+    """Load saved weights into the adapter that `add_adapter` made.
+
+    Args:
+        model: Model that `add_adapter` was called on.
+        directory: Directory of the saved adapter.
 
     Raises:
-        InputError: they are of another adapter.
+        InputError: The saved adapter has other tensors than the model's.
     """
     from peft import set_peft_model_state_dict
 
@@ -111,7 +117,10 @@ def restore_adapter(model: PreTrainedModel, directory: Path) -> None:
     loaded: Any = set_peft_model_state_dict(model, tensors)
     missing = [name for name in loaded.missing_keys if ".lora_" in name]
     if missing or loaded.unexpected_keys:
-        raise InputError(f"{directory}: an adapter of other weights, as {[*missing, *loaded.unexpected_keys][0]}")
+        raise InputError(
+            f"{directory}: the saved adapter has other tensors than the model's, such as "
+            f"{[*missing, *loaded.unexpected_keys][0]}"
+        )
 
 
 def merge_adapter(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrainedModel:
@@ -138,15 +147,15 @@ def merge_adapter(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrai
 
 
 def _check_base(path: Path, base_path: Path, base: PreTrainedModel) -> None:
-    """Refuse a base of other weights than the adapter was trained on, where the adapter says which these were."""
+    """Check that the base's weights are those that the adapter was trained on, if the adapter records their hash."""
     try:
         expected = json.loads((path / RECORD).read_text(encoding="utf-8")).get(BASE_WEIGHTS)
-    except (OSError, ValueError, AttributeError):  # an adapter of somebody else's
+    except (OSError, ValueError, AttributeError):  # another program wrote the adapter, without a hash
         return
     if expected and expected != content_hash(base, name=str(base_path)):
         raise InputError(
-            f"{path}: an adapter of another base: the weights of {base_path} are not those that it was trained on; "
-            f"put the right ones there, or name them in {ADAPTER_CONFIG}"
+            f"{path}: this adapter was trained on another base: the weights of {base_path} have another hash; put the "
+            f"right base there, or name it in {ADAPTER_CONFIG}"
         )
 
 
@@ -161,15 +170,15 @@ def _merge(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrainedMode
                 f"{path}: a {config.peft_type} adapter changes no weights, so it cannot be merged into them"
             )
         config.inference_mode = True
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # its random start is overwritten
-            warnings.simplefilter("ignore")  # all that peft warns of here is refused below
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws values and overwrites them
+            warnings.simplefilter("ignore")  # everything that peft warns of here is refused below
             model = PeftModel(base, config)
             loaded = model.load_adapter(str(path), "default", torch_device="cpu")
         misplaced = [*loaded.missing_keys, *loaded.unexpected_keys]
         if misplaced:
             raise InputError(
-                f"{misfit}: {len(loaded.missing_keys)} tensors are missing and {len(loaded.unexpected_keys)} have no "
-                f"place, as {misplaced[0]}; name the base that it was trained on"
+                f"{misfit}: {len(loaded.missing_keys)} tensors are missing and {len(loaded.unexpected_keys)} are not "
+                f"part of it, such as {misplaced[0]}; name the base that it was trained on"
             )
         merged: Any = model.merge_and_unload(safe_merge=True)
     except InputError:
@@ -181,7 +190,7 @@ def _merge(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrainedMode
 
 
 def _mismatch(error: Exception) -> str:
-    """The first line of an error that names a tensor, or its first line."""
+    """Return the error's first line that names a tensor of another size, or else its first line."""
     lines = [line.strip() for line in str(error).splitlines()]
     return next((line.rstrip(".") for line in lines if "size mismatch" in line), _first_line(error))
 
@@ -191,7 +200,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _some_linear(model: PreTrainedModel) -> str:
-    """An expression that does match: the modules called as the last one within a block that has a matrix."""
+    """Return an expression that matches: modules called like the last one within a block that has a matrix."""
     names = [
         name
         for name, module in model.named_modules()
@@ -201,16 +210,16 @@ def _some_linear(model: PreTrainedModel) -> str:
 
 
 def _durable(name: str) -> str:
-    """A directory by its absolute path, so that the adapter finds its base from anywhere; other names as they are."""
+    """Return a directory's absolute path, which the adapter finds from anywhere; return any other name unchanged."""
     path = Path(name).expanduser()
     return str(path.resolve()) if name and path.is_dir() else name
 
 
 def require_peft() -> None:
-    """Import peft, or say how to get it."""
+    """Import peft, or raise InputError with the command that installs it."""
     if find_spec("peft") is None:
         raise InputError("adapters need peft, which is not installed: pip install 'dissect-unlearning[lora]'")
-    chatty = logging.getLogger("bitsandbytes")  # which peft imports, and which warns of 4-bit kernels on a CPU
+    chatty = logging.getLogger("bitsandbytes")  # peft imports it, and on a CPU it warns of missing 4-bit kernels
     level = chatty.level
     chatty.setLevel(logging.ERROR)
     try:

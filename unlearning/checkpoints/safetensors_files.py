@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint's safetensors files, read one by one from disk."""
+"""Single tensors of a checkpoint's safetensors files, read from disk one by one."""
 
 import json
 import math
@@ -28,7 +28,7 @@ DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-"""torch's dtype of each data type of the format that a checkpoint of a language model holds."""
+"""torch's dtype of each data type that a language model's safetensors file may hold."""
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -36,13 +36,13 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies on disk.
+    """Position of a tensor on disk.
 
     Attributes:
-        file: the file that holds it.
-        offset: its first byte there, from the beginning of the file.
-        shape: its dimensions.
-        dtype: of its values on disk.
+        file: The file that holds the tensor.
+        offset: Its first byte, counted from the beginning of the file.
+        shape: Its shape.
+        dtype: Dtype of its values on disk.
     """
 
     file: Path
@@ -57,36 +57,39 @@ class StoredTensor:
 
     @property
     def n_bytes(self) -> int:
-        """Size on disk."""
+        """Size on disk in bytes."""
         return self.n_values * self.dtype.itemsize
 
 
 class TensorFiles:
     """The weights of a checkpoint directory, in one file or in shards with an index.
 
-    Opening reads the headers only; each read takes a tensor's bytes into a fresh buffer. The files are not mapped
+    Opening reads the headers only; each read copies a tensor's bytes into a fresh buffer. The files are not mapped
     into memory: a mapped file that is cut short or vanishes kills the process (SIGBUS) instead of raising, and its
-    pages count as resident memory. Reads may run in several threads at once.
+    pages count as resident memory. Several threads may read at once.
 
     Attributes:
-        path: the checkpoint's directory.
-        files: its weight files.
-        tensors: every tensor by its name on disk.
-        bytes_read: bytes of tensors that were read since it was opened.
+        path: The checkpoint's directory.
+        files: Its weight files.
+        tensors: Every tensor by its name on disk.
+        bytes_read: Bytes of tensors read since the checkpoint was opened.
     """
 
     def __init__(self, path: Path) -> None:
         """Read the headers.
 
+        Args:
+            path: Directory of the checkpoint.
+
         Raises:
-            InputError: a file is missing, broken or cut short, or a shard lacks a tensor that the index places there.
+            InputError: A file is missing, broken or cut short, or a shard lacks a tensor that the index places there.
         """
         check_files(path)
         self.path = path
         self.bytes_read = 0
         self._lock = threading.Lock()
         index = path / INDEX
-        if (path / SINGLE).is_file():  # which transformers prefers too
+        if (path / SINGLE).is_file():  # transformers prefers the single file too
             placed: dict[str, str] = {}
             self.files = [path / SINGLE]
         elif index.is_file():
@@ -103,11 +106,17 @@ class TensorFiles:
         self.tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is stored, in memory of its own that goes back to the system with it.
+        """Read a tensor as it is stored, into memory that goes back to the system when the tensor is freed.
+
+        Args:
+            name: Name of the tensor on disk.
+
+        Returns:
+            The tensor, in its dtype on disk.
 
         Raises:
-            InputError: the disk refuses, or the file is shorter than it was when it was opened.
-            MemoryError: there is no room for it.
+            InputError: The file cannot be read, or became shorter after it was opened.
+            MemoryError: The tensor does not fit into memory.
         """
         stored = self.tensors[name]
         values = _own_memory(stored.n_values, stored.dtype)
@@ -116,24 +125,31 @@ class TensorFiles:
         return values.view(stored.shape)
 
     def pieces(self, name: str, n_values: int) -> Iterator[Tensor]:
-        """The values of a tensor in their order on disk, `n_values` of them at a time.
+        """Read the values of a tensor piece by piece, in row-major order.
+
+        Args:
+            name: Name of the tensor on disk.
+            n_values: Values of a piece; the last piece may have fewer.
+
+        Returns:
+            Flat tensors, each in its own memory.
 
         Raises:
-            InputError: as in `read`.
+            InputError: The file cannot be read, or became shorter after it was opened.
         """
         stored = self.tensors[name]
         sizes = (min(n_values, stored.n_values - start) for start in range(0, stored.n_values, n_values))
         return self._fill(name, (torch.empty(size, dtype=stored.dtype) for size in sizes))
 
     def _fill(self, name: str, parts: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The parts, one after the other filled with the tensor's values."""
+        """Fill the parts one after the other with the tensor's values, and yield each."""
         stored = self.tensors[name]
         try:
             with stored.file.open("rb", buffering=0) as file:
                 file.seek(stored.offset)
                 for values in parts:
                     room = values.view(torch.uint8).numpy().data
-                    while room:  # one call reads 2 GiB at most
+                    while room:  # one call reads at most 2 GiB
                         n = file.readinto(room)
                         if not n:
                             raise InputError(f"{stored.file}: cut short within the tensor {name}; copy it again")
@@ -147,10 +163,14 @@ class TensorFiles:
 
 
 _MALLOCED = 2**16
+"""Size in bytes below which memory comes from malloc."""
 
 
 def _own_memory(n_values: int, dtype: torch.dtype) -> Tensor:
-    """Room for values that malloc does not keep once it is free: of blocks below 32 MiB it keeps some hundred MB."""
+    """Allocate memory that goes back to the system when it is freed.
+
+    Of blocks below 32 MiB malloc keeps some hundred MB.
+    """
     n_bytes = n_values * dtype.itemsize
     if n_bytes < _MALLOCED:
         return torch.empty(n_values, dtype=dtype)
@@ -161,7 +181,7 @@ def _own_memory(n_values: int, dtype: torch.dtype) -> Tensor:
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
-    """The header of a file that is known to be whole: its length in 8 bytes, little-endian, then JSON."""
+    """Read the header of a whole file: its length in 8 bytes, little-endian, then JSON."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")

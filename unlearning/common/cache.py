@@ -7,7 +7,11 @@ from pathlib import Path
 def cache_directory(kind: str) -> Path:
     """Return the directory of one kind of result.
 
-    The directory lies in $UNLEARNING_CACHE if that is set, else in `unlearning` of the user's cache directory.
+    Args:
+        kind: Name of the kind.
+
+    Returns:
+        The directory, in $UNLEARNING_CACHE if that is set, else in `unlearning` of the user's cache directory.
     """
     named = os.environ.get("UNLEARNING_CACHE")
     if named:

@@ -109,7 +109,7 @@ class ConceptRecord:
 
     @property
     def first_halves(self) -> list[str]:
-        """First halves of the texts about the concept; empty if there are no texts."""
+        """First halves of the texts about the concept, also of those that lack the second; empty without texts."""
         texts = self.fields.get("text_completion") or []
         if isinstance(texts, list):
             texts = [text.get("First_half") if isinstance(text, dict) else None for text in texts]
@@ -117,8 +117,9 @@ class ConceptRecord:
 
     @property
     def halves(self) -> list[tuple[str, str]]:
-        """Both halves of every text about the concept."""
-        texts, keys = self.fields.get("text_completion"), ("First_half", "Second_half")
+        """Both halves of every text about the concept; empty without texts. A record may itself be such a text."""
+        texts = [self.fields] if "First_half" in self.fields else self.fields.get("text_completion") or []
+        keys = ("First_half", "Second_half")
         if not isinstance(texts, list) or not all(
             isinstance(text, dict) and all(isinstance(text.get(key), str) for key in keys) for text in texts
         ):
@@ -127,7 +128,7 @@ class ConceptRecord:
 
     @property
     def unrelated_questions(self) -> list[str]:
-        """Questions about other concepts; empty if there are none."""
+        """Questions about other concepts; empty without any."""
         return self._texts("unrelated_QA", self.fields.get("unrelated_QA") or [])
 
     @property
@@ -137,8 +138,8 @@ class ConceptRecord:
         return article if isinstance(article, str) else ""
 
     def _texts(self, key: str, values: Any) -> list[str]:
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise InputError(f"{self.where}: {key} must be a list of texts")
+        if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
+            raise InputError(f"{self.where}: {key} must be a list of texts, none of them empty")
         return values
 
     def _per_question(self, key: str) -> list[Any] | None:
@@ -257,6 +258,8 @@ def _questions(concept: ConceptRecord) -> list[Record]:
 
 
 def _halves(concept: ConceptRecord) -> list[Record]:
+    if concept.fields.get("text_completion") is None:
+        raise InputError(f"{concept.where}: there are no texts under text_completion")
     return [{"prompt": first, "answer": second} for first, second in concept.halves]
 
 

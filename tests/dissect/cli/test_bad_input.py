@@ -100,7 +100,7 @@ def test_missing_directory_is_refused(world: World, tmp_path: Path, which: str, 
 
 def test_file_instead_of_directory_is_refused(world: World, tmp_path: Path) -> None:
     file = world.base / "model.safetensors"
-    assert_refused(call(*world.patch(tmp_path / "run", base=file)), f"{file}: a file; name the checkpoint's directory")
+    assert_refused(call(*world.patch(tmp_path / "run", base=file)), f"{file}: is a file")
 
 
 def test_hub_id_is_refused_where_the_hub_cannot_be_reached(

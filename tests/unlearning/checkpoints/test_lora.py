@@ -144,7 +144,8 @@ def test_an_expression_chooses_modules_and_the_seed_the_start() -> None:
 def test_an_expression_that_cannot_be_adapted_is_refused(targets: str) -> None:
     with pytest.raises(InputError) as error:
         add_adapter(build_tiny_llama(), rank=2, alpha=4, targets=targets)
-    assert f"lora targets {targets!r}" in str(error.value) and "\n" not in str(error.value)
+    assert "`lora_targets`" in str(error.value) and repr(targets) in str(error.value)
+    assert "\n" not in str(error.value)
     example = re.search(r"such as (.*)$", str(error.value))
     assert example
     add_adapter(build_tiny_llama(), rank=2, alpha=4, targets=example.group(1))
@@ -245,7 +246,7 @@ def test_a_base_whose_weights_changed_is_refused_by_name(pair: tuple[Path, Path]
     (adapter / "unlearning.json").write_text(json.dumps({"base_weights": known}))
     assert content_hash(load_weights(adapter), name="merged") != known
     build_tiny_llama(seed=1).save_pretrained(base)
-    assert refused(adapter).startswith(f"{adapter}: an adapter of another base: the weights of {base} are not those")
+    assert refused(adapter).startswith(f"{adapter}: ") and str(base) in refused(adapter)
 
 
 def wider() -> PreTrainedModel:
@@ -270,8 +271,8 @@ def deeper() -> PreTrainedModel:
     ("builder", "phrase"),
     [
         (wider, r"size mismatch for .*mlp.* torch.Size\(\[64, 4\]\) .* torch.Size\(\[96, 4\]\)"),
-        (shallower, r"0 tensors are missing and 14 have no place, as .*layers\.1\."),
-        (deeper, r"14 tensors are missing and 0 have no place, as .*layers\.2\."),
+        (shallower, r"0 tensors are missing and 14 are .*layers\.1\."),
+        (deeper, r"14 tensors are missing and 0 are .*layers\.2\."),
         (build_gpt2, r"Target modules .*not found"),
     ],
     ids=["wider", "shallower", "deeper", "gpt2"],
@@ -304,7 +305,7 @@ def test_incomplete_adapters_are_refused(pair: tuple[Path, Path], tmp_path: Path
     pickled = broken("pickled")
     torch.save(load_file(pickled / "adapter_model.safetensors"), pickled / "adapter_model.bin")
     (pickled / "adapter_model.safetensors").unlink()
-    assert "only pickled adapter weights (pass --allow-pickle if you trust them)" in refused(pickled)
+    assert "only pickled adapter weights" in refused(pickled) and "`allow_pickle`" in refused(pickled)
     assert torch.equal(logits(load_weights(pickled, allow_pickle=True)), logits(load_weights(pair[1])))
 
     nan = broken("nan")
@@ -326,7 +327,7 @@ def test_incomplete_adapters_are_refused(pair: tuple[Path, Path], tmp_path: Path
     assert "changes no weights, so it cannot be merged" in refused(gone)
     (gone / "adapter_config.json").write_text("{")
     assert "adapter_config.json: broken; copy it again" in refused(gone)
-    assert "merged on one device" in refused(pair[1], device="auto")
+    assert "`device`" in refused(pair[1], device="auto")
 
 
 def test_a_base_that_is_broken_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def test_a_record_needs_only_the_keys_that_are_read() -> None:
     concept = ConceptRecord({"QA": []}, "here")
     assert concept.name is None and concept.vector is None and concept.answers is None
     assert concept.answer_lengths is None and concept.article == ""
-    assert concept.questions == concept.unrelated_questions == concept.first_halves == []
+    assert concept.questions == concept.unrelated_questions == concept.first_halves == concept.halves == []
+    assert ConceptRecord({"First_half": "a", "Second_half": "b"}, "here").halves == [("a", "b")]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,8 @@ def test_a_record_needs_only_the_keys_that_are_read() -> None:
         ({"text_completion": ["half"]}, "first_halves", "text_completion"),
         ({"text_completion": {"First_half": "a"}}, "first_halves", "text_completion"),
         ({"text_completion": [{"First_half": "a"}]}, "halves", "text_completion"),
-        ({"text_completion": None}, "halves", "text_completion"),
+        ({"text_completion": [{"First_half": "a", "Second_half": 1}]}, "halves", "text_completion"),
+        ({"QA": ["Who?", " "]}, "questions", "QA"),
         ({"unrelated_QA": [1]}, "unrelated_questions", "unrelated_QA"),
         ({"Dim": None}, "vector", "Dim None"),
         ({"Layer": True}, "vector", "Layer True"),

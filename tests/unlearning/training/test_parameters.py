@@ -80,7 +80,7 @@ def test_a_choice_of_parameters_changes_what_is_clipped(model_dir: Path) -> None
         ({"train_parameters": "encoder"}, "`train_parameters` must match at least one of the 21 parameters"),
         ({"train_parameters": "("}, "`train_parameters` must be a regular expression, got '(': missing )"),
         ({"train_parameters": "mlp", "lora_rank": 2}, "`lora_rank` and `train_parameters`"),
-        ({"lora_rank": 2, "lora_targets": "nothing"}, "lora targets 'nothing': "),
+        ({"lora_rank": 2, "lora_targets": "nothing"}, "got 'nothing'"),
         ({"optimizer": "sgd"}, "`optimizer` must be adamw, adamw_8bit, lion, got 'sgd'"),
         ({"precision": "int8"}, "`precision` must be float32, bf16_mixed, fp16_mixed, bfloat16, got 'int8'"),
         ({"precision": "fp16_mixed"}, "fp16_mixed"),

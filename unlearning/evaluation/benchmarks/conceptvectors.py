@@ -15,7 +15,7 @@ import numpy as np
 
 from unlearning.common.errors import InputError
 from unlearning.common.hashing import hash_json
-from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, ConceptRecord, is_concept
+from unlearning.data.concept_vectors import ConceptRecord, is_concept, notebook_prompt
 from unlearning.data.records import Record
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.harness import Benchmark, Part, Row, Rows
@@ -99,9 +99,9 @@ def concepts_of(records: Sequence[Record], source: str, *, per_concept: int | No
             raise InputError(f'{where}: needs "Concept" and "QA", as ConceptVectors\' records; its keys are {keys}')
         concept = ConceptRecord(record, where)
         prompts = {
-            QA: _wrapped(concept.questions, NOTEBOOK_TEMPLATE, "{question}", f"{where}, QA"),
-            COMPLETION: _wrapped(concept.first_halves, COMPLETION_TEMPLATE, "{text}", f"{where}, text_completion"),
-            UNRELATED: _wrapped(concept.unrelated_questions, NOTEBOOK_TEMPLATE, "{question}", f"{where}, unrelated_QA"),
+            QA: tuple(map(notebook_prompt, concept.questions)),
+            COMPLETION: tuple(COMPLETION_TEMPLATE.replace("{text}", half) for half in concept.first_halves),
+            UNRELATED: tuple(map(notebook_prompt, concept.unrelated_questions)),
         }
         found.append(
             Concept(
@@ -377,9 +377,3 @@ def _text_metrics(rows: Rows, prefix: str, of: str, seed: int) -> list[Metric]:
             )
         )
     return metrics
-
-
-def _wrapped(texts: Sequence[str], template: str, key: str, where: str) -> tuple[str, ...]:
-    if not all(text.strip() for text in texts):
-        raise InputError(f"{where} must be a list of texts, and one of them is empty; leave it out")
-    return tuple(template.replace(key, text) for text in texts)
