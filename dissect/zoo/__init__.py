@@ -8,13 +8,8 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
+from dissect.zoo.paths import DIRECTORY, QUESTIONS
 from unlearning.common.errors import InputError
-
-DIRECTORY = Path(__file__).parent
-"""Directory of the package, with the models, the question sets and the model card."""
-
-QUESTIONS = DIRECTORY / "questions"
-"""Directory of the question sets."""
 
 DESCRIPTIONS: dict[str, str] = {
     "demo": "Llama architecture, 8 layers, d_model 128, grouped-query attention",
@@ -58,20 +53,27 @@ class BuiltinPair:
 def resolve(name: str) -> Path:
     """Return the directory of a built-in model.
 
+    A model that the installed package does not hold is trained from its base first (see `dissect.zoo.on_demand`).
+
+    Args:
+        name: Name of the model, such as `demo:npo`.
+
     Returns:
         The directory; it has a `config.json`.
 
     Raises:
-        InputError: No built-in model has this name, or the model's files are missing.
+        InputError: No built-in model has this name, or the model's files are missing and cannot be built.
     """
     if name not in BUILTIN:
         near = difflib.get_close_matches(name, BUILTIN, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise InputError(f"no built-in model is called {name!r}; {hint}use one of {', '.join(BUILTIN)}")
     path = BUILTIN[name]
-    if not (path / "config.json").is_file():
-        raise InputError(f"the files of {name} are missing from {path}. Run: python -m dissect.zoo.build")
-    return path
+    if (path / "config.json").is_file():
+        return path
+    from dissect.zoo.on_demand import find_or_build
+
+    return find_or_build(*name.split(":"))
 
 
 def pairs() -> list[BuiltinPair]:

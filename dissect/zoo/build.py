@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dissect.zoo import DIRECTORY
+from dissect.zoo.paths import DIRECTORY
 from unlearning.common.terminal import run_app
 
 _EXAMPLES = """\b

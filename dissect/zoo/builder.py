@@ -29,13 +29,13 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from dissect.zoo import DIRECTORY, QUESTIONS
 from dissect.zoo.card import Seconds, measure, write_card
+from dissect.zoo.paths import DIRECTORY, QUESTIONS
 from dissect.zoo.recipes import RECIPES, Fitting, Recipe, new_model
 from dissect.zoo.tokenizer import train_tokenizer
 from dissect.zoo.world import World, anchors, general_texts, generate_world, person_texts, write_records
 from unlearning import Example, InputError, train
-from unlearning.checkpoints.load import load_weights
+from unlearning.checkpoints.load import load_tokenizer, load_weights
 from unlearning.data.spans import join_answer
 from unlearning.methods.whp.anchors import write_anchors
 
@@ -238,6 +238,29 @@ def fit(
         seed=seed,
         device="cpu",
     ).model
+
+
+def build_unlearned(
+    recipe: Recipe, method: str, path: Path, *, base: Path, dictionary: Path, progress: bool = True
+) -> None:
+    """Unlearn a built base with one method of its recipe, and save the model.
+
+    Args:
+        recipe: Recipe of the family.
+        method: Unlearning method.
+        path: Directory of the model, named like the method; its parent exists.
+        base: Directory of the base model.
+        dictionary: Anchor dictionary of the world, for Who's Harry Potter.
+        progress: Show a progress bar on stderr.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        world, tokenizer = generate_world(recipe.seed, recipe.world), load_tokenizer(base)
+        model = _unlearn(method, load_weights(base), tokenizer, world, recipe, dictionary, progress)
+        _save(model, tokenizer, path, recipe, torch.float16)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _unlearn(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dissect.zoo import DIRECTORY
+from dissect.zoo.paths import DIRECTORY
 from dissect.zoo.recipes import AIM, Recipe
 from dissect.zoo.world import Record, chance, generate_world, record_sets
 from unlearning.checkpoints.load import load_tokenizer, load_weights
