@@ -111,21 +111,21 @@ def test_every_step_of_an_optimizer_is_stamped() -> None:
         assert moments == sorted(moments)
 
 
-def test_the_toolkit_steps_once_a_window() -> None:
+def test_the_toolkit_steps_once_a_step_batch() -> None:
     case = TrainingCase(SHAPES["tiny"], steps=3)
     with step_times(case.device) as stamps:
         losses = train_ours(case, METHODS["finetune"])
     assert len(stamps) == len(losses) == 3
 
 
-def test_the_data_have_tofus_lengths_and_are_whole_in_the_windows() -> None:
+def test_the_data_have_tofus_lengths_and_are_whole_in_the_step_batches() -> None:
     case = TrainingCase(SHAPES["deep"], steps=50)
     words = 12.4 + 26.9  # of forget10's questions and answers
     assert mean_tokens(case.forget) == pytest.approx(1.3 * words + 6 + 1, rel=0.05)
-    windows = list(case.windows(uses_forget=True))
-    assert len(windows) == 50 and all(len(forget) == len(retain) == 8 for forget, retain in windows)
+    step_batches = list(case.step_batches(uses_forget=True))
+    assert len(step_batches) == 50 and all(len(forget) == len(retain) == 8 for forget, retain in step_batches)
     for place, data in ((0, case.forget), (1, case.retain)):
-        read = [id(row) for window in windows for row in window[place]]
+        read = [id(row) for step_batch in step_batches for row in step_batch[place]]
         assert len(set(read)) == len(read) == 400 and set(read) <= {id(row) for row in data}
     row = case.forget[0]
     span = encode_answer(case.tokenizer, row.example.prompt, row.example.answer, append_eos=True)
