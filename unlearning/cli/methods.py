@@ -16,7 +16,10 @@ Examples:
   unlearn methods blur
   unlearn methods --json
 """
-_REFERENCE = "reference: outputs of the model before training, computed before the first step."
+_NOTE = (
+    "alternates: other answers to the forget prompts, by default refusals\n"
+    "reference: outputs of the model before training, computed before the first step"
+)
 
 
 def methods(
@@ -40,9 +43,7 @@ def _tables(listed: dict[str, Any]) -> "Group":
     from rich.console import Group
     from rich.table import Table
 
-    methods = Table(
-        "method", "needs", "loss", "source", box=box.SIMPLE_HEAD, caption=_REFERENCE, caption_justify="left"
-    )
+    methods = Table("method", "needs", "loss", "source", box=box.SIMPLE_HEAD, caption=_NOTE, caption_justify="left")
     own = Table("method", "option", "meaning", "source", box=box.SIMPLE_HEAD)
     for method in listed["methods"]:
         methods.add_row(method["name"], "\n".join(method["needs"]), method["loss"], method["source"])

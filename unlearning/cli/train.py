@@ -63,7 +63,9 @@ def train(
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(help="Wrap questions in this text. [default: 'Question: {question}\\nAnswer:']"),
+        typer.Option(
+            help="Wrap questions in this text. [default: the data set's own, else 'Question: {question}\\nAnswer:']"
+        ),
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Wrap prompts in the tokenizer's chat template instead.")

@@ -92,7 +92,7 @@ def draw_alternates(inputs: PreparationInputs, options: AltPOOptions) -> Prepare
         raise InputError(
             f"{len(lacking)} of {len(inputs.forget)} forget prompts have no alternate after {ROUNDS} rounds of "
             f"{options.samples} samples: all were empty or equal to the forget answer (the first prompt: "
-            f"{inputs.forget[lacking[0]].prompt[-60:]!r}). Raise `temperature`, or give `alternates`."
+            f"{inputs.forget[lacking[0]].prompt[-60:]!r}). Set a higher `temperature`, or give `alternates`."
         )
     if kept is not None and kept.parent.is_dir():
         _write(kept, inputs.forget, drawn.kept)

@@ -59,7 +59,8 @@ def subtract_task_vector(
         tied[memory] = result[name]
     if not moved:
         raise InputError(
-            "the task vector is zero: the fine-tuned weights equal the base weights. Raise `learning_rate` or `epochs`."
+            "the task vector is zero: the fine-tuned weights equal the base weights. Set a higher `learning_rate` or "
+            "more `epochs`."
         )
     return result
 

@@ -298,7 +298,7 @@ class EvaluationCallback(TrainerCallback, ExportableState):
             self.collapsed_at = step
             warnings.warn(
                 f"collapse at step {step}: {utility} is {metrics[utility]:.3g}, and was {self.first[utility]:.3g} "
-                "before training. Lower `learning_rate`, raise the weight of the retain loss, or set `stop_when`.",
+                "before training. Set a lower `learning_rate`, a higher weight of the retain loss, or `stop_when`.",
                 stacklevel=2,
             )
 

@@ -36,8 +36,8 @@ tags:
 
 Method: {method.summary}{f" ({method.source})" if method.source else ""}.
 
-Training: {record["steps"]} optimizer steps{_ending(record)}, {record["seconds"]:.0f} s on {record["device"]}, random
-seed {configuration["options"]["seed"]}. Trained with `unlearn train`; `unlearning.json` holds the history.
+Training: {record["steps"]} optimizer steps{_ending(record)}, {record["seconds"]:.0f} s on {record["device"]}. Random
+seed: {configuration["options"]["seed"]}. Trained with `unlearn train`; `unlearning.json` holds the history.
 
 Model before training: {record["model"]}, content hash of its weights `{configuration["start_weights"]}`.
 

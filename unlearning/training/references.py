@@ -324,8 +324,8 @@ def _write(
         what = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
         raise InputError(
             f"{path.parent}: {what} for {4e-9 * np.prod(shape):.2g} GB of the reference model's {reference.quantity}. "
-            "Set the environment variable UNLEARNING_CACHE to another directory, or lower `reference_budget` to keep "
-            "the model in memory instead."
+            "Set the environment variable UNLEARNING_CACHE to another directory, or set a lower `reference_budget` to "
+            "keep the model in memory instead."
         ) from None
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -329,7 +329,7 @@ def _stopping_at_the_last_checkpoint(job: Job, directory: Path) -> Iterator[None
         with saying_disk_full(directory):
             yield
     except Diverged as error:
-        raise InputError(f"training diverged: {error}; {_kept(job, directory)}. Lower `learning_rate`.") from None
+        raise InputError(f"training diverged: {error}; {_kept(job, directory)}. Set a lower `learning_rate`.") from None
 
 
 def _kept(job: Job, directory: Path) -> str:
@@ -342,7 +342,7 @@ def _check_finite(model: PreTrainedModel, job: Job, directory: Path) -> None:
         if not torch.isfinite(parameter).all():
             raise InputError(
                 f"training diverged: {name} is not finite after the last step; {_kept(job, directory)}. "
-                "Lower `learning_rate`."
+                "Set a lower `learning_rate`."
             )
 
 

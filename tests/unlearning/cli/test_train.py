@@ -11,7 +11,6 @@ import pytest
 import unlearning
 from tests.unlearning.helpers import build_examples
 from unlearning.cli import main
-from unlearning.methods import METHODS
 
 
 @pytest.fixture
@@ -102,20 +101,6 @@ def test_control_c_exits_130(
     assert run("train", "npo", "--model", "m", "--forget", data[0], "--out", "o") == 130
     error = capsys.readouterr().err
     assert error.startswith("unlearn: interrupted; ") and "--resume" in error and error.count("\n") == 1
-
-
-def test_methods_lists_needs_defaults_and_sources(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("methods", "--json") == 0
-    listed = {method["name"]: method for method in json.loads(capsys.readouterr().out)["methods"]}
-    assert list(listed) == list(METHODS)
-    assert listed["npo"]["needs"] == ["forget", "reference", "retain unless alpha=0"]
-    assert all(method["source"] for name, method in listed.items() if name != "finetune")
-    beta = listed["npo"]["options"][0]
-    assert (beta["name"], beta["default"], beta["source"]) == ("beta", "0.1", "NPO 2404.05868")
-    assert run("methods") == 0
-    table = capsys.readouterr().out
-    assert "beta=0.1" in table
-    assert "gradient_accumulation_steps=8" in table
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["methods", "--help"]])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.unlearning.helpers import build_examples
 from tests.unlearning.training.distributed_worker import RUNS, SHARED
-from unlearning import InputError, train
+from unlearning import train
 
 ROOT = Path(__file__).parents[3]
 
@@ -98,16 +98,3 @@ def test_two_processes_equal_one_with_twice_the_batch(runs: Path, model_dir: Pat
         assert {line["forget_grad_norm"] > 0 for line in shared["history"]} == {True}
     for line, other in zip(alone["evaluations"], shared["evaluations"], strict=True):
         assert other == pytest.approx(line, rel=1e-3)
-
-
-def test_deepspeed_is_refused_by_name(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(InputError, match=r"DeepSpeed is not supported.*--use_fsdp"):
-        train("npo", model=model_dir, forget=build_examples(), alpha=0, progress=False)
-
-
-def test_blur_refuses_the_first_fsdp(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "1")
-    with pytest.raises(InputError, match=r"FSDP 1 is not supported by blur.*--fsdp_version 2"):
-        train("blur", model=model_dir, forget=build_examples(4), retain=build_examples()[4:], progress=False)

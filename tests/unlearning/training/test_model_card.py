@@ -54,7 +54,7 @@ def test_a_card_has_all_that_a_reader_asks_for(method: str, model_dir: Path, tmp
     assert f"# {model_dir} after {method}" in card
     described = METHODS[method]
     assert described.summary in card and described.source in card
-    assert "2 optimizer steps, " in card and "random\nseed 7." in card
+    assert "2 optimizer steps, " in card and "Random\nseed: 7." in card
     assert record["configuration"]["start_weights"] in card
 
     data = rows_of(card, "| data | examples |")

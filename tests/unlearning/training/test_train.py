@@ -3,7 +3,6 @@
 import copy
 import json
 import signal
-import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning import Example, InputError, train
-from unlearning.data.batches import TokenBatch
 from unlearning.methods import METHODS
-from unlearning.training.references import References
 
 FORGET = build_examples()[:4]
 RETAIN = build_examples()[4:]
@@ -123,87 +120,6 @@ def test_training_equals_a_plain_loop(method: str, tokenizer: PreTrainedTokenize
     assert relative_distance(result.model, slow, start) < 1e-3
 
 
-@pytest.mark.parametrize("method", ["finetune", "grad_diff", "npo"])
-def test_one_step_does_not_depend_on_how_the_step_is_split(method: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    # Answers of very different lengths, so that a mean of micro-batch means would differ.
-    examples = build_examples()
-    longer = [replace(example, answer=example.answer * (1 + 3 * (place % 3))) for place, example in enumerate(examples)]
-    kept = [replace(example, prompt=f"{example.prompt} I mean") for example in examples]
-    data: dict[str, Any] = {"retain": longer} if method == "finetune" else {"forget": longer, "retain": kept}
-
-    def one_step(batch_size: int) -> tuple[PreTrainedModel, dict[str, float], Tensor]:
-        model = build_tiny_llama()
-        gradients: dict[str, Tensor] = {}  # as they stand when the last micro-batch has been added
-        for name, parameter in model.named_parameters():
-            parameter.register_post_accumulate_grad_hook(
-                lambda p, name=name: gradients.update({name: p.grad.clone().flatten()})
-            )
-        result = train(
-            method,
-            model=model,
-            tokenizer=tokenizer,
-            progress=False,
-            max_steps=1,
-            learning_rate=1e-3,
-            batch_size=batch_size,
-            gradient_accumulation_steps=8 // batch_size,
-            **data,
-        )
-        return result.model, result.history[0], torch.cat([gradients[name] for name in sorted(gradients)])
-
-    singly, singly_line, singly_gradient = one_step(1)
-    model, line, gradient = one_step(4)
-    assert (gradient - singly_gradient).norm() < 1e-5 * gradient.norm()
-    assert largest_difference(model, build_tiny_llama()) > 5e-4
-    assert relative_distance(model, singly, build_tiny_llama()) < 1e-3
-    for name in ("loss", "grad_norm"):
-        assert line[name] == pytest.approx(singly_line[name], rel=1e-4)
-
-
-def test_a_last_short_step_batch_is_normalised_by_its_own_size(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Three examples by twos: the second step sees one example, and its loss is that example's."""
-    result = train(
-        "npo",
-        model=build_tiny_llama(),
-        tokenizer=tokenizer,
-        forget=FORGET[:3],
-        progress=False,
-        alpha=0,
-        epochs=1,
-        batch_size=1,
-        gradient_accumulation_steps=2,
-        learning_rate=1e-9,
-        logging_steps=1,
-    )
-    assert [line["forget_loss"] for line in result.history] == pytest.approx([13.8629, 13.8629], abs=1e-3)
-
-
-def test_every_retain_example_is_trained_on(
-    monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    npo = METHODS["npo"]
-    seen: list[str] = []
-
-    def watching(model: PreTrainedModel, batch: Any, options: Any) -> Any:
-        seen.extend(tokenizer.batch_decode(batch.retain.input_ids))
-        return npo.retain_loss(model, batch, options)
-
-    monkeypatch.setitem(METHODS, "npo", replace(npo, retain_loss=watching))
-    train(
-        "npo",
-        model=build_tiny_llama(),
-        tokenizer=tokenizer,
-        forget=FORGET[:2],
-        retain=build_examples()[2:],
-        progress=False,
-        epochs=3,
-        batch_size=1,
-        gradient_accumulation_steps=1,
-    )
-    questions = {text.split("\n")[0] for text in seen}
-    assert len(seen) == len(questions) == 6
-
-
 def test_the_same_seed_gives_the_same_weights(model_dir: Path) -> None:
     def run(seed: int) -> LlamaForCausalLM:
         return train(
@@ -263,21 +179,6 @@ def test_a_directory_with_other_files_is_refused(model_dir: Path, tmp_path: Path
     with pytest.raises(InputError, match="`output_dir`.*other files"):
         train("npo", model=model_dir, output_dir=tmp_path, progress=False, **options_of("npo"))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_loss_that_is_not_finite_stops_and_saves_nothing(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"of grad_diff .* at step [23] of 3, .*examples .* nothing was saved.*`learning_rate`"
-    ):
-        train(
-            "grad_diff",
-            model=model_dir,
-            output_dir=tmp_path / "out",
-            progress=False,
-            max_steps=3,
-            **{**options_of("grad_diff"), **WHOLE, "learning_rate": 1e30},
-        )
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(model_dir: Path, tmp_path: Path) -> None:
@@ -387,23 +288,6 @@ def weights_of(directory: Path) -> Path:
     return directory / "model.safetensors"
 
 
-def test_a_foreign_tokenizer_is_refused(model_dir: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    model = AutoModelForCausalLM.from_pretrained(model_dir)
-    model.resize_token_embeddings(100)
-    with pytest.raises(InputError, match=r"`tokenizer` .* token \d+ .* 100 tokens"):
-        train("npo", model=model, tokenizer=tokenizer, progress=False, **options_of("npo"))
-
-
-def test_retain_data_that_a_method_does_not_train_on_are_watched(model_dir: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {**WHOLE, "max_steps": 2, "progress": False, "forget": FORGET}
-    alone = train("ga", model=model_dir, **settings)
-    watched = train("ga", model=model_dir, retain=RETAIN, output_dir=tmp_path / "ga", **settings)
-    assert largest_difference(alone.model, watched.model) == 0
-    assert "retain_nll" not in alone.evaluations[-1]
-    assert watched.evaluations[-1]["retain_nll"] > 0
-    assert "| retain | for evaluation only |" in (tmp_path / "ga" / "README.md").read_text()
-
-
 @pytest.mark.parametrize("method", ["npo", "undial"])
 def test_a_model_that_is_kept_gives_the_same_training_as_its_constants(model_dir: Path, method: str) -> None:
     settings: dict[str, Any] = {**WHOLE, "max_steps": 3, "progress": False, "forget": FORGET, "retain": RETAIN}
@@ -412,44 +296,3 @@ def test_a_model_that_is_kept_gives_the_same_training_as_its_constants(model_dir
     start = build_tiny_llama()
     assert relative_distance(stored.model, kept.model, start) < 1e-6
     assert [line["loss"] for line in stored.history] == pytest.approx([line["loss"] for line in kept.history], rel=1e-6)
-
-
-def test_the_history_goes_to_tensorboard(model_dir: Path, tmp_path: Path) -> None:
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    result = train(
-        "npo",
-        model=model_dir,
-        output_dir=tmp_path / "out",
-        tensorboard=True,
-        max_steps=3,
-        progress=False,
-        **{**options_of("npo"), **WHOLE, "logging_steps": 1},
-    )
-    read = events.EventAccumulator(str(tmp_path / "out" / "logs"))
-    read.Reload()
-    logged = [event.value for event in read.Scalars("train/forget_loss")]
-    assert logged == pytest.approx([line["forget_loss"] for line in result.history], rel=1e-6)
-    with pytest.raises(InputError, match="`tensorboard` needs a directory"):
-        train("npo", model=model_dir, tensorboard=True, progress=False, **options_of("npo"))
-
-
-def test_the_constants_of_a_batch_are_gone_before_its_backward_pass_ends(
-    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Logits of the reference model are as large as the model's own."""
-    given: list[weakref.ref[Tensor]] = []
-    left: list[bool] = []
-    attach = References.attach
-
-    def watched(self: References, data: str, indices: list[int], batch: TokenBatch) -> TokenBatch:
-        batch = attach(self, data, indices, batch)
-        if batch.reference_logits is not None:
-            given.append(weakref.ref(batch.reference_logits))
-        return batch
-
-    monkeypatch.setattr(References, "attach", watched)
-    model = build_tiny_llama()
-    model.get_input_embeddings().weight.register_hook(lambda _: left.append(any(kept() is not None for kept in given)))
-    options = {**WHOLE, "gradient_accumulation_steps": 2, "batch_size": 2, "max_steps": 1, "retain_loss": "kl"}
-    train("npo", model=model, tokenizer=tokenizer, forget=FORGET, retain=RETAIN, progress=False, **options)
-    assert len(given) == 2 and left == [False] * 4
