@@ -2,7 +2,7 @@
 
 A notebook is run while the pages are built, and the result is kept in .docs_cache/ under a hash of the notebook and of
 all code that it can reach: comments and docstrings do not count, so that only a change of the code runs it again.
-Nothing that is run is committed. With DOCS_NOTEBOOKS=0 the pages show the cells without output.
+Nothing that is run is committed. With DOCS_NOTEBOOKS=0 nothing is run: a page without a kept result has no output.
 """
 
 import ast
@@ -18,6 +18,7 @@ from typing import Any
 
 import nbformat
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from plotly.offline import get_plotlyjs
 
@@ -41,18 +42,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def executed(path: Path) -> Any:
     """Return a notebook with its output, from the cache where this very notebook and code were run before."""
     notebook = nbformat.read(path, as_version=4)
-    if os.environ.get("DOCS_NOTEBOOKS") == "0":
-        return notebook
     kept = CACHE / f"{path.stem}-{_digest(notebook)}.ipynb"
     if kept.is_file():
         return nbformat.read(kept, as_version=4)
+    if os.environ.get("DOCS_NOTEBOOKS") == "0":
+        return notebook
     from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
 
     _log.info("running %s", path.name)
     for cell in notebook.cells:
         # The renderer of the notebooks loads plotly from the net; here the figures are kept as data.
         cell.source = cell.source.replace('"notebook_connected"', '"plotly_mimetype"')
-    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(path.parent)}}).execute()
+    try:
+        NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(path.parent)}}).execute()
+    except CellExecutionError as error:
+        raise PluginError(f"{path.name} does not run:\n{error}") from None
     CACHE.mkdir(parents=True, exist_ok=True)
     for old in CACHE.glob(f"{path.stem}-*.ipynb"):
         old.unlink()
@@ -64,7 +69,11 @@ def executed(path: Path) -> Any:
 
 def page(source: Any, run: Any) -> str:
     """Return a notebook as a page: its text, its code as committed, and what the code printed and drew."""
-    return "\n\n".join(part for cells in zip(source.cells, run.cells, strict=True) for part in _cell(*cells)) + "\n"
+    front = "---\nhide: [toc]\n---"  # figures and tables are wide
+    return (
+        "\n\n".join([front, *(part for cells in zip(source.cells, run.cells, strict=True) for part in _cell(*cells))])
+        + "\n"
+    )
 
 
 def _cell(source: Any, run: Any) -> Iterator[str]:
