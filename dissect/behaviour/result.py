@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dissect.behaviour.prompts import FORGET
+from dissect.scoring.run_result import Copied
 from dissect.scoring.tidy import named, pair_title, records
 from dissect.scoring.two_samples import Example, TwoSamples
 from unlearning.common.bootstrap import Bootstrap, Estimate
@@ -34,7 +35,7 @@ COEFFICIENTS = "coefficients.parquet"
 NO_COEFFICIENTS = pd.DataFrame(columns=["target", "set", "layer", "example_index", "group", "relative_change"])
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class BehaviourResult:
     """A finished comparison of behaviour.
 
@@ -51,17 +52,19 @@ class BehaviourResult:
         measured: what else the run measured of itself.
     """
 
-    frame: pd.DataFrame
-    coefficients: pd.DataFrame
-    configuration: dict[str, Any]
-    provenance: dict[str, Any]
+    frame: Copied[pd.DataFrame] = Copied()
+    coefficients: Copied[pd.DataFrame] = Copied()
+    configuration: Copied[dict[str, Any]] = Copied()
+    provenance: Copied[dict[str, Any]] = Copied()
     wall_time_s: float
-    measured: dict[str, Any] = field(default_factory=dict)
+    measured: Copied[dict[str, Any]] = Copied()
+    _frame: pd.DataFrame = field(init=False, repr=False)
+    _coefficients: pd.DataFrame = field(init=False, repr=False)
 
     @property
     def targets(self) -> list[str]:
         """`unlearned`, and `control` where there is one."""
-        return list(self.frame["target"].unique())
+        return list(self._frame["target"].unique())
 
     @property
     def sets(self) -> list[str]:
@@ -74,7 +77,7 @@ class BehaviourResult:
         Columns: `set`, `model`, `metric`, `value`, `low`, `high`, `n`. `perplexity` is that of the whole set, the
         exponential of the mean loss over all its answer tokens; the others are means over examples.
         """
-        return self._means
+        return self._means.copy()
 
     @cached_property
     def _means(self) -> pd.DataFrame:
@@ -100,7 +103,7 @@ class BehaviourResult:
         `_high`, `pairing` and `n`. Two sets that ask about the same examples (ids) or groups are resampled together,
         so that the difference is a paired one; others each by itself (see `two_samples`).
         """
-        return self._contrasts
+        return self._contrasts.copy()
 
     @cached_property
     def _contrasts(self) -> pd.DataFrame:
@@ -142,7 +145,7 @@ class BehaviourResult:
         Columns: `target`, `set`, `layer`, `value`, `low`, `high`, `n`; empty where there are no coefficients.
         """
         rows = []
-        for (target, name, layer), cell in self.coefficients.groupby(["target", "set", "layer"], sort=False):
+        for (target, name, layer), cell in self._coefficients.groupby(["target", "set", "layer"], sort=False):
             cell = cell.sort_values("example_index")
             bootstrap = Bootstrap(cell["group"].tolist(), seed=self.configuration["seed"])
             mean = bootstrap.mean(cell["relative_change"].to_numpy(np.float64))
@@ -158,7 +161,7 @@ class BehaviourResult:
         rows = []
         for name in self.configuration["unrelated_sets"]:
             samples = self._against(name)
-            for (target, layer), cell in self.coefficients.groupby(["target", "layer"], sort=False):
+            for (target, layer), cell in self._coefficients.groupby(["target", "layer"], sort=False):
                 ours, theirs = (
                     cell[cell["set"] == which].sort_values("example_index")["relative_change"].to_numpy(np.float64)
                     for which in (FORGET, name)
@@ -174,7 +177,7 @@ class BehaviourResult:
         return TwoSamples(_examples(ours), _examples(theirs), seed=self.configuration["seed"])
 
     def _cell(self, target: str, name: str) -> pd.DataFrame:
-        chosen = self.frame[(self.frame["target"] == target) & (self.frame["set"] == name)]
+        chosen = self._frame[(self._frame["target"] == target) & (self._frame["set"] == name)]
         return chosen.sort_values("example_index")
 
     def summary(self) -> dict[str, Any]:
@@ -209,9 +212,9 @@ class BehaviourResult:
 
     def write(self, run: Run) -> None:
         """Write the tables into an open run and finish it."""
-        if len(self.coefficients):
-            write_frame(run.path / COEFFICIENTS, self.coefficients)
-        run.finish(self.frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
+        if len(self._coefficients):
+            write_frame(run.path / COEFFICIENTS, self._coefficients)
+        run.finish(self._frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
         self.wall_time_s = run.record["wall_time_s"]
 
     def save(self, path: str | Path, *, formats: Sequence[str] = ("html",)) -> Path:
@@ -231,7 +234,7 @@ class BehaviourResult:
         from dissect.plotting import export_all
 
         figures = {"behaviour": (self.figure(), self.means())}
-        if len(self.coefficients):
+        if len(self._coefficients):
             figures["coefficients"] = (self.coefficient_figure(), self.coefficient_curve())
         drawn = {name: figure for name, (figure, _) in figures.items()}
         return export_all(path, drawn, {name: table for name, (_, table) in figures.items()}, formats=formats)
@@ -252,6 +255,7 @@ def load_behave(path: str | Path) -> BehaviourResult:
         configuration=record["configuration"],
         provenance={key: record[key] for key in ("command", "base", "unlearned", "control", "data")},
         wall_time_s=record["wall_time_s"],
+        measured={},
     )
 
 

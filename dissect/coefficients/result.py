@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dissect.coefficients.changes import CHANGES, last_layers_share
+from dissect.scoring.run_result import Copied
 from dissect.scoring.tidy import named, pair_title, records
 from dissect.scoring.two_samples import Example, TwoSamples
 from unlearning.common.bootstrap import Bootstrap
@@ -26,7 +27,7 @@ TABLES = ("layers", "neurons", "concepts")
 NO_CHANGE = "the coefficients of base and unlearned are the same at every answer position: no neuron to rank"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class ProbeResult:
     """A finished probe of the MLP coefficients.
 
@@ -45,19 +46,23 @@ class ProbeResult:
         measured: what else the run measured of itself.
     """
 
-    frame: pd.DataFrame
-    layers: pd.DataFrame
-    neurons: pd.DataFrame
-    concepts: pd.DataFrame
-    configuration: dict[str, Any]
-    provenance: dict[str, Any]
+    frame: Copied[pd.DataFrame] = Copied()
+    layers: Copied[pd.DataFrame] = Copied()
+    neurons: Copied[pd.DataFrame] = Copied()
+    concepts: Copied[pd.DataFrame] = Copied()
+    configuration: Copied[dict[str, Any]] = Copied()
+    provenance: Copied[dict[str, Any]] = Copied()
     wall_time_s: float
-    measured: dict[str, Any] = field(default_factory=dict)
+    measured: Copied[dict[str, Any]] = Copied()
+    _frame: pd.DataFrame = field(init=False, repr=False)
+    _layers: pd.DataFrame = field(init=False, repr=False)
+    _neurons: pd.DataFrame = field(init=False, repr=False)
+    _concepts: pd.DataFrame = field(init=False, repr=False)
 
     @property
     def targets(self) -> list[str]:
         """`unlearned`, and `control` where there is one."""
-        names = set(self.frame["target"])
+        names = set(self._frame["target"])
         return [name for name in ("unlearned", "control") if name in names]
 
     @property
@@ -70,7 +75,7 @@ class ProbeResult:
         """The examples of each set, in order."""
         found = {}
         for name in self.sets:
-            first = self.layers[self.layers["prompts"] == name].drop_duplicates("example_index")
+            first = self._layers[self._layers["prompts"] == name].drop_duplicates("example_index")
             first = first.sort_values("example_index")
             # Records without an id are numbered, which says nothing about two files.
             named = zip(first["example"], first["example_index"], first["group"], strict=True)
@@ -91,7 +96,7 @@ class ProbeResult:
         examples, with `_low` and `_high`.
         """
         rows = []
-        for (target, prompts, layer), cell in self.layers.groupby(["target", "prompts", "layer"], sort=False):
+        for (target, prompts, layer), cell in self._layers.groupby(["target", "prompts", "layer"], sort=False):
             cell = cell.sort_values("example_index")
             row = {"target": target, "prompts": prompts, "layer": layer}
             for name in CHANGES:
@@ -108,7 +113,7 @@ class ProbeResult:
         rows = []
         if "unrelated" in self.sets:
             samples = TwoSamples(self._examples["forget"], self._examples["unrelated"], seed=self.configuration["seed"])
-            for (target, layer), cell in self.layers.groupby(["target", "layer"], sort=False):
+            for (target, layer), cell in self._layers.groupby(["target", "layer"], sort=False):
                 ours, theirs = (
                     cell[cell["prompts"] == name].sort_values("example_index")["relative_change"].to_numpy(np.float64)
                     for name in ("forget", "unrelated")
@@ -121,7 +126,7 @@ class ProbeResult:
     def shares(self) -> pd.DataFrame:
         """Share of the total squared change in the last k layers; see `last_layers_share`, per target and prompts."""
         frames = []
-        for (target, prompts), cell in self.layers.groupby(["target", "prompts"], sort=False):
+        for (target, prompts), cell in self._layers.groupby(["target", "prompts"], sort=False):
             frame = last_layers_share(cell, seed=self.configuration["seed"])
             frames.append(frame.assign(target=str(target), prompts=str(prompts)))
         return pd.concat(frames, ignore_index=True)
@@ -133,7 +138,7 @@ class ProbeResult:
         `selection`, `k`, `share` of all neurons, `krs`, `logprob` (of the answer, nats per token) with their
         intervals, `draws`, and `n` examples with a KRS.
         """
-        return self._curve
+        return self._curve.copy()
 
     @cached_property
     def _curve(self) -> pd.DataFrame:
@@ -152,7 +157,7 @@ class ProbeResult:
     @cached_property
     def _neuron_cells(self) -> dict[tuple[str, str, int], pd.DataFrame]:
         """Per target, selection and k each example's means over the draws."""
-        ours = self.frame[self.frame["intervention"] == "neurons"]
+        ours = self._frame[self._frame["intervention"] == "neurons"]
         keys = ["target", "selection", "k"]
         means = ours.groupby([*keys, "example_index"], sort=True).agg(
             krs=("krs", "mean"), logprob_intervened=("logprob_intervened", "mean"), draws=("draw", "nunique")
@@ -161,7 +166,7 @@ class ProbeResult:
 
     @property
     def _n_neurons(self) -> int:
-        return int(self.frame.loc[self.frame["intervention"] == "neurons", "k"].max())
+        return int(self._frame.loc[self._frame["intervention"] == "neurons", "k"].max())
 
     def contrasts(self) -> pd.DataFrame:
         """KRS of the top k neurons minus that of its controls, per k, paired over examples, with 95 % intervals.
@@ -217,7 +222,7 @@ class ProbeResult:
         prompts) and `kl_base` (KL from the base's output), `n` examples with a KRS.
         """
         names = {"krs": "krs", "logprob": "logprob_intervened", "kl_own": "kl_own", "kl_base": "kl_intervened"}
-        scaled = self.frame[self.frame["intervention"] == "scaling"]
+        scaled = self._frame[self._frame["intervention"] == "scaling"]
         rows = []
         for (target, prompts, factor), cell in scaled.groupby(["target", "prompts", "factor"], sort=True):
             cell = cell.sort_values("example_index")
@@ -231,7 +236,7 @@ class ProbeResult:
 
     def undefined(self) -> pd.DataFrame:
         """How many examples have no KRS, per target, prompts and reason."""
-        first = self.frame.drop_duplicates(["target", "prompts", "example_index"])
+        first = self._frame.drop_duplicates(["target", "prompts", "example_index"])
         reasons = first[first["undefined"] != ""]
         return reasons.groupby(["target", "prompts", "undefined"], sort=False).size().reset_index(name="examples")
 
@@ -243,14 +248,14 @@ class ProbeResult:
             "layers": records(self.layer_curve()),
             "selectivity": records(self.selectivity()),
             "last_layers_share": records(self.shares()),
-            "neurons": records(self.neurons),
-            "no_neurons": NO_CHANGE if self.neurons.empty else "",
+            "neurons": records(self._neurons),
+            "no_neurons": NO_CHANGE if self._neurons.empty else "",
             "restored": records(self.curve()),
             "contrasts": records(self.contrasts()),
             "half": records(self.half()),
             "beyond_control": self.beyond_control(),
             "scaling": records(self.scaling()),
-            "concepts": records(self.concepts),
+            "concepts": records(self._concepts),
             "undefined": records(self.undefined()),
         }
 
@@ -275,7 +280,7 @@ class ProbeResult:
         """Recovery on forget prompts against damage, for every factor."""
         from dissect.coefficients.figures import scaling_figure
 
-        layers = self.frame.loc[self.frame["intervention"] == "scaling", "selection"].iloc[0]
+        layers = self._frame.loc[self._frame["intervention"] == "scaling", "selection"].iloc[0]
         return scaling_figure(self.scaling(), title=f"{self.title}, {layers} scaled towards the base")
 
     def write(self, run: Run) -> None:
@@ -284,7 +289,7 @@ class ProbeResult:
             table: pd.DataFrame = getattr(self, name)
             if len(table):
                 write_frame(run.path / f"{name}.parquet", table)
-        run.finish(self.frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
+        run.finish(self._frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
         self.wall_time_s = run.record["wall_time_s"]
 
     def save(self, path: str | Path, *, formats: Sequence[str] = ("html",)) -> Path:
@@ -329,6 +334,7 @@ def load_probe(path: str | Path) -> ProbeResult:
         configuration=record["configuration"],
         provenance={key: record[key] for key in ("command", "base", "unlearned", "control", "data")},
         wall_time_s=record["wall_time_s"],
+        measured={},
     )
 
 

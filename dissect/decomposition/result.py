@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dissect.scoring.run_result import Copied
 from dissect.scoring.tidy import named, pair_title, records, with_mean_null
 from unlearning.common.bootstrap import Bootstrap
 from unlearning.common.runs import Run, open_run, read_finished, read_frame, write_frame
@@ -22,7 +23,7 @@ _ARM = ["arm", "target"]
 _PLACE = ["site", "first_layer", "last_layer", "term"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class DecompositionResult:
     """A finished decomposition.
 
@@ -37,21 +38,23 @@ class DecompositionResult:
         measured: what else the run measured of itself, as peak memory.
     """
 
-    frame: pd.DataFrame
-    positions: pd.DataFrame
-    configuration: dict[str, Any]
-    provenance: dict[str, Any]
+    frame: Copied[pd.DataFrame] = Copied()
+    positions: Copied[pd.DataFrame] = Copied()
+    configuration: Copied[dict[str, Any]] = Copied()
+    provenance: Copied[dict[str, Any]] = Copied()
     wall_time_s: float
-    measured: dict[str, Any] = field(default_factory=dict)
+    measured: Copied[dict[str, Any]] = Copied()
+    _frame: pd.DataFrame = field(init=False, repr=False)
+    _positions: pd.DataFrame = field(init=False, repr=False)
 
     @property
     def arms(self) -> list[str]:
         """`main`, and those that it is compared with."""
-        return list(self.frame["arm"].unique())
+        return list(self._frame["arm"].unique())
 
     @cached_property
     def _bootstrap(self) -> Bootstrap:
-        first = self.frame[self.frame["arm"] == "main"].drop_duplicates("example_index")
+        first = self._frame[self._frame["arm"] == "main"].drop_duplicates("example_index")
         return Bootstrap(
             first.sort_values("example_index")["group"].tolist(),
             seed=self.configuration["seed"],
@@ -70,7 +73,7 @@ class DecompositionResult:
     def _with_mean_null(self) -> pd.DataFrame:
         """The table with the null models as one arm."""
         keys = ["target", "kind", *_PLACE, "example", "example_index", "group", "n_answer_tokens"]
-        return with_mean_null(self.frame, keys)
+        return with_mean_null(self._frame, keys)
 
     def curve(self) -> pd.DataFrame:
         """Every number per arm, site, place and term, with 95 % intervals (`_low`, `_high`).
@@ -146,7 +149,7 @@ class DecompositionResult:
 
     def undefined(self) -> pd.DataFrame:
         """How many examples lack a number, per arm, site, place, number and reason."""
-        one = self.frame.drop_duplicates(["arm", "site", "first_layer", "last_layer", "example_index"])
+        one = self._frame.drop_duplicates(["arm", "site", "first_layer", "last_layer", "example_index"])
         long = one.rename(columns={"undefined": "krs_undefined"}).melt(
             ["arm", "site", "first_layer", "last_layer"],
             ["krs_undefined", "share_undefined", "direct_undefined"],
@@ -159,7 +162,7 @@ class DecompositionResult:
 
     def summary(self) -> dict[str, Any]:
         """The numbers a paper quotes, as plain data."""
-        first = self.frame.drop_duplicates(["arm", "example_index"])
+        first = self._frame.drop_duplicates(["arm", "example_index"])
         losses = first.groupby(_ARM, sort=False)[["loss_unlearned", "logprob_unlearned", "logprob_base"]].mean()
         return {
             "configuration": self.configuration,
@@ -208,15 +211,15 @@ class DecompositionResult:
 
     def write(self, run: Run) -> None:
         """Finish an open run with these numbers."""
-        write_frame(run.path / "positions.parquet", self.positions)
-        run.finish(self.frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
+        write_frame(run.path / "positions.parquet", self._positions)
+        run.finish(self._frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
 
     def save_figures(self, path: Path, *, formats: Sequence[str] = ("html",)) -> "Exported":
         """Write the figures and the curve's table into `path/figures`."""
         from dissect.plotting import export_all
 
         figures = {"krs": self.figure(), "shares": self.shares_figure()}
-        if self.frame["direct"].notna().any():
+        if self._frame["direct"].notna().any():
             figures["direct"] = self.direct_figure()
         return export_all(path, figures, {"decomposition": self.curve()}, formats=formats)
 
@@ -229,6 +232,12 @@ def load_decompose(path: str | Path) -> DecompositionResult:
     """
     path = Path(path)
     record = read_finished(path, "decompose")
-    frame, positions = (read_frame(path / name) for name in ("results.parquet", "positions.parquet"))
     provenance = {key: record[key] for key in ("command", "base", "unlearned", "control", "data")}
-    return DecompositionResult(frame, positions, record["configuration"], provenance, record["wall_time_s"])
+    return DecompositionResult(
+        frame=read_frame(path / "results.parquet"),
+        positions=read_frame(path / "positions.parquet"),
+        configuration=record["configuration"],
+        provenance=provenance,
+        wall_time_s=record["wall_time_s"],
+        measured={},
+    )

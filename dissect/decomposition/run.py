@@ -137,8 +137,14 @@ def decompose(
         if run is not None:
             run.pause(wall_time_s=clock.seconds)
         raise
-    measured = {"peak_memory_bytes": peak_memory_bytes()}
-    result = DecompositionResult(frame, positions, configuration, provenance, clock.seconds, measured)
+    result = DecompositionResult(
+        frame=frame,
+        positions=positions,
+        configuration=configuration,
+        provenance=provenance,
+        wall_time_s=clock.seconds,
+        measured={"peak_memory_bytes": peak_memory_bytes()},
+    )
     if run is not None:
         result.write(run)
         result.wall_time_s = run.record["wall_time_s"]

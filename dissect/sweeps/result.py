@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dissect.scoring.run_result import Copied
 from dissect.scoring.tidy import named, pair_title, records, with_mean_null
 from unlearning.common.bootstrap import Bootstrap
 from unlearning.common.runs import open_run, read_finished, read_frame
@@ -22,7 +23,7 @@ _PLACE = ["site", "window", "centre", "first_layer", "last_layer"]
 _ARM = ["arm", "target", "donor"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class SweepResult:
     """A finished layer sweep.
 
@@ -34,21 +35,21 @@ class SweepResult:
         measured: what else the run measured of itself, as peak memory.
     """
 
-    frame: pd.DataFrame
-    configuration: dict[str, Any]
-    provenance: dict[str, Any]
+    frame: Copied[pd.DataFrame] = Copied()
+    configuration: Copied[dict[str, Any]] = Copied()
+    provenance: Copied[dict[str, Any]] = Copied()
     wall_time_s: float
-    measured: dict[str, Any] = field(default_factory=dict)
-    _curve: pd.DataFrame | None = field(default=None, init=False, repr=False)
+    measured: Copied[dict[str, Any]] = Copied()
+    _frame: pd.DataFrame = field(init=False, repr=False)
 
     @property
     def arms(self) -> list[str]:
         """`main`, and those that it is compared with."""
-        return list(self.frame["arm"].unique())
+        return list(self._frame["arm"].unique())
 
     @cached_property
     def _bootstrap(self) -> Bootstrap:
-        first = self.frame[self.frame["arm"] == "main"].drop_duplicates("example_index")
+        first = self._frame[self._frame["arm"] == "main"].drop_duplicates("example_index")
         return Bootstrap(
             first.sort_values("example_index")["group"].tolist(),
             seed=self.configuration["seed"],
@@ -62,20 +63,22 @@ class SweepResult:
         beside it `krs_median`, `krs_ratio_of_means`, `krs_centred`, `logprob_recovery` and `kl_recovery` (ratios
         of means, each with its interval), `n` examples and `n_undefined` among them.
         """
-        if self._curve is None:
-            keys = [*_ARM, *_PLACE]
-            rows = [
-                dict(zip(keys, place, strict=True)) | self._statistics(cell)
-                for place, cell in self._with_mean_null.groupby(keys, sort=False)
-            ]
-            self._curve = pd.DataFrame(rows)
-        return self._curve
+        return self._curve.copy()
+
+    @cached_property
+    def _curve(self) -> pd.DataFrame:
+        keys = [*_ARM, *_PLACE]
+        rows = [
+            dict(zip(keys, place, strict=True)) | self._statistics(cell)
+            for place, cell in self._with_mean_null.groupby(keys, sort=False)
+        ]
+        return pd.DataFrame(rows)
 
     @cached_property
     def _with_mean_null(self) -> pd.DataFrame:
         """The table with the null models as one arm."""
         keys = ["target", "donor", "kind", *_PLACE, "example", "example_index", "group", "n_answer_tokens"]
-        return with_mean_null(self.frame, keys)
+        return with_mean_null(self._frame, keys)
 
     def _statistics(self, cell: pd.DataFrame) -> dict[str, Any]:
         cell = cell.sort_values("example_index")
@@ -114,7 +117,7 @@ class SweepResult:
         `target` and `donor` say what is subtracted: `control`, `null`, `other-question`, `noise` or `donor`. Empty
         where there is no other arm.
         """
-        return self._contrast
+        return self._contrast.copy()
 
     @cached_property
     def _contrast(self) -> pd.DataFrame:
@@ -160,13 +163,13 @@ class SweepResult:
 
     def undefined(self) -> pd.DataFrame:
         """How many examples have no KRS, per arm and reason."""
-        first = self.frame.drop_duplicates(["arm", "example_index"])
+        first = self._frame.drop_duplicates(["arm", "example_index"])
         reasons = first[first["undefined"] != ""]
         return reasons.groupby(["arm", "undefined"], sort=False).size().reset_index(name="examples")
 
     def summary(self) -> dict[str, Any]:
         """The numbers a paper quotes, as plain data: per site the peaks, per arm the losses, what is undefined."""
-        first = self.frame.drop_duplicates(["arm", "example_index"])
+        first = self._frame.drop_duplicates(["arm", "example_index"])
         losses = first.groupby(_ARM, sort=False)[["loss_unlearned", "logprob_unlearned", "logprob_base"]].mean()
         return {
             "configuration": self.configuration,
@@ -195,7 +198,7 @@ class SweepResult:
         """KRS of every example in every window, one panel per site."""
         from dissect.sweeps.figures import example_heatmap
 
-        return example_heatmap(self.frame, title=self.title)
+        return example_heatmap(self._frame, title=self.title)
 
     @property
     def _legend(self) -> str:
@@ -220,7 +223,7 @@ class SweepResult:
         """
         run = open_run(path, self.configuration, self.provenance)
         if not run.is_complete:
-            run.finish(self.frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
+            run.finish(self._frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
         self.save_figures(run.path, formats=formats)
         return run.path
 
@@ -244,8 +247,13 @@ def load_result(path: str | Path) -> SweepResult:
     path = Path(path)
     record = read_finished(path, "patch", "restore")
     provenance = {key: record[key] for key in ("command", "base", "unlearned", "control", "donors", "data")}
-    frame = read_frame(path / "results.parquet")
-    return SweepResult(frame, record["configuration"], provenance, record["wall_time_s"])
+    return SweepResult(
+        frame=read_frame(path / "results.parquet"),
+        configuration=record["configuration"],
+        provenance=provenance,
+        wall_time_s=record["wall_time_s"],
+        measured={},
+    )
 
 
 def column_name(arm: str) -> str:

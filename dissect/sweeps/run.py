@@ -90,7 +90,13 @@ def run_layer_sweep(
         if run is not None and processes.rank == 0:
             run.pause(wall_time_s=clock.seconds)
         raise
-    result = SweepResult(frame, configuration, provenance, clock.seconds, measured)
+    result = SweepResult(
+        frame=frame,
+        configuration=configuration,
+        provenance=provenance,
+        wall_time_s=clock.seconds,
+        measured=measured,
+    )
     if run is not None and processes.rank == 0:
         run.finish(result.frame, result.summary(), wall_time_s=clock.seconds, measured=measured)
         result.wall_time_s = run.record["wall_time_s"]

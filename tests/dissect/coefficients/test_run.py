@@ -180,7 +180,9 @@ def test_beyond_control_is_where_every_larger_k_is_above(monkeypatch: pytest.Mon
         table = pd.DataFrame({"k": [1, 2, 4, 8], "against": against, "difference_low": lows})
         monkeypatch.setattr(ProbeResult, "contrasts", lambda _self: table)
         empty = pd.DataFrame()
-        return ProbeResult(empty, empty, empty, empty, {}, {}, 0.0).beyond_control()
+        tables = dict.fromkeys(("frame", "layers", "neurons", "concepts"), empty)
+        made = ProbeResult(**tables, configuration={}, provenance={}, wall_time_s=0.0, measured={})
+        return made.beyond_control()
 
     assert beyond([0.1, -0.1, 0.1, 0.2]) == 4
     assert beyond([0.1, 0.1, 0.1, 0.2]) == 1

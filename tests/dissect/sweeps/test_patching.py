@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +188,7 @@ def test_a_curve_is_the_mean_over_examples(result: SweepResult) -> None:
 
 
 def test_a_notebook_curve_is_the_mean_over_groups_of_their_means(result: SweepResult) -> None:
-    replica = SweepResult(
-        result.frame, {**result.configuration, "scoring": "notebook"}, result.provenance, result.wall_time_s
-    )
+    replica = replace(result, configuration={**result.configuration, "scoring": "notebook"})
     curve = replica.curve().set_index(["target", "site", "centre"])["krs"]
     for place, cell in result.frame.groupby(["target", "site", "centre"]):
         of_groups = cell.groupby("group")["krs"].mean()
