@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dissect.decomposition.direct_logits import DirectPath, find_path
 from dissect.decomposition.result import DecompositionResult, load_decompose
-from dissect.decomposition.rows import Scorer, example_rows, position_rows
+from dissect.decomposition.rows import example_rows, position_rows
 from dissect.decomposition.terms import (
     EXACT,
     SITES,
@@ -37,6 +37,7 @@ from dissect.models.model import Model
 from dissect.models.null_models import check_null, null_model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.prompts import Batch, Prompts, check_fits
+from dissect.scoring.rows import RecoveryScorer
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
 from unlearning.common.runs import Run, Stopwatch, open_run, peak_memory_bytes
@@ -338,8 +339,7 @@ def _split(
     """The rows of one batch and arm: per example, and per position."""
     target = arm.model
     own = record(target, batch, work.sites, everywhere=False)
-    score = Scorer.of(base, batch)
-    before = score(own.logits, f"{target.name}: no intervention")
+    scorer = RecoveryScorer(base.logits, own.logits, batch, name=target.name)
     resumed = own if can_resume(target, batch, own) else None
     examples, positions = [], []
     for site in work.sites:
@@ -372,8 +372,8 @@ def _split(
                     "direct_centred": geometry.direct[1, number],
                 }
                 logits = logits_with_term(target, batch, {i: changes[i] for i in window}, site, term, base, resumed)
-                after = score(logits, f"{target.name}: {term} of {site} in layers {window[0]} to {window[-1]}")
+                recovery = scorer.columns(logits, f"{term} of {site} in layers {window[0]} to {window[-1]}")
                 positions.append(position_rows(where, batch, measures, work.prompts))
-                examples.append(example_rows(where, batch, measures, before, after, path.problem, work.prompts))
+                examples.append(example_rows(where, batch, measures, recovery, path.problem, work.prompts))
             bar.advance(1)
     return pd.concat(examples, ignore_index=True), pd.concat(positions, ignore_index=True)

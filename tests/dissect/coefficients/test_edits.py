@@ -18,7 +18,7 @@ from dissect.models.pair import ModelPair
 from dissect.models.sites import SITES
 from dissect.prompts.prompts import Batch, Prompts
 from dissect.scoring.recovery import knowledge_recovery_score, logit_mse, per_example
-from dissect.sweeps.rows import NO_DIFFERENCE
+from dissect.scoring.rows import NO_DIFFERENCE
 from tests.dissect.coefficients.test_neurons import SCALED, hand_scaled_pair
 from tests.dissect.helpers import assert_close, build_model, build_pair, build_prompts, build_tokenizer
 

@@ -18,7 +18,7 @@ from dissect.models.model import Model
 from dissect.models.pair import ModelPair
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.prompts import Prompts
-from dissect.sweeps.rows import NO_DIFFERENCE
+from dissect.scoring.rows import NO_DIFFERENCE
 from tests.dissect.coefficients.test_edits import one_batch, reference_krs
 from tests.dissect.coefficients.test_neurons import SCALED, hand_scaled_pair
 from tests.dissect.helpers import (
@@ -347,5 +347,5 @@ def test_logits_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     pair = build_pair("llama", tied=False)
     with torch.no_grad():
         pair.unlearned.hf.get_submodule("lm_head").get_parameter("weight")[3] = torch.inf
-    with pytest.raises(InputError, match="the unlearned model gives logits that are not finite"):
+    with pytest.raises(InputError, match="unlearned: .*logits.*not finite"):
         run_probe(pair, tmp_path, control=None)

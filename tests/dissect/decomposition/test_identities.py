@@ -37,7 +37,7 @@ from dissect.engine import reference
 from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Batch, Prompts
 from dissect.scoring.recovery import knowledge_recovery_score, logit_mse, per_example
-from dissect.sweeps.rows import NO_DIFFERENCE
+from dissect.scoring.rows import NO_DIFFERENCE
 from tests.dissect.helpers import (
     RECORDS,
     PlainPatcher,

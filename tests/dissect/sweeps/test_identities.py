@@ -23,7 +23,7 @@ import torch
 from dissect import load_prompts, patch, restore
 from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Prompts
-from dissect.sweeps.rows import NO_DIFFERENCE
+from dissect.scoring.rows import NO_DIFFERENCE
 from tests.dissect.helpers import PLAIN_NAMES, RECORDS, assert_close, build_pair, build_tokenizer, save_records
 
 N_LAYERS = 5

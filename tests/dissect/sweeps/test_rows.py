@@ -11,7 +11,8 @@ from dissect.interventions.arms import Arm
 from dissect.interventions.intervention import Intervention
 from dissect.interventions.windows import Window
 from dissect.prompts.prompts import Batch, Prompt, Prompts
-from dissect.sweeps.rows import NO_DIFFERENCE, score_sweep
+from dissect.scoring.rows import NO_DIFFERENCE
+from dissect.sweeps.rows import score_sweep
 from tests.dissect.helpers import assert_close
 from unlearning.common.errors import InputError
 
