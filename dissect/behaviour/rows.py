@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dissect.models.model import Model
 from dissect.prompts.prompts import Batch, Prompt, Prompts
-from dissect.scoring.forward import answer_logits
+from dissect.scoring.forward import scored_logits
 from dissect.scoring.recovery import answer_logprob, kl_from_base, per_example
 from unlearning.common.errors import InputError
 from unlearning.data.concept_vectors import cut_continuation
@@ -104,7 +104,7 @@ def is_answer(text: str, answer: str) -> bool:
 
 
 def _logprobs(model: Model, batch: Batch) -> Float[Tensor, "scored vocab"]:
-    logits = answer_logits(model, batch)
+    logits = scored_logits(model, batch)
     if not torch.isfinite(logits).all():
         raise InputError(f"{model.name}: gives logits that are not finite; is the checkpoint sound?")
     return logits.log_softmax(-1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dissect.models.anatomy import block_of
 from dissect.models.model import Model
 from dissect.prompts.prompts import Batch
+from dissect.scoring.forward import scored_logits
 from unlearning.common.errors import InputError
 
 Edit = Callable[[int, Tensor], Tensor | None]
@@ -82,18 +83,12 @@ def edited_logits(
         edit: see `Edit`; None for a plain run.
         layers: where it is called; all layers by default.
     """
-    batch = batch.to(model.device)
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if model.takes_position_ids and batch.position_ids is not None:
-        inputs["position_ids"] = batch.position_ids
     with ExitStack() as stack:
         if edit is not None:
             down = down_projections(model)
             for layer in range(model.n_layers) if layers is None else layers:
                 stack.enter_context(_edited(down[layer], layer, edit, batch.input_ids.shape))
-        stack.enter_context(_head_at(model.hf.get_output_embeddings(), batch))
-        logits: Tensor = model.hf(**inputs, use_cache=False).logits[0]
-    return _wide(logits)
+        return scored_logits(model, batch, only_scored=True)
 
 
 @contextmanager
@@ -104,16 +99,6 @@ def _edited(module: nn.Module, layer: int, edit: Edit, shape: torch.Size) -> Ite
         return None if edited is None else (edited.view_as(coefficients), *args[1:])
 
     handle = module.register_forward_pre_hook(before)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _head_at(head: nn.Module, batch: Batch) -> Iterator[None]:
-    """Give the output head nothing but the scored positions, as one row: no logits of others are computed."""
-    handle = head.register_forward_pre_hook(lambda _module, args: (_scored(args[0], batch)[None],))
     try:
         yield
     finally:

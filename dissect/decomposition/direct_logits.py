@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dissect.decomposition.terms import Site, scored, scored_logits
+from dissect.decomposition.terms import Site, scored
 from dissect.models.anatomy import block_of
 from dissect.models.model import Model
 from dissect.prompts.prompts import Batch
+from dissect.scoring.forward import scored_logits
 from unlearning.common.errors import InputError
 
 TOLERANCE = 1e-3
@@ -170,7 +171,7 @@ def _watch(
             if not isinstance(entered, Tensor) or not isinstance(left, Tensor):
                 return
             if name == "head":  # it is given the scored positions only
-                seen[name] = (entered[:, 0], left[:, 0])
+                seen[name] = (entered[0], left[0])
             elif entered[..., 0].numel() == left[..., 0].numel() == batch.input_ids.numel():
                 seen[name] = (scored(entered, batch), scored(left, batch))
 
@@ -187,7 +188,7 @@ def _watch(
     with ExitStack() as stack:
         for name, module in named.items():
             stack.callback(module.register_forward_hook(watch(name), with_kwargs=True).remove)
-        scored_logits(model, batch)
+        scored_logits(model, batch, only_scored=True)
     return seen
 
 

@@ -25,6 +25,7 @@ from dissect.engine.blocks import replaced_forward
 from dissect.models.anatomy import block_of
 from dissect.models.model import Model
 from dissect.prompts.prompts import Batch
+from dissect.scoring.forward import scored_logits
 from unlearning.common.errors import InputError
 
 Site = Literal["mlp", "attn"]
@@ -131,18 +132,6 @@ def site_modules(model: Model, site: Site) -> list[nn.Module]:
     return [module for module in modules if module is not None]
 
 
-@torch.inference_mode()
-def scored_logits(model: Model, batch: Batch) -> Float[Tensor, "scored vocab"]:
-    """The model's own logits at the batch's scored positions, in float32 or wider; the head sees no others."""
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if model.takes_position_ids:
-        inputs["position_ids"] = batch.position_ids
-    head: Any = model.hf.get_output_embeddings()
-    with hooked([(head, "pre", lambda _module, args: (scored(args[0], batch)[:, None],))]):
-        logits: Tensor = model.hf(**inputs, use_cache=False).logits[:, 0]
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
 def scored(states: Float[Tensor, "*batch_and_position d"], batch: Batch) -> Float[Tensor, "scored d"]:
     """The states at the scored positions; some families run their MLP on all positions in one dimension."""
     return states.reshape(*batch.input_ids.shape, -1)[batch.rows, batch.columns]
@@ -211,7 +200,7 @@ def record(model: Model, batch: Batch, sites: Sequence[Site], *, everywhere: boo
     keepers: list[Hook] = [(modules[site][layer], "post", keeper((site, layer))) for site, layer in places]
     blocks = _blocks(model)[-1:] if everywhere else _blocks(model)
     with hooked([*keepers, *((block, "post", keep_state) for block in blocks)]):
-        logits = scored_logits(model, batch)
+        logits = scored_logits(model, batch, only_scored=True)
     if sorted(runs) != sorted(places):
         raise InputError(f"{model.name}: its projections did not each run once in a forward, so they cannot be split")
     if not torch.isfinite(logits).all():
@@ -228,7 +217,7 @@ def can_resume(model: Model, batch: Batch, own: Recorded) -> bool:
     """Whether the model may be run from the middle on: with the states that left a block handed on it gives its own
     logits (not so where a block passes something to later ones beside them)."""
     with _resumed(model, own, model.n_layers - 1):
-        logits = scored_logits(model, batch)
+        logits = scored_logits(model, batch, only_scored=True)
     return torch.allclose(logits, own.logits, rtol=1e-4, atol=1e-4)
 
 
@@ -277,4 +266,4 @@ def logits_with_term(
         if own is not None:
             stack.enter_context(_resumed(target, own, min(changes)))
         stack.enter_context(hooked([(modules[layer], "post", adder(layer)) for layer in changes]))
-        return scored_logits(target, batch)
+        return scored_logits(target, batch, only_scored=True)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompt, Prompts
-from dissect.scoring.forward import answer_logits
+from dissect.scoring.forward import scored_logits
 from dissect.scoring.recovery import answer_logprob, per_example
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.prompts_once import score_with_prompts_once
@@ -154,7 +154,7 @@ def score_answers(
     """
     logprob, correct = np.zeros(len(items)), np.zeros(len(items))
     for places, batch in even_batches(prompts, items, batch_size):
-        logits = answer_logits(model, batch)
+        logits = scored_logits(model, batch)
         if not torch.isfinite(logits).all():
             raise InputError(f"{model.name}: gives logits that are not finite; is the checkpoint sound?")
         rows, tokens = batch.rows.to(logits.device), batch.next_tokens.to(logits.device)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dissect.models.anatomy import block_of
-from dissect.scoring.forward import answer_logits
+from dissect.scoring.forward import scored_logits
 from dissect.stress.core.residual_stream import (
     even_batches,
     head_logits,
@@ -54,7 +54,7 @@ def test_the_last_place_through_the_own_head_is_the_output(name, prompts):
     of = model(name)
     for _, batch in even_batches(prompts, prompts.items, 4):
         stream = residual_stream(of, batch)
-        torch.testing.assert_close(stream.logits(of.n_layers, of), answer_logits(of, batch), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(stream.logits(of.n_layers, of), scored_logits(of, batch), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,7 +63,7 @@ def test_own_states_change_nothing_at_any_layer(name, prompts):
     for _, batch in even_batches(prompts, prompts.items, 4):
         states = residual_stream(of, batch).states[1:]
         own, patched = patched_logits(of, batch, states)
-        torch.testing.assert_close(own, answer_logits(of, batch), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(own, scored_logits(of, batch), atol=1e-4, rtol=1e-4)
         for logits in patched:
             torch.testing.assert_close(logits, own, atol=1e-4, rtol=1e-4)
 
@@ -82,7 +82,7 @@ def test_patched_logits_are_those_of_one_hooked_forward_per_layer(name, prompts)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         handle = block_of(of.hf, of.anatomy, layer).whole.register_forward_hook(put)
-        expected = answer_logits(of, batch)
+        expected = scored_logits(of, batch)
         handle.remove()
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
@@ -91,7 +91,7 @@ def test_mean_logprobs_are_those_of_the_scores(prompts):
     of = model("demo:base")
     expected = score_answers(of, prompts, prompts.items)[0]
     for places, batch in even_batches(prompts, prompts.items, 3):
-        np.testing.assert_allclose(mean_logprobs(answer_logits(of, batch), batch), expected[places], atol=1e-5)
+        np.testing.assert_allclose(mean_logprobs(scored_logits(of, batch), batch), expected[places], atol=1e-5)
 
 
 def test_a_gradient_goes_through_the_head():
