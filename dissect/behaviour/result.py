@@ -1,6 +1,5 @@
 """What `behave` gives: rows, means with intervals per set, forget against unrelated, the figures."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,16 +9,15 @@ import numpy as np
 import pandas as pd
 
 from dissect.behaviour.prompts import FORGET
-from dissect.scoring.run_result import Copied
-from dissect.scoring.tidy import named, pair_title, records
+from dissect.scoring.run_result import RESULTS, Copied, RunResult, read_result
+from dissect.scoring.tidy import named, records
 from dissect.scoring.two_samples import Example, TwoSamples
 from unlearning.common.bootstrap import Bootstrap, Estimate
-from unlearning.common.runs import Run, open_run, read_finished, read_frame, write_frame
+from unlearning.common.runs import read_frame
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from dissect.plotting import Exported
 
 OF_EACH_MODEL = ("exact_match", "probability", "perplexity")
 """Scores that the base has too."""
@@ -30,13 +28,11 @@ AGAINST_BASE = ("bleu", "rouge_l", "kl")
 CHANGES = ("exact_match_change", "probability_change", "logprob_change")
 """A model's score minus the base's, per example."""
 
-COEFFICIENTS = "coefficients.parquet"
-
 NO_COEFFICIENTS = pd.DataFrame(columns=["target", "set", "layer", "example_index", "group", "relative_change"])
 
 
 @dataclass(eq=False, kw_only=True)
-class BehaviourResult:
+class BehaviourResult(RunResult):
     """A finished comparison of behaviour.
 
     Attributes:
@@ -46,18 +42,10 @@ class BehaviourResult:
             `perplexity` of the target and, with `_base`, of the base; `kl` is KL(base || target) per answer token.
         coefficients: change of the MLP coefficients per target, set, example and layer, as `dissect probe` measures
             it; empty where there are none (a mixture of experts).
-        configuration: everything that the numbers depend on.
-        provenance: names and paths.
-        wall_time_s: seconds that it took.
-        measured: what else the run measured of itself.
     """
 
     frame: Copied[pd.DataFrame] = Copied()
     coefficients: Copied[pd.DataFrame] = Copied()
-    configuration: Copied[dict[str, Any]] = Copied()
-    provenance: Copied[dict[str, Any]] = Copied()
-    wall_time_s: float
-    measured: Copied[dict[str, Any]] = Copied()
     _frame: pd.DataFrame = field(init=False, repr=False)
     _coefficients: pd.DataFrame = field(init=False, repr=False)
 
@@ -205,39 +193,18 @@ class BehaviourResult:
 
         return coefficient_figure(self.coefficient_curve(), title=self.title)
 
-    @property
-    def title(self) -> str:
-        """`base → unlearned`."""
-        return pair_title(self.provenance)
+    def figures(self) -> dict[str, "go.Figure"]:
+        """Return the figures of the run directory: `behaviour` and, with dense MLPs, `coefficients`."""
+        figures = {"behaviour": self.figure()}
+        return figures | ({"coefficients": self.coefficient_figure()} if len(self._coefficients) else {})
 
-    def write(self, run: Run) -> None:
-        """Write the tables into an open run and finish it."""
-        if len(self._coefficients):
-            write_frame(run.path / COEFFICIENTS, self._coefficients)
-        run.finish(self._frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
-        self.wall_time_s = run.record["wall_time_s"]
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return the tables that the figures show: `behaviour` and, with dense MLPs, `coefficients`."""
+        tables = {"behaviour": self.means()}
+        return tables | ({"coefficients": self.coefficient_curve()} if len(self._coefficients) else {})
 
-    def save(self, path: str | Path, *, formats: Sequence[str] = ("html",)) -> Path:
-        """Write a run directory: tables, summary and figures.
-
-        Raises:
-            InputError: the directory holds something else, or cannot be written.
-        """
-        run = open_run(path, self.configuration, self.provenance)
-        if not run.is_complete:
-            self.write(run)
-        self.save_figures(run.path, formats=formats)
-        return run.path
-
-    def save_figures(self, path: Path, *, formats: Sequence[str] = ("html",)) -> "Exported":
-        """Write the figures and their tables (csv) into `path/figures`."""
-        from dissect.plotting import export_all
-
-        figures = {"behaviour": (self.figure(), self.means())}
-        if len(self._coefficients):
-            figures["coefficients"] = (self.coefficient_figure(), self.coefficient_curve())
-        drawn = {name: figure for name, (figure, _) in figures.items()}
-        return export_all(path, drawn, {name: table for name, (_, table) in figures.items()}, formats=formats)
+    def _files(self) -> dict[str, pd.DataFrame]:
+        return {RESULTS: self._frame} | ({"coefficients": self._coefficients} if len(self._coefficients) else {})
 
 
 def load_behave(path: str | Path) -> BehaviourResult:
@@ -247,15 +214,12 @@ def load_behave(path: str | Path) -> BehaviourResult:
         InputError: not such a run directory, not finished, or a table of it is broken.
     """
     path = Path(path)
-    record = read_finished(path, "behave")
-    coefficients = path / COEFFICIENTS
+    common = read_result(path, "behave")
+    coefficients = path / "coefficients.parquet"
     return BehaviourResult(
         frame=read_frame(path / "results.parquet"),
         coefficients=read_frame(coefficients) if coefficients.is_file() else NO_COEFFICIENTS,
-        configuration=record["configuration"],
-        provenance={key: record[key] for key in ("command", "base", "unlearned", "control", "data")},
-        wall_time_s=record["wall_time_s"],
-        measured={},
+        **common,
     )
 
 

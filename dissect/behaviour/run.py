@@ -28,7 +28,7 @@ from dissect.prompts.overlap import without_shared
 from dissect.prompts.prompts import Prompts, check_fits
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
-from unlearning.common.runs import Run, Stopwatch, open_run, peak_memory_bytes
+from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
 
 
 def behave(
@@ -71,7 +71,6 @@ def behave(
     Warns:
         UserWarning: some unrelated prompts are forget prompts.
     """
-    clock = Stopwatch()
     for option, value, least in (
         ("--seed", seed, 0),
         ("--batch-size", batch_size, 1),
@@ -99,13 +98,9 @@ def behave(
     run = None if out is None else open_run(out, configuration, provenance)
     if run is not None and run.is_complete:
         return load_behave(run.path)
-    try:
+    with computing(run) as clock:
         frame = _ask(models, asked, max_new_tokens, batch_size, run, progress)
         coefficients = _coefficients(models, asked, batch_size)
-    except BaseException:
-        if run is not None:
-            run.pause(wall_time_s=clock.seconds)
-        raise
     result = BehaviourResult(
         frame=frame,
         coefficients=coefficients,

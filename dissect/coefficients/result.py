@@ -1,6 +1,5 @@
 """What `probe` gives: the tables, their means with intervals, the difference to the controls, the figures."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,25 +9,21 @@ import numpy as np
 import pandas as pd
 
 from dissect.coefficients.changes import CHANGES, last_layers_share
-from dissect.scoring.run_result import Copied
-from dissect.scoring.tidy import named, pair_title, records
+from dissect.scoring.run_result import RESULTS, Copied, RunResult, read_result
+from dissect.scoring.tidy import named, records
 from dissect.scoring.two_samples import Example, TwoSamples
 from unlearning.common.bootstrap import Bootstrap
-from unlearning.common.runs import Run, open_run, read_finished, read_frame, write_frame
+from unlearning.common.runs import read_frame
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from dissect.plotting import Exported
-
-TABLES = ("layers", "neurons", "concepts")
-"""The tables beside `results.parquet`; those that are empty are not written."""
 
 NO_CHANGE = "the coefficients of base and unlearned are the same at every answer position: no neuron to rank"
 
 
 @dataclass(eq=False, kw_only=True)
-class ProbeResult:
+class ProbeResult(RunResult):
     """A finished probe of the MLP coefficients.
 
     Attributes:
@@ -40,20 +35,12 @@ class ProbeResult:
         layers: one row per target, prompts, example and layer; see `coefficient_changes`.
         neurons: the most changed neurons; see `neuron_table`.
         concepts: the named value vectors; see `concept_vectors`. Empty where none are named.
-        configuration: everything that the numbers depend on.
-        provenance: names and paths.
-        wall_time_s: seconds that it took.
-        measured: what else the run measured of itself.
     """
 
     frame: Copied[pd.DataFrame] = Copied()
     layers: Copied[pd.DataFrame] = Copied()
     neurons: Copied[pd.DataFrame] = Copied()
     concepts: Copied[pd.DataFrame] = Copied()
-    configuration: Copied[dict[str, Any]] = Copied()
-    provenance: Copied[dict[str, Any]] = Copied()
-    wall_time_s: float
-    measured: Copied[dict[str, Any]] = Copied()
     _frame: pd.DataFrame = field(init=False, repr=False)
     _layers: pd.DataFrame = field(init=False, repr=False)
     _neurons: pd.DataFrame = field(init=False, repr=False)
@@ -259,11 +246,6 @@ class ProbeResult:
             "undefined": records(self.undefined()),
         }
 
-    @property
-    def title(self) -> str:
-        """`base → unlearned`."""
-        return pair_title(self.provenance)
-
     def figure(self) -> "go.Figure":
         """KRS against the number of neurons put back: the most changed, norm-matched and random ones."""
         from dissect.coefficients.figures import neurons_figure
@@ -283,38 +265,17 @@ class ProbeResult:
         layers = self._frame.loc[self._frame["intervention"] == "scaling", "selection"].iloc[0]
         return scaling_figure(self.scaling(), title=f"{self.title}, {layers} scaled towards the base")
 
-    def write(self, run: Run) -> None:
-        """Write the tables into an open run and finish it."""
-        for name in TABLES:
-            table: pd.DataFrame = getattr(self, name)
-            if len(table):
-                write_frame(run.path / f"{name}.parquet", table)
-        run.finish(self._frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
-        self.wall_time_s = run.record["wall_time_s"]
+    def figures(self) -> dict[str, "go.Figure"]:
+        """Return the figures of the run directory: `neurons`, `layers` and `scaling`."""
+        return {"neurons": self.figure(), "layers": self.layers_figure(), "scaling": self.scaling_figure()}
 
-    def save(self, path: str | Path, *, formats: Sequence[str] = ("html",)) -> Path:
-        """Write a run directory: tables, summary and figures.
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return the tables that the figures show: `neurons`, `layers` and `scaling`."""
+        return {"neurons": self.curve(), "layers": self.layer_curve(), "scaling": self.scaling()}
 
-        Raises:
-            InputError: the directory holds something else, or cannot be written.
-        """
-        run = open_run(path, self.configuration, self.provenance)
-        if not run.is_complete:
-            self.write(run)
-        self.save_figures(run.path, formats=formats)
-        return run.path
-
-    def save_figures(self, path: Path, *, formats: Sequence[str] = ("html",)) -> "Exported":
-        """Write the figures and their tables (csv) into `path/figures`."""
-        from dissect.plotting import export_all
-
-        figures = {
-            "neurons": (self.figure(), self.curve()),
-            "layers": (self.layers_figure(), self.layer_curve()),
-            "scaling": (self.scaling_figure(), self.scaling()),
-        }
-        drawn = {name: figure for name, (figure, _) in figures.items()}
-        return export_all(path, drawn, {name: table for name, (_, table) in figures.items()}, formats=formats)
+    def _files(self) -> dict[str, pd.DataFrame]:
+        beside = {"layers": self._layers, "neurons": self._neurons, "concepts": self._concepts}
+        return {RESULTS: self._frame} | {name: table for name, table in beside.items() if len(table)}
 
 
 def load_probe(path: str | Path) -> ProbeResult:
@@ -324,17 +285,13 @@ def load_probe(path: str | Path) -> ProbeResult:
         InputError: not such a run directory, not finished, or a table of it is broken.
     """
     path = Path(path)
-    record = read_finished(path, "probe")
-    layers, neurons, concepts = (_table(path, name) for name in TABLES)
+    common = read_result(path, "probe")
     return ProbeResult(
         frame=read_frame(path / "results.parquet"),
-        layers=layers,
-        neurons=neurons,
-        concepts=_with_present_names(concepts),
-        configuration=record["configuration"],
-        provenance={key: record[key] for key in ("command", "base", "unlearned", "control", "data")},
-        wall_time_s=record["wall_time_s"],
-        measured={},
+        layers=_table(path, "layers"),
+        neurons=_table(path, "neurons"),
+        concepts=_with_present_names(_table(path, "concepts")),
+        **common,
     )
 
 

@@ -38,7 +38,7 @@ from dissect.prompts.overlap import without_shared
 from dissect.prompts.prompts import Prompts, check_fits
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
-from unlearning.common.runs import Run, Stopwatch, open_run, peak_memory_bytes
+from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
 
 TOKENS_SHOWN = 10
 """So many tokens of each neuron's value vector are shown, promoted and demoted."""
@@ -85,7 +85,6 @@ def probe(
     Warns:
         UserWarning: some unrelated prompts are forget prompts.
     """
-    clock = Stopwatch()
     _check_numbers(last_layers=last_layers, top=top, draws=draws, seed=seed, batch_size=batch_size)
     check_coefficients(pair.base, pair.unlearned)
     _check_shape(pair.base, last_layers, top)
@@ -130,7 +129,7 @@ def probe(
     run = None if out is None else open_run(out, configuration, provenance)
     if run is not None and run.is_complete:
         return load_probe(run.path)
-    try:
+    with computing(run) as clock:
         layers = _layer_changes(pair.base, targets, asked, batch_size)
         changes = {
             name: neuron_changes(pair.base, model, forget, batch_size=batch_size) for name, model in targets.items()
@@ -147,10 +146,6 @@ def probe(
             wall_time_s=clock.seconds,
             measured={"peak_memory_bytes": peak_memory_bytes()},
         )
-    except BaseException:
-        if run is not None:
-            run.pause(wall_time_s=clock.seconds)
-        raise
     if run is not None:
         result.write(run)
     return result

@@ -1,6 +1,5 @@
 """What a decomposition gives: two tables, means with intervals, the difference to the other arms, the figures."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,22 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dissect.scoring.run_result import Copied
-from dissect.scoring.tidy import named, pair_title, records, with_mean_null
+from dissect.scoring.run_result import RESULTS, Copied, RunResult, read_result
+from dissect.scoring.tidy import named, records, with_mean_null
 from unlearning.common.bootstrap import Bootstrap
-from unlearning.common.runs import Run, open_run, read_finished, read_frame, write_frame
+from unlearning.common.runs import read_frame
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from dissect.plotting import Exported
 
 _ARM = ["arm", "target"]
 _PLACE = ["site", "first_layer", "last_layer", "term"]
 
 
 @dataclass(eq=False, kw_only=True)
-class DecompositionResult:
+class DecompositionResult(RunResult):
     """A finished decomposition.
 
     Attributes:
@@ -32,18 +30,10 @@ class DecompositionResult:
             norms, shares and direct contributions are means over the example's answer positions.
         positions: the same per answer position, without the scores of whole answers; `position` counts from the
             first scored one, `token` is the one that it predicts.
-        configuration: everything that the numbers depend on.
-        provenance: names and paths.
-        wall_time_s: seconds that it took.
-        measured: what else the run measured of itself, as peak memory.
     """
 
     frame: Copied[pd.DataFrame] = Copied()
     positions: Copied[pd.DataFrame] = Copied()
-    configuration: Copied[dict[str, Any]] = Copied()
-    provenance: Copied[dict[str, Any]] = Copied()
-    wall_time_s: float
-    measured: Copied[dict[str, Any]] = Copied()
     _frame: pd.DataFrame = field(init=False, repr=False)
     _positions: pd.DataFrame = field(init=False, repr=False)
 
@@ -174,11 +164,6 @@ class DecompositionResult:
             "undefined": records(self.undefined()),
         }
 
-    @property
-    def title(self) -> str:
-        """`base -> unlearned`."""
-        return pair_title(self.provenance)
-
     def figure(self) -> "go.Figure":
         """KRS of each term per layer, a panel per site, the other arms dashed."""
         from dissect.decomposition.figures import krs_figure
@@ -197,31 +182,17 @@ class DecompositionResult:
 
         return direct_figure(self.curve(), title=self.title)
 
-    def save(self, path: str | Path, *, formats: Sequence[str] = ("html",)) -> Path:
-        """Write the run directory: the tables (`results.parquet`, `positions.parquet`), summary and figures.
-
-        Raises:
-            InputError: the directory holds something else, or cannot be written.
-        """
-        run = open_run(path, self.configuration, self.provenance)
-        if not run.is_complete:
-            self.write(run)
-        self.save_figures(run.path, formats=formats)
-        return run.path
-
-    def write(self, run: Run) -> None:
-        """Finish an open run with these numbers."""
-        write_frame(run.path / "positions.parquet", self._positions)
-        run.finish(self._frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
-
-    def save_figures(self, path: Path, *, formats: Sequence[str] = ("html",)) -> "Exported":
-        """Write the figures and the curve's table into `path/figures`."""
-        from dissect.plotting import export_all
-
+    def figures(self) -> dict[str, "go.Figure"]:
+        """Return the figures of the run directory: `krs`, `shares` and, where there is a direct path, `direct`."""
         figures = {"krs": self.figure(), "shares": self.shares_figure()}
-        if self._frame["direct"].notna().any():
-            figures["direct"] = self.direct_figure()
-        return export_all(path, figures, {"decomposition": self.curve()}, formats=formats)
+        return figures | ({"direct": self.direct_figure()} if self._frame["direct"].notna().any() else {})
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return the table that the figures show, `decomposition`."""
+        return {"decomposition": self.curve()}
+
+    def _files(self) -> dict[str, pd.DataFrame]:
+        return {RESULTS: self._frame, "positions": self._positions}
 
 
 def load_decompose(path: str | Path) -> DecompositionResult:
@@ -231,13 +202,6 @@ def load_decompose(path: str | Path) -> DecompositionResult:
         InputError: not a run directory, of another command, not finished, or a table is broken.
     """
     path = Path(path)
-    record = read_finished(path, "decompose")
-    provenance = {key: record[key] for key in ("command", "base", "unlearned", "control", "data")}
-    return DecompositionResult(
-        frame=read_frame(path / "results.parquet"),
-        positions=read_frame(path / "positions.parquet"),
-        configuration=record["configuration"],
-        provenance=provenance,
-        wall_time_s=record["wall_time_s"],
-        measured={},
-    )
+    common = read_result(path, "decompose")
+    frame, positions = (read_frame(path / f"{name}.parquet") for name in (RESULTS, "positions"))
+    return DecompositionResult(frame=frame, positions=positions, **common)

@@ -40,7 +40,7 @@ from dissect.prompts.prompts import Batch, Prompts, check_fits
 from dissect.scoring.rows import RecoveryScorer
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
-from unlearning.common.runs import Run, Stopwatch, open_run, peak_memory_bytes
+from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
 
 CLOSURE = 1e-3
 """Relative gap above which the three terms do not explain what the modules gave."""
@@ -90,7 +90,6 @@ def decompose(
             be compared, a prompt that does not fit, a projection that is no plain linear map, a run directory of
             another configuration, logits that are not finite.
     """
-    clock = Stopwatch()
     if seed < 0:
         raise InputError(f"--seed {seed}: 0 or more")
     if batch_size < 1:
@@ -132,12 +131,8 @@ def decompose(
     if run is not None and run.is_complete:
         return load_decompose(run.path)
     batches = [batch.trimmed() for batch in prompts.batches(batch_size, padding_side=padding_side)]
-    try:
+    with computing(run) as clock:
         frame, positions = _run(_Work(pair.base, prompts, known), arms, batches, run, progress=progress)
-    except BaseException:
-        if run is not None:
-            run.pause(wall_time_s=clock.seconds)
-        raise
     result = DecompositionResult(
         frame=frame,
         positions=positions,
@@ -148,7 +143,6 @@ def decompose(
     )
     if run is not None:
         result.write(run)
-        result.wall_time_s = run.record["wall_time_s"]
     return result
 
 

@@ -1,6 +1,5 @@
 """What a layer sweep gives: the table, its means with intervals, the difference to the control, the figures."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,37 +8,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dissect.scoring.run_result import Copied
+from dissect.scoring.run_result import RESULTS, Copied, RunResult, read_result
 from dissect.scoring.tidy import named, pair_title, records, with_mean_null
 from unlearning.common.bootstrap import Bootstrap
-from unlearning.common.runs import open_run, read_finished, read_frame
+from unlearning.common.runs import read_frame
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from dissect.plotting import Exported
 
 _PLACE = ["site", "window", "centre", "first_layer", "last_layer"]
 _ARM = ["arm", "target", "donor"]
 
 
 @dataclass(eq=False, kw_only=True)
-class SweepResult:
+class SweepResult(RunResult):
     """A finished layer sweep.
 
     Attributes:
         frame: one row per arm, site, window and example; columns as in DESIGN.md.
-        configuration: everything that the numbers depend on.
-        provenance: names and paths.
-        wall_time_s: seconds that the sweep took.
-        measured: what else the run measured of itself, as peak memory.
     """
 
     frame: Copied[pd.DataFrame] = Copied()
-    configuration: Copied[dict[str, Any]] = Copied()
-    provenance: Copied[dict[str, Any]] = Copied()
-    wall_time_s: float
-    measured: Copied[dict[str, Any]] = Copied()
     _frame: pd.DataFrame = field(init=False, repr=False)
 
     @property
@@ -215,27 +205,19 @@ class SweepResult:
             base, unlearned = unlearned, base
         return pair_title({"base": base, "unlearned": unlearned})
 
-    def save(self, path: str | Path, *, formats: Sequence[str] = ("html",)) -> Path:
-        """Write the run directory of DESIGN.md: tables, summary and figures.
+    def figures(self) -> dict[str, "go.Figure"]:
+        """Return the figures of the run directory: `krs`, `examples` and, with other arms, `difference`."""
+        figures = {"krs": self.figure()}
+        if len(self._contrast):
+            figures["difference"] = self.difference_figure()
+        return figures | {"examples": self.heatmap()}
 
-        Raises:
-            InputError: the directory holds something else, or cannot be written.
-        """
-        run = open_run(path, self.configuration, self.provenance)
-        if not run.is_complete:
-            run.finish(self._frame, self.summary(), wall_time_s=self.wall_time_s, measured=self.measured)
-        self.save_figures(run.path, formats=formats)
-        return run.path
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return the tables that the figures show: `krs` and, with other arms, `difference`."""
+        return {"krs": self.curve()} | ({"difference": self.contrast()} if len(self._contrast) else {})
 
-    def save_figures(self, path: Path, *, formats: Sequence[str] = ("html",)) -> "Exported":
-        """Write the figures into `path/figures`: the curve, the differences (both as csv too), the examples."""
-        from dissect.plotting import export_all
-
-        figures, tables = {"krs": self.figure()}, {"krs": self.curve()}
-        contrast = self.contrast()
-        if len(contrast):
-            figures["difference"], tables["difference"] = self.difference_figure(), contrast
-        return export_all(path, figures | {"examples": self.heatmap()}, tables, formats=formats)
+    def _files(self) -> dict[str, pd.DataFrame]:
+        return {RESULTS: self._frame}
 
 
 def load_result(path: str | Path) -> SweepResult:
@@ -245,15 +227,8 @@ def load_result(path: str | Path) -> SweepResult:
         InputError: not a run directory, not finished, or its table is broken.
     """
     path = Path(path)
-    record = read_finished(path, "patch", "restore")
-    provenance = {key: record[key] for key in ("command", "base", "unlearned", "control", "donors", "data")}
-    return SweepResult(
-        frame=read_frame(path / "results.parquet"),
-        configuration=record["configuration"],
-        provenance=provenance,
-        wall_time_s=record["wall_time_s"],
-        measured={},
-    )
+    common = read_result(path, "patch", "restore")
+    return SweepResult(frame=read_frame(path / "results.parquet"), **common)
 
 
 def column_name(arm: str) -> str:

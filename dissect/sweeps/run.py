@@ -26,7 +26,7 @@ from dissect.runtime.processes import ALONE, Processes
 from dissect.sweeps.passes import Work, run_sweep
 from dissect.sweeps.result import SweepResult, load_result
 from unlearning.common.errors import InputError
-from unlearning.common.runs import Run, Stopwatch, open_run
+from unlearning.common.runs import Run, computing, open_run
 
 Command = Literal["patch", "restore"]
 
@@ -70,26 +70,22 @@ def run_layer_sweep(
     processes: Processes = ALONE,
 ) -> SweepResult:
     """Run a sweep, or load it where its run directory holds it already; see `dissect.patch`."""
-    clock = Stopwatch()
     prepared = _prepare(pair, prompts, settings)
     configuration, provenance = _record(command, pair, prompts, settings, prepared)
     run = _open(out, configuration, provenance, processes)
     if run is not None and run.is_complete:
         return load_result(run.path)
     known = run.record.get("plan", {}).get("chunk_tokens") if run is not None else None
-    plans = _plans(pair, prepared.work, settings, processes, chunk_tokens=settings.chunk_tokens or known)
-    if run is not None and processes.rank == 0:
-        run.note(plan=combined_plan(plans).record(), processes=processes.count, threads=torch.get_num_threads())
-    label = "patching" if command == "patch" else "restoring"
-    try:
+    mine = run if processes.rank == 0 else None  # one process keeps the record
+    with computing(mine) as clock:
+        plans = _plans(pair, prepared.work, settings, processes, chunk_tokens=settings.chunk_tokens or known)
+        if mine is not None:
+            mine.note(plan=combined_plan(plans).record(), processes=processes.count, threads=torch.get_num_threads())
+        label = "patching" if command == "patch" else "restoring"
         with matmul_precision(settings.precision):
             frame, measured = run_sweep(
                 prepared.work, plans, run=run, processes=processes, label=label, progress=progress
             )
-    except BaseException:
-        if run is not None and processes.rank == 0:
-            run.pause(wall_time_s=clock.seconds)
-        raise
     result = SweepResult(
         frame=frame,
         configuration=configuration,
@@ -97,9 +93,8 @@ def run_layer_sweep(
         wall_time_s=clock.seconds,
         measured=measured,
     )
-    if run is not None and processes.rank == 0:
-        run.finish(result.frame, result.summary(), wall_time_s=clock.seconds, measured=measured)
-        result.wall_time_s = run.record["wall_time_s"]
+    if mine is not None:
+        result.write(mine)
     processes.wait()
     return result
 

@@ -1,19 +1,17 @@
 """A verdict with all that it rests on; as a table, as JSON, and on disk."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from dissect.scoring.run_result import RESULTS, RunResult
 from dissect.stress.core.result import EVIDENCE_LEVELS, Residual, StressResult
 from dissect.stress.core.storage import as_record, from_parts, one_table
 from dissect.verdicts.rule import Rule, Score, Word, read_rule, residuals_of, test_of
-from unlearning.common.runs import Run, open_run, read_finished, read_frame, write_frame
-
-if TYPE_CHECKING:
-    from dissect.plotting import Exported
+from unlearning.common.runs import Run, read_finished, read_frame
 
 COMMAND = "verdict"
 
@@ -33,8 +31,8 @@ class Utility:
     collapsed: bool
 
 
-@dataclass(eq=False)
-class Verdict:
+@dataclass(eq=False, kw_only=True)
+class Verdict(RunResult):
     """The answer, and what it rests on.
 
     Attributes:
@@ -45,10 +43,6 @@ class Verdict:
         not_run: tests of the budget that could not be run, with the reason.
         guessing: `dissect.stress.core.lexical_overlap` of the forget facts where there is no never model; else None.
         rule: the frozen numbers.
-        configuration: everything that the numbers depend on.
-        provenance: names and paths.
-        wall_time_s: seconds that it took.
-        measured: what else the run measured of itself, as peak memory.
     """
 
     word: Word
@@ -58,10 +52,6 @@ class Verdict:
     not_run: Mapping[str, str]
     guessing: Mapping[str, float] | None
     rule: Rule
-    configuration: dict[str, Any]
-    provenance: dict[str, Any]
-    wall_time_s: float
-    measured: dict[str, Any] = field(default_factory=dict)
 
     @property
     def residuals(self) -> dict[str, Residual]:
@@ -149,25 +139,13 @@ class Verdict:
             "wall_time_s": self.wall_time_s,
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write a run directory: the tables, `verdict.json`, `verdict.html` and the figures.
-
-        Raises:
-            InputError: the directory holds something else.
-        """
-        run = open_run(path, self.configuration, self.provenance)
-        self.write(run)
-
-    def write(self, run: Run) -> None:
-        """Write everything into an open run and mark it complete."""
+    def _write_beside(self, run: Run) -> None:
+        """Write the tests' tables, `verdict.json`, `verdict.html`, and what `load_verdict` reads from the record."""
         from dissect.verdicts.page import write_page
         from unlearning.common.runs import write_json
 
-        for result in self.results:
-            for name, table in result.tables.items():
-                write_frame(run.path / "tables" / f"{result.test}--{name}.parquet", table)
-        summary = self.summary()
-        write_json(run.path / "verdict.json", summary)
+        super()._write_beside(run)
+        write_json(run.path / "verdict.json", self.summary())
         write_page(self, run.path / "verdict.html")
         run.note(
             tests=[as_record(result) for result in self.results],
@@ -180,16 +158,22 @@ class Verdict:
                 "rule": {name: getattr(self.rule, name) for name in Rule.__dataclass_fields__},
             },
         )
-        run.finish(one_table(self.results), summary, wall_time_s=self.wall_time_s, measured=self.measured)
 
-    def save_figures(self, path: Path, *, formats: Sequence[str] = ("html",)) -> "Exported":
-        """Write the figures and their table (csv) into `path/figures`."""
-        from dissect.plotting import export_all
+    def figures(self) -> dict[str, Any]:
+        """Return the figures of the run directory: `evidence` and `standing`."""
         from dissect.verdicts.figures import standing_figure
 
-        evidence = self.evidence()
-        figures = {"evidence": self.figure(), "standing": standing_figure(self.score, self.rule, label="this model")}
-        return export_all(path, figures, {"evidence": evidence}, formats=formats)
+        return {"evidence": self.figure(), "standing": standing_figure(self.score, self.rule, label="this model")}
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return the table that the figures show, `evidence`."""
+        return {"evidence": self.evidence()}
+
+    def _files(self) -> dict[str, pd.DataFrame]:
+        beside = {
+            f"tables/{result.test}--{name}": table for result in self.results for name, table in result.tables.items()
+        }
+        return {RESULTS: one_table(self.results)} | beside
 
 
 def load_verdict(path: str | Path) -> Verdict:
@@ -222,6 +206,7 @@ def load_verdict(path: str | Path) -> Verdict:
         configuration=_current(record["configuration"]),
         provenance={name: _current(record).get(name) for name in kept},
         wall_time_s=record["wall_time_s"],
+        measured={},
     )
 
 

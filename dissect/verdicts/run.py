@@ -34,7 +34,7 @@ from dissect.verdicts.rule import Rule, frozen_rule, judge
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
 from unlearning.common.renamed import renamed_arguments
-from unlearning.common.runs import Run, Stopwatch, open_run, peak_memory_bytes
+from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
 
 KNOWS = 0.5
 """A never model that gives this share of what the base gives, above chance, is no control."""
@@ -83,7 +83,6 @@ def verdict(
         InputError: an unknown budget, an unlearned model with the base's weights, a base that does not know the forget
             facts, a never model that does, forget prompts with one answer between them, and what `make_case` raises.
     """
-    clock = Stopwatch()
     if budget not in BUDGETS:
         raise InputError(f"--budget {budget}: use {', '.join(BUDGETS)}")
     rule = rule or frozen_rule()
@@ -128,7 +127,7 @@ def verdict(
     ground = None if shared is None else Path(shared) / _of_base_and_control(configuration)
     results = []
     failed: dict[str, str] = {}
-    try:
+    with computing(run) as clock:
         kept, records = _kept(run)
         with Progress(len(chosen), "testing", show=progress) as bar:
             for name, entry in chosen.items():
@@ -147,10 +146,6 @@ def verdict(
                 results.append(result)
                 bar.advance(1)
         utility = _utility(case, rule)
-    except BaseException:
-        if run is not None:
-            run.pause(wall_time_s=clock.seconds)
-        raise
     guessed = None if case.control is not None else lexical_overlap(case.forget)
     word, score = judge(results, rule, utility=utility.share if utility else None, guessing=guessed)
     found = Verdict(

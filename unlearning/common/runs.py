@@ -16,7 +16,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -264,3 +264,22 @@ class Stopwatch:
     def seconds(self) -> float:
         """Seconds so far."""
         return time.perf_counter() - self._start
+
+
+@contextlib.contextmanager
+def computing(run: Run | None) -> Iterator[Stopwatch]:
+    """Time a computation; if it stops, record the time spent so that the run can be resumed.
+
+    Args:
+        run: The open run that the computation belongs to, if it is written to disk.
+
+    Yields:
+        A stopwatch that runs from the start of the computation.
+    """
+    clock = Stopwatch()
+    try:
+        yield clock
+    except BaseException:
+        if run is not None:
+            run.pause(wall_time_s=clock.seconds)
+        raise

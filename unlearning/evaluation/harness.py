@@ -23,7 +23,7 @@ from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
 from unlearning.common.runs import (
     Run,
-    Stopwatch,
+    computing,
     open_run,
     peak_memory_bytes,
     read_finished,
@@ -215,17 +215,12 @@ def read_retain_rows(path: Path, configuration: dict[str, Any]) -> Rows:
 def _rows(
     benchmark: Benchmark, subject: Subject, out: str | Path | None, *, batch_size: int, progress: bool
 ) -> tuple[Rows, Run | None]:
-    clock = Stopwatch()
     provenance = {"model": subject.name, **benchmark.provenance}
     run = None if out is None else open_run(out, _configuration(benchmark, subject), provenance)
     if run is not None and run.is_complete:
         return read_frame(run.path / "results.parquet"), run
-    try:
+    with computing(run) as clock:
         rows = _score(benchmark.parts, run, batch_size=batch_size, label=subject.name, progress=progress)
-    except BaseException:
-        if run is not None:
-            run.pause(wall_time_s=clock.seconds)
-        raise
     if run is not None:
         run.finish(rows, {}, wall_time_s=clock.seconds, measured={"peak_memory_bytes": peak_memory_bytes()})
     return rows, run
