@@ -1,13 +1,13 @@
-"""Two sets of examples against each other: differences, ratios and dominance, with 95 % bootstrap intervals.
+"""Compare two sets of examples: differences, ratios and dominance, with 95 % bootstrap intervals.
 
-Two sets that have nothing in common are resampled each by itself. Two that belong together are resampled together,
-so that the interval is that of paired values:
+Sets that share nothing are resampled independently. Sets that share examples or groups are resampled together, so that
+the interval is that of paired values:
 
-    ids      both hold the same examples by name: pairs are drawn (whole groups of pairs where there are groups)
-    groups   both ask about the same two or more groups (concepts, people): groups are drawn, each with its
+    ids      both sets hold the same examples by id: pairs are drawn (whole groups of pairs where there are groups)
+    groups   both sets ask about the same two or more groups (concepts, people): groups are drawn, each with its
              examples of both sets
 
-Groups are drawn whole, as in `intervals.Bootstrap`, with percentile intervals.
+Groups are drawn whole, as in `unlearning.common.bootstrap.Bootstrap`, with percentile intervals.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from unlearning.common.bootstrap import LEVEL, Estimate
+from unlearning.common.bootstrap import LEVEL, Estimate, clusters, times_drawn
 
 Pairing = Literal["ids", "groups", "none"]
 Values = Float[np.ndarray, " example"]
@@ -28,11 +28,11 @@ _DRAWS = 2000
 
 @dataclass(frozen=True)
 class Example:
-    """What of an example says where it belongs.
+    """Identifier and group of an example; they decide how two sets are paired.
 
     Attributes:
-        id: its name, or "" where it has none of its own.
-        group: its group, or "".
+        id: The identifier, or "" for an example without one.
+        group: The group, or "".
     """
 
     id: str
@@ -40,39 +40,55 @@ class Example:
 
 
 class TwoSamples:
-    """Two sets of examples, and how often each example is in each bootstrap draw.
+    """Two sets of examples, and the number of times each example is in each bootstrap draw.
 
     Args:
-        first: the examples of the one set, in the order of the values to come.
-        second: those of the other.
-        seed: of the draws.
-        draws: how many.
+        first: Examples of the first set, in the order of the values that are compared later.
+        second: Examples of the second set.
+        seed: Random seed of the draws.
+        draws: Number of draws.
 
     Attributes:
-        pairing: what the two sets share.
+        pairing: What the two sets share.
     """
 
     def __init__(self, first: Sequence[Example], second: Sequence[Example], *, seed: int, draws: int = _DRAWS) -> None:
         self.pairing: Pairing = _pairing(first, second)
         self._partner: Int[np.ndarray, " example"] | None = None
-        self._keys = (_clusters(first), _clusters(second))
+        self._clusters = (_clusters(first), _clusters(second))
         if self.pairing == "ids":
-            place = {example.id: index for index, example in enumerate(second)}
-            self._partner = np.array([place[example.id] for example in first])
-            self._keys = (self._keys[0], self._keys[0])
-        # The same stream of random numbers for both draws the same clusters.
+            position = {example.id: index for index, example in enumerate(second)}
+            self._partner = np.array([position[example.id] for example in first])
+            self._clusters = (self._clusters[0], self._clusters[0])
+        # Sets that share examples or groups share the stream of random numbers, and so draw the same clusters.
         streams = (0, 1) if self.pairing == "none" else (0, 0)
         self._weights = tuple(
-            _drawn(keys, np.random.default_rng([seed, stream]), draws)
-            for keys, stream in zip(self._keys, streams, strict=True)
+            times_drawn(cluster, draws=draws, seed=[seed, stream])
+            for cluster, stream in zip(self._clusters, streams, strict=True)
         )
 
     def difference(self, first: Values, second: Values) -> Estimate:
-        """Mean of the first minus mean of the second."""
+        """Estimate the mean of the first set minus the mean of the second.
+
+        Args:
+            first: Values of the first set; NaN is left out.
+            second: Values of the second set.
+
+        Returns:
+            The difference with its interval; NaN where a set has no value.
+        """
         return self._estimate(first, second, lambda x, y, v, w: _mean(x, v) - _mean(y, w))
 
     def ratio(self, first: Values, second: Values) -> Estimate:
-        """Mean of the first divided by mean of the second; NaN where that is 0."""
+        """Estimate the mean of the first set divided by the mean of the second.
+
+        Args:
+            first: Values of the first set; NaN is left out.
+            second: Values of the second set.
+
+        Returns:
+            The ratio with its interval; NaN where a set has no value or the second mean is 0.
+        """
 
         def divided(x: Values, y: Values, v: Weights, w: Weights) -> Values:
             below = _mean(y, w)
@@ -81,10 +97,17 @@ class TwoSamples:
         return self._estimate(first, second, divided)
 
     def cliffs_delta(self, first: Values, second: Values) -> Estimate:
-        """P(an example of the first is higher) - P(it is lower), from -1 to 1; 0 where neither dominates.
+        """Estimate P(an example of the first set is higher) - P(it is lower).
 
-        An effect size without assumptions on the distributions, which scores between 0 and 1 with heaps at both
-        ends do not fulfil. Source: Cliff 1993, Dominance statistics, Psychological Bulletin 114(3).
+        The effect size assumes nothing about the distributions; scores between 0 and 1 often pile up at both ends.
+        Source: Cliff 1993, Dominance statistics, Psychological Bulletin 114(3).
+
+        Args:
+            first: Values of the first set; NaN is left out.
+            second: Values of the second set.
+
+        Returns:
+            Cliff's delta with its interval, from -1 to 1; 0 where neither set dominates.
         """
         return self._estimate(first, second, _dominance)
 
@@ -94,7 +117,7 @@ class TwoSamples:
         second: Values,
         statistic: Callable[[Values, Values, Weights, Weights], Values],
     ) -> Estimate:
-        """A statistic of both sets over the values that are numbers; a pair counts where both are."""
+        """Estimate a statistic over the values that are not NaN; a pair counts where neither value is NaN."""
         if self._partner is not None:
             second = second[self._partner]
         kept = [~np.isnan(first), ~np.isnan(second)]
@@ -105,11 +128,8 @@ class TwoSamples:
             return Estimate(np.nan, np.nan, np.nan, 0)
         n = len(x) if self._partner is not None else len(x) + len(y)
         value = float(statistic(x, y, np.ones((1, len(x))), np.ones((1, len(y))))[0])
-        clusters = [
-            {key for key, keep in zip(keys, which, strict=True) if keep}
-            for keys, which in zip(self._keys, kept, strict=True)
-        ]
-        if min(map(len, clusters)) < 2 or np.isnan(value):
+        n_clusters = [len(set(cluster[keep])) for cluster, keep in zip(self._clusters, kept, strict=True)]
+        if min(n_clusters) < 2 or np.isnan(value):
             return Estimate(value, np.nan, np.nan, n)
         with np.errstate(invalid="ignore", divide="ignore"):
             drawn = statistic(x, y, self._weights[0][:, kept[0]], self._weights[1][:, kept[1]])
@@ -125,17 +145,8 @@ def _pairing(first: Sequence[Example], second: Sequence[Example]) -> Pairing:
     return "groups" if groups[0] == groups[1] and len(groups[0]) > 1 and "" not in groups[0] else "none"
 
 
-def _clusters(examples: Sequence[Example]) -> list[str]:
-    """What is drawn whole: groups; examples where there is no group, or only one."""
-    keys = [example.group or f"\0{index}" for index, example in enumerate(examples)]
-    return keys if len(set(keys)) > 1 else [str(index) for index in range(len(keys))]
-
-
-def _drawn(keys: Sequence[str], generator: np.random.Generator, draws: int) -> Weights:
-    """How often each example is in each draw; the same for the same generator and set of keys."""
-    cluster = np.unique(list(keys), return_inverse=True)[1]
-    n = int(cluster.max()) + 1
-    return generator.multinomial(n, np.full(n, 1 / n), size=draws)[:, cluster].astype(np.float64)
+def _clusters(examples: Sequence[Example]) -> Int[np.ndarray, " example"]:
+    return clusters([example.group for example in examples])
 
 
 def _mean(values: Values, weights: Weights) -> Values:

@@ -14,7 +14,14 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic with its 95 % interval and the number of examples behind it."""
+    """A statistic with its 95 % interval.
+
+    Attributes:
+        value: The statistic on the data.
+        low: Lower end of the interval; NaN where there are fewer than two clusters.
+        high: Upper end of the interval.
+        n: Number of examples behind the statistic.
+    """
 
     value: float
     low: float
@@ -23,7 +30,15 @@ class Estimate:
 
 
 def clusters(groups: Sequence[str]) -> Int[np.ndarray, " example"]:
-    """What is drawn whole, by number: groups; examples where there is no group (""), or only one."""
+    """Number the clusters that the bootstrap draws whole.
+
+    Args:
+        groups: The group of each example, "" for an example without one.
+
+    Returns:
+        The cluster number of each example. A cluster is a group; examples without a group are clusters of their own,
+        and so is every example where there is only one group.
+    """
     keys = [group or f"\0{index}" for index, group in enumerate(groups)]
     if len(set(keys)) == 1:
         keys = [str(index) for index in range(len(keys))]
@@ -33,7 +48,16 @@ def clusters(groups: Sequence[str]) -> Int[np.ndarray, " example"]:
 def times_drawn(
     cluster: Int[np.ndarray, " example"], *, draws: int, seed: int | Sequence[int]
 ) -> Float[np.ndarray, "draw example"]:
-    """How often each example is in each draw of as many clusters as there are, with replacement."""
+    """Draw as many clusters as there are, with replacement, and count how often each example is drawn.
+
+    Args:
+        cluster: The cluster number of each example.
+        draws: Number of draws.
+        seed: Random seed, or a sequence of seeds for one of several streams.
+
+    Returns:
+        The count of each example in each draw.
+    """
     n_clusters = int(cluster.max()) + 1
     generator = np.random.default_rng(seed)
     times = generator.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=draws)
@@ -41,13 +65,13 @@ def times_drawn(
 
 
 class Bootstrap:
-    """Cluster bootstrap: whole groups are drawn with replacement (percentile intervals).
+    """Cluster bootstrap: whole groups are drawn with replacement, and intervals are percentiles.
 
     Args:
-        groups: the group of each example; examples whose group is "" stand alone.
-        draws: number of bootstrap samples.
-        seed: of the draws.
-        equal_groups: weigh each group's mean alike, as the released notebooks do (mean over a concept's
+        groups: The group of each example; an example whose group is "" is a cluster of its own.
+        draws: Number of bootstrap samples.
+        seed: Random seed of the draws.
+        equal_groups: Give each group's mean the same weight, as the released notebooks do (mean over a concept's
             questions, then over concepts), instead of each example.
     """
 
@@ -57,11 +81,19 @@ class Bootstrap:
         self._weights = times_drawn(self._cluster, draws=draws, seed=seed)
 
     def mean(self, values: Float[np.ndarray, " example"]) -> Estimate:
-        """Mean of the values that are not NaN."""
+        """Estimate the mean of the values that are not NaN."""
         return self.ratio(values, np.ones_like(values))
 
     def ratio(self, numerators: Float[np.ndarray, " example"], denominators: Float[np.ndarray, " example"]) -> Estimate:
-        """Ratio of the two means, over the examples where both are numbers."""
+        """Estimate the ratio of two means.
+
+        Args:
+            numerators: Values in the upper mean.
+            denominators: Values in the lower mean; an example counts where neither value is NaN.
+
+        Returns:
+            The ratio with its interval; NaN where no example counts.
+        """
         kept = ~(np.isnan(numerators) | np.isnan(denominators))
         n = int(kept.sum())
         if n == 0:
