@@ -1,4 +1,4 @@
-"""The layer sweep of activations: the base's in the unlearned model, window by window (2410.06606)."""
+"""Patch activations of the base into the unlearned model, window by window (2410.06606)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,39 +36,58 @@ def patch(
     progress: bool = True,
     processes: Processes = ALONE,
 ) -> SweepResult:
-    """Patch the base's activations into the unlearned model, window by window, and score what comes back.
+    """Patch the base's activations into the unlearned model, window by window, and score the recovery.
+
+    Source: Dissecting Fine-Tuning Unlearning in Large Language Models (2410.06606), section 3.
 
     Args:
-        pair: base (the donor) and unlearned (the target).
-        prompts: what to ask; see `load_prompts`.
-        sites: what to patch, as `["mlp_coef", "attn_out", "mlp_coef+attn_out"]` (the default, the paper's three).
-        window: layers replaced together: an odd width (clipped at the ends of the model), `prefix`, `suffix`,
-            `layers 3,7,12-15`, or several of these; by default 5, 1 and `suffix`.
-        control: a model that never knew, from the same trunk as the base, into which the same sweep is run: a
-            name or a loaded model, None for none, or `auto`, which knows the built-in pairs' control.
-        direction: `base-to-unlearned`: is it enough to bring the knowledge back? `unlearned-to-base`: does it break
-            the base? Scores are then recovery of the unlearned model's behaviour.
-        donor: donors that are run beside the pair's own, to be subtracted: `other-question` (the base on another
-            prompt), `noise` (of the same norm at every position), or a third model, by name or loaded.
-        null: how many models to run the same sweep into that were moved from the base in random directions, each
-            tensor as far as unlearning moved it.
-        engine: `wavefront`, every intervention in one pass over the layers, or `reference`, one forward each;
-            engines differ in speed, never in numbers.
-        batch_size: most prompts in one batch.
-        chunk_tokens: tokens that go through a block at once; measured on the machine at hand unless given.
-        max_memory: bytes that the process may hold altogether, weights included (with a GPU: on the GPU); by
-            default most of what is free. Work that does not fit is cut.
-        precision: of float32 products on a GPU: `highest`, or `high` for TF32, which is faster and coarser.
-        padding_side: no score depends on it; for tests of exactly that.
-        seed: of the bootstrap draws, of which other question is asked, and of noise.
-        out: run directory to write to while computing; a killed run goes on from there.
-        progress: show a progress bar on stderr.
-        processes: those that share the work; each gets the whole result.
+        pair: The base (the donor) and the unlearned model (the target).
+        prompts: Prompts with answers; see `load_prompts`.
+        sites: Activations to patch, sites that are patched together joined by `+`. By default the paper's three:
+            `["mlp_coef", "attn_out", "mlp_coef+attn_out"]`.
+        window: Layers touched together: an odd width (clipped at the ends of the model), `prefix`, `suffix`,
+            `layers 3,7,12-15`, or several of these. By default 5, 1 and `suffix`.
+        control: A model never trained on the knowledge, from the same pretrained model as the base, into which the
+            same sweep is run: a loaded model, a name or path, None, or `auto` (the control of a built-in pair).
+        direction: `base-to-unlearned` asks whether the base's activations are enough to bring the knowledge back;
+            `unlearned-to-base` asks whether the unlearned model's activations are enough to break the base, and scores
+            the recovery of the unlearned model's behaviour.
+        donor: Additional donors, each run as an arm of its own: `other-question` (the base on
+            another prompt), `noise` (of the activation's norm at every position), or a third model, by name or
+            loaded. `base` stands for none.
+        null: Number of null models that the same sweep is run into. A null model is the base, moved in random
+            directions, each tensor as far as unlearning moved it.
+        engine: `wavefront` runs all interventions in one pass over the layers, `reference` one forward pass each.
+            Engines differ in speed, and in KRS by at most 1e-4.
+        batch_size: Largest number of prompts in a batch.
+        chunk_tokens: Number of tokens that go through a block together. By default measured on the machine.
+        max_memory: Bytes that the process may hold, weights included (with a GPU: on the GPU). By default most of
+            the free memory. Work that does not fit is split.
+        precision: Precision of float32 products on a GPU: `highest`, or `high` for TF32, which is faster and coarser.
+        padding_side: Side on which batches are padded. No score depends on it.
+        seed: Random seed (bootstrap, other questions, noise).
+        out: Run directory, written while computing. A run that was killed continues from there.
+        progress: Show a progress bar on stderr.
+        processes: The processes that share the work. Each of them returns the whole result.
+
+    Returns:
+        The recovery of every example in every window, with curves, intervals, differences to the control, and figures.
 
     Raises:
-        InputError: an unknown or missing site, a window that does not fit, a prompt longer than the context, a
-            control or donor that cannot be compared, a run directory of another configuration, logits that are not
-            finite, too little memory for even one example and intervention.
+        InputError: A site is unknown or missing in the model, a window does not fit, a prompt is longer than the
+            context, a control or donor cannot be compared, the run directory holds another configuration, logits are
+            not finite, or not even one example and intervention fits into memory.
+
+    Examples:
+        >>> from dissect import load_pair, load_prompts, patch
+        >>> from dissect.zoo import question_set
+        >>> pair = load_pair("demo:base", "demo:npo")
+        >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+        >>> result = patch(pair, prompts, sites=["mlp_coef"], window=5, progress=False)
+        >>> result.arms  # the built-in pair has a control
+        ['main', 'control']
+        >>> list(result.curve().columns[:9])
+        ['arm', 'target', 'donor', 'site', 'window', 'centre', 'first_layer', 'last_layer', 'krs']
     """
     settings = Settings(
         sites=parse_sites(sites) if sites is not None else PATCH_SITES,

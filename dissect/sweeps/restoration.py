@@ -1,4 +1,4 @@
-"""The layer sweep of weights: the base's in the unlearned model, window by window (2410.06606)."""
+"""Restore weights of the base in the unlearned model, window by window (2410.06606)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,35 +37,61 @@ def restore(
     progress: bool = True,
     processes: Processes = ALONE,
 ) -> SweepResult:
-    """Put the base's weights back into the unlearned model, window by window, and score what comes back.
+    """Restore the base's weights in the unlearned model, window by window, and score the recovery.
 
-    Everything that is not explained here is as in `patch`.
+    Source: Dissecting Fine-Tuning Unlearning in Large Language Models (2410.06606), section 3.
 
     Args:
-        pair: base (the donor) and unlearned (the target).
-        prompts: what to ask; see `load_prompts`.
-        sites: weights, as `["value_vectors", "key_vectors"]`, also together with patches, as
-            `value_vectors+mlp_coef`; by default `value_vectors`, the paper's, unless `parameters` are given.
-        parameters: a regular expression over Hugging Face's parameter names; what it matches in a window is restored,
-            and what it matches outside the blocks is restored in every window.
-        window: see `patch`.
-        control: see `patch`.
-        direction: see `patch`.
-        donor: see `patch`; only a model can give weights.
-        null: see `patch`.
-        engine: see `patch`.
-        batch_size: see `patch`.
-        chunk_tokens: see `patch`.
-        max_memory: see `patch`.
-        precision: see `patch`.
-        padding_side: see `patch`.
-        seed: see `patch`.
-        out: see `patch`.
-        progress: see `patch`.
-        processes: see `patch`.
+        pair: The base (the donor) and the unlearned model (the target).
+        prompts: Prompts with answers; see `load_prompts`.
+        sites: Weights to restore, such as `["value_vectors", "key_vectors"]`, also together with patched
+            activations, such as `value_vectors+mlp_coef`. By default `value_vectors`, the paper's, unless
+            `parameters` is given.
+        parameters: A regular expression over Hugging Face's parameter names. Matching parameters of a window's layers
+            are restored with the window, matching parameters outside the layers in every window.
+        window: Layers touched together: an odd width (clipped at the ends of the model), `prefix`, `suffix`,
+            `layers 3,7,12-15`, or several of these. By default 5, 1 and `suffix`.
+        control: A model never trained on the knowledge, from the same pretrained model as the base, into which the
+            same sweep is run: a loaded model, a name or path, None, or `auto` (the control of a built-in pair).
+        direction: `base-to-unlearned` asks whether the base's weights are enough to bring the knowledge back;
+            `unlearned-to-base` asks whether the unlearned model's weights are enough to break the base, and scores
+            the recovery of the unlearned model's behaviour.
+        donor: Additional donors, each run as an arm of its own: a third model, by name or loaded.
+            `base` stands for none.
+        null: Number of null models that the same sweep is run into. A null model is the base, moved in random
+            directions, each tensor as far as unlearning moved it.
+        engine: `wavefront` runs all interventions in one pass over the layers, `reference` one forward pass each.
+            Engines differ in speed, and in KRS by at most 1e-4.
+        batch_size: Largest number of prompts in a batch.
+        chunk_tokens: Number of tokens that go through a block together. By default measured on the machine.
+        max_memory: Bytes that the process may hold, weights included (with a GPU: on the GPU). By default most of
+            the free memory. Work that does not fit is split.
+        precision: Precision of float32 products on a GPU: `highest`, or `high` for TF32, which is faster and coarser.
+        padding_side: Side on which batches are padded. No score depends on it.
+        seed: Random seed (bootstrap, other questions, noise).
+        out: Run directory, written while computing. A run that was killed continues from there.
+        progress: Show a progress bar on stderr.
+        processes: The processes that share the work. Each of them returns the whole result.
+
+    Returns:
+        The recovery of every example in every window, with curves, intervals, differences to the control, and figures.
 
     Raises:
-        InputError: what `patch` raises, weights that the model does not have, an expression that matches nothing.
+        InputError: A site is unknown or missing in the model, a window does not fit, a prompt is longer than the
+            context, a control or donor cannot be compared, the run directory holds another configuration, logits are
+            not finite, or not even one example and intervention fits into memory;
+            the model does not have the weights; or `parameters` is no regular expression or matches nothing.
+
+    Examples:
+        >>> from dissect import load_pair, load_prompts, restore
+        >>> from dissect.zoo import question_set
+        >>> pair = load_pair("demo:base", "demo:npo")
+        >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+        >>> result = restore(pair, prompts, sites=["value_vectors"], window=3, progress=False)
+        >>> sorted(set(result.frame["kind"]))
+        ['restore']
+        >>> restore(pair, prompts, parameters="down_proj", window=3, progress=False).frame["site"][0]
+        '/down_proj/'
     """
     settings = Settings(
         sites=restored_sites(sites, parameters),
@@ -86,10 +112,17 @@ def restore(
 
 
 def restored_sites(sites: str | Sequence[str] | None, parameters: str | None) -> tuple[SiteSet, ...]:
-    """The sets of sites that are meant by names, by a regular expression, or by neither.
+    """Return the sets of sites to restore.
+
+    Args:
+        sites: Names of weights, or None.
+        parameters: A regular expression over parameter names, or None.
+
+    Returns:
+        The named sets, then the expression's; the paper's sites where neither is given.
 
     Raises:
-        InputError: an unknown name, or a broken expression.
+        InputError: A name is unknown, or the expression is broken.
     """
     named = parse_sites(sites, weights=True) if sites is not None else ()
     matched = (check_regex(parameters),) if parameters is not None else ()

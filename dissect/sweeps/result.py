@@ -1,4 +1,4 @@
-"""What a layer sweep gives: the table, its means with intervals, the difference to the control, the figures."""
+"""The result of a layer sweep: rows, means with intervals, differences to the other arms, and figures."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,10 +23,13 @@ _ARM = ["arm", "target", "donor"]
 
 @dataclass(eq=False, kw_only=True)
 class SweepResult(RunResult):
-    """A finished layer sweep.
+    """The result of `patch` or `restore`.
+
+    Every table that is handed out is a copy.
 
     Attributes:
-        frame: one row per arm, site, window and example; columns as in DESIGN.md.
+        frame: One row per arm, site, window and example: what was intervened on, losses before and after, KRS and the
+            other recovery scores (NaN where undefined), and the reason in `undefined`.
     """
 
     frame: Copied[pd.DataFrame] = Copied()
@@ -34,7 +37,7 @@ class SweepResult(RunResult):
 
     @property
     def arms(self) -> list[str]:
-        """`main`, and those that it is compared with."""
+        """Names of the arms: `main` (the unlearned model), and those that it is compared with."""
         return list(self._frame["arm"].unique())
 
     @cached_property
@@ -47,11 +50,26 @@ class SweepResult(RunResult):
         )
 
     def curve(self) -> pd.DataFrame:
-        """Recovery per arm, site and window, with 95 % intervals; null models are one arm, `null`, their mean.
+        """Return the recovery per arm, site and window, with 95 % intervals.
 
-        Columns: `krs` with `krs_low` and `krs_high` (mean of the examples' ratios, the paper's average), and
-        beside it `krs_median`, `krs_ratio_of_means`, `krs_centred`, `logprob_recovery` and `kl_recovery` (ratios
-        of means, each with its interval), `n` examples and `n_undefined` among them.
+        Returns:
+            `krs` with `krs_low` and `krs_high` (mean of the examples' ratios, the paper's average), and beside it
+            `krs_median`, `krs_ratio_of_means`, `krs_centred`, `logprob_recovery` and `kl_recovery` (ratios of means,
+            each with its interval), `n` examples and `n_undefined` among them. Null models are one arm, `null`, whose
+            values are the mean over the models.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, patch
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = patch(pair, prompts, sites="mlp_coef", window=3, progress=False)
+            >>> curve = result.curve()
+            >>> len(curve)  # two arms, eight layers
+            16
+            >>> curve["krs"] *= 100  # a copy: the result stays as it was
+            >>> bool(result.curve()["krs"].max() < 2)
+            True
         """
         return self._curve.copy()
 
@@ -66,7 +84,7 @@ class SweepResult(RunResult):
 
     @cached_property
     def _with_mean_null(self) -> pd.DataFrame:
-        """The table with the null models as one arm."""
+        """Rows with the null models merged into one arm."""
         keys = ["target", "donor", "kind", *_PLACE, "example", "example_index", "group", "n_answer_tokens"]
         return with_mean_null(self._frame, keys)
 
@@ -93,19 +111,31 @@ class SweepResult(RunResult):
             "kl_recovery": (column["kl_unlearned"] - column["kl_intervened"], column["kl_unlearned"]),
         }
         for name, (numerators, denominators) in pairs.items():
-            # Where the models agree on an example there is nothing to recover, in any score.
+            # No score is defined for an example on which base and target agree.
             defined = np.where(np.isnan(column["krs"]), np.nan, denominators)
             statistics |= named(name, bootstrap.ratio(numerators, defined))
         return statistics | {"n": len(cell), "n_undefined": len(cell) - mean.n}
 
     def contrast(self) -> pd.DataFrame:
-        """KRS of the main arm minus that of every other arm, per site and window, paired over examples.
+        """Return the KRS of the main arm minus that of every other arm, per site and window.
 
-        Activations taken from the base carry the answer even into a model that never knew it: only what the
-        unlearned model recovers beyond the control can come from itself; what it recovers beyond the null is more
-        than any change of that size shows, and beyond another donor, more than any patch does. Columns `arm`,
-        `target` and `donor` say what is subtracted: `control`, `null`, `other-question`, `noise` or `donor`. Empty
-        where there is no other arm.
+        Activations of the base carry the answer even into a model that never knew it: only the recovery beyond the
+        control can come from the unlearned model itself. Recovery beyond `null` is more than any change of that size
+        shows, and recovery beyond another donor is more than any patch gives.
+
+        Returns:
+            `difference` with its 95 % interval, paired over examples, and `n` examples. `arm`, `target` and `donor`
+            name the arm that is subtracted: `control`, `null`, `other-question`, `noise` or `donor`. Empty without
+            other arms.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, patch
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = patch(pair, prompts, sites="mlp_coef", window=3, progress=False)
+            >>> sorted(set(result.contrast()["arm"]))
+            ['control']
         """
         return self._contrast.copy()
 
@@ -130,9 +160,21 @@ class SweepResult(RunResult):
         return pd.DataFrame(rows, columns=columns)
 
     def peaks(self) -> pd.DataFrame:
-        """Per site and kind of window: where the main arm's KRS is highest, and what the other arms have there.
+        """Return the window of the highest KRS per site and kind of window, with the other arms' values there.
 
-        `difference` is KRS minus the control's; `minus_null`, `minus_noise` and so on are minus the other arms'.
+        Returns:
+            The peak's layers, `krs` with its interval, `logprob_recovery`, each other arm's KRS, and the differences:
+            `difference` to the control, `minus_null`, `minus_noise` and so on to the other arms.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, patch
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = patch(pair, prompts, sites="mlp_coef", window=3, progress=False)
+            >>> peak = result.peaks().iloc[0]
+            >>> peak["site"], peak["window"]
+            ('mlp_coef', '3')
         """
         curve, contrast = self.curve(), self.contrast()
         ours = curve[curve["arm"] == "main"].dropna(subset="krs")
@@ -152,13 +194,39 @@ class SweepResult(RunResult):
         return pd.DataFrame(rows)
 
     def undefined(self) -> pd.DataFrame:
-        """How many examples have no KRS, per arm and reason."""
+        """Return the number of examples without a KRS per arm and reason.
+
+        Returns:
+            Columns `arm`, `undefined` (the reason) and `examples`; empty if every example has a KRS.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, patch
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = patch(pair, prompts, sites="mlp_coef", window=3, progress=False)
+            >>> len(result.undefined())
+            0
+        """
         first = self._frame.drop_duplicates(["arm", "example_index"])
         reasons = first[first["undefined"] != ""]
         return reasons.groupby(["arm", "undefined"], sort=False).size().reset_index(name="examples")
 
     def summary(self) -> dict[str, Any]:
-        """The numbers a paper quotes, as plain data: per site the peaks, per arm the losses, what is undefined."""
+        """Return the numbers that a paper quotes, as plain data: peaks, losses per arm, undefined examples.
+
+        Returns:
+            The content of `summary.json`.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, patch
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = patch(pair, prompts, sites="mlp_coef", window=3, progress=False)
+            >>> result.summary()["examples"]
+            4
+        """
         first = self._frame.drop_duplicates(["arm", "example_index"])
         losses = first.groupby(_ARM, sort=False)[["loss_unlearned", "logprob_unlearned", "logprob_base"]].mean()
         return {
@@ -173,26 +241,65 @@ class SweepResult(RunResult):
         }
 
     def figure(self) -> "go.Figure":
-        """KRS against the window's centre: a panel per kind of window, a line per site, the other arms dashed."""
+        """Draw KRS against the window's centre: a panel per kind of window, a line per site, the other arms dashed.
+
+        Returns:
+            A plotly figure.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, patch
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = patch(pair, prompts, sites="mlp_coef", window=3, progress=False)
+            >>> len(result.figure().data) > 0
+            True
+        """
         from dissect.sweeps.figures import recovery_figure
 
         return recovery_figure(self.curve(), title=self.title, legend=self._legend)
 
     def difference_figure(self) -> "go.Figure":
-        """KRS minus that of the control, of the null models, and of other donors: what a claim may rest on."""
+        """Draw KRS minus that of the control, of the null models, and of other donors.
+
+        Returns:
+            A plotly figure.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, patch
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = patch(pair, prompts, sites="mlp_coef", window=3, progress=False)
+            >>> len(result.difference_figure().data) > 0
+            True
+        """
         from dissect.sweeps.figures import difference_figure
 
         return difference_figure(self.contrast(), title=self.title, legend=self._legend)
 
     def heatmap(self) -> "go.Figure":
-        """KRS of every example in every window, one panel per site."""
+        """Draw the KRS of every example in every window, one panel per site.
+
+        Returns:
+            A plotly figure.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, patch
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = patch(pair, prompts, sites="mlp_coef", window=3, progress=False)
+            >>> len(result.heatmap().data)  # one site
+            1
+        """
         from dissect.sweeps.figures import example_heatmap
 
         return example_heatmap(self._frame, title=self.title)
 
     @property
     def _legend(self) -> str:
-        """What the lines of figures have in common."""
+        """Heading of the figures' legends."""
         done = "patched" if self.configuration["command"] == "patch" else "restored"
         giver = "the base" if self.configuration["direction"] == "base-to-unlearned" else "the unlearned model"
         return f"{done} from {giver}"
@@ -221,10 +328,28 @@ class SweepResult(RunResult):
 
 
 def load_result(path: str | Path) -> SweepResult:
-    """Read a finished run directory.
+    """Read a finished run directory of `patch` or `restore`.
+
+    Args:
+        path: The run directory.
+
+    Returns:
+        The result, as `patch` or `restore` returned it.
 
     Raises:
-        InputError: not a run directory, not finished, or its table is broken.
+        InputError: The directory holds no finished run of these commands, or its table is broken.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from dissect import load_pair, load_prompts, load_result, patch
+        >>> from dissect.zoo import question_set
+        >>> pair = load_pair("demo:base", "demo:npo")
+        >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+        >>> with TemporaryDirectory() as out:
+        ...     patched = patch(pair, prompts, sites="mlp_coef", window=3, out=out, progress=False)
+        ...     loaded = load_result(out)
+        >>> loaded.frame.equals(patched.frame)
+        True
     """
     path = Path(path)
     common = read_result(path, "patch", "restore")
@@ -232,15 +357,15 @@ def load_result(path: str | Path) -> SweepResult:
 
 
 def column_name(arm: str) -> str:
-    """An arm's name in columns, as `other_question`."""
+    """Return an arm's name in column names, such as `other_question`."""
     return arm.replace("-", "_")
 
 
 def difference_name(arm: str) -> str:
-    """The column of what is left when an arm is subtracted."""
+    """Return the name of the column that holds KRS minus that of an arm."""
     return "difference" if arm == "control" else f"minus_{column_name(arm)}"
 
 
 def _at(table: pd.DataFrame, site: str, kind: str, centre: int) -> pd.DataFrame:
-    """The rows of one site and window."""
+    """Return the rows of one site and window."""
     return table[(table["site"] == site) & (table["window"] == kind) & (table["centre"] == centre)]

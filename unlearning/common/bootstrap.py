@@ -30,7 +30,7 @@ class Estimate:
 
 
 def clusters(groups: Sequence[str]) -> Int[np.ndarray, " example"]:
-    """Number the clusters that the bootstrap draws whole.
+    """Assign numbers to the clusters that the bootstrap draws whole.
 
     Args:
         groups: The group of each example, "" for an example without one.
