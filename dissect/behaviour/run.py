@@ -25,7 +25,7 @@ from dissect.coefficients.changes import coefficient_changes
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.overlap import without_shared
-from dissect.prompts.prompts import Prompts, check_fits
+from dissect.prompts.prompts import Prompts, check_fits, check_in_memory
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
 from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
@@ -160,10 +160,7 @@ def _configuration(models: Models, asked: Questions, max_new_tokens: int, seed: 
 
 def _check(model: Model, asked: Questions) -> None:
     """Check all that a model may be unable to do before anything is computed."""
-    if model.streamed is not None:
-        raise InputError(
-            f"{model.name} is streamed from disk and cannot write answers token by token; load it whole (stream=False)"
-        )
+    check_in_memory(model, "generating text")
     for name, prompts in asked.by_name.items():
         if prompts.scoring != "answer":
             raise InputError(f"the {name} prompts have {prompts.scoring} scoring; load them with scoring='answer'")

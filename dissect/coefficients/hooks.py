@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dissect.models.anatomy import block_of
 from dissect.models.model import Model
-from dissect.prompts.prompts import Batch
+from dissect.prompts.prompts import Batch, check_in_memory
 from dissect.scoring.forward import scored_logits
 from unlearning.common.errors import InputError
 
@@ -34,11 +34,7 @@ def check_coefficients(*models: Model) -> None:
                 f"{model.name} has no MLP coefficients: {type(model.hf).__name__} has no single down projection in "
                 "its blocks (a mixture of experts?); choose a model with dense MLPs"
             )
-        if model.streamed is not None:
-            raise InputError(
-                f"{model.name} is streamed from disk, and coefficients are read in whole forwards; load it whole "
-                "(--no-stream)"
-            )
+        check_in_memory(model, "reading MLP coefficients")
 
 
 def down_projections(model: Model) -> list[nn.Module]:

@@ -36,7 +36,7 @@ from dissect.decomposition.terms import (
 from dissect.models.model import Model
 from dissect.models.null_models import check_null, null_model
 from dissect.models.pair import ModelPair, resolve_control
-from dissect.prompts.prompts import Batch, Prompts, check_fits
+from dissect.prompts.prompts import Batch, Prompts, check_fits, check_in_memory
 from dissect.scoring.rows import RecoveryScorer
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
@@ -44,6 +44,8 @@ from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
 
 CLOSURE = 1e-3
 """Relative gap above which the three terms do not explain what the modules gave."""
+
+_PURPOSE = "splitting its change"
 
 _MIX = torch.tensor(list(TERMS.values()), dtype=torch.float64)
 _TOTAL = list(TERMS).index(TOTAL)
@@ -98,12 +100,12 @@ def decompose(
         raise InputError(f"--null {null}: 0 or more")
     known = parse_decomposed(sites)
     for model in (pair.base, pair.unlearned):
-        _check_in_memory(model)
+        check_in_memory(model, _PURPOSE)
     control_model = resolve_control(pair, control)
     arms = _arms(pair, control_model, null)
     check_fits(pair.base, prompts)
     for model in (pair.base, pair.unlearned, *([control_model] if control_model else [])):
-        _check_in_memory(model)
+        check_in_memory(model, _PURPOSE)
         _Arm.of("", model, pair.base, known)  # tells of a missing site before anything is computed
     configuration = {
         "command": "decompose",
@@ -210,13 +212,6 @@ def _arms(pair: ModelPair, control: Model | None, null: int) -> list[_Troupe]:
             make = partial(null_model, pair.base, pair.unlearned, seed=seed)
             troupes.append(_Troupe((f"null-{seed}",), lambda make=make: (make(),)))  # type: ignore[misc]
     return troupes
-
-
-def _check_in_memory(model: Model) -> None:
-    if model.streamed is not None:
-        raise InputError(
-            f"{model.name} is streamed from disk, and a split needs the weights of both models; load it (--no-stream)"
-        )
 
 
 def _run(

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from dissect.prompts.notebook import check_in_memory, notebook_prompts
+from dissect.prompts.notebook import notebook_prompts
+from dissect.prompts.prompts import Prompt, Prompts, Scoring, check_in_memory
 from dissect.prompts.records import Question, questions
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.data.chat import chat_format
 from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, cut_continuation
 from unlearning.data.records import read_records
@@ -15,7 +16,6 @@ from unlearning.data.spans import encode_answer
 
 if TYPE_CHECKING:
     from dissect.models.model import Model
-from dissect.prompts.prompts import Prompt, Prompts, Scoring
 
 
 def load_prompts(
@@ -30,35 +30,49 @@ def load_prompts(
     max_new_tokens: int = 30,
     limit: int | None = None,
 ) -> Prompts:
-    r"""Read prompts and answers, tokenise them and find the answer positions.
+    r"""Read prompts with answers, tokenise them and find the answer positions.
 
     Args:
-        path: a JSON list or JSON lines of `{"prompt", "answer"}` or `{"question", "answer"}` records (both with
-            optional `group`, `id` and `wrong` answers, TOFU's `perturbed_answer`), or ConceptVectors' JSON with the
-            paper's prompts.
-        tokenizer: the pair's.
-        scoring: `answer`, every answer token by the position that predicts it; or `notebook`, the released
+        path: A JSON list or JSON lines of `{"prompt", "answer"}` or `{"question", "answer"}` records (both with
+            optional `group`, `id` and distractors `wrong`, TOFU's `perturbed_answer`), or ConceptVectors' JSON with
+            the paper's prompts.
+        tokenizer: The tokenizer of the pair.
+        scoring: `answer` scores every answer token at the position that predicts it; `notebook` is the released
             notebooks' protocol with its flaws, for replication.
-        template: wrapping of a question, with `{question}`; by default `Question: {question}\nAnswer:`.
-        chat: wrap questions by the tokenizer's chat template instead.
-        answers: `base` replaces the answers by the base model's greedy continuations.
-        answers_from: the model that answers where there is no answer.
-        max_new_tokens: length of those continuations, in tokens.
-        limit: read this many prompts only.
+        template: Wrapping of a question, with `{question}`. By default `Question: {question}\nAnswer:`.
+        chat: Wrap questions by the tokenizer's chat template instead.
+        answers: `given` takes the file's answers, `base` replaces them by greedy continuations of `answers_from`.
+        answers_from: The model that answers prompts without an answer, usually `pair.base`.
+        max_new_tokens: Length of its continuations, in tokens.
+        limit: Use only the first N prompts.
+
+    Returns:
+        The prompts, in the order of the file.
 
     Raises:
-        InputError: an unreadable file (which line), a record without the fields, an empty answer, a template
-            without `{question}`, no chat template, or missing answers and no model to give them.
+        InputError: The file cannot be read (the message names the line), a record lacks a field or has an empty
+            answer, the template has no `{question}`, the tokenizer has no chat template, or answers are missing and
+            no model is given.
+
+    Examples:
+        >>> from dissect import load_pair, load_prompts
+        >>> from dissect.zoo import question_set
+        >>> pair = load_pair("demo:base", "demo:npo")
+        >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+        >>> len(prompts), prompts.scoring
+        (4, 'answer')
+        >>> prompts.items[0].n_answer_tokens == len(prompts.items[0].scored)
+        True
     """
     if template is not None and "{question}" not in template:
-        raise InputError(f"--template {template!r} has no {{question}} in it")
+        raise InputError(f"`template` must contain {{question}}, got {template!r}")
     if chat and template is not None:
-        raise InputError("--chat and --template both wrap the question; give one of them")
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit {limit}: at least one prompt is needed")
+        raise InputError("`chat` and `template` both wrap the question; give only one of them")
+    if limit is not None:
+        check_at_least("limit", limit, 1)
     if scoring == "notebook":
         if chat or template is not None:
-            raise InputError("--scoring notebook has its own prompt; leave --chat and --template out")
+            raise InputError("`scoring` notebook has its own prompt; leave out `chat` and `template`")
         raw = list(questions(read_records(path), path, NOTEBOOK_TEMPLATE, None, verbatim_rows=answers == "given"))
         return notebook_prompts(raw[:limit], tokenizer, str(path), answers_from, max_new_tokens)
     wrap = chat_format(tokenizer) if chat else None
@@ -71,7 +85,9 @@ def load_prompts(
         except InputError as error:
             raise InputError(f"{path}, prompt {question.id}: {error}") from None
         if span.answer_start == 0:
-            raise InputError(f"{path}, prompt {question.id}: the prompt is empty, so nothing predicts the answer")
+            raise InputError(
+                f"{path}, prompt {question.id}: the prompt is empty, so that no position predicts the answer"
+            )
         items.append(
             Prompt(
                 id=question.id,
@@ -105,9 +121,9 @@ def _answered(
         return texts
     if model is None:
         raise InputError(
-            f"prompt {raw[open_questions[0]].id} has no answer; give answers, or pass answers_from=pair.base"
+            f"prompt {raw[open_questions[0]].id} has no answer; add answers, or give a model as `answers_from`"
         )
-    check_in_memory(model)
+    check_in_memory(model, "generating answers")
     from unlearning.evaluation.generation import greedy_answers
 
     prompts = [raw[i].prompt for i in open_questions]
@@ -117,12 +133,12 @@ def _answered(
     for i, continuation in zip(open_questions, continuations, strict=True):
         texts[i] = cut_continuation(continuation)
         if not texts[i]:
-            raise InputError(f"prompt {raw[i].id}: {model.name} answers nothing to {raw[i].prompt[-60:]!r}")
+            raise InputError(f"prompt {raw[i].id}: {model.name} gives an empty answer to {raw[i].prompt[-60:]!r}")
     return texts
 
 
 def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    # Any id will do: padded positions are masked out and never scored.
+    # Any token id is right: padded positions are masked out and never scored.
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)

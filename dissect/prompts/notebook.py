@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from dissect.prompts.prompts import Prompt, Prompts, check_in_memory
 from dissect.prompts.records import Question
 from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
     from dissect.models.model import Model
-from dissect.prompts.prompts import Prompt, Prompts
 
 
 def notebook_prompts(
@@ -20,9 +20,25 @@ def notebook_prompts(
     model: "Model | None",
     max_new_tokens: int,
 ) -> Prompts:
+    """Tokenise questions by the protocol of the released notebooks, flaws included.
+
+    Args:
+        raw: The questions, with the released rows and lengths where the file has them.
+        tokenizer: The tokenizer of the pair.
+        source: The file's name, for messages.
+        model: The model that answers the questions of groups without released rows.
+        max_new_tokens: Length of its answers, in tokens.
+
+    Returns:
+        The prompts, with the last n positions of each row scored.
+
+    Raises:
+        InputError: The tokenizer has no end-of-sequence token, rows are missing and no model is given, or a row is
+            shorter than its answer.
+    """
     eos = tokenizer.eos_token_id
     if eos is None:
-        raise InputError("--scoring notebook pads with the end-of-sequence token, and the tokenizer has none")
+        raise InputError("`scoring` notebook pads with the end-of-sequence token, and the tokenizer has none")
     groups: dict[str, list[int]] = {}
     for index, question in enumerate(raw):
         groups.setdefault(question.group, []).append(index)
@@ -32,7 +48,7 @@ def notebook_prompts(
         if all(rows[i] is not None and lengths[i] is not None for i in indices):
             continue
         if model is None:
-            raise InputError(f"{source}: no QA_with_answers to replicate; pass answers_from=pair.base")
+            raise InputError(f"{source}: no QA_with_answers to replicate; give a model as `answers_from`")
         prompts = [raw[i].prompt for i in indices]
         for i, (text, n_tokens) in zip(
             indices, _notebook_continuations(model, tokenizer, prompts, max_new_tokens), strict=True
@@ -47,7 +63,7 @@ def notebook_prompts(
         if not 1 <= n <= len(ids):
             raise InputError(
                 f"{source}, prompt {question.id}: by the notebooks' rule its answer has {n} of the row's {len(ids)} "
-                "tokens (answers_tokens_num); remove the question or use --scoring answer"
+                "tokens (answers_tokens_num); remove the question or set `scoring` to answer"
             )
         start = len(ids) - n
         items.append(
@@ -67,12 +83,12 @@ def notebook_prompts(
 def _notebook_continuations(
     model: "Model", tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
 ) -> list[tuple[str, int]]:
-    """Rows and answer lengths as the released notebooks make them, from one left-padded batch.
+    """Return rows and answer lengths as the released notebooks make them, from one left-padded batch.
 
-    Their length rule counts end-of-sequence tokens over the whole row and pads with the same token, so that it
-    takes every left pad off the answer: n = row length - count(row == eos) - input length.
+    The notebooks' length rule counts end-of-sequence tokens over the whole row and pads with the same token, so that
+    it subtracts every left pad from the answer: n = row length - count(row == eos) - input length.
     """
-    check_in_memory(model)
+    check_in_memory(model, "generating answers")
     eos = tokenizer.eos_token_id
     encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     width = max(map(len, encoded))
@@ -85,11 +101,3 @@ def _notebook_continuations(
         )
     texts = tokenizer.batch_decode(output, skip_special_tokens=True)
     return [(text, output.shape[1] - int((row == eos).sum()) - width) for text, row in zip(texts, output, strict=True)]
-
-
-def check_in_memory(model: "Model") -> None:
-    if model.streamed is not None:
-        raise InputError(
-            f"{model.name} is streamed from disk and cannot write answers token by token; give prompts with answers, "
-            "or load it whole (--no-stream)"
-        )

@@ -1,4 +1,4 @@
-"""Prompts with answers: from files, from the paper's JSON, or answered by the base model; and their batches."""
+"""Tokenised prompts with answers, their batches, and what a model needs to read them."""
 
 import hashlib
 import json
@@ -23,15 +23,15 @@ class Prompt:
     """One tokenised prompt and answer.
 
     Attributes:
-        id: its name in result tables.
-        group: what belongs together (a person, an author, a concept), or "" where there are no groups.
-        prompt: the text before the answer.
-        answer: the answer's text.
-        input_ids: the tokens of both.
-        answer_start: index of the answer's first token.
-        scored: positions whose logits are scored. With `answer` scoring these are the answer positions, which
+        id: Identifier in result tables.
+        group: The person, author or concept that the prompt asks about, or "" where there are no groups.
+        prompt: Text before the answer.
+        answer: Text of the answer.
+        input_ids: Tokens of the prompt and the answer.
+        answer_start: Index of the answer's first token.
+        scored: Positions whose logits are scored. With `answer` scoring these are the answer positions, which
             predict the answer's tokens; with `notebook` scoring the last n positions of the row.
-        wrong: wrong answers that the file gives, each with the tokens of the prompt and itself.
+        wrong: The distractors that the file gives, each with the tokens of the prompt and the distractor.
     """
 
     id: str
@@ -45,23 +45,23 @@ class Prompt:
 
     @property
     def n_answer_tokens(self) -> int:
-        """How many positions are scored."""
+        """Number of scored positions."""
         return len(self.scored)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Padded prompts and where in them logits are scored.
+    """Padded prompts and their scored positions.
 
     Attributes:
-        examples: the prompts' indices in `Prompts.items`.
-        input_ids: token ids, padded.
+        examples: Indices of the prompts in `Prompts.items`.
+        input_ids: Token ids, padded.
         attention_mask: 1 on tokens, 0 on padding.
-        position_ids: positions that padding does not shift, or None to let the model count columns, padding
+        position_ids: Positions that padding does not shift, or None to let the model count columns, padding
             included, as the released notebooks do.
-        rows: row of each scored position; positions of one example are neighbours, examples are in order.
-        columns: column of each scored position.
-        next_tokens: the token that follows each scored position, -1 where none does.
+        rows: Row of each scored position; positions of one example are adjacent, examples are in order.
+        columns: Column of each scored position.
+        next_tokens: Token that follows each scored position, -1 where none follows.
     """
 
     examples: tuple[int, ...]
@@ -73,7 +73,7 @@ class Batch:
     next_tokens: Int[Tensor, " scored"]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
+        """Return the batch on another device."""
         return Batch(
             examples=self.examples,
             input_ids=self.input_ids.to(device),
@@ -86,11 +86,11 @@ class Batch:
 
     @property
     def is_dense(self) -> bool:
-        """Whether so much of it is tokens that leaving the padding out would cost more than it saves."""
+        """True if there is so little padding that removing it would cost more than it saves."""
         return float(self.attention_mask.float().mean()) > 0.9
 
     def trimmed(self) -> "Batch":
-        """The batch without the columns after its last scored one, which nothing that is scored can see."""
+        """Return the batch without the columns after the last scored one; no scored position attends to them."""
         end = int(self.columns.max()) + 1
         return replace(
             self,
@@ -100,7 +100,7 @@ class Batch:
         )
 
     def pieces(self, n_rows: int) -> "list[Batch]":
-        """The batch cut into batches of so many rows at most, padded as it is."""
+        """Return the batch cut into batches of at most `n_rows` rows, with the same padding."""
         if n_rows >= len(self.examples):
             return [self]
         cut = []
@@ -123,13 +123,13 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Prompts that are scored together.
+    """A set of prompts that is scored by one protocol.
 
     Attributes:
-        items: the prompts, in the order of their file.
-        scoring: which protocol they are scored by.
-        pad_token_id: what fills the batches.
-        source: where they came from.
+        items: The prompts, in the order of their file.
+        scoring: The protocol that they are scored by, `answer` or `notebook`.
+        pad_token_id: The token that pads batches.
+        source: The file that they came from.
     """
 
     items: tuple[Prompt, ...]
@@ -138,24 +138,27 @@ class Prompts:
     source: str
 
     def __len__(self) -> int:
+        """Return the number of prompts."""
         return len(self.items)
 
     @property
-    def has_groups(self) -> bool:
-        """Whether there are at least two groups, so that intervals can be taken over groups."""
-        return len({item.group for item in self.items} - {""}) > 1
-
-    @property
     def sha256(self) -> str:
-        """Content hash of what is computed on: tokens, scored positions, groups."""
+        """Content hash of everything that is computed with: tokens, scored positions, groups."""
         rows = [[p.id, p.group, p.input_ids, p.answer_start, p.scored.start, p.scored.stop] for p in self.items]
         return hashlib.sha256(json.dumps([self.scoring, self.pad_token_id, rows]).encode()).hexdigest()
 
     def batches(self, batch_size: int, *, padding_side: Literal["left", "right"] = "right") -> list[Batch]:
         """Cut the prompts into batches.
 
-        With `notebook` scoring a batch is a whole group, padded left, whatever the arguments: padding shifts
-        the positions there, so another batch would give other numbers.
+        With `notebook` scoring a batch is a whole group, padded on the left, whatever the arguments: padding shifts
+        the positions there, so that another batch would give other numbers.
+
+        Args:
+            batch_size: Largest number of prompts in a batch.
+            padding_side: Side on which shorter prompts are padded.
+
+        Returns:
+            The batches, in the order of the prompts.
         """
         if self.scoring == "notebook":
             groups: dict[str, list[int]] = {}
@@ -200,12 +203,12 @@ def check_fits(model: "Model", prompts: Prompts, name: str = "") -> None:
     """Check that a model can read prompts.
 
     Args:
-        model: the model.
-        prompts: what it is to read.
-        name: of this set of prompts, where there are several.
+        model: The model.
+        prompts: The prompts.
+        name: Name of the set of prompts in messages, where there are several.
 
     Raises:
-        InputError: a prompt is longer than the model's context, or has a token that the model does not have.
+        InputError: A prompt is longer than the model's context, or has a token that the model does not have.
     """
     vocabulary = model.hf.config.get_text_config().vocab_size
     for item in prompts.items:
@@ -213,10 +216,26 @@ def check_fits(model: "Model", prompts: Prompts, name: str = "") -> None:
         if len(item.input_ids) > model.context:
             raise InputError(
                 f"{prompt} has {len(item.input_ids)} tokens with its answer, and the context of {model.name} "
-                f"is {model.context}; shorten or remove it"
+                f"is {model.context} tokens; shorten or remove the prompt"
             )
         if max(item.input_ids) >= vocabulary:
             raise InputError(
-                f"{prompt} has the token {max(item.input_ids)}, and {model.name} has {vocabulary} of them; "
-                "the tokenizer is not this model's: copy its own beside the base's weights"
+                f"{prompt} has the token id {max(item.input_ids)}, and the vocabulary of {model.name} has {vocabulary} "
+                "tokens; the tokenizer belongs to another model: put this model's own next to the base's weights"
             )
+
+
+def check_in_memory(model: "Model", purpose: str) -> None:
+    """Check that a model is in memory as a whole.
+
+    Args:
+        model: The model.
+        purpose: What needs the whole model, such as "generating text"; the message names it.
+
+    Raises:
+        InputError: The model is streamed from disk.
+    """
+    if model.streamed is not None:
+        raise InputError(
+            f"{model.name} is streamed from disk, and {purpose} needs the whole model in memory; turn `stream` off"
+        )

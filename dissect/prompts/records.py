@@ -1,4 +1,4 @@
-"""The formats that prompts come in: plain records, TOFU's, and ConceptVectors' JSON with the paper's prompts."""
+"""Read the formats of prompts: plain records, TOFU's, and ConceptVectors' JSON with the paper's prompts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ class Question:
     """A record of any format.
 
     Attributes:
-        id, group: as in `Prompt`.
-        prompt: the text before the answer.
-        answer: where the file gives one.
+        id: Identifier in result tables.
+        group: The person, author or concept that the question is about, or "".
+        prompt: Text before the answer.
+        answer: Text of the answer, or None where the file gives none.
         row: ConceptVectors' prompt and continuation as one text, for the notebooks' protocol.
-        n_answer_tokens: the released length of that continuation.
-        wrong: wrong answers to the question, where the file gives some.
+        n_answer_tokens: The released length of that continuation.
+        wrong: The distractors that the file gives.
     """
 
     id: str
@@ -44,14 +45,17 @@ def questions(
     """Read records of any known format.
 
     Args:
-        records: of the file.
-        path: the file's name, for messages.
-        template: wraps questions; None for each format's own.
-        chat: the chat template that wraps questions instead, or None.
-        verbatim_rows: keep the released rows and lengths of ConceptVectors' JSON.
+        records: The records of one file.
+        path: The file's name, for messages.
+        template: Wrapping of questions with `{question}`; None for each format's own.
+        chat: The chat template that wraps questions instead, or None.
+        verbatim_rows: Keep the released rows and lengths of ConceptVectors' JSON.
+
+    Yields:
+        The questions, in the order of the file.
 
     Raises:
-        InputError: a record without the fields, an empty answer, rows that do not belong to their questions.
+        InputError: A record lacks a field, an answer is empty, or a row does not belong to its question.
     """
     for number, record in enumerate(records, start=1):
         if has_questions(record):
@@ -76,13 +80,13 @@ def questions(
 
 
 def _wrong_answers(record: Record, path: str | Path, number: int) -> tuple[str, ...]:
-    """Of a record: `wrong`, or as TOFU calls them `perturbed_answer`."""
+    """Return a record's distractors, its `wrong` or, in TOFU's files, `perturbed_answer`."""
     key = next((key for key in ("wrong", "perturbed_answer") if record.get(key) is not None), None)
     answers = record[key] if key else []
     if isinstance(answers, str):
         answers = [answers]
     if not isinstance(answers, list) or not all(isinstance(text, str) and text.strip() for text in answers):
-        raise InputError(f"{path}, record {number}: {key} is not a list of texts; give wrong answers, or leave it out")
+        raise InputError(f"{path}, record {number}: {key} must be a list of non-empty texts; correct or remove it")
     return tuple(answers)
 
 
@@ -94,7 +98,7 @@ def _concept_questions(
     chat: ChatFormat | None,
     verbatim_rows: bool,
 ) -> Iterator[Question]:
-    """The questions of one ConceptVectors record (2406.11614; QA_with_answers is the Dissecting paper's)."""
+    """Yield the questions of one ConceptVectors record (2406.11614; QA_with_answers is the Dissecting paper's)."""
     concept = ConceptRecord(record, f"{path}, record {number}")
     rows, lengths, answers = concept.questions_with_answers, concept.answer_lengths, concept.answers
     for index, question in enumerate(concept.questions):

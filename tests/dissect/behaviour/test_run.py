@@ -295,10 +295,10 @@ def test_figure_shows_every_mean(tmp_path: Path) -> None:
 def test_unrelated_prompts_that_are_forget_prompts_are_refused_or_left_out(tmp_path: Path) -> None:
     pair, forget = build_pair("llama"), build_prompts(tmp_path)
     options: dict[str, Any] = {"max_new_tokens": 1, "progress": False}
-    with pytest.raises(InputError, match="all 5 unrelated prompts .* are forget prompts"):
+    with pytest.raises(InputError, match="`unrelated`.*all 5"):
         behave(pair, forget, forget, **options)
     mixed = build_others(tmp_path, [*OTHERS, RECORDS[0]])
-    with pytest.warns(UserWarning, match="1 of the 4 unrelated prompts are forget prompts too"):
+    with pytest.warns(UserWarning, match="1 of the 4 unrelated prompts"):
         frame = behave(pair, forget, mixed, **options).frame
     assert list(frame.loc[frame["set"] == "unrelated", "example"]) == ["d0", "e0", "d1"]
 
@@ -431,5 +431,5 @@ def test_prompts_are_said_with_the_special_tokens_that_they_were_scored_with(tmp
 def test_streamed_models_are_refused_with_what_helps(tmp_path: Path) -> None:
     pair = build_pair("llama")
     streamed: Any = replace(pair.unlearned, streamed=object())
-    with pytest.raises(InputError, match="unlearned is streamed from disk .*stream=False"):
+    with pytest.raises(InputError, match="unlearned is streamed from disk.*`stream`"):
         run(ModelPair(pair.base, streamed), tmp_path)

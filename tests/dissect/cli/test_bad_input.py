@@ -54,7 +54,7 @@ from tests.dissect.cli.helpers import (
         ("--dtype", "float16", ["--dtype float16", "on a CPU", "leave it at float32"]),
         ("--batch-size", "0", ["--batch-size 0", "at least 1"]),
         ("--seed", "-1", ["--seed -1", "0 or more"]),
-        ("--limit", "0", ["--limit 0", "at least one prompt"]),
+        ("--limit", "0", ["--limit must be at least 1"]),
         ("--template", "Q: {q}", ["--template", "{question}"]),
         ("--control", "/no/where", ["/no/where", "no such directory"]),
         ("--widnow", "3", ["No such option: --widnow", "--window"]),

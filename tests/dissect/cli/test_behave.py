@@ -126,7 +126,7 @@ def test_some_shared_prompts_are_left_out_in_one_line(world: World, tmp_path: Pa
     mixed = write_records(tmp_path / "mixed.jsonl", [*OTHERS, build_records()[0]])
     outcome = call(*arguments(world, mixed, tmp_path / "run", "--quiet"))
     assert outcome.code == 0
-    assert outcome.err.startswith("dissect: warning: 1 of the 3 unrelated prompts are forget prompts too")
+    assert outcome.err.startswith("dissect: warning: 1 of the 3 unrelated prompts")
     assert outcome.err.count("\n") == 1
 
 
@@ -143,7 +143,7 @@ def test_some_shared_prompts_are_left_out_in_one_line(world: World, tmp_path: Pa
         (["--control", "/no/where"], ["/no/where", "no such directory"]),
         (["--completions", "/no/where.json"], ["/no/where.json", "no such file"]),
         (["--retain", "/no/where.json"], ["/no/where.json", "no such file"]),
-        (["--retain", "same"], ["all 6", "are forget prompts"]),
+        (["--retain", "same"], ["must", "all 6"]),
         (["--retain", "empty"], ["record 1: the answer is empty"]),
     ],
 )

@@ -119,7 +119,7 @@ def _not_json(constant: str) -> float:
         (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
         (["--scoring", "exam"], ["--scoring", "exam", "answer or notebook"]),
         (["--format", "gif"], ["--format gif"]),
-        (["--stream"], ["is streamed from disk", "--no-stream"]),
+        (["--stream"], ["is streamed from disk", "turn --stream off"]),
         (["--control", "demo:nobody"], ["demo:nobody"]),
     ],
 )

@@ -183,7 +183,7 @@ def test_streamed_model_is_refused_with_a_way_out(tmp_path: Path) -> None:
     pair = build_pair("llama")
     opened: Any = object()
     streamed = replace(pair.unlearned, streamed=opened)
-    with pytest.raises(InputError, match=r"^unlearned is streamed from disk, .*--no-stream"):
+    with pytest.raises(InputError, match=r"^unlearned is streamed from disk, .*`stream`"):
         coefficient_changes(pair.base, streamed, build_prompts(tmp_path))
 
 

@@ -201,7 +201,7 @@ def test_a_prompt_longer_than_the_context_is_refused(tmp_path: Path) -> None:
 def test_streamed_models_are_refused_in_one_line(pair: ModelPair, prompts: Prompts) -> None:
     streamed: Any = object()
     model = Model(name="big", hf=pair.base.hf, tokenizer=pair.tokenizer, sha256="0", streamed=streamed)
-    with pytest.raises(InputError, match="big is streamed from disk, .*--no-stream"):
+    with pytest.raises(InputError, match="big is streamed from disk, .*`stream`"):
         decompose(ModelPair(pair.base, model), prompts, control=None, progress=False)
 
 

@@ -121,8 +121,8 @@ def test_questions_are_wrapped_and_prompts_are_not(tmp_path: Path) -> None:
     wrapped = load_prompts(path, TOKENIZER, template="Q {question} A")
     assert [item.prompt for item in wrapped.items] == ["Q Who? A", "Who?"]
     assert [item.id for item in wrapped.items] == ["0", "1"]
-    assert [item.group for item in wrapped.items] == ["", ""] and not wrapped.has_groups
-    with pytest.raises(InputError, match="has no {question} in it"):
+    assert [item.group for item in wrapped.items] == ["", ""]
+    with pytest.raises(InputError, match="template.*{question}"):
         load_prompts(path, TOKENIZER, template="Q A")
 
 
@@ -140,7 +140,7 @@ def test_the_chat_template_wraps_without_a_second_bos(tmp_path: Path) -> None:
     assert tokenizer.decode(item.input_ids[item.answer_start :]).strip() == "Ada Brook"
     with pytest.raises(InputError, match="no chat template"):
         load_prompts(path, build_tokenizer(), chat=True)
-    with pytest.raises(InputError, match="give one of them"):
+    with pytest.raises(InputError, match="`chat`.*`template`"):
         load_prompts(path, tokenizer, chat=True, template="{question}")
 
 
@@ -154,7 +154,7 @@ def test_limit_takes_the_first_prompts(tmp_path: Path) -> None:
     path = save_records(tmp_path / "p.json", RECORDS)
     assert [item.id for item in load_prompts(path, TOKENIZER, limit=2).items] == ["a0", "a1"]
     assert len(load_prompts(path, TOKENIZER, limit=99)) == len(RECORDS)
-    with pytest.raises(InputError, match="--limit 0"):
+    with pytest.raises(InputError, match="limit.*0"):
         load_prompts(path, TOKENIZER, limit=0)
 
 
