@@ -1,4 +1,4 @@
-"""Figures as pure functions of result tables, and their export for papers."""
+"""The style that all figures share, and their export for papers."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -14,25 +14,36 @@ from unlearning.common.runs import write_bytes
 
 FORMATS = ("html", "pdf", "svg", "png")
 
-# Okabe-Ito: told apart by colour-blind readers; the markers tell the lines apart in grey.
+# The Okabe-Ito palette, which colour-blind readers can tell apart; markers distinguish the lines in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "pentagon")
 
 FONT = {"family": "Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"}
 
-
 DASHES = {"main": "solid", "control": "dash", "null": "dot"}
-"""Other arms, which give something else than the base's activations, are dash-dotted."""
-ARM_NAMES = {"control": "never-trained control", "null": "random update"}
+"""Line style of each arm; arms with another donor than the base are dash-dotted."""
+
+ARM_NAMES = {"control": "control", "null": "random update"}
+"""Names of arms in figures; other arms go by their own."""
 
 
 def whiskers(value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any]:
-    """Plotly's error bars from `low` to `high` around `value`; none where an end is unknown."""
+    """Return plotly's error bars around a value.
+
+    Args:
+        value: Heights of the points.
+        low: Lower ends of the bars; NaN draws no bar.
+        high: Upper ends of the bars.
+
+    Returns:
+        The `error_y` of a trace.
+    """
     ends = {"array": (high - value).fillna(0), "arrayminus": (value - low).fillna(0)}
     return {"type": "data", "symmetric": False, "thickness": 1.5, **ends}
 
 
 def layout(title: str, legend: str = "patched from the base") -> dict[str, Any]:
+    """Return the layout that all figures share, with a title and a heading of the legend."""
     return {
         "title": {"text": title, "x": 0.01, "xanchor": "left", "font": {"size": 16}},
         "template": "plotly_white",
@@ -43,6 +54,7 @@ def layout(title: str, legend: str = "patched from the base") -> dict[str, Any]:
 
 
 def faint(colour: str, alpha: float) -> str:
+    """Return a colour `#rrggbb` as `rgba(...)` with the opacity `alpha`."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
 
@@ -51,29 +63,41 @@ def check_formats(formats: Sequence[str]) -> None:
     """Check the names of figure formats.
 
     Raises:
-        InputError: one is unknown.
+        InputError: A format is unknown.
     """
     for name in formats:
         if name not in FORMATS:
-            raise InputError(f"--format {name}: unknown; use {', '.join(FORMATS)}")
+            raise InputError(f"`formats` must be of {', '.join(FORMATS)}, got {name}")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote, and why an image that was asked for is not among it."""
+    """The files that an export wrote.
+
+    Attributes:
+        paths: The files.
+        problem: The reason why an image that was asked for is missing, or None.
+    """
 
     paths: tuple[Path, ...]
     problem: str | None = None
 
 
 def export(figure: go.Figure, stem: Path, *, formats: Sequence[str] = ("html",)) -> Exported:
-    """Write a figure as `stem.html`, `stem.pdf` and so on. HTML is always written.
+    """Write a figure as `stem.html`, `stem.pdf` and so on; HTML is always written.
 
-    An image that this machine cannot export is left out and the reason given: a finished computation never
-    fails over its picture.
+    A finished computation never fails over its picture: an image that this machine cannot export is left out.
+
+    Args:
+        figure: The figure.
+        stem: Path of the files without their endings.
+        formats: File formats, of `FORMATS`.
+
+    Returns:
+        The paths of the written files, and the reason why an image is missing.
 
     Raises:
-        InputError: an unknown format, or a place that cannot be written to.
+        InputError: A format is unknown, or a file cannot be written.
     """
     check_formats(formats)
     page = figure.to_html(include_plotlyjs=True, full_html=True).encode()
@@ -88,7 +112,7 @@ def export(figure: go.Figure, stem: Path, *, formats: Sequence[str] = ("html",))
             break
     paths = []
     for name, content in contents.items():
-        paths.append(stem.with_name(f"{stem.name}.{name}"))  # with_suffix would cut `llama-3.2`
+        paths.append(stem.with_name(f"{stem.name}.{name}"))  # with_suffix would shorten `llama-3.2`
         write_bytes(paths[-1], content)
     return Exported(tuple(paths), problem)
 
@@ -96,7 +120,20 @@ def export(figure: go.Figure, stem: Path, *, formats: Sequence[str] = ("html",))
 def export_all(
     path: Path, figures: Mapping[str, go.Figure], tables: Mapping[str, pd.DataFrame], *, formats: Sequence[str]
 ) -> Exported:
-    """Write figures and the tables that they show, as csv, into `path/figures`, each under its name; see `export`."""
+    """Write figures, and the tables that they show as csv, into `path/figures`.
+
+    Args:
+        path: The run directory.
+        figures: Figures by file name.
+        tables: Tables by file name.
+        formats: File formats of the figures, of `FORMATS`.
+
+    Returns:
+        The paths of the written files, and the reason why an image is missing.
+
+    Raises:
+        InputError: A format is unknown, or a file cannot be written.
+    """
     written: list[Path] = []
     problem = None
     for name, figure in figures.items():

@@ -1,4 +1,4 @@
-"""Figures of a decomposition, as pure functions of its curve."""
+"""Figures of a decomposition, drawn from its curve."""
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -15,18 +15,21 @@ _LOOKS = {
 }
 _ARMS = {
     "main": ("solid", "", -0.15),
-    "control": ("dash", ", never-trained control", 0.0),
-    "null": ("dot", ", null: random change", 0.15),
+    "control": ("dash", ", control", 0.0),
+    "null": ("dot", ", random update", 0.15),
 }
-"""Of each arm the dash, the words in the legend and the place in the column of all layers."""
+"""Line style, legend and offset in the column of all layers, by arm."""
 
 
 def krs_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """KRS of the unlearned model with each term added, per layer and in all layers.
+    """Draw the KRS of the unlearned model with each term added, per layer and in all layers.
 
     Args:
         curve: `DecompositionResult.curve()`.
-        title: above the plot.
+        title: Title of the figure.
+
+    Returns:
+        A plotly figure.
     """
     figure = _term_figure(curve, "krs", ["weight", "coefficient", "interaction", "total"], title=title)
     figure.update_yaxes(title_text="knowledge recovery score (KRS)", col=1)
@@ -35,7 +38,15 @@ def krs_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
 
 
 def shares_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """Each term's share of the change of the output; the three add up to 1 (dotted)."""
+    """Draw each term's share of the change of the output; the three shares add up to 1 (dotted line).
+
+    Args:
+        curve: `DecompositionResult.curve()`.
+        title: Title of the figure.
+
+    Returns:
+        A plotly figure.
+    """
     figure = _term_figure(curve, "share", ["weight", "coefficient", "interaction"], title=title)
     figure.update_yaxes(title_text="share of the change", col=1)
     figure.add_hline(y=1, line={"color": "#999999", "width": 1, "dash": "dot"})
@@ -43,9 +54,16 @@ def shares_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
 
 
 def direct_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """Each term's direct contribution to the answer token's logit, minus its mean over the vocabulary.
+    """Draw each term's direct contribution to the answer token's logit, minus its mean over the vocabulary.
 
-    All layers together are left out: their sum is on another scale.
+    The sum over all layers is left out, since it is on another scale.
+
+    Args:
+        curve: `DecompositionResult.curve()`.
+        title: Title of the figure.
+
+    Returns:
+        A plotly figure.
     """
     single = curve[curve["first_layer"] == curve["last_layer"]]
     figure = _term_figure(single, "direct_centred", ["weight", "coefficient", "interaction", "total"], title=title)
@@ -95,7 +113,7 @@ def _term_figure(curve: pd.DataFrame, value: str, terms: list[str], *, title: st
 
 
 def _traces(line: pd.DataFrame, value: str, term: str, arm: str, n_layers: int) -> list[go.Scatter]:
-    """A term's band and line over the layers, and its value in all layers with an error bar."""
+    """Return a term's band and line over the layers, and its value in all layers with an error bar."""
     number, label = _LOOKS[term]
     colour, marker, is_main = COLOURS[number], MARKERS[number], arm == "main"
     dash, suffix, shift = _ARMS[arm]

@@ -9,15 +9,18 @@ from dissect.plotting import ARM_NAMES, COLOURS, DASHES, MARKERS, faint, layout,
 
 
 def recovery_figure(curve: pd.DataFrame, *, title: str = "", legend: str = "patched from the base") -> go.Figure:
-    """KRS against the window's centre layer: a panel per kind of window, a line per site with its 95 % band.
+    """Draw KRS against the window's centre layer: a panel per kind of window, a line per site with its 95 % band.
 
-    The control is dashed, null models are dotted, other donors dash-dotted. What has one window only, as `embed`,
-    stands in a panel of its own, site beside site.
+    The control is dashed, null models are dotted, other donors dash-dotted. Sites with a single window, such as
+    `embed`, share a panel, site next to site.
 
     Args:
         curve: `SweepResult.curve()`.
-        title: above the plot.
-        legend: above the names of the lines.
+        title: Title of the figure.
+        legend: Heading of the legend.
+
+    Returns:
+        A plotly figure.
     """
     lines = curve.assign(dash=curve["arm"].map(lambda arm: DASHES.get(arm, "dashdot")))
     lines["line"] = lines["site"] + _arm_labels(curve).map(lambda label: f", {label}" if label else "")
@@ -26,12 +29,15 @@ def recovery_figure(curve: pd.DataFrame, *, title: str = "", legend: str = "patc
 
 
 def difference_figure(contrast: pd.DataFrame, *, title: str = "", legend: str = "patched from the base") -> go.Figure:
-    """KRS minus that of the other arms, a row of panels each; where the band holds zero, nothing is claimed.
+    """Draw KRS minus that of the other arms, a row of panels each, with 95 % bands.
 
     Args:
         contrast: `SweepResult.contrast()`.
-        title: above the plot.
-        legend: above the names of the lines.
+        title: Title of the figure.
+        legend: Heading of the legend.
+
+    Returns:
+        A plotly figure.
     """
     lines = contrast.assign(dash="solid", line=contrast["site"])
     lines["row"] = "KRS − " + _arm_labels(contrast)
@@ -39,7 +45,7 @@ def difference_figure(contrast: pd.DataFrame, *, title: str = "", legend: str = 
 
 
 def _arm_labels(table: pd.DataFrame) -> pd.Series:
-    """What an arm is called; the main one is not."""
+    """Return the name of each row's arm; the main arm has none."""
     names = [
         "" if arm == "main" else f"from {donor}" if arm == "donor" else ARM_NAMES.get(arm, arm)
         for arm, donor in zip(table["arm"], table["donor"], strict=True)
@@ -48,10 +54,10 @@ def _arm_labels(table: pd.DataFrame) -> pd.Series:
 
 
 def _panels(lines: pd.DataFrame, value: str, axis: str, *, title: str, legend: str, top: float | None) -> go.Figure:
-    """A column of panels per kind of window, and a row per value of `row`.
+    """Draw a column of panels per kind of window, and a row per value of `row`.
 
-    Columns of the table: `row`, `line`, `dash`, `site`, `window`, `centre`, first and last layer, and the value with
-    its interval and n. What has one window only gets a column of panels of its own.
+    The table has the columns `row`, `line`, `dash`, `site`, `window`, `centre`, first and last layer, and the value
+    with its interval and n. Kinds with a single window share one column of panels.
     """
     kinds = list(lines["window"].unique())
     is_sweep = {kind: lines[lines["window"] == kind]["centre"].nunique() > 1 for kind in kinds}
@@ -112,7 +118,7 @@ def _kind_title(kind: str) -> str:
 
 
 def _add_line(
-    figure: go.Figure, line: pd.DataFrame, name: str, value: str, style: int, place: tuple[int, int], *, is_named: bool
+    figure: go.Figure, line: pd.DataFrame, name: str, value: str, style: int, panel: tuple[int, int], *, is_named: bool
 ) -> None:
     colour, marker, dash = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)], line["dash"].iloc[0]
     is_main = dash == "solid"
@@ -130,8 +136,8 @@ def _add_line(
                 showlegend=False,
                 legendgroup=name,
             ),
-            row=place[0],
-            col=place[1],
+            row=panel[0],
+            col=panel[1],
         )
     figure.add_trace(
         go.Scatter(
@@ -146,8 +152,8 @@ def _add_line(
             customdata=line[["first_layer", "last_layer", f"{value}_low", f"{value}_high", "n"]],
             hovertemplate=f"{_HOVER}<extra></extra>",
         ),
-        row=place[0],
-        col=place[1],
+        row=panel[0],
+        col=panel[1],
     )
 
 
@@ -158,7 +164,7 @@ _HOVER = (
 
 
 def _add_points(
-    figure: go.Figure, line: pd.DataFrame, name: str, value: str, style: int, place: tuple[int, int], *, is_named: bool
+    figure: go.Figure, line: pd.DataFrame, name: str, value: str, style: int, panel: tuple[int, int], *, is_named: bool
 ) -> None:
     colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
     figure.add_trace(
@@ -178,18 +184,21 @@ def _add_points(
             customdata=line[["first_layer", "last_layer", f"{value}_low", f"{value}_high", "n"]],
             hovertemplate=f"{_HOVER}<extra></extra>",
         ),
-        row=place[0],
-        col=place[1],
+        row=panel[0],
+        col=panel[1],
     )
 
 
 def comparison_figure(curves: dict[str, pd.DataFrame], *, columns: int = 2, title: str = "") -> go.Figure:
-    """The curves of several pairs beside each other, one panel a pair, on the same axes.
+    """Draw the curves of several pairs next to each other, one panel per pair, on the same axes.
 
     Args:
-        curves: `SweepResult.curve()` by the panel's title, of one kind of window each.
-        columns: panels in a row.
-        title: above the plot.
+        curves: `SweepResult.curve()` by the panel's title, each of one kind of window.
+        columns: Number of panels in a row.
+        title: Title of the figure.
+
+    Returns:
+        A plotly figure.
     """
     n_rows = -(-len(curves) // columns)
     figure = make_subplots(
@@ -200,16 +209,16 @@ def comparison_figure(curves: dict[str, pd.DataFrame], *, columns: int = 2, titl
         horizontal_spacing=0.04,
         vertical_spacing=0.16 / n_rows,
     )
-    for panel, curve in enumerate(curves.values()):
-        place = {"row": panel // columns + 1, "col": panel % columns + 1}
+    for index, curve in enumerate(curves.values()):
+        panel = {"row": index // columns + 1, "col": index % columns + 1}
         for trace in recovery_figure(curve).data:
-            trace.showlegend = trace.showlegend is not False and panel == 0
-            figure.add_trace(trace, **place)
-        figure.update_xaxes(dtick=1 if curve["centre"].max() < 16 else 4, **place)
-        if place["row"] == n_rows:
-            figure.update_xaxes(title_text="centre layer of the window", **place)
-        if place["col"] == 1:
-            figure.update_yaxes(title_text="KRS", **place)
+            trace.showlegend = trace.showlegend is not False and index == 0
+            figure.add_trace(trace, **panel)
+        figure.update_xaxes(dtick=1 if curve["centre"].max() < 16 else 4, **panel)
+        if panel["row"] == n_rows:
+            figure.update_xaxes(title_text="centre layer of the window", **panel)
+        if panel["col"] == 1:
+            figure.update_yaxes(title_text="KRS", **panel)
     values = [curve[["krs", "krs_low"]].to_numpy(np.float64) for curve in curves.values()]
     lowest = min(0.0, float(np.nanmin(np.concatenate(values))))
     figure.update_yaxes(range=[lowest - 0.03, 1.03])
@@ -233,11 +242,14 @@ def comparison_figure(curves: dict[str, pd.DataFrame], *, columns: int = 2, titl
 
 
 def example_heatmap(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """KRS of every example in every window of the first kind in the main arm, one panel per site.
+    """Draw the main arm's KRS of every example in every window of the first kind, one panel per site.
 
     Args:
         frame: `SweepResult.frame`.
-        title: above the plot.
+        title: Title of the figure.
+
+    Returns:
+        A plotly figure.
     """
     first_kind = frame["window"].iloc[0]
     ours = frame[(frame["arm"] == "main") & (frame["window"] == first_kind)]

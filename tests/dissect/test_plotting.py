@@ -49,7 +49,7 @@ def test_recovery_figure_has_a_line_per_site_and_target_with_the_table_s_numbers
     traces = {(trace.name, trace.line.dash): trace for trace in lines(recovery_figure(curve))}
     assert len(traces) == 6
     for site in ("mlp_coef", "attn_out", "mlp_coef+attn_out"):
-        for target, key in (("unlearned", (site, "solid")), ("control", (f"{site}, never-trained control", "dash"))):
+        for target, key in (("unlearned", (site, "solid")), ("control", (f"{site}, control", "dash"))):
             table = curve[(curve["site"] == site) & (curve["target"] == target)]
             assert list(traces[key].x) == table["centre"].tolist() == [0, 1, 2]
             assert list(traces[key].y) == table["krs"].tolist()
@@ -270,7 +270,7 @@ def test_difference_figure_has_a_row_of_panels_for_every_other_arm(result: Sweep
     others = [contrast.assign(arm=arm, difference=contrast["difference"] + 1) for arm in ("null", "noise")]
     figure = difference_figure(pd.concat([contrast, *others]))
     titles = [figure.layout[f"yaxis{n}"].title.text for n in ("", 2, 3)]
-    assert titles == ["KRS − never-trained control", "KRS − random update", "KRS − noise"]
+    assert titles == ["KRS − control", "KRS − random update", "KRS − noise"]
     by_panel = {(trace.yaxis, trace.name): list(trace.y) for trace in lines(figure)}
     assert len(by_panel) == 3 * 3
     for site in ("mlp_coef", "attn_out", "mlp_coef+attn_out"):

@@ -321,15 +321,15 @@ def test_figures_show_every_arm_with_its_numbers(result: DecompositionResult, tm
         lines = {trace.name: trace for trace in figure.data if trace.name and trace.xaxis == "x"}
         for name, term, arm in [
             ("weight", "weight", "main"),
-            ("coefficient, never-trained control", "coefficient", "control"),
-            ("interaction, null: random change", "interaction", "null"),
+            ("coefficient, control", "coefficient", "control"),
+            ("interaction, random update", "interaction", "null"),
         ]:
             rows = curve[(curve["site"] == "mlp") & (curve["term"] == term) & (curve["arm"] == arm)]
             rows = rows[rows["first_layer"] == rows["last_layer"]]
             assert list(lines[name].x) == [0, 1, 2]
             assert_close(np.asarray(lines[name].y), rows[value].to_numpy(), atol=0)
         assert lines["weight"].line.dash == "solid"
-        assert lines["weight, never-trained control"].line.dash == "dash"
+        assert lines["weight, control"].line.dash == "dash"
         single = [trace for trace in figure.data if trace.error_y.array is not None]
         assert bool(single) == (value != "direct_centred")
         names = [trace.name for trace in figure.data if trace.showlegend]
