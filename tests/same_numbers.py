@@ -23,6 +23,12 @@ from dissect import zoo
 EXPERIMENTS = ("patch", "restore", "decompose", "probe")
 """The commands of `dissect` whose `results.parquet` is compared."""
 
+RENAMED = {
+    ("decompose", "site"): {"mlp": "mlp_out", "attn": "attn_out"},
+    ("probe", "prompts"): {"unrelated": "retain"},
+}
+"""New names of labels by experiment and column; an old name and its new one count as the same."""
+
 
 def record(directory: Path) -> None:
     """Run every experiment and a short training into `directory`."""
@@ -45,12 +51,18 @@ def differences(before: Path, after: Path) -> list[str]:
             if not new_file.is_file():
                 found.append(f"{name}: missing")
                 continue
-            found += _table_differences(name, pd.read_parquet(old_file), pd.read_parquet(new_file))
+            old_table = _with_new_names(experiment, pd.read_parquet(old_file))
+            found += _table_differences(name, old_table, pd.read_parquet(new_file))
     old, new = (load_file(directory / "train" / "model.safetensors") for directory in (before, after))
     if old.keys() != new.keys():
         found.append(f"train: the tensors' names differ: {sorted(old.keys() ^ new.keys())}")
     found += [f"train: {key} differs" for key in sorted(old.keys() & new.keys()) if not torch.equal(old[key], new[key])]
     return found
+
+
+def _with_new_names(experiment: str, table: pd.DataFrame) -> pd.DataFrame:
+    renamed = {column: names for (of, column), names in RENAMED.items() if of == experiment and column in table}
+    return table.replace(renamed)
 
 
 def _table_differences(name: str, old: pd.DataFrame, new: pd.DataFrame) -> list[str]:

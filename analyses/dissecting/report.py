@@ -65,7 +65,7 @@ def _decomposition(one: "Findings") -> Iterator[dict[str, Any]]:
     n_layers = int(one.decomposed.curve()["last_layer"].max()) + 1
 
     def whole(table: pd.DataFrame) -> pd.DataFrame:
-        return table[(table["first_layer"] == 0) & (table["last_layer"] == n_layers - 1) & (table["site"] == "mlp")]
+        return table[(table["first_layer"] == 0) & (table["last_layer"] == n_layers - 1) & (table["site"] == "mlp_out")]
 
     curve = whole(one.decomposed.curve())
     for _, row in curve[curve["arm"] == "main"].iterrows():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   dissect decompose --base demo:base --unlearned demo:npo
-  dissect decompose --base demo:base --unlearned demo:grad_diff --sites mlp --limit 64 --out runs/split
+  dissect decompose --base demo:base --unlearned demo:grad_diff --sites mlp_out --limit 64 --out runs/split
   dissect decompose --base ./base --unlearned ./npo --control ./control --data forget.json --format html,pdf
   dissect decompose --base ./base --unlearned ./npo --data concepts.json --scoring notebook --json
 """
@@ -31,9 +31,9 @@ def command(
     sites: Annotated[
         str,
         typer.Option(
-            metavar="LIST", help="Outputs to split: mlp (down projection), attn (attention output projection)."
+            metavar="LIST", help="Outputs to split: mlp_out (down projection), attn_out (attention output projection)."
         ),
-    ] = "mlp,attn",
+    ] = "mlp_out,attn_out",
     null: options.Null = 0,
     scoring: options.Scoring = "answer",
     max_new_tokens: options.AnswerTokens = 30,

@@ -1,11 +1,11 @@
-"""What a vector added by a block does to a logit by itself: the direct path, with every norm's statistics frozen.
+"""Compute the direct contribution of a vector to a logit, with the statistics of every norm frozen.
 
-A vector v that a block adds to the residual stream reaches the logits of token t unchanged by later blocks as
+A vector v that a block adds to the residual stream contributes to the logit of token t, past all later blocks,
 
     w_t . N_final(N_after(v)),   N(v) = gain * (v - [mean v]) / scale
 
 where N_after is the norm that some families put between a block's output projection and the residual stream, and every
-scale is that of the states the model is in. With scales frozen the path is linear: contributions of terms add up.
+scale is that of the model's current states. With frozen scales the path is linear: contributions of terms add up.
 """
 
 import copy
@@ -25,19 +25,25 @@ from dissect.scoring.forward import scored_logits
 from unlearning.common.errors import InputError
 
 TOLERANCE = 1e-3
-"""Relative gap up to which a state counts as explained by the path that was found."""
+"""Largest relative gap at which a state counts as explained by the path that was found."""
 
 
 @dataclass(frozen=True, eq=False)
 class FrozenNorm:
-    """A layer norm or RMS norm as the linear map that it is around given states."""
+    """A layer norm or RMS norm with frozen statistics, which is a linear map.
+
+    Attributes:
+        gain: The norm's weight.
+        scale: Divisor of each state: its root mean square or standard deviation, with the norm's epsilon.
+        centres: True for a layer norm, which subtracts the mean.
+    """
 
     gain: Float[Tensor, " d_model"]
     scale: Float[Tensor, "scored 1"]
     centres: bool
 
     def __call__(self, vectors: Float[Tensor, "*term scored d_model"]) -> Float[Tensor, "*term scored d_model"]:
-        """The vectors through the norm, in float64."""
+        """Return the vectors after the norm, in float64."""
         vectors = vectors.double()
         if self.centres:
             vectors = vectors - vectors.mean(-1, keepdim=True)
@@ -46,13 +52,20 @@ class FrozenNorm:
 
 @torch.inference_mode()
 def freeze(norm: nn.Module, states: Float[Tensor, "scored d_model"]) -> FrozenNorm:
-    """A norm with the statistics of these states.
+    """Freeze a norm at the statistics of given states.
 
-    Whether it centres, its gain and its bias are read off what it does, so that no table of norm classes is needed:
-    vectors of alternating sign show them, large enough for the norm's epsilon to vanish.
+    Gain, bias and centring are measured, so that no table of norm classes is needed: vectors of alternating sign show
+    them, large enough for the norm's epsilon to vanish.
+
+    Args:
+        norm: The norm.
+        states: The states that enter the norm.
+
+    Returns:
+        The norm as a linear map.
 
     Raises:
-        InputError: it is neither a layer norm nor an RMS norm.
+        InputError: The module is neither a layer norm nor an RMS norm.
     """
     wide = torch.promote_types(states.dtype, torch.float32)
     norm, states = copy.deepcopy(norm).to(wide), states.to(wide)
@@ -75,13 +88,13 @@ def freeze(norm: nn.Module, states: Float[Tensor, "scored d_model"]) -> FrozenNo
 
 @dataclass(frozen=True, eq=False)
 class DirectPath:
-    """From a block's output projections to the logits of one model.
+    """The direct path from a block's output projections to the logits of one model.
 
     Attributes:
-        model: whose norms and head.
-        after: in a block, the module path of the norm that each site's output goes through, None where it has none.
-        final_norm: the norm before the head.
-        problem: why there is no such path in this architecture, or "".
+        model: The model.
+        after: Module path, within a block, of the norm that each site's output goes through; None without one.
+        final_norm: The norm before the head.
+        problem: The reason why this architecture has no direct path, or "".
     """
 
     model: Model
@@ -90,7 +103,15 @@ class DirectPath:
     problem: str = ""
 
     def norm_after(self, site: Site, layer: int) -> nn.Module | None:
-        """The norm that the site's output goes through before it is added."""
+        """Return the norm that a site's output goes through before it is added to the residual stream.
+
+        Args:
+            site: The output.
+            layer: The layer.
+
+        Returns:
+            The norm, or None without one.
+        """
         path = self.after.get(site)
         return None if path is None else block_of(self.model.hf, self.model.anatomy, layer).whole.get_submodule(path)
 
@@ -105,18 +126,19 @@ class DirectPath:
         final_state: Float[Tensor, "scored d_model"],
         tokens: Int[Tensor, " scored"],
     ) -> Float[Tensor, "two term scored"]:
-        """What vectors added to a site's output do to a token's logit, and to it minus the mean over the vocabulary.
+        """Compute the contributions of vectors that are added to a site's output.
 
         Args:
-            vectors: what is added.
-            site: to the output of which module.
-            layer: in which layer.
-            output: what the model has there, which freezes the norm after it.
-            final_state: what enters its final norm, which freezes that one.
-            tokens: whose logit, -1 where there is none (NaN then).
+            vectors: The vectors.
+            site: The output that they are added to.
+            layer: The layer.
+            output: The model's own output there, which freezes the norm after it.
+            final_state: The input of the final norm, which freezes that norm.
+            tokens: The token of each position whose logit is asked, -1 for none.
 
         Returns:
-            Both in logits, before any soft cap or scaling of them, in float64.
+            The contribution to the token's logit, and to that logit minus the mean over the vocabulary; in logits
+            before any soft cap or scaling, float64, NaN where there is no token.
         """
         head: Any = self.model.hf.get_output_embeddings()
         after = self.norm_after(site, layer)
@@ -132,36 +154,49 @@ class DirectPath:
 
 
 def find_path(model: Model, batch: Batch, sites: tuple[Site, ...]) -> DirectPath:
-    """Find the direct path of an architecture by watching one forward, and prove it on that forward.
+    """Find the direct path of an architecture from one forward pass, and check it on that pass.
 
-    Proven is that each block adds the two projections' outputs, after the norms that were found, to what enters it
-    and nothing else; and that the head reads the final norm of what leaves the last block.
+    The check is that each block adds the outputs of the two projections, after the norms that were found, to its input
+    and nothing else; and that the head reads the final norm of the last block's output.
+
+    Args:
+        model: The model.
+        batch: A batch to run.
+        sites: The outputs that are split.
+
+    Returns:
+        The path, or one with the reason in `problem`.
     """
     blocks = [block_of(model.hf, model.anatomy, layer).whole for layer in range(model.n_layers)]
     mapping = model.adapter.component_mapping
     final_norm: nn.Module | None = model.hf.get_submodule(mapping["ln_final"].name) if "ln_final" in mapping else None
     seen = _watch(model, batch, blocks, final_norm)
-    paths = {"attn": model.anatomy.o_proj, "mlp": model.anatomy.down_proj or model.anatomy.mlp}
+    paths: dict[Site, str | None] = {
+        "attn_out": model.anatomy.o_proj,
+        "mlp_out": model.anatomy.down_proj or model.anatomy.mlp,
+    }
     after = {site: _norm_of(seen, paths[site]) for site in paths}
     for layer in range(model.n_layers):
         entered, left = seen[f"{layer}/"]
         parts = [part for site in paths if (part := seen.get(f"{layer}/{after[site] or paths[site]}")) is not None]
         added = torch.stack([part[1] for part in parts]).sum(0) if parts else torch.zeros_like(left)
         if not _explained(added, left - entered):
-            return DirectPath(model, {}, None, "its blocks do not simply add attention and MLP to the residual stream")
+            return DirectPath(
+                model, {}, None, "its blocks do more than add attention and MLP outputs to the residual stream"
+            )
     last = seen[f"{model.n_layers - 1}/"][1]
     into_head = last if final_norm is None else seen["final"][1]
     if (final_norm is not None and not _explained(seen["final"][0], last)) or not _explained(
         into_head, seen["head"][0]
     ):
-        return DirectPath(model, {}, None, "between its last block and its head is more than one norm")
+        return DirectPath(model, {}, None, "there is more than one norm between its last block and its head")
     return DirectPath(model, {site: after[site] for site in sites}, final_norm)
 
 
 def _watch(
     model: Model, batch: Batch, blocks: list[nn.Module], final_norm: nn.Module | None
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """What enters and leaves blocks (`0/`), modules in them (`0/mlp.down_proj`), the final norm and the head."""
+    """Return inputs and outputs of blocks (`0/`), modules in them (`0/mlp.down_proj`), the final norm and the head."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def watch(name: str) -> Any:
@@ -170,7 +205,7 @@ def _watch(
             left = output[0] if isinstance(output, tuple) else output
             if not isinstance(entered, Tensor) or not isinstance(left, Tensor):
                 return
-            if name == "head":  # it is given the scored positions only
+            if name == "head":  # the head sees the scored positions only
                 seen[name] = (entered[0], left[0])
             elif entered[..., 0].numel() == left[..., 0].numel() == batch.input_ids.numel():
                 seen[name] = (scored(entered, batch), scored(left, batch))
@@ -193,13 +228,13 @@ def _watch(
 
 
 def _norm_of(seen: dict[str, tuple[Tensor, Tensor]], path: str | None) -> str | None:
-    """The module of the first block that reads what leaves this one and changes it."""
+    """Return the module of the first block that takes this module's output and changes it."""
     if f"0/{path}" not in seen:
         return None
     output = seen[f"0/{path}"][1]
     for name, (entered, left) in seen.items():
-        place, _, reader = name.partition("/")
-        reads = place == "0" and reader and entered.shape == output.shape == left.shape and torch.equal(entered, output)
+        layer, _, reader = name.partition("/")
+        reads = layer == "0" and reader and entered.shape == output.shape == left.shape and torch.equal(entered, output)
         if reads and not torch.equal(left, output):
             return reader
     return None

@@ -6,7 +6,7 @@ from plotly.subplots import make_subplots
 
 from dissect.plotting import COLOURS, FONT, MARKERS, whiskers
 
-PANELS = {"mlp": "MLP (down projection)", "attn": "attention (output projection)"}
+PANELS = {"mlp_out": "MLP (down projection)", "attn_out": "attention (output projection)"}
 _LOOKS = {
     "weight": (0, "weight"),
     "coefficient": (1, "coefficient"),
@@ -155,10 +155,10 @@ def _traces(line: pd.DataFrame, value: str, term: str, arm: str, n_layers: int) 
         )
     )
     if len(whole):
-        place = n_layers + 0.5 + shift + 0.02 * number
+        position = n_layers + 0.5 + shift + 0.02 * number
         traces.append(
             go.Scatter(
-                x=[place],
+                x=[position],
                 y=whole[value],
                 error_y=whiskers(whole[value], whole[f"{value}_low"], whole[f"{value}_high"]),
                 mode="markers",

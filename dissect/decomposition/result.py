@@ -1,4 +1,4 @@
-"""What a decomposition gives: two tables, means with intervals, the difference to the other arms, the figures."""
+"""The result of a decomposition: two tables, means with intervals, differences to the other arms, and figures."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dissect.decomposition.terms import OLD_SITES
 from dissect.scoring.run_result import RESULTS, Copied, RunResult, read_result
 from dissect.scoring.tidy import named, records, with_mean_null
 from unlearning.common.bootstrap import Bootstrap
@@ -18,18 +19,20 @@ if TYPE_CHECKING:
 
 
 _ARM = ["arm", "target"]
-_PLACE = ["site", "first_layer", "last_layer", "term"]
+_KEYS = ["site", "first_layer", "last_layer", "term"]
 
 
 @dataclass(eq=False, kw_only=True)
 class DecompositionResult(RunResult):
-    """A finished decomposition.
+    """The result of `decompose`.
+
+    Every table that is handed out is a copy.
 
     Attributes:
-        frame: one row per arm (`main`, `control`, `null-0`), site, place (a layer, or all of them), term and example;
-            norms, shares and direct contributions are means over the example's answer positions.
-        positions: the same per answer position, without the scores of whole answers; `position` counts from the
-            first scored one, `token` is the one that it predicts.
+        frame: One row per arm (`main`, `control`, `null-0`), site, layer or all layers, term and example; norms, shares
+            and direct contributions are means over the example's answer positions.
+        positions: The same per answer position, without the scores of whole answers; `position` counts from the first
+            scored one, `token` is the token that the position predicts.
     """
 
     frame: Copied[pd.DataFrame] = Copied()
@@ -39,7 +42,7 @@ class DecompositionResult(RunResult):
 
     @property
     def arms(self) -> list[str]:
-        """`main`, and those that it is compared with."""
+        """Names of the arms: `main` (the unlearned model), and those that it is compared with."""
         return list(self._frame["arm"].unique())
 
     @cached_property
@@ -54,24 +57,37 @@ class DecompositionResult(RunResult):
     @cached_property
     def _curve(self) -> pd.DataFrame:
         rows = [
-            dict(zip([*_ARM, *_PLACE], place, strict=True)) | self._statistics(cell)
-            for place, cell in self._with_mean_null.groupby([*_ARM, *_PLACE], sort=False)
+            dict(zip([*_ARM, *_KEYS], place, strict=True)) | self._statistics(cell)
+            for place, cell in self._with_mean_null.groupby([*_ARM, *_KEYS], sort=False)
         ]
         return pd.DataFrame(rows)
 
     @cached_property
     def _with_mean_null(self) -> pd.DataFrame:
-        """The table with the null models as one arm."""
-        keys = ["target", "kind", *_PLACE, "example", "example_index", "group", "n_answer_tokens"]
+        """Rows with the null models merged into one arm."""
+        keys = ["target", "kind", *_KEYS, "example", "example_index", "group", "n_answer_tokens"]
         return with_mean_null(self._frame, keys)
 
     def curve(self) -> pd.DataFrame:
-        """Every number per arm, site, place and term, with 95 % intervals (`_low`, `_high`).
+        """Return every number per arm, site, layers and term, with 95 % intervals.
 
-        Columns: `krs`, `share` (means of the examples' values), `krs_ratio_of_means`, `share_pooled` (ratios of
-        means, which large changes dominate), `logprob_recovery`, `kl_recovery`, `relative_norm` (of the base's
-        output there), `direct` and `direct_centred` in logits, `n` examples, `n_undefined` without KRS and
-        `n_share_undefined` without a share. Null models are one arm, `null`, their mean for every example.
+        Returns:
+            `krs` and `share` (means of the examples' values), `krs_ratio_of_means` and `share_pooled` (ratios of means,
+            dominated by large changes), `logprob_recovery`, `kl_recovery`, `relative_norm` (relative to the base's
+            output), `direct` and `direct_centred` in logits, each with `_low` and `_high`; `n` examples, `n_undefined`
+            without KRS and `n_share_undefined` without a share. Null models are one arm, `null`, whose values are the
+            mean over the models.
+
+        Examples:
+            >>> from dissect import decompose, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = decompose(pair, prompts, sites="mlp_out", progress=False)
+            >>> curve = result.curve()
+            >>> shares = curve[curve["term"] == "total"]["share"]  # of the whole change
+            >>> bool((shares.round(6) == 1).all())
+            True
         """
         return self._curve.copy()
 
@@ -112,33 +128,58 @@ class DecompositionResult(RunResult):
         }
 
     def contrast(self) -> pd.DataFrame:
-        """The unlearned model minus the arm that `against` names, per site, place and term, paired over examples.
+        """Return the main arm minus every other arm per site, layers and term, paired over examples.
 
-        Columns: the differences of `krs`, `share` and `direct_centred`, each with its interval and its `n_`. What a
-        term gives the `control`, which never knew, is no sign of knowledge; what the `null` models have is what any
-        diffuse change of that size looks like. Empty where there is neither.
+        Recovery that a term also gives the `control` is no sign of knowledge, and the values of `null` are those of any
+        diffuse change of that size.
+
+        Returns:
+            `against` (the subtracted arm) and the differences of `krs`, `share` and `direct_centred`, each with its
+            interval and its number of examples `n_`. Empty without other arms.
+
+        Examples:
+            >>> from dissect import decompose, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = decompose(pair, prompts, sites="mlp_out", progress=False)
+            >>> set(result.contrast()["against"])
+            {'control'}
         """
         scores = ["krs", "share", "direct_centred"]
         table = self._with_mean_null
-        keys = [*_PLACE, "example_index"]
+        keys = [*_KEYS, "example_index"]
         ours = table.loc[table["arm"] == "main", [*keys, *scores]]
         rows = []
         for arm in table["arm"].unique():
             if arm == "main":
                 continue
             wide = ours.merge(table.loc[table["arm"] == arm, [*keys, *scores]], on=keys, suffixes=("", "_there"))
-            for place, cell in wide.groupby(_PLACE, sort=False):
+            for place, cell in wide.groupby(_KEYS, sort=False):
                 cell = cell.sort_values("example_index")
-                row = {"against": arm} | dict(zip(_PLACE, place, strict=True))
+                row = {"against": arm} | dict(zip(_KEYS, place, strict=True))
                 for score in scores:
                     estimate = self._bootstrap.mean((cell[score] - cell[f"{score}_there"]).to_numpy(np.float64))
                     row |= named(score, estimate) | {f"n_{score}": estimate.n}
                 rows.append(row)
         names = [key for score in scores for key in (score, f"{score}_low", f"{score}_high", f"n_{score}")]
-        return pd.DataFrame(rows, columns=["against", *_PLACE, *names])
+        return pd.DataFrame(rows, columns=["against", *_KEYS, *names])
 
     def undefined(self) -> pd.DataFrame:
-        """How many examples lack a number, per arm, site, place, number and reason."""
+        """Return the number of examples without a number per arm, site, layers, number and reason.
+
+        Returns:
+            `number` is `krs`, `share` or `direct`, `reason` why it is undefined, `examples` how many examples lack it.
+
+        Examples:
+            >>> from dissect import decompose, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = decompose(pair, prompts, sites="mlp_out", progress=False)
+            >>> list(result.undefined().columns[-3:])
+            ['number', 'reason', 'examples']
+        """
         one = self._frame.drop_duplicates(["arm", "site", "first_layer", "last_layer", "example_index"])
         long = one.rename(columns={"undefined": "krs_undefined"}).melt(
             ["arm", "site", "first_layer", "last_layer"],
@@ -151,7 +192,20 @@ class DecompositionResult(RunResult):
         return long[long["reason"] != ""].groupby(keys, sort=False).size().reset_index(name="examples")
 
     def summary(self) -> dict[str, Any]:
-        """The numbers a paper quotes, as plain data."""
+        """Return the numbers that a paper quotes, as plain data.
+
+        Returns:
+            The content of `summary.json`.
+
+        Examples:
+            >>> from dissect import decompose, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = decompose(pair, prompts, sites="mlp_out", progress=False)
+            >>> result.summary()["examples"]
+            4
+        """
         first = self._frame.drop_duplicates(["arm", "example_index"])
         losses = first.groupby(_ARM, sort=False)[["loss_unlearned", "logprob_unlearned", "logprob_base"]].mean()
         return {
@@ -165,19 +219,58 @@ class DecompositionResult(RunResult):
         }
 
     def figure(self) -> "go.Figure":
-        """KRS of each term per layer, a panel per site, the other arms dashed."""
+        """Draw the KRS of each term per layer, a panel per site, the other arms dashed.
+
+        Returns:
+            A plotly figure.
+
+        Examples:
+            >>> from dissect import decompose, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = decompose(pair, prompts, sites="mlp_out", progress=False)
+            >>> len(result.figure().data) > 0
+            True
+        """
         from dissect.decomposition.figures import krs_figure
 
         return krs_figure(self.curve(), title=self.title)
 
     def shares_figure(self) -> "go.Figure":
-        """Each term's share of the change per layer, a panel per site, the other arms dashed."""
+        """Draw each term's share of the change per layer, a panel per site, the other arms dashed.
+
+        Returns:
+            A plotly figure.
+
+        Examples:
+            >>> from dissect import decompose, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = decompose(pair, prompts, sites="mlp_out", progress=False)
+            >>> len(result.shares_figure().data) > 0
+            True
+        """
         from dissect.decomposition.figures import shares_figure
 
         return shares_figure(self.curve(), title=self.title)
 
     def direct_figure(self) -> "go.Figure":
-        """Each term's direct contribution to the answer's logit per layer, a panel per site."""
+        """Draw each term's direct contribution to the answer's logit per layer, a panel per site.
+
+        Returns:
+            A plotly figure.
+
+        Examples:
+            >>> from dissect import decompose, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> result = decompose(pair, prompts, sites="mlp_out", progress=False)
+            >>> len(result.direct_figure().data) > 0
+            True
+        """
         from dissect.decomposition.figures import direct_figure
 
         return direct_figure(self.curve(), title=self.title)
@@ -198,10 +291,31 @@ class DecompositionResult(RunResult):
 def load_decompose(path: str | Path) -> DecompositionResult:
     """Read a finished run directory of `decompose`.
 
+    Args:
+        path: The run directory.
+
+    Returns:
+        The result, as `decompose` returned it; sites go by today's names in runs of earlier versions too.
+
     Raises:
-        InputError: not a run directory, of another command, not finished, or a table is broken.
+        InputError: The directory holds no finished run of `decompose`, or a table of it is broken.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from dissect import decompose, load_decompose, load_pair, load_prompts
+        >>> from dissect.zoo import question_set
+        >>> pair = load_pair("demo:base", "demo:npo")
+        >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+        >>> with TemporaryDirectory() as out:
+        ...     split = decompose(pair, prompts, sites="mlp_out", out=out, progress=False)
+        ...     loaded = load_decompose(out)
+        >>> loaded.frame.equals(split.frame)
+        True
     """
     path = Path(path)
     common = read_result(path, "decompose")
-    frame, positions = (read_frame(path / f"{name}.parquet") for name in (RESULTS, "positions"))
+    common["configuration"]["sites"] = [OLD_SITES.get(site, site) for site in common["configuration"]["sites"]]
+    frame, positions = (
+        read_frame(path / f"{name}.parquet").replace({"site": OLD_SITES}) for name in (RESULTS, "positions")
+    )
     return DecompositionResult(frame=frame, positions=positions, **common)

@@ -10,7 +10,7 @@ from dissect.prompts.prompts import Batch, Prompts
 from dissect.scoring.recovery import per_example
 from dissect.scoring.rows import Columns, example_columns
 
-NO_CHANGE = "the output is the same in base and target: nothing to share out"
+NO_CHANGE = "the output is the same in base and target: nothing to split"
 
 
 def example_rows(

@@ -1,10 +1,11 @@
-"""Coefficients or value vectors: the exact split of what unlearning changed in each layer's MLP and attention output.
+"""Split what unlearning changed in each layer's MLP and attention output into weights, coefficients and both.
 
-Per layer the change of a projection's output between base and target is split into a weight, a coefficient and an
-interaction term (`decomposition_terms`), measured where the answer is predicted, and added to the target to see what
-of the base's behaviour comes back. It takes no side, as comparing an activation patch with a weight swap does.
+Per layer, the change of a projection's output between base and target is split into a weight, a coefficient and an
+interaction term (`dissect.decomposition.terms`), measured at the answer positions, and added to the target to score the
+recovery. Comparing an activation patch with a restored weight would count the interaction on one of the two sides.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from dissect.decomposition.result import DecompositionResult, load_decompose
 from dissect.decomposition.rows import example_rows, position_rows
 from dissect.decomposition.terms import (
     EXACT,
+    OLD_SITES,
     SITES,
     TERMS,
     TOTAL,
@@ -38,18 +40,18 @@ from dissect.models.null_models import check_null, null_model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.prompts import Batch, Prompts, check_fits, check_in_memory
 from dissect.scoring.rows import RecoveryScorer
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
 
 CLOSURE = 1e-3
-"""Relative gap above which the three terms do not explain what the modules gave."""
+"""Largest relative gap between the sum of the three terms and the change of a module's output."""
 
 _PURPOSE = "splitting its change"
 
 _MIX = torch.tensor(list(TERMS.values()), dtype=torch.float64)
 _TOTAL = list(TERMS).index(TOTAL)
-_PLACE = ["arm", "site", "first_layer", "last_layer", "term"]
+_KEYS = ["arm", "site", "first_layer", "last_layer", "term"]
 
 
 def decompose(
@@ -65,39 +67,49 @@ def decompose(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> DecompositionResult:
-    """Split each layer's change into weight, coefficient and interaction, and add each to the unlearned model.
+    """Split each layer's change into weight, coefficient and interaction, and add each term to the unlearned model.
 
-    Norms, shares <term, total> / ||total||^2 and direct contributions to the answer token's logit are taken on each
-    model's own forward, per answer position, and averaged over each example's positions. KRS is that of the
-    unlearned model with a term added to the projection's output at every token position of one layer, or of all; in
-    all layers a term is taken at the state that the earlier additions have led to. So `weight` is the restored
+    Norms, shares <term, total> / ||total||^2 and direct contributions to the answer token's logit are measured in each
+    model's own forward pass, per answer position, and averaged over an example's positions. KRS is that of the
+    unlearned model with a term added to the projection's output at every token position of one layer, or of all layers;
+    with all layers, a term is computed from the state that earlier additions have led to. So `weight` is the restored
     weight, `coefficient` the patched input and `total` the patched output. The direct path is the target's own: its
-    final norm and head, every norm frozen at the states it is in.
+    final norm and head, with every norm frozen at the target's states.
 
     Args:
-        pair: base and unlearned.
-        prompts: what to ask; see `load_prompts`.
-        sites: `mlp` (down projection and coefficients) and `attn` (output projection and its input).
-        control: a model that never knew, of the base's trunk, split in the same way; see `patch`.
-        null: how many models to split in the same way that were moved from the base in random directions, each tensor
-            as far as unlearning moved it: what any diffuse change of that size looks like.
-        batch_size: most prompts in one batch; no number depends on it.
-        padding_side: no number depends on it; for tests of exactly that.
-        seed: of the bootstrap draws.
-        out: run directory to write to while computing; a killed run goes on from there.
-        progress: show a progress bar on stderr.
+        pair: The base and the unlearned model.
+        prompts: Prompts with answers; see `load_prompts`.
+        sites: Outputs to split: `mlp_out` (down projection; its input are the MLP coefficients) and `attn_out`
+            (attention output projection).
+        control: A model never trained on the knowledge, from the same pretrained model as the base, split in the same
+            way: a loaded model, a name or path, None, or `auto` (the control of a built-in pair).
+        null: Number of null models that are split in the same way. A null model is the base, moved in random
+            directions, each tensor as far as unlearning moved it; it shows what any diffuse change of that size gives.
+        batch_size: Largest number of prompts in a batch. No number depends on it.
+        padding_side: Side on which batches are padded. No number depends on it.
+        seed: Random seed of the bootstrap.
+        out: Run directory, written while computing. A run that was killed continues from there.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        Norms, shares, direct contributions and recovery of every term, per example and per answer position.
 
     Raises:
-        InputError: an unknown site or one that an architecture does not have, streamed models, a control that cannot
-            be compared, a prompt that does not fit, a projection that is no plain linear map, a run directory of
-            another configuration, logits that are not finite.
+        InputError: A site is unknown or missing in the architecture, a model is streamed, the control cannot be
+            compared, a prompt does not fit, a projection is not a plain linear map, the run directory holds another
+            configuration, or logits are not finite.
+
+    Examples:
+        >>> from dissect import decompose, load_pair, load_prompts
+        >>> from dissect.zoo import question_set
+        >>> pair = load_pair("demo:base", "demo:npo")
+        >>> prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+        >>> result = decompose(pair, prompts, sites="mlp_out", progress=False)
+        >>> sorted(set(result.frame["term"]))[:3]
+        ['coefficient', 'coefficient_symmetric', 'interaction']
     """
-    if seed < 0:
-        raise InputError(f"--seed {seed}: 0 or more")
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: at least 1")
-    if null < 0:
-        raise InputError(f"--null {null}: 0 or more")
+    for name, value, minimum in (("seed", seed, 0), ("batch_size", batch_size, 1), ("null", null, 0)):
+        check_at_least(name, value, minimum)
     known = parse_decomposed(sites)
     for model in (pair.base, pair.unlearned):
         check_in_memory(model, _PURPOSE)
@@ -106,7 +118,7 @@ def decompose(
     check_fits(pair.base, prompts)
     for model in (pair.base, pair.unlearned, *([control_model] if control_model else [])):
         check_in_memory(model, _PURPOSE)
-        _Arm.of("", model, pair.base, known)  # tells of a missing site before anything is computed
+        _Arm.of("", model, pair.base, known)  # refuses a missing site before anything is computed
     configuration = {
         "command": "decompose",
         "base_sha256": pair.base.sha256,
@@ -149,36 +161,47 @@ def decompose(
 
 
 def parse_decomposed(sites: str | Sequence[str]) -> tuple[Site, ...]:
-    """Read a comma-separated list of sites, or a sequence of them.
+    """Read a comma-separated list of sites, or a sequence of sites.
+
+    Returns:
+        The sites, each once, in the order of `SITES`.
 
     Raises:
-        InputError: nothing is named, or a name is unknown.
+        InputError: No site is named, or a name is unknown.
+
+    Warns:
+        UserWarning: A site goes by the name that it had in earlier versions.
     """
-    names = [name.strip() for name in (sites.split(",") if isinstance(sites, str) else sites) if name.strip()]
-    for name in names:
+    given = [name.strip() for name in (sites.split(",") if isinstance(sites, str) else sites) if name.strip()]
+    for name in OLD_SITES.keys() & set(given):
+        warnings.warn(
+            f"site {name} is now called {OLD_SITES[name]}; the old name works in this version only", stacklevel=3
+        )
+    names = [OLD_SITES.get(name, name) for name in given]
+    for name in names or [""]:
         if name not in SITES:
-            raise InputError(f"unknown site {name!r}: what can be split are {' and '.join(SITES)}")
-    if not names:
-        raise InputError(f"no site is named; what can be split are {' and '.join(SITES)}")
+            raise InputError(f"`sites` must be of {' and '.join(SITES)}, got {name!r}")
     return tuple(site for site in SITES if site in names)
 
 
 @dataclass(frozen=True, eq=False)
 class _Work:
+    """What all arms have in common."""
+
     base: Model
     prompts: Prompts
     sites: tuple[Site, ...]
 
     @property
     def windows(self) -> list[range]:
-        """Every layer alone, and all of them."""
+        """Every single layer, and all layers together."""
         n = self.base.n_layers
         return [*(range(layer, layer + 1) for layer in range(n)), *([range(n)] if n > 1 else [])]
 
 
 @dataclass(frozen=True, eq=False)
 class _Arm:
-    """One model that is compared with the base: `main`, `control`, `null-0`."""
+    """A model that is compared with the base: `main`, `control`, `null-0`."""
 
     name: str
     model: Model
@@ -186,79 +209,78 @@ class _Arm:
 
     @classmethod
     def of(cls, name: str, model: Model, base: Model, sites: Sequence[Site]) -> "_Arm":
+        """Return the arm with the change of every site's modules."""
         modules = {site: zip(site_modules(base, site), site_modules(model, site), strict=True) for site in sites}
         return cls(name, model, {site: [Change.of(*both) for both in pairs] for site, pairs in modules.items()})
 
     @property
     def target(self) -> str:
-        """Which kind of model it is."""
+        """The kind of model: `unlearned`, `control` or `null`."""
         return {"main": "unlearned", "control": "control"}.get(self.name, "null")
 
 
 @dataclass(frozen=True, eq=False)
-class _Troupe:
-    """Arms that are in memory together; null models are made when they are asked for, one at a time."""
+class _ArmGroup:
+    """Arms that are in memory together; null models are built on demand, one at a time."""
 
     names: tuple[str, ...]
     models: Callable[[], tuple[Model, ...]]
 
 
-def _arms(pair: ModelPair, control: Model | None, null: int) -> list[_Troupe]:
+def _arms(pair: ModelPair, control: Model | None, null: int) -> list[_ArmGroup]:
     given = {"main": pair.unlearned} | ({} if control is None else {"control": control})
-    troupes = [_Troupe(tuple(given), lambda: tuple(given.values()))]
+    groups = [_ArmGroup(tuple(given), lambda: tuple(given.values()))]
     if null:
         check_null(pair.base, pair.unlearned)
         for seed in range(null):
             make = partial(null_model, pair.base, pair.unlearned, seed=seed)
-            troupes.append(_Troupe((f"null-{seed}",), lambda make=make: (make(),)))  # type: ignore[misc]
-    return troupes
+            groups.append(_ArmGroup((f"null-{seed}",), lambda make=make: (make(),)))  # type: ignore[misc]
+    return groups
 
 
 def _run(
-    work: _Work, troupes: Sequence[_Troupe], batches: Sequence[Batch], run: Run | None, *, progress: bool
+    work: _Work, groups: Sequence[_ArmGroup], batches: Sequence[Batch], run: Run | None, *, progress: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of all examples and of all positions; batches that a run holds already are not computed again."""
+    """Return the rows of all examples and of all positions; batches that the run already holds are not recomputed."""
     kept = [] if run is None else run.parts()
     frames = [frame for name, frame in kept if name.startswith("examples-")]
     positions = [frame for name, frame in kept if name.startswith("positions-")]
     done = {key for frame in frames for key in zip(frame["arm"], frame["example_index"], strict=True)}
-    names = [name for troupe in troupes for name in troupe.names]
+    names = [name for group in groups for name in group.names]
     pending = {
-        troupe.names: [
-            batch
-            for batch in batches
-            if not done.issuperset((name, i) for name in troupe.names for i in batch.examples)
+        group.names: [
+            batch for batch in batches if not done.issuperset((name, i) for name in group.names for i in batch.examples)
         ]
-        for troupe in troupes
+        for group in groups
     }
-    n_batches = sum(len(troupe.names) * len(pending[troupe.names]) for troupe in troupes)
+    n_batches = sum(len(group.names) * len(pending[group.names]) for group in groups)
     with Progress(n_batches * len(work.sites) * len(work.windows), "decomposing", show=progress) as bar:
-        for troupe in troupes:
-            todo = pending[troupe.names]
-            models = troupe.models() if todo else ()
+        for group in groups:
+            todo = pending[group.names]
+            models = group.models() if todo else ()
             arms = [
-                _Arm.of(name, model, work.base, work.sites) for name, model in zip(troupe.names, models, strict=False)
+                _Arm.of(name, model, work.base, work.sites) for name, model in zip(group.names, models, strict=False)
             ]
             paths = {arm.name: find_path(arm.model, todo[0].to(work.base.device), work.sites) for arm in arms}
             for batch in todo:
                 batch = batch.to(work.base.device)
                 base = record(work.base, batch, work.sites, everywhere=True)
                 made = [_split(work, batch, arm, paths[arm.name], base, bar) for arm in arms]
-                # Positions first: examples that are there say that both are.
+                # Positions are written first, so that a batch whose examples are on disk is complete.
                 for what, table, index in (("positions", positions, 1), ("examples", frames, 0)):
                     table.append(pd.concat([parts[index] for parts in made], ignore_index=True))
                     if run is not None:
-                        place = f"{batch.examples[0]:05d}-{len(batch.examples)}"
-                        run.keep_part(f"{what}-{troupe.names[0]}-{place}", table[-1])
+                        indices = f"{batch.examples[0]:05d}-{len(batch.examples)}"
+                        run.keep_part(f"{what}-{group.names[0]}-{indices}", table[-1])
     orders: dict[str, list[str]] = {"arm": names, "site": list(work.sites), "term": list(TERMS)}
     return _in_order(frames, ["example_index"], orders), _in_order(positions, ["example_index", "position"], orders)
 
 
 def _in_order(frames: Sequence[pd.DataFrame], within: list[str], orders: Mapping[str, list[str]]) -> pd.DataFrame:
-    """One table by arm, site, place, term and example, however the work was cut; each row once."""
-    frame = pd.concat(frames, ignore_index=True).drop_duplicates([*_PLACE, *within])
-    keys = frame[[*_PLACE, *within]].assign(
-        several=frame["last_layer"] > frame["first_layer"],  # all layers together come after the last one alone
+    """Return one table by arm, site, layers, term and example, however the work was split; each row once."""
+    frame = pd.concat(frames, ignore_index=True).drop_duplicates([*_KEYS, *within])
+    keys = frame[[*_KEYS, *within]].assign(
+        several=frame["last_layer"] > frame["first_layer"],  # all layers together come after the last single layer
         **{name: frame[name].map(order.index) for name, order in orders.items()},
     )
     keys = keys.sort_values(["arm", "site", "several", "first_layer", "term", *within])
@@ -267,13 +289,13 @@ def _in_order(frames: Sequence[pd.DataFrame], within: list[str], orders: Mapping
 
 @dataclass(frozen=True, eq=False)
 class _Geometry:
-    """What the terms are like at the scored positions of one place; over several layers they stand side by side.
+    """Norms and products of the terms at the scored positions; over several layers, their sums.
 
     Attributes:
         square: ||term||^2.
         dot: <term, total>.
         base_square: ||base's output||^2.
-        direct: contribution to the answer token's logit, and to it minus the vocabulary's mean.
+        direct: Contribution to the answer token's logit, and to that logit minus the vocabulary's mean.
     """
 
     square: Float[Tensor, "term scored"]
@@ -282,6 +304,7 @@ class _Geometry:
     direct: Float[Tensor, "two term scored"]
 
     def __add__(self, other: "_Geometry") -> "_Geometry":
+        """Return the sums, as if the layers' outputs were concatenated."""
         return _Geometry(
             self.square + other.square,
             self.dot + other.dot,
@@ -294,14 +317,14 @@ class _Geometry:
 def _geometry(
     change: Change, site: Site, layer: int, batch: Batch, base: Recorded, own: Recorded, path: DirectPath
 ) -> _Geometry:
-    place = (site, layer)
-    m_base = scored(base.inputs[place], batch)
-    exact = torch.stack([change.term(TERMS[term], m_base, own.inputs[place]).double() for term in EXACT])
+    key = (site, layer)
+    m_base = scored(base.inputs[key], batch)
+    exact = torch.stack([change.term(TERMS[term], m_base, own.inputs[key]).double() for term in EXACT])
     terms = torch.einsum("tk,ksd->tsd", _MIX.to(exact.device), exact)
-    ours, theirs = own.outputs[place].double(), base.outputs[place].double()
+    ours, theirs = own.outputs[key].double(), base.outputs[key].double()
     if not (theirs - ours - terms[_TOTAL]).norm() <= CLOSURE * theirs.norm():
         raise InputError(
-            f"{path.model.name}: the {site} projection of layer {layer} is more than its weight and bias "
+            f"{path.model.name}: the projection of {site} in layer {layer} is more than its weight and bias "
             "(an adapter, a quantised weight), so its change cannot be split"
         )
     direct = torch.full((2, *terms.shape[:2]), torch.nan, dtype=torch.float64, device=terms.device)
@@ -310,7 +333,7 @@ def _geometry(
             terms,
             site=site,
             layer=layer,
-            output=own.outputs[place],
+            output=own.outputs[key],
             final_state=own.final_state,
             tokens=batch.next_tokens,
         )
@@ -325,7 +348,7 @@ def _geometry(
 def _split(
     work: _Work, batch: Batch, arm: _Arm, path: DirectPath, base: Recorded, bar: Progress
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of one batch and arm: per example, and per position."""
+    """Return the rows of one batch and arm: per example, and per position."""
     target = arm.model
     own = record(target, batch, work.sites, everywhere=False)
     scorer = RecoveryScorer(base.logits, own.logits, batch, name=target.name)

@@ -1,13 +1,13 @@
-"""The exact split of a linear module's change between two models (2410.06606's open question, in three terms).
+"""Split a linear module's change between two models exactly into three terms (2410.06606 leaves the question open).
 
-With W_b, W_u the weights of one module in the base and in the target (bias d = b_b - b_u), m_b, m_u what enters it in
-each model's own forward, dW = W_b - W_u and dm = m_b - m_u:
+With W_b, W_u the weights of one module in the base and in the target (bias d = b_b - b_u), m_b, m_u its inputs in each
+model's own forward pass, dW = W_b - W_u and dm = m_b - m_u:
 
     (W_b m_b + b_b) - (W_u m_u + b_u)  =  dW m_u + d  +  W_u dm  +  dW dm
                                           (weight)      (coefficient)  (interaction)
 
-Everything points from the target to the base: a term is what has to be added to the target's output. The split that
-favours neither side has two terms, each with half of the interaction.
+Every term points from the target to the base: it is what has to be added to the target's output. The symmetric split
+has two terms, each with half of the interaction.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +28,14 @@ from dissect.prompts.prompts import Batch
 from dissect.scoring.forward import scored_logits
 from unlearning.common.errors import InputError
 
-Site = Literal["mlp", "attn"]
-"""`mlp` is the down projection with the MLP coefficients; `attn` the attention's output projection with its input."""
+Site = Literal["mlp_out", "attn_out"]
+"""The output that is split: of the down projection (input: the MLP coefficients), or of the attention's output
+projection."""
 
 SITES: tuple[Site, ...] = get_args(Site)
+
+OLD_SITES: dict[str, Site] = {"mlp": "mlp_out", "attn": "attn_out"}
+"""Names of the sites in runs written by earlier versions."""
 
 TERMS: dict[str, tuple[float, float, float]] = {
     "weight": (1, 0, 0),
@@ -41,15 +45,14 @@ TERMS: dict[str, tuple[float, float, float]] = {
     "weight_symmetric": (1, 0, 0.5),
     "coefficient_symmetric": (0, 1, 0.5),
 }
-"""How much of the weight, the coefficient and the interaction term is in each term of the tables."""
+"""The factors of the weight, coefficient and interaction term in each term of the tables."""
 
 EXACT = ("weight", "coefficient", "interaction")
 SYMMETRIC = ("weight_symmetric", "coefficient_symmetric")
 TOTAL = "total"
 
-
 Hook = tuple[nn.Module, Literal["pre", "post"], Callable[..., Any]]
-"""A module, whether before or after it, and what is done there."""
+"""A module, whether the hook runs before or after it, and the hook."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +60,10 @@ class Change:
     """One linear module in the base and in the target.
 
     Attributes:
-        base: its weight in the base.
-        target: its weight in the target.
-        base_bias: its bias in the base, where it has one.
-        target_bias: its bias in the target.
+        base: Weight in the base.
+        target: Weight in the target.
+        base_bias: Bias in the base, None without one.
+        target_bias: Bias in the target, None without one.
     """
 
     base: Float[Tensor, "d_model d_in"]
@@ -70,10 +73,17 @@ class Change:
 
     @classmethod
     def of(cls, base: nn.Module, target: nn.Module) -> "Change":
-        """The change between two modules of one shape.
+        """Return the change between two modules of the same shape.
+
+        Args:
+            base: The module in the base.
+            target: The module in the target.
+
+        Returns:
+            Their weights and biases.
 
         Raises:
-            InputError: a module that is no plain linear map.
+            InputError: A module is not a plain linear map.
         """
         (w_b, b_b), (w_u, b_u) = affine(base), affine(target)
         return cls(w_b, w_u, b_b, b_u)
@@ -84,10 +94,18 @@ class Change:
         m_base: Float[Tensor, "*any d_in"],
         m_target: Float[Tensor, "*any d_in"],
     ) -> Float[Tensor, "*any d_model"]:
-        """So much of the weight, the coefficient and the interaction term, for these inputs.
+        """Compute a weighted sum of the weight, coefficient and interaction terms.
 
-        Computed from the differences themselves, so that a term a million times smaller than the outputs keeps its
-        digits.
+        Computed from the differences of weights and inputs, so that a term a million times smaller than the outputs
+        keeps its digits.
+
+        Args:
+            parts: Factors of the three terms.
+            m_base: Inputs of the module in the base.
+            m_target: Inputs of the module in the target.
+
+        Returns:
+            The sum, to be added to the target's output.
         """
         weight, coefficient, interaction = parts
         dm = m_base - m_target
@@ -103,15 +121,18 @@ class Change:
 
 
 def affine(module: nn.Module) -> tuple[Float[Tensor, "d_model d_in"], Float[Tensor, " d_model"] | None]:
-    """Weight and bias of a linear module, the weight as `nn.Linear` keeps it.
+    """Return weight and bias of a linear module, the weight in the orientation of `nn.Linear`.
+
+    Returns:
+        The weight, and the bias or None.
 
     Raises:
-        InputError: it is no linear module, or its weight is packed.
+        InputError: The module is not linear, or its weight is packed.
     """
     weight: Any = getattr(module, "weight", None)
     if not isinstance(module, nn.Linear | Conv1D) or not weight.is_floating_point() or weight.dim() != 2:
         raise InputError(
-            f"{type(module).__name__} is no plain linear map with a weight and a bias, so its change cannot be split; "
+            f"{type(module).__name__} is not a plain linear map with weight and bias, so its change cannot be split; "
             "load the models unquantised and without adapters"
         )
     bias: Any = module.bias
@@ -119,27 +140,34 @@ def affine(module: nn.Module) -> tuple[Float[Tensor, "d_model d_in"], Float[Tens
 
 
 def site_modules(model: Model, site: Site) -> list[nn.Module]:
-    """The site's linear module in every layer.
+    """Return the site's linear module of every layer.
+
+    Args:
+        model: The model.
+        site: The output that is split.
+
+    Returns:
+        One module per layer.
 
     Raises:
-        InputError: the blocks have none.
+        InputError: The blocks have no such module.
     """
     blocks = [block_of(model.hf, model.anatomy, layer) for layer in range(model.n_layers)]
-    modules = [block.down_proj if site == "mlp" else block.o_proj for block in blocks]
+    modules = [block.down_proj if site == "mlp_out" else block.o_proj for block in blocks]
     if None in modules:
-        what = "down projection (a mixture of experts has many)" if site == "mlp" else "attention output projection"
+        what = "down projection (a mixture of experts has many)" if site == "mlp_out" else "attention output projection"
         raise InputError(f"{model.name}: its blocks have no {what}, so site {site} cannot be split; leave it out")
     return [module for module in modules if module is not None]
 
 
 def scored(states: Float[Tensor, "*batch_and_position d"], batch: Batch) -> Float[Tensor, "scored d"]:
-    """The states at the scored positions; some families run their MLP on all positions in one dimension."""
+    """Return the states at the scored positions; some families run their MLP on positions in one dimension."""
     return states.reshape(*batch.input_ids.shape, -1)[batch.rows, batch.columns]
 
 
 @contextmanager
 def hooked(hooks: Sequence[Hook]) -> Iterator[None]:
-    """Torch hooks before and after modules, taken away whatever happens."""
+    """Register torch hooks on modules, and remove them whatever happens."""
     with ExitStack() as stack:
         for module, when, act in hooks:
             register = module.register_forward_pre_hook if when == "pre" else module.register_forward_hook
@@ -149,14 +177,14 @@ def hooked(hooks: Sequence[Hook]) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """What one model's own forward of one batch leaves behind.
+    """Activations of one model's own forward pass over one batch.
 
     Attributes:
-        logits: at the scored positions.
-        inputs: what enters each site's module, at every token position, by site and layer.
-        outputs: what leaves it, at the scored positions.
-        states: what leaves each block, at every token position; empty where the donor is recorded.
-        final_state: what leaves the last block, at the scored positions.
+        logits: Logits at the scored positions.
+        inputs: Input of each site's module by site and layer, at every token position or at the scored ones.
+        outputs: Output of each site's module, at the scored positions.
+        states: Output of each block, at every token position; empty for the base.
+        final_state: Output of the last block, at the scored positions.
     """
 
     logits: Float[Tensor, "scored vocab"]
@@ -167,26 +195,30 @@ class Recorded:
 
 
 def record(model: Model, batch: Batch, sites: Sequence[Site], *, everywhere: bool) -> Recorded:
-    """Run a model and keep what goes through the sites' modules.
+    """Run a model and record the inputs and outputs of the sites' modules.
 
     Args:
-        model: the model, in memory.
-        batch: the prompts.
-        sites: which modules.
-        everywhere: keep inputs at every token position, else at the scored ones only, as [scored, d_in].
+        model: The model, in memory.
+        batch: The batch.
+        sites: The outputs that are split.
+        everywhere: Record inputs at every token position instead of at the scored ones (shape [scored, d_in]), and no
+            states of blocks.
+
+    Returns:
+        The recorded activations.
 
     Raises:
-        InputError: a module did not run exactly once, or logits are not finite.
+        InputError: A module did not run exactly once, or logits are not finite.
     """
     inputs: dict[tuple[Site, int], Tensor] = {}
     outputs: dict[tuple[Site, int], Tensor] = {}
     runs: list[tuple[Site, int]] = []
 
-    def keeper(place: tuple[Site, int]) -> Callable[..., None]:
+    def keeper(key: tuple[Site, int]) -> Callable[..., None]:
         def keep(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            runs.append(place)
-            inputs[place] = args[0].clone() if everywhere else scored(args[0], batch)
-            outputs[place] = scored(output, batch)
+            runs.append(key)
+            inputs[key] = args[0].clone() if everywhere else scored(args[0], batch)
+            outputs[key] = scored(output, batch)
 
         return keep
 
@@ -195,14 +227,14 @@ def record(model: Model, batch: Batch, sites: Sequence[Site], *, everywhere: boo
     def keep_state(_module: nn.Module, _args: Any, output: Any) -> None:
         states.append(output)
 
-    places = [(site, layer) for site in sites for layer in range(model.n_layers)]
+    keys = [(site, layer) for site in sites for layer in range(model.n_layers)]
     modules = {site: site_modules(model, site) for site in sites}
-    keepers: list[Hook] = [(modules[site][layer], "post", keeper((site, layer))) for site, layer in places]
+    keepers: list[Hook] = [(modules[site][layer], "post", keeper((site, layer))) for site, layer in keys]
     blocks = _blocks(model)[-1:] if everywhere else _blocks(model)
     with hooked([*keepers, *((block, "post", keep_state) for block in blocks)]):
         logits = scored_logits(model, batch, only_scored=True)
-    if sorted(runs) != sorted(places):
-        raise InputError(f"{model.name}: its projections did not each run once in a forward, so they cannot be split")
+    if sorted(runs) != sorted(keys):
+        raise InputError(f"{model.name}: a projection did not run exactly once in a forward pass and cannot be split")
     if not torch.isfinite(logits).all():
         raise InputError(f"{model.name} gives logits that are not finite; is the checkpoint sound?")
     final_state = scored(states[-1][0] if isinstance(states[-1], tuple) else states[-1], batch)
@@ -214,8 +246,18 @@ def _blocks(model: Model) -> list[nn.Module]:
 
 
 def can_resume(model: Model, batch: Batch, own: Recorded) -> bool:
-    """Whether the model may be run from the middle on: with the states that left a block handed on it gives its own
-    logits (not so where a block passes something to later ones beside them)."""
+    """Check whether a forward pass can start at a later block, from the recorded output of the block before.
+
+    Architectures whose blocks pass anything else to later blocks cannot.
+
+    Args:
+        model: The model.
+        batch: The batch.
+        own: The model's recorded forward pass over the batch.
+
+    Returns:
+        True if a pass that starts at the last block gives the model's own logits.
+    """
     with _resumed(model, own, model.n_layers - 1):
         logits = scored_logits(model, batch, only_scored=True)
     return torch.allclose(logits, own.logits, rtol=1e-4, atol=1e-4)
@@ -223,7 +265,7 @@ def can_resume(model: Model, batch: Batch, own: Recorded) -> bool:
 
 @contextmanager
 def _resumed(model: Model, own: Recorded, layer: int) -> Iterator[None]:
-    """Skip the blocks before this one: each hands on what left the last of them in the model's own forward."""
+    """Skip the blocks before `layer`: each returns the recorded output of the last one of them."""
     with ExitStack() as stack:
         for block in _blocks(model)[:layer]:
             stack.enter_context(replaced_forward(block, lambda *_args, **_kwargs: own.states[layer - 1]))
@@ -239,20 +281,23 @@ def logits_with_term(
     base: Recorded,
     own: Recorded | None = None,
 ) -> Float[Tensor, "scored vocab"]:
-    """The target's logits with a term added to the site's output, at every token position of these layers.
+    """Compute the target's logits with a term added to the site's output, at every token position.
 
-    A term is taken at the state that the target is in when the layer runs: with several layers, the earlier
-    additions have changed it. So `coefficient` is the patch of the module's input, `weight` the restored weight, and
-    `total` the patch of its output, in one layer and in all.
+    A term is computed from the target's state when the layer runs: with several layers, earlier additions have changed
+    that state. So `coefficient` is the patch of the module's input, `weight` the restored weight, and `total` the patch
+    of its output, in one layer and in all.
 
     Args:
-        target: what it is added to.
-        batch: the prompts.
-        changes: the change of the site's module in each of the layers.
-        site: to which module's output it is added.
-        term: which.
-        base: the base's forward of the batch.
-        own: the target's, where the layers before the first addition may be left out; see `can_resume`.
+        target: The model that the term is added to.
+        batch: The batch.
+        changes: The change of the site's module in each of the layers.
+        site: The output that the term is added to.
+        term: Name of the term.
+        base: The base's recorded forward pass over the batch.
+        own: The target's, if layers before the first addition can be skipped; see `can_resume`.
+
+    Returns:
+        Logits at the scored positions, in float32 or wider.
     """
 
     def adder(layer: int) -> Callable[..., Tensor]:

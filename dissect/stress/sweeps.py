@@ -151,7 +151,7 @@ def restoration_sweep(
 def decomposition_sweep(
     case: Case,
     *,
-    sites: Sequence[str] = ("mlp", "attn"),
+    sites: Sequence[str] = ("mlp_out", "attn_out"),
     terms: Sequence[str] = ("weight", "coefficient"),
     null: int = 2,
     guard: float = GUARD,

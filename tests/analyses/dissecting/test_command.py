@@ -87,7 +87,7 @@ def test_every_number_of_the_table_is_that_of_its_run(
     assert found("restore", "krs", "value_vectors", layers) == pytest.approx(ours.mean().max())
     terms = load_decompose(runs / "decompose").frame
     terms = terms[(terms["arm"] == "main") & (terms["first_layer"] == 0) & (terms["last_layer"] == 4)]
-    weight = terms[(terms["site"] == "mlp") & (terms["term"] == "weight")]
+    weight = terms[(terms["site"] == "mlp_out") & (terms["term"] == "weight")]
     assert found("decompose", "krs", "weight", "all") == pytest.approx(weight["krs"].mean())
     changes = load_probe(runs / "probe").layers
     last_layer = changes[(changes["target"] == "unlearned") & (changes["layer"] == 4)]

@@ -64,7 +64,7 @@ def test_the_tables_show_shares_and_scores_of_every_layer_in_a_narrow_terminal(
     )
     tables = again.out.split("shares of the change | KRS (minus control)")
     assert len(tables) == 3
-    for site, table in zip(("mlp", "attn"), tables[1:], strict=True):
+    for site, table in zip(("mlp_out", "attn_out"), tables[1:], strict=True):
         rows = {line.split()[0]: " ".join(line.split()) for line in reversed(table.splitlines()) if line.strip()}
         for layer, place in {"0": (0, 0), "1": (1, 1), "2": (2, 2), "all": (0, 2)}.items():
             shares = [share["main", site, *place, term] for term in ("weight", "coefficient", "interaction")]
@@ -86,14 +86,14 @@ def test_the_tables_show_shares_and_scores_of_every_layer_in_a_narrow_terminal(
 
 
 def test_without_a_control_and_a_null_the_reader_is_told_what_is_missing(world: World, tmp_path: Path) -> None:
-    outcome = call(*arguments(world, tmp_path / "run", "--sites", "mlp"))
+    outcome = call(*arguments(world, tmp_path / "run", "--sites", "mlp_out"))
     assert (outcome.code, outcome.err) == (0, "")
     assert "No control:" in outcome.out and "No null" in outcome.out
     assert "(minus control)" not in outcome.out
 
 
 def test_quiet_says_nothing(world: World, tmp_path: Path) -> None:
-    assert call(*arguments(world, tmp_path / "run", "--sites", "attn", "--quiet")) == Outcome(0, "", "")
+    assert call(*arguments(world, tmp_path / "run", "--sites", "attn_out", "--quiet")) == Outcome(0, "", "")
     assert (tmp_path / "run" / "figures" / "shares.html").is_file()
 
 
@@ -102,7 +102,8 @@ def test_models_without_a_difference_give_null_and_lines_that_say_why(world: Wor
     assert outcome.code == 0
     assert [line.partition(":")[0] for line in outcome.err.splitlines()] == ["dissect"] * 2
     assert "6 examples have no KRS in the main arm: " in outcome.err
-    assert "6 examples have no share in the main arm (mlp 0, mlp 1, mlp 2, attn 0, attn 1, attn 2): " in outcome.err
+    places = ", ".join(f"{site} {layer}" for site in ("mlp_out", "attn_out") for layer in range(3))
+    assert f"6 examples have no share in the main arm ({places}): " in outcome.err
     told = json.loads(outcome.out, parse_constant=_not_json)
     assert {row["krs"] for row in told["curve"]} == {None} == {row["share"] for row in told["curve"]}
 
@@ -114,7 +115,7 @@ def _not_json(constant: str) -> float:
 @pytest.mark.parametrize(
     ("more", "phrases"),
     [
-        (["--sites", "mlp_coef"], ["unknown site 'mlp_coef'", "mlp and attn"]),
+        (["--sites", "mlp_coef"], ["--sites", "mlp_out and attn_out", "'mlp_coef'"]),
         (["--null", "-1"], ["--null -1", "0 or more"]),
         (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
         (["--scoring", "exam"], ["--scoring", "exam", "answer or notebook"]),
@@ -138,7 +139,7 @@ def test_default_directory_is_named_after_what_is_not_as_by_default(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = write_records(tmp_path / "two.jsonl", build_records(2))
-    assert call(*arguments(world, None, "--sites", "attn", "--quiet", data=data)).code == 0
+    assert call(*arguments(world, None, "--sites", "attn_out", "--quiet", data=data)).code == 0
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["decompose-unlearned"]
     assert decompose.run_name("demo:npo", "notebook", 3) == "decompose-demo-npo-null3-notebook"
 
@@ -154,7 +155,7 @@ def test_builtin_pair_runs_on_its_own_questions_with_its_own_control(
     monkeypatch.chdir(tmp_path)
     outcome = call(
         *["decompose", "--base", f"{family}:base", "--unlearned", f"{family}:npo", "--limit", "2"],
-        *["--sites", "mlp", "--json"],
+        *["--sites", "mlp_out", "--json"],
     )
     assert (outcome.code, outcome.err) == (0, "")
     told = json.loads(outcome.out)

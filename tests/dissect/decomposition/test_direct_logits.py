@@ -75,9 +75,9 @@ def test_contributions_of_embedding_attention_and_mlp_add_up_to_the_logit(family
 def test_norms_after_the_projections_are_found_where_a_family_has_them(tmp_path: Path) -> None:
     batch = build_batch(tmp_path, "left")
     for family, after in {
-        "llama": {"mlp": None, "attn": None},
-        "gemma2": {"mlp": "post_feedforward_layernorm", "attn": "post_attention_layernorm"},
-        "olmo2": {"mlp": "post_feedforward_layernorm", "attn": "post_attention_layernorm"},
+        "llama": {"mlp_out": None, "attn_out": None},
+        "gemma2": {"mlp_out": "post_feedforward_layernorm", "attn_out": "post_attention_layernorm"},
+        "olmo2": {"mlp_out": "post_feedforward_layernorm", "attn_out": "post_attention_layernorm"},
     }.items():
         model = build_pair(family).unlearned
         before = torch_state(model)
@@ -112,11 +112,11 @@ def test_centring_takes_the_vocabularys_mean_off(tmp_path: Path) -> None:
     model, batch = model_with_norms("gpt2"), build_batch(tmp_path, "right")
     path = find_path(model, batch, SITES)
     own = record(model, batch, SITES, everywhere=False)
-    vectors = own.outputs["mlp", 1][None]
+    vectors = own.outputs["mlp_out", 1][None]
 
     def contributions(tokens: Tensor) -> Tensor:
         return path.contributions(
-            vectors, site="mlp", layer=1, output=vectors[0], final_state=own.final_state, tokens=tokens
+            vectors, site="mlp_out", layer=1, output=vectors[0], final_state=own.final_state, tokens=tokens
         )[:, 0]
 
     vocabulary = own.logits.shape[-1]
@@ -163,10 +163,10 @@ def test_at_the_last_layer_it_is_the_change_of_the_logit_but_for_the_final_scale
     pair = build_pair("neox")
     prompts = build_prompts(tmp_path)
     (batch,) = prompts.batches(len(prompts))
-    result = decompose(pair, prompts, sites="mlp", control=None, progress=False)
+    result = decompose(pair, prompts, sites="mlp_out", control=None, progress=False)
     last = pair.n_layers - 1
-    base, own = (record(model, batch, ("mlp",), everywhere=False) for model in (pair.base, pair.unlearned))
-    moved = own.final_state + base.outputs["mlp", last] - own.outputs["mlp", last]
+    base, own = (record(model, batch, ("mlp_out",), everywhere=False) for model in (pair.base, pair.unlearned))
+    moved = own.final_state + base.outputs["mlp_out", last] - own.outputs["mlp_out", last]
     hf = pair.unlearned.hf
     norm = hf.gpt_neox.final_layer_norm
     with torch.no_grad():

@@ -74,7 +74,7 @@ def run(pair: ModelPair, prompts: Prompts, **options: object) -> pd.DataFrame:
     return decompose(pair, prompts, control=None, progress=False, **options).frame  # type: ignore[arg-type]
 
 
-def cells(frame: pd.DataFrame, term: str, *, site: str = "mlp", layer: int = LAYER) -> pd.DataFrame:
+def cells(frame: pd.DataFrame, term: str, *, site: str = "mlp_out", layer: int = LAYER) -> pd.DataFrame:
     rows = frame[
         (frame["term"] == term)
         & (frame["site"] == site)
@@ -188,9 +188,9 @@ def test_a_changed_output_projection_is_all_weight_of_the_attention(
 ) -> None:
     frame = run(build_pair(family, chosen=only(rf".*{pattern}"), tied=False, dtype=torch.float64), prompts)
     for column in ("krs", "share"):
-        assert_all(cells(frame, "weight", site="attn"), column, 1)
-        assert_all(cells(frame, "coefficient", site="attn"), column, 0)
-    assert_all(cells(frame, "total", site="attn"), "krs", 1)
+        assert_all(cells(frame, "weight", site="attn_out"), column, 1)
+        assert_all(cells(frame, "coefficient", site="attn_out"), column, 0)
+    assert_all(cells(frame, "total", site="attn_out"), "krs", 1)
 
 
 def reference_krs(pair: ModelPair, batch: Batch, hooks: list[tuple[str, reference.Hook]], base: torch.Tensor) -> object:
@@ -208,9 +208,9 @@ def reference_krs(pair: ModelPair, batch: Batch, hooks: list[tuple[str, referenc
 @pytest.mark.parametrize(
     ("site", "term", "hook"),
     [
-        ("mlp", "total", "blocks.{}.mlp.hook_out"),
-        ("mlp", "coefficient", "blocks.{}.mlp.out.hook_in"),
-        ("attn", "total", "blocks.{}.attn.hook_out"),
+        ("mlp_out", "total", "blocks.{}.mlp.hook_out"),
+        ("mlp_out", "coefficient", "blocks.{}.mlp.out.hook_in"),
+        ("attn_out", "total", "blocks.{}.attn.hook_out"),
     ],
 )
 def test_terms_are_what_the_reference_engine_patches(
@@ -239,7 +239,7 @@ def test_the_weight_term_is_the_restored_weight(family: str, prompts: Prompts) -
     (batch,) = prompts.batches(len(prompts))
     patcher = PlainPatcher(pair.base.hf, pair.unlearned.hf, plain_inputs(pair.unlearned, batch))
     base, before = (scored(logits, batch) for logits in (patcher.base_logits(), patcher.logits()))
-    frame = run(pair, prompts, sites="mlp")
+    frame = run(pair, prompts, sites="mlp_out")
     for first, last in [(0, 0), (1, 1), (2, 2), (0, 2)]:
         after = scored(patcher.logits(("value_vectors",), range(first, last + 1)), batch)
         expected = knowledge_recovery_score(
@@ -284,13 +284,13 @@ def test_identical_models_have_no_score_and_no_share_and_say_so(family: str, pro
 def test_a_change_of_rounding_size_is_none(prompts: Prompts) -> None:
     """Shares of noise would be noise: below ten epsilons of the output there is nothing to share out."""
     pair = build_pair("llama", chosen=only(DOWN), scale=1e-16, dtype=torch.float64)
-    frame = run(pair, prompts, sites="mlp")
+    frame = run(pair, prompts, sites="mlp_out")
     here = cells(frame, "weight")
     assert (here["norm"] > 0).all() and (here["norm"] < 1e-14 * here["base_norm"]).all()
     assert here["share"].isna().all() and (here["share_undefined"] == NO_CHANGE).all()
     assert here["krs"].isna().all() and (here["undefined"] == NO_DIFFERENCE).all()
     larger = build_pair("llama", chosen=only(DOWN), scale=1e-12, dtype=torch.float64)
-    assert_all(cells(run(larger, prompts, sites="mlp"), "weight"), "share", 1, atol=1e-3)
+    assert_all(cells(run(larger, prompts, sites="mlp_out"), "weight"), "share", 1, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
@@ -318,7 +318,7 @@ def test_models_are_left_as_they_were(prompts: Prompts) -> None:
 
 
 def test_a_biased_transposed_projection_is_read_as_a_linear_one() -> None:
-    (module,) = site_modules(build_pair("gpt2", n_layers=1).base, "mlp")
+    (module,) = site_modules(build_pair("gpt2", n_layers=1).base, "mlp_out")
     weight, bias = affine(module)
     m = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(0))
     assert bias is not None
@@ -330,18 +330,18 @@ def test_a_biased_transposed_projection_is_read_as_a_linear_one() -> None:
 def test_layers_before_the_first_addition_are_left_out_and_change_nothing(family: str, tmp_path: Path) -> None:
     pair = build_pair(family)
     batch = build_batch(tmp_path, "left")
-    base = record(pair.base, batch, ("mlp",), everywhere=True)
-    own = record(pair.unlearned, batch, ("mlp",), everywhere=False)
+    base = record(pair.base, batch, ("mlp_out",), everywhere=True)
+    own = record(pair.unlearned, batch, ("mlp_out",), everywhere=False)
     assert can_resume(pair.unlearned, batch, own)
-    modules = site_modules(pair.unlearned, "mlp")
-    changes = {2: Change.of(site_modules(pair.base, "mlp")[2], modules[2])}
+    modules = site_modules(pair.unlearned, "mlp_out")
+    changes = {2: Change.of(site_modules(pair.base, "mlp_out")[2], modules[2])}
     ran: list[int] = []
     hooks: list[Hook] = [
         (module, "pre", lambda _module, _args, layer=layer: ran.append(layer)) for layer, module in enumerate(modules)
     ]
     with hooked(hooks):
-        whole = logits_with_term(pair.unlearned, batch, changes, "mlp", "total", base)
-        short = logits_with_term(pair.unlearned, batch, changes, "mlp", "total", base, own)
+        whole = logits_with_term(pair.unlearned, batch, changes, "mlp_out", "total", base)
+        short = logits_with_term(pair.unlearned, batch, changes, "mlp_out", "total", base, own)
     assert ran == [0, 1, 2, 2]
     assert (whole - own.logits).abs().max() > 1e-2
     assert_close(short, whole, atol=1e-5)
@@ -357,9 +357,9 @@ def test_a_model_that_passes_more_than_states_between_its_blocks_is_run_whole(
     first.mlp.register_forward_hook(lambda _module, _args, output: left.__setitem__("output", output))
     last.register_forward_hook(lambda _module, _args, output: output + left.pop("output", torch.zeros(())))
     (batch,) = prompts.batches(len(prompts))
-    assert not can_resume(pair.unlearned, batch, record(pair.unlearned, batch, ("mlp",), everywhere=False))
-    found = run(pair, prompts, sites="mlp")
+    assert not can_resume(pair.unlearned, batch, record(pair.unlearned, batch, ("mlp_out",), everywhere=False))
+    found = run(pair, prompts, sites="mlp_out")
     monkeypatch.setattr("dissect.decomposition.run.can_resume", lambda *_arguments: False)
-    assert_close(found["krs"].to_numpy(), run(pair, prompts, sites="mlp")["krs"].to_numpy(), atol=0)
+    assert_close(found["krs"].to_numpy(), run(pair, prompts, sites="mlp_out")["krs"].to_numpy(), atol=0)
     monkeypatch.setattr("dissect.decomposition.run.can_resume", lambda *_arguments: True)
-    assert (found["krs"] - run(pair, prompts, sites="mlp")["krs"]).abs().max() > 1e-2
+    assert (found["krs"] - run(pair, prompts, sites="mlp_out")["krs"]).abs().max() > 1e-2

@@ -13,7 +13,7 @@ from pandas.testing import assert_frame_equal
 import dissect.decomposition.run
 from dissect import load_prompts
 from dissect.decomposition.result import DecompositionResult, load_decompose
-from dissect.decomposition.run import decompose
+from dissect.decomposition.run import decompose, parse_decomposed
 from dissect.decomposition.terms import EXACT, SITES, TERMS, affine
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair
@@ -69,7 +69,7 @@ def test_one_row_per_arm_site_place_term_and_example(result: DecompositionResult
         "null-0": "null",
         "null-1": "null",
     }
-    first = frame[(frame["arm"] == "main") & (frame["site"] == "mlp") & (frame["term"] == "weight")]
+    first = frame[(frame["arm"] == "main") & (frame["site"] == "mlp_out") & (frame["term"] == "weight")]
     order = first.drop_duplicates(["first_layer", "last_layer"])[["first_layer", "last_layer"]].to_numpy().tolist()
     assert order == [[0, 0], [1, 1], [2, 2], [0, 2]]
     assert first["example"].tolist() == [record["id"] for record in RECORDS] * places
@@ -88,7 +88,7 @@ def test_numbers_of_an_example_are_means_over_its_positions(result: Decompositio
 
 def test_positions_name_the_token_that_they_predict(result: DecompositionResult, prompts: Prompts) -> None:
     rows = result.positions
-    rows = rows[(rows["arm"] == "main") & (rows["site"] == "mlp") & (rows["term"] == "weight")]
+    rows = rows[(rows["arm"] == "main") & (rows["site"] == "mlp_out") & (rows["term"] == "weight")]
     rows = rows[(rows["first_layer"] == 0) & (rows["last_layer"] == 0)]
     answers = [token for item in prompts.items for token in item.input_ids[item.answer_start :]]
     assert rows["token"].tolist() == answers
@@ -133,9 +133,9 @@ def test_contrast_is_the_paired_difference_to_each_other_arm(result: Decompositi
 
 
 def test_a_decomposition_without_other_arms_has_no_contrast(pair: ModelPair, prompts: Prompts) -> None:
-    alone = decompose(pair, prompts, sites="attn", control=None, progress=False)
+    alone = decompose(pair, prompts, sites="attn_out", control=None, progress=False)
     assert alone.arms == ["main"] and alone.contrast().empty
-    assert set(alone.frame["site"]) == {"attn"}
+    assert set(alone.frame["site"]) == {"attn_out"}
 
 
 def test_the_control_is_decomposed_as_if_it_were_unlearned(pair: ModelPair, prompts: Prompts) -> None:
@@ -150,7 +150,7 @@ def test_notebook_scoring_scores_the_last_positions_and_groups(pair: ModelPair, 
     records = [{"question": record["prompt"], "group": record["group"]} for record in RECORDS]
     path = save_records(tmp_path / "p.json", records)
     prompts = load_prompts(path, pair.tokenizer, scoring="notebook", answers_from=pair.base, max_new_tokens=12)
-    result = decompose(pair, prompts, sites="mlp", control=None, progress=False)
+    result = decompose(pair, prompts, sites="mlp_out", control=None, progress=False)
     assert result.frame["n_answer_tokens"].tolist()[: len(RECORDS)] == [item.n_answer_tokens for item in prompts.items]
     last = result.positions.groupby("example_index").tail(1)
     assert (last["token"] == -1).all() and last["direct"].isna().all()  # nothing follows the last position
@@ -164,20 +164,20 @@ def test_notebook_scoring_scores_the_last_positions_and_groups(pair: ModelPair, 
 
 def test_mixtures_of_experts_have_no_down_projection_but_an_attention(prompts: Prompts) -> None:
     pair = build_pair("mixtral")
-    with pytest.raises(InputError, match="base: its blocks have no down projection .*site mlp cannot be split"):
+    with pytest.raises(InputError, match="base: its blocks have no down projection .*site mlp_out cannot be split"):
         decompose(pair, prompts, control=None, progress=False)
-    frame = decompose(pair, prompts, sites="attn", control=None, progress=False).frame
+    frame = decompose(pair, prompts, sites="attn_out", control=None, progress=False).frame
     assert not frame["krs"].isna().any() and (frame["direct_undefined"] == "").all()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sites": "mlp,mlq"}, "unknown site 'mlq': what can be split are mlp and attn"),
-        ({"sites": " , "}, "no site is named"),
-        ({"batch_size": 0}, "--batch-size 0: at least 1"),
-        ({"seed": -1}, "--seed -1: 0 or more"),
-        ({"null": -1}, "--null -1: 0 or more"),
+        ({"sites": "mlp_out,mlq"}, "sites.*'mlq'"),
+        ({"sites": " , "}, "sites.*''"),
+        ({"batch_size": 0}, "batch_size.*0"),
+        ({"seed": -1}, "seed.*-1"),
+        ({"null": -1}, "null.*-1"),
     ],
 )
 def test_bad_options_are_refused(pair: ModelPair, prompts: Prompts, options: dict[str, Any], message: str) -> None:
@@ -210,7 +210,7 @@ def test_a_projection_that_does_more_than_its_weights_is_refused(prompts: Prompt
     module = pair.unlearned.hf.model.layers[1].mlp.down_proj
     forward = module.forward
     module.forward = lambda m: forward(m) + 0.1 * m.sum(-1, keepdim=True)  # as an adapter does
-    with pytest.raises(InputError, match="the mlp projection of layer 1 is more than its weight and bias"):
+    with pytest.raises(InputError, match="projection of mlp_out in layer 1 is more than its weight and bias"):
         decompose(pair, prompts, control=None, progress=False)
     with pytest.raises(InputError, match="Embedding is no plain linear map"):
         affine(torch.nn.Embedding(3, 4))
@@ -254,9 +254,9 @@ def test_a_run_is_read_back_whole_and_not_computed_again(
 
 
 def test_another_configuration_is_refused(pair: ModelPair, prompts: Prompts, tmp_path: Path) -> None:
-    decompose(pair, prompts, sites="attn", control=None, out=tmp_path / "run", progress=False)
-    with pytest.raises(InputError, match="holds another run: its sites is attn, not mlp"):
-        decompose(pair, prompts, sites="mlp", control=None, out=tmp_path / "run", progress=False)
+    decompose(pair, prompts, sites="attn_out", control=None, out=tmp_path / "run", progress=False)
+    with pytest.raises(InputError, match="holds another run: its sites is attn_out, not mlp_out"):
+        decompose(pair, prompts, sites="mlp_out", control=None, out=tmp_path / "run", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_a_killed_run_goes_on_where_it_stopped_even_with_other_batches(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = decompose(pair, prompts, sites="mlp", control=None, null=1, batch_size=2, progress=False)
+    whole = decompose(pair, prompts, sites="mlp_out", control=None, null=1, batch_size=2, progress=False)
     real, calls = dissect.decomposition.run.record, []
 
     def stops(*arguments: Any, **options: Any) -> Any:
@@ -280,7 +280,13 @@ def test_a_killed_run_goes_on_where_it_stopped_even_with_other_batches(
         return real(*arguments, **options)
 
     monkeypatch.setattr(dissect.decomposition.run, "record", stops)
-    options: dict[str, Any] = {"sites": "mlp", "control": None, "null": 1, "out": tmp_path / "run", "progress": False}
+    options: dict[str, Any] = {
+        "sites": "mlp_out",
+        "control": None,
+        "null": 1,
+        "out": tmp_path / "run",
+        "progress": False,
+    }
     with pytest.raises(KeyboardInterrupt):
         decompose(pair, prompts, batch_size=2, **options)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
@@ -300,6 +306,28 @@ def test_a_killed_run_goes_on_where_it_stopped_even_with_other_batches(
     assert_frame_equal(resumed.frame[["arm", "term", "example"]], whole.frame[["arm", "term", "example"]])
 
 
+def test_runs_of_earlier_versions_load_with_today_s_names_of_sites(
+    pair: ModelPair, prompts: Prompts, tmp_path: Path
+) -> None:
+    result = decompose(pair, prompts, control=None, out=tmp_path / "run", progress=False)
+    old_names = {"mlp_out": "mlp", "attn_out": "attn"}
+    for name in ("results", "positions"):
+        file = tmp_path / "run" / f"{name}.parquet"
+        pd.read_parquet(file).replace({"site": old_names}).to_parquet(file)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["configuration"]["sites"] = ["mlp", "attn"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    loaded = load_decompose(tmp_path / "run")
+    assert_frame_equal(loaded.frame, result.frame)
+    assert_frame_equal(loaded.positions, result.positions)
+    assert loaded.configuration == result.configuration
+
+
+def test_old_names_of_sites_still_work_and_name_the_new_ones() -> None:
+    with pytest.warns(UserWarning, match="mlp.*mlp_out"):
+        assert parse_decomposed("attn_out,mlp") == ("mlp_out", "attn_out")
+
+
 def test_a_directory_of_another_command_is_not_read(tmp_path: Path) -> None:
     record = {"format": 1, "status": "complete", "configuration": {"command": "patch"}}
     (tmp_path / "run.json").write_text(json.dumps(record))
@@ -308,7 +336,7 @@ def test_a_directory_of_another_command_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_broken_table_is_told_by_name(pair: ModelPair, prompts: Prompts, tmp_path: Path) -> None:
-    decompose(pair, prompts, sites="mlp", control=None, out=tmp_path / "run", progress=False)
+    decompose(pair, prompts, sites="mlp_out", control=None, out=tmp_path / "run", progress=False)
     (tmp_path / "run" / "positions.parquet").write_bytes(b"cut")
     with pytest.raises(InputError, match=r"positions.parquet: cannot be read"):
         load_decompose(tmp_path / "run")
@@ -324,7 +352,7 @@ def test_figures_show_every_arm_with_its_numbers(result: DecompositionResult, tm
             ("coefficient, control", "coefficient", "control"),
             ("interaction, random update", "interaction", "null"),
         ]:
-            rows = curve[(curve["site"] == "mlp") & (curve["term"] == term) & (curve["arm"] == arm)]
+            rows = curve[(curve["site"] == "mlp_out") & (curve["term"] == term) & (curve["arm"] == arm)]
             rows = rows[rows["first_layer"] == rows["last_layer"]]
             assert list(lines[name].x) == [0, 1, 2]
             assert_close(np.asarray(lines[name].y), rows[value].to_numpy(), atol=0)

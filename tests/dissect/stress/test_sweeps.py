@@ -89,8 +89,8 @@ def test_never_as_unlearned_is_exactly_zero(test):
 @pytest.mark.slow
 def test_decomposition_has_the_terms_of_decompose():
     case = case_of(model("demo:npo")).at_most(3)
-    result = decomposition_sweep(case, sites=["mlp"], guard=1.0)
-    split = decompose(case.pair, case.forget.prompts, sites=["mlp"], control=case.control, progress=False).frame
+    result = decomposition_sweep(case, sites=["mlp_out"], guard=1.0)
+    split = decompose(case.pair, case.forget.prompts, sites=["mlp_out"], control=case.control, progress=False).frame
     for arm, role in (("main", "unlearned"), ("control", "control")):
         for term in ("weight", "coefficient"):
             rows = split[(split["arm"] == arm) & (split["term"] == term)]
@@ -120,6 +120,6 @@ def test_without_a_never_model_null_models_stand_in_for_weights():
 def test_bad_input():
     case = case_of(model("demo:npo")).at_most(3)
     with pytest.raises(InputError, match="unknown term"):
-        decomposition_sweep(case, sites=["mlp"], terms=["weights"])
+        decomposition_sweep(case, sites=["mlp_out"], terms=["weights"])
     with pytest.raises(InputError, match="nothing to recover"):
         restoration_sweep(case_of(model("demo:base")).at_most(1))
