@@ -147,7 +147,7 @@ def dissect_pair(pair: PairOf, out: Path, *, limit: int | None, null: int, progr
         patched=patch(models, forget, window=WINDOWS, null=null, out=out / "patch", **shared),
         restored=restore(models, forget, window=WINDOWS, null=null, out=out / "restore", **shared),
         decomposed=decompose(models, forget, null=null, out=out / "decompose", **shared),
-        probed=probe(models, forget, unrelated=unrelated, out=out / "probe", **shared),
+        probed=probe(models, forget, retain=unrelated, out=out / "probe", **shared),
         behaved=behave(models, forget, unrelated, out=out / "behave", **shared),
     )
     findings.patched.save_figures(out / "patch")

@@ -171,8 +171,8 @@ def _everything_else(table: pd.DataFrame) -> Iterator[str]:
         "neurons for half of the recovery": of("probe", *half),
         "in the control": of("probe", f"control_{half[0]}", half[1]),
         "ROUGE-L with the base, forget": of("behave", "rouge_l", "forget"),
-        "unrelated": of("behave", "rouge_l", "unrelated"),
-        "KL on unrelated beyond the control, nats": of("behave", "kl_beyond_control", "unrelated"),
+        "unrelated": of("behave", "rouge_l", "retain"),
+        "KL on unrelated beyond the control, nats": of("behave", "kl_beyond_control", "retain"),
     }
     yield f"| pair | {' | '.join(columns)} |"
     yield "|---|" + "---|" * len(columns)

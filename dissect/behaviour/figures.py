@@ -19,7 +19,7 @@ _PANELS = {
 }
 _COLUMNS = 3
 
-_NAMES = {"base": "base", "unlearned": "unlearned", "control": "never-trained control"}
+_NAMES = {"base": "base", "unlearned": "unlearned", "control": "control"}
 _STYLES = {
     "base": {"color": "#777777", "symbol": "diamond-open", "size": 10},
     "unlearned": {"color": COLOURS[0], "symbol": "circle", "size": 10},
@@ -107,7 +107,7 @@ def coefficient_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
                     mode="lines+markers",
                     line={"color": colour, "width": 2, "dash": "dash" if is_control else "solid"},
                     marker={"symbol": f"{marker}-open" if is_control else marker, "size": 8},
-                    name=f"{name}, never-trained control" if is_control else name,
+                    name=f"{name}, control" if is_control else name,
                 )
             )
     n_layers = int(curve["layer"].max()) + 1

@@ -1,4 +1,4 @@
-"""What `behave` asks: forget questions, unrelated questions, and texts to go on with."""
+"""What `behave` asks: forget questions, retain questions, and texts to go on with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from unlearning.data.spans import encode_answer
 if TYPE_CHECKING:
     from dissect.models.model import Model
 
-FORGET, UNRELATED, COMPLETION = "forget", "unrelated", "completion"
+FORGET, RETAIN, COMPLETION = "forget", "retain", "completion"
 
 _ANSWER_TOKENS = 30
 """Length of the answers that the base model writes where a file has none, as in ConceptVectors' released rows."""
@@ -41,31 +41,31 @@ class Sources:
 
     Attributes:
         data: file of forget questions.
-        unrelated: file of unrelated questions; None takes `data`'s own.
+        retain: file of retain questions; None takes `data`'s own.
         completions: file of texts and their continuations; None takes `data`'s own where it has some.
     """
 
     data: Path
-    unrelated: Path | None = None
+    retain: Path | None = None
     completions: Path | None = None
 
     @property
-    def has_own_unrelated(self) -> bool:
-        """Whether the file of forget questions holds unrelated ones too."""
+    def has_own_retain(self) -> bool:
+        """Whether the file of forget questions holds retain questions too."""
         return bool(_unrelated_records(read_records(self.data), self.data))
 
     def check(self) -> None:
         """Read the files without a tokenizer, to tell of what is wrong before models are loaded.
 
         Raises:
-            InputError: a file that cannot be read, or no unrelated questions anywhere.
+            InputError: a file that cannot be read, or no retain questions anywhere.
         """
-        for path in (self.data, self.unrelated, self.completions):
+        for path in (self.data, self.retain, self.completions):
             if path is not None:
                 _completion_records(read_records(path), path)
-        if self.unrelated is None and not self.has_own_unrelated:
+        if self.retain is None and not self.has_own_retain:
             raise InputError(
-                "--unrelated is missing: name a file of questions about something else (.json or .jsonl); only "
+                "`retain` is missing: name a file of questions about what is to stay (.json or .jsonl); only "
                 "ConceptVectors' JSON brings its own"
             )
 
@@ -76,13 +76,13 @@ class Questions:
 
     Attributes:
         forget: about what was to be forgotten.
-        unrelated: about anything else, one set or several, by name.
+        retain: about what is to stay, one set or several, by name.
         completion: texts to go on with, or None.
         true_answers: names of the sets whose answers are true ones, and not what a model wrote or how a text goes on.
     """
 
     forget: Prompts
-    unrelated: Mapping[str, Prompts]
+    retain: Mapping[str, Prompts]
     completion: Prompts | None
     true_answers: tuple[str, ...]
 
@@ -90,7 +90,7 @@ class Questions:
     def by_name(self) -> dict[str, Prompts]:
         """Every set, in the order of the report."""
         last = {} if self.completion is None else {COMPLETION: self.completion}
-        return {FORGET: self.forget, **self.unrelated, **last}
+        return {FORGET: self.forget, **self.retain, **last}
 
 
 def read_questions(
@@ -122,11 +122,11 @@ def read_questions(
         return _encode(found, source, tokenizer, how, answers_from)
 
     forget = load(FORGET, sources.data)
-    if sources.unrelated is not None:
-        unrelated = load(UNRELATED, sources.unrelated)
+    if sources.retain is not None:
+        retain = load(RETAIN, sources.retain)
     else:
         found = _unrelated_records(read_records(sources.data), sources.data)
-        unrelated = encode(f"{sources.data} (unrelated_QA)", found, reading)
+        retain = encode(f"{sources.data} (unrelated_QA)", found, reading)
     completion = None
     place = sources.completions or sources.data
     if texts := _completion_records(read_records(place), place):
@@ -135,7 +135,7 @@ def read_questions(
         completion = load_prompts(
             place, tokenizer, template="{question}", answers_from=answers_from, limit=reading.limit
         )
-    return Questions(forget, {UNRELATED: unrelated}, completion, tuple(true_answers))
+    return Questions(forget, {RETAIN: retain}, completion, tuple(true_answers))
 
 
 def _has_answer(record: Record) -> bool:

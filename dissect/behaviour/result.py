@@ -1,4 +1,4 @@
-"""What `behave` gives: rows, means with intervals per set, forget against unrelated, the figures."""
+"""What `behave` gives: rows, means with intervals per set, forget against retain, the figures."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +30,9 @@ CHANGES = ("exact_match_change", "probability_change", "logprob_change")
 
 NO_COEFFICIENTS = pd.DataFrame(columns=["target", "set", "layer", "example_index", "group", "relative_change"])
 
+_RENAMED = {"unrelated": "retain", "unrelated_sha256": "retain_sha256", "unrelated_sets": "retain_sets"}
+"""Names in runs of earlier versions, and what they are called now."""
+
 
 @dataclass(eq=False, kw_only=True)
 class BehaviourResult(RunResult):
@@ -56,7 +59,7 @@ class BehaviourResult(RunResult):
 
     @property
     def sets(self) -> list[str]:
-        """Names of the sets, as `forget`, `unrelated`, `completion`."""
+        """Names of the sets, as `forget`, `retain`, `completion`."""
         return list(self.configuration["sets"])
 
     def means(self) -> pd.DataFrame:
@@ -85,9 +88,9 @@ class BehaviourResult(RunResult):
         return pd.DataFrame(rows)
 
     def contrasts(self) -> pd.DataFrame:
-        """Forget minus unrelated, per model, unrelated set and metric, with 95 % intervals.
+        """Forget minus retain, per model, retain set and metric, with 95 % intervals.
 
-        Columns: `model`, `set` (the unrelated one), `metric`, `difference` and `cliffs_delta` with their `_low` and
+        Columns: `model`, `set` (the retain set), `metric`, `difference` and `cliffs_delta` with their `_low` and
         `_high`, `pairing` and `n`. Two sets that ask about the same examples (ids) or groups are resampled together,
         so that the difference is a paired one; others each by itself (see `two_samples`).
         """
@@ -96,7 +99,7 @@ class BehaviourResult(RunResult):
     @cached_property
     def _contrasts(self) -> pd.DataFrame:
         rows = []
-        for name in self.configuration["unrelated_sets"]:
+        for name in self.configuration["retain_sets"]:
             samples = self._against(name)
             for model in self.targets:
                 ours, theirs = self._cell(model, FORGET), self._cell(model, name)
@@ -114,7 +117,7 @@ class BehaviourResult(RunResult):
     def beyond_control(self) -> pd.DataFrame:
         """The unlearned model's score minus the control's, per set and metric, paired over examples.
 
-        Both are fine-tuned from one trunk, one to forget and one without ever learning: what a model that never knew
+        Both are fine-tuned from one pretrained model, one to forget and one without ever learning: what the control
         has too is no damage by unlearning. Columns: `set`, `metric`, `difference` with its `_low` and `_high`, `n`;
         empty where there is no control.
         """
@@ -141,13 +144,13 @@ class BehaviourResult(RunResult):
         return pd.DataFrame(rows, columns=["target", "set", "layer", "value", "low", "high", "n"])
 
     def selectivity(self) -> pd.DataFrame:
-        """Relative change of the coefficients on forget prompts divided by that on unrelated ones, per layer.
+        """Relative change of the coefficients on forget prompts divided by that on retain prompts, per layer.
 
-        1: the mechanism touches unrelated knowledge as much as what was to be forgotten. Columns: `target`, `set`,
+        1: the mechanism touches what was to stay as much as what was to go. Columns: `target`, `set`,
         `layer`, `selectivity` with its `_low` and `_high`, `n`; empty where there are no coefficients.
         """
         rows = []
-        for name in self.configuration["unrelated_sets"]:
+        for name in self.configuration["retain_sets"]:
             samples = self._against(name)
             for (target, layer), cell in self._coefficients.groupby(["target", "layer"], sort=False):
                 ours, theirs = (
@@ -214,11 +217,12 @@ def load_behave(path: str | Path) -> BehaviourResult:
         InputError: not such a run directory, not finished, or a table of it is broken.
     """
     path = Path(path)
-    common = read_result(path, "behave")
+    common = read_result(path, "behave", renamed=_RENAMED)
     coefficients = path / "coefficients.parquet"
+    changes = read_frame(coefficients) if coefficients.is_file() else NO_COEFFICIENTS
     return BehaviourResult(
-        frame=read_frame(path / "results.parquet"),
-        coefficients=read_frame(coefficients) if coefficients.is_file() else NO_COEFFICIENTS,
+        frame=read_frame(path / "results.parquet").replace({"set": _RENAMED}),
+        coefficients=changes.replace({"set": _RENAMED}),
         **common,
     )
 

@@ -1,11 +1,11 @@
-"""What unlearning did to everything else: what both models say and know, on forget and on unrelated prompts.
+"""What unlearning did to everything else: what both models say and know, on forget and on retain prompts.
 
 Greedy generations of the unlearned model against the base's (BLEU, ROUGE-L), both models' against the answer (exact
 match), and the answer's probability, perplexity and KL(base || unlearned) per answer token, teacher-forced; and how
 far the MLP coefficients moved, layer by layer: does the mechanism touch what it should not?
 
-A model that never knew (the control) goes through the same: how far it is from the base on forget prompts is what
-knowing nothing looks like, and on unrelated prompts what training without the forget set alone does.
+The control goes through the same: how far it is from the base on forget prompts is what
+knowing nothing looks like, and on retain prompts what training without the forget set alone does.
 
 Source: 2410.06606 and 2406.11614 compare generations on questions about the concept, on unrelated questions and on
 texts to go on with; intervals, the control and the difference between the sets are added here.
@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from dissect.behaviour.prompts import COMPLETION, FORGET, UNRELATED, Questions
+from dissect.behaviour.prompts import COMPLETION, FORGET, RETAIN, Questions
 from dissect.behaviour.result import NO_COEFFICIENTS, BehaviourResult, load_behave
 from dissect.behaviour.rows import Models, example_rows
 from dissect.coefficients.changes import coefficient_changes
@@ -34,7 +34,7 @@ from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
 def behave(
     pair: ModelPair,
     forget: Prompts,
-    unrelated: Prompts | Mapping[str, Prompts],
+    retain: Prompts | Mapping[str, Prompts],
     *,
     completions: Prompts | None = None,
     true_answers: Sequence[str] | None = None,
@@ -45,17 +45,18 @@ def behave(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> BehaviourResult:
-    """Compare what the unlearned model says and knows with the base, on forget and on unrelated prompts.
+    """Compare what the unlearned model says and knows with the base, on forget and on retain prompts.
 
     Args:
         pair: base and unlearned.
         forget: prompts about what was to be forgotten.
-        unrelated: prompts about anything else; several sets by name are reported beside each other. A prompt that
+        retain: prompts about what is to stay; several sets by name are reported beside each other. A prompt that
             is also a forget prompt is left out.
         completions: texts to go on with; their answers are how they go on.
         true_answers: names of the sets whose answers are true ones, so that exact match means something; by
             default all but the completions. Leave out sets whose answers a model wrote.
-        control: a model that never knew, from the same trunk as the base: a name or a loaded model, None for none,
+        control: a model never trained on the knowledge, from the same pretrained model as the base: a name or a
+            loaded model, None for none,
             or `auto`, which knows the built-in pairs' control.
         max_new_tokens: most tokens of a generation.
         batch_size: most prompts in one batch; no score depends on it.
@@ -64,12 +65,12 @@ def behave(
         progress: show a progress bar on stderr.
 
     Raises:
-        InputError: unrelated prompts that are all forget prompts, a prompt longer than the context, notebook
+        InputError: retain prompts that are all forget prompts, a prompt longer than the context, notebook
             scoring, streamed models, a control that cannot be compared, a run directory of another configuration,
             logits that are not finite.
 
     Warns:
-        UserWarning: some unrelated prompts are forget prompts.
+        UserWarning: some retain prompts are forget prompts.
     """
     for option, value, least in (
         ("--seed", seed, 0),
@@ -78,7 +79,7 @@ def behave(
     ):
         if value < least:
             raise InputError(f"{option} {value}: {least} or more")
-    asked = _questions(forget, unrelated, completions, true_answers)
+    asked = _questions(forget, retain, completions, true_answers)
     for model in (pair.base, pair.unlearned):
         _check(model, asked)
     targets = {"unlearned": pair.unlearned}
@@ -116,18 +117,18 @@ def behave(
 
 def _questions(
     forget: Prompts,
-    unrelated: Prompts | Mapping[str, Prompts],
+    retain: Prompts | Mapping[str, Prompts],
     completions: Prompts | None,
     true_answers: Sequence[str] | None,
 ) -> Questions:
-    """The sets, with unrelated ones free of forget prompts.
+    """The sets, with retain sets free of forget prompts.
 
     Raises:
         InputError: a set's name that means another set, or one of `true_answers` that is none.
     """
-    named = {UNRELATED: unrelated} if isinstance(unrelated, Prompts) else dict(unrelated)
+    named = {RETAIN: retain} if isinstance(retain, Prompts) else dict(retain)
     if not named or named.keys() & {FORGET, COMPLETION}:
-        raise InputError(f"unrelated sets are called {', '.join(named) or 'nothing'}; name them otherwise")
+        raise InputError(f"`retain` must hold sets of other names than {FORGET} and {COMPLETION}, got {list(named)}")
     kept = {name: without_shared(forget, prompts, name) for name, prompts in named.items()}
     asked = Questions(forget, kept, completions, ())
     names = [name for name in asked.by_name if name != COMPLETION]
@@ -148,7 +149,7 @@ def _configuration(models: Models, asked: Questions, max_new_tokens: int, seed: 
         "control_sha256": hashes.get("control"),
         **{f"{name}_sha256": prompts.sha256 for name, prompts in asked.by_name.items()},
         "sets": list(asked.by_name),
-        "unrelated_sets": list(asked.unrelated),
+        "retain_sets": list(asked.retain),
         "examples": [len(prompts) for prompts in asked.by_name.values()],
         "true_answers": list(asked.true_answers),
         "max_new_tokens": max_new_tokens,

@@ -23,7 +23,7 @@ _SHORT = {"base": "base", "unlearned": "unlearned", "control": "control"}
 
 
 def print_behaviour(result: "BehaviourResult") -> None:
-    """The means of every set, how forget differs from unrelated, and how far the coefficients moved."""
+    """The means of every set, how forget differs from retain, and how far the coefficients moved."""
     out = Console()
     out.print(_means_table(result))
     out.print(_contrast_table(result))
@@ -49,7 +49,7 @@ def _contrast_table(result: "BehaviourResult") -> Table:
     contrasts = result.contrasts()
     names = list(contrasts["set"].unique())
     table = _table(
-        "unlearned, forget minus unrelated",
+        "unlearned, forget minus retain",
         Column("score", no_wrap=True),
         *(header for name in names for header in (name, "delta")),
     )
@@ -85,8 +85,8 @@ def _reading(result: "BehaviourResult") -> list[str]:
         )
     if "control" not in result.targets:
         lines.append(
-            "No control: how far a model that never knew is from the base, on the same prompts, is not known. Give one "
-            "with --control."
+            "No control: how far a model never trained on the knowledge is from the base, on the same prompts, is not "
+            "known. Give one with --control."
         )
     return lines
 

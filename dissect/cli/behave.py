@@ -57,7 +57,7 @@ def command(
     result = behave(
         opened,
         asked.forget,
-        asked.unrelated,
+        asked.retain,
         completions=asked.completion,
         true_answers=asked.true_answers,
         control=open_control(pair.control, opened, models, quiet=output.quiet),
@@ -76,7 +76,7 @@ def _sources(data: Path, retain: Path | None, completions: Path | None, base: st
     from dissect.behaviour.prompts import Sources
 
     sources = Sources(data, retain, completions)
-    if retain is None and base in zoo.BUILTIN and not sources.has_own_unrelated:
+    if retain is None and base in zoo.BUILTIN and not sources.has_own_retain:
         sources = Sources(data, zoo.question_set("retain"), completions)
     sources.check()
     return sources

@@ -65,7 +65,7 @@ def command(
     result = probe(
         opened,
         forget,
-        unrelated=retained,
+        retain=retained,
         concepts=named,
         control=open_control(pair.control, opened, models, quiet=output.quiet),
         last_layers=last_layers,
@@ -85,7 +85,7 @@ def _read_prompts(sources: "Sources", reading: "Reading", pair: "ModelPair") -> 
     from dissect.behaviour.prompts import read_questions
     from dissect.prompts.loading import load_prompts
 
-    if sources.unrelated is None and not sources.has_own_unrelated:
+    if sources.retain is None and not sources.has_own_retain:
         if pair.base.name not in zoo.BUILTIN:
             forget = load_prompts(
                 sources.data,
@@ -97,9 +97,9 @@ def _read_prompts(sources: "Sources", reading: "Reading", pair: "ModelPair") -> 
                 limit=reading.limit,
             )
             return forget, None
-        sources = replace(sources, unrelated=zoo.question_set("retain"))
+        sources = replace(sources, retain=zoo.question_set("retain"))
     asked = read_questions(sources, pair.tokenizer, reading, answers_from=pair.base)
-    return asked.forget, asked.unrelated["unrelated"]
+    return asked.forget, asked.retain["retain"]
 
 
 def _undefined(result: "ProbeResult") -> list[str]:

@@ -8,9 +8,9 @@ from plotly.subplots import make_subplots
 
 from dissect.plotting import COLOURS, FONT, MARKERS, whiskers
 
-_SETS = {"forget": 0, "unrelated": 1}
+_SETS = {"forget": 0, "retain": 1}
 _SELECTIONS = {"top": "most changed", "matched": "norm-matched others", "random": "random"}
-_TARGETS = {"unlearned": "", "control": ", never-trained control"}
+_TARGETS = {"unlearned": "", "control": ", control"}
 
 
 def layers_figure(curve: pd.DataFrame, shares: pd.DataFrame, *, title: str = "") -> go.Figure:
@@ -82,29 +82,29 @@ def neurons_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
 
 
 def scaling_figure(scaling: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """Recovery on forget prompts against damage on unrelated ones, a mark per factor.
+    """Recovery on forget prompts against damage on retain prompts, a mark per factor.
 
-    Without unrelated prompts recovery is drawn against the factor alone.
+    Without retain prompts recovery is drawn against the factor alone.
 
     Args:
         scaling: `ProbeResult.scaling()`.
         title: above the plot.
     """
     panels = {"krs": "KRS on forget prompts", "logprob": "answer log-probability on forget prompts"}
-    has_unrelated = "unrelated" in set(scaling["prompts"])
+    has_retain = "retain" in set(scaling["prompts"])
     figure = make_subplots(rows=1, cols=2, subplot_titles=list(panels.values()), horizontal_spacing=0.1)
     for column, name in enumerate(panels, start=1):
         for target in _targets(scaling):
             ours = scaling[scaling["target"] == target]
             forget = ours[ours["prompts"] == "forget"].set_index("factor")
-            damage = ours[ours["prompts"] == "unrelated"].set_index("factor")["kl_own"]
+            damage = ours[ours["prompts"] == "retain"].set_index("factor")["kl_own"]
             factors = [f"{factor:g}" for factor in forget.index]
             figure.add_trace(
                 go.Scatter(
-                    x=damage.loc[forget.index] if has_unrelated else forget.index,
+                    x=damage.loc[forget.index] if has_retain else forget.index,
                     y=forget[name],
                     error_y=whiskers(forget[name], forget[f"{name}_low"], forget[f"{name}_high"]) | {"width": 0},
-                    name=f"unlearned model{_TARGETS[target]}" if target == "unlearned" else "never-trained control",
+                    name=f"unlearned model{_TARGETS[target]}" if target == "unlearned" else "control",
                     mode="lines+markers+text",
                     text=[one if one in ("1", "2") else "" for one in factors],
                     textposition="top center",
@@ -117,7 +117,7 @@ def scaling_figure(scaling: pd.DataFrame, *, title: str = "") -> go.Figure:
                 row=1,
                 col=column,
             )
-        label = "damage: KL from its own unscaled output, unrelated prompts, nats" if has_unrelated else "factor"
+        label = "damage: KL from its own unscaled output, retain prompts, nats" if has_retain else "factor"
         figure.update_xaxes(title_text=label, zeroline=False, row=1, col=column)
     figure.update_yaxes(title_text="KRS", row=1, col=1)
     figure.update_yaxes(title_text="nats per token", row=1, col=2)

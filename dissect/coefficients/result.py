@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 NO_CHANGE = "the coefficients of base and unlearned are the same at every answer position: no neuron to rank"
 
+_RENAMED = {"unrelated": "retain", "unrelated_sha256": "retain_sha256"}
+"""Names in runs of earlier versions, and what they are called now."""
+
 
 @dataclass(eq=False, kw_only=True)
 class ProbeResult(RunResult):
@@ -28,7 +31,7 @@ class ProbeResult(RunResult):
 
     Attributes:
         frame: one row per intervention, target (`unlearned`, `control`) and example: `prompts` (`forget`,
-            `unrelated`), `intervention` (`neurons` or `scaling`), `selection` (`top`, `random`, `matched`, or the
+            `retain`), `intervention` (`neurons` or `scaling`), `selection` (`top`, `random`, `matched`, or the
             layers that are scaled), `k` coefficients replaced, `draw`, `factor` (1 where they are the base's), and the
             columns of a patch: `loss_unlearned`, `loss_intervened`, `krs`, ...; `kl_own` is KL(target before ||
             intervened) per answer token, in nats.
@@ -54,7 +57,7 @@ class ProbeResult(RunResult):
 
     @property
     def sets(self) -> list[str]:
-        """`forget`, and `unrelated` where there are such prompts."""
+        """`forget`, and `retain` where there are such prompts."""
         return list(self.configuration["sets"])
 
     @cached_property
@@ -92,18 +95,18 @@ class ProbeResult(RunResult):
         return pd.DataFrame(rows)
 
     def selectivity(self) -> pd.DataFrame:
-        """Relative change on forget prompts divided by that on unrelated ones, per target and layer.
+        """Relative change on forget prompts divided by that on retain prompts, per target and layer.
 
-        1: unrelated knowledge is touched as much as what was to be forgotten. Columns: `target`, `layer`,
-        `selectivity` with its `_low` and `_high`; empty where there are no unrelated prompts.
+        1: knowledge that was to stay is changed as much as knowledge that was to go. Columns: `target`, `layer`,
+        `selectivity` with its `_low` and `_high`; empty where there are no retain prompts.
         """
         rows = []
-        if "unrelated" in self.sets:
-            samples = TwoSamples(self._examples["forget"], self._examples["unrelated"], seed=self.configuration["seed"])
+        if "retain" in self.sets:
+            samples = TwoSamples(self._examples["forget"], self._examples["retain"], seed=self.configuration["seed"])
             for (target, layer), cell in self._layers.groupby(["target", "layer"], sort=False):
                 ours, theirs = (
                     cell[cell["prompts"] == name].sort_values("example_index")["relative_change"].to_numpy(np.float64)
-                    for name in ("forget", "unrelated")
+                    for name in ("forget", "retain")
                 )
                 place = {"target": target, "layer": layer}
                 rows.append(place | named("selectivity", samples.ratio(ours, theirs)))
@@ -159,7 +162,7 @@ class ProbeResult(RunResult):
         """KRS of the top k neurons minus that of its controls, per k, paired over examples, with 95 % intervals.
 
         Columns: `k`, `against` (`random` and `matched` neurons in the same model, and `control`: the same top k put
-        into the never-trained model), `difference` with its `_low` and `_high`, `n`.
+        into the control), `difference` with its `_low` and `_high`, `n`.
         """
         bootstrap, cells = self._bootstraps["forget"], self._neuron_cells
         rows = []
@@ -205,7 +208,7 @@ class ProbeResult(RunResult):
         """The last layers' coefficients moved towards the base's by a factor: recovery and damage.
 
         Columns: `target`, `prompts`, `factor`, and with intervals `krs`, `logprob` (of the answer, nats per token),
-        `kl_own` (KL of the output from the same model's unscaled one, nats per answer token: the damage, on unrelated
+        `kl_own` (KL of the output from the same model's unscaled one, nats per answer token: the damage, on retain
         prompts) and `kl_base` (KL from the base's output), `n` examples with a KRS.
         """
         names = {"krs": "krs", "logprob": "logprob_intervened", "kl_own": "kl_own", "kl_base": "kl_intervened"}
@@ -253,7 +256,7 @@ class ProbeResult(RunResult):
         return neurons_figure(self.curve(), title=self.title)
 
     def layers_figure(self) -> "go.Figure":
-        """Change of the coefficients by layer on forget and unrelated prompts, and its share in the last layers."""
+        """Change of the coefficients by layer on forget and retain prompts, and its share in the last layers."""
         from dissect.coefficients.figures import layers_figure
 
         return layers_figure(self.layer_curve(), self.shares(), title=self.title)
@@ -285,10 +288,10 @@ def load_probe(path: str | Path) -> ProbeResult:
         InputError: not such a run directory, not finished, or a table of it is broken.
     """
     path = Path(path)
-    common = read_result(path, "probe")
+    common = read_result(path, "probe", renamed=_RENAMED)
     return ProbeResult(
-        frame=read_frame(path / "results.parquet"),
-        layers=_table(path, "layers"),
+        frame=read_frame(path / "results.parquet").replace({"prompts": _RENAMED}),
+        layers=_table(path, "layers").replace({"prompts": _RENAMED}),
         neurons=_table(path, "neurons"),
         concepts=_with_present_names(_table(path, "concepts")),
         **common,

@@ -1,13 +1,13 @@
 """The MLP coefficients of a pair: how far they moved, which ones, and how few of them hold the knowledge back.
 
 2410.06606 (v2) says that the coefficients of the MLPs in the final layers are what unlearning changes. Three questions
-are asked of a pair, each on forget and on unrelated prompts, and of the never-trained control beside it:
+are asked of a pair, each on forget and on retain prompts, and of the control beside it:
 
     where       how far the coefficients of every layer moved, and what share of it sits in the last layers
     which       the neurons that moved most, what they write in the vocabulary, and how much of the base's behaviour
                 comes back when k of them are put back (k = 1, 2, 4, ...), against random and norm-matched others
     what for    the last layers' coefficients moved towards the base's by degrees: recovery on forget prompts against
-                damage on unrelated ones
+                damage on retain prompts
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ def probe(
     pair: ModelPair,
     forget: Prompts,
     *,
-    unrelated: Prompts | None = None,
+    retain: Prompts | None = None,
     concepts: Sequence[Concept] = (),
     control: str | Model | None = "auto",
     last_layers: int = 3,
@@ -64,10 +64,11 @@ def probe(
     Args:
         pair: base and unlearned.
         forget: prompts about what was to be forgotten.
-        unrelated: prompts about anything else; those that are forget prompts are left out. None takes the built-in
+        retain: prompts about what is to stay; those that are forget prompts are left out. None takes the built-in
             retain questions where the base is built in, else there are none, and nothing is said of damage.
         concepts: value vectors that are compared; see `read_concepts`.
-        control: a model that never knew, from the same trunk as the base: a name or a loaded model, None for none,
+        control: a model never trained on the knowledge, from the same pretrained model as the base: a name or a
+            loaded model, None for none,
             or `auto`, which knows the built-in pairs' control.
         last_layers: so many of the last layers are scaled.
         top: so many neurons are listed, at most.
@@ -78,23 +79,23 @@ def probe(
         progress: show a progress bar on stderr.
 
     Raises:
-        InputError: unrelated prompts that are all forget prompts, more layers or neurons than the model has, a
+        InputError: retain prompts that are all forget prompts, more layers or neurons than the model has, a
             concept outside it, a mixture of experts, streamed models, a prompt longer than the context, a control
             that cannot be compared, a run directory of another configuration, logits that are not finite.
 
     Warns:
-        UserWarning: some unrelated prompts are forget prompts.
+        UserWarning: some retain prompts are forget prompts.
     """
     _check_numbers(last_layers=last_layers, top=top, draws=draws, seed=seed, batch_size=batch_size)
     check_coefficients(pair.base, pair.unlearned)
     _check_shape(pair.base, last_layers, top)
     for concept in concepts:
         check_place(pair.base, concept)
-    if unrelated is None and pair.base.name in zoo.BUILTIN:
-        unrelated = load_prompts(zoo.question_set("retain"), pair.tokenizer)
+    if retain is None and pair.base.name in zoo.BUILTIN:
+        retain = load_prompts(zoo.question_set("retain"), pair.tokenizer)
     asked = {"forget": forget}
-    if unrelated is not None:
-        asked["unrelated"] = without_shared(forget, unrelated, "unrelated")
+    if retain is not None:
+        asked["retain"] = without_shared(forget, retain, "retain")
     control_model = resolve_control(pair, control)
     targets = {"unlearned": pair.unlearned} | ({} if control_model is None else {"control": control_model})
     for model in (pair.base, *targets.values()):

@@ -35,18 +35,18 @@ def print_probe(result: "ProbeResult") -> None:
 def _layers_table(result: "ProbeResult") -> Table:
     curve, selectivity, shares = result.layer_curve(), result.selectivity(), result.shares()
     n_layers = int(shares["last_layers"].max())
-    has_unrelated = len(selectivity) > 0
+    has_retain = len(selectivity) > 0
     table = _table(f"{result.title}: change of the MLP coefficients", "layer", "forget")
-    if has_unrelated:
-        table.add_column("unrelated")
+    if has_retain:
+        table.add_column("retain")
         for target in result.targets:
             table.add_column("selectivity" if target == "unlearned" else "of control")
     table.add_column("share from here")
     for layer in _some(n_layers):
         here = curve[(curve["layer"] == layer) & (curve["target"] == "unlearned")]
         cells = [str(layer), _cell(here[here["prompts"] == "forget"], "relative_change")]
-        if has_unrelated:
-            cells.append(_cell(here[here["prompts"] == "unrelated"], "relative_change"))
+        if has_retain:
+            cells.append(_cell(here[here["prompts"] == "retain"], "relative_change"))
             at = selectivity[selectivity["layer"] == layer]
             cells += [_cell(at[at["target"] == target], "selectivity") for target in result.targets]
         of = shares[(shares["target"] == "unlearned") & (shares["prompts"] == "forget")]
@@ -95,15 +95,15 @@ def _scaling_table(result: "ProbeResult") -> Table:
     table = _table(f"coefficients of {layers} scaled towards the base's", "factor")
     for target in result.targets:
         table.add_column("KRS, forget" if target == "unlearned" else "control")
-        if "unrelated" in result.sets:
-            table.add_column("damage, unrelated" if target == "unlearned" else "control")
+        if "retain" in result.sets:
+            table.add_column("damage, retain" if target == "unlearned" else "control")
     for factor in _FACTORS:
         cells = [f"{factor:g}"]
         for target in result.targets:
             here = scaling[(scaling["factor"] == factor) & (scaling["target"] == target)]
             cells.append(_cell(here[here["prompts"] == "forget"], "krs"))
-            if "unrelated" in result.sets:
-                cells.append(_cell(here[here["prompts"] == "unrelated"], "kl_own", digits=4))
+            if "retain" in result.sets:
+                cells.append(_cell(here[here["prompts"] == "retain"], "kl_own", digits=4))
         table.add_row(*cells)
     return table
 
@@ -124,7 +124,7 @@ def _reading(result: "ProbeResult") -> list[str]:
         lines.append(f"{result.summary()['no_neurons']}.")
     for _, row in result.half().iterrows():
         if row["selection"] == "top" and not pd.isna(row["k_half"]):
-            model = "the unlearned model" if row["target"] == "unlearned" else "the never-trained control"
+            model = "the unlearned model" if row["target"] == "unlearned" else "the control"
             lines.append(
                 f"{model}: all coefficients give KRS {row['krs_all']:.2f}; half of it comes back with the "
                 f"{row['k_half']:.0f} most changed, {row['share']:.1%} of them."
@@ -132,18 +132,18 @@ def _reading(result: "ProbeResult") -> list[str]:
     if "control" in result.targets and result.neurons.size:
         k = result.beyond_control()
         lines.append(
-            "The most changed k give no more than they give the never-trained control, at the largest k."
+            "The most changed k give no more than they give the control, at the largest k."
             if k is None
-            else f"The most changed k give more than they give the never-trained control from k = {k} on."
+            else f"The most changed k give more than they give the control from k = {k} on."
         )
     lines.append(
-        "[95 % intervals]; change is |m_u - m_b| / |m_b| at the answer positions, selectivity forget by unrelated, "
+        "[95 % intervals]; change is |m_u - m_b| / |m_b| at the answer positions, selectivity forget by retain, "
         "damage KL in nats from the model's own unscaled output."
     )
     if "control" not in result.targets:
         lines.append(
-            "No control: base coefficients carry the answer even into a model that never knew it. Give one with "
-            "--control."
+            "No control: base coefficients carry the answer even into a model that was never trained on it. Give one "
+            "with --control."
         )
     return lines
 

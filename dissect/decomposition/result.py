@@ -313,8 +313,7 @@ def load_decompose(path: str | Path) -> DecompositionResult:
         True
     """
     path = Path(path)
-    common = read_result(path, "decompose")
-    common["configuration"]["sites"] = [OLD_SITES.get(site, site) for site in common["configuration"]["sites"]]
+    common = read_result(path, "decompose", renamed=OLD_SITES)
     frame, positions = (
         read_frame(path / f"{name}.parquet").replace({"site": OLD_SITES}) for name in (RESULTS, "positions")
     )

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -141,12 +141,13 @@ class RunResult(ABC):
         return export_all(path, self.figures(), self.tables(), formats=formats)
 
 
-def read_result(path: Path, *commands: str) -> dict[str, Any]:
+def read_result(path: Path, *commands: str, renamed: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Read what every result has from a finished run directory.
 
     Args:
         path: The run directory.
         commands: The commands that may have written it.
+        renamed: New names by the names that earlier versions wrote, of keys and of entries of lists.
 
     Returns:
         The arguments of `RunResult`.
@@ -156,8 +157,18 @@ def read_result(path: Path, *commands: str) -> dict[str, Any]:
     """
     record = read_finished(path, *commands)
     return {
-        "configuration": record["configuration"],
-        "provenance": {name: record[name] for name in _PROVENANCE if name in record},
+        "configuration": _with_new_names(record["configuration"], renamed or {}),
+        "provenance": _with_new_names({name: record[name] for name in _PROVENANCE if name in record}, renamed or {}),
         "wall_time_s": record["wall_time_s"],
         "measured": {},
     }
+
+
+def _with_new_names(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {names.get(key, key): _with_new_names(item, names) for key, item in value.items()}
+    return (
+        [names.get(item, item) if isinstance(item, str) else item for item in value]
+        if isinstance(value, list)
+        else value
+    )

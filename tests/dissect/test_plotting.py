@@ -206,7 +206,7 @@ def test_image_without_kaleido_says_how_to_install_it(
 
 
 def test_unknown_format_is_refused_before_anything_is_written(result: SweepResult, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--format jpeg: unknown; use html, pdf, svg, png"):
+    with pytest.raises(InputError, match="formats.*jpeg"):
         export(result.figure(), tmp_path / "krs", formats=["html", "jpeg"])
     assert list(tmp_path.iterdir()) == []
     check_formats(["html", "pdf", "svg", "png"])

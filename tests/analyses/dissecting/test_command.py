@@ -93,11 +93,11 @@ def test_every_number_of_the_table_is_that_of_its_run(
     last_layer = changes[(changes["target"] == "unlearned") & (changes["layer"] == 4)]
     relative = last_layer.groupby("prompts")["relative_change"].mean()
     assert found("probe", "relative_change", "forget", "4") == pytest.approx(relative["forget"])
-    ratio = relative["forget"] / relative["unrelated"]
+    ratio = relative["forget"] / relative["retain"]
     assert found("probe", "selectivity", "forget / unrelated", "4") == pytest.approx(ratio)
     said = load_behave(runs / "behave").frame
-    rouge = said[(said["target"] == "unlearned") & (said["set"] == "unrelated")]["rouge_l"].mean()
-    assert found("behave", "rouge_l", "unrelated", "") == pytest.approx(rouge)
+    rouge = said[(said["target"] == "unlearned") & (said["set"] == "retain")]["rouge_l"].mean()
+    assert found("behave", "rouge_l", "retain", "") == pytest.approx(rouge)
 
     text = (out / "table.md").read_text()
     assert {line.count("|") for line in text.splitlines() if line} == {9, 11}
@@ -177,7 +177,7 @@ def test_a_broken_list_of_pairs_is_refused(tmp_path: Path, content: str, phrase:
         (["--method", "npoo"], "no pair was unlearned by it; there are blur, dpo, grad_diff, npo"),
         (["--no-builtin", "--pairs", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--tofu", "nowhere"], "analyses.tofu_pair"),
-        (["--format", "gif"], "--format gif"),
+        (["--format", "gif"], "--format must be"),
         (["--limit", "0"], "--limit 0: at least 1"),
     ],
 )

@@ -186,7 +186,7 @@ def test_bad_input_ends_with_one_line(study: Study, tmp_path: Path) -> None:
         (command[:2], "--method"),
         ([*here, "--kind", "scale"], "--kind scale: there are scal, sust"),
         ([*here, "--set", "epochs"], "--set KEY=VALUE"),
-        ([*here, "--format", "jpg"], "--format jpg"),
+        ([*here, "--format", "jpg"], "--format must be"),
         ([*here, "--auc-retain", "0.5", "--retain-model", "a"], "give one of them"),
         ([*here, "--retain", "muse-news:raw:retain9"], "no split 'retain9'"),
         ([*command, "--data", tmp_path / "empty"], "muse-news:scal:forget_1: "),

@@ -40,10 +40,10 @@ def read(sources: Sources, base: Model, **reading: Any) -> Questions:
 def test_concept_file_brings_its_own_three_lists(tmp_path: Path, base: Model) -> None:
     path = save_records(tmp_path / "concepts.json", [build_concept()])
     asked = read(Sources(path), base)
-    assert list(asked.by_name) == ["forget", "unrelated", "completion"]
+    assert list(asked.by_name) == ["forget", "retain", "completion"]
     wrapped = "Question:  Where was Ben Hill born?\n\n Answer:"
-    assert [item.prompt for item in asked.by_name["unrelated"].items][0] == wrapped
-    assert [item.id for item in asked.by_name["unrelated"].items] == [f"7-unrelated-{index}" for index in range(3)]
+    assert [item.prompt for item in asked.by_name["retain"].items][0] == wrapped
+    assert [item.id for item in asked.by_name["retain"].items] == [f"7-unrelated-{index}" for index in range(3)]
     assert asked.completion is not None
     (text,) = asked.completion.items
     assert (text.prompt, text.answer, text.group) == ("Ada Brook was born in", "Oslo by the sea", "Ada Brook")
@@ -52,10 +52,10 @@ def test_concept_file_brings_its_own_three_lists(tmp_path: Path, base: Model) ->
     assert asked.true_answers == ()
 
 
-def test_unrelated_questions_of_a_concept_are_answered_by_the_base(tmp_path: Path, base: Model) -> None:
+def test_retain_questions_of_a_concept_are_answered_by_the_base(tmp_path: Path, base: Model) -> None:
     path = save_records(tmp_path / "concepts.json", [build_concept()])
     asked = read(Sources(path), base)
-    for item in asked.by_name["unrelated"].items:
+    for item in asked.by_name["retain"].items:
         (said,) = greedy_answers(base.hf, TOKENIZER, [item.prompt], max_new_tokens=30)
         assert item.answer == said.split("\n")[0].split("Question:")[0].strip()
 
@@ -65,10 +65,10 @@ def test_named_files_stand_in_for_the_concept_file_s_lists(tmp_path: Path, base:
     others = save_records(tmp_path / "others.json", [{"question": "Where is Lima?", "answer": "Peru"}])
     texts = save_records(tmp_path / "texts.json", [{"First_half": "Ben", "Second_half": "Hill", "group": "Ben"}])
     asked = read(Sources(path, others, texts), base)
-    assert [item.answer for item in asked.by_name["unrelated"].items] == ["Peru"]
+    assert [item.answer for item in asked.by_name["retain"].items] == ["Peru"]
     assert asked.completion is not None
     assert [(item.prompt, item.answer, item.group) for item in asked.completion.items] == [("Ben", "Hill", "Ben")]
-    assert asked.true_answers == ("unrelated",)
+    assert asked.true_answers == ("retain",)
 
 
 def test_completions_of_plain_records_are_not_wrapped(tmp_path: Path, base: Model) -> None:
@@ -97,7 +97,7 @@ def test_released_file_is_read_whole() -> None:
     path = Path(__file__).parents[4] / "shared/data/conceptvectors/llama2-7b_concepts_test_30tokens_answers.json"
     if not path.is_file():
         pytest.skip("ConceptVectors' data is not on this machine")
-    assert Sources(path).has_own_unrelated
+    assert Sources(path).has_own_retain
     Sources(path).check()
 
 
@@ -106,7 +106,7 @@ def test_released_file_is_read_whole() -> None:
     [
         ({"unrelated_QA": "Where?"}, "record 1: unrelated_QA must"),
         ({"unrelated_QA": ["Where?", " "]}, "record 1: unrelated_QA must"),
-        ({"unrelated_QA": []}, "--unrelated is missing"),
+        ({"unrelated_QA": []}, "retain.*missing"),
         ({"text_completion": [{"First_half": "Ada"}]}, "record 1: text_completion must"),
         ({"text_completion": [{"First_half": "Ada", "Second_half": 3}]}, "text_completion must"),
     ],
@@ -137,8 +137,8 @@ def test_shared_prompts_are_found_whatever_their_white_space(tmp_path: Path) -> 
     forget = build_prompts(tmp_path)
     spaced = [{**RECORDS[0], "prompt": RECORDS[0]["prompt"].replace("\n", " \n ")}, {"prompt": "Ben", "answer": "Hill"}]
     others = build_prompts(tmp_path, spaced)
-    with pytest.warns(UserWarning, match="1 of the 2 unrelated prompts"):
-        kept = without_shared(forget, others, "unrelated")
+    with pytest.warns(UserWarning, match="1 of the 2 retain prompts"):
+        kept = without_shared(forget, others, "retain")
     assert [item.prompt for item in kept.items] == ["Ben"]
     assert kept.sha256 != others.sha256
 

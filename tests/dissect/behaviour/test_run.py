@@ -1,6 +1,7 @@
 """`behave`: every score against a slow forward of one example, identities, batches, resuming, bad input."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def slow_logprobs(model: Model, prompt: str, answer: str) -> tuple[torch.Tensor,
 def test_scores_are_those_of_one_slow_forward_per_example(family: str, tmp_path: Path) -> None:
     pair = build_pair(family, scale=0.1)
     frame = run(pair, tmp_path, batch_size=3).frame
-    assert list(frame["set"]) == ["forget"] * 5 + ["unrelated"] * 3 + ["completion"] * 2
+    assert list(frame["set"]) == ["forget"] * 5 + ["retain"] * 3 + ["completion"] * 2
     assert list(frame["example"]) == [record["id"] for record in (*RECORDS, *OTHERS, *TEXTS)]
     for _, row in frame.iterrows():
         base, tokens = slow_logprobs(pair.base, row["prompt"], row["answer"])
@@ -141,9 +142,9 @@ def test_exact_match_asks_both_models_and_only_where_answers_are_true(tmp_path: 
     expected = [float(text == base) for text, base in zip(forget["text"], forget["text_base"], strict=True)]
     assert list(forget["exact_match"]) == expected
     assert 0 in expected
-    silent = behave(pair, prompts, build_others(tmp_path), true_answers=["unrelated"], **options)
+    silent = behave(pair, prompts, build_others(tmp_path), true_answers=["retain"], **options)
     assert silent.frame.loc[silent.frame["set"] == "forget", ["exact_match", "exact_match_base"]].isna().all(None)
-    assert silent.frame.loc[silent.frame["set"] == "unrelated", "exact_match"].notna().all()
+    assert silent.frame.loc[silent.frame["set"] == "retain", "exact_match"].notna().all()
     assert said.loc[said["set"] == "completion", "exact_match"].isna().all()
 
 
@@ -194,14 +195,14 @@ def test_means_are_the_frame_s_and_perplexity_is_the_whole_set_s(tmp_path: Path)
     assert ((numbers["low"] <= numbers["value"] + 1e-12) & (numbers["value"] <= numbers["high"] + 1e-12)).all()
 
 
-def test_contrast_is_forget_minus_unrelated(tmp_path: Path) -> None:
+def test_contrast_is_forget_minus_retain(tmp_path: Path) -> None:
     result = run(build_pair("llama", scale=0.1), tmp_path)
     frame, contrasts = result.frame, result.contrasts()
     frame["logprob_change"] = frame["logprob"] - frame["logprob_base"]
     for metric in ("kl", "logprob_change"):
         means = frame.groupby("set")[metric].mean()
         found = value(contrasts, "difference", metric=metric)
-        assert found == pytest.approx(means["forget"] - means["unrelated"], abs=1e-12)
+        assert found == pytest.approx(means["forget"] - means["retain"], abs=1e-12)
     assert set(contrasts["pairing"]) == {"none"}
 
 
@@ -220,7 +221,7 @@ def test_sets_with_the_same_ids_are_paired_but_not_by_mere_numbers(tmp_path: Pat
     assert set(loose.contrasts()["pairing"]) == {"none"}
 
 
-def test_several_unrelated_sets_stand_beside_each_other(tmp_path: Path) -> None:
+def test_several_retain_sets_stand_beside_each_other(tmp_path: Path) -> None:
     pair = build_pair("llama", scale=0.1)
     sets = {"retain": build_others(tmp_path), "general": build_others(tmp_path, TEXTS, "general.json")}
     result = behave(pair, build_prompts(tmp_path), sets, max_new_tokens=2, progress=False)
@@ -292,15 +293,15 @@ def test_figure_shows_every_mean(tmp_path: Path) -> None:
     assert shown == pytest.approx(sorted(wanted), abs=1e-12)
 
 
-def test_unrelated_prompts_that_are_forget_prompts_are_refused_or_left_out(tmp_path: Path) -> None:
+def test_retain_prompts_that_are_forget_prompts_are_refused_or_left_out(tmp_path: Path) -> None:
     pair, forget = build_pair("llama"), build_prompts(tmp_path)
     options: dict[str, Any] = {"max_new_tokens": 1, "progress": False}
-    with pytest.raises(InputError, match="`unrelated`.*all 5"):
+    with pytest.raises(InputError, match="`retain`.*all 5"):
         behave(pair, forget, forget, **options)
     mixed = build_others(tmp_path, [*OTHERS, RECORDS[0]])
-    with pytest.warns(UserWarning, match="1 of the 4 unrelated prompts"):
+    with pytest.warns(UserWarning, match="1 of the 4 retain prompts"):
         frame = behave(pair, forget, mixed, **options).frame
-    assert list(frame.loc[frame["set"] == "unrelated", "example"]) == ["d0", "e0", "d1"]
+    assert list(frame.loc[frame["set"] == "retain", "example"]) == ["d0", "e0", "d1"]
 
 
 @pytest.mark.parametrize(
@@ -318,15 +319,15 @@ def test_bad_options_are_refused_in_one_line(tmp_path: Path, options: dict[str, 
     assert "\n" not in str(told.value)
 
 
-def test_unrelated_set_may_not_take_another_set_s_name(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="name them otherwise"):
+def test_retain_set_may_not_take_another_set_s_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`retain`.*forget"):
         behave(build_pair("llama"), build_prompts(tmp_path), {"forget": build_others(tmp_path)})
 
 
 def test_notebook_scoring_and_prompts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     pair = build_pair("llama")
     forget, others = build_prompts(tmp_path), build_others(tmp_path)
-    with pytest.raises(InputError, match="unrelated prompts have notebook scoring"):
+    with pytest.raises(InputError, match="retain prompts have notebook scoring"):
         behave(pair, forget, replace(others, scoring="notebook"))
     short = Model.wrap(build_model("llama", context=8), build_tokenizer(), name="short")
     with pytest.raises(InputError, match="forget prompt a0 has .* tokens with its answer, and the context of short"):
@@ -344,7 +345,7 @@ def test_logits_that_are_not_finite_are_told_of(tmp_path: Path) -> None:
 def test_coefficients_stand_beside_behaviour_and_selectivity_is_their_ratio(tmp_path: Path) -> None:
     pair = build_pair("llama", scale=0.1)
     result = run(pair, tmp_path, out=tmp_path / "run")
-    for name, prompts in (("forget", build_prompts(tmp_path)), ("unrelated", build_others(tmp_path))):
+    for name, prompts in (("forget", build_prompts(tmp_path)), ("retain", build_others(tmp_path))):
         cell = result.coefficients[result.coefficients["set"] == name]
         assert len(cell) == len(prompts) * 3
         for item, (_, rows) in zip(prompts.items, cell.groupby("example_index"), strict=True):
@@ -355,7 +356,7 @@ def test_coefficients_stand_beside_behaviour_and_selectivity_is_their_ratio(tmp_
     last = result.coefficients[result.coefficients["layer"] == 2].groupby("set")["relative_change"].mean()
     (told,) = json.loads((tmp_path / "run" / "summary.json").read_text())["selectivity_last_layer"]
     assert told["layer"] == 2
-    assert told["selectivity"] == pytest.approx(last["forget"] / last["unrelated"], rel=1e-9)
+    assert told["selectivity"] == pytest.approx(last["forget"] / last["retain"], rel=1e-9)
     assert told["selectivity_low"] <= told["selectivity"] <= told["selectivity_high"]
     loaded = load_behave(tmp_path / "run")
     assert_frame_equal(loaded.coefficients, result.coefficients)
@@ -433,3 +434,15 @@ def test_streamed_models_are_refused_with_what_helps(tmp_path: Path) -> None:
     streamed: Any = replace(pair.unlearned, streamed=object())
     with pytest.raises(InputError, match="unlearned is streamed from disk.*`stream`"):
         run(ModelPair(pair.base, streamed), tmp_path)
+
+
+def test_runs_of_earlier_versions_load_with_today_s_names(tmp_path: Path) -> None:
+    result = run(build_pair("llama"), tmp_path, out=tmp_path / "run")
+    for name in ("results", "coefficients"):
+        file = tmp_path / "run" / f"{name}.parquet"
+        pd.read_parquet(file).replace({"set": {"retain": "unrelated"}}).to_parquet(file)
+    record = tmp_path / "run" / "run.json"
+    record.write_text(re.sub('"retain(_sha256|_sets|)"', r'"unrelated\1"', record.read_text()))
+    loaded = load_behave(tmp_path / "run")
+    assert (loaded.configuration, loaded.provenance) == (result.configuration, result.provenance)
+    assert plain(loaded.summary()) == plain(result.summary() | {"configuration": loaded.configuration})

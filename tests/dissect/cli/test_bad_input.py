@@ -42,7 +42,7 @@ from tests.dissect.cli.helpers import (
         ("--window", "-3", ["--window -3", "must be odd"]),
         ("--window", "five", ["--window five", "an odd width"]),
         ("--window", "5", ["--window 5", "3 layers", "use 3 at most"]),
-        ("--format", "gif", ["--format gif", "html, pdf, svg, png"]),
+        ("--format", "gif", ["--format must be of html, pdf, svg, png", "gif"]),
         ("--scoring", "paper", ["--scoring", "paper", "answer or notebook"]),
         ("--answers", "guessed", ["--answers", "guessed", "given or base"]),
         ("--engine", "warp", ["--engine", "warp", "reference"]),
@@ -281,7 +281,7 @@ def test_tokenizer_with_tokens_that_the_model_lacks_is_refused(world: World, tmp
     tokenizer.save_pretrained(unlearned)
     data = write_records(tmp_path / "q.jsonl", [{"question": "born7 born199 born55?", "answer": "born123 born77"}])
     outcome = call(*world.patch(tmp_path / "run", base=base, unlearned=unlearned, data=data))
-    assert_refused(outcome, "prompt 0 has the token", str(base), "300", "the tokenizer is not this model's")
+    assert_refused(outcome, "prompt 0 has the token", str(base), "300", "the tokenizer belongs to another model")
 
 
 GOOD = '{"question": "Where?", "answer": "Oslo"}\n'
@@ -327,7 +327,7 @@ def test_prompts_file_that_is_no_text_file_is_refused(world: World, tmp_path: Pa
 def test_answer_longer_than_the_context_is_refused(world: World, tmp_path: Path) -> None:
     records = [*build_records(2), {"question": "Where?", "answer": "Oslo and " * CONTEXT, "id": "long"}]
     outcome = call(*world.patch(tmp_path / "run", data=write_records(tmp_path / "q.jsonl", records)))
-    assert_refused(outcome, "prompt long has", f"context of {world.base} is {CONTEXT}", "shorten or remove it")
+    assert_refused(outcome, "prompt long has", f"context of {world.base} is {CONTEXT}", "shorten or remove")
 
 
 def test_run_directory_of_another_configuration_is_refused(
@@ -424,7 +424,7 @@ def test_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(
         ("--data", "/no/questions.json", "/no/questions.json: no such file"),
         ("--sites", "mlp", "unknown site 'mlp'"),
         ("--window", "2", "--window 2"),
-        ("--format", "gif", "--format gif"),
+        ("--format", "gif", "--format must be"),
         ("--scoring", "paper", "--scoring must be"),
         ("--answers", "guessed", "--answers must be"),
     ],

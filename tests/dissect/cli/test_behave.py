@@ -54,10 +54,8 @@ def test_json_is_the_only_thing_on_stdout_and_agrees_with_the_files(
     assert told == json.loads((run / "summary.json").read_text())
     assert told["control"] == str(world.control)
     frame = pd.read_parquet(run / "results.parquet")
-    kl = frame[(frame["target"] == "control") & (frame["set"] == "unrelated")]["kl"].mean()
-    (mean,) = [
-        row for row in told["means"] if (row["set"], row["model"], row["metric"]) == ("unrelated", "control", "kl")
-    ]
+    kl = frame[(frame["target"] == "control") & (frame["set"] == "retain")]["kl"].mean()
+    (mean,) = [row for row in told["means"] if (row["set"], row["model"], row["metric"]) == ("retain", "control", "kl")]
     assert mean["value"] == pytest.approx(kl, abs=1e-12)
     assert mean["n"] == len(OTHERS)
 
@@ -70,7 +68,7 @@ def test_table_has_every_score_set_and_the_selectivity(
     outcome = call(*arguments(world, others, run, "--control", world.control))
     assert outcome.code == 0
     assert "nothing was computed again" in outcome.err
-    for word in ("BLEU", "ROUGE-L", "KL, nats", "exact match", "probability", "perplexity", "forget", "unrelated"):
+    for word in ("BLEU", "ROUGE-L", "KL, nats", "exact match", "probability", "perplexity", "forget", "retain"):
         assert word in outcome.out
     assert "…" not in outcome.out
     (told, _) = json.loads((run / "summary.json").read_text())["selectivity_last_layer"]
@@ -117,7 +115,7 @@ def test_concept_file_needs_nothing_else(tmp_path: Path) -> None:
     outcome = call("behave", *models, "--data", path, "--out", tmp_path / "run", "--json")
     assert (outcome.code, outcome.err) == (0, "")
     told = json.loads(outcome.out)
-    assert told["configuration"]["sets"] == ["forget", "unrelated", "completion"]
+    assert told["configuration"]["sets"] == ["forget", "retain", "completion"]
     assert told["configuration"]["examples"] == [1, 2, 1]
     assert told["configuration"]["true_answers"] == []
 
@@ -126,14 +124,14 @@ def test_some_shared_prompts_are_left_out_in_one_line(world: World, tmp_path: Pa
     mixed = write_records(tmp_path / "mixed.jsonl", [*OTHERS, build_records()[0]])
     outcome = call(*arguments(world, mixed, tmp_path / "run", "--quiet"))
     assert outcome.code == 0
-    assert outcome.err.startswith("dissect: warning: 1 of the 3 unrelated prompts")
+    assert outcome.err.startswith("dissect: warning: 1 of the 3 retain prompts")
     assert outcome.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("more", "phrases"),
     [
-        (["--format", "gif"], ["--format gif"]),
+        (["--format", "gif"], ["--format must be", "gif"]),
         (["--answers", "guessed"], ["--answers", "guessed", "given or base"]),
         (["--max-new-tokens", "0"], ["--max-new-tokens 0", "1 or more"]),
         (["--batch-size", "0"], ["--batch-size 0", "1 or more"]),
@@ -159,8 +157,8 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_unrelated_prompts_are_needed_where_no_file_brings_them(world: World, tmp_path: Path) -> None:
-    assert_refused(call(*arguments(world, None, tmp_path / "run")), "--unrelated is missing")
+def test_retain_prompts_are_needed_where_no_file_brings_them(world: World, tmp_path: Path) -> None:
+    assert_refused(call(*arguments(world, None, tmp_path / "run")), "--retain is missing")
 
 
 def test_launch_of_several_processes_is_refused(
@@ -181,8 +179,8 @@ def test_builtin_pair_takes_its_own_questions_and_control(tmp_path: Path, monkey
     assert told["control"] == "demo:never"
     assert told["data"] == {
         "forget": str(zoo.question_set("forget")),
-        "unrelated": str(zoo.question_set("retain")),
+        "retain": str(zoo.question_set("retain")),
     }
     means = {(row["set"], row["model"], row["metric"]): row["value"] for row in told["means"]}
-    assert means["forget", "base", "exact_match"] == means["unrelated", "unlearned", "exact_match"] == 1
+    assert means["forget", "base", "exact_match"] == means["retain", "unlearned", "exact_match"] == 1
     assert means["forget", "unlearned", "exact_match"] < 0.5

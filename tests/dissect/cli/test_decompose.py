@@ -119,7 +119,7 @@ def _not_json(constant: str) -> float:
         (["--null", "-1"], ["--null -1", "0 or more"]),
         (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
         (["--scoring", "exam"], ["--scoring", "exam", "answer or notebook"]),
-        (["--format", "gif"], ["--format gif"]),
+        (["--format", "gif"], ["--format must be", "gif"]),
         (["--stream"], ["is streamed from disk", "turn --stream off"]),
         (["--control", "demo:nobody"], ["demo:nobody"]),
     ],

@@ -79,7 +79,7 @@ def test_tables_name_every_part(
         "all 72",
         "coefficients of layers 1-2 scaled towards the base's",
         "the unlearned model: all coefficients give KRS",
-        "the never-trained control: all coefficients give KRS",
+        "the control: all coefficients give KRS",
     ):
         assert words in outcome.out
     assert "No control" not in outcome.out
@@ -88,11 +88,11 @@ def test_tables_name_every_part(
     assert outcome.out.endswith(f"run     {run}\n")
 
 
-def test_without_control_and_unrelated_prompts_it_says_what_is_missing(world: World, tmp_path: Path) -> None:
+def test_without_control_and_retain_prompts_it_says_what_is_missing(world: World, tmp_path: Path) -> None:
     outcome = call(*arguments(world, None, tmp_path / "run", "--control", "none", "--limit", "2"))
     assert outcome.code == 0, outcome.err
     assert "No control" in outcome.out
-    assert "damage, unrelated" not in outcome.out
+    assert "damage, retain" not in outcome.out
     assert "selectivity  " not in outcome.out
 
 
@@ -102,8 +102,7 @@ def test_identical_models_are_told_and_not_scored(world: World, others: Path, tm
     assert outcome.code == 0
     assert outcome.err.splitlines() == [
         "dissect: 6 forget examples have no KRS in unlearned: base and target give the same logits: nothing to recover",
-        "dissect: 2 unrelated examples have no KRS in unlearned: base and target give the same logits: "
-        "nothing to recover",
+        "dissect: 2 retain examples have no KRS in unlearned: base and target give the same logits: nothing to recover",
     ]
     assert "the coefficients of base and unlearned are the same" in outcome.out
     summary = json.loads((out / "summary.json").read_text())
@@ -144,7 +143,7 @@ def test_concept_vectors_of_the_data_are_compared(world: World, others: Path, tm
     short = ["--template", "{question}", "--control", "none", "--json"]
     own = call(*arguments(world, None, tmp_path / "own", *short, data=data))
     assert own.code == 0, own.err
-    assert json.loads(own.out)["data"]["unrelated"].endswith("(unrelated_QA)")
+    assert json.loads(own.out)["data"]["retain"].endswith("(unrelated_QA)")
     data.write_text(json.dumps([record | {"Layer": 19}]))
     assert_refused(
         call(*arguments(world, others, tmp_path / "far", data=data)), "layer 19", "has layers 0 to 2", "--no-concepts"
@@ -161,7 +160,7 @@ def test_concept_vectors_of_the_data_are_compared(world: World, others: Path, tm
         (("--last-layers", "4"), ("--last-layers 4", "has 3 layers")),
         (("--top", "73"), ("--top 73", "has 72 neurons")),
         (("--draws", "0"), ("--draws 0",)),
-        (("--format", "gif"), ("--format gif",)),
+        (("--format", "gif"), ("--format must be", "gif",)),
         (("--answers", "mine"), ("--answers", "mine")),
     ],
 )
@@ -176,7 +175,7 @@ def test_unrelated_prompts_that_are_the_forget_prompts_are_refused(world: World,
     assert_refused(call(*arguments(world, world.data, tmp_path / "run")), "are forget prompts", "give questions")
 
 
-def test_missing_file_of_unrelated_prompts_is_told_first(world: World, tmp_path: Path) -> None:
+def test_missing_file_of_retain_prompts_is_told_first(world: World, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere.json"
     assert_refused(call(*arguments(world, nowhere, tmp_path / "run", base=tmp_path)), "nowhere.json: no such file")
 
@@ -214,4 +213,4 @@ def test_builtin_pair_needs_no_files(tmp_path: Path) -> None:
     outcome = call("probe", *words, "--out", tmp_path / "run", "--json")
     told = json.loads(outcome.out)
     assert told["control"] == "demo:never"
-    assert told["data"]["unrelated"].endswith("retain.jsonl")
+    assert told["data"]["retain"].endswith("retain.jsonl")

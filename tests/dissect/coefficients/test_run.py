@@ -1,6 +1,7 @@
 """`probe` as a whole: its tables say what was done by hand, runs resume and load, and bad input is one line."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,22 +34,22 @@ from tests.dissect.helpers import (
 from unlearning.common.errors import InputError
 from unlearning.common.terminal import plain
 
-UNRELATED = [
+RETAIN = [
     {"prompt": "Question: Where is Lima?\nAnswer:", "answer": "in Peru", "group": "Lima", "id": "l0"},
     {"prompt": "Where is Oslo", "answer": "in Norway", "group": "Oslo", "id": "o0"},
     {"prompt": "Answer: Delhi", "answer": "is in India", "group": "Delhi", "id": "d0"},
 ]
 
 
-def unrelated_prompts(folder: Path) -> Prompts:
-    folder = folder / "unrelated"
+def retain_prompts(folder: Path) -> Prompts:
+    folder = folder / "retain"
     folder.mkdir(exist_ok=True)
-    return load_prompts(save_records(folder / "prompts.json", UNRELATED), build_tokenizer())
+    return load_prompts(save_records(folder / "prompts.json", RETAIN), build_tokenizer())
 
 
 def run_probe(pair: ModelPair, folder: Path, **options: Any) -> ProbeResult:
     defaults: dict[str, Any] = {
-        "unrelated": unrelated_prompts(folder),
+        "retain": retain_prompts(folder),
         "control": Model.wrap(build_model("llama", seed=5), build_tokenizer(), name="never"),
         "last_layers": 2,
         "top": 8,
@@ -121,7 +122,7 @@ def test_frame_holds_every_intervention(result: ProbeResult) -> None:
     assert set(scaled["k"]) == {96}
     assert sorted(scaled["factor"].unique()) == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
     ours = scaled[scaled["target"] == "unlearned"]
-    assert dict(ours["prompts"].value_counts()) == {"forget": 5 * 9, "unrelated": 3 * 9}
+    assert dict(ours["prompts"].value_counts()) == {"forget": 5 * 9, "retain": 3 * 9}
 
 
 def test_statistics_are_means_over_examples_of_means_over_draws(result: ProbeResult) -> None:
@@ -145,7 +146,7 @@ def test_selectivity_is_the_ratio_of_the_means(result: ProbeResult) -> None:
     means = curve.set_index(["target", "prompts", "layer"])["relative_change"]
     assert len(table) == 6
     for _, row in table.iterrows():
-        expected = means[row["target"], "forget", row["layer"]] / means[row["target"], "unrelated", row["layer"]]
+        expected = means[row["target"], "forget", row["layer"]] / means[row["target"], "retain", row["layer"]]
         assert_close(row["selectivity"], expected, atol=1e-12)
         assert row["selectivity_low"] < row["selectivity"] < row["selectivity_high"]
 
@@ -292,8 +293,8 @@ def test_models_are_left_as_they_were(tmp_path: Path) -> None:
     assert (torch_state(pair.base), torch_state(pair.unlearned)) == before
 
 
-def test_without_unrelated_prompts_nothing_is_said_of_damage(tmp_path: Path) -> None:
-    probed = run_probe(build_pair("neox"), tmp_path, unrelated=None, control=None, draws=1)
+def test_without_retain_prompts_nothing_is_said_of_damage(tmp_path: Path) -> None:
+    probed = run_probe(build_pair("neox"), tmp_path, retain=None, control=None, draws=1)
     assert probed.sets == ["forget"]
     assert probed.selectivity().empty
     assert set(probed.scaling()["prompts"]) == {"forget"}
@@ -318,9 +319,9 @@ def test_numbers_that_do_not_fit_are_refused(options: dict[str, Any], said: str,
     assert "\n" not in str(refused.value)
 
 
-def test_unrelated_prompts_that_are_the_forget_prompts_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="`unrelated`.*forget prompts") as refused:
-        run_probe(build_pair("llama"), tmp_path, unrelated=build_prompts(tmp_path), control=None)
+def test_retain_prompts_that_are_the_forget_prompts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`retain`.*forget prompts") as refused:
+        run_probe(build_pair("llama"), tmp_path, retain=build_prompts(tmp_path), control=None)
     assert "\n" not in str(refused.value)
 
 
@@ -331,10 +332,10 @@ def test_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_prompt_longer_than_the_context_is_refused(tmp_path: Path) -> None:
-    prompts = unrelated_prompts(tmp_path)
+    prompts = retain_prompts(tmp_path)
     long = replace(prompts.items[0], input_ids=tuple([5] * 200))
-    with pytest.raises(InputError, match="unrelated prompt l0 has 200 tokens"):
-        run_probe(build_pair("llama"), tmp_path, unrelated=replace(prompts, items=(long,)), control=None)
+    with pytest.raises(InputError, match="retain prompt l0 has 200 tokens"):
+        run_probe(build_pair("llama"), tmp_path, retain=replace(prompts, items=(long,)), control=None)
 
 
 def test_control_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -349,3 +350,15 @@ def test_logits_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         pair.unlearned.hf.get_submodule("lm_head").get_parameter("weight")[3] = torch.inf
     with pytest.raises(InputError, match="unlearned: .*logits.*not finite"):
         run_probe(pair, tmp_path, control=None)
+
+
+def test_runs_of_earlier_versions_load_with_today_s_names(tmp_path: Path) -> None:
+    result = run_probe(build_pair("llama"), tmp_path, out=tmp_path / "run")
+    for name in ("results", "layers"):
+        file = tmp_path / "run" / f"{name}.parquet"
+        pd.read_parquet(file).replace({"prompts": {"retain": "unrelated"}}).to_parquet(file)
+    record = tmp_path / "run" / "run.json"
+    record.write_text(re.sub('"retain(_sha256|_sets|)"', r'"unrelated\1"', record.read_text()))
+    loaded = load_probe(tmp_path / "run")
+    assert (loaded.configuration, loaded.provenance) == (result.configuration, result.provenance)
+    assert plain(loaded.summary()) == plain(result.summary() | {"configuration": loaded.configuration})

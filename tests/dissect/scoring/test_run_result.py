@@ -38,7 +38,7 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return decompose(pair, prompts, null=1, **common)
     if request.param == "probe":
         concepts = [Concept("city", 1, 2)]
-        return probe(pair, prompts, unrelated=others, concepts=concepts, last_layers=2, top=4, draws=2, **common)
+        return probe(pair, prompts, retain=others, concepts=concepts, last_layers=2, top=4, draws=2, **common)
     return behave(pair, prompts, others, completions=others, max_new_tokens=4, **common)
 
 
