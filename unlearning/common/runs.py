@@ -1,4 +1,4 @@
-"""A run on disk: configuration, tidy tables, resume.
+"""A run on disk: its configuration and tidy tables, and how it is resumed.
 
     DIR/run.json          configuration, versions, hashes, wall time, peak memory
     DIR/parts/*.parquet   finished batches of a run that is not complete
@@ -6,7 +6,7 @@
     DIR/summary.json      the numbers a paper quotes
     DIR/figures/
 
-Every file is written beside its place and moved there whole, so that a run that is killed leaves whole files only.
+Every file is written under another name and then moved, so that a run that is killed leaves whole files only.
 """
 
 import contextlib
@@ -33,10 +33,14 @@ _VERSIONS = ("dissect-unlearning", "torch", "transformers", "transformer-lens")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file and move it to `path` when it is complete.
+    """Let `write` fill a temporary file, and move that file to `path` when it is complete.
+
+    Args:
+        path: The file; missing directories are created.
+        write: A function that writes the temporary file, given its path.
 
     Raises:
-        InputError: the disk is full or the place cannot be written to.
+        InputError: The disk is full, or the file cannot be written.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -47,26 +51,28 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         part.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"{path}: the disk is full; make room and run the same command again to go on") from None
+            raise InputError(
+                f"{path}: the disk is full; free some space and rerun the same command to resume"
+            ) from None
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
-        with contextlib.suppress(OSError):  # where the place itself is impossible, so is looking for the part
+        with contextlib.suppress(OSError):  # an impossible path cannot be unlinked either
             part.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole."""
+    """Write a file as a whole."""
     write_whole(path, lambda part: part.write_bytes(content))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON whole; NaN becomes null."""
+    """Write JSON as a whole; NaN becomes null."""
     text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
     write_bytes(path, text.encode())
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table as parquet, whole."""
+    """Write a table as parquet, as a whole."""
     write_whole(path, lambda part: frame.to_parquet(part, index=False))
 
 
@@ -75,8 +81,8 @@ class Run:
     """An open run directory.
 
     Attributes:
-        path: the directory.
-        record: what is in `run.json`.
+        path: The directory.
+        record: The content of `run.json`.
     """
 
     path: Path
@@ -84,32 +90,44 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything that the configuration asks for is there."""
+        """True if the run holds everything that its configuration asks for."""
         return self.record["status"] == "complete"
 
     @property
     def n_parts(self) -> int:
-        """How many finished batches are kept."""
+        """Number of finished batches on disk."""
         return len(list((self.path / "parts").glob("*.parquet")))
 
     def parts(self) -> list[tuple[str, pd.DataFrame]]:
-        """The finished batches, by name."""
+        """Return the finished batches, by name."""
         files = sorted((self.path / "parts").glob("[!.]*.parquet"))
         return [(file.stem, pd.read_parquet(file)) for file in files]
 
     def keep_part(self, name: str, frame: pd.DataFrame) -> None:
-        """Keep a finished batch, so that a killed run need not compute it again."""
+        """Write a finished batch, so that a run that is killed need not recompute it.
+
+        Args:
+            name: Name of the batch, unique in the run.
+            frame: Its rows.
+        """
         write_frame(self.path / "parts" / f"{name}.parquet", frame)
 
     def note(self, **what: Any) -> None:
-        """Write something down in `run.json` that no number depends on."""
+        """Add entries to `run.json` that no number depends on."""
         self.record |= what
         write_json(self.path / "run.json", self.record)
 
     def finish(
         self, frame: pd.DataFrame, summary: dict[str, Any], *, wall_time_s: float, measured: dict[str, Any]
     ) -> None:
-        """Write the tables and mark the run complete; the parts are no longer needed."""
+        """Write the results, mark the run complete and delete the parts.
+
+        Args:
+            frame: The rows of `results.parquet`.
+            summary: The content of `summary.json`.
+            wall_time_s: Seconds spent since the run was opened; added to those of earlier sessions.
+            measured: What the run measured of itself, such as peak memory; added to `run.json`.
+        """
         write_frame(self.path / "results.parquet", frame)
         write_json(self.path / "summary.json", summary)
         self.record |= {
@@ -126,7 +144,7 @@ class Run:
             parts.rmdir()
 
     def pause(self, *, wall_time_s: float) -> None:
-        """Note the time spent in a run that stops before its end."""
+        """Add the time spent to a run that stops before it is complete."""
         self.record["wall_time_s"] = round(self.record["wall_time_s"] + wall_time_s, 3)
         write_json(self.path / "run.json", self.record)
 
@@ -134,28 +152,32 @@ class Run:
 def open_run(
     path: str | Path, configuration: dict[str, Any], provenance: dict[str, Any], *, joins: bool = False
 ) -> Run:
-    """Start a run in a directory, or go on with the one that is there.
+    """Start a run in a directory, or resume the run that the directory holds.
 
     Args:
-        path: the run's directory; made when it is not there.
-        configuration: everything that the numbers depend on. A directory of another configuration is refused.
-        provenance: what else is worth keeping, as names and paths; free to differ.
-        joins: another process has opened the run already and cleans up.
+        path: The run's directory; created if missing.
+        configuration: Everything that the numbers depend on. A directory of another configuration is refused.
+        provenance: What else is recorded, such as names and paths; may differ between sessions.
+        joins: True in a process that joins a run which another process has opened and cleaned up.
+
+    Returns:
+        The open run.
 
     Raises:
-        InputError: the directory holds something else, or a run of another configuration (in what it differs).
+        InputError: The directory holds something else, or a run of another configuration; the message names the
+            differences.
     """
     path = Path(path)
     if is_run(path):
         record = read_record(path)
         differences = _differences(record.get("configuration", {}), configuration)
         if differences:
-            raise InputError(f"{path} holds another run: {'; '.join(differences)}. Name another --out directory")
+            raise InputError(f"{path} holds another run: {'; '.join(differences)}. Give another directory as `out`")
         if not joins:
             _sweep_up(path)
         return Run(path, record)
     if path.exists() and (not path.is_dir() or any(file.suffix != ".part" for file in path.iterdir())):
-        raise InputError(f"{path}: not a run directory (no run.json in it); name an empty or a new one")
+        raise InputError(f"{path}: not a run directory (it has no run.json); give an empty or a new directory")
     record = {
         "format": FORMAT,
         "status": "running",
@@ -171,47 +193,55 @@ def open_run(
 
 
 def _sweep_up(path: Path) -> None:
-    """Remove what a process that was killed in the middle of a file left behind."""
+    """Remove the unfinished files of a process that was killed."""
     for file in (*path.glob(".*.part"), *path.glob("*/.*.part")):
         file.unlink(missing_ok=True)
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory holds a run, finished or not."""
+    """Check whether a directory holds a run, finished or not."""
     return (path / "run.json").is_file()
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The `run.json` of a run directory.
+    """Read the `run.json` of a run directory.
+
+    Returns:
+        Its content.
 
     Raises:
-        InputError: it is not there, broken, or of another format.
+        InputError: The file is missing, broken, or of another format.
     """
     file = path / "run.json"
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: not a run directory (no run.json in it)") from None
+        raise InputError(f"{path}: not a run directory (it has no run.json)") from None
     except PermissionError:
-        raise InputError(f"{file}: may not be read; ask for permission or name another directory") from None
+        raise InputError(f"{file}: reading is not permitted; ask for permission or give another directory") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise InputError(f"{file}: broken; the directory is not whole, start the run anew elsewhere") from None
+        raise InputError(f"{file}: broken; start the run again in another directory") from None
     if not isinstance(record, dict) or not record.keys() >= {"format", "status", "configuration"}:
-        raise InputError(f"{file}: not the record of a run; name another directory")
+        raise InputError(f"{file}: not the record of a run; give another directory")
     if record["format"] != FORMAT:
-        raise InputError(f"{file}: format {record['format']}, and this version reads {FORMAT}; name another directory")
+        raise InputError(
+            f"{file}: format {record['format']}, but this version reads format {FORMAT}; give another directory"
+        )
     return record
 
 
 def read_finished(path: Path, *commands: str) -> dict[str, Any]:
-    """The `run.json` of a finished run of one of these commands.
+    """Read the `run.json` of a finished run of one of the given commands.
 
     Args:
-        path: of the run.
-        commands: as configurations name them: `patch` is `dissect patch`, `unlearn eval tofu` is that.
+        path: The run directory.
+        commands: Names of commands in configurations: `patch` for `dissect patch`, `unlearn eval tofu` as it is.
+
+    Returns:
+        The content of `run.json`.
 
     Raises:
-        InputError: what `read_record` raises, a run of another command, or one that is not finished.
+        InputError: The file is missing or broken, the run is of another command, or the run is not finished.
     """
     record = read_record(path)
     command = record["configuration"].get("command")
@@ -219,7 +249,7 @@ def read_finished(path: Path, *commands: str) -> dict[str, Any]:
         wanted = " or ".join(f"`{_typed(name)}`" for name in commands)
         raise InputError(f"{path}: a run of `{_typed(command)}`, not of {wanted}")
     if record["status"] != "complete":
-        raise InputError(f"{path}: the run is not finished; run the same `{_typed(command)}` command again to go on")
+        raise InputError(f"{path}: the run is not finished; rerun the same `{_typed(command)}` command to resume")
     return record
 
 
@@ -228,10 +258,13 @@ def _typed(command: str) -> str:
 
 
 def read_frame(path: Path) -> pd.DataFrame:
-    """A table of a run.
+    """Read a table of a run.
+
+    Returns:
+        The table.
 
     Raises:
-        InputError: it is not there, or broken.
+        InputError: The table is missing or broken.
     """
     try:
         return pd.read_parquet(path)
@@ -250,19 +283,20 @@ def _short(value: Any) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory that the process has had resident, in bytes."""
+    """Return the peak resident memory of the process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """A stopwatch that runs from its creation."""
 
     def __init__(self) -> None:
+        """Start the stopwatch."""
         self._start = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """Seconds so far."""
+        """Seconds since the start."""
         return time.perf_counter() - self._start
 
 

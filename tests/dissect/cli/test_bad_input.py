@@ -342,7 +342,7 @@ def test_run_directory_of_another_configuration_is_refused(
         "its sites is mlp_coef,attn_out,mlp_coef+attn_out, not attn_out",
         "its windows is 3, not 1",
         "its seed is 7, not 0",
-        "Name another --out directory",
+        "Give another directory as --out",
     )
     fewer = write_records(tmp_path / "fewer.jsonl", build_records(4))
     assert_refused(call(*world.patch(run, data=fewer)), "its data_sha256 is", "its examples is 6, not 4")
@@ -352,8 +352,8 @@ def test_run_directory_of_another_configuration_is_refused(
 
 def test_directory_that_is_no_run_is_refused_and_left_alone(world: World, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("chapter one")
-    assert_refused(call(*world.patch(tmp_path)), f"{tmp_path}: not a run directory", "name an empty or a new one")
-    assert_refused(call(*world.patch(tmp_path / "thesis.tex")), "not a run directory", "name an empty or a new one")
+    assert_refused(call(*world.patch(tmp_path)), f"{tmp_path}: not a run directory", "an empty or a new directory")
+    assert_refused(call(*world.patch(tmp_path / "thesis.tex")), "not a run directory", "an empty or a new directory")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -409,7 +409,7 @@ def test_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("unlearning.common.runs._sweep_up", fill_the_disk)
         outcome = call(*world.patch(run))
-    assert_refused(outcome, f"{file}: the disk is full", "make room and run the same command again")
+    assert_refused(outcome, f"{file}: the disk is full", "free some space and rerun the same command")
     assert unfinished_files(run) == []
     assert not file.exists()
     assert call(*world.patch(run, "--quiet")).code == 0

@@ -70,7 +70,7 @@ def test_plot_of_an_unknown_format_is_refused(run: Path) -> None:
 def test_plot_of_an_unfinished_run_is_refused(run: Path) -> None:
     file = run / "run.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "status": "running"}))
-    assert_refused(call("plot", run), f"{run}: the run is not finished", "run the same `dissect patch` command again")
+    assert_refused(call("plot", run), f"{run}: the run is not finished", "rerun the same `dissect patch` command")
 
 
 def test_plot_of_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
