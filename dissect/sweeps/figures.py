@@ -56,8 +56,19 @@ def _arm_labels(table: pd.DataFrame) -> pd.Series:
 def _panels(lines: pd.DataFrame, value: str, axis: str, *, title: str, legend: str, top: float | None) -> go.Figure:
     """Draw a column of panels per kind of window, and a row per value of `row`.
 
-    The table has the columns `row`, `line`, `dash`, `site`, `window`, `centre`, first and last layer, and the value
-    with its interval and n. Kinds with a single window share one column of panels.
+    Kinds with a single window share one column of panels.
+
+    Args:
+        lines: The columns `row`, `line`, `dash`, `site`, `window`, `centre`, first and last layer, and the value with
+            its interval and n.
+        value: Name of the value's column.
+        axis: Title of the vertical axis.
+        title: Title of the figure.
+        legend: Heading of the legend.
+        top: Height of a dotted line, or None.
+
+    Returns:
+        A plotly figure.
     """
     kinds = list(lines["window"].unique())
     is_sweep = {kind: lines[lines["window"] == kind]["centre"].nunique() > 1 for kind in kinds}

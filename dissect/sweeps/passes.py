@@ -1,9 +1,9 @@
-"""A planned sweep, run: pass by pass, kept as it goes, shared between processes, gone on with after a kill."""
+"""Run a planned sweep pass by pass: finished batches are kept, processes share the work, and a killed run resumes."""
 
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -27,7 +27,7 @@ from unlearning.common.runs import Run, peak_memory_bytes
 Key = tuple[str, str, int]
 """The site, kind of window and centre of an intervention."""
 Done = Mapping[tuple[str, int], set[Key]]
-"""What is finished, by arm and example."""
+"""The finished interventions, by arm and example."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +35,10 @@ class Work:
     """One sweep.
 
     Attributes:
-        engine: how it is run.
-        arm_groups: the arms, those that share a walk together.
-        prompts: what is asked.
-        interventions: what is done.
+        engine: The engine that runs it.
+        arm_groups: The arms, grouped by what shares forward passes.
+        prompts: The prompts.
+        interventions: The interventions.
     """
 
     engine: Engine
@@ -48,7 +48,7 @@ class Work:
 
     @property
     def arms(self) -> list[str]:
-        """The names of all arms, in order."""
+        """Names of all arms, in order."""
         return [arm.name for group in self.arm_groups for arm in group.arms]
 
 
@@ -58,23 +58,23 @@ def run_sweep(
     """Run every pass that is not finished yet.
 
     Args:
-        work: the sweep.
-        plans: one of each group.
-        run: where finished batches are kept.
-        processes: those that share the work.
-        label: beside the progress bar.
-        progress: whether there is one.
+        work: The sweep.
+        plans: One plan per group of arms.
+        run: The run directory that keeps finished batches, if any.
+        processes: The processes that share the work.
+        label: Label of the progress bar.
+        progress: Show a progress bar.
 
     Returns:
-        The whole results table (in every process), and what was measured on the way: `chunk_tokens` as it was in
-        the end, `bytes_read` of streamed weights, `peak_memory_bytes` of the largest process.
+        The whole results table (in every process), and what the sweep measured of itself: the final `chunk_tokens`,
+        `bytes_read` of streamed weights, `peak_memory_bytes` of the largest process.
 
     Raises:
-        InputError: logits that are not finite, or no memory for even one copy.
+        InputError: Logits are not finite, or memory does not suffice for the longest prompt.
     """
     kept = [frame for _, frame in run.parts()] if run is not None else []
     done = _done(kept)
-    processes.wait()  # all have read what is kept before one writes more
+    processes.wait()  # no process may write before all have read
     pending = [
         (group, one)
         for group, plan in zip(work.arm_groups, plans, strict=True)
@@ -83,16 +83,16 @@ def run_sweep(
     ]
     mine = processes.share(pending, lambda both: both[1].flops)
     chunk = Chunk(min(plan.chunk_tokens for plan in plans))
-    frames: list[pd.DataFrame] = []
     bytes_read = 0
     with Progress(sum(one.flops for _, one in mine), label, show=progress and processes.rank == 0) as bar:
+        execution = _Execution(work, done, chunk, run, bar)
         for group, passes in groupby(mine, key=lambda both: both[0]):
-            arm_models = group.load_models()
+            models = group.load_models()
             for _, one in passes:
-                bytes_read += _run_pass(one, group, arm_models, work, done, chunk, run, frames, bar)
-            del arm_models  # before the next one's models are made
+                bytes_read += execution.run_pass(one, group, models)
+            del models  # frees memory before the next group's models are built
     measured = {"chunk_tokens": chunk.tokens, "bytes_read": bytes_read, **_peaks()}
-    all_frames = processes.gather(frames)
+    all_frames = processes.gather(execution.frames)
     together = processes.gather([measured])
     frame = pd.concat([*kept, *all_frames], ignore_index=True)
     return in_order(frame, work.arms, work.interventions), {
@@ -102,64 +102,77 @@ def run_sweep(
     }
 
 
-def _run_pass(
-    one: Pass,
-    group: ArmGroup,
-    arm_models: ArmModels,
-    work: Work,
-    done: Done,
-    chunk: Chunk,
-    run: Run | None,
-    frames: list[pd.DataFrame],
-    bar: Progress,
-) -> int:
-    """Run what is pending of one pass, in smaller chunks where memory does not suffice; returns the bytes read."""
-    while True:
-        try:
-            return _attempt(one, group, arm_models, work, done, chunk, run, frames, bar)
-        except (MemoryError, RuntimeError) as error:
-            longest = max(batch.input_ids.shape[1] for batch in one.batches)
-            if not is_out_of_memory(error):
-                raise
-            if chunk.tokens <= longest:
-                raise InputError(
-                    f"out of memory with {chunk.tokens} tokens at once, and the longest prompt has {longest}; shorten "
-                    "it, or give a smaller --max-memory (the work is cut to it) or --stream"
-                ) from None
-            chunk.shrink(max(longest, chunk.tokens // 2))
+@dataclass(eq=False)
+class _Execution:
+    """The execution of a sweep in one process.
 
+    Attributes:
+        work: The sweep.
+        done: What was finished before.
+        chunk: The number of tokens that go through a block together; shrinks when memory runs out.
+        run: The run directory that keeps finished batches, if any.
+        bar: The progress bar.
+        frames: Rows of the batches that this process has finished.
+    """
 
-def _attempt(
-    one: Pass,
-    group: ArmGroup,
-    arm_models: ArmModels,
-    work: Work,
-    done: Done,
-    chunk: Chunk,
-    run: Run | None,
-    frames: list[pd.DataFrame],
-    bar: Progress,
-) -> int:
-    pending = _pending(one, group, work, done)
-    arms = [
-        (arm, target) for arm, target in zip(group.arms, arm_models.targets, strict=True) if arm.name in dict(pending)
-    ]
-    indices = sorted({index for _, index in pending})
-    interventions = [work.interventions[index] for index in indices]
-    arm_models = replace(arm_models, targets=tuple(target for _, target in arms))
-    layers = layers_of(arm_models.models)
-    sweeps = work.engine(
-        layers, one.batches, interventions, arm_models.donor, chunk, lambda share: bar.advance(share * one.flops)
-    )
-    for batch, by_target in zip(one.batches, sweeps, strict=True):
-        for (arm, model), swept in zip(arms, by_target, strict=True):
-            rows = score_sweep(swept, work.prompts, batch, interventions, arm=arm, model_name=model.name)
-            frame = pd.DataFrame(rows)
-            frames.append(frame)
-            if run is not None:
-                fingerprint = zlib.crc32(repr((batch.examples, indices)).encode())
-                run.keep_part(f"{arm.name}-{batch.examples[0]:05d}-{fingerprint:08x}", frame)
-    return layers.bytes_read
+    work: Work
+    done: Done
+    chunk: Chunk
+    run: Run | None
+    bar: Progress
+    frames: list[pd.DataFrame] = field(default_factory=list)
+
+    def run_pass(self, one: Pass, group: ArmGroup, models: ArmModels) -> int:
+        """Compute what is pending of one pass, in smaller chunks where memory does not suffice.
+
+        Args:
+            one: The pass.
+            group: The arms that it is run for.
+            models: Their models.
+
+        Returns:
+            The number of bytes of streamed weights that were read.
+
+        Raises:
+            InputError: Logits are not finite, or memory does not suffice for the longest prompt.
+        """
+        while True:
+            try:
+                return self._attempt(one, group, models)
+            except (MemoryError, RuntimeError) as error:
+                longest = max(batch.input_ids.shape[1] for batch in one.batches)
+                if not is_out_of_memory(error):
+                    raise
+                if self.chunk.tokens <= longest:
+                    raise InputError(
+                        f"out of memory with {self.chunk.tokens} tokens at once, and the longest prompt has {longest}; "
+                        "shorten it, give a smaller `max_memory` (the work is split to fit), or turn `stream` on"
+                    ) from None
+                self.chunk.shrink(max(longest, self.chunk.tokens // 2))
+
+    def _attempt(self, one: Pass, group: ArmGroup, models: ArmModels) -> int:
+        pending = _pending(one, group, self.work, self.done)
+        arms = [
+            (arm, target) for arm, target in zip(group.arms, models.targets, strict=True) if arm.name in dict(pending)
+        ]
+        indices = sorted({index for _, index in pending})
+        interventions = [self.work.interventions[index] for index in indices]
+        models = replace(models, targets=tuple(target for _, target in arms))
+        layers = layers_of(models.models)
+
+        def advance(share: float) -> None:
+            self.bar.advance(share * one.flops)
+
+        sweeps = self.work.engine(layers, one.batches, interventions, models.donor, self.chunk, advance)
+        for batch, by_target in zip(one.batches, sweeps, strict=True):
+            for (arm, model), swept in zip(arms, by_target, strict=True):
+                rows = score_sweep(swept, self.work.prompts, batch, interventions, arm=arm, model_name=model.name)
+                frame = pd.DataFrame(rows)
+                self.frames.append(frame)
+                if self.run is not None:
+                    fingerprint = zlib.crc32(repr((batch.examples, indices)).encode())
+                    self.run.keep_part(f"{arm.name}-{batch.examples[0]:05d}-{fingerprint:08x}", frame)
+        return layers.bytes_read
 
 
 def _done(frames: Sequence[pd.DataFrame]) -> Done:
@@ -172,7 +185,7 @@ def _done(frames: Sequence[pd.DataFrame]) -> Done:
 
 
 def _pending(one: Pass, group: ArmGroup, work: Work, done: Done) -> list[tuple[str, int]]:
-    """The arms and interventions of a pass that some example of it still lacks."""
+    """Return the arms and interventions of a pass that at least one of its examples lacks."""
     examples = [example for batch in one.batches for example in batch.examples]
     return [
         (arm.name, index)
@@ -187,17 +200,26 @@ def _key(intervention: Intervention) -> Key:
 
 
 def in_order(frame: pd.DataFrame, arms: Sequence[str], interventions: Sequence[Intervention]) -> pd.DataFrame:
-    """The table by arm, site, window and example, however the work was cut; each row once."""
-    places = {_key(item): number for number, item in enumerate(interventions)}
+    """Order a table by arm, intervention and example, however the work was split, and drop duplicates.
+
+    Args:
+        frame: Rows in any order.
+        arms: Names of the arms, in order.
+        interventions: The interventions, in order.
+
+    Returns:
+        The ordered table, each row once.
+    """
+    numbers = {_key(item): number for number, item in enumerate(interventions)}
     columns = (frame[name] for name in ("site", "window", "centre"))
     keys = pd.DataFrame(
         {
             "arm": frame["arm"].map(list(arms).index),
-            "place": [places[key] for key in zip(*columns, strict=True)],
+            "intervention": [numbers[key] for key in zip(*columns, strict=True)],
             "example": frame["example_index"],
         }
     ).drop_duplicates()
-    return frame.loc[keys.sort_values(["arm", "place", "example"]).index].reset_index(drop=True)
+    return frame.loc[keys.sort_values(["arm", "intervention", "example"]).index].reset_index(drop=True)
 
 
 def _peaks() -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What `patch` and `restore` share: checks, arms, plan, run directory, and the sweep itself."""
+"""The sweep that `patch` and `restore` share: checks, arms, plan, run directory."""
 
 import difflib
 import re
@@ -25,7 +25,7 @@ from dissect.runtime.precision import Precision, matmul_precision
 from dissect.runtime.processes import ALONE, Processes
 from dissect.sweeps.passes import Work, run_sweep
 from dissect.sweeps.result import SweepResult, load_result
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.runs import Run, computing, open_run
 
 Command = Literal["patch", "restore"]
@@ -33,7 +33,7 @@ Command = Literal["patch", "restore"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Settings:
-    """Everything about a sweep but its models and prompts; explained in `dissect.patch`."""
+    """The arguments of `dissect.patch` other than models, prompts and output."""
 
     sites: tuple[SiteSet, ...]
     window: int | str | Sequence[int | str] | None = None
@@ -52,7 +52,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A sweep whose input is known to be sound."""
+    """A sweep whose input has been checked."""
 
     work: Work
     control: Model | None
@@ -69,7 +69,23 @@ def run_layer_sweep(
     progress: bool = True,
     processes: Processes = ALONE,
 ) -> SweepResult:
-    """Run a sweep, or load it where its run directory holds it already; see `dissect.patch`."""
+    """Run a sweep, or load it if its run directory already holds it.
+
+    Args:
+        command: The name of the sweep.
+        pair: The base and the unlearned model.
+        prompts: The prompts.
+        settings: The sweep's settings; see `dissect.patch`.
+        out: Run directory, if any.
+        progress: Show a progress bar.
+        processes: The processes that share the work.
+
+    Returns:
+        The whole result, in every process.
+
+    Raises:
+        InputError: See `dissect.patch`.
+    """
     prepared = _prepare(pair, prompts, settings)
     configuration, provenance = _record(command, pair, prompts, settings, prepared)
     run = _open(out, configuration, provenance, processes)
@@ -100,10 +116,19 @@ def run_layer_sweep(
 
 
 def plan_layer_sweep(pair: ModelPair, prompts: Prompts, settings: Settings, *, processes: Processes = ALONE) -> Plan:
-    """What such a sweep would compute, without computing it.
+    """Plan a sweep without running it.
+
+    Args:
+        pair: The base and the unlearned model.
+        prompts: The prompts.
+        settings: The sweep's settings; see `dissect.patch`.
+        processes: The processes that share the work.
+
+    Returns:
+        Passes, operations and memory of the sweep.
 
     Raises:
-        InputError: what the sweep raises before it computes.
+        InputError: The input is wrong; see `dissect.patch`.
     """
     work = _prepare(pair, prompts, settings).work
     return combined_plan(_plans(pair, work, settings, processes, chunk_tokens=settings.chunk_tokens))
@@ -112,7 +137,7 @@ def plan_layer_sweep(pair: ModelPair, prompts: Prompts, settings: Settings, *, p
 def _record(
     command: Command, pair: ModelPair, prompts: Prompts, settings: Settings, prepared: _Prepared
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the numbers depend on, and where it all came from."""
+    """Return what the numbers depend on, and the names of models and data."""
     control = prepared.control
     configuration = {
         "command": command,
@@ -146,15 +171,13 @@ def _record(
 
 
 def _prepare(pair: ModelPair, prompts: Prompts, settings: Settings) -> _Prepared:
-    """Check everything that can be wrong before anything is computed."""
-    if settings.seed < 0:
-        raise InputError(f"--seed {settings.seed}: 0 or more")
-    if settings.batch_size < 1:
-        raise InputError(f"--batch-size {settings.batch_size}: at least 1")
+    """Check the whole input before anything is computed."""
+    check_at_least("seed", settings.seed, 0)
+    check_at_least("batch_size", settings.batch_size, 1)
     windows = parse_windows(settings.window, pair.n_layers)
     run_engine = find_engine(settings.engine)
     if settings.engine == "reference" and pair.base.streamed is not None:
-        raise InputError("--engine reference needs the models in memory; leave --stream out")
+        raise InputError("`engine` reference needs the models in memory; turn `stream` off")
     control = resolve_control(pair, settings.control)
     donors = resolve_donors(pair, settings.donor)
     for model in (pair.base, pair.unlearned, control, *donors):
@@ -164,7 +187,9 @@ def _prepare(pair: ModelPair, prompts: Prompts, settings: Settings) -> _Prepared
     for one in donors:
         weights = [site for site_set in settings.sites for site in site_set if is_weight(site)]
         if isinstance(one, str) and weights:
-            raise InputError(f"--donor {one}: gives activations, and {weights[0]} is a weight; name a model instead")
+            raise InputError(
+                f"`donor` must be a model to restore {weights[0]}, got {one}, which gives activations only"
+            )
     arm_groups = make_arm_groups(
         pair,
         prompts,
@@ -182,16 +207,16 @@ def _prepare(pair: ModelPair, prompts: Prompts, settings: Settings) -> _Prepared
 def _plans(
     pair: ModelPair, work: Work, settings: Settings, processes: Processes, *, chunk_tokens: int | None
 ) -> list[Plan]:
-    """One plan of each group, all with the same chunk."""
+    """Return one plan per group of arms, all with the same chunk."""
     weights = 0
     if pair.base.streamed is not None:
         weights = max(Streamed(group.load_models().models).min_weight_bytes for group in work.arm_groups)
     elif settings.null:
         weights = sum(p.numel() * p.element_size() for p in pair.base.hf.parameters())
-    processes.wait()  # what is free is known when all have loaded
+    processes.wait()  # free memory is known once all processes have loaded their models
     budget = memory_budget(pair.base.device, settings.max_memory, weights_to_come=weights)
     tightest = min(processes.gather([budget]), key=lambda one: one.left)
-    # As many batches for one process as for the next, all of one size.
+    # Every process gets the same number of batches, all of the same size.
     rounds = -(-len(work.prompts) // (settings.batch_size * processes.count))
     even_size = -(-len(work.prompts) // (rounds * processes.count))
     batches = work.prompts.batches(even_size, padding_side=settings.padding_side)
@@ -220,28 +245,31 @@ def _plans(
 def _open(
     out: str | Path | None, configuration: dict[str, Any], provenance: dict[str, Any], processes: Processes
 ) -> Run | None:
-    """The run directory, opened by the first process and then joined by the others."""
+    """Open the run directory in the first process, and join it in the others."""
     if out is None:
         return None
     run = open_run(out, configuration, provenance) if processes.rank == 0 else None
     processes.wait()
     run = run or open_run(out, configuration, provenance, joins=True)
-    processes.wait()  # the first may go on and write only when all have looked
+    processes.wait()  # the first process may write only after all have read the record
     return run
 
 
 def check_regex(text: str) -> SiteSet:
-    """A regular expression over parameters' names as a set of sites.
+    """Return a regular expression over parameter names as a set of sites.
+
+    Returns:
+        One site, the expression between slashes.
 
     Raises:
-        InputError: it is none.
+        InputError: The expression is broken or empty.
     """
     try:
         re.compile(text)
     except re.error as error:
-        raise InputError(f"--parameters {text}: no regular expression: {error}") from None
+        raise InputError(f"`parameters` must be a regular expression, got {text}: {error}") from None
     if not text:
-        raise InputError("--parameters: empty; name some, as 'mlp\\.down_proj'")
+        raise InputError("`parameters` must not be empty; give an expression such as 'mlp\\.down_proj'")
     return (f"/{text}/",)
 
 
@@ -249,18 +277,16 @@ def _check_sites(model: Model, site_sets: Sequence[SiteSet]) -> None:
     for name in dict.fromkeys(name for site_set in site_sets for name in site_set):
         if name in model.missing_sites:
             raise InputError(f"{model.name} has no site {name}: {model.missing_sites[name]}")
-        places: list[Location] = [*range(model.n_layers), "before", "after"]
-        if name in SITES or any(model.weights.at([name], place) for place in places):
+        locations: list[Location] = [*range(model.n_layers), "before", "after"]
+        if name in SITES or any(model.weights.at([name], location) for location in locations):
             continue
         if is_regex(name):
             raise InputError(_no_match(regex_of(name), model))
-        raise InputError(
-            f"{model.name} has no {name}: its blocks ({type(model.hf).__name__}) have no such weights of their own"
-        )
+        raise InputError(f"{model.name} has no {name}: its blocks ({type(model.hf).__name__}) have no such weights")
 
 
 def _no_match(text: str, model: Model) -> str:
     plain = re.sub(r"\\(.)", r"\1", text).strip("^$.*")
     near = difflib.get_close_matches(plain, model.weights.all_names, n=3, cutoff=0.3)
     near = near or list(model.weights.all_names[:3])
-    return f"--parameters {text}: matches no parameter of {model.name}; the nearest names are {', '.join(near)}"
+    return f"`parameters` {text} matches no parameter of {model.name}; the nearest names are {', '.join(near)}"

@@ -1,4 +1,4 @@
-"""What the command line prints for a reader, on stdout."""
+"""Tables that the command line prints on stdout."""
 
 import re
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """Where it goes, as wide as the terminal is."""
+    """Return a console for stdout, as wide as the terminal."""
     return Console()
 
 
 def print_plan(plan: "Plan") -> None:
-    """What a sweep would compute."""
+    """Print what a sweep would compute."""
     record = plan.record()
     table = Table(show_header=False, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     saved = plan.naive_flops / plan.flops
@@ -42,13 +42,13 @@ def print_plan(plan: "Plan") -> None:
 
 
 def print_peaks(result: "SweepResult") -> None:
-    """Where recovery is highest, what the other arms have there, and what is left when they are subtracted."""
-    from dissect.sweeps.result import difference_name  # pandas, which a list of models does not need
+    """Print where recovery is highest, the other arms' recovery there, and the differences."""
+    from dissect.sweeps.result import difference_name  # needs pandas, which `dissect models` does without
 
     peaks = result.peaks()
     if peaks.empty:
         console().print(
-            f"{result.title}: no KRS is defined, there is nothing to recover on any prompt", highlight=False
+            f"{result.title}: KRS is not defined on any prompt; there is nothing to recover", highlight=False
         )
         return
     has_control = "difference" in peaks
@@ -58,25 +58,25 @@ def print_peaks(result: "SweepResult") -> None:
         columns += [("control", "control_krs"), ("difference", "difference")]
     out.print(_peak_table(peaks, columns, result.title))
     others = [arm for arm in result.curve()["arm"].unique() if arm not in ("main", "control")]
-    for first in range(0, len(others), 3):  # as many as fit beside each other
+    for first in range(0, len(others), 3):  # three fit next to each other in 80 columns
         some = others[first : first + 3]
         out.print(_peak_table(peaks, [(f"KRS - {arm}", difference_name(arm)) for arm in some], ""))
     if has_control:
         text = (
-            "What is taken from the base carries the answer even into a model that never knew it: only\n"
-            "the difference to the control can speak of the unlearned model itself."
+            "The base's activations or weights carry the answer even into a model that was never trained on it:\n"
+            "only the difference to the control says something about the unlearned model."
         )
     else:
         text = (
-            "No control: KRS alone cannot tell suppressed from erased, since what is taken from the\n"
-            "base carries the answer even into a model that never knew it. Give one with --control."
+            "No control: KRS alone cannot tell suppressed from erased, since the base's activations or weights\n"
+            "carry the answer even into a model that was never trained on it. Give one with --control."
         )
     n = result.configuration["examples"]
     out.print(f"{n} prompts; [95 % intervals]. {text}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _peak_table(peaks: Any, columns: Sequence[tuple[str, str]], title: str) -> Table:
-    """Under every site a line per kind of window; where an arm has no KRS its cell stays empty."""
+    """Return a table with a line per site and kind of window; the cell of an arm without KRS is empty."""
     table = Table(Column("window: peak", overflow="fold"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.title, table.title_justify = title or None, "left"
     for header, _ in columns:
@@ -85,22 +85,38 @@ def _peak_table(peaks: Any, columns: Sequence[tuple[str, str]], title: str) -> T
         table.add_row(Text(str(site), style="bold"))
         for _, row in rows.iterrows():
             cells = [interval(row, name) if isinstance(row[name], float) else "" for _, name in columns]
-            table.add_row(f"  {row['window']}: {_peak_place(row)}", *cells)
+            table.add_row(f"  {row['window']}: {_layers(row)}", *cells)
     return table
 
 
-def _peak_place(row: Any) -> str:
+def _layers(row: Any) -> str:
     first, last = row["first_layer"], row["last_layer"]
     return f"{first}" if first == last else f"{first}-{last}"
 
 
 def interval(row: Any, name: str) -> str:
-    # Short enough for three of them in 80 columns: 0.85 [.83, .86]
+    """Return an estimate with its interval as text.
+
+    Args:
+        row: A row of a result table.
+        name: Name of the estimate's column.
+
+    Returns:
+        A text such as `0.85 [.83, .86]`, with the bracket escaped for rich.
+    """
+    # Short enough for three in 80 columns.
     low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{row[f'{name}_{end}']:.2f}") for end in ("low", "high"))
     return f"{row[name]:.2f} \\[{low}, {high}]"
 
 
 def print_prompts(prompts: "Prompts", tokenizer: Any, count: int) -> None:
+    """Print the first prompts with their answers, answer tokens and scored positions.
+
+    Args:
+        prompts: The prompts.
+        tokenizer: Their tokenizer.
+        count: Number of prompts to print.
+    """
     out = console()
     for item in prompts.items[:count]:
         tokens = [tokenizer.decode([token]) for token in item.input_ids]
@@ -118,8 +134,8 @@ def print_prompts(prompts: "Prompts", tokenizer: Any, count: int) -> None:
 
 
 def print_pairs(pairs: Sequence[zoo.BuiltinPair]) -> None:
-    """The built-in pairs."""
-    names = [Column(header, no_wrap=True) for header in ("base", "unlearned", "control")]  # to be copied whole
+    """Print the built-in pairs."""
+    names = [Column(header, no_wrap=True) for header in ("base", "unlearned", "control")]  # easy to copy
     table = Table(*names, "data", box=box.SIMPLE_HEAD)
     for pair in pairs:
         table.add_row(pair.base, pair.unlearned, pair.control, pair.data.name)

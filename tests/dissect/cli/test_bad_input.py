@@ -52,8 +52,8 @@ from tests.dissect.cli.helpers import (
         ("--dtype", "float8", ["--dtype float8", "use one of float32, float64"]),
         ("--dtype", "bfloat16", ["--dtype bfloat16", "on a CPU", "leave it at float32"]),
         ("--dtype", "float16", ["--dtype float16", "on a CPU", "leave it at float32"]),
-        ("--batch-size", "0", ["--batch-size 0", "at least 1"]),
-        ("--seed", "-1", ["--seed -1", "0 or more"]),
+        ("--batch-size", "0", ["--batch-size must be at least 1"]),
+        ("--seed", "-1", ["--seed must be at least 0"]),
         ("--limit", "0", ["--limit must be at least 1"]),
         ("--template", "Q: {q}", ["--template", "{question}"]),
         ("--control", "/no/where", ["/no/where", "no such directory"]),
@@ -409,7 +409,7 @@ def test_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("unlearning.common.runs._sweep_up", fill_the_disk)
         outcome = call(*world.patch(run))
-    assert_refused(outcome, f"{file}: the disk is full", "free some space and rerun the same command")
+    assert_refused(outcome, f"{file}: the disk is full", "free space and rerun the same command")
     assert unfinished_files(run) == []
     assert not file.exists()
     assert call(*world.patch(run, "--quiet")).code == 0

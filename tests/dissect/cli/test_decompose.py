@@ -116,8 +116,8 @@ def _not_json(constant: str) -> float:
     ("more", "phrases"),
     [
         (["--sites", "mlp_coef"], ["--sites", "mlp_out and attn_out", "'mlp_coef'"]),
-        (["--null", "-1"], ["--null -1", "0 or more"]),
-        (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
+        (["--null", "-1"], ["--null must be at least 0"]),
+        (["--batch-size", "0"], ["--batch-size must be at least 1"]),
         (["--scoring", "exam"], ["--scoring", "exam", "answer or notebook"]),
         (["--format", "gif"], ["--format must be", "gif"]),
         (["--stream"], ["is streamed from disk", "turn --stream off"]),

@@ -142,7 +142,7 @@ def test_reversed_direction_is_the_sweep_of_the_reversed_pair(world: World, tmp_
         (["--sites", "value_vector"], ["unknown site 'value_vector'", "did you mean value_vectors?"]),
         (["--sites", "value_vectors+value_vectors"], ["names a site twice"]),
         (["--parameters", "mlp.dwn_proj"], ["matches no parameter", "nearest names are", "mlp.down_proj.weight"]),
-        (["--parameters", "mlp("], ["--parameters mlp(: no regular expression"]),
+        (["--parameters", "mlp("], ["--parameters must be a regular expression"]),
         (["--layers", "1,3"], ["--layers 1,3: the model has layers 0 to 2"]),
         (["--layers", "2-1"], ["--layers 2-1", "is no layer; write 3,7,12-15"]),
         (["--layers", "last"], ["'last' is no layer"]),
@@ -150,7 +150,7 @@ def test_reversed_direction_is_the_sweep_of_the_reversed_pair(world: World, tmp_
         (["--window", ","], ["--window", "name at least one"]),
         (["--direction", "sideways"], ["--direction", "base-to-unlearned or unlearned-to-base", "sideways"]),
         (["--null", "-1"], ["--null -1: 0 or more"]),
-        (["--donor", "noise"], ["--donor noise: gives activations, and value_vectors is a weight"]),
+        (["--donor", "noise"], ["--donor must be a model to restore value_vectors", "noise"]),
         (["--donor", "nobody"], ["nobody"]),
     ],
 )

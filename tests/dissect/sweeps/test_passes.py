@@ -131,7 +131,7 @@ def test_memory_that_is_short_for_one_copy_is_refused_in_one_line(pair: ModelPai
     ):
         run(pair, prompts)
     assert str(refused.value).startswith(
-        f"out of memory with {longest} tokens at once, and the longest prompt has {longest}; shorten it, or "
+        f"out of memory with {longest} tokens at once, and the longest prompt has {longest}; shorten it, "
     )
     assert "\n" not in str(refused.value)
     assert [torch_state(model) for model in (pair.base, pair.unlearned)] == before
