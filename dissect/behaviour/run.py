@@ -28,9 +28,11 @@ from dissect.prompts.overlap import without_shared
 from dissect.prompts.prompts import Prompts, check_fits, check_in_memory
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
+from unlearning.common.renamed import renamed_arguments
 from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
 
 
+@renamed_arguments(unrelated="retain")
 def behave(
     pair: ModelPair,
     forget: Prompts,

@@ -38,12 +38,14 @@ from dissect.prompts.overlap import without_shared
 from dissect.prompts.prompts import Prompts, check_fits
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
+from unlearning.common.renamed import renamed_arguments
 from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
 
 TOKENS_SHOWN = 10
 """So many tokens of each neuron's value vector are shown, promoted and demoted."""
 
 
+@renamed_arguments(unrelated="retain")
 def probe(
     pair: ModelPair,
     forget: Prompts,
