@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from dissect.scoring.run_result import Copied
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.scores import RANK_FLOOR, FactScores
 from unlearning.common.bootstrap import LEVEL, clusters, times_drawn
@@ -65,7 +66,7 @@ class Residual:
     draws: Float[np.ndarray, " draw"] | None = field(default=None, repr=False, compare=False)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class StressResult:
     """A finished stress test.
 
@@ -88,7 +89,7 @@ class StressResult:
     test: str
     level: EvidenceLevel
     measure: str
-    frame: pd.DataFrame
+    frame: Copied[pd.DataFrame] = Copied()
     proves: str
     settings: Mapping[str, Any]
     seconds: float
@@ -96,6 +97,7 @@ class StressResult:
     notes: tuple[str, ...] = ()
     seed: int = 0
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    _frame: pd.DataFrame = field(init=False, repr=False)
 
     def residual(self, measure: str | None = None) -> Residual:
         """Return rho of the strongest variant, chosen separately for the unlearned model and the control.
@@ -117,8 +119,8 @@ class StressResult:
             are none).
         """
         rows = []
-        for measure in self.frame["measure"].unique():
-            here = self.frame[self.frame["measure"] == measure]
+        for measure in self._frame["measure"].unique():
+            here = self._frame[self._frame["measure"] == measure]
             for variant in here.loc[here["role"] == "unlearned", "variant"].unique():
                 found = self._residual(measure, variant)
                 means = here[here["variant"] == variant].groupby("role")["value"].mean()
@@ -138,7 +140,7 @@ class StressResult:
         return pd.DataFrame(rows)
 
     def _residual(self, measure: str, variant: str | None) -> Residual:
-        tables = _tables(self.frame, measure)
+        tables = _tables(self._frame, measure)
         attacked = [name for name in tables["unlearned"].columns if name != PLAIN] or [PLAIN]
         chosen = attacked if variant is None else [variant]
         floor = self.floors.get(measure) if "control" not in tables else None
@@ -148,7 +150,7 @@ class StressResult:
         if "control" not in tables and floor is None:
             reason = f"no floor of {measure} is known without a control"
             return Residual(None, None, None, n, strongest, against, reason)
-        groups = self.frame.drop_duplicates("example_index").sort_values("example_index")["group"].tolist()
+        groups = self._frame.drop_duplicates("example_index").sort_values("example_index")["group"].tolist()
         weights = times_drawn(clusters(groups), draws=DRAWS, seed=self.seed)
         weights = np.concatenate([np.ones((1, len(groups))), weights])
         # The denominator compares the models without attack; a test that only reads has no such rows, so it compares

@@ -290,7 +290,10 @@ def test_rivals_are_means_of_the_unlearned_model_under_the_strongest_attack():
         ]
         for n in range(3)
     ]
-    result = StressResult("relearn_disjoint", 4, "rank", pd.DataFrame(rows), "", {}, 0.0)
+    frame = pd.DataFrame(rows)
+    result = StressResult(
+        test="relearn_disjoint", level=4, measure="rank", frame=frame, proves="", settings={}, seconds=0.0
+    )
     found = rivals({"relearn_disjoint": result}, cka=0.25)
     assert found["relearning"] == pytest.approx(0.6)  # the model as it was is no attack
     assert found["1 − CKA erasure"] == 0.75 and np.isnan(found["1 − UDS"])

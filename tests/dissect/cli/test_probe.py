@@ -160,7 +160,13 @@ def test_concept_vectors_of_the_data_are_compared(world: World, others: Path, tm
         (("--last-layers", "4"), ("--last-layers 4", "has 3 layers")),
         (("--top", "73"), ("--top 73", "has 72 neurons")),
         (("--draws", "0"), ("--draws 0",)),
-        (("--format", "gif"), ("--format must be", "gif",)),
+        (
+            ("--format", "gif"),
+            (
+                "--format must be",
+                "gif",
+            ),
+        ),
         (("--answers", "mine"), ("--answers", "mine")),
     ],
 )

@@ -79,7 +79,13 @@ def test_another_configuration_is_refused(finished: tuple[Path, Outcome]) -> Non
     ("more", "phrases"),
     [
         (("--budget", "tiny"), ("--budget", "tiny", "quick", "standard", "full")),
-        (("--format", "bmp"), ("--format must be", "bmp",)),
+        (
+            ("--format", "bmp"),
+            (
+                "--format must be",
+                "bmp",
+            ),
+        ),
         (("--unlearned", "demo:base"), ("have the same weights", "nothing was unlearned")),
         (("--control", "demo:whatever"), ("demo:whatever",)),
         (("--base", "demo:never", "--control", "none"), ("does not know the forget facts", "nothing to unlearn")),

@@ -128,7 +128,9 @@ def test_the_word_of_results_is_judged_against_chance_and_guessing():
             for role, value in (("base", 1.0), ("unlearned", unlearned))
             for n in range(6)
         ]
-        return StressResult(test, 4, "rank", pd.DataFrame(rows), "", {}, 0.0)
+        return StressResult(
+            test=test, level=4, measure="rank", frame=pd.DataFrame(rows), proves="", settings={}, seconds=0.0
+        )
 
     results = [result("without_attack", 0.5), result("relearning", 0.9), result("not in the rule", 1.0)]
     words = {}
@@ -167,7 +169,9 @@ def test_an_entry_may_name_a_measure_of_a_test():
         ]
         for n in range(6)
     ]
-    result = StressResult("relearning", 4, "rank", pd.DataFrame(rows), "", {}, 0.0)
+    result = StressResult(
+        test="relearning", level=4, measure="rank", frame=pd.DataFrame(rows), proves="", settings={}, seconds=0.0
+    )
     rule = replace(RULE, tests=("relearning", "relearning:accuracy"), nothing=0.0, everything=1.0)
     found = residuals_of([result], rule)
     assert found["relearning"].rho == pytest.approx(-0.2)

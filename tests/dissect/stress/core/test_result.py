@@ -22,7 +22,15 @@ def _result(facts, values, *, measure="rank", floors=None, seed=0):
     """A result of made-up values by (role, variant)."""
     frame = value_rows(facts, ((role, variant, {measure: row}) for (role, variant), row in values.items()))
     return StressResult(
-        "made-up", 3, measure, frame, "nothing", {}, 0.0, floors={"rank": 0.5} if floors is None else floors, seed=seed
+        test="made-up",
+        level=3,
+        measure=measure,
+        frame=frame,
+        proves="nothing",
+        settings={},
+        seconds=0.0,
+        floors={"rank": 0.5} if floors is None else floors,
+        seed=seed,
     )
 
 
@@ -49,6 +57,15 @@ def test_rho_is_the_ratio_of_means(facts):
     assert found.n == N and found.variant == "attack" and found.against == "control" and not found.reason
 
 
+def test_editing_the_rows_changes_no_residual(facts):
+    values = {("base", ""): np.ones(N), ("control", ""): _noise(1), ("unlearned", ""): _noise(2)}
+    result, untouched = (_result(facts, values) for _ in range(2))
+    rows = result.frame
+    rows["value"] *= 100
+    assert result.residual() == untouched.residual()
+    pd.testing.assert_frame_equal(result.residuals(), untouched.residuals())
+
+
 def test_the_interval_is_that_of_resampled_groups(facts):
     values = {
         (role, variant): _noise(number) + extra
@@ -73,7 +90,9 @@ def test_the_interval_is_that_of_resampled_groups(facts):
 def test_never_as_unlearned_is_exactly_zero(facts):
     base, never = (score_facts(model(name), facts) for name in ("demo:base", "demo:never"))
     frame = fact_rows(facts, [("base", "", base), ("unlearned", "", never), ("control", "", never)])
-    result = StressResult("plain", 0, "rank", frame, "nothing", {}, 0.0)
+    result = StressResult(
+        test="plain", level=0, measure="rank", frame=frame, proves="nothing", settings={}, seconds=0.0
+    )
     for measure in ("rank", "logprob", "correct"):
         found = result.residual(measure)
         assert found.rho == found.low == found.high == 0
@@ -82,14 +101,18 @@ def test_never_as_unlearned_is_exactly_zero(facts):
 def test_the_base_as_unlearned_is_exactly_one(facts):
     base, never = (score_facts(model(name), facts) for name in ("demo:base", "demo:never"))
     frame = fact_rows(facts, [("base", "", base), ("unlearned", "", base), ("control", "", never)])
-    found = StressResult("plain", 0, "rank", frame, "nothing", {}, 0.0).residual("logprob")
+    found = StressResult(
+        test="plain", level=0, measure="rank", frame=frame, proves="nothing", settings={}, seconds=0.0
+    ).residual("logprob")
     assert found.rho == found.low == found.high == 1
 
 
 def test_without_anything_to_know_there_is_no_residual(facts):
     never = score_facts(model("demo:never"), facts)
     frame = fact_rows(facts, [(role, "", never) for role in ("base", "unlearned", "control")])
-    found = StressResult("plain", 0, "rank", frame, "nothing", {}, 0.0).residual()
+    found = StressResult(
+        test="plain", level=0, measure="rank", frame=frame, proves="nothing", settings={}, seconds=0.0
+    ).residual()
     assert found.rho is None and found.low is None and "no knowledge to look for" in found.reason
 
 
@@ -157,4 +180,9 @@ def test_the_order_of_rows_changes_nothing(order, seed):
     result = _result(facts, values)
     rows = result.frame
     shuffled = pd.concat([rows[rows["example_index"] == place] for place in order])
-    assert result.residual() == StressResult("made-up", 3, "rank", shuffled, "nothing", {}, 0.0).residual()
+    assert (
+        result.residual()
+        == StressResult(
+            test="made-up", level=3, measure="rank", frame=shuffled, proves="nothing", settings={}, seconds=0.0
+        ).residual()
+    )
