@@ -10,7 +10,7 @@ from dissect.decomposition.result import DecompositionResult
 from dissect.decomposition.terms import EXACT, TOTAL
 from dissect.sweeps.tables import console, interval
 
-_PLACE = ["site", "first_layer", "last_layer"]
+_KEYS = ["site", "first_layer", "last_layer"]
 
 
 def print_decomposition(result: DecompositionResult) -> None:
@@ -24,7 +24,7 @@ def print_decomposition(result: DecompositionResult) -> None:
 def _print_layers(result: DecompositionResult) -> None:
     """Print a table per site: shares of each layer's change by term, and KRS (in parentheses minus control)."""
     curve = result.curve()
-    krs, share = (_lookup(curve, ["arm", *_PLACE, "term"], value) for value in ("krs", "share"))
+    krs, share = (_lookup(curve, ["arm", *_KEYS, "term"], value) for value in ("krs", "share"))
     net = " (minus control)" if "control" in result.arms else ""
     for site in result.configuration["sites"]:
         table = Table(
@@ -33,7 +33,7 @@ def _print_layers(result: DecompositionResult) -> None:
             *(Column(name, justify="right", no_wrap=True) for name in ("weight", "coef.", "all three")),
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
-            title=f"{result.title}, {site}: shares of the change | KRS{net}",
+            title=f"{result.title}, {site}: shares of change | KRS{net}",
             title_justify="left",
         )
         for first, last in curve[["first_layer", "last_layer"]].drop_duplicates().itertuples(index=False):

@@ -409,7 +409,7 @@ def test_full_disk_is_reported_and_the_run_goes_on_when_there_is_room(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("unlearning.common.runs._sweep_up", fill_the_disk)
         outcome = call(*world.patch(run))
-    assert_refused(outcome, f"{file}: the disk is full", "free space and rerun the same command")
+    assert_refused(outcome, f"{file}: the disk is full", "free some space and rerun the same command")
     assert unfinished_files(run) == []
     assert not file.exists()
     assert call(*world.patch(run, "--quiet")).code == 0

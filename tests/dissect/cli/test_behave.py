@@ -136,7 +136,7 @@ def test_some_shared_prompts_are_left_out_in_one_line(world: World, tmp_path: Pa
         (["--max-new-tokens", "0"], ["--max-new-tokens 0", "1 or more"]),
         (["--batch-size", "0"], ["--batch-size 0", "1 or more"]),
         (["--seed", "-1"], ["--seed -1", "0 or more"]),
-        (["--limit", "0"], ["--limit 0", "at least one"]),
+        (["--limit", "0"], ["--limit must be at least 1"]),
         (["--template", "Q: {q}"], ["--template", "{question}"]),
         (["--control", "/no/where"], ["/no/where", "no such directory"]),
         (["--completions", "/no/where.json"], ["/no/where.json", "no such file"]),

@@ -62,7 +62,7 @@ def test_the_tables_show_shares_and_scores_of_every_layer_in_a_narrow_terminal(
         {(r["arm"], r["site"], r["first_layer"], r["last_layer"], r["term"]): r[name] for r in curve}
         for name in ("krs", "share")
     )
-    tables = again.out.split("shares of the change | KRS (minus control)")
+    tables = again.out.split("shares of change | KRS (minus control)")
     assert len(tables) == 3
     for site, table in zip(("mlp_out", "attn_out"), tables[1:], strict=True):
         rows = {line.split()[0]: " ".join(line.split()) for line in reversed(table.splitlines()) if line.strip()}

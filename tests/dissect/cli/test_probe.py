@@ -178,7 +178,7 @@ def test_bad_options_are_refused(
 
 
 def test_unrelated_prompts_that_are_the_forget_prompts_are_refused(world: World, tmp_path: Path) -> None:
-    assert_refused(call(*arguments(world, world.data, tmp_path / "run")), "are forget prompts", "give questions")
+    assert_refused(call(*arguments(world, world.data, tmp_path / "run")), "--retain must", "give questions")
 
 
 def test_missing_file_of_retain_prompts_is_told_first(world: World, tmp_path: Path) -> None:

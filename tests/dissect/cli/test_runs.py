@@ -214,5 +214,5 @@ def test_record_of_another_version_is_refused(tmp_path: Path) -> None:
     open_run(tmp_path / "run", {"seed": 0}, {})
     file = tmp_path / "run" / "run.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
-    with pytest.raises(InputError, match="format 99, and this version reads 1"):
+    with pytest.raises(InputError, match="format.*99"):
         open_run(tmp_path / "run", {"seed": 0}, {})

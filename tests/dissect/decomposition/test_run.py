@@ -210,9 +210,9 @@ def test_a_projection_that_does_more_than_its_weights_is_refused(prompts: Prompt
     module = pair.unlearned.hf.model.layers[1].mlp.down_proj
     forward = module.forward
     module.forward = lambda m: forward(m) + 0.1 * m.sum(-1, keepdim=True)  # as an adapter does
-    with pytest.raises(InputError, match="projection of mlp_out in layer 1 is more than its weight and bias"):
+    with pytest.raises(InputError, match="mlp_out.*layer 1"):
         decompose(pair, prompts, control=None, progress=False)
-    with pytest.raises(InputError, match="Embedding is no plain linear map"):
+    with pytest.raises(InputError, match="Embedding.*linear"):
         affine(torch.nn.Embedding(3, 4))
 
 
@@ -290,7 +290,7 @@ def test_a_killed_run_goes_on_where_it_stopped_even_with_other_batches(
     with pytest.raises(KeyboardInterrupt):
         decompose(pair, prompts, batch_size=2, **options)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"
-    with pytest.raises(InputError, match="not finished; run the same `dissect decompose` command again"):
+    with pytest.raises(InputError, match="not finished.*`dissect decompose`"):
         load_decompose(tmp_path / "run")
     calls.clear()
     calls.extend([()] * 10)  # no more stops
