@@ -12,6 +12,9 @@ from dissect.sweeps.tables import console, interval
 
 _KEYS = ["site", "first_layer", "last_layer"]
 
+_SHORT = {"coefficient": "coef.", "interaction": "inter.", TOTAL: "all three"}
+"""Names of terms that would not fit into 80 columns."""
+
 
 def print_decomposition(result: DecompositionResult) -> None:
     """Print shares and KRS per layer and for all layers, then how to read them."""
@@ -29,8 +32,8 @@ def _print_layers(result: DecompositionResult) -> None:
     for site in result.configuration["sites"]:
         table = Table(
             Column("layer", no_wrap=True),
-            *(Column(name, justify="right") for name in ("weight", "coef.", "inter.")),
-            *(Column(name, justify="right", no_wrap=True) for name in ("weight", "coef.", "all three")),
+            *(Column(_SHORT.get(term, term), justify="right") for term in EXACT),
+            *(Column(name, justify="right", no_wrap=True) for name in ("weight", _SHORT["coefficient"], _SHORT[TOTAL])),
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
             title=f"{result.title}, {site}: shares of change | KRS{net}",
@@ -65,7 +68,9 @@ def _print_all_layers(result: DecompositionResult, value: str, label: str) -> No
             ]
             ours, theirs = (rows[rows["last_layer"] == last] for rows in here)
             cells = [interval(row, value) for _, row in ours[ours["arm"] == "main"].iterrows()]
-            table.add_row(f"{site} {term}", *cells, *(interval(row, value) for _, row in theirs.iterrows()))
+            table.add_row(
+                f"{site} {_SHORT.get(term, term)}", *cells, *(interval(row, value) for _, row in theirs.iterrows())
+            )
     console().print(table)
 
 
