@@ -223,7 +223,6 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         self.collapse_below = collapse_below
         self.log = log
         self.first: dict[str, float] = {}
-        self.last: dict[str, float] = {}
         self.best_value: float | None = None
         self.best_step: int | None = None
         self.collapsed_at: int | None = None
@@ -276,7 +275,7 @@ class EvaluationCallback(TrainerCallback, ExportableState):
 
     def _evaluate(self, state: TrainerState, control: TrainerControl) -> None:
         measured = self.measure()
-        metrics = self.last = measured.values
+        metrics = measured.values
         self._check_named(measured)
         self.first = self.first or metrics
         due = control.should_log
