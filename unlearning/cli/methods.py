@@ -26,7 +26,7 @@ def methods(
     method: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="List only this method.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write a machine-readable list to stdout.")] = False,
 ) -> None:
-    """Show the methods: the data that each needs, its loss, its options with defaults, and their sources."""
+    """Show the methods with their needs, losses and options."""
     from unlearning.methods.catalogue import list_methods
 
     listed = list_methods(method)

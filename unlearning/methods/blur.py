@@ -1,7 +1,7 @@
 """BLUR (bi-level unlearning): the retain gradient yields to the forget gradient, once per optimizer step.
 
 Loss: no weighted sum. With f, r the gradients of F and R over a step batch, the update direction is
-d = r + xi f, xi = gamma - <r, f> / |f|^2, so that <d, f> = gamma |f|^2 whatever r is.
+d = r + xi f, xi = gamma - <r, f> / |f|^2. Without a clamp, <d, f> = gamma |f|^2 for every r.
 F is that of npo, ga, rmu or simnpo; R is CE, KL, or RMU's distance of hidden states.
 Needs: forget and retain data; outputs of the reference model unless forget_loss is ga or simnpo and retain_loss is nll.
 Source: BLUR (Bi-Level UnleaRning), arXiv 2506.08164, as in its released code.

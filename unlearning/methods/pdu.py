@@ -1,7 +1,7 @@
 """PDU (primal-dual unlearning): flat logits on the forget set, under the constraint CE(retain) <= epsilon.
 
-Loss: J = gamma F + lambda (CE(retain) - epsilon), F = mean_t (max_v z_tv - mean_v z_tv)^2 >= 0; after each step
-lambda <- max(0, lambda + eta (CE(retain) - epsilon)).
+Loss: J = gamma F + lambda (CE(retain) - epsilon), F = mean_t (max_v z_tv - mean_v z_tv)^2 >= 0; after each step that
+follows the warm-up, lambda <- max(0, lambda + eta (CE(retain) - epsilon)).
 Needs: forget and retain data.
 Source: Constrained Entropic Unlearning (PDU), arXiv 2506.05314.
 """
