@@ -1,4 +1,4 @@
-"""Figures of `behave`, as pure functions of its tables."""
+"""Draw the figures of `behave` from its tables."""
 
 from typing import Any
 
@@ -28,11 +28,14 @@ _STYLES = {
 
 
 def means_figure(means: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """A panel per score: the sets beside each other, a mark per model, with 95 % intervals.
+    """Draw a panel per score with the sets side by side and a point per model, with 95 % intervals.
 
     Args:
-        means: `BehaviourResult.means()`.
-        title: above the plot.
+        means: Table of `BehaviourResult.means`.
+        title: Title above the plot.
+
+    Returns:
+        The figure.
     """
     figure = make_subplots(
         rows=2,
@@ -87,11 +90,14 @@ def _marks(points: pd.DataFrame, x: list[float], model: str) -> go.Scatter:
 
 
 def coefficient_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """Relative change of the MLP coefficients by layer: a line per set, the control dashed.
+    """Draw the relative change of the MLP coefficients by layer: one line per set, dashed for the control.
 
     Args:
-        curve: `BehaviourResult.coefficient_curve()`.
-        title: above the plot.
+        curve: Table of `BehaviourResult.coefficient_curve`.
+        title: Title above the plot.
+
+    Returns:
+        The figure.
     """
     figure = go.Figure()
     for number, name in enumerate(curve["set"].unique()):

@@ -1,4 +1,4 @@
-"""What `behave` asks: forget questions, retain questions, and texts to go on with."""
+"""Read the prompts of `behave`: forget prompts, retain prompts and texts to continue."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +20,22 @@ if TYPE_CHECKING:
     from dissect.models.model import Model
 
 FORGET, RETAIN, COMPLETION = "forget", "retain", "completion"
+"""Names of the sets."""
 
 _ANSWER_TOKENS = 30
-"""Length of the answers that the base model writes where a file has none, as in ConceptVectors' released rows."""
+"""Length of answers that the base model writes, in tokens, as in the released rows of ConceptVectors."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read; as in `load_prompts`."""
+    """How files are read.
+
+    Attributes:
+        template: Template of a question, with `{question}`; None for the default.
+        chat: Use the tokenizer's chat template.
+        answers: `given` in the file, or greedy continuations of the `base` model.
+        limit: Largest number of prompts per file.
+    """
 
     template: str | None = None
     chat: bool = False
@@ -37,12 +45,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the three sets come from; ConceptVectors' JSON holds all three.
+    """Files of the three sets; a file of ConceptVectors has all three.
 
     Attributes:
-        data: file of forget questions.
-        retain: file of retain questions; None takes `data`'s own.
-        completions: file of texts and their continuations; None takes `data`'s own where it has some.
+        data: File of forget prompts.
+        retain: File of retain prompts; None for those in `data`.
+        completions: File of texts with their continuations; None for those in `data`, if there are any.
     """
 
     data: Path
@@ -51,34 +59,34 @@ class Sources:
 
     @property
     def has_own_retain(self) -> bool:
-        """Whether the file of forget questions holds retain questions too."""
+        """Whether the file of forget prompts has retain prompts too."""
         return bool(_unrelated_records(read_records(self.data), self.data))
 
     def check(self) -> None:
-        """Read the files without a tokenizer, to tell of what is wrong before models are loaded.
+        """Check the files without a tokenizer, before models are loaded.
 
         Raises:
-            InputError: a file that cannot be read, or no retain questions anywhere.
+            InputError: A file cannot be read, or there are no retain prompts.
         """
         for path in (self.data, self.retain, self.completions):
             if path is not None:
                 _completion_records(read_records(path), path)
         if self.retain is None and not self.has_own_retain:
             raise InputError(
-                "`retain` is missing: name a file of questions about what is to stay (.json or .jsonl); only "
-                "ConceptVectors' JSON brings its own"
+                "`retain` is missing: name a file of retain prompts (.json or .jsonl). Only files of ConceptVectors "
+                "have their own."
             )
 
 
 @dataclass(frozen=True)
 class Questions:
-    """The sets of prompts that are compared.
+    """Sets of prompts.
 
     Attributes:
-        forget: about what was to be forgotten.
-        retain: about what is to stay, one set or several, by name.
-        completion: texts to go on with, or None.
-        true_answers: names of the sets whose answers are true ones, and not what a model wrote or how a text goes on.
+        forget: Forget prompts.
+        retain: One or several sets of retain prompts, by name.
+        completion: Texts to continue, or None.
+        true_answers: Names of the sets whose answers are true, and not written by a model or the rest of a text.
     """
 
     forget: Prompts
@@ -88,7 +96,7 @@ class Questions:
 
     @property
     def by_name(self) -> dict[str, Prompts]:
-        """Every set, in the order of the report."""
+        """All sets by name, in the order of the report."""
         last = {} if self.completion is None else {COMPLETION: self.completion}
         return {FORGET: self.forget, **self.retain, **last}
 
@@ -96,10 +104,19 @@ class Questions:
 def read_questions(
     sources: Sources, tokenizer: PreTrainedTokenizerBase, reading: Reading, *, answers_from: "Model"
 ) -> Questions:
-    """Read, wrap and tokenise all sets; where a file has no answers, the base model's own are taken.
+    """Read, wrap and tokenise all sets.
+
+    Args:
+        sources: Files of the sets.
+        tokenizer: Tokenizer of the models.
+        reading: How to read the files.
+        answers_from: Base model, which writes the answers that a file lacks.
+
+    Returns:
+        The sets.
 
     Raises:
-        InputError: what `load_prompts` and `Sources.check` raise.
+        InputError: A file cannot be read, there are no retain prompts, or a prompt is wrong (see `load_prompts`).
     """
     sources.check()
     true_answers = []
@@ -143,7 +160,7 @@ def _has_answer(record: Record) -> bool:
 
 
 def _unrelated_records(records: Sequence[Record], path: Path) -> list[Record]:
-    """The unrelated questions of ConceptVectors records; none where the records are others."""
+    """Return the unrelated questions in ConceptVectors records, or an empty list for other records."""
     found = []
     for number, record in enumerate(records, start=1):
         texts = ConceptRecord(record, f"{path}, record {number}").unrelated_questions if has_questions(record) else []
@@ -155,7 +172,7 @@ def _unrelated_records(records: Sequence[Record], path: Path) -> list[Record]:
 
 
 def _completion_records(records: Sequence[Record], path: Path) -> list[Record]:
-    """Texts in two halves, of ConceptVectors records or one a record; none where the records are others."""
+    """Return the texts in two halves, several per ConceptVectors record or one per record, or an empty list."""
     found = []
     for number, record in enumerate(records, start=1):
         texts = ConceptRecord(record, f"{path}, record {number}").halves
@@ -168,7 +185,7 @@ def _completion_records(records: Sequence[Record], path: Path) -> list[Record]:
 def _encode(
     records: Sequence[Record], source: str, tokenizer: PreTrainedTokenizerBase, reading: Reading, model: "Model"
 ) -> Prompts:
-    """Prompts of records that are no file of their own; ConceptVectors' wrapping unless another is asked for."""
+    """Tokenise records that were extracted from a file, by default with the template of ConceptVectors."""
     from unlearning.evaluation.generation import greedy_answers
 
     template = None if reading.chat else reading.template or NOTEBOOK_TEMPLATE

@@ -1,4 +1,4 @@
-"""What `behave` gives: rows, means with intervals per set, forget against retain, the figures."""
+"""The result of `behave`: rows, means with intervals, differences between the sets, and figures."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 OF_EACH_MODEL = ("exact_match", "probability", "perplexity")
-"""Scores that the base has too."""
+"""Scores of a single model, also of the base."""
 
 AGAINST_BASE = ("bleu", "rouge_l", "kl")
-"""Scores of a model against the base."""
+"""Scores that compare a model with the base."""
 
 CHANGES = ("exact_match_change", "probability_change", "logprob_change")
-"""A model's score minus the base's, per example."""
+"""Score of a model minus that of the base, per example."""
 
 NO_COEFFICIENTS = pd.DataFrame(columns=["target", "set", "layer", "example_index", "group", "relative_change"])
 
 _RENAMED = {"unrelated": "retain", "unrelated_sha256": "retain_sha256", "unrelated_sets": "retain_sets"}
-"""Names in runs of earlier versions, and what they are called now."""
+"""Present names by the names in runs of earlier versions."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -39,12 +39,12 @@ class BehaviourResult(RunResult):
     """A finished comparison of behaviour.
 
     Attributes:
-        frame: one row per target (`unlearned`, `control`), set and example: both models' generations (`text_base`,
-            `text`), `bleu` and `rouge_l` of the target's against the base's, and of the answer `exact_match`,
-            `logprob` (mean per token, nats), `probability` (its exponential, the geometric mean per token) and
-            `perplexity` of the target and, with `_base`, of the base; `kl` is KL(base || target) per answer token.
-        coefficients: change of the MLP coefficients per target, set, example and layer, as `dissect probe` measures
-            it; empty where there are none (a mixture of experts).
+        frame: One row per target (`unlearned`, `control`), set and example: the generations of base and target
+            (`text_base`, `text`), `bleu` and `rouge_l` between them, and for the answer `exact_match`, `logprob` (mean
+            per token, nats), `probability` (its exponential, the geometric mean per token) and `perplexity` of the
+            target and, with `_base`, of the base; `kl` is KL(base || target) per answer token, in nats.
+        coefficients: Change of the MLP coefficients per target, set, example and layer, as in `dissect probe`; empty
+            for a mixture of experts.
     """
 
     frame: Copied[pd.DataFrame] = Copied()
@@ -54,19 +54,33 @@ class BehaviourResult(RunResult):
 
     @property
     def targets(self) -> list[str]:
-        """`unlearned`, and `control` where there is one."""
+        """`unlearned` and, if there is one, `control`."""
         return list(self._frame["target"].unique())
 
     @property
     def sets(self) -> list[str]:
-        """Names of the sets, as `forget`, `retain`, `completion`."""
+        """Names of the sets, such as `forget`, `retain` and `completion`."""
         return list(self.configuration["sets"])
 
     def means(self) -> pd.DataFrame:
-        """Mean of every score per set and model (`base` among them), with 95 % intervals.
+        """Compute the mean of every score per set and model (also of the base), with 95 % intervals.
 
-        Columns: `set`, `model`, `metric`, `value`, `low`, `high`, `n`. `perplexity` is that of the whole set, the
-        exponential of the mean loss over all its answer tokens; the others are means over examples.
+        Returns:
+            One row per set, model and metric with the columns `set`, `model`, `metric`, `value`, `low`, `high` and `n`.
+            `perplexity` is that of the whole set (the exponential of the mean loss over all answer tokens); the other
+            scores are means over examples.
+
+        Examples:
+            >>> from dissect import behave, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = behave(pair, forget, retain, max_new_tokens=8, progress=False)
+            >>> means = result.means()
+            >>> exact = means[(means["set"] == "forget") & (means["metric"] == "exact_match")]
+            >>> float(exact.set_index("model").loc["base", "value"])  # the base answers every forget question
+            1.0
         """
         return self._means.copy()
 
@@ -88,11 +102,24 @@ class BehaviourResult(RunResult):
         return pd.DataFrame(rows)
 
     def contrasts(self) -> pd.DataFrame:
-        """Forget minus retain, per model, retain set and metric, with 95 % intervals.
+        """Compute scores on forget prompts minus scores on retain prompts, with 95 % intervals.
 
-        Columns: `model`, `set` (the retain set), `metric`, `difference` and `cliffs_delta` with their `_low` and
-        `_high`, `pairing` and `n`. Two sets that ask about the same examples (ids) or groups are resampled together,
-        so that the difference is a paired one; others each by itself (see `two_samples`).
+        Sets with the same examples (ids) or groups are resampled together, so that the difference is paired; other
+        sets are resampled separately (see `dissect.scoring.two_samples`).
+
+        Returns:
+            One row per model, retain set and metric with the columns `model`, `set` (the retain set), `metric`,
+            `difference` and `cliffs_delta` with `_low` and `_high`, `pairing` and `n`.
+
+        Examples:
+            >>> from dissect import behave, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = behave(pair, forget, retain, max_new_tokens=8, progress=False)
+            >>> set(result.contrasts()["set"])
+            {'retain'}
         """
         return self._contrasts.copy()
 
@@ -115,11 +142,24 @@ class BehaviourResult(RunResult):
         return pd.DataFrame(rows)
 
     def beyond_control(self) -> pd.DataFrame:
-        """The unlearned model's score minus the control's, per set and metric, paired over examples.
+        """Compute the unlearned model's scores minus the control's, paired over examples, with 95 % intervals.
 
-        Both are fine-tuned from one pretrained model, one to forget and one without ever learning: what the control
-        has too is no damage by unlearning. Columns: `set`, `metric`, `difference` with its `_low` and `_high`, `n`;
-        empty where there is no control.
+        Unlearned model and control come from the same pretrained model; the control was never trained on the forget
+        facts. A change that the control shows too is no damage by unlearning.
+
+        Returns:
+            One row per set and metric with the columns `set`, `metric`, `difference`, `difference_low`,
+            `difference_high` and `n`; empty without a control.
+
+        Examples:
+            >>> from dissect import behave, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = behave(pair, forget, retain, max_new_tokens=8, progress=False)
+            >>> list(result.beyond_control().columns)
+            ['set', 'metric', 'difference', 'difference_low', 'difference_high', 'n']
         """
         rows = []
         for name in self.sets if "control" in self.targets else []:
@@ -131,9 +171,21 @@ class BehaviourResult(RunResult):
         return pd.DataFrame(rows, columns=["set", "metric", "difference", "difference_low", "difference_high", "n"])
 
     def coefficient_curve(self) -> pd.DataFrame:
-        """Relative change of the MLP coefficients per target, set and layer, with 95 % intervals.
+        """Compute the relative change of the MLP coefficients, with 95 % intervals.
 
-        Columns: `target`, `set`, `layer`, `value`, `low`, `high`, `n`; empty where there are no coefficients.
+        Returns:
+            One row per target, set and layer with the columns `target`, `set`, `layer`, `value`, `low`, `high` and
+            `n`; empty for a mixture of experts.
+
+        Examples:
+            >>> from dissect import behave, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = behave(pair, forget, retain, max_new_tokens=8, progress=False)
+            >>> len(result.coefficient_curve())  # 2 targets, 2 sets, 8 layers
+            32
         """
         rows = []
         for (target, name, layer), cell in self._coefficients.groupby(["target", "set", "layer"], sort=False):
@@ -144,10 +196,23 @@ class BehaviourResult(RunResult):
         return pd.DataFrame(rows, columns=["target", "set", "layer", "value", "low", "high", "n"])
 
     def selectivity(self) -> pd.DataFrame:
-        """Relative change of the coefficients on forget prompts divided by that on retain prompts, per layer.
+        """Compute the relative change of the coefficients on forget prompts divided by that on retain prompts.
 
-        1: the mechanism touches what was to stay as much as what was to go. Columns: `target`, `set`,
-        `layer`, `selectivity` with its `_low` and `_high`, `n`; empty where there are no coefficients.
+        A selectivity of 1 means that the coefficients change as much on retain prompts as on forget prompts.
+
+        Returns:
+            One row per target, retain set and layer with the columns `target`, `set`, `layer`, `selectivity`,
+            `selectivity_low`, `selectivity_high` (95 %) and `n`; empty for a mixture of experts.
+
+        Examples:
+            >>> from dissect import behave, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = behave(pair, forget, retain, max_new_tokens=8, progress=False)
+            >>> len(result.selectivity())  # 2 targets, 8 layers
+            16
         """
         rows = []
         for name in self.configuration["retain_sets"]:
@@ -172,7 +237,21 @@ class BehaviourResult(RunResult):
         return chosen.sort_values("example_index")
 
     def summary(self) -> dict[str, Any]:
-        """What `summary.json` holds."""
+        """Return the numbers that a paper quotes, as plain data; `summary.json` holds the same.
+
+        Returns:
+            Configuration, names of models and data, and the tables of this result as lists of rows.
+
+        Examples:
+            >>> from dissect import behave, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = behave(pair, forget, retain, max_new_tokens=8, progress=False)
+            >>> result.summary()["control"]
+            'demo:never'
+        """
         selectivity = self.selectivity()
         last = selectivity[selectivity["layer"] == selectivity["layer"].max()]
         return {
@@ -185,13 +264,41 @@ class BehaviourResult(RunResult):
         }
 
     def figure(self) -> "go.Figure":
-        """Every score, the sets beside each other, with 95 % intervals."""
+        """Draw every score by set and model, with 95 % intervals.
+
+        Returns:
+            The figure.
+
+        Examples:
+            >>> from dissect import behave, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = behave(pair, forget, retain, max_new_tokens=8, progress=False)
+            >>> len(result.figure().data) > 0
+            True
+        """
         from dissect.behaviour.figures import means_figure
 
         return means_figure(self.means(), title=self.title)
 
     def coefficient_figure(self) -> "go.Figure":
-        """Relative change of the MLP coefficients by layer, a line per set, the control dashed."""
+        """Draw the relative change of the MLP coefficients by layer: one line per set, dashed for the control.
+
+        Returns:
+            The figure.
+
+        Examples:
+            >>> from dissect import behave, load_pair, load_prompts
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = behave(pair, forget, retain, max_new_tokens=8, progress=False)
+            >>> len(result.coefficient_figure().data) > 0
+            True
+        """
         from dissect.behaviour.figures import coefficient_figure
 
         return coefficient_figure(self.coefficient_curve(), title=self.title)
@@ -211,10 +318,31 @@ class BehaviourResult(RunResult):
 
 
 def load_behave(path: str | Path) -> BehaviourResult:
-    """Read a finished run directory of `dissect behave`.
+    """Load a finished run of `dissect behave`.
+
+    Runs written by earlier versions get the present names of sets.
+
+    Args:
+        path: Run directory.
+
+    Returns:
+        The result.
 
     Raises:
-        InputError: not such a run directory, not finished, or a table of it is broken.
+        InputError: The directory holds no finished run of `dissect behave`, or a table cannot be read.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from dissect import behave, load_behave, load_pair, load_prompts
+        >>> from dissect.zoo import question_set
+        >>> pair = load_pair("demo:base", "demo:npo")
+        >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+        >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+        >>> with TemporaryDirectory() as out:
+        ...     computed = behave(pair, forget, retain, max_new_tokens=8, out=out, progress=False)
+        ...     loaded = load_behave(out)
+        >>> loaded.means().equals(computed.means())
+        True
     """
     path = Path(path)
     common = read_result(path, "behave", renamed=_RENAMED)
@@ -242,7 +370,7 @@ def _perplexity(bootstrap: Bootstrap, cell: pd.DataFrame, suffix: str) -> Estima
 
 
 def _examples(cell: pd.DataFrame) -> list[Example]:
-    # Records without an id are numbered, which says nothing about two files.
+    # The id of a record without one is its number, which must not pair examples of different files.
     return [
         Example("" if name == str(index) else name, group)
         for name, index, group in zip(cell["example"], cell["example_index"], cell["group"], strict=True)

@@ -1,4 +1,4 @@
-"""One row per example: what both models say, how alike it is, and what probability they give the answer."""
+"""Compute a row per example: both models' generations, their similarity, and the probability of the answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,12 @@ from unlearning.evaluation.metrics.text_similarity import bleu, rouge_l
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """The base, and what is compared with it by name (`unlearned`, `control`); one tokenizer for all."""
+    """Models that are compared; all use the base's tokenizer.
+
+    Attributes:
+        base: Base model.
+        targets: Models that are compared with the base, by name (`unlearned`, `control`).
+    """
 
     base: Model
     targets: Mapping[str, Model]
@@ -36,18 +41,21 @@ def example_rows(
     true_answers: bool,
     max_new_tokens: int,
 ) -> list[dict[str, Any]]:
-    """Rows of these prompts, as one batch: one per target and example.
+    """Compute the rows of some prompts as one batch.
 
     Args:
-        models: all that are asked.
-        prompts: the set.
-        indices: which of them.
-        set_name: name of the set.
-        true_answers: whether exact match with the answer is asked.
-        max_new_tokens: most tokens that a model says.
+        models: Models that are compared.
+        prompts: Prompts of the set.
+        indices: Indices of the prompts in the batch.
+        set_name: Name of the set.
+        true_answers: Compute exact match with the answer; otherwise it is NaN.
+        max_new_tokens: Length of a generation, in tokens.
+
+    Returns:
+        One row per target and example; for the columns see `BehaviourResult`.
 
     Raises:
-        InputError: logits that are not finite.
+        InputError: Logits are not finite.
     """
     chosen = replace(prompts, items=tuple(prompts.items[index] for index in indices))
     (batch,) = chosen.batches(len(indices), padding_side="left")
@@ -96,9 +104,16 @@ def example_rows(
 
 
 def is_answer(text: str, answer: str) -> bool:
-    """Whether a generated text is the answer, or is up to its first line break or next `Question:`.
+    """Return whether a generated text equals the answer, at least up to its first line break or next `Question:`.
 
-    A model that was not trained to stop runs on into further questions, which does not make the answer wrong.
+    A model that was not trained to stop continues with further questions, which does not make the answer wrong.
+
+    Args:
+        text: Generated text.
+        answer: True answer.
+
+    Returns:
+        Whether they match, by `unlearning.evaluation.metrics.text_match.exact_match`.
     """
     return exact_match(text, answer) or exact_match(cut_continuation(text), answer)
 
@@ -106,14 +121,14 @@ def is_answer(text: str, answer: str) -> bool:
 def _logprobs(model: Model, batch: Batch) -> Float[Tensor, "scored vocab"]:
     logits = scored_logits(model, batch)
     if not torch.isfinite(logits).all():
-        raise InputError(f"{model.name}: gives logits that are not finite; is the checkpoint sound?")
+        raise InputError(f"{model.name} gives logits that are not finite. Check the checkpoint.")
     return logits.log_softmax(-1)
 
 
 def _answer_scores(
     base_logprobs: Float[Tensor, "scored vocab"], logprobs: Float[Tensor, "scored vocab"], batch: Batch
 ) -> dict[str, Float[Tensor, " example"]]:
-    """Mean over each answer's tokens: log-probability of the token, and KL(base || model), in nats."""
+    """Average the token's log-probability and KL(base || model) over each answer's tokens, in nats."""
     rows, next_tokens = batch.rows.to(logprobs.device), batch.next_tokens.to(logprobs.device)
     n = len(batch.examples)
     return {
@@ -123,6 +138,6 @@ def _answer_scores(
 
 
 def _takes_special_tokens(model: Model, items: Sequence[Prompt]) -> bool:
-    """Whether the prompts were tokenised with the tokenizer's special tokens; those of a chat template were not."""
+    """Return whether the prompts were tokenised with special tokens; prompts of a chat template were not."""
     tokens = ((model.tokenizer(item.prompt)["input_ids"], item) for item in items)
     return all(tuple(ids[: item.answer_start]) == item.input_ids[: item.answer_start] for ids, item in tokens)

@@ -1,14 +1,14 @@
-"""What unlearning did to everything else: what both models say and know, on forget and on retain prompts.
+"""Compare the behaviour of base and unlearned model: on forget prompts, retain prompts and texts to continue.
 
-Greedy generations of the unlearned model against the base's (BLEU, ROUGE-L), both models' against the answer (exact
-match), and the answer's probability, perplexity and KL(base || unlearned) per answer token, teacher-forced; and how
-far the MLP coefficients moved, layer by layer: does the mechanism touch what it should not?
+Generations of the unlearned model are compared with the base's (BLEU, ROUGE-L) and with the answer (exact match). With
+teacher forcing, the probability and the perplexity of the answer and KL(base || unlearned) are computed per answer
+token. The change of the MLP coefficients by layer shows whether the mechanism is specific to the forget prompts.
 
-The control goes through the same: how far it is from the base on forget prompts is what
-knowing nothing looks like, and on retain prompts what training without the forget set alone does.
+The control is compared with the base in the same way. On forget prompts, its distance is that of a model without the
+knowledge; on retain prompts, that of training without the forget set.
 
 Source: 2410.06606 and 2406.11614 compare generations on questions about the concept, on unrelated questions and on
-texts to go on with; intervals, the control and the difference between the sets are added here.
+texts to continue; the intervals, the control and the difference between the sets are added here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.overlap import without_shared
 from dissect.prompts.prompts import Prompts, check_fits, check_in_memory
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 from unlearning.common.renamed import renamed_arguments
 from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
@@ -47,40 +47,50 @@ def behave(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> BehaviourResult:
-    """Compare what the unlearned model says and knows with the base, on forget and on retain prompts.
+    """Compare what the unlearned model and the base say and know, on forget prompts and on retain prompts.
 
     Args:
-        pair: base and unlearned.
-        forget: prompts about what was to be forgotten.
-        retain: prompts about what is to stay; several sets by name are reported beside each other. A prompt that
-            is also a forget prompt is left out.
-        completions: texts to go on with; their answers are how they go on.
-        true_answers: names of the sets whose answers are true ones, so that exact match means something; by
-            default all but the completions. Leave out sets whose answers a model wrote.
-        control: a model never trained on the knowledge, from the same pretrained model as the base: a name or a
-            loaded model, None for none,
-            or `auto`, which knows the built-in pairs' control.
-        max_new_tokens: most tokens of a generation.
-        batch_size: most prompts in one batch; no score depends on it.
-        seed: of the bootstrap draws.
-        out: run directory to write to while computing; a killed run goes on from there.
-        progress: show a progress bar on stderr.
+        pair: Base and unlearned model, in memory.
+        forget: Forget prompts.
+        retain: Retain prompts, or several sets by name, which are reported separately; prompts that are forget prompts
+            too are dropped.
+        completions: Texts to continue; the answers are their continuations.
+        true_answers: Names of the sets whose answers are true, so that exact match is computed; None for all sets but
+            the completions. Leave out sets whose answers were written by a model.
+        control: Control model, never trained on the forget facts, from the base's pretrained model: a name, a loaded
+            model, `none` or None for no control, or `auto` for the control of a built-in pair, if there is one.
+        max_new_tokens: Length of a generation, in tokens.
+        batch_size: Largest number of prompts per batch; does not change any score.
+        seed: Random seed of the bootstrap.
+        out: Run directory, written during the computation; a run that was stopped is resumed. None writes nothing.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        The result; see `BehaviourResult`.
 
     Raises:
-        InputError: retain prompts that are all forget prompts, a prompt longer than the context, notebook
-            scoring, streamed models, a control that cannot be compared, a run directory of another configuration,
-            logits that are not finite.
+        InputError: All retain prompts are forget prompts; a prompt is longer than the context; prompts have notebook
+            scoring; a model is streamed; the control cannot be compared; `out` holds another run; or logits are not
+            finite.
 
     Warns:
-        UserWarning: some retain prompts are forget prompts.
+        UserWarning: Some retain prompts are forget prompts.
+
+    Examples:
+        >>> from dissect import behave, load_pair, load_prompts
+        >>> from dissect.zoo import question_set
+        >>> pair = load_pair("demo:base", "demo:npo")
+        >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+        >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+        >>> result = behave(pair, forget, retain, max_new_tokens=8, progress=False)
+        >>> result.targets, result.sets
+        (['unlearned', 'control'], ['forget', 'retain'])
+        >>> len(result.frame)  # 2 targets, 8 prompts
+        16
     """
-    for option, value, least in (
-        ("--seed", seed, 0),
-        ("--batch-size", batch_size, 1),
-        ("--max-new-tokens", max_new_tokens, 1),
-    ):
-        if value < least:
-            raise InputError(f"{option} {value}: {least} or more")
+    check_at_least("seed", seed, 0)
+    check_at_least("batch_size", batch_size, 1)
+    check_at_least("max_new_tokens", max_new_tokens, 1)
     asked = _questions(forget, retain, completions, true_answers)
     for model in (pair.base, pair.unlearned):
         _check(model, asked)
@@ -123,10 +133,13 @@ def _questions(
     completions: Prompts | None,
     true_answers: Sequence[str] | None,
 ) -> Questions:
-    """The sets, with retain sets free of forget prompts.
+    """Collect the sets, without the retain prompts that are forget prompts.
+
+    Returns:
+        The sets, with the names of those that have true answers.
 
     Raises:
-        InputError: a set's name that means another set, or one of `true_answers` that is none.
+        InputError: A retain set has the name of another set, or `true_answers` names an unknown set.
     """
     named = {RETAIN: retain} if isinstance(retain, Prompts) else dict(retain)
     if not named or named.keys() & {FORGET, COMPLETION}:
@@ -137,12 +150,12 @@ def _questions(
     wanted = names if true_answers is None else true_answers
     for name in wanted:
         if name not in asked.by_name:
-            raise InputError(f"true_answers: there is no set {name!r}; there are {', '.join(asked.by_name)}")
+            raise InputError(f"`true_answers` must name sets among {', '.join(asked.by_name)}, got {name!r}")
     return replace(asked, true_answers=tuple(name for name in asked.by_name if name in wanted))
 
 
 def _configuration(models: Models, asked: Questions, max_new_tokens: int, seed: int) -> dict[str, Any]:
-    """Everything that the numbers depend on."""
+    """Return everything that the numbers depend on."""
     hashes = {name: model.sha256 for name, model in models.targets.items()}
     return {
         "command": "behave",
@@ -162,18 +175,18 @@ def _configuration(models: Models, asked: Questions, max_new_tokens: int, seed: 
 
 
 def _check(model: Model, asked: Questions) -> None:
-    """Check all that a model may be unable to do before anything is computed."""
+    """Check, before anything is computed, that a model can process all prompts."""
     check_in_memory(model, "generating text")
     for name, prompts in asked.by_name.items():
         if prompts.scoring != "answer":
-            raise InputError(f"the {name} prompts have {prompts.scoring} scoring; load them with scoring='answer'")
+            raise InputError(f"`scoring` of the {name} prompts must be 'answer', got {prompts.scoring!r}")
         check_fits(model, prompts, name)
 
 
 def _ask(
     models: Models, asked: Questions, max_new_tokens: int, batch_size: int, run: Run | None, progress: bool
 ) -> pd.DataFrame:
-    """The rows of all sets, in order; batches that are finished are kept in the run."""
+    """Compute the rows of all sets, in order, except batches that the run directory holds already."""
     frames = [frame for _, frame in run.parts()] if run is not None else []
     done = {key for frame in frames for key in zip(frame["set"], frame["example_index"], strict=True)}
     sets = asked.by_name
@@ -182,7 +195,7 @@ def _ask(
     }
     with Progress(sum(map(len, pending.values())), "asking", show=progress) as bar:
         for name, prompts in sets.items():
-            # Prompts of one length together: little padding.
+            # Batches of prompts of similar length need little padding.
             order = sorted(pending[name], key=lambda index: len(prompts.items[index].input_ids))
             for first in range(0, len(order), batch_size):
                 indices = order[first : first + batch_size]
@@ -202,7 +215,7 @@ def _ask(
 
 
 def _coefficients(models: Models, asked: Questions, batch_size: int) -> pd.DataFrame:
-    """How far the MLP coefficients are from the base's, per target, set, example and layer."""
+    """Measure the change of the MLP coefficients per target, set, example and layer."""
     if models.base.anatomy.down_proj is None:  # a mixture of experts
         return NO_COEFFICIENTS
     frames = []
@@ -216,7 +229,7 @@ def _coefficients(models: Models, asked: Questions, batch_size: int) -> pd.DataF
 
 
 def _in_order(frame: pd.DataFrame, targets: list[str], sets: list[str]) -> pd.DataFrame:
-    """The table by target, set and example, however the work was cut."""
+    """Sort the table by target, set and example."""
     keys = pd.DataFrame(
         {
             "target": frame["target"].map(targets.index),

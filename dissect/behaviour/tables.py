@@ -1,4 +1,4 @@
-"""What `dissect behave` prints for a reader, on stdout."""
+"""Print the tables of `dissect behave`."""
 
 import re
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ _SHORT = {"base": "base", "unlearned": "unlearned", "control": "control"}
 
 
 def print_behaviour(result: "BehaviourResult") -> None:
-    """The means of every set, how forget differs from retain, and how far the coefficients moved."""
+    """Print the means of every set, the difference of forget and retain sets, then how to read them."""
     out = Console()
     out.print(_means_table(result))
     out.print(_contrast_table(result))
@@ -67,12 +67,12 @@ def _contrast_table(result: "BehaviourResult") -> Table:
 
 def _reading(result: "BehaviourResult") -> list[str]:
     lines = [
-        "[95 % intervals]; BLEU, ROUGE-L and KL are against the base; changes are the model's score minus the base's; "
-        "delta is Cliff's. "
+        "[95 % intervals]. BLEU, ROUGE-L and KL compare with the base; a change is the model's score minus the base's; "
+        "delta is Cliff's delta. "
         + {
-            "none": "The sets have no examples in common: each is resampled by itself.",
-            "ids": "The sets ask about the same examples: differences are paired.",
-            "groups": "The sets ask about the same groups, which are resampled together.",
+            "none": "The sets have no examples in common and are resampled separately.",
+            "ids": "The sets have the same examples: differences are paired.",
+            "groups": "The sets have the same groups, which are resampled together.",
         }[str(result.contrasts()["pairing"].iloc[0])]
     ]
     selectivity = result.selectivity()
@@ -85,8 +85,8 @@ def _reading(result: "BehaviourResult") -> list[str]:
         )
     if "control" not in result.targets:
         lines.append(
-            "No control: how far a model never trained on the knowledge is from the base, on the same prompts, is not "
-            "known. Give one with --control."
+            "No control: how far a model that was never trained on the forget facts is from the base is unknown. Use "
+            "--control."
         )
     return lines
 
@@ -108,4 +108,4 @@ def _cell(rows: pd.DataFrame, value: str, low: str, high: str) -> str:
 
 def _number(value: float) -> str:
     text = f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
-    return re.sub(r"^(-?)0\.", r"\1.", text)  # short enough for two of them in 80 columns
+    return re.sub(r"^(-?)0\.", r"\1.", text)  # short enough for two numbers in 80 columns

@@ -1,15 +1,15 @@
-r"""How far the MLP coefficients of two models lie apart, layer by layer, at the answer positions (2410.06606).
+r"""Measure how far apart the MLP coefficients of two models are, per layer, at the answer positions (2410.06606).
 
 With m_b the base's coefficients of a layer at a position and m_u the other model's:
 
     cosine           m_u . m_b / (|m_u| |m_b|)
     relative change  |m_u - m_b| / |m_b|
     norm ratio       |m_u| / |m_b|
-    sign changed     share of coefficients with sign(m_u) != sign(m_b); with a ReLU: switched on or off
+    sign changed     fraction of coefficients with sign(m_u) != sign(m_b); with a ReLU: switched on or off
     squared change   |m_u - m_b|^2
 
-each a mean over an example's answer positions. A layer's part in the whole change is its squared change as a share
-of the sum over all layers.
+each averaged over an example's answer positions. A layer's share of the total change is its squared change divided by
+the sum over all layers.
 """
 
 from collections.abc import Iterator
@@ -25,16 +25,24 @@ from dissect.models.model import Model
 from dissect.prompts.prompts import Batch, Prompts
 from dissect.scoring.recovery import per_example
 from unlearning.common.bootstrap import Bootstrap
-from unlearning.common.errors import InputError
+from unlearning.common.errors import check_at_least
 
 CHANGES = ("cosine", "relative_change", "norm_ratio", "sign_changed", "squared_change")
-"""The columns of `coefficient_changes` that are measurements."""
+"""Columns of `coefficient_changes` with measurements."""
 
 
 def change_of(
     base: Float[Tensor, "scored d_mlp"], other: Float[Tensor, "scored d_mlp"]
 ) -> dict[str, Float[Tensor, " scored"]]:
-    """The measurements of this module's head, per position; NaN where the base has no coefficient but 0."""
+    """Compute the measurements of the module's docstring at each position.
+
+    Args:
+        base: Coefficients of the base.
+        other: Coefficients of the other model.
+
+    Returns:
+        By name, a float64 value per position; NaN if all of the base's coefficients are 0.
+    """
     base, other = base.double(), other.double()
     base_norm, other_norm = base.norm(dim=-1), other.norm(dim=-1)
     change = (other - base).norm(dim=-1)
@@ -50,20 +58,20 @@ def change_of(
 
 
 def coefficient_changes(base: Model, other: Model, prompts: Prompts, *, batch_size: int = 16) -> pd.DataFrame:
-    """How far another model's MLP coefficients are from the base's, per example and layer.
+    """Measure how far another model's MLP coefficients are from the base's, per example and layer.
 
     Args:
-        base: what is compared to.
-        other: a model of the same shape.
-        prompts: both read them; only answer positions count.
-        batch_size: most prompts in one batch; no number depends on it.
+        base: Base model.
+        other: Model of the same shape.
+        prompts: Prompts that both models read; only answer positions are measured.
+        batch_size: Largest number of prompts per batch; does not change any number.
 
     Returns:
-        One row per example and layer: `example_index`, `example`, `group`, `layer`, and the measurements of this
-        module's head (`cosine`, `relative_change`, `norm_ratio`, `sign_changed`, `squared_change`).
+        One row per example and layer with the columns `example_index`, `example`, `group`, `layer`, `cosine`,
+        `relative_change`, `norm_ratio`, `sign_changed` and `squared_change` (defined in the module's docstring).
 
     Raises:
-        InputError: a mixture of experts, a streamed model, a batch size below 1.
+        InputError: A model is a mixture of experts or streamed, or the batch size is below 1.
     """
     rows = []
     for batch, ours, theirs in paired_coefficients(base, other, prompts, batch_size=batch_size):
@@ -83,13 +91,21 @@ def coefficient_changes(base: Model, other: Model, prompts: Prompts, *, batch_si
 def paired_coefficients(
     base: Model, other: Model, prompts: Prompts, *, batch_size: int
 ) -> Iterator[tuple[Batch, Float[Tensor, "layer scored d_mlp"], Float[Tensor, "layer scored d_mlp"]]]:
-    """Batch by batch the coefficients of both models at the scored positions.
+    """Yield the coefficients of both models at the scored positions, batch by batch.
+
+    Args:
+        base: Base model.
+        other: Model of the same shape.
+        prompts: Prompts that both models read.
+        batch_size: Largest number of prompts per batch.
+
+    Yields:
+        The batch, the base's coefficients and the other model's, on the base's device.
 
     Raises:
-        InputError: a mixture of experts, a streamed model, a batch size below 1.
+        InputError: A model is a mixture of experts or streamed, or the batch size is below 1.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: at least 1")
+    check_at_least("batch_size", batch_size, 1)
     check_coefficients(base, other)
     for batch in prompts.batches(batch_size):
         ours = scored_coefficients(base, batch)
@@ -97,22 +113,22 @@ def paired_coefficients(
 
 
 def last_layers_share(changes: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Share of the total squared change that sits in the last k layers, for every k.
+    """Compute the share of the total squared change that is in the last k layers, for every k.
 
     Args:
-        changes: of `coefficient_changes`.
-        seed: of the bootstrap draws over examples (groups, where there are any).
+        changes: Table of `coefficient_changes`.
+        seed: Random seed of the bootstrap over examples (over groups, if the prompts have groups).
 
     Returns:
-        One row per k: `last_layers`, `first_layer`, `share` (ratio of the examples' means) with `share_low` and
-        `share_high`, and `even`, what a change that is spread evenly over the layers would have. NaN where nothing
-        changed.
+        One row per k with the columns `last_layers`, `first_layer`, `share` (ratio of means over examples) with
+        `share_low` and `share_high` (95 %), and `even`, the share of a change that is spread evenly over the layers.
+        NaN if nothing changed.
     """
     table = changes.pivot(index="example_index", columns="layer", values="squared_change").sort_index()
     groups = changes.drop_duplicates("example_index").sort_values("example_index")["group"].tolist()
     bootstrap = Bootstrap(groups, seed=seed)
     squared = table.to_numpy(np.float64)
-    # Counted from the end, so that the share of all layers is 1 to the last bit.
+    # Summed from the last layer on, so that the share of all layers is exactly 1.
     from_here = squared[:, ::-1].cumsum(1)
     total = from_here[:, -1] if from_here[:, -1].any() else np.full(len(squared), np.nan)
     n_layers = squared.shape[1]

@@ -1,7 +1,7 @@
-"""Concept vectors: the value vectors that ConceptVectors (2406.11614) names for its concepts, in two models.
+"""Compare concept vectors: value vectors that ConceptVectors (2406.11614) names for its concepts, in two models.
 
-A record of that benchmark names where its concept was found, `Layer` and `Dim`: one column of a down projection. If a
-concept was erased from the parameters, that vector should have changed.
+A record of the benchmark names the layer and dimension (`Layer`, `Dim`) of a concept: one column of a down projection.
+If the concept was erased from the parameters, this vector should have changed.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from unlearning.evaluation.metrics.concept_vectors import TOP_TOKENS, readout, v
 
 @dataclass(frozen=True)
 class Concept:
-    """Where a concept is said to be.
+    """A concept and its value vector.
 
     Attributes:
-        name: of the concept.
-        layer: of its value vector.
-        neuron: its index in the MLP's hidden width.
+        name: Name of the concept.
+        layer: Layer of the value vector.
+        neuron: Index of the value vector in the MLP's hidden width.
     """
 
     name: str
@@ -35,10 +35,16 @@ class Concept:
 
 
 def read_concepts(path: str | Path) -> tuple[Concept, ...]:
-    """The concepts that a file of prompts names; none where its records have no `Layer` and `Dim`.
+    """Read the concepts that a file of prompts names.
+
+    Args:
+        path: File of prompts; in ConceptVectors' format, records have `Layer` and `Dim`.
+
+    Returns:
+        One concept per record with `Layer` and `Dim`; empty if no record has them.
 
     Raises:
-        InputError: an unreadable file, or a record with one of the two only, or with what is no number there.
+        InputError: The file cannot be read, a record has only one of `Layer` and `Dim`, or they are no whole numbers.
     """
     found = []
     for number, record in enumerate(read_records(path), start=1):
@@ -52,13 +58,13 @@ def read_concepts(path: str | Path) -> tuple[Concept, ...]:
 def concept_vectors(
     base: Model, other: Model, concepts: Sequence[Concept], *, top_tokens: int = TOP_TOKENS
 ) -> pd.DataFrame:
-    """How far each concept's value vector lies from the base's.
+    """Measure how far each concept's value vector moved from the base's.
 
     Args:
-        base: what is compared to.
-        other: a model of the same shape.
-        concepts: see `read_concepts`.
-        top_tokens: number of promoted tokens compared, each model with its own final norm and unembedding.
+        base: Base model.
+        other: Model of the same shape.
+        concepts: Concepts; see `read_concepts`.
+        top_tokens: Number of promoted tokens compared, each model with its own final norm and unembedding.
 
     Returns:
         One row per concept: `concept`, `layer`, `neuron`, `cosine`, `l2` (norm of the difference), `base_norm`,
@@ -69,7 +75,7 @@ def concept_vectors(
         measures are those of `unlearning.evaluation.metrics.concept_vectors.vector_change`.
 
     Raises:
-        InputError: a concept outside the model, a mixture of experts, a streamed model.
+        InputError: A concept's vector is not in the model, or a model is a mixture of experts or streamed.
     """
     for concept in concepts:
         check_place(base, concept)
@@ -103,19 +109,23 @@ def concept_vectors(
 
 
 def check_place(model: Model, concept: Concept) -> None:
-    """Check that a model has the value vector that a concept names.
+    """Check that a model has the value vector of a concept.
+
+    Args:
+        model: The model.
+        concept: The concept.
 
     Raises:
-        InputError: it has not.
+        InputError: The model has no such layer or neuron.
     """
     if concept.layer >= model.n_layers:
         raise InputError(
-            f"concept {concept.name!r} is in layer {concept.layer}, and {model.name} has layers 0 to "
-            f"{model.n_layers - 1}; its vectors were found in another model: leave them out (--no-concepts)"
+            f"the vector of concept {concept.name!r} is in layer {concept.layer}, but {model.name} has layers 0 to "
+            f"{model.n_layers - 1}. It was found in another model: leave the concepts out (`concepts`)."
         )
     width = len(value_vectors(model, concept.layer))
     if concept.neuron >= width:
         raise InputError(
-            f"concept {concept.name!r} is dimension {concept.neuron}, and the MLPs of {model.name} have 0 to "
-            f"{width - 1}; its vectors were found in another model: leave them out (--no-concepts)"
+            f"the vector of concept {concept.name!r} is neuron {concept.neuron}, but the MLPs of {model.name} have "
+            f"0 to {width - 1}. It was found in another model: leave the concepts out (`concepts`)."
         )

@@ -1,4 +1,4 @@
-"""Figures of `probe`, as pure functions of its tables. The unlearned model is drawn solid, the control dashed."""
+"""Draw the figures of `probe` from its tables: solid lines for the unlearned model, dashed lines for the control."""
 
 from typing import Any
 
@@ -14,12 +14,15 @@ _TARGETS = {"unlearned": "", "control": ", control"}
 
 
 def layers_figure(curve: pd.DataFrame, shares: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """How far the coefficients of every layer moved, and what share of it sits in the last k layers.
+    """Draw the change of the coefficients by layer, and its share in the last k layers.
 
     Args:
-        curve: `ProbeResult.layer_curve()`.
-        shares: `ProbeResult.shares()`.
-        title: above the plot.
+        curve: Table of `ProbeResult.layer_curve`.
+        shares: Table of `ProbeResult.shares`.
+        title: Title above the plot.
+
+    Returns:
+        The figure.
     """
     panels = {"relative_change": "relative change", "cosine": "cosine", "share": "share of the change in the last k"}
     figure = make_subplots(rows=1, cols=3, subplot_titles=list(panels.values()), horizontal_spacing=0.06)
@@ -54,11 +57,14 @@ def layers_figure(curve: pd.DataFrame, shares: pd.DataFrame, *, title: str = "")
 
 
 def neurons_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """KRS against the number of neurons whose base coefficients are put back.
+    """Draw the KRS against the number of restored neurons.
 
     Args:
-        curve: `ProbeResult.curve()`.
-        title: above the plot.
+        curve: Table of `ProbeResult.curve`.
+        title: Title above the plot.
+
+    Returns:
+        The figure.
     """
     figure = go.Figure()
     n_neurons = int(curve["k"].max())
@@ -72,7 +78,7 @@ def neurons_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
     powers = [2**power for power in range(0, n_neurons.bit_length(), 2) if 2 ** (power + 1) <= n_neurons]
     figure.update_xaxes(
         type="log",
-        title_text="MLP coefficients put back (k)",
+        title_text="restored MLP coefficients (k)",
         tickvals=[*powers, n_neurons],
         ticktext=[*map(str, powers), f"all {n_neurons}"],
     )
@@ -82,13 +88,16 @@ def neurons_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
 
 
 def scaling_figure(scaling: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """Recovery on forget prompts against damage on retain prompts, a mark per factor.
+    """Draw recovery on forget prompts against damage on retain prompts, one point per factor.
 
-    Without retain prompts recovery is drawn against the factor alone.
+    Without retain prompts, recovery is drawn against the factor.
 
     Args:
-        scaling: `ProbeResult.scaling()`.
-        title: above the plot.
+        scaling: Table of `ProbeResult.scaling`.
+        title: Title above the plot.
+
+    Returns:
+        The figure.
     """
     panels = {"krs": "KRS on forget prompts", "logprob": "answer log-probability on forget prompts"}
     has_retain = "retain" in set(scaling["prompts"])
@@ -117,7 +126,7 @@ def scaling_figure(scaling: pd.DataFrame, *, title: str = "") -> go.Figure:
                 row=1,
                 col=column,
             )
-        label = "damage: KL from its own unscaled output, retain prompts, nats" if has_retain else "factor"
+        label = "damage: KL from the model's own unscaled output on retain prompts, nats" if has_retain else "factor"
         figure.update_xaxes(title_text=label, zeroline=False, row=1, col=column)
     figure.update_yaxes(title_text="KRS", row=1, col=1)
     figure.update_yaxes(title_text="nats per token", row=1, col=2)
@@ -132,7 +141,7 @@ def _targets(table: pd.DataFrame) -> list[str]:
 def _traces(
     line: pd.DataFrame, x: str, y: str, label: str, number: int, target: str, *, legend: bool
 ) -> list[go.Scatter]:
-    """A line with its 95 % band."""
+    """Return a line with its 95 % band."""
     traces = []
     band = line.dropna(subset=[f"{y}_low", f"{y}_high"])
     if len(band):

@@ -1,7 +1,7 @@
-"""A model's own forward with a hook on the MLP coefficients: to read them, and to put others in their place.
+"""Read and replace MLP coefficients during a model's own forward pass.
 
-The coefficients of a layer are the input of its down projection; see `dissect.models.anatomy`. Hooks live only inside
-the functions here, whatever happens in the forward.
+The coefficients of a layer are the input of its down projection; see `dissect.models.anatomy`. Every function removes
+its hooks, also if the forward pass fails.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,32 +19,40 @@ from dissect.scoring.forward import scored_logits
 from unlearning.common.errors import InputError
 
 Edit = Callable[[int, Tensor], Tensor | None]
-"""A layer and its coefficients [batch, position, d_mlp]: what stands in their place, None for themselves."""
+"""Function of a layer and its coefficients [batch, position, d_mlp] that returns new ones, or None for no change."""
 
 
 def check_coefficients(*models: Model) -> None:
-    """Check that these models have coefficients that can be read and replaced.
+    """Check that the MLP coefficients of these models can be read and replaced.
 
     Raises:
-        InputError: one is a mixture of experts, whose experts have down projections of their own, or is streamed.
+        InputError: A model is a mixture of experts, whose experts have their own down projections, or is streamed.
     """
     for model in models:
         if model.anatomy.down_proj is None:
             raise InputError(
-                f"{model.name} has no MLP coefficients: {type(model.hf).__name__} has no single down projection in "
-                "its blocks (a mixture of experts?); choose a model with dense MLPs"
+                f"{model.name} has no MLP coefficients: the blocks of {type(model.hf).__name__} have no single down "
+                "projection (a mixture of experts?). Use a model with dense MLPs."
             )
         check_in_memory(model, "reading MLP coefficients")
 
 
 def down_projections(model: Model) -> list[nn.Module]:
-    """The down projection of every layer."""
+    """Return the down projection of every layer."""
     found = [block_of(model.hf, model.anatomy, layer).down_proj for layer in range(model.n_layers)]
     return [module for module in found if module is not None]
 
 
 def scored_coefficients(model: Model, batch: Batch) -> Float[Tensor, "layer scored d_mlp"]:
-    """The coefficients at the batch's scored positions, in float32 or wider."""
+    """Read the coefficients at the scored positions.
+
+    Args:
+        model: The model.
+        batch: Prompts that the model reads.
+
+    Returns:
+        Coefficients in float32 (float64 for a float64 model), on the model's device.
+    """
     batch = batch.to(model.device)
     kept: dict[int, Tensor] = {}
 
@@ -58,7 +66,16 @@ def scored_coefficients(model: Model, batch: Batch) -> Float[Tensor, "layer scor
 def coefficients_everywhere(
     model: Model, batch: Batch, layers: Sequence[int]
 ) -> tuple[Float[Tensor, "scored vocab"], dict[int, Float[Tensor, "batch position d_mlp"]]]:
-    """The logits at the scored positions, and these layers' coefficients at every token position."""
+    """Read the coefficients of some layers at every token position.
+
+    Args:
+        model: The model.
+        batch: Prompts that the model reads.
+        layers: Layers to read.
+
+    Returns:
+        The logits at the scored positions, and the coefficients by layer.
+    """
     kept: dict[int, Tensor] = {}
 
     def keep(layer: int, coefficients: Tensor) -> None:
@@ -71,13 +88,16 @@ def coefficients_everywhere(
 def edited_logits(
     model: Model, batch: Batch, edit: Edit | None = None, layers: Sequence[int] | None = None
 ) -> Float[Tensor, "scored vocab"]:
-    """The logits at the batch's scored positions, in float32 or wider, with an edit on these layers' coefficients.
+    """Run a model with edited MLP coefficients.
 
     Args:
-        model: which is run as its authors wrote it.
-        batch: what it reads.
-        edit: see `Edit`; None for a plain run.
-        layers: where it is called; all layers by default.
+        model: The model.
+        batch: Prompts that the model reads.
+        edit: Edit of a layer's coefficients; None for a run without edits.
+        layers: Layers with the edit; None for all.
+
+    Returns:
+        Logits at the scored positions, in float32 (float64 for a float64 model).
     """
     with ExitStack() as stack:
         if edit is not None:
@@ -91,7 +111,7 @@ def edited_logits(
 def _edited(module: nn.Module, layer: int, edit: Edit, shape: torch.Size) -> Iterator[None]:
     def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         coefficients = args[0]
-        edited = edit(layer, coefficients.view(*shape, -1))  # some models flatten batch and position
+        edited = edit(layer, coefficients.view(*shape, -1))  # some models join batch and position in one dimension
         return None if edited is None else (edited.view_as(coefficients), *args[1:])
 
     handle = module.register_forward_pre_hook(before)
@@ -102,7 +122,7 @@ def _edited(module: nn.Module, layer: int, edit: Edit, shape: torch.Size) -> Ite
 
 
 def _scored(states: Tensor, batch: Batch) -> Tensor:
-    return states[batch.rows.to(states.device), batch.columns.to(states.device)]  # layers may lie on several devices
+    return states[batch.rows.to(states.device), batch.columns.to(states.device)]  # layers may be on several devices
 
 
 def _wide(values: Tensor) -> Tensor:

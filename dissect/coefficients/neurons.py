@@ -1,12 +1,13 @@
-"""Single MLP neurons: whose coefficients changed most, what they write, and which others to compare them with.
+"""Rank MLP neurons by the change of their coefficients, read their value vectors, and choose neurons to compare with.
 
-A neuron is a layer and an index into the MLP's hidden width. Its value vector v is what one unit of its coefficient
-adds to the residual stream: a column of the down projection. Neurons are ranked by
+A neuron is a layer and an index in the MLP's hidden width. Its value vector v, a column of the down projection, is
+what a coefficient of 1 adds to the residual stream. Neurons are ranked by
 
     score = mean |m_u - m_b| * |v_b|
 
-the mean over examples of each example's mean over its answer positions, with the base's value vector: by how much
-the neuron's own contribution to the residual stream changed. Raw mean |m_u - m_b| is reported beside it.
+where v_b is the base's value vector and the mean is over examples, of each example's mean over its answer positions.
+The score measures how much the neuron's contribution to the residual stream changed. The mean |m_u - m_b| alone is
+reported as well.
 """
 
 from bisect import bisect_left
@@ -27,19 +28,19 @@ from dissect.prompts.prompts import Prompts
 from unlearning.common.errors import InputError
 
 NEAREST = 5
-"""From so many neurons of nearest scale each norm-matched partner is drawn."""
+"""Number of neurons of nearest scale from which each norm-matched neuron is drawn."""
 
 
 @dataclass(frozen=True, eq=False)
 class NeuronChanges:
-    """Every neuron's coefficient in two models, as means over examples of means over their answer positions.
+    """Coefficients of all neurons in two models: means over examples of each example's mean over its answer positions.
 
     Attributes:
-        base: mean coefficient in the base.
-        other: mean coefficient in the other model.
-        base_size: mean absolute coefficient in the base.
-        change: mean absolute change.
-        value_norm: norm of the base's value vector.
+        base: Mean coefficient in the base.
+        other: Mean coefficient in the other model.
+        base_size: Mean absolute coefficient in the base.
+        change: Mean absolute change of the coefficient.
+        value_norm: Norm of the base's value vector.
     """
 
     base: Float[Tensor, "layer d_mlp"]
@@ -50,30 +51,39 @@ class NeuronChanges:
 
     @property
     def score(self) -> Float[Tensor, "layer d_mlp"]:
-        """What neurons are ranked by."""
+        """Score by which neurons are ranked."""
         return self.change * self.value_norm
 
     @property
     def scale(self) -> Float[Tensor, "layer d_mlp"]:
-        """How much a neuron writes in the base: mean absolute coefficient times the value vector's norm."""
+        """Size of a neuron's contribution in the base: mean absolute coefficient times norm of the value vector."""
         return self.base_size * self.value_norm
 
     def ranking(self) -> Int[np.ndarray, " neuron"]:
-        """All neurons from the most changed to the least, as flat indices; of equals the earlier one first."""
+        """Return the flat indices of all neurons, the most changed first; of equal scores, the lower index first."""
         return np.argsort(-self.score.flatten().numpy(), kind="stable")
 
 
 def neuron_changes(base: Model, other: Model, prompts: Prompts, *, batch_size: int = 16) -> NeuronChanges:
-    """Every neuron's coefficients in both models at the answer positions.
+    """Measure the coefficients of all neurons in both models at the answer positions.
+
+    Args:
+        base: Base model.
+        other: Model of the same shape.
+        prompts: Prompts that both models read.
+        batch_size: Largest number of prompts per batch; does not change any number.
+
+    Returns:
+        Means in float64, on the CPU.
 
     Raises:
-        InputError: a mixture of experts, a streamed model, a batch size below 1.
+        InputError: A model is a mixture of experts or streamed, or the batch size is below 1.
     """
     totals: Tensor | None = None
     for batch, ours, theirs in paired_coefficients(base, other, prompts, batch_size=batch_size):
         lengths = torch.tensor([prompts.items[example].n_answer_tokens for example in batch.examples])
         weights = (1 / (lengths[batch.rows] * len(prompts))).double().to(ours.device)
-        # Layer by layer, since all of them would be twice as large in float64.
+        # Layer by layer, since float64 copies of all layers would double the memory.
         part = torch.stack([_weighted(weights, *layer) for layer in zip(ours, theirs, strict=True)], 1).cpu()
         totals = part if totals is None else totals + part
     assert totals is not None, "prompts are never empty"
@@ -91,10 +101,17 @@ def _weighted(
 
 @torch.inference_mode()
 def value_vectors(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-    """The value vectors of a layer, one a row, in float32 or wider.
+    """Return the value vectors of a layer, one per row.
+
+    Args:
+        model: The model.
+        layer: Index of the layer.
+
+    Returns:
+        Value vectors in float32 (float64 for a float64 model).
 
     Raises:
-        InputError: a mixture of experts or a streamed model.
+        InputError: The model is a mixture of experts or streamed.
     """
     check_coefficients(model)
     module: Any = down_projections(model)[layer]
@@ -104,14 +121,21 @@ def value_vectors(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
 
 @torch.inference_mode()
 def vocabulary_scores(model: Model, vectors: Float[Tensor, "vector d_model"]) -> Float[Tensor, "vector vocab"]:
-    """What vectors in the residual stream say in the vocabulary: through the final norm's weight and the unembedding.
+    """Project vectors of the residual stream onto the vocabulary, through the final norm and the unembedding.
 
-    The norm is given the vector itself and its bias is taken off again, so that a vector's tokens are in the order
-    that it would add to the logits by itself, whatever kind of norm the model has; the size of the scores is that of
-    a vector of the norm's own length. A norm that some families put after the MLP (OLMo-2, Gemma-2) is left out.
+    With the norm N without its bias and the unembedding E, the scores are E N(v). They order tokens by what the vector
+    alone adds to the logits; their size is that of a vector of the norm's own length. The norm that some families apply
+    to the output of the MLP (OLMo-2, Gemma-2) is not applied.
+
+    Args:
+        model: The model.
+        vectors: Vectors of the residual stream.
+
+    Returns:
+        Scores in float32.
 
     Raises:
-        InputError: between the model's last block and its head is more than a norm.
+        InputError: The model has more than a norm between its last block and its head.
     """
     head: Any = model.hf.get_output_embeddings()
     path = component_path(model.adapter.component_mapping, "ln_final")
@@ -121,14 +145,24 @@ def vocabulary_scores(model: Model, vectors: Float[Tensor, "vector d_model"]) ->
         vectors = norm(vectors) - norm(torch.zeros_like(vectors[:1]))
     if vectors.shape[-1] != head.weight.shape[-1]:
         raise InputError(
-            f"{model.name}: its head reads {head.weight.shape[-1]} numbers and its value vectors have "
-            f"{vectors.shape[-1]}; neurons of such a model cannot be read in the vocabulary"
+            f"the output head of {model.name} reads {head.weight.shape[-1]} numbers, but its value vectors have "
+            f"{vectors.shape[-1]}: they cannot be projected onto the vocabulary"
         )
     return (vectors @ head.weight.T).float()
 
 
 def top_tokens(model: Model, layer: int, neuron: int, *, count: int) -> tuple[list[str], list[str]]:
-    """The tokens that a neuron's value vector promotes most and demotes most, as text."""
+    """Return the tokens that a neuron's value vector promotes most and demotes most.
+
+    Args:
+        model: The model.
+        layer: Layer of the neuron.
+        neuron: Index of the neuron in the layer.
+        count: Number of tokens.
+
+    Returns:
+        Texts of the promoted tokens and of the demoted tokens, the strongest first.
+    """
     scores = vocabulary_scores(model, value_vectors(model, layer)[neuron][None])[0]
     count = min(count, len(scores))
     promoted, demoted = scores.topk(count).indices, (-scores).topk(count).indices
@@ -137,13 +171,13 @@ def top_tokens(model: Model, layer: int, neuron: int, *, count: int) -> tuple[li
 
 @dataclass(frozen=True, eq=False)
 class NeuronSet:
-    """Neurons whose coefficients are put back together.
+    """Neurons whose coefficients are restored together.
 
     Attributes:
-        selection: `top` (most changed), `random` (any), or `matched` (as large, in the same layers).
-        k: how many.
-        draw: which of several seeds chose them; 0 for `top`.
-        chosen: where they are.
+        selection: `top` (most changed), `random`, or `matched` (similar scale, in the same layers).
+        k: Number of neurons.
+        draw: Index of the random draw; 0 for `top`.
+        chosen: Mask of the neurons.
     """
 
     selection: str
@@ -153,22 +187,29 @@ class NeuronSet:
 
     @property
     def layers(self) -> list[int]:
-        """Layers with a chosen neuron."""
+        """Layers that have a chosen neuron."""
         return [int(layer) for layer in self.chosen.any(1).nonzero()[:, 0]]
 
 
 def powers_of_two(n: int) -> list[int]:
-    """1, 2, 4, ... below n, and n."""
+    """Return 1, 2, 4, ... below n, and n."""
     return [2**power for power in range(n.bit_length()) if 2**power < n] + [n]
 
 
 def neuron_sets(changes: NeuronChanges, *, draws: int, seed: int) -> list[NeuronSet]:
-    """The most changed k neurons for k = 1, 2, 4, ..., all, and as many for comparison.
+    """Choose the k most changed neurons for k = 1, 2, 4, ..., all, and as many others for comparison.
 
-    `random` are any k of all neurons; those of one draw are the first k of one random order. `matched` are k others
-    than the top k: each in the layer of one of them and drawn from the neurons there whose `NeuronChanges.scale` is
-    nearest and that are not taken, so that the two sets write about as much. Where a layer has not that many others,
-    that k has no matched set; and all neurons are the same in every selection.
+    A `random` set has the first k neurons of a random order, the same order for every k of a draw. A `matched` set has
+    k neurons outside the top k, one for each: in the same layer, drawn from the free neurons of nearest
+    `NeuronChanges.scale`, so that both sets contribute about as much to the residual stream.
+
+    Args:
+        changes: Changes of all neurons.
+        draws: Number of random and of matched sets per k.
+        seed: Random seed.
+
+    Returns:
+        The sets. A k has no matched set if a layer has too few other neurons; all neurons are only in a `top` set.
     """
     ranking, shape = changes.ranking(), changes.change.shape
     orders = [np.random.default_rng([seed, draw]).permutation(len(ranking)) for draw in range(draws)]
@@ -189,7 +230,16 @@ def neuron_sets(changes: NeuronChanges, *, draws: int, seed: int) -> list[Neuron
 def matched_neurons(
     chosen: Int[np.ndarray, " neuron"], scale: Float[np.ndarray, "layer d_mlp"], generator: np.random.Generator
 ) -> Int[np.ndarray, " neuron"] | None:
-    """For each chosen neuron another one of its layer and about its scale, none twice; None where there are too few."""
+    """Draw for each chosen neuron another one of the same layer and similar scale, without repeats.
+
+    Args:
+        chosen: Flat indices of the chosen neurons.
+        scale: Scale of every neuron.
+        generator: Source of randomness.
+
+    Returns:
+        Flat indices, or None if a layer has too few other neurons.
+    """
     width = scale.shape[1]
     found: list[int] = []
     for layer in np.unique(chosen // width):
@@ -201,8 +251,8 @@ def matched_neurons(
         free, scales = rest.tolist(), scale[layer, rest].tolist()
         for neuron in generator.permutation(here):
             wanted = scale[layer, neuron]
-            place = bisect_left(scales, wanted)
-            near = range(max(0, place - NEAREST), min(len(free), place + NEAREST))
+            index = bisect_left(scales, wanted)
+            near = range(max(0, index - NEAREST), min(len(free), index + NEAREST))
             nearest = sorted(near, key=lambda at: abs(scales[at] - wanted))[:NEAREST]
             pick = nearest[int(generator.integers(len(nearest)))]
             found.append(int(layer) * width + free.pop(pick))

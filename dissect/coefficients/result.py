@@ -1,4 +1,4 @@
-"""What `probe` gives: the tables, their means with intervals, the difference to the controls, the figures."""
+"""The result of `probe`: tables, means with intervals, differences to the controls, and figures."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-NO_CHANGE = "the coefficients of base and unlearned are the same at every answer position: no neuron to rank"
+NO_CHANGE = "base and unlearned have the same coefficients at every answer position, so no neuron is ranked"
 
 _RENAMED = {"unrelated": "retain", "unrelated_sha256": "retain_sha256"}
-"""Names in runs of earlier versions, and what they are called now."""
+"""Present names by the names in runs of earlier versions."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -30,14 +30,14 @@ class ProbeResult(RunResult):
     """A finished probe of the MLP coefficients.
 
     Attributes:
-        frame: one row per intervention, target (`unlearned`, `control`) and example: `prompts` (`forget`,
+        frame: One row per intervention, target (`unlearned`, `control`) and example: `prompts` (`forget`,
             `retain`), `intervention` (`neurons` or `scaling`), `selection` (`top`, `random`, `matched`, or the
-            layers that are scaled), `k` coefficients replaced, `draw`, `factor` (1 where they are the base's), and the
+            scaled layers), `k` (number of replaced coefficients), `draw`, `factor` (1 for restored neurons), and the
             columns of a patch: `loss_unlearned`, `loss_intervened`, `krs`, ...; `kl_own` is KL(target before ||
             intervened) per answer token, in nats.
-        layers: one row per target, prompts, example and layer; see `coefficient_changes`.
-        neurons: the most changed neurons; see `neuron_table`.
-        concepts: the named value vectors; see `concept_vectors`. Empty where none are named.
+        layers: One row per target, prompts, example and layer; see `coefficient_changes`.
+        neurons: The most changed neurons; see `neuron_table`.
+        concepts: The concept vectors; see `concept_vectors`. Empty if no concepts were given.
     """
 
     frame: Copied[pd.DataFrame] = Copied()
@@ -51,39 +51,50 @@ class ProbeResult(RunResult):
 
     @property
     def targets(self) -> list[str]:
-        """`unlearned`, and `control` where there is one."""
+        """`unlearned` and, if there is one, `control`."""
         names = set(self._frame["target"])
         return [name for name in ("unlearned", "control") if name in names]
 
     @property
     def sets(self) -> list[str]:
-        """`forget`, and `retain` where there are such prompts."""
+        """`forget` and, if there are such prompts, `retain`."""
         return list(self.configuration["sets"])
 
     @cached_property
     def _examples(self) -> dict[str, list[Example]]:
-        """The examples of each set, in order."""
+        """Examples of each set, in order."""
         found = {}
         for name in self.sets:
             first = self._layers[self._layers["prompts"] == name].drop_duplicates("example_index")
             first = first.sort_values("example_index")
-            # Records without an id are numbered, which says nothing about two files.
+            # The id of a record without one is its number, which must not pair examples of different files.
             named = zip(first["example"], first["example_index"], first["group"], strict=True)
             found[name] = [Example("" if one == str(index) else one, group) for one, index, group in named]
         return found
 
     @cached_property
     def _bootstraps(self) -> dict[str, Bootstrap]:
-        """Of each set."""
+        """Bootstrap draws of each set."""
         equal, seed = self.configuration["scoring"] == "notebook", self.configuration["seed"]
         groups = {name: [example.group for example in examples] for name, examples in self._examples.items()}
         return {name: Bootstrap(found, seed=seed, equal_groups=equal) for name, found in groups.items()}
 
     def layer_curve(self) -> pd.DataFrame:
-        """How far the coefficients of every layer moved, with 95 % intervals.
+        """Compute how far the coefficients of every layer moved, with 95 % intervals.
 
-        Columns: `target`, `prompts`, `layer`, and of each measurement of `dissect.coefficients.changes` the mean over
-        examples, with `_low` and `_high`.
+        Returns:
+            One row per target, prompts and layer with the columns `target`, `prompts`, `layer`, and the mean over
+            examples of every measurement of `dissect.coefficients.changes`, with `_low` and `_high`.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, probe
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+            >>> len(result.layer_curve())  # 2 targets, 2 sets of prompts, 8 layers
+            32
         """
         rows = []
         for (target, prompts, layer), cell in self._layers.groupby(["target", "prompts", "layer"], sort=False):
@@ -95,10 +106,23 @@ class ProbeResult(RunResult):
         return pd.DataFrame(rows)
 
     def selectivity(self) -> pd.DataFrame:
-        """Relative change on forget prompts divided by that on retain prompts, per target and layer.
+        """Compute the relative change on forget prompts divided by that on retain prompts, per target and layer.
 
-        1: knowledge that was to stay is changed as much as knowledge that was to go. Columns: `target`, `layer`,
-        `selectivity` with its `_low` and `_high`; empty where there are no retain prompts.
+        A selectivity of 1 means that the coefficients change as much on retain prompts as on forget prompts.
+
+        Returns:
+            One row per target and layer with the columns `target`, `layer`, `selectivity`, `selectivity_low` and
+            `selectivity_high` (95 %); empty without retain prompts.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, probe
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+            >>> len(result.selectivity())  # 2 targets, 8 layers
+            16
         """
         rows = []
         if "retain" in self.sets:
@@ -114,7 +138,22 @@ class ProbeResult(RunResult):
         return pd.DataFrame(rows, columns=columns)
 
     def shares(self) -> pd.DataFrame:
-        """Share of the total squared change in the last k layers; see `last_layers_share`, per target and prompts."""
+        """Compute the share of the total squared change that is in the last k layers, for every k.
+
+        Returns:
+            One row per target, prompts and k; for the columns see `dissect.coefficients.changes.last_layers_share`.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, probe
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+            >>> shares = result.shares()
+            >>> set(shares[shares["last_layers"] == 8]["share"])  # all layers
+            {1.0}
+        """
         frames = []
         for (target, prompts), cell in self._layers.groupby(["target", "prompts"], sort=False):
             frame = last_layers_share(cell, seed=self.configuration["seed"])
@@ -122,11 +161,24 @@ class ProbeResult(RunResult):
         return pd.concat(frames, ignore_index=True)
 
     def curve(self) -> pd.DataFrame:
-        """KRS when k neurons are put back, per target and selection, with 95 % intervals.
+        """Compute the KRS when k neurons are restored, with 95 % intervals.
 
-        An example's KRS under `random` and `matched` neurons is its mean over the draws. Columns: `target`,
-        `selection`, `k`, `share` of all neurons, `krs`, `logprob` (of the answer, nats per token) with their
-        intervals, `draws`, and `n` examples with a KRS.
+        The KRS of an example under `random` or `matched` neurons is the mean over the draws.
+
+        Returns:
+            One row per target, selection and k with the columns `target`, `selection`, `k`, `share` (of all neurons),
+            `krs` and `logprob` (of the answer, nats per token) with `_low` and `_high`, `draws`, and `n` (examples
+            with a KRS).
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, probe
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+            >>> int(result.curve()["k"].max())  # all neurons: 8 layers of 352
+            2816
         """
         return self._curve.copy()
 
@@ -146,7 +198,7 @@ class ProbeResult(RunResult):
 
     @cached_property
     def _neuron_cells(self) -> dict[tuple[str, str, int], pd.DataFrame]:
-        """Per target, selection and k each example's means over the draws."""
+        """Means over the draws of every example, by target, selection and k."""
         ours = self._frame[self._frame["intervention"] == "neurons"]
         keys = ["target", "selection", "k"]
         means = ours.groupby([*keys, "example_index"], sort=True).agg(
@@ -159,10 +211,22 @@ class ProbeResult(RunResult):
         return int(self._frame.loc[self._frame["intervention"] == "neurons", "k"].max())
 
     def contrasts(self) -> pd.DataFrame:
-        """KRS of the top k neurons minus that of its controls, per k, paired over examples, with 95 % intervals.
+        """Compute the KRS of the top k neurons minus that of other interventions, paired over examples.
 
-        Columns: `k`, `against` (`random` and `matched` neurons in the same model, and `control`: the same top k put
-        into the control), `difference` with its `_low` and `_high`, `n`.
+        Returns:
+            One row per k and comparison with the columns `k`, `against` (`random` or `matched`: other neurons in the
+            unlearned model; `control`: the same top k in the control), `difference`, `difference_low`,
+            `difference_high` (95 %) and `n`.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, probe
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+            >>> sorted(set(result.contrasts()["against"]))
+            ['control', 'matched', 'random']
         """
         bootstrap, cells = self._bootstraps["forget"], self._neuron_cells
         rows = []
@@ -176,9 +240,24 @@ class ProbeResult(RunResult):
         return pd.DataFrame(rows, columns=["k", "against", "difference", "difference_low", "difference_high", "n"])
 
     def beyond_control(self) -> int | None:
-        """The smallest k from which on the top k give more than they give the control: every interval above 0.
+        """Return the smallest k from which on the top k neurons recover more than in the control.
 
-        None where there is no control, or where all neurons together do not give more either.
+        For this k and every larger one, the interval of the difference is above 0.
+
+        Returns:
+            The number of neurons; None without a control, or if even all neurons do not recover more than in the
+            control.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, probe
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+            >>> k = result.beyond_control()
+            >>> k is None or 1 <= k <= 2816
+            True
         """
         table = self.contrasts()
         ours = table[table["against"] == "control"].sort_values("k", ascending=False)
@@ -186,10 +265,22 @@ class ProbeResult(RunResult):
         return None if n_above == 0 else int(ours["k"].iloc[n_above - 1])
 
     def half(self) -> pd.DataFrame:
-        """How few numbers hold the knowledge back: the smallest k whose KRS is half of that of all neurons.
+        """Find the smallest k whose KRS is at least half of that of all neurons.
 
-        Columns: `target`, `selection`, `k_half` (among the k that were tried; NaN where none reaches it, or where
-        all neurons together bring nothing back), its `share` of all neurons, `krs_half` (the KRS there) and `krs_all`.
+        Returns:
+            One row per target and selection with the columns `target`, `selection`, `k_half` (NaN if no k reaches half,
+            or if all neurons together recover nothing), `share` (of all neurons), `krs_half` (the KRS at `k_half`) and
+            `krs_all`.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, probe
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+            >>> list(result.half().columns)
+            ['target', 'selection', 'k_half', 'share', 'krs_half', 'krs_all']
         """
         curve = self.curve()
         rows = []
@@ -205,11 +296,23 @@ class ProbeResult(RunResult):
         return pd.DataFrame(rows)
 
     def scaling(self) -> pd.DataFrame:
-        """The last layers' coefficients moved towards the base's by a factor: recovery and damage.
+        """Compute recovery and damage when the last layers' coefficients are scaled towards the base's.
 
-        Columns: `target`, `prompts`, `factor`, and with intervals `krs`, `logprob` (of the answer, nats per token),
-        `kl_own` (KL of the output from the same model's unscaled one, nats per answer token: the damage, on retain
-        prompts) and `kl_base` (KL from the base's output), `n` examples with a KRS.
+        Returns:
+            One row per target, prompts and factor with the columns `target`, `prompts`, `factor`, and with `_low` and
+            `_high` (95 %) `krs`, `logprob` (of the answer, nats per token), `kl_own` (KL of the output from the same
+            model's unscaled output, nats per answer token; on retain prompts, the damage) and `kl_base` (KL from the
+            base's output); `n` is the number of examples with a KRS.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, probe
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+            >>> sorted(set(result.scaling()["factor"]))
+            [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
         """
         names = {"krs": "krs", "logprob": "logprob_intervened", "kl_own": "kl_own", "kl_base": "kl_intervened"}
         scaled = self._frame[self._frame["intervention"] == "scaling"]
@@ -225,13 +328,42 @@ class ProbeResult(RunResult):
         return pd.DataFrame(rows)
 
     def undefined(self) -> pd.DataFrame:
-        """How many examples have no KRS, per target, prompts and reason."""
+        """Count the examples without a KRS.
+
+        Returns:
+            One row per target, prompts and reason with the columns `target`, `prompts`, `undefined` (the reason) and
+            `examples`.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, probe
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+            >>> len(result.undefined())
+            0
+        """
         first = self._frame.drop_duplicates(["target", "prompts", "example_index"])
         reasons = first[first["undefined"] != ""]
         return reasons.groupby(["target", "prompts", "undefined"], sort=False).size().reset_index(name="examples")
 
     def summary(self) -> dict[str, Any]:
-        """The numbers a paper quotes, as plain data."""
+        """Return the numbers that a paper quotes, as plain data; `summary.json` holds the same.
+
+        Returns:
+            Configuration, names of models and data, and the tables of this result as lists of rows.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, probe
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+            >>> result.summary()["control"]
+            'demo:never'
+        """
         return {
             "configuration": self.configuration,
             **self.provenance,
@@ -250,19 +382,61 @@ class ProbeResult(RunResult):
         }
 
     def figure(self) -> "go.Figure":
-        """KRS against the number of neurons put back: the most changed, norm-matched and random ones."""
+        """Draw the KRS against the number of restored neurons: the most changed, norm-matched and random ones.
+
+        Returns:
+            The figure.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, probe
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+            >>> len(result.figure().data) > 0
+            True
+        """
         from dissect.coefficients.figures import neurons_figure
 
         return neurons_figure(self.curve(), title=self.title)
 
     def layers_figure(self) -> "go.Figure":
-        """Change of the coefficients by layer on forget and retain prompts, and its share in the last layers."""
+        """Draw the change of the coefficients by layer, and its share in the last layers.
+
+        Returns:
+            The figure.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, probe
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+            >>> len(result.layers_figure().data) > 0
+            True
+        """
         from dissect.coefficients.figures import layers_figure
 
         return layers_figure(self.layer_curve(), self.shares(), title=self.title)
 
     def scaling_figure(self) -> "go.Figure":
-        """Recovery on forget prompts against damage, for every factor."""
+        """Draw recovery on forget prompts against damage on retain prompts, for every factor.
+
+        Returns:
+            The figure.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, probe
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo")
+            >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+            >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+            >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+            >>> len(result.scaling_figure().data) > 0
+            True
+        """
         from dissect.coefficients.figures import scaling_figure
 
         layers = self._frame.loc[self._frame["intervention"] == "scaling", "selection"].iloc[0]
@@ -282,10 +456,31 @@ class ProbeResult(RunResult):
 
 
 def load_probe(path: str | Path) -> ProbeResult:
-    """Read a finished run directory of `dissect probe`.
+    """Load a finished run of `dissect probe`.
+
+    Runs written by earlier versions get the present names of sets and columns.
+
+    Args:
+        path: Run directory.
+
+    Returns:
+        The result.
 
     Raises:
-        InputError: not such a run directory, not finished, or a table of it is broken.
+        InputError: The directory holds no finished run of `dissect probe`, or a table cannot be read.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from dissect import load_pair, load_probe, load_prompts, probe
+        >>> from dissect.zoo import question_set
+        >>> pair = load_pair("demo:base", "demo:npo")
+        >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+        >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+        >>> with TemporaryDirectory() as out:
+        ...     probed = probe(pair, forget, retain=retain, draws=1, out=out, progress=False)
+        ...     loaded = load_probe(out)
+        >>> loaded.curve().equals(probed.curve())
+        True
     """
     path = Path(path)
     common = read_result(path, "probe", renamed=_RENAMED)

@@ -1,13 +1,13 @@
-"""The MLP coefficients of a pair: how far they moved, which ones, and how few of them hold the knowledge back.
+"""Probe the MLP coefficients of a pair: how far they moved, which of them moved, and how many must be restored.
 
-2410.06606 (v2) says that the coefficients of the MLPs in the final layers are what unlearning changes. Three questions
-are asked of a pair, each on forget and on retain prompts, and of the control beside it:
+According to 2410.06606 (v2), unlearning changes the MLP coefficients of the final layers. `probe` measures, for the
+unlearned model and for the control:
 
-    where       how far the coefficients of every layer moved, and what share of it sits in the last layers
-    which       the neurons that moved most, what they write in the vocabulary, and how much of the base's behaviour
-                comes back when k of them are put back (k = 1, 2, 4, ...), against random and norm-matched others
-    what for    the last layers' coefficients moved towards the base's by degrees: recovery on forget prompts against
-                damage on retain prompts
+    layers     how far the coefficients of every layer moved, and the share of this change in the last layers
+    neurons    the neurons that changed most, the tokens that their value vectors promote, and the recovery when k of
+               them are restored (k = 1, 2, 4, ...), compared with random and with norm-matched neurons
+    scaling    the coefficients of the last layers scaled towards the base's: recovery on forget prompts and damage on
+               retain prompts
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,13 +36,13 @@ from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.overlap import without_shared
 from dissect.prompts.prompts import Prompts, check_fits
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 from unlearning.common.renamed import renamed_arguments
 from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
 
 TOKENS_SHOWN = 10
-"""So many tokens of each neuron's value vector are shown, promoted and demoted."""
+"""Number of promoted and of demoted tokens per neuron in the table of neurons."""
 
 
 @renamed_arguments(unrelated="retain")
@@ -61,32 +61,48 @@ def probe(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> ProbeResult:
-    """Measure how far the MLP coefficients moved, and what comes back when they are put back.
+    """Measure how far the MLP coefficients moved, and the recovery when they are restored.
 
     Args:
-        pair: base and unlearned.
-        forget: prompts about what was to be forgotten.
-        retain: prompts about what is to stay; those that are forget prompts are left out. None takes the built-in
-            retain questions where the base is built in, else there are none, and nothing is said of damage.
-        concepts: value vectors that are compared; see `read_concepts`.
-        control: a model never trained on the knowledge, from the same pretrained model as the base: a name or a
-            loaded model, None for none,
-            or `auto`, which knows the built-in pairs' control.
-        last_layers: so many of the last layers are scaled.
-        top: so many neurons are listed, at most.
-        draws: how often random and norm-matched neurons are drawn.
-        seed: of the bootstrap draws and of the neurons drawn.
-        batch_size: most prompts in one batch; no number depends on it.
-        out: run directory to write to while computing; a killed run goes on from there.
-        progress: show a progress bar on stderr.
+        pair: Base and unlearned model, in memory.
+        forget: Forget prompts.
+        retain: Retain prompts; prompts that are forget prompts too are dropped. None takes the retain questions of a
+            built-in base; for other models, damage is then not measured.
+        concepts: Concept vectors to compare; see `dissect.coefficients.concept_vectors.read_concepts`.
+        control: Control model, never trained on the forget facts, from the base's pretrained model: a name, a loaded
+            model, `none` or None for no control, or `auto` for the control of a built-in pair, if there is one.
+        last_layers: Number of last layers whose coefficients are scaled.
+        top: Number of most changed neurons to list.
+        draws: Number of random and of norm-matched draws of neurons.
+        seed: Random seed of the bootstrap and of the draws.
+        batch_size: Largest number of prompts per batch; does not change any number.
+        out: Run directory, written during the computation; a run that was stopped is resumed. None writes nothing.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        The result; see `ProbeResult`.
 
     Raises:
-        InputError: retain prompts that are all forget prompts, more layers or neurons than the model has, a
-            concept outside it, a mixture of experts, streamed models, a prompt longer than the context, a control
-            that cannot be compared, a run directory of another configuration, logits that are not finite.
+        InputError: All retain prompts are forget prompts; the model has too few layers or neurons; a concept's vector
+            is not in the model; a model is a mixture of experts or streamed; a prompt is longer than the context; the
+            control cannot be compared; `out` holds another run; or logits are not finite.
 
     Warns:
-        UserWarning: some retain prompts are forget prompts.
+        UserWarning: Some retain prompts are forget prompts.
+
+    Source: 2410.06606 (v2); the controls, the ranking of neurons and the intervals are added here.
+
+    Examples:
+        >>> from dissect import load_pair, load_prompts, probe
+        >>> from dissect.zoo import question_set
+        >>> pair = load_pair("demo:base", "demo:npo")
+        >>> forget = load_prompts(question_set("forget"), pair.tokenizer, limit=4)
+        >>> retain = load_prompts(question_set("retain"), pair.tokenizer, limit=4)
+        >>> result = probe(pair, forget, retain=retain, draws=1, progress=False)
+        >>> result.targets, result.sets
+        (['unlearned', 'control'], ['forget', 'retain'])
+        >>> sorted(set(result.curve()["selection"]))
+        ['matched', 'random', 'top']
     """
     _check_numbers(last_layers=last_layers, top=top, draws=draws, seed=seed, batch_size=batch_size)
     check_coefficients(pair.base, pair.unlearned)
@@ -155,11 +171,18 @@ def probe(
 
 
 def neuron_table(base: Model, changes: Mapping[str, NeuronChanges], top: int) -> pd.DataFrame:
-    """The most changed neurons of the unlearned model, less those that did not change at all.
+    """Tabulate the neurons of the unlearned model that changed most; neurons that did not change are left out.
 
-    Columns: `rank`, `layer`, `neuron`, `score` (see `dissect.coefficients.neurons`), `change` (mean absolute change of
-    the coefficient) and `change_rank` by it alone, `mean_base`, `mean_unlearned` and, with a control, `mean_control`
-    coefficients, `value_norm`, and the tokens that the base's value vector `promotes` and `demotes` most.
+    Args:
+        base: Base model.
+        changes: Changes of all neurons by target, with `unlearned`.
+        top: Largest number of rows.
+
+    Returns:
+        One row per neuron with the columns `rank`, `layer`, `neuron`, `score` (see `dissect.coefficients.neurons`),
+        `change` (mean absolute change of the coefficient), `change_rank` (rank by `change` alone), the mean
+        coefficients `mean_base`, `mean_unlearned` and, with a control, `mean_control`, `value_norm`, and the tokens
+        that the base's value vector `promotes` and `demotes` most.
     """
     ours = changes["unlearned"]
     width = ours.change.shape[1]
@@ -190,7 +213,16 @@ def neuron_table(base: Model, changes: Mapping[str, NeuronChanges], top: int) ->
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Every intervention of a probe: on which models and prompts, which neurons and which layers."""
+    """All interventions of a probe.
+
+    Attributes:
+        base: Base model.
+        targets: Models by name (`unlearned`, `control`).
+        asked: Prompts by name (`forget`, `retain`).
+        sets: Sets of neurons to restore.
+        layers: Layers whose coefficients are scaled.
+        batch_size: Largest number of prompts per batch.
+    """
 
     base: Model
     targets: Mapping[str, Model]
@@ -201,12 +233,16 @@ class Work:
 
     @property
     def runs(self) -> int:
-        """How many interventions on an example there are."""
+        """Number of interventions on single examples."""
         n = {name: len(prompts) for name, prompts in self.asked.items()}
         return len(self.targets) * (n["forget"] * len(self.sets) + sum(n.values()) * len(FACTORS))
 
     def parts(self) -> Iterator[tuple[str, int, Callable[[Advance], Iterator[Row]]]]:
-        """Name, number of interventions on an example, and rows of every part that is kept when it is finished."""
+        """Yield the parts of the work; each finished part is written to the run directory.
+
+        Yields:
+            Name of the part, number of interventions on single examples, and a function that computes its rows.
+        """
         for name, prompts in self.asked.items():
             for number, batch in enumerate(prompts.batches(self.batch_size)):
                 n = len(batch.examples) * len(self.targets)
@@ -238,7 +274,7 @@ def _layer_changes(
 
 
 def _intervene(work: Work, run: Run | None, progress: bool) -> pd.DataFrame:
-    """The rows of every part; finished ones are kept in the run."""
+    """Compute the rows of every part, except parts that the run directory holds already."""
     kept = dict(run.parts()) if run is not None else {}
     frames = []
     with Progress(work.runs, "probing", show=progress) as bar:
@@ -258,14 +294,12 @@ def _intervene(work: Work, run: Run | None, progress: bool) -> pd.DataFrame:
 
 def _check_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
-        least = 0 if name == "seed" else 1
-        if value < least:
-            raise InputError(f"--{name.replace('_', '-')} {value}: {least} or more")
+        check_at_least(name, value, 0 if name == "seed" else 1)
 
 
 def _check_shape(base: Model, last_layers: int, top: int) -> None:
     if last_layers > base.n_layers:
-        raise InputError(f"--last-layers {last_layers}: {base.name} has {base.n_layers} layers; use as many at most")
+        raise InputError(f"`last_layers` must be at most {base.n_layers}, the layers of {base.name}, got {last_layers}")
     neurons = base.n_layers * len(value_vectors(base, 0))
     if top > neurons:
-        raise InputError(f"--top {top}: {base.name} has {neurons} neurons; use as many at most")
+        raise InputError(f"`top` must be at most {neurons}, the neurons of {base.name}, got {top}")

@@ -1,4 +1,4 @@
-"""What `dissect probe` prints for a reader, on stdout."""
+"""Print the tables of `dissect probe`."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ _FACTORS = (0.5, 1.0, 1.5, 2.0)
 
 
 def print_probe(result: "ProbeResult") -> None:
-    """Where the coefficients moved, which ones, what comes back with k of them, and at what damage."""
+    """Print the change by layer, the most changed neurons, recovery and damage, then how to read them."""
     out = Console()
     out.print(_layers_table(result))
     if len(result.neurons):
@@ -56,13 +56,15 @@ def _layers_table(result: "ProbeResult") -> Table:
 
 
 def _some(n_layers: int) -> list[int]:
-    """All layers, or some of many and the last ones."""
+    """Return all layers; of many, about a dozen evenly spaced ones and the last three."""
     step = -(-n_layers // _MOST_ROWS) if n_layers > _MOST_ROWS else 1
     return sorted({*range(0, n_layers, step), *range(max(0, n_layers - 3), n_layers)})
 
 
 def _neurons_table(result: "ProbeResult") -> Table:
-    table = _table("the neurons that changed most, and what they promote", "layer", "neuron", "base", "unlearned")
+    table = _table(
+        "neurons that changed most, and the tokens that they promote", "layer", "neuron", "base", "unlearned"
+    )
     table.add_column("tokens", no_wrap=True, overflow="ellipsis")
     for _, row in result.neurons.head(_NEURONS).iterrows():
         tokens = " ".join(escape(repr(token)) for token in list(row["promotes"])[:_TOKENS])
@@ -77,7 +79,7 @@ def _restored_table(result: "ProbeResult") -> Table:
     columns.append(("random", "unlearned", "random"))
     if "control" in result.targets:
         columns.append(("most changed, control", "control", "top"))
-    table = _table("KRS when the base's coefficients of k neurons are put back", "k", *(one[0] for one in columns))
+    table = _table("KRS when the base's coefficients of k neurons are restored", "k", *(one[0] for one in columns))
     ks = sorted(curve["k"].unique())
     for k in ks[-1 : -_MOST_ROWS - 1 : -1][::-1]:
         here = curve[curve["k"] == k]
@@ -126,24 +128,24 @@ def _reading(result: "ProbeResult") -> list[str]:
         if row["selection"] == "top" and not pd.isna(row["k_half"]):
             model = "the unlearned model" if row["target"] == "unlearned" else "the control"
             lines.append(
-                f"{model}: all coefficients give KRS {row['krs_all']:.2f}; half of it comes back with the "
-                f"{row['k_half']:.0f} most changed, {row['share']:.1%} of them."
+                f"{model}: restoring all coefficients gives KRS {row['krs_all']:.2f}; half of it is reached with the "
+                f"{row['k_half']:.0f} most changed ones ({row['share']:.1%})."
             )
     if "control" in result.targets and result.neurons.size:
         k = result.beyond_control()
         lines.append(
-            "The most changed k give no more than they give the control, at the largest k."
+            "Restoring the most changed neurons recovers no more than in the control, even for the largest k."
             if k is None
-            else f"The most changed k give more than they give the control from k = {k} on."
+            else f"Restoring the k most changed neurons recovers more than in the control from k = {k} on."
         )
     lines.append(
-        "[95 % intervals]; change is |m_u - m_b| / |m_b| at the answer positions, selectivity forget by retain, "
-        "damage KL in nats from the model's own unscaled output."
+        "[95 % intervals]. Change: |m_u - m_b| / |m_b| at the answer positions. Selectivity: change on forget prompts "
+        "divided by change on retain prompts. Damage: KL from the model's own unscaled output, in nats."
     )
     if "control" not in result.targets:
         lines.append(
-            "No control: base coefficients carry the answer even into a model that was never trained on it. Give one "
-            "with --control."
+            "No control: the base's coefficients carry the answer even into a model that was never trained on it. Use "
+            "--control."
         )
     return lines
 
@@ -166,4 +168,4 @@ def _cell(rows: pd.DataFrame, name: str, *, digits: int = 2) -> str:
 
 
 def _number(value: float, digits: int = 2) -> str:
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")  # short enough for several of them in 80 columns
+    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}")  # short enough for several numbers in 80 columns
