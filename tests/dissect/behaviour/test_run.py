@@ -307,9 +307,9 @@ def test_retain_prompts_that_are_forget_prompts_are_refused_or_left_out(tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": -1}, "--seed -1"),
-        ({"batch_size": 0}, "--batch-size 0"),
-        ({"max_new_tokens": 0}, "--max-new-tokens 0"),
+        ({"seed": -1}, "seed.*-1"),
+        ({"batch_size": 0}, "batch_size.*0"),
+        ({"max_new_tokens": 0}, "max_new_tokens.*0"),
         ({"true_answers": ["other"]}, "true_answers.*'other'"),
     ],
 )
@@ -327,7 +327,7 @@ def test_retain_set_may_not_take_another_set_s_name(tmp_path: Path) -> None:
 def test_notebook_scoring_and_prompts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     pair = build_pair("llama")
     forget, others = build_prompts(tmp_path), build_others(tmp_path)
-    with pytest.raises(InputError, match="retain prompts have notebook scoring"):
+    with pytest.raises(InputError, match="scoring.*retain.*notebook"):
         behave(pair, forget, replace(others, scoring="notebook"))
     short = Model.wrap(build_model("llama", context=8), build_tokenizer(), name="short")
     with pytest.raises(InputError, match="forget prompt a0 has .* tokens with its answer, and the context of short"):
@@ -338,7 +338,7 @@ def test_logits_that_are_not_finite_are_told_of(tmp_path: Path) -> None:
     pair = build_pair("llama")
     with torch.no_grad():
         pair.unlearned.hf.get_output_embeddings().weight[3] = torch.inf
-    with pytest.raises(InputError, match="unlearned: gives logits that are not finite"):
+    with pytest.raises(InputError, match="unlearned.*logits.*not finite"):
         run(pair, tmp_path)
 
 

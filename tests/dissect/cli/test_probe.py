@@ -73,18 +73,18 @@ def test_tables_name_every_part(
     for words in (
         "change of the MLP coefficients",
         "selectivity",
-        "the neurons that changed most",
-        "KRS when the base's coefficients of k neurons are put back",
+        "neurons that changed most",
+        "KRS when the base's coefficients of k neurons are restored",
         "norm-matched",
         "all 72",
         "coefficients of layers 1-2 scaled towards the base's",
-        "the unlearned model: all coefficients give KRS",
-        "the control: all coefficients give KRS",
+        "the unlearned model: restoring all coefficients gives KRS",
+        "the control: restoring all coefficients gives KRS",
     ):
         assert words in outcome.out
     assert "No control" not in outcome.out
     half = load_probe(run).half().iloc[0]
-    assert f"{half['k_half']:.0f} most changed, {half['share']:.1%} of them" in outcome.out
+    assert f"{half['k_half']:.0f} most changed ones ({half['share']:.1%})" in outcome.out
     assert outcome.out.endswith(f"run     {run}\n")
 
 
@@ -104,7 +104,7 @@ def test_identical_models_are_told_and_not_scored(world: World, others: Path, tm
         "dissect: 6 forget examples have no KRS in unlearned: base and target give the same logits: nothing to recover",
         "dissect: 2 retain examples have no KRS in unlearned: base and target give the same logits: nothing to recover",
     ]
-    assert "the coefficients of base and unlearned are the same" in outcome.out
+    assert "base and unlearned have the same coefficients" in outcome.out
     summary = json.loads((out / "summary.json").read_text())
     assert summary["neurons"] == []
     assert all(row["krs"] is None for row in summary["restored"])
@@ -157,9 +157,9 @@ def test_concept_vectors_of_the_data_are_compared(world: World, others: Path, tm
 @pytest.mark.parametrize(
     ("more", "phrases"),
     [
-        (("--last-layers", "4"), ("--last-layers 4", "has 3 layers")),
-        (("--top", "73"), ("--top 73", "has 72 neurons")),
-        (("--draws", "0"), ("--draws 0",)),
+        (("--last-layers", "4"), ("--last-layers", "3", "4")),
+        (("--top", "73"), ("--top", "72", "73")),
+        (("--draws", "0"), ("--draws", "0")),
         (
             ("--format", "gif"),
             (

