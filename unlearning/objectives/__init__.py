@@ -1,1 +1,1 @@
-"""Losses and gradients."""
+"""Losses as pure functions, the forward passes that feed them, and the combination of forget and retain loss."""

@@ -1,11 +1,11 @@
-"""BLUR: the retain gradient without its component along the forget gradient, plus a share of the forget gradient.
+"""BLUR: remove the retain gradient's component along the forget gradient, and add a share of the forget gradient.
 
     xi = gamma - <r, f> / ||f||^2        d = r + xi f = gamma f + (r projected off f)
 
-f and r are the gradients of forget and retain loss over one whole optimizer step, and theta goes against d. Whatever r
+f and r are the gradients of forget and retain loss over one whole optimizer step, and theta moves along -d. Whatever r
 is, <d, f> = gamma ||f||^2: to first order under plain gradient descent the forget loss falls as if there were no retain
-loss. xi is nonlinear in both, so gradients are summed over all micro-batches and ranks first and combined once; an
-average of the micro-batches' own directions is something else. d is homogeneous: scaling both losses scales it alike.
+loss. xi is nonlinear in both gradients, so they are summed over all micro-batches and ranks first and combined once; an
+average of the micro-batches' own directions would differ. Scaling both losses scales d alike.
 
 Source: BLUR (Bi-Level UnleaRning), arXiv 2506.08164, as its released code has it.
 """
@@ -26,18 +26,17 @@ Clamp = Literal["none", "nonnegative", "pcgrad"]
 
 @dataclass(frozen=True)
 class Report:
-    """What one combination did, over all parameters and ranks.
+    """Diagnostics of one combination, over all parameters and ranks.
 
     Attributes:
         forget_grad_norm: ||f||.
         retain_grad_norm: ||r||.
-        cosine: of f and r; None where one of them is zero.
-        xi: the coefficient of f in d, as the mean over the groups of the scope; None where no group has a forget
-            gradient.
-        xi_min: the smallest of them.
-        xi_max: the largest of them.
-        forget_progress: <d, f> / ||f||^2, measured on the finished d: gamma in the unclamped global scope. None
-            where f is zero.
+        cosine: Cosine of f and r; None if one of them is zero.
+        xi: Coefficient of f in d, averaged over the groups of the scope; None if no group has a forget gradient.
+        xi_min: Smallest coefficient of a group.
+        xi_max: Largest coefficient of a group.
+        forget_progress: <d, f> / ||f||^2, measured on the finished d: gamma in the unclamped global scope. None if f is
+            zero.
     """
 
     forget_grad_norm: float
@@ -49,7 +48,7 @@ class Report:
     forget_progress: float | None
 
     def as_logs(self) -> dict[str, float]:
-        """What there is, for a line of the history; the range of xi only where it has one."""
+        """Return the values that are not None, for a line of the history; the range of xi only if its ends differ."""
         several = self.xi_min != self.xi_max
         return {
             name: value
@@ -68,38 +67,38 @@ def combine(
     clamp: Clamp = "none",
     eps: float = 1e-12,
 ) -> tuple[list[Tensor], Report]:
-    """Turn the gradients of forget and retain loss into one direction d = r + xi f.
+    """Combine the gradients of forget and retain loss into one direction d = r + xi f.
 
-    d takes the place of the retain gradient in memory, so that the forget gradient is the one extra copy that a step
-    holds (4 bytes a parameter in float32).
+    d overwrites the retain gradient, so the forget gradient is the only extra copy that a step holds (4 bytes per
+    parameter in float32).
 
     Args:
         forget: f, one tensor per parameter, summed over micro-batches and ranks; plain tensors or DTensors.
         retain: r, of the same shapes and sharding; overwritten.
-        names: of the parameters; the `layer` scope reads the blocks' numbers from them.
-        gamma: the forget step that is kept whatever the retain gradient is; a multiple of f.
-        scope: over what <r, f> and ||f||^2 are taken: `global`, all parameters together (the paper's); `layer`, each
-            block on its own and everything outside of blocks as one more; `tensor`, each parameter on its own.
+        names: Names of the parameters; the `layer` scope reads the blocks' numbers from them.
+        gamma: Multiple of f that every step keeps, whatever the retain gradient is.
+        scope: Parameters over which <r, f> and ||f||^2 are summed: `global`, all parameters (the paper's); `layer`,
+            each block, and all parameters outside of blocks as one more group; `tensor`, each parameter.
         clamp: `none`, xi = gamma - <r, f> / ||f||^2 (the paper's);
-            `nonnegative`, xi = max(0, gamma - <r, f> / ||f||^2): a retain gradient that already lowers the forget loss
-            by more than asked is left as it is (dynamic barrier descent);
-            `pcgrad`, xi = gamma - min(0, <r, f>) / ||f||^2: projected only where the two conflict.
-        eps: where ||f|| of a group is not above it there is no direction to project off, and d = r there.
+            `nonnegative`, xi = max(0, gamma - <r, f> / ||f||^2): a retain gradient that lowers the forget loss by more
+            than gamma asks for is left unchanged (dynamic barrier descent);
+            `pcgrad`, xi = gamma - min(0, <r, f>) / ||f||^2: projected only if the two gradients conflict.
+        eps: A group whose ||f|| is at most eps has no direction to project off, and d = r there.
 
     Returns:
-        d, which is `retain` overwritten, and what is logged of it.
+        d, which is `retain` overwritten, and its diagnostics.
     """
     groups = _groups(names, scope)
     table = products(forget, retain)
     coefficients = []
-    for places in groups:
-        ff, rf, _ = table[places].sum(dim=0).tolist()
+    for group in groups:
+        ff, rf, _ = table[group].sum(dim=0).tolist()
         if ff <= eps**2:
             continue
         xi = _coefficient(ff, rf, gamma=gamma, clamp=clamp)
         coefficients.append(xi)
-        for place in places:
-            local(retain[place]).add_(local(forget[place]), alpha=xi)
+        for index in group:
+            local(retain[index]).add_(local(forget[index]), alpha=xi)
     direction = list(retain)
     ff, rf, rr = table.sum(dim=0).tolist()
     progress = products(forget, direction).sum(dim=0)[1].item() / ff if ff > eps**2 else None
@@ -126,14 +125,14 @@ def _report(ff: float, rf: float, rr: float, coefficients: list[float], progress
 
 
 _BLOCK = re.compile(r"(?:^|.*?\.)\d+(?=\.|$)")
-"""A parameter's name up to its first number, as `model.layers.3` or `transformer.h.3`."""
+"""A parameter's name up to its first number, such as `model.layers.3` or `transformer.h.3`."""
 
 
 def _groups(names: Sequence[str], scope: Scope) -> list[list[int]]:
-    """Places of the parameters that share one xi."""
+    """Return the indices of the parameters that share one xi, group by group."""
     found: dict[str, list[int]] = {}
-    for place, name in enumerate(names):
-        found.setdefault(_group(name, scope), []).append(place)
+    for index, name in enumerate(names):
+        found.setdefault(_group(name, scope), []).append(index)
     return list(found.values())
 
 

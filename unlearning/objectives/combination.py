@@ -1,4 +1,4 @@
-"""How the forget and the retain loss of an optimizer step become one update: by weights, fixed or learned."""
+"""Combine the forget and the retain loss of an optimizer step into one update: by weights, fixed or learned."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -7,42 +7,54 @@ from unlearning.objectives.bilevel import Clamp, Scope
 
 
 class Combination(Protocol):
-    """Weights of the two losses; whether their gradients are kept apart until the end of the step."""
+    """Weights of the two losses, and what the training loop asks of them at every step."""
 
     def weights(self) -> tuple[float, float]:
-        """What the forget and the retain loss of the present step are multiplied by."""
+        """Return the factors of the present step's forget and retain loss."""
 
     def after_step(self, retain_loss: float | None) -> dict[str, float]:
-        """Learn from the step's retain loss (over the whole window, on all processes); returns what to log."""
+        """Learn from the step's retain loss.
+
+        Args:
+            retain_loss: Retain loss over the whole window, on all processes; None if the method has none.
+
+        Returns:
+            Values to log.
+        """
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return the state that a checkpoint keeps."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take a checkpoint's state."""
+        """Restore the state of a checkpoint."""
 
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """J = gamma * forget + alpha * retain."""
+    """J = gamma * forget + alpha * retain.
+
+    Attributes:
+        gamma: Weight of the forget loss.
+        alpha: Weight of the retain loss.
+    """
 
     gamma: float = 1.0
     alpha: float = 1.0
 
     def weights(self) -> tuple[float, float]:
-        """Gamma and alpha."""
+        """Return gamma and alpha."""
         return self.gamma, self.alpha
 
     def after_step(self, retain_loss: float | None) -> dict[str, float]:  # noqa: ARG002
-        """Nothing is learned."""
+        """Return no logs: the weights are fixed."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Nothing is kept."""
+        """Return no state: the weights are fixed."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Nothing is kept."""
+        """Do nothing: the weights are fixed."""
 
 
 @dataclass
@@ -53,12 +65,12 @@ class DualAscent:
     lambda <- max(0, lambda + eta * (retain - epsilon)).
 
     Attributes:
-        gamma: weight of the forget loss.
+        gamma: Weight of the forget loss.
         multiplier: lambda.
-        epsilon: bound of the retain loss, in its own unit.
-        eta: step of the dual ascent.
-        warmup_steps: optimizer steps before lambda moves.
-        steps: optimizer steps so far.
+        epsilon: Bound of the retain loss, in the loss's unit.
+        eta: Step size of the dual ascent.
+        warmup_steps: Optimizer steps before lambda moves.
+        steps: Optimizer steps so far.
 
     Source: Constrained Entropic Unlearning, arXiv 2506.05314.
     """
@@ -71,11 +83,11 @@ class DualAscent:
     steps: int = 0
 
     def weights(self) -> tuple[float, float]:
-        """Gamma and the present lambda."""
+        """Return gamma and the present lambda."""
         return self.gamma, self.multiplier
 
     def after_step(self, retain_loss: float | None) -> dict[str, float]:
-        """Ascend on lambda, and log its new value."""
+        """Move lambda by one step of dual ascent, and return its new value to log."""
         assert retain_loss is not None
         self.steps += 1
         if self.steps > self.warmup_steps:
@@ -83,24 +95,23 @@ class DualAscent:
         return {"retain_multiplier": self.multiplier}
 
     def state(self) -> dict[str, Any]:
-        """Lambda and the step."""
+        """Return lambda and the number of steps."""
         return {"multiplier": self.multiplier, "steps": self.steps}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take a checkpoint's lambda and step."""
+        """Restore lambda and the number of steps."""
         self.multiplier, self.steps = state["multiplier"], state["steps"]
 
 
 @dataclass(frozen=True)
 class Bilevel:
-    """Forget first: the retain gradient loses its component along the forget gradient (see `bilevel`).
+    """Forget first: remove the retain gradient's component along the forget gradient (`unlearning.objectives.bilevel`).
 
-    The two gradients are accumulated apart over the whole window and combined once, so that the losses themselves
-    have weight 1.
+    The two gradients are accumulated separately over the whole window and combined once, so both losses have weight 1.
 
     Attributes:
-        gamma: how far each step goes along the forget gradient.
-        scope: over what the two gradients are one vector: "global" (all parameters), "layer" or "tensor".
+        gamma: Multiple of the forget gradient that every step keeps.
+        scope: Parameters whose gradients form one vector: "global" (all), "layer" or "tensor".
         clamp: "none", "nonnegative" or "pcgrad".
 
     Source: BLUR, arXiv 2506.08164.
@@ -111,16 +122,16 @@ class Bilevel:
     clamp: Clamp = "none"
 
     def weights(self) -> tuple[float, float]:
-        """1 and 1: gradients are weighed, not losses."""
+        """Return 1 and 1: gradients are weighted, not losses."""
         return 1.0, 1.0
 
     def after_step(self, retain_loss: float | None) -> dict[str, float]:  # noqa: ARG002
-        """Nothing is learned."""
+        """Return no logs: nothing is learned."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Nothing is kept."""
+        """Return no state: nothing is learned."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Nothing is kept."""
+        """Do nothing: nothing is learned."""

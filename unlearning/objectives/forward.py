@@ -1,4 +1,4 @@
-"""Forward passes that compute what a loss reads and no more: logits at the answer positions, one block's output."""
+"""Forward passes that compute only what a loss reads: logits at the answer positions, or one block's output."""
 
 import inspect
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ class AnswerLogits:
     """The answer tokens of a batch as one flat list.
 
     Attributes:
-        logits: what predicts each answer token.
-        targets: the answer tokens, or the labels in their place.
-        sequence: which sequence of the batch each token belongs to.
+        logits: Logits that predict each answer token.
+        targets: The answer tokens, or the labels in their place.
+        sequence: Index of the sequence that each token belongs to.
     """
 
     logits: Float[Tensor, "token vocab"]
@@ -34,31 +34,31 @@ class AnswerLogits:
 
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:
-    """The Hugging Face model inside a data-parallel wrapper and an adapter; the model itself where there is neither."""
+    """Return the Hugging Face model inside a data-parallel wrapper and an adapter, or the model itself without them."""
     inner: Any = model.module if isinstance(model, DistributedDataParallel) else model
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def answer_logits(model: PreTrainedModel, batch: TokenBatch) -> AnswerLogits:
-    """Run the model and keep the logits that predict answer tokens."""
+    """Run the model and return the logits that predict answer tokens."""
     logits, kept, targets = _run(model, batch)
     return AnswerLogits(logits=logits[kept], targets=targets, sequence=kept.nonzero()[:, 0])
 
 
 def answer_nll(model: PreTrainedModel, batch: TokenBatch) -> Float[Tensor, " token"]:
-    """Negative log-likelihood of every answer token of the batch, in nats, as one flat list."""
+    """Return the negative log-likelihood of every answer token of the batch, in nats, as one flat list."""
     logits, kept, targets = _run(model, batch)
     return _nll(logits, kept, targets)
 
 
 def answer_sequence_nll(model: PreTrainedModel, batch: TokenBatch) -> Float[Tensor, " batch"]:
-    """Negative log-likelihood of each answer, summed over its tokens, in nats."""
+    """Return the negative log-likelihood of each answer, summed over its tokens, in nats."""
     logits, kept, targets = _run(model, batch)
     return sequence_nll(_nll(logits, kept, targets), kept.nonzero()[:, 0], batch.n_sequences)
 
 
 def answer_divergence(model: PreTrainedModel, batch: TokenBatch) -> Float[Tensor, " token"]:
-    """KL(start model || model) of every answer token, in nats, from the batch's `reference_logits`."""
+    """Return KL(reference model || model) of every answer token, in nats, from the batch's `reference_logits`."""
     assert batch.reference_logits is not None
     logits, kept, _ = _run(model, batch)
     return token_divergence(logits.flatten(0, 1), batch.reference_logits, _rows(kept))
@@ -67,10 +67,13 @@ def answer_divergence(model: PreTrainedModel, batch: TokenBatch) -> Float[Tensor
 def _run(
     model: PreTrainedModel, batch: TokenBatch
 ) -> tuple[Float[Tensor, "batch kept vocab"], Bool[Tensor, "batch kept"], Int[Tensor, " token"]]:
-    """Logits at the positions where some sequence predicts an answer token, which of them count, and their targets.
+    """Run the model at the positions where some sequence predicts an answer token.
 
-    The output projection runs at these positions only: over a large vocabulary the rest of the logits would be most of
-    the memory.
+    The output projection runs at these positions only: with a large vocabulary the rest of the logits would take most
+    of the memory.
+
+    Returns:
+        The logits there, which of them predict an answer token, and the targets of these.
     """
     mask = batch.predicts_answer
     positions = mask.any(dim=0).nonzero().squeeze(1)
@@ -91,15 +94,24 @@ def _nll(
 
 
 def _rows(kept: Bool[Tensor, "batch kept"]) -> Int[Tensor, " token"]:
-    """Where the logits that count stand. A copy of them alone would be one more of the largest tensors of a step."""
+    """Return the rows of the logits that count.
+
+    A copy of these logits alone would be one more of the largest tensors of a step.
+    """
     return kept.flatten().nonzero().squeeze(1)
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's blocks: its only list of as many modules as the configuration has layers.
+    """Find the model's blocks: its only list of as many modules as the configuration has layers.
+
+    Args:
+        model: A Hugging Face model, wrapped or not.
+
+    Returns:
+        The blocks, from the first to the last.
 
     Raises:
-        InputError: there is no such list, or more than one.
+        InputError: The model has no such list, or more than one.
     """
     inner = unwrapped(model)
     n_layers = int(inner.config.get_text_config().num_hidden_layers)
@@ -112,16 +124,24 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def block_output(model: PreTrainedModel, batch: TokenBatch, layer: int) -> Float[Tensor, "all_token d_model"]:
-    """The output of block `layer` (from 0) at every token that is not padding, sequence after sequence.
+    """Compute the output of one block at every token that is not padding.
 
-    The blocks above are not run, except inside a data-parallel wrapper, which wants whole passes.
+    The blocks above are skipped, except inside a data-parallel wrapper, which needs whole passes.
+
+    Args:
+        model: A Hugging Face model, wrapped or not.
+        batch: The sequences.
+        layer: Index of the block, from 0.
+
+    Returns:
+        The hidden states, sequence after sequence, in the model's dtype.
 
     Raises:
-        InputError: the model has no such block.
+        InputError: The model has no such block.
     """
     modules = blocks(model)
     if not 0 <= layer < len(modules):
-        raise InputError(f"there is no layer {layer}: the model has layers 0 to {len(modules) - 1}")
+        raise InputError(f"`layer` must be from 0 to {len(modules) - 1}, got {layer}")
     stop = not isinstance(model, (DistributedDataParallel, FSDPModule))
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
     if _keeps_logits(model):
@@ -132,7 +152,7 @@ def block_output(model: PreTrainedModel, batch: TokenBatch, layer: int) -> Float
 
 
 class _Enough(Exception):
-    """What was asked for is computed."""
+    """Raised to stop the forward pass after the block whose output is wanted."""
 
 
 @contextmanager

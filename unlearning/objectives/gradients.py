@@ -1,6 +1,6 @@
-"""Gradients of one optimizer step, summed in float32 and taken away from the parameters, on any number of ranks.
+"""Gradients of one optimizer step, summed in float32 and taken off the parameters, on any number of ranks.
 
-A gradient-level method needs the gradients of its losses apart. With the losses normalised by the whole window:
+A gradient-level method needs the gradients of its losses separately. With losses normalised by the whole window:
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     accumulator = GradientAccumulator(parameters)
@@ -11,11 +11,11 @@ A gradient-level method needs the gradients of its losses apart. With the losses
     ...                                     # the same for the retain loss
     sum_over_ranks([*forget, *retain])
     direction, report = combine(forget, retain, ...)  # unlearning.objectives.bilevel
-    put(parameters, direction)              # and now clip and step
+    put(parameters, direction)              # then clip and step
 
 Parameters may be plain tensors (one process, DDP) or DTensors (FSDP2's `fully_shard`). `fully_shard` reduces every
-backward by itself and divides by the number of ranks, so there a window-normalised loss is multiplied by it. Gradients
-that an engine hides or flattens (FSDP1, DeepSpeed) are not for these functions. Scaled for float16, they must be
+backward by itself and divides by the number of ranks, so there a window-normalised loss is multiplied by that number.
+Engines that hide or flatten gradients (FSDP1, DeepSpeed) are not supported. Gradients scaled for float16 must be
 unscaled before they are taken.
 """
 
@@ -31,48 +31,50 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class GradientAccumulator:
-    """The sum of the gradients of several backwards, for parameters in a fixed order.
+    """The sum of the gradients of several backward passes, for parameters in a fixed order.
 
-    Of a parameter in half precision each backward's `.grad` is moved into a float32 sum, since a sum in bfloat16 stops
-    growing once it is 256 times a term. Of others autograd's own sum in `.grad` serves, without a copy.
+    Each `.grad` of a parameter in half precision is moved into a float32 sum, since a sum in bfloat16 stops growing
+    once it is 256 times a term. Of other parameters autograd's own sum in `.grad` is used, without a copy.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
+        """Create an empty sum for these parameters."""
         self.parameters = list(parameters)
         self._sums: list[Tensor | None] = [None] * len(self.parameters)
 
     def add(self) -> None:
-        """Count in the last backward; to be called after every one."""
-        for place, parameter in enumerate(self.parameters):
+        """Add the gradients of the last backward pass; to be called after every backward pass."""
+        for index, parameter in enumerate(self.parameters):
             if parameter.dtype not in HALF or parameter.grad is None:
                 continue
-            total = self._sums[place]
-            self._sums[place] = parameter.grad.float() if total is None else total.add_(parameter.grad)
+            total = self._sums[index]
+            self._sums[index] = parameter.grad.float() if total is None else total.add_(parameter.grad)
             parameter.grad = None
 
     def take(self) -> list[Tensor]:
-        """The sums so far, in float32 at least; the parameters and this accumulator are left without any.
+        """Take the sums so far off the parameters and this accumulator, which are left without gradients.
 
-        A parameter that no loss reached has a gradient of zeros.
+        Returns:
+            One tensor per parameter, in float32 or wider; zeros for a parameter that no loss reached.
         """
         taken = []
-        for place, parameter in enumerate(self.parameters):
-            total = self._sums[place] if parameter.dtype in HALF else parameter.grad
+        for index, parameter in enumerate(self.parameters):
+            total = self._sums[index] if parameter.dtype in HALF else parameter.grad
             taken.append(_zeros(parameter) if total is None else total)
-            self._sums[place] = parameter.grad = None
+            self._sums[index] = parameter.grad = None
         return taken
 
 
 def put(parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
-    """Make these the gradients that the optimizer sees, in each parameter's dtype."""
+    """Set the gradients that the optimizer sees, in each parameter's dtype."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient.to(parameter.dtype)
 
 
 def sum_over_ranks(gradients: Iterable[Tensor]) -> None:
-    """Add up each gradient over all ranks, in place; in a single process nothing happens.
+    """Sum each gradient over all ranks, in place; do nothing in a single process.
 
-    DTensors are left alone: whoever sharded them has reduced them.
+    DTensors are left unchanged: `fully_shard` has reduced them.
     """
     if not _is_distributed() or dist.get_world_size() == 1:
         return
@@ -82,28 +84,36 @@ def sum_over_ranks(gradients: Iterable[Tensor]) -> None:
 
 
 def products(forget: Sequence[Tensor], retain: Sequence[Tensor]) -> Float[Tensor, "tensor 3"]:
-    """<f, f>, <r, f> and <r, r> of each pair of tensors, over all their shards, in float64 on the CPU.
+    """Compute <f, f>, <r, f> and <r, r> of each pair of tensors, over all their shards.
 
-    Every product is accumulated in float64. The scalars of sharded tensors are added up over the mesh dimensions that
+    Every product is accumulated in float64. The scalars of sharded tensors are summed over the mesh dimensions that
     shard them; a replicated dimension is counted once.
+
+    Args:
+        forget: f, plain tensors or DTensors.
+        retain: r, of the same shapes and sharding.
+
+    Returns:
+        One row per pair, in float64 on the CPU.
     """
     rows = [_products(local(f), local(r)) for f, r in zip(forget, retain, strict=True)]
     table = torch.stack([row.to(rows[0].device) for row in rows])
-    for group, places in _shard_groups(forget):
-        share = table[places]
+    for group, indices in _shard_groups(forget):
+        share = table[indices]
         dist.all_reduce(share, group=group)
-        table[places] = share
+        table[indices] = share
     return table.cpu()
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor; the tensor itself where it is not sharded. Shares its memory."""
+    """Return this rank's part of a tensor, which shares its memory; a tensor that is not sharded is its own part."""
     found = tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return found.detach()
 
 
 _PIECE = {"cpu": 2**16, "cuda": 2**24}
-"""Values that are widened to float64 together: on a CPU what a core's cache holds, on a GPU enough to keep it busy."""
+"""Number of values that are converted to float64 together: on a CPU they fit into a core's cache, on a GPU they keep it
+busy."""
 
 
 def _products(f: Tensor, r: Tensor) -> Float[Tensor, " 3"]:
@@ -116,15 +126,15 @@ def _products(f: Tensor, r: Tensor) -> Float[Tensor, " 3"]:
 
 
 def _shard_groups(tensors: Sequence[Tensor]) -> list[tuple[Any, list[int]]]:
-    """The process groups over which tensors are sharded, each with the places of its tensors."""
+    """Return the process groups over which tensors are sharded, each with the indices of its tensors."""
     found: dict[tuple[Any, int], list[int]] = {}
-    for place, tensor in enumerate(tensors):
+    for index, tensor in enumerate(tensors):
         if _is_sharded(tensor):
             mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
             for dimension, placement in enumerate(placements):
                 if placement.is_shard():
-                    found.setdefault((mesh, dimension), []).append(place)
-    return [(mesh.get_group(dimension), places) for (mesh, dimension), places in found.items()]
+                    found.setdefault((mesh, dimension), []).append(index)
+    return [(mesh.get_group(dimension), indices) for (mesh, dimension), indices in found.items()]
 
 
 def _zeros(parameter: Tensor) -> Tensor:

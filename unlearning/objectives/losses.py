@@ -1,13 +1,14 @@
 """Every loss as a pure function of logits, of negative log-likelihoods, or of hidden states.
 
-All of them take the answer tokens of a batch as one flat list ("token"), so padding cannot enter. Sign: every loss is
-minimised. Normalisation: a pooled loss divides by a number of tokens, a sequence loss by a number of sequences, and
-both numbers are arguments, because under gradient accumulation they belong to the whole window of micro-batches: the
-window's loss is then the sum over its micro-batches, whichever way it is cut. Precision: float32 at least, whatever the
-arguments' dtype, and in log space, so that a token of log-probability -10000 has a finite loss and gradient.
+All losses take the answer tokens of a batch as one flat list ("token"), so padding cannot enter. Sign: every loss is
+minimised. Normalisation: a pooled loss divides by a number of tokens, a sequence loss by a number of sequences. Both
+numbers are arguments, because under gradient accumulation they belong to the whole window of micro-batches: the
+window's loss is then the sum over its micro-batches, however the window is cut. Precision: float32 or wider, whatever
+the arguments' dtype, and in log space, so that a token of log-probability -10000 has a finite loss and gradient.
 
 Below, p is the model's distribution at a token, y the target, L_b the negative log-likelihood of sequence b summed over
-its tokens, and sg the stop-gradient.
+its tokens, n_b the number of these tokens, e_y the one-hot vector of y, and sg the stop-gradient. All losses are in
+nats, except `pdu` and `rmu`.
 """
 
 from collections.abc import Iterator
@@ -23,25 +24,28 @@ from torch.autograd.function import once_differentiable
 def token_nll(
     logits: Float[Tensor, "row vocab"], targets: Int[Tensor, " token"], rows: Int[Tensor, " token"] | None = None
 ) -> Float[Tensor, " token"]:
-    """Negative log-likelihood of each target, -log softmax(logits)[target], in nats.
+    """Compute the negative log-likelihood of each target, -log softmax(logits)[target].
 
-    Computed in float32 at least, whatever the logits' dtype. What is kept for the backward pass are the logits alone:
-    over a large vocabulary each tensor of this shape counts.
+    Computed in float32 or wider, whatever the logits' dtype. Only the logits are kept for the backward pass, since with
+    a large vocabulary every tensor of this size counts.
 
     Args:
-        logits: of each token.
-        targets: the tokens.
-        rows: where the logits of each token stand, each row at most once; row by row if None.
+        logits: Logits that predict the tokens, in any floating dtype.
+        targets: The tokens.
+        rows: Row of each token's logits, each row at most once; None if row i belongs to token i.
+
+    Returns:
+        Negative log-likelihoods in nats.
     """
     return _TokenNLL.apply(logits, targets, torch.arange(len(targets), device=logits.device) if rows is None else rows)
 
 
 PIECE = {"cpu": 2**20, "cuda": 2**24}
-"""Logits that are worked on together: on a CPU what its cache holds, on a GPU enough to keep it busy."""
+"""Number of logits that are processed together: on a CPU they fit into the cache, on a GPU they keep it busy."""
 
 
 class _TokenNLL(torch.autograd.Function):
-    """Cross-entropy and its gradient, some tokens at a time; the backward pass computes the softmax again."""
+    """Cross-entropy and its gradient, some tokens at a time; the backward pass recomputes the softmax."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ class _TokenNLL(torch.autograd.Function):
 
 
 def _cut(logits: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The tokens in pieces, with the rows of each."""
+    """Cut the tokens into pieces, and yield each piece with its rows."""
     size = _at_once(logits)
     for first in range(0, max(1, len(rows)), size):
         piece = slice(first, first + size)
@@ -79,12 +83,15 @@ def _at_once(logits: Tensor) -> int:
 def sequence_nll(
     nll: Float[Tensor, " token"], sequence: Int[Tensor, " token"], n_sequences: int
 ) -> Float[Tensor, " batch"]:
-    """Summed negative log-likelihood of each sequence, L_b = sum over its answer tokens.
+    """Sum the negative log-likelihoods of each sequence's answer tokens: L_b.
 
     Args:
-        nll: of each token.
-        sequence: which sequence of the batch each token belongs to.
-        n_sequences: size of the batch.
+        nll: Negative log-likelihood of each token, in nats.
+        sequence: Index of the sequence that each token belongs to.
+        n_sequences: Size of the batch.
+
+    Returns:
+        L_b of each sequence; 0 for a sequence without tokens.
     """
     return nll.new_zeros(n_sequences).index_add(0, sequence, nll)
 
@@ -92,19 +99,31 @@ def sequence_nll(
 def sequence_mean_nll(
     nll: Float[Tensor, " token"], sequence: Int[Tensor, " token"], n_sequences: int
 ) -> Float[Tensor, " batch"]:
-    """Negative log-likelihood of each sequence per token, L_b / n_b, with n_b its number of answer tokens."""
+    """Average the negative log-likelihoods of each sequence's answer tokens: L_b / n_b.
+
+    Args:
+        nll: Negative log-likelihood of each token, in nats.
+        sequence: Index of the sequence that each token belongs to.
+        n_sequences: Size of the batch.
+
+    Returns:
+        L_b / n_b of each sequence; 0 for a sequence without tokens.
+    """
     lengths = torch.bincount(sequence, minlength=n_sequences).clamp(min=1)
     return sequence_nll(nll, sequence, n_sequences) / lengths
 
 
 def pooled_cross_entropy(nll: Float[Tensor, " token"], n_tokens: int) -> Float[Tensor, ""]:
-    """CE = sum of the tokens' negative log-likelihoods / n_tokens: every token weighs the same.
+    """Compute CE = (sum of the tokens' negative log-likelihoods) / n_tokens, in which every token weighs the same.
 
-    Its negative is gradient ascent, unbounded below, with logit gradient (e_y - p) / n_tokens.
+    The negative of CE is gradient ascent: unbounded below, with logit gradient (e_y - p) / n_tokens.
 
     Args:
-        nll: of each answer token of the micro-batch.
-        n_tokens: answer tokens of the whole accumulation window.
+        nll: Negative log-likelihood of each answer token of the micro-batch, in nats.
+        n_tokens: Number of answer tokens of the whole accumulation window.
+
+    Returns:
+        The loss.
     """
     return nll.sum() / n_tokens
 
@@ -114,22 +133,25 @@ def token_divergence(
     reference_logits: Float[Tensor, "token vocab"],
     rows: Int[Tensor, " token"] | None = None,
 ) -> Float[Tensor, " token"]:
-    """KL(reference || model) of the next token at each position, in nats; 0, with gradient 0, where they agree.
+    """Compute KL(reference || model) of the next token at each position; 0 with gradient 0 where the two agree.
 
-    Computed in float32 at least; the reference is a constant. Logit gradient p - p_ref. Nothing else of the logits'
-    size is kept for the backward pass.
+    Computed in float32 or wider; the reference is a constant. The logit gradient is p - p_ref. Besides the logits and
+    the reference, nothing of their size is kept for the backward pass.
 
     Args:
-        logits: of each token.
-        reference_logits: of each token, in the tokens' order.
-        rows: where the logits of each token stand, each row at most once; row by row if None.
+        logits: Logits of the model, in any floating dtype.
+        reference_logits: Logits of the reference model, in the tokens' order.
+        rows: Row of each token's logits, each row at most once; None if row i belongs to token i.
+
+    Returns:
+        Divergences in nats.
     """
-    places = torch.arange(len(reference_logits), device=logits.device) if rows is None else rows
-    return _Divergence.apply(logits, reference_logits.detach(), places)
+    rows = torch.arange(len(reference_logits), device=logits.device) if rows is None else rows
+    return _Divergence.apply(logits, reference_logits.detach(), rows)
 
 
 class _Divergence(torch.autograd.Function):
-    """KL(reference || model) and its closed gradient, some tokens at a time; the backward pass computes both again."""
+    """KL(reference || model) and its closed gradient, some tokens at a time; the backward pass recomputes both softmaxes."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, reference: Tensor, rows: Tensor) -> Tensor:
@@ -152,7 +174,7 @@ class _Divergence(torch.autograd.Function):
 
 
 def _log_softmax(logits: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Of both, in the logits' dtype or float32."""
+    """Return the log-probabilities of both, in the logits' dtype or float32."""
     wide = _widened(logits)
     return wide.log_softmax(-1), reference.to(wide.dtype).log_softmax(-1)
 
@@ -164,15 +186,19 @@ def npo(
     beta: float,
     n_sequences: int,
 ) -> Float[Tensor, ""]:
-    """Negative preference optimisation, -(2 / beta) * mean_b log sigmoid(beta * (L_b - L_b^ref)).
+    """Compute negative preference optimisation, -(2 / beta) * mean_b log sigmoid(beta * (L_b - L_b^ref)).
 
-    Bounded below by 0; (2 / beta) ln 2 where the model is the reference, with the gradient of -mean_b L_b there.
+    The loss is bounded below by 0. It is (2 / beta) ln 2 if the model equals the reference, and its gradient is that of
+    -mean_b L_b there.
 
     Args:
-        nll: L_b, summed over each forget answer's tokens, in nats.
-        reference_nll: the same under the reference model; a constant.
-        beta: inverse temperature; towards 0 this is gradient ascent on the sequence sums.
-        n_sequences: sequences of the whole accumulation window.
+        nll: L_b of each forget answer, in nats.
+        reference_nll: L_b^ref, the same under the reference model; a constant.
+        beta: Inverse temperature; as beta goes to 0, the gradient becomes that of gradient ascent on L_b.
+        n_sequences: Number of sequences of the whole accumulation window.
+
+    Returns:
+        The loss.
 
     Source: Negative Preference Optimization, arXiv 2404.05868, equation 3.
     """
@@ -188,17 +214,22 @@ def dpo(
     beta: float,
     n_sequences: int,
 ) -> Float[Tensor, ""]:
-    """Direct preference optimisation, -(2 / beta) * mean_b log sigmoid(beta * (r_b^win - r_b^lose)), r = L^ref - L.
+    """Compute direct preference optimisation, -(2 / beta) * mean_b log sigmoid(beta * (r_b^win - r_b^lose)).
 
-    The losing answer is the one to forget, the winning one an alternate answer to the same prompt. Bounded below by 0;
-    (2 / beta) ln 2 where the model is the reference, and, without gradient, where the two answers are the same. Without
-    the winning term it is `npo`.
+    r = L^ref - L. The losing answer is the one to forget, the winning one an alternate answer to the same prompt. The
+    loss is bounded below by 0. It is (2 / beta) ln 2 if the model equals the reference, and also, without gradient, if
+    the two answers are the same. Without the winning term it is `npo`.
 
     Args:
-        win_nll, win_reference_nll: summed over each alternate answer's tokens, under the model and the reference.
-        lose_nll, lose_reference_nll: of the forget answers, row by row.
-        beta: inverse temperature.
-        n_sequences: pairs of the whole accumulation window.
+        win_nll: L_b of each alternate answer under the model, in nats.
+        win_reference_nll: L_b of each alternate answer under the reference model; a constant.
+        lose_nll: L_b of each forget answer under the model; row b belongs to row b of `win_nll`.
+        lose_reference_nll: L_b of each forget answer under the reference model; a constant.
+        beta: Inverse temperature.
+        n_sequences: Number of pairs of the whole accumulation window.
+
+    Returns:
+        The loss.
 
     Source: Direct Preference Optimization, arXiv 2305.18290, equation 7, times 2 / beta as in NPO, arXiv 2404.05868.
     """
@@ -218,20 +249,24 @@ def kto(
     n_sequences: int,
     variant: KTOVariant = "clamped",
 ) -> Float[Tensor, ""]:
-    """Kahneman-Tversky optimisation with undesirable examples only; r_b = L_b^ref - L_b, K the estimate of a KL.
+    """Compute Kahneman-Tversky optimisation with undesirable examples only; r_b = L_b^ref - L_b, K an estimate of a KL.
 
-    clamped:        -(2 / beta) * mean_b log sigmoid(beta * (max(0, K) - r_b)); >= 0; at the reference with K = 0 it is
-                    (2 / beta) ln 2 with the gradient of -mean_b L_b
-    kto_sigmoid:    1 - (2 / beta) * mean_b sigmoid(K - beta * r_b); between 1 - 2 / beta and 1
-    kto_logsigmoid: 1 - (2 / beta) * mean_b log sigmoid(K - beta * r_b); >= 1
+        clamped:        -(2 / beta) * mean_b log sigmoid(beta * (max(0, K) - r_b)); at least 0
+        kto_sigmoid:    1 - (2 / beta) * mean_b sigmoid(K - beta * r_b); between 1 - 2 / beta and 1
+        kto_logsigmoid: 1 - (2 / beta) * mean_b log sigmoid(K - beta * r_b); at least 1
+
+    If the model equals the reference and K = 0, `clamped` is (2 / beta) ln 2 with the gradient of -mean_b L_b.
 
     Args:
-        nll: L_b, summed over each forget answer's tokens, in nats.
-        reference_nll: the same under the reference model; a constant.
-        kl_estimate: K, how far the model has gone from the reference on other answers; a constant.
-        beta: inverse temperature.
-        n_sequences: sequences of the whole accumulation window.
-        variant: the last two are those of the NPO paper's code, which does not clamp K nor multiply it by beta.
+        nll: L_b of each forget answer, in nats.
+        reference_nll: L_b^ref, the same under the reference model; a constant.
+        kl_estimate: K, the divergence of the model from the reference on other answers, in nats; a constant.
+        beta: Inverse temperature.
+        n_sequences: Number of sequences of the whole accumulation window.
+        variant: The last two are those of the NPO paper's code, which neither clamps K nor multiplies it by beta.
+
+    Returns:
+        The loss.
 
     Source: KTO, arXiv 2402.01306, as an unlearning loss: NPO, arXiv 2404.05868, and its code for TOFU.
     """
@@ -244,16 +279,19 @@ def kto(
 
 
 def simnpo(mean_nll: Float[Tensor, " batch"], *, beta: float, delta: float, n_sequences: int) -> Float[Tensor, ""]:
-    """Simple NPO, without reference: -(2 / beta) * mean_b log sigmoid(beta * (L_b / n_b - delta)).
+    """Compute simple NPO, without a reference: -(2 / beta) * mean_b log sigmoid(beta * (L_b / n_b - delta)).
 
-    Bounded below by 0; (2 / beta) ln 2 where every L_b / n_b is delta. Derivative by L_b / n_b:
+    The loss is bounded below by 0. It is (2 / beta) ln 2 if every L_b / n_b is delta. Its derivative by L_b / n_b is
     -2 sigmoid(-beta * (L_b / n_b - delta)) / n_sequences.
 
     Args:
-        mean_nll: L_b / n_b of each forget answer, in nats per token (`sequence_mean_nll`).
-        beta: inverse temperature; towards 0 this is gradient ascent on the sequences' token means.
-        delta: margin in nats per token; the paper's gamma is beta * delta.
-        n_sequences: sequences of the whole accumulation window.
+        mean_nll: L_b / n_b of each forget answer, in nats per token (see `sequence_mean_nll`).
+        beta: Inverse temperature; as beta goes to 0, the gradient becomes that of gradient ascent on L_b / n_b.
+        delta: Margin in nats per token; the paper's gamma is beta * delta.
+        n_sequences: Number of sequences of the whole accumulation window.
+
+    Returns:
+        The loss.
 
     Source: Simplicity Prevails (SimNPO), arXiv 2410.07163.
     """
@@ -268,35 +306,41 @@ def undial(
     beta: float,
     n_tokens: int,
 ) -> Float[Tensor, ""]:
-    """Self-distillation from adjusted logits: mean_t CE(q_t, p_t), q = softmax(z_ref - beta e_y).
+    """Compute self-distillation from adjusted logits: mean_t CE(q_t, p_t), q = softmax(z_ref - beta e_y).
 
-    Bounded below by the entropy of q, reached at p = q. Logit gradient (p - q) / n_tokens, where
-    q_y = p_y^ref e^-beta / (1 - p_y^ref (1 - e^-beta)) and the rest of p^ref is scaled up alike.
+    The loss is bounded below by the entropy of q, reached at p = q. The logit gradient is (p - q) / n_tokens, where
+    q_y = p_y^ref e^-beta / (1 - p_y^ref (1 - e^-beta)), and q is proportional to p^ref elsewhere.
 
     Args:
-        logits: of the model.
-        reference_logits: z_ref, of the start model; constants.
+        logits: Logits of the model.
+        reference_logits: z_ref, logits of the reference model; constants.
         targets: y, the tokens to forget.
-        beta: how far the logit of y is lowered; with 0 the start model itself is the teacher.
-        n_tokens: answer tokens of the whole accumulation window.
+        beta: Amount by which the logit of y is lowered; 0 makes the reference model itself the teacher.
+        n_tokens: Number of answer tokens of the whole accumulation window.
+
+    Returns:
+        The loss.
 
     Source: UNDIAL, arXiv 2402.10052.
     """
-    reference, place = _widened(reference_logits.detach()), targets[:, None]
-    teacher = reference.scatter(1, place, reference.gather(1, place) - beta).softmax(-1)
+    reference, index = _widened(reference_logits.detach()), targets[:, None]
+    teacher = reference.scatter(1, index, reference.gather(1, index) - beta).softmax(-1)
     return _soft_cross_entropy(logits, teacher) / n_tokens
 
 
 def ce_u(logits: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"], *, n_tokens: int) -> Float[Tensor, ""]:
-    """Cross-entropy unlearning: mean_t CE(sg q_t, p_t), q_v = p_v / (1 - p_y) for v other than y, q_y = 0.
+    """Compute cross-entropy unlearning: mean_t CE(sg q_t, p_t), q_v = p_v / (1 - p_y) for v other than y, q_y = 0.
 
-    The value is the mean of H(q) - log(1 - p_y), so bounded below by 0. Logit gradient (p - q) / n_tokens, whose
-    component at y is p_y: gradient ascent on log p_y weighed by the odds p_y / (1 - p_y), yet bounded.
+    The loss is the mean of H(q) - log(1 - p_y), so it is bounded below by 0. The logit gradient is (p - q) / n_tokens.
+    Its component at y is p_y: gradient ascent on log p_y, weighted by the odds p_y / (1 - p_y), and yet bounded.
 
     Args:
-        logits: of the model, at the tokens that count (all but the first of each answer, see `follows_another`).
+        logits: Logits of the model at all answer tokens but the first of each answer (see `follows_another`).
         targets: y, the tokens to forget.
-        n_tokens: how many tokens count in the whole accumulation window; of none the loss is 0.
+        n_tokens: Number of these tokens in the whole accumulation window; with 0 the loss is 0.
+
+    Returns:
+        The loss.
 
     Source: CE-U, arXiv 2503.01224.
     """
@@ -305,24 +349,30 @@ def ce_u(logits: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"], *
 
 
 def follows_another(sequence: Int[Tensor, " token"]) -> Bool[Tensor, " token"]:
-    """False at the first token of each sequence, true at the others.
+    """Mark all tokens but the first of each sequence.
 
     Args:
-        sequence: which sequence each token belongs to; those of one sequence stand together.
+        sequence: Index of the sequence that each token belongs to; the tokens of one sequence are contiguous.
+
+    Returns:
+        False at the first token of each sequence, True elsewhere.
     """
     return sequence == F.pad(sequence, (1, 0), value=-1)[:-1]
 
 
 def wga(nll: Float[Tensor, " token"], *, beta: float, n_tokens: int) -> Float[Tensor, ""]:
-    """Weighted gradient ascent, mean_t sg(p_y^beta) log p_y: tokens that are forgotten already lose their weight.
+    """Compute weighted gradient ascent, mean_t sg(p_y^beta) log p_y, in which forgotten tokens lose their weight.
 
-    With beta = 0 it is gradient ascent. Its gradient goes to 0 with p_y, which bounds the loss in practice: the value
-    itself, as p^beta log p, is between -1 / (e beta) and 0.
+    With beta = 0 it is gradient ascent. The gradient goes to 0 with p_y, so the model stops moving; the value, a mean
+    of p^beta log p, lies between -1 / (e beta) and 0.
 
     Args:
         nll: -log p_y of each forget token, in nats.
-        beta: power of the weight.
-        n_tokens: answer tokens of the whole accumulation window.
+        beta: Power of the weight.
+        n_tokens: Number of answer tokens of the whole accumulation window.
+
+    Returns:
+        The loss.
 
     Source: Rethinking LLM Unlearning Objectives (WGA), arXiv 2502.19301.
     """
@@ -330,15 +380,19 @@ def wga(nll: Float[Tensor, " token"], *, beta: float, n_tokens: int) -> Float[Te
 
 
 def satimp(nll: Float[Tensor, " token"], *, beta1: float, beta2: float, n_tokens: int) -> Float[Tensor, ""]:
-    """Saturation and importance, mean_t sg(p_y^beta1 (1 - p_y)^beta2) log p_y.
+    """Compute saturation and importance, mean_t sg(p_y^beta1 (1 - p_y)^beta2) log p_y.
 
-    With beta2 = 0 it is `wga` with beta1, with both 0 gradient ascent. Not above 0, and for beta1 > 0 bounded below.
+    With beta2 = 0 it is `wga` with beta = beta1; with both 0 it is gradient ascent. The loss is at most 0, and bounded
+    below if beta1 > 0.
 
     Args:
         nll: -log p_y of each forget token, in nats.
-        beta1: power of the saturation, which lets go of tokens that are forgotten.
-        beta2: power of the importance, which lets go of tokens that are certain.
-        n_tokens: answer tokens of the whole accumulation window.
+        beta1: Power of the saturation, which lowers the weight of tokens that are forgotten already.
+        beta2: Power of the importance, which lowers the weight of tokens that the model is certain of.
+        n_tokens: Number of answer tokens of the whole accumulation window.
+
+    Returns:
+        The loss.
 
     Source: Exploring Criteria of Loss Reweighting (SatImp), arXiv 2505.11953.
     """
@@ -348,13 +402,17 @@ def satimp(nll: Float[Tensor, " token"], *, beta1: float, beta2: float, n_tokens
 
 
 def pdu(logits: Float[Tensor, "token vocab"], *, n_tokens: int) -> Float[Tensor, ""]:
-    """Logit margin flattening, mean_t (max_v z_v - mean_v z_v)^2: towards a uniform next token.
+    """Compute logit margin flattening, mean_t (max_v z_v - mean_v z_v)^2, which drives the next token to a uniform one.
 
-    Bounded below by 0, reached where all logits of a token are equal; the same for logits up to a constant.
+    The loss is bounded below by 0, reached if all logits of a token are equal. A constant added to all logits of a
+    token changes nothing.
 
     Args:
-        logits: z, at the positions that predict the tokens to forget.
-        n_tokens: answer tokens of the whole accumulation window.
+        logits: z, logits that predict the tokens to forget.
+        n_tokens: Number of answer tokens of the whole accumulation window.
+
+    Returns:
+        The loss, in squared logits.
 
     Source: Constrained Entropic Unlearning (PDU), arXiv 2506.05314.
     """
@@ -368,16 +426,19 @@ def rmu(
     *,
     n_positions: int,
 ) -> Float[Tensor, ""]:
-    """Representation misdirection, mean_{t, i} (h_ti - target_ti)^2, over tokens and over the hidden dimension.
+    """Compute representation misdirection, mean_{t, i} (h_ti - target_ti)^2, over tokens t and hidden dimensions i.
 
-    On forget text the target is the control vector c u, on retain text what the start model has there. The published
-    per-token form is a squared norm, d_model times this one, in both terms alike. Bounded below by 0, reached at the
-    target.
+    On forget text the target is the control vector c u, on retain text the hidden state of the reference model. The
+    published per-token form is a squared norm: d_model times this one, in both terms alike. The loss is bounded below
+    by 0, reached at the target.
 
     Args:
-        hidden: a block's output at every token that is not padding.
-        target: a constant of the same shape, or one vector for all tokens.
-        n_positions: tokens of the whole accumulation window.
+        hidden: h, a block's output at every token that is not padding.
+        target: A constant of the same shape, or one vector for all tokens.
+        n_positions: Number of tokens of the whole accumulation window.
+
+    Returns:
+        The loss, in squared units of the hidden state.
 
     Source: The WMDP Benchmark (RMU), arXiv 2403.03218, normalised as in its code.
     """
@@ -386,18 +447,18 @@ def rmu(
 
 
 def _preference(score: Float[Tensor, " batch"], beta: float, n_sequences: int) -> Float[Tensor, ""]:
-    """-(2 / beta) mean log sigmoid(score): what NPO, DPO, KTO and SimNPO have in common."""
+    """Compute -(2 / beta) mean_b log sigmoid(score_b), which NPO, DPO, KTO and SimNPO have in common."""
     return -(2 / beta) * F.logsigmoid(score).sum() / n_sequences
 
 
 def _soft_cross_entropy(
     logits: Float[Tensor, "token vocab"], target: Float[Tensor, "token vocab"]
 ) -> Float[Tensor, ""]:
-    """Sum over tokens of -sum_v q_v log p_v."""
+    """Sum -sum_v q_v log p_v over the tokens."""
     wide = _widened(logits)
     return F.cross_entropy(wide, target.to(wide.dtype), reduction="sum")
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    """In float32 at least."""
+    """Return half precision as float32, other dtypes unchanged."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
