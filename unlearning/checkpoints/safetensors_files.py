@@ -167,10 +167,7 @@ _MALLOCED = 2**16
 
 
 def _own_memory(n_values: int, dtype: torch.dtype) -> Tensor:
-    """Allocate memory that goes back to the system when it is freed.
-
-    Of blocks below 32 MiB malloc keeps some hundred MB.
-    """
+    """Allocate memory that goes back to the system when freed; malloc keeps some hundred MB of blocks below 32 MiB."""
     n_bytes = n_values * dtype.itemsize
     if n_bytes < _MALLOCED:
         return torch.empty(n_values, dtype=dtype)

@@ -1,1 +1,1 @@
-"""Reading training and evaluation text: one file per format, and the one answer boundary."""
+"""Data: named sets, files and hub data sets as examples, and examples as padded tokens."""

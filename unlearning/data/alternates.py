@@ -7,17 +7,20 @@ from unlearning.data.question_answer import Example
 
 
 def match_alternates(alternates: Sequence[Example], forget: Sequence[Example], *, source: str) -> list[list[str]]:
-    """The alternate answers of each forget example, found by its prompt.
+    """Find the alternate answers of each forget example by its prompt.
 
     Args:
-        alternates: read with the same wrapping as the forget examples; several may have one prompt. Those of other
-            prompts are passed over.
-        forget: the forget examples.
-        source: of the alternates, for messages.
+        alternates: Read with the same wrapping as the forget examples; several may share a prompt. Alternates to
+            prompts that are not in the forget set are ignored.
+        forget: The forget examples.
+        source: Name of the alternates' source, for messages.
+
+    Returns:
+        For each forget example its alternate answers, at least one.
 
     Raises:
-        InputError: forget examples are without an alternate (how many), or an alternate is the forget answer itself,
-            which would train towards what is to be forgotten.
+        InputError: Forget examples have no alternate (the message says how many), or an alternate equals the forget
+            answer, which would train towards the answer to be forgotten.
     """
     answers: dict[str, list[str]] = {}
     for alternate in alternates:

@@ -1,4 +1,4 @@
-"""From examples to padded tensors."""
+"""Padded tensors from tokenised examples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,9 +16,9 @@ class LabelledSpan:
     """One tokenised text whose labels are not its own next tokens.
 
     Attributes:
-        input_ids: the tokens of the text.
-        targets: what each position should predict in place of the next token.
-        mask: whether the position carries loss.
+        input_ids: The tokens of the text.
+        targets: At each position the token to predict instead of the next token.
+        mask: Whether the position carries loss.
     """
 
     input_ids: list[int]
@@ -33,17 +33,17 @@ Span = AnswerSpan | LabelledSpan
 class TokenBatch:
     """Right-padded sequences; masks come from lengths, so the pad token may also occur inside a text.
 
-    The constants of the start model are there where the method asks for them (`unlearning.methods.method.Reference`).
+    The constants of the reference model are set if the method asks for them (`unlearning.methods.method.Reference`).
 
     Attributes:
-        input_ids: [batch, position].
+        input_ids: Token ids, right-padded.
         attention_mask: 1 on tokens, 0 on padding.
-        predicts_answer: true at position t if the prediction made there carries loss: the token at t + 1 belongs to
-            the answer, or t has a label.
-        targets: what each position should predict, where that is not the next token.
-        reference_nll: summed negative log-likelihood of each answer under the start model, in nats.
-        reference_logits: the start model's logits at the positions that carry loss, sequence after sequence.
-        reference_hidden: the output of one of the start model's blocks at every token that is not padding, sequence
+        predicts_answer: True at position t if the prediction made there carries loss: the token at t + 1 belongs to the
+            answer, or t has a label.
+        targets: Token to predict at each position; None if it is the next token.
+        reference_nll: Summed negative log-likelihood of each answer under the reference model, in nats.
+        reference_logits: The reference model's logits at the positions that carry loss, sequence after sequence.
+        reference_hidden: Output of one of the reference model's blocks at every token that is not padding, sequence
             after sequence.
     """
 
@@ -57,24 +57,33 @@ class TokenBatch:
 
     @property
     def n_sequences(self) -> int:
-        """How many sequences there are."""
+        """Number of sequences."""
         return self.input_ids.shape[0]
 
     def to(self, device: torch.device) -> "TokenBatch":
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
 
 def n_predicted(span: Span) -> int:
-    """How many of a span's tokens carry loss."""
+    """Return the number of a span's tokens that carry loss."""
     if isinstance(span, LabelledSpan):
         return sum(span.mask)
     return len(span.input_ids) - max(span.answer_start, 1)  # nothing predicts the very first token
 
 
 def collate(spans: Sequence[Span]) -> TokenBatch:
-    """Pad spans on the right into one batch. The padding's token (0) is never read: attention and loss are masked."""
+    """Pad spans on the right into one batch.
+
+    The padding's token (0) is never read: attention and loss are masked.
+
+    Args:
+        spans: All of one kind.
+
+    Returns:
+        The batch, on the CPU.
+    """
     lengths = torch.tensor([len(span.input_ids) for span in spans])
     input_ids = pad_sequence([torch.tensor(span.input_ids) for span in spans], batch_first=True)
     position = torch.arange(input_ids.shape[1])

@@ -1,4 +1,4 @@
-"""A tokenizer's chat template around questions, with a date that does not move."""
+"""A tokenizer's chat template around questions, with a fixed date."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_CHAT_DATE = "26 Jul 2024"
-"""What Llama 3's template writes where it is given no date."""
+"""Date that Llama 3's template writes if it is given none."""
 
 _DATE_FORMAT = "%d %b %Y"
 _CLOCK_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
@@ -20,15 +20,15 @@ _QUESTION, _ANSWER = "unlearningquestion", "unlearninganswer"
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a chat template wraps a question and its answer; `chat_format` makes it.
+    """The text that a chat template writes around a question and its answer; made by `chat_format`.
 
     Attributes:
-        tokenizer: whose template it is.
-        date: what the template takes for today.
-        preface: what the template writes between its generation prompt and an answer other than white space, such
+        tokenizer: The tokenizer whose template it is.
+        date: Date that the template writes as today's.
+        preface: Text other than white space that the template writes between its generation prompt and an answer, such
             as an empty block of reasoning; part of every prompt.
-        separator: white space between prompt and answer, or None where the template does not say.
-        turn_end: what the template writes after an answer, such as `<|eot_id|>`; empty where it writes nothing.
+        separator: White space between prompt and answer; None if the template does not show it.
+        turn_end: Text that the template writes after an answer, such as `<|eot_id|>`; empty if there is none.
     """
 
     tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
@@ -38,25 +38,28 @@ class ChatFormat:
     turn_end: str = ""
 
     def prompt(self, question: str) -> str:
-        """The text that the model reads before it answers."""
+        """Return the text that the model reads before it answers."""
         return _render(self.tokenizer, self.date, [("user", question)], opened=True) + self.preface
 
 
 def chat_format(tokenizer: "PreTrainedTokenizerBase", date: str = DEFAULT_CHAT_DATE) -> ChatFormat:
-    """Read off a tokenizer's chat template what it writes around an answer.
+    """Find out what a tokenizer's chat template writes around an answer.
 
-    Templates that insert the date of today would make training, evaluation and a second run differ; they get the
-    same date always.
+    Templates that insert today's date would make training, evaluation and a second run differ, so all get the same
+    date.
 
     Args:
-        tokenizer: of the model.
-        date: in the form `26 Jul 2024`.
+        tokenizer: The model's tokenizer.
+        date: A date such as `26 Jul 2024`.
+
+    Returns:
+        The format.
 
     Raises:
-        InputError: the tokenizer has no chat template, its template refuses a question, or the date has another form.
+        InputError: The tokenizer has no chat template, the template refuses a question, or the date has another form.
     """
     if not tokenizer.chat_template:
-        raise InputError("--chat: the tokenizer has no chat template; use --template")
+        raise InputError("`chat` cannot be used: the tokenizer has no chat template; use `template`")
     _parse_date(date)
     opened = _render(tokenizer, date, [("user", _QUESTION)], opened=True)
     whole = _render(tokenizer, date, [("user", _QUESTION), ("assistant", _ANSWER)], opened=False)
@@ -82,17 +85,17 @@ def _render(tokenizer: "PreTrainedTokenizerBase", date: str, turns: list[tuple[s
     except TemplateError as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"--chat: the tokenizer's chat template refuses a question ({reason}); use --template"
+            f"`chat` cannot be used: the tokenizer's chat template refuses a question ({reason}); use `template`"
         ) from None
     return str(text)
 
 
 def _without_clock(template: str, date: str) -> str:
-    """A template with the date written in where it asks the clock (a template is given no functions to ask instead)."""
+    """Write the date into a template that asks the clock, since a template cannot be given another clock."""
     day = _parse_date(date)
     fixed = _CLOCK_CALL.sub(lambda call: call[1] + day.strftime(call[2]) + call[1], template)
     if "strftime_now(" in fixed:
-        raise InputError("--chat: the tokenizer's chat template asks for the time in an unknown way; use --template")
+        raise InputError("`chat` cannot be used: the chat template uses an unsupported date function; use `template`")
     return fixed
 
 
@@ -100,4 +103,4 @@ def _parse_date(date: str) -> datetime:
     try:
         return datetime.strptime(date, _DATE_FORMAT)
     except ValueError:
-        raise InputError(f"chat_date={date!r}: write it as {DEFAULT_CHAT_DATE!r}") from None
+        raise InputError(f"`chat_date` must be a date such as {DEFAULT_CHAT_DATE!r}, got {date!r}") from None

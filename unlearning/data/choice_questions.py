@@ -11,21 +11,22 @@ from unlearning.data.named import data_directory, read_files
 from unlearning.data.records import Record, read_records
 
 LETTERS = string.ascii_uppercase
-"""What options are called; a question has at most as many."""
+"""Names of a question's options, and thus their maximum number."""
 
 _CHOICES_KEYS = ("choices", "options")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question and its options.
+    """A multiple-choice question.
 
     Attributes:
-        text: the question.
-        choices: its options, 2 to 26.
-        answer: place of the right one.
-        subject: what the prompt says the question is about; empty where nothing does.
-        id, group: of the record, where it has them.
+        text: The question.
+        choices: Its options, 2 to 26.
+        answer: Index of the right option.
+        subject: Subject that the prompt names; empty if it names none.
+        id: Id of the record, or "".
+        group: Group of the record, or "".
     """
 
     text: str
@@ -39,16 +40,20 @@ class Question:
 def read_questions(
     source: str | Path, *, data_dir: str | Path | None = None, subject: str | None = None
 ) -> list[Question]:
-    """The questions of a file or of a named set.
+    """Read the questions of a file or of a named set.
 
     Args:
-        source: a file (.json, .jsonl, .csv, .tsv, .parquet), `wmdp:bio`, `wmdp:chem`, `wmdp:cyber`, or
+        source: A file (.json, .jsonl, .csv, .tsv, .parquet), `wmdp:bio`, `wmdp:chem`, `wmdp:cyber`, or
             `hub:owner/name:config:split`. MMLU's own .csv files, which have no header, are read too.
-        data_dir: where named sets are looked for before the hub is; None reads $DISSECT_DATA.
-        subject: what all questions are about; None takes it from each record (`subject`), or from WMDP's name.
+        data_dir: Directory of named sets, asked before the hub; None takes $DISSECT_DATA.
+        subject: Subject of all questions; None takes each record's (`subject`), or the one of WMDP's set.
+
+    Returns:
+        The questions, in the order of the source.
 
     Raises:
-        InputError: no such file or set, or a record that is no multiple-choice question (which).
+        InputError: The file or set does not exist, or a record is not a multiple-choice question (the message names
+            it).
     """
     name = str(source)
     prefix, colon, rest = name.partition(":")
@@ -67,13 +72,21 @@ def read_questions(
 
 
 def questions_of(records: list[Record], *, source: str, subject: str | None = None) -> list[Question]:
-    """Records as questions.
+    """Turn records into questions.
 
     A record has `question`, its options under `choices` (or `options`) or one under each of `A`, `B`, ..., and
-    `answer`: the place of the right one, counted from 0, or its letter.
+    `answer`: the index of the right option, from 0, or its letter.
+
+    Args:
+        records: The records.
+        source: Name of their source, for messages.
+        subject: Subject of all questions; None takes each record's.
+
+    Returns:
+        The questions, in the order of the records.
 
     Raises:
-        InputError: a record lacks one of these, or its answer is none of its options (which record).
+        InputError: A record lacks a key, or its answer is not among its options (the message names the record).
     """
     return [_question(record, f"{source}, record {number}", subject) for number, record in enumerate(records, start=1)]
 
@@ -110,22 +123,22 @@ def _choices(record: Record, where: str) -> tuple[str, ...]:
 def _answer(value: Any, n_choices: int, where: str) -> int:
     last = LETTERS[n_choices - 1]
     if value is None or value == "":
-        raise InputError(f'{where}: "answer" is missing; give the right option\'s place (from 0) or its letter')
+        raise InputError(f'{where}: "answer" is missing; give the right option\'s index (from 0) or its letter')
     if isinstance(value, str):
         written = value.strip()
         if len(written) == 1 and written.upper() in LETTERS:
-            place = LETTERS.index(written.upper())
+            index = LETTERS.index(written.upper())
         else:
-            place = int(written) if written.isdecimal() else -1
+            index = int(written) if written.isdecimal() else -1
     else:
-        place = value if isinstance(value, int) and not isinstance(value, bool) else -1
-    if not 0 <= place < n_choices:
+        index = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if not 0 <= index < n_choices:
         raise InputError(f"{where}: the answer {value!r} is no option; give 0 to {n_choices - 1}, or A to {last}")
-    return place
+    return index
 
 
 def _with_header(path: Path) -> list[Record]:
-    """A file's records; MMLU's .csv files begin with a question: question, four options, letter."""
+    """Read a file's records; MMLU's .csv files have no header, and hold question, four options, letter."""
     records = read_records(path)
     first = list(records[0])
     if path.suffix.lower() != ".csv" or "question" in first or len(first) < 4 or first[-1] not in LETTERS:

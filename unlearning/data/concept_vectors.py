@@ -158,6 +158,12 @@ def cut_continuation(text: str) -> str:
     """Cut a model's continuation at its first line break or its next `Question:`, and strip white space.
 
     Half of the released OLMo rows run on into further, invented questions, which are no part of the answer.
+
+    Args:
+        text: The continuation.
+
+    Returns:
+        The answer; may be empty.
     """
     return text.strip().split("\n")[0].split("Question:")[0].strip()
 

@@ -1,4 +1,4 @@
-"""Plain text: whole documents, and what they are cut into."""
+"""Plain text: whole documents, and the pieces that they are cut into."""
 
 import json
 import re
@@ -10,16 +10,22 @@ from unlearning.common.errors import InputError
 from unlearning.data.records import Record, read_text
 from unlearning.data.spans import AnswerSpan, encode_answer
 
-# ConceptVectors' split: white space after a full stop or a question mark that ends no abbreviation.
+# ConceptVectors' split: white space after a full stop or question mark that does not end an abbreviation.
 _SENTENCE_END = re.compile(r"(?<!\w\.\w.)(?<![A-Z][a-z]\.)(?<=\.|\?)\s")
 
 
 def read_text_documents(path: Path) -> list[Record]:
-    """A text file as one document, or each text file under a directory as one, in the order of their names.
+    """Read a text file as one document, or each .txt file under a directory as one.
+
+    Args:
+        path: File or directory.
+
+    Returns:
+        Records with `text`, in the order of the files' names.
 
     Raises:
-        InputError: a file is empty, not UTF-8, or holds JSON lines, which would be trained on braces and all; or the
-            directory holds no text file.
+        InputError: A file is empty, not UTF-8, or holds JSON lines, which would be trained on as text; or the directory
+            holds no .txt file.
     """
     if not path.is_dir():
         return [{"text": _whole_text(path)}]
@@ -45,15 +51,18 @@ def _whole_text(path: Path) -> str:
 
 
 def pack_sentences(text: str, *, longer_than: int = 400, separator: str = " ") -> list[str]:
-    """Paragraphs of whole sentences, each closed by the sentence that makes it longer than so many characters.
+    """Cut a text into paragraphs of whole sentences, each closed by the sentence that makes it longer than a limit.
 
     ConceptVectors' packing (2406.11614): sentences are found by a regular expression and appended until the paragraph
     is longer than 400 characters; the remainder at the end is a paragraph too.
 
     Args:
-        text: of a document.
-        longer_than: characters.
-        separator: between sentences. The published code has the empty one, so that they stick together.
+        text: The document.
+        longer_than: The limit in characters.
+        separator: Text between sentences. The published code has none, so that sentences stick together.
+
+    Returns:
+        The paragraphs, none of them empty.
     """
     paragraphs, sentences = [], []
     for sentence in _SENTENCE_END.split(text):
@@ -69,23 +78,23 @@ def pack_sentences(text: str, *, longer_than: int = 400, separator: str = " ") -
 def cut_document(
     tokenizer: PreTrainedTokenizerBase, text: str, max_length: int, *, append_eos: bool = False
 ) -> list[AnswerSpan]:
-    """A document as texts of at most so many tokens, none left out and none twice.
+    """Cut a document into texts of at most `max_length` tokens; no token is lost or repeated.
 
-    What the tokenizer puts in front of a text (a beginning-of-sequence token) is in front of each piece and counts
-    towards its length; the pieces' other tokens, one after another, are the document's. All pieces but the last are
-    full, except that the last but one gives up a token where a single one would be left over.
+    The tokens that the tokenizer puts in front of a text (such as a beginning-of-sequence token) begin each piece and
+    count towards its length; the pieces' other tokens, one after another, are the document's. All pieces but the last
+    are full, except that the last but one gives up a token if otherwise a single token would be left over.
 
     Args:
-        tokenizer: of the model.
-        text: of the document.
-        max_length: tokens.
-        append_eos: end the document, thus its last piece, with the end-of-sequence token.
+        tokenizer: The model's tokenizer.
+        text: The document.
+        max_length: Maximum number of tokens of a piece.
+        append_eos: End the document, thus its last piece, with the end-of-sequence token.
 
     Returns:
-        The pieces; none where the document is a single token, which nothing predicts.
+        The pieces; none if the document is a single token, which nothing predicts.
 
     Raises:
-        InputError: the text is empty, or `max_length` leaves no room for three tokens.
+        InputError: The text is empty, or `max_length` leaves no room for three tokens.
     """
     whole = encode_answer(tokenizer, "", text, append_eos=append_eos)
     prefix, tokens = whole.input_ids[: whole.answer_start], whole.input_ids[whole.answer_start :]
@@ -95,7 +104,7 @@ def cut_document(
         return [whole]
     room = max_length - len(prefix)
     if room < 3:
-        raise InputError(f"max_length {max_length} is too short to cut documents by; raise it to {len(prefix) + 3}")
+        raise InputError(f"`max_length` must be at least {len(prefix) + 3} to cut documents, got {max_length}")
     starts = list(range(0, len(tokens), room))
     if len(tokens) - starts[-1] == 1:
         starts[-1] -= 1

@@ -1,4 +1,4 @@
-"""From examples to tokens, with everything that was cut or left out counted."""
+"""Tokenise examples, and count everything that is cut or left out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +20,9 @@ class Encoded:
     """Tokenised examples.
 
     Attributes:
-        spans: what is trained on. A long document is several.
-        origin: for each span, the place of its example.
-        notes: what was cut or left out, one line each; empty where nothing was.
+        spans: The texts to train on; a long document gives several.
+        origin: For each span the index of its example.
+        notes: What was cut or left out, one line each; empty if nothing was.
     """
 
     spans: list[AnswerSpan]
@@ -41,44 +41,47 @@ def encode(
 ) -> Encoded:
     """Tokenise examples once, before training.
 
-    Documents (examples without a prompt) that are too long are cut into pieces by `cut_document`. Too long a prompt
-    and answer are refused, or the answer's end is cut off, or the example is left out.
+    Documents (examples without a prompt) that are too long are cut into pieces by `cut_document`. A prompt and answer
+    that are too long are refused, or the answer's end is cut off, or the example is left out.
 
     Args:
-        tokenizer: of the model.
-        examples: to tokenise.
-        append_eos: end every answer with the end-of-sequence token, or in a chat with the template's end of a turn.
-        max_length: tokens of the longest span; None for no limit.
-        too_long: what happens to prompts and answers that are longer.
-        chat: what the prompts were wrapped by, where it was a chat template.
+        tokenizer: The model's tokenizer.
+        examples: The examples.
+        append_eos: End every answer with the end-of-sequence token, or in a chat with the end of a turn.
+        max_length: Maximum number of tokens of a span; None for no limit.
+        too_long: Treatment of prompts and answers that are longer.
+        chat: Chat template that the prompts were wrapped in; None if there was none.
+
+    Returns:
+        The spans, in the order of the examples.
 
     Raises:
-        InputError: an example is too long (and is to be refused, or has no answer left after the cut), an answer is
-            empty, nothing is left, or the end-of-sequence token is to be appended and the tokenizer has none.
+        InputError: An example is too long (and is to be refused, or has no answer left after the cut), an answer is
+            empty, no example is left, or `append_eos` is set and the tokenizer has no end-of-sequence token.
     """
     if append_eos and tokenizer.eos_token_id is None and not (chat and chat.turn_end):
-        raise InputError("the tokenizer has no end-of-sequence token; set append_eos=false, or give it one")
+        raise InputError("`append_eos` must be false: the tokenizer has no end-of-sequence token")
     spans: list[AnswerSpan] = []
     origin: list[int] = []
     documents_cut, single_tokens = 0, 0
     lost: list[int] = []  # answer tokens of each example that was cut or left out
-    for place, example in enumerate(examples):
+    for index, example in enumerate(examples):
         if not example.prompt:
             pieces = _document(tokenizer, example.answer, append_eos=append_eos, max_length=max_length)
             documents_cut += len(pieces) > 1
             single_tokens += not pieces
         else:
             span = encode_answer(tokenizer, example.prompt, example.answer, append_eos=append_eos, chat=chat)
-            pieces, n_lost = _fitted(span, example, place + 1, max_length, too_long)
+            pieces, n_lost = _fitted(span, example, index + 1, max_length, too_long)
             if n_lost:
                 lost.append(n_lost)
         spans += pieces
-        origin += [place] * len(pieces)
+        origin += [index] * len(pieces)
     if not spans:
-        raise InputError(f"none of the {len(examples)} examples is left: all are too long or single tokens")
+        raise InputError(f"none of the {len(examples)} examples is left: each is too long or a single token")
     notes = []
     if documents_cut:
-        n_pieces = sum(not examples[place].prompt for place in origin)
+        n_pieces = sum(not examples[index].prompt for index in origin)
         notes.append(f"documents longer than max_length {max_length}: {documents_cut}, cut; {n_pieces} texts in all")
     if single_tokens:
         notes.append(f"documents of a single token, which nothing predicts: {single_tokens}, left out")
@@ -103,7 +106,7 @@ def _document(
 def _fitted(
     span: AnswerSpan, example: Example, number: int, max_length: int | None, too_long: TooLong
 ) -> tuple[list[AnswerSpan], int]:
-    """The span as far as it fits, and how many answer tokens that loses."""
+    """Return the span cut to `max_length` (none if it is left out), and the number of answer tokens that are lost."""
     n_tokens = len(span.input_ids)
     if max_length is None or n_tokens <= max_length:
         return [span], 0
@@ -112,12 +115,12 @@ def _fitted(
     name = f"example {number} ({example.prompt[:40]!r})"
     if too_long == "refuse":
         raise InputError(
-            f"{name} has {n_tokens} tokens, more than max_length {max_length}; split the text or raise max_length, or "
-            "set too_long=cut or too_long=skip"
+            f"{name} has {n_tokens} tokens, and `max_length` is {max_length}; split the text, raise `max_length`, or "
+            "set `too_long` to cut or skip"
         )
     if span.answer_start >= max_length:
         raise InputError(
-            f"{name} has a prompt of {span.answer_start} tokens, which leaves no answer within max_length "
-            f"{max_length}; raise max_length or set too_long=skip"
+            f"{name} has a prompt of {span.answer_start} tokens, which leaves no answer within `max_length` "
+            f"{max_length}; raise `max_length` or set `too_long` to skip"
         )
     return [replace(span, input_ids=span.input_ids[:max_length])], n_tokens - max_length

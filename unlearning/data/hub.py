@@ -1,4 +1,4 @@
-"""The files of a data set on the Hugging Face hub, or of a directory that is laid out as one."""
+"""The files of a data set on the Hugging Face hub, or of a directory with the same layout."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,9 +21,10 @@ class Part:
     """One split of one configuration of a data set.
 
     Attributes:
-        name: as the user gave it, for messages.
+        name: Name that the user gave, for messages.
         repository: `owner/name` on the hub.
-        config, split: None for the only one, or the default.
+        config: The configuration; None for the only one or the default.
+        split: The split; None for the only one or the default.
     """
 
     name: str
@@ -33,10 +34,16 @@ class Part:
 
 
 def read_name(name: str) -> Part:
-    """`owner/name[:config[:split]]` as a part.
+    """Parse `owner/name[:config[:split]]`.
+
+    Args:
+        name: The name; a local directory may stand for `owner/name`.
+
+    Returns:
+        The part of the data set.
 
     Raises:
-        InputError: the name has another form.
+        InputError: The name has another form.
     """
     repository, *rest = name.split(":")
     if repository.count("/") != 1 and not Path(repository).is_dir():
@@ -48,53 +55,67 @@ def read_name(name: str) -> Part:
 
 
 def find_files(part: Part, directory: Path | None = None) -> list[Path]:
-    """The files of a part: in a directory, where one is given, else downloaded.
+    """Find the files of a part in a directory, or download them.
 
-    The data set's card says which files a configuration and a split are; without it they are found by the hub's
-    conventions (`config/split-00000-of-00001.parquet`, `split.jsonl`, ...), and a data set without configurations
-    and splits is all the files that lie at its top.
+    The data set's card says which files a configuration and a split are. Without a card they are found by the hub's
+    conventions (`config/split-00000-of-00001.parquet`, `split.jsonl`, ...), and a data set without configurations and
+    splits consists of all files at its top.
+
+    Args:
+        part: The part.
+        directory: Directory of the data set; None downloads it.
+
+    Returns:
+        The files, sorted by name.
 
     Raises:
-        InputError: there is no such configuration or split (with the ones there are), no such data set, it is gated,
-            or the hub cannot be reached.
+        InputError: The configuration or split does not exist (the message lists the known ones), the data set does not
+            exist or is gated, or the hub cannot be reached.
     """
 
     def fetch(patterns: Sequence[str]) -> Path:
         return directory if directory is not None else download(part.repository, patterns)
 
-    place = str(directory or part.repository)
+    where = str(directory or part.repository)
     configs = _card_configs(fetch(["README.md"]) / "README.md")
     if not configs:
-        return _by_convention(part, fetch, place)
+        return _by_convention(part, fetch, where)
     try:
         patterns = _chosen_patterns(part, configs)
         if files := _matches(fetch(patterns), patterns):
             return files
-        raise InputError(f"{part.name}: {place} lacks the files {', '.join(patterns)}")
+        raise InputError(f"{part.name}: {where} lacks the files {', '.join(patterns)}")
     except InputError:
-        if directory is not None:  # which a person may have added files to
+        if directory is not None:  # a person may have added files to it that the card does not name
             with suppress(InputError):
-                return _by_convention(part, fetch, place)
+                return _by_convention(part, fetch, where)
         raise
 
 
-def _by_convention(part: Part, fetch: Callable[[Sequence[str]], Path], place: str) -> list[Path]:
+def _by_convention(part: Part, fetch: Callable[[Sequence[str]], Path], where: str) -> list[Path]:
     stages = [_conventional_patterns(part)]
     if part.config is None and part.split in (None, "train"):
-        stages.append(["*" + suffix for suffix in SUFFIXES])  # on its own, since it would download everything
+        stages.append(["*" + suffix for suffix in SUFFIXES])  # tried last, since it downloads everything
     for patterns in stages:
         root = fetch(patterns)
-        for pattern in patterns:  # the first that matches, so that two formats of one split are not both read
+        for pattern in patterns:  # only the first that matches: one split may be there in two formats
             if files := _matches(root, [pattern]):
                 return files
-    raise InputError(f"{part.name}: {place} has no file for it (looked for {', '.join(stages[0][:3])}); check the name")
+    raise InputError(f"{part.name}: {where} has no file for it (looked for {', '.join(stages[0][:3])}); check the name")
 
 
 def download(repository: str, patterns: Sequence[str]) -> Path:
-    """Download the files of a data set that match, and name the directory that holds them.
+    """Download the files of a data set that match.
+
+    Args:
+        repository: `owner/name` on the hub.
+        patterns: Patterns of the files' paths.
+
+    Returns:
+        The directory that holds the files.
 
     Raises:
-        InputError: there is no such data set, it is gated, or the hub cannot be reached.
+        InputError: The data set does not exist or is gated, or the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -123,7 +144,15 @@ def download(repository: str, patterns: Sequence[str]) -> Path:
 
 
 def local_directory(names: Sequence[str], data_dir: Path | None) -> Path | None:
-    """Where a named data set lies: the first of the names in `data_dir`, or `data_dir` itself if it is called so."""
+    """Find a named data set's directory: one of its names in `data_dir`, or `data_dir` itself if it has such a name.
+
+    Args:
+        names: Names that the directory may have; the first that exists counts.
+        data_dir: Directory of data sets, or of this one.
+
+    Returns:
+        The directory; None if there is none.
+    """
     if data_dir is None:
         return None
     candidates = [data_dir / name for name in names]
@@ -138,7 +167,7 @@ def _matches(root: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def _card_configs(card: Path) -> dict[str, Splits]:
-    """The configurations that a data set's card names; none where there is no card, or it names none."""
+    """Return the configurations that a data set's card names; empty if it names none or does not exist."""
     if not card.exists():
         return {}
     from huggingface_hub import metadata_load
@@ -156,7 +185,7 @@ def _card_configs(card: Path) -> dict[str, Splits]:
 
 
 def _card_splits(files: Any) -> Splits:
-    """`data_files` is a pattern, a list of them, or a list of `{"split", "path"}`."""
+    """Return file patterns by split; `data_files` is a pattern, a list of them, or a list of `{"split", "path"}`."""
     splits: Splits = {}
     for entry in [files] if isinstance(files, (str, dict)) else files:
         split, paths = (entry["split"], entry["path"]) if isinstance(entry, dict) else ("train", entry)

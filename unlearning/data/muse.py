@@ -23,22 +23,25 @@ _BOTH = {
 }
 
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {"News": {**_BOTH, "scal": _FOUR, "sust": _FOUR}, "Books": _BOTH}
-"""Splits by configuration, of each corpus: `scal` is nested forget sets, `sust` disjoint ones."""
-
+"""Splits by configuration, of each corpus: the forget sets of `scal` are nested, those of `sust` disjoint."""
 
 _DIRECTORIES = {"News": ("muse-news", "MUSE-News", "news", "bbc"), "Books": ("muse-books", "MUSE-Books", "books", "hp")}
 
 
 def read(corpus: str, name: str, data_dir: Path | None) -> Found:
-    """The records of `config:split` of a corpus.
+    """Read the records of one split of a corpus.
 
     Args:
         corpus: `News` or `Books`.
-        name: such as `raw:forget`; the split may be left out where there is only one.
-        data_dir: may hold the data set.
+        name: `config:split`, such as `raw:forget`; a configuration with one split needs no split.
+        data_dir: Directory of data sets; the hub is asked for what it lacks.
+
+    Returns:
+        The records and their source.
 
     Raises:
-        InputError: there is no such part (with the ones there are), or it is neither here nor on the hub.
+        InputError: The part does not exist (the message lists the known ones), or is neither in the directory nor on
+            the hub.
     """
     whole = f"muse-{corpus.lower()}:{name}"
     configs = PARTS[corpus]
@@ -59,7 +62,7 @@ def read(corpus: str, name: str, data_dir: Path | None) -> Found:
 
 
 def _local_split(directory: Path | None, config: str, split: str) -> str:
-    """What a split is called in a directory, which may be the repository's."""
+    """Return a split's name in a directory, which may have the layout of MUSE's repository."""
     if directory is None or config not in ("knowmem", "privleak") or not split.startswith("retain"):
         return split
     theirs = split.replace("retain", "retain2")

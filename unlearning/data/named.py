@@ -1,4 +1,4 @@
-"""What the readers of named data sets give back."""
+"""What all readers of named data sets share: the directory, the hub, and the records with their source."""
 
 import os
 from contextlib import suppress
@@ -15,18 +15,18 @@ DATA_VARIABLE = "DISSECT_DATA"
 
 
 class AbsentData(InputError):
-    """A part of a data set that is neither here nor on the hub."""
+    """A part of a data set that is neither in the local directory nor on the hub."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Records and where they came from.
+    """Records and their source.
 
     Attributes:
-        records: of any of the shapes that `question_answer.examples_of` reads.
-        source: the files.
-        template: what wraps the questions where the user has no wish.
-        notes: what a reader of the run should know.
+        records: Records of any of the shapes that `question_answer.examples_of` reads.
+        source: The files.
+        template: Prompt around a question if the user sets none.
+        notes: Remarks for a reader of the run, one line each.
     """
 
     records: list[Record]
@@ -36,55 +36,66 @@ class Found:
 
 
 def read_files(files: list[Path]) -> list[Record]:
-    """The records of files of any format, one after another."""
+    """Read the records of files of any format, one after another."""
     return [record for file in files for record in read_file(file)]
 
 
 def read_file(path: Path) -> list[Record]:
-    """The records of one file, or the texts of one directory."""
+    """Read the records of one file, or the texts of one directory."""
     if path.suffix.lower() == ".txt" or path.is_dir():
         return read_text_documents(path)
     return read_records(path)
 
 
 def read_part(local: Part, directory_names: tuple[str, ...], data_dir: Path | None, *, remote: Part) -> Found:
-    """A part of a named data set: from `data_dir` where it holds it, else from the hub.
+    """Read a part of a named data set from `data_dir`, or else from the hub.
 
     Args:
-        local: what it is called in the directory.
-        directory_names: what the directory may be called.
-        data_dir: may hold it.
-        remote: what it is called on the hub.
+        local: The part, as the directory names it.
+        directory_names: Names that the data set's directory may have.
+        data_dir: Directory of data sets, or None.
+        remote: The part, as the hub names it.
+
+    Returns:
+        The records and their source.
 
     Raises:
-        AbsentData: it is neither here nor there.
+        AbsentData: The part is neither in the directory nor on the hub.
     """
     directory = local_directory(directory_names, data_dir)
     files = []
     if directory is not None:
-        with suppress(InputError):  # a part that this directory lacks
+        with suppress(InputError):  # the directory lacks this part; the hub may have it
             files = find_files(local, directory)
     if files:
         return Found(read_files(files), ", ".join(map(str, files)))
     try:
         files = find_files(remote)
     except InputError as error:
-        place = f"{data_dir} does not hold it" if data_dir else f"no data_dir (nor ${DATA_VARIABLE}) is named"
-        raise AbsentData(f"{local.name}: {place}; {error}") from None
+        here = f"{data_dir} does not hold it" if data_dir else f"neither `data_dir` nor ${DATA_VARIABLE} is set"
+        raise AbsentData(f"{local.name}: {here}; {error}") from None
     return Found(read_files(files), f"{remote.repository} ({', '.join(file.name for file in files)})")
 
 
 def data_directory(data_dir: str | Path | None) -> Path | None:
-    """The directory of data sets: the one given, else the one that $DISSECT_DATA names, else none.
+    """Return the directory of data sets.
+
+    Args:
+        data_dir: The directory; None takes $DISSECT_DATA.
+
+    Returns:
+        The directory; None if neither is set.
 
     Raises:
-        InputError: it is no directory.
+        InputError: The directory does not exist.
     """
     named = data_dir or os.environ.get(DATA_VARIABLE)
     if not named:
         return None
     path = Path(named)
     if not path.is_dir():
-        where = "data_dir" if data_dir else f"${DATA_VARIABLE}"
-        raise InputError(f"{where}={path}: no such directory; name the one that holds tofu/, muse-news/, ...")
+        name = "`data_dir`" if data_dir else f"${DATA_VARIABLE}"
+        raise InputError(
+            f"{name} must be the directory that holds tofu/, muse-news/, ..., got {path}: no such directory"
+        )
     return path

@@ -1,4 +1,4 @@
-"""How much of the forget set is in the retain set too."""
+"""Overlap of the forget set with the retain set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from unlearning.data.question_answer import Example
 
 @dataclass(frozen=True)
 class Overlap:
-    """Counts of forget examples, white space aside.
+    """Counts of forget examples that the retain set shares, white space aside.
 
     Attributes:
-        rows: those that are in the retain set word for word, prompt and answer.
-        prompts: those whose prompt is in the retain set, with whatever answer; documents have no prompt.
-        forget: all of them.
-        first: one of `rows`, cut short; empty where there are none.
+        rows: Number of forget examples whose prompt and answer are in the retain set word for word.
+        prompts: Number of forget examples whose prompt is in the retain set, with any answer; documents have no prompt.
+        forget: Number of all forget examples.
+        first: The first of `rows`, cut to 60 characters; empty if `rows` is 0.
     """
 
     rows: int
@@ -25,7 +25,7 @@ class Overlap:
 
 
 def overlap(forget: Sequence[Example], retain: Sequence[Example]) -> Overlap:
-    """Compare a forget set with a retain set."""
+    """Return how many forget examples the retain set shares."""
     kept_rows = {_row(example) for example in retain}
     kept_prompts = {_plain(example.prompt) for example in retain if example.prompt}
     shared = [example for example in forget if _row(example) in kept_rows]
@@ -38,18 +38,22 @@ def overlap(forget: Sequence[Example], retain: Sequence[Example]) -> Overlap:
 
 
 def refuse_overlap(forget: Sequence[Example], retain: Sequence[Example]) -> tuple[str, ...]:
-    """Refuse a retain set that holds forget examples; say where it shares prompts only.
+    """Check that the retain set holds no forget example.
+
+    Args:
+        forget: The forget set.
+        retain: The retain set.
 
     Returns:
-        Notes: one where prompts are shared under other answers, else none.
+        One note if the two share prompts under different answers, else none.
 
     Raises:
-        InputError: rows are shared (how many).
+        InputError: The two share examples (the message says how many).
     """
     found = overlap(forget, retain)
     if found.rows:
         raise InputError(
-            f"forget and retain overlap: {found.rows} of the {found.forget} forget rows are in the retain data too "
+            f"`forget` and `retain` overlap: {found.rows} of the {found.forget} forget rows are in the retain data too "
             f"(the first: {found.first!r}); take them out of one"
         )
     if found.prompts:

@@ -1,4 +1,4 @@
-"""Question-answer records, prompts with continuations, and documents, as training examples."""
+"""Training examples from question-answer records, prompts with continuations, and documents."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,16 +11,25 @@ from unlearning.data.records import Record, read_records
 DEFAULT_TEMPLATE = "Question: {question}\nAnswer:"
 
 QUESTION_KEYS = ("question", "instruction")
-"""Wrapped by the template; `prompt` is taken as it is."""
+"""Keys of questions, which the template wraps; `prompt` is read verbatim."""
 
 ANSWER_KEYS = ("answer", "completion", "output", "response", "gt")
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and the answer that is trained or forgotten; an empty prompt makes the answer plain text.
+    r"""A prompt and its answer; an empty prompt makes the answer a plain text.
 
-    The two are joined by a single space where neither side has white space (`unlearning.data.spans.join_answer`).
+    The two are joined by a single space if neither side has white space (`unlearning.data.spans.join_answer`).
+
+    Attributes:
+        prompt: The text that the model reads.
+        answer: The text that is trained or forgotten.
+
+    Examples:
+        >>> from unlearning import Example
+        >>> Example(prompt="Question: Who wrote Hamlet?\nAnswer:", answer="Shakespeare").answer
+        'Shakespeare'
     """
 
     prompt: str
@@ -29,56 +38,80 @@ class Example:
 
 @dataclass(frozen=True)
 class Wrapping:
-    """What is put around questions: a template, or a chat.
+    """The text around a question: a template, or a chat template.
+
+    Attributes:
+        template: Text that holds `{question}`.
+        chat: The chat template to use instead, or None.
 
     Raises:
-        InputError: the template has no place for the question.
+        InputError: The template does not hold `{question}`.
     """
 
     template: str = DEFAULT_TEMPLATE
     chat: ChatFormat | None = None
 
     def __post_init__(self) -> None:
+        """Check the template."""
         if "{question}" not in self.template:
-            raise InputError(f"template {self.template!r} has no {{question}}; write for example {DEFAULT_TEMPLATE!r}")
+            raise InputError(
+                f"`template` must hold {{question}}, got {self.template!r}. Write for example {DEFAULT_TEMPLATE!r}"
+            )
 
     def question(self, text: str) -> str:
-        """The prompt of a question."""
+        """Return the prompt of a question."""
         if self.chat is not None:
             return self.chat.prompt(text)
         return self.template.replace("{question}", text)  # not str.format: a question may hold braces of its own
 
     def prompt(self, text: str) -> str:
-        """A prompt that needs no wrapping, except in a chat."""
+        """Return a prompt verbatim, or wrapped in the chat template."""
         return self.chat.prompt(text) if self.chat is not None and text else text
 
 
 def read_examples(path: str | Path, template: str = DEFAULT_TEMPLATE) -> list[Example]:
-    """Read `{"question", "answer"}`, `{"prompt", "answer"}` or `{"text"}` records from a file (see `read_records`).
+    r"""Read training examples from a file.
+
+    A record is `{"question", "answer"}`, `{"prompt", "answer"}` or `{"text"}`; other keys (TOFU's paraphrases, groups,
+    ids) are ignored.
 
     Args:
-        path: the file; other keys of its records (TOFU's paraphrases, groups, ids) are passed over.
-        template: wraps a question; must hold `{question}`. Prompts are taken as they are.
+        path: A .json, .jsonl, .csv, .tsv or .parquet file (see `unlearning.data.records.read_records`).
+        template: Text around a question, with `{question}`. Prompts are read verbatim.
+
+    Returns:
+        The examples, in the order of the file; documents without text are left out.
 
     Raises:
-        InputError: the file is missing or broken (which line), a record lacks a prompt or an answer (which record),
-            or the template has no place for the question.
+        InputError: The file is missing or broken (the message names the line), a record lacks a prompt or an answer
+            (the message names the record), or the template does not hold `{question}`.
+
+    Examples:
+        >>> import json, pathlib, tempfile
+        >>> from unlearning import read_examples
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "forget.json"
+        >>> _ = path.write_text(json.dumps([{"question": "Who wrote Hamlet?", "answer": "Shakespeare"}]))
+        >>> read_examples(path)
+        [Example(prompt='Question: Who wrote Hamlet?\nAnswer:', answer='Shakespeare')]
     """
     wrapping = Wrapping(template)
     return examples_of(read_records(path), wrapping, source=str(path))
 
 
 def examples_of(records: Iterable[Record], wrapping: Wrapping, *, source: str) -> list[Example]:
-    """Records of any of the shapes as examples; documents without text are left out.
+    """Turn records of any of the shapes into examples.
 
     Args:
-        records: `question` or `instruction` (with an `input`, where there is one) are wrapped, `prompt` is not; the
-            answer is the first of `ANSWER_KEYS` there is; a record with `text` alone is a document.
-        wrapping: of questions.
-        source: for messages.
+        records: `question` or `instruction` (with its `input`, if any) is wrapped, `prompt` is not; the answer is the
+            first of `ANSWER_KEYS` that the record has; a record with `text` alone is a document.
+        wrapping: Text around questions.
+        source: Name of the records' source, for messages.
+
+    Returns:
+        The examples, in the order of the records; documents without text are left out.
 
     Raises:
-        InputError: a record lacks a prompt or an answer, or has something else than text there (which record).
+        InputError: A record lacks a prompt or an answer, or holds no text there (the message names the record).
     """
     examples = (
         _example(record, wrapping, f"{source}, record {number}") for number, record in enumerate(records, start=1)

@@ -11,16 +11,20 @@ Record = dict[str, Any]
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """Read a JSON list of objects, one JSON object a line, a CSV or TSV file with a header, or a parquet file.
+    """Read a JSON list of objects, JSON lines, a CSV or TSV file with a header, or a parquet file.
 
-    A text in place of an object is a document: the record `{"text": ...}`.
+    Args:
+        path: The file. A JSON text in place of an object is a document: the record `{"text": ...}`.
+
+    Returns:
+        One dictionary per record; of a CSV file all values are text.
 
     Raises:
-        InputError: the file is missing, empty, not UTF-8, or a line of it is broken (which one).
+        InputError: The file is missing, empty or not UTF-8, or a line is broken (the message names it).
     """
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"{path}: a directory; name a .json or .jsonl file in it")
+        raise InputError(f"{path}: is a directory; name a .json or .jsonl file in it")
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if path.suffix.lower() in (".csv", ".tsv"):
@@ -36,10 +40,16 @@ def read_records(path: str | Path) -> list[Record]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text, without a byte order mark.
+    """Read a file's text, without a byte order mark.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The text.
 
     Raises:
-        InputError: it is missing, not UTF-8, or cannot be read.
+        InputError: The file is missing, not UTF-8, or cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8-sig")

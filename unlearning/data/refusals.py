@@ -1,4 +1,4 @@
-"""Answers that refuse: what IDK fine-tuning and preference methods put in place of the forget answers."""
+"""Refusals: answers that IDK fine-tuning and preference methods train in place of the forget answers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,37 +10,51 @@ from unlearning.data.records import read_text
 
 OWN_REFUSALS = Path(__file__).with_name("refusals.txt")
 
-_STREAM = 2  # of the run's seed; 0 and 1 order the examples
+_STREAM = 2  # index of this random stream of the run's seed; streams 0 and 1 order the examples
 
 
 def read_refusals(path: str | Path | None = None) -> list[str]:
-    """Refusals from a plain text file, one a line; without a file, this package's own.
+    """Read refusals from a plain text file, one per line.
 
-    TOFU's `idontknow.jsonl` is such a file, whatever its name says.
+    Args:
+        path: The file, such as TOFU's `idontknow.jsonl`, which is plain text despite its name; None takes this
+            package's own refusals.
+
+    Returns:
+        The refusals, without outer white space.
 
     Raises:
-        InputError: the file is missing or empty, or holds JSON.
+        InputError: The file is missing or empty, or holds JSON.
     """
     path = Path(path or OWN_REFUSALS)
     if path.is_dir():
-        raise InputError(f"{path}: a directory; name a text file with one refusal a line")
+        raise InputError(f"{path}: is a directory; name a text file with one refusal per line")
     refusals = [line.strip() for line in read_text(path).split("\n") if line.strip()]
     if not refusals:
-        raise InputError(f"{path}: the file is empty; it should hold one refusal a line")
+        raise InputError(f"{path}: the file is empty; it must hold one refusal per line")
     for number, line in enumerate(refusals, start=1):
         if line[0] in "{[":
-            raise InputError(f"{path}, refusal {number}: JSON; write plain text, one refusal a line")
+            raise InputError(f"{path}, refusal {number}: is JSON; write plain text, one refusal per line")
     return refusals
 
 
 def draw_refusals(n: int, refusals: Sequence[str], seed: int) -> list[str]:
-    """One refusal for each of n examples: a function of the seed and the example's place, and of nothing else.
+    """Draw one refusal for each of n examples, as a function of the seed and the example's index alone.
 
-    Drawn once and kept, so that epochs, workers and resumed runs see the same; the public code draws again each time.
+    The refusals are drawn once and kept, so that epochs, workers and resumed runs see the same; the public code draws
+    anew each time.
+
+    Args:
+        n: Number of examples.
+        refusals: The refusals to draw from.
+        seed: Random seed of the run.
+
+    Returns:
+        One refusal per example.
 
     Raises:
-        InputError: there are no refusals to draw from.
+        InputError: `refusals` is empty.
     """
     if not refusals:
-        raise InputError("there are no refusals to draw from; give at least one")
-    return [refusals[int(np.random.default_rng((seed, _STREAM, place)).integers(len(refusals)))] for place in range(n)]
+        raise InputError("`refusals` must hold at least one refusal, got none")
+    return [refusals[int(np.random.default_rng((seed, _STREAM, index)).integers(len(refusals)))] for index in range(n)]

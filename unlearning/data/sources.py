@@ -1,4 +1,4 @@
-"""From a name to examples: local files, named data sets, and data sets on the hub."""
+"""Examples by the name of their source: local files, named data sets, and data sets on the hub."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,20 +22,20 @@ NAMED: dict[str, Callable[[str, Path | None], Found]] = {
     "conceptvectors": concept_vectors.read,
     "hub": lambda name, _data_dir: _read_hub(name),
 }
-"""Readers by what stands before the first colon."""
+"""Readers of named data sets, by the word before the first colon of a name."""
 
 ALTERNATE_KEYS = ("alternate", "alternates", "perturbed_answer")
-"""Under which records with an answer of their own have alternates to it: a text, or a list of them."""
+"""Keys under which a record with an answer holds alternates to it: one text, or a list of texts."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Examples and where they came from.
+    """Examples and their source.
 
     Attributes:
-        examples: in the order of the source.
-        source: the name that was given, and the files it stood for.
-        notes: counts, and what was left out; one line each.
+        examples: In the order of the source.
+        source: Name that was given, and the files it stands for.
+        notes: Counts, and what was left out; one line each.
     """
 
     examples: list[Example]
@@ -54,20 +54,23 @@ def read_training_data(
     """Read forget or retain data of any known format.
 
     Args:
-        source: a file (.json, .jsonl, .csv, .tsv, .parquet, .txt), a directory of text files, or a name:
+        source: A file (.json, .jsonl, .csv, .tsv, .parquet, .txt), a directory of text files, or a name:
             `tofu:forget05`, `muse-news:raw:forget`, `muse-books:knowmem:retain_qa`, `wmdp:bio-retain`,
             `conceptvectors:wiki:CONCEPT`, `hub:owner/name:config:split`.
-        template: wraps questions; None for the format's own.
-        chat: the chat template that wraps questions and prompts instead.
-        data_dir: where named data sets are looked for before the hub is; None reads $DISSECT_DATA.
-        pack: cut documents into paragraphs of whole sentences longer than so many characters.
+        template: Text around questions, with `{question}`; None takes the data set's own.
+        chat: Chat template that wraps questions and prompts instead.
+        data_dir: Directory of named data sets, asked before the hub; None takes $DISSECT_DATA.
+        pack: Cut documents into paragraphs of whole sentences longer than this number of characters; None cuts nothing.
+
+    Returns:
+        The examples, their source and notes.
 
     Raises:
-        InputError: an unknown name (with the nearest known one), a file that is missing or broken (which line or
-            record), or data that is neither here nor on the hub.
+        InputError: The name is unknown (the message proposes the nearest known one), a file is missing or broken (the
+            message names the line or record), or the data is neither in `data_dir` nor on the hub.
     """
     if template is not None and chat is not None:
-        raise InputError("a template and a chat template both wrap the question; give one of them")
+        raise InputError("`template` and `chat` cannot be used together: both wrap the question; leave one of them out")
     found = find_records(source, data_dir)
     wrapping = Wrapping(template or found.template, chat)
     examples = examples_of(found.records, wrapping, source=found.source)
@@ -93,17 +96,24 @@ def read_alternates(
     chat: ChatFormat | None = None,
     data_dir: str | Path | None = None,
 ) -> list[list[str]]:
-    """The alternate answers of each forget example, from any source of prompts and answers.
+    """Read the alternate answers of each forget example, from any source of prompts and answers.
 
-    A record's alternates are under one of `ALTERNATE_KEYS` (TOFU's perturbed answers are), else its answer is one.
+    A record's alternates stand under one of `ALTERNATE_KEYS` (such as TOFU's perturbed answers); without these keys its
+    answer is the alternate.
 
     Args:
-        source: as in `read_training_data`, read with the same wrapping as the forget data.
-        forget: the forget examples.
-        template, chat, data_dir: as in `read_training_data`.
+        source: A source of `read_training_data`; give the wrapping of the forget data.
+        forget: The forget examples.
+        template: Text around questions, with `{question}`; None takes the data set's own.
+        chat: Chat template that wraps questions and prompts instead.
+        data_dir: Directory of named data sets, asked before the hub; None takes $DISSECT_DATA.
+
+    Returns:
+        For each forget example its alternate answers, at least one.
 
     Raises:
-        InputError: what `read_training_data` and `match_alternates` raise.
+        InputError: The source cannot be read (see `read_training_data`), or a forget example has no alternate or its
+            own answer as one (see `match_alternates`).
     """
     found = find_records(source, data_dir)
     records = [alternate for record in found.records for alternate in _alternates(record)]
@@ -112,10 +122,18 @@ def read_alternates(
 
 
 def find_records(source: str | Path, data_dir: str | Path | None = None) -> Found:
-    """The records that a source stands for, before anything is wrapped; see `read_training_data`.
+    """Read the records of a source, before anything is wrapped.
+
+    Args:
+        source: A source of `read_training_data`.
+        data_dir: Directory of named data sets, asked before the hub; None takes $DISSECT_DATA.
+
+    Returns:
+        The records, their source, and the template of their questions.
 
     Raises:
-        InputError: an unknown name, a file that is missing or broken, or data that is neither here nor on the hub.
+        InputError: The name is unknown, a file is missing or broken, or the data is neither in `data_dir` nor on the
+            hub.
     """
     name = str(source)
     prefix, colon, rest = name.partition(":")

@@ -1,6 +1,6 @@
-"""Where the answer begins: the boundary between prompt and answer, in tokens.
+"""The boundary between prompt and answer, in tokens.
 
-Training, evaluation and `dissect` all take the boundary from here, so that what is trained is what is measured.
+Training, evaluation and `dissect` all find the boundary here, so that the tokens trained are the tokens measured.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class AnswerSpan:
     """One tokenised prompt and answer.
 
     Attributes:
-        input_ids: the tokens of prompt and answer together.
-        answer_start: index of the answer's first token. A token that holds the end of the prompt and the
-            beginning of the answer counts as the answer's.
+        input_ids: The tokens of prompt and answer together.
+        answer_start: Index of the answer's first token. A token that holds the end of the prompt and the beginning of
+            the answer counts as the answer's.
     """
 
     input_ids: list[int]
@@ -26,14 +26,23 @@ class AnswerSpan:
 
     @property
     def n_answer_tokens(self) -> int:
-        """How many tokens belong to the answer."""
+        """Number of tokens of the answer."""
         return len(self.input_ids) - self.answer_start
 
 
 def join_answer(prompt: str, answer: str, chat: ChatFormat | None = None) -> str:
-    """Prompt and answer as one text.
+    """Join prompt and answer to one text.
 
-    With one space between them where neither side has white space; in a chat, with what the template has there.
+    One space is put between them if neither side has white space; in a chat, the white space that the template has
+    there.
+
+    Args:
+        prompt: The prompt, or "".
+        answer: The answer.
+        chat: Chat template that the prompt was wrapped in, or None.
+
+    Returns:
+        The text.
     """
     if chat is not None and prompt:
         answer = answer.strip()
@@ -55,20 +64,23 @@ def encode_answer(
 ) -> AnswerSpan:
     """Tokenise prompt and answer, and find the answer's first token.
 
-    The prompt alone and prompt + answer are both tokenised; the answer starts at the first token in which the
-    two differ. Tokenising the prompt alone and taking its length would be off by one wherever a token crosses
-    the boundary.
+    The prompt alone and prompt + answer are both tokenised; the answer starts at the first token in which the two
+    differ. The length of the prompt's own tokens would be off by one whenever a token crosses the boundary.
 
     Args:
-        tokenizer: of the model.
-        prompt: empty for plain text.
-        answer: what follows.
-        add_special_tokens: the tokenizer's own around the text; a chat's prompt holds them already.
-        append_eos: end the answer with the end-of-sequence token; in a chat, with what ends the template's turns.
-        chat: whose prompt this is, where it is one.
+        tokenizer: The model's tokenizer.
+        prompt: The prompt; empty for a plain text.
+        answer: The answer.
+        add_special_tokens: Let the tokenizer add its special tokens. In a chat the prompt holds them already, so none
+            are added.
+        append_eos: End the answer with the end-of-sequence token; in a chat, with the template's end of a turn.
+        chat: Chat template that the prompt was wrapped in, or None.
+
+    Returns:
+        The tokens and the index of the answer's first one.
 
     Raises:
-        InputError: the answer is empty.
+        InputError: The answer is empty, or no token belongs to it alone.
     """
     if not answer.strip():
         raise InputError(f"the answer to {prompt[-60:]!r} is empty; remove the record or give an answer")

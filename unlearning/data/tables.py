@@ -7,16 +7,22 @@ from unlearning.common.errors import InputError
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV (or, by its name, TSV) file with a header, every cell as text.
+    """Read the rows of a CSV or (by its name) TSV file with a header.
+
+    Args:
+        path: The file.
+
+    Returns:
+        One dictionary per row, every cell as text.
 
     Raises:
-        InputError: the file is empty, not UTF-8, has rows longer than its header (which line), an open quotation mark,
-            or two columns of one name.
+        InputError: The file is empty or not UTF-8, has a row longer than its header (the message names the line) or an
+            open quotation mark, or two columns have one name.
     """
     import pandas as pd
 
     try:
-        # The header is read as a row: pandas would shift longer rows, and rename columns, without a word.
+        # The header is read as a row, since pandas silently shifts longer rows and renames equal columns.
         cells = pd.read_csv(
             path,
             header=None,
@@ -43,10 +49,16 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
 
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """The rows of a parquet file.
+    """Read the rows of a parquet file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        One dictionary per row.
 
     Raises:
-        InputError: the file is cut short or no parquet file, or it has no rows.
+        InputError: The file is cut short, is not a parquet file, or has no rows.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

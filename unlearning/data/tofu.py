@@ -30,10 +30,17 @@ SPLITS = (
 
 
 def read(split: str, data_dir: Path | None) -> Found:
-    """The records of a split.
+    """Read the records of a split.
+
+    Args:
+        split: Name of the split, such as `forget05`.
+        data_dir: Directory of data sets; the hub is asked for what it lacks.
+
+    Returns:
+        The records and their source.
 
     Raises:
-        InputError: there is no such split, or it is neither here nor on the hub.
+        InputError: The split does not exist, or is neither in the directory nor on the hub.
     """
     known = _known(data_dir)
     if split not in known:
@@ -47,18 +54,25 @@ def read(split: str, data_dir: Path | None) -> Found:
 
 
 def read_perturbed(split: str, data_dir: Path | None) -> Found:
-    """The records of a forget split, with paraphrases and perturbed answers where there is a file that has them.
+    """Read the records of a forget split, with paraphrases and perturbed answers if a file has them.
+
+    Args:
+        split: Name of the split, such as `forget05`.
+        data_dir: Directory of data sets; the hub is asked for what it lacks.
+
+    Returns:
+        The records and their source.
 
     Raises:
-        InputError: what `read` raises.
+        InputError: The split does not exist, or is neither in the directory nor on the hub.
     """
     perturbed = f"{split}_perturbed"
     return read(perturbed if perturbed in _known(data_dir) else split, data_dir)
 
 
-def author(place: int) -> str:
-    """The author of a row of a split of TOFU's authors: twenty rows in succession are one author's."""
-    return f"author-{place // ROWS_PER_AUTHOR:03d}"
+def author(row: int) -> str:
+    """Return the name of a row's author: every twenty rows in succession are one author's."""
+    return f"author-{row // ROWS_PER_AUTHOR:03d}"
 
 
 def _known(data_dir: Path | None) -> list[str]:
@@ -68,13 +82,13 @@ def _known(data_dir: Path | None) -> list[str]:
 
 
 def _cut(kind: str, percent: int, data_dir: Path | None) -> Found:
-    """The last authors of all, or for a retain split the first."""
+    """Cut the last authors, or for a retain split the first ones, from the full data set."""
     full = read("full", data_dir)
     n_authors, rest = divmod(len(full.records), ROWS_PER_AUTHOR)
     if rest or n_authors * percent % 100:
         raise InputError(
-            f"tofu:{kind}{percent:02d}: {percent} % of the {len(full.records)} rows of full are no whole authors of "
-            f"{ROWS_PER_AUTHOR} rows; get TOFU's files again"
+            f"tofu:{kind}{percent:02d}: {percent} % of the {len(full.records)} rows of full is not a whole number of "
+            f"authors of {ROWS_PER_AUTHOR} rows; get TOFU's files again"
         )
     n = n_authors * percent // 100 * ROWS_PER_AUTHOR
     records, side = (full.records[-n:], "last") if kind == "forget" else (full.records[:n], "first")

@@ -23,20 +23,27 @@ PARTS = {
     "bio-forget": Part("wmdp:bio-forget", "cais/wmdp-bio-forget-corpus"),  # gated
     "wikitext": Part("wmdp:wikitext", "Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
 }
-"""Where the corpora are on the hub."""
+"""The corpora's parts on the hub."""
 
 WIKITEXT_CHARACTERS = 50
-"""The recipe's retain texts are longer than this; the others are headings and empty lines."""
+"""Characters that the recipe's retain texts exceed; shorter texts are headings and empty lines."""
 
 
 def read(name: str, data_dir: Path | None) -> Found:
-    """The documents of a corpus.
+    """Read the documents of a corpus.
 
-    Public code trains on the raw lines of corpora whose name it does not know, keys and braces and all; here a
-    document is its `text`.
+    A line of a corpus may hold JSON; the document is its `text`. Public code trains on the raw lines of corpora whose
+    name it does not know, keys and braces included.
+
+    Args:
+        name: Name of the corpus, such as `bio-retain`.
+        data_dir: Directory of data sets; the hub is asked for what it lacks.
+
+    Returns:
+        Records with `text`, and their source.
 
     Raises:
-        InputError: there is no such corpus, or it is neither here nor on the hub.
+        InputError: The corpus does not exist, or is neither in the directory nor on the hub.
     """
     if name not in PARTS:
         raise InputError(f"wmdp:{name}: no such corpus{nearest(name, PARTS) or ';'} there are {', '.join(PARTS)}")

@@ -13,16 +13,23 @@ from unlearning.data.named import read_files, read_part
 from unlearning.data.records import Record
 
 SUBJECTS = {"bio": "biology", "chem": "chemistry", "cyber": "cybersecurity"}
-"""What the prompt calls each set."""
+"""Subject that the prompt names, by set."""
 
 _DIRECTORIES = ("wmdp", "wmdp-mcqs", "WMDP")
 
 
 def read(name: str, data_dir: Path | None) -> list[Record]:
-    """The records of one set.
+    """Read the records of one set of questions.
+
+    Args:
+        name: `bio`, `chem` or `cyber`.
+        data_dir: Directory of data sets; the hub is asked for what it lacks.
+
+    Returns:
+        The records.
 
     Raises:
-        InputError: there is no such set, or it is neither here nor on the hub.
+        InputError: The set does not exist, or is neither in the directory nor on the hub.
     """
     if name not in SUBJECTS:
         hint = nearest(name, SUBJECTS) or ";"
@@ -31,7 +38,7 @@ def read(name: str, data_dir: Path | None) -> list[Record]:
     directory = local_directory(_DIRECTORIES, data_dir)
     files = []
     if directory is not None:
-        with suppress(InputError):  # it is laid out as on the hub
+        with suppress(InputError):  # the directory has the hub's layout, which is read below
             files = find_files(replace(remote, config=None, split=f"{name}_questions"), directory)
     if files:
         return read_files(files)

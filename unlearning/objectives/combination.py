@@ -16,7 +16,7 @@ class Combination(Protocol):
         """Learn from the step's retain loss.
 
         Args:
-            retain_loss: Retain loss over the whole window, on all processes; None if the method has none.
+            retain_loss: Retain loss over the whole step batch, on all processes; None if the method has none.
 
         Returns:
             Values to log.
@@ -107,7 +107,7 @@ class DualAscent:
 class Bilevel:
     """Forget first: remove the retain gradient's component along the forget gradient (`unlearning.objectives.bilevel`).
 
-    The two gradients are accumulated separately over the whole window and combined once, so both losses have weight 1.
+    The two gradients are accumulated separately over the whole step batch and combined once; both losses have weight 1.
 
     Attributes:
         gamma: Multiple of the forget gradient that every step keeps.

@@ -1,10 +1,10 @@
 """Gradients of one optimizer step, summed in float32 and taken off the parameters, on any number of ranks.
 
-A gradient-level method needs the gradients of its losses separately. With losses normalised by the whole window:
+A gradient-level method needs the gradients of its losses separately. With losses normalised by the whole step batch:
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     accumulator = GradientAccumulator(parameters)
-    for batch in window:                    # every backward without synchronisation (DDP's `no_sync`)
+    for batch in step_batch:                # every backward without synchronisation (DDP's `no_sync`)
         forget_loss(batch).backward()
         accumulator.add()
     forget = accumulator.take()
@@ -14,7 +14,7 @@ A gradient-level method needs the gradients of its losses separately. With losse
     put(parameters, direction)              # then clip and step
 
 Parameters may be plain tensors (one process, DDP) or DTensors (FSDP2's `fully_shard`). `fully_shard` reduces every
-backward by itself and divides by the number of ranks, so there a window-normalised loss is multiplied by that number.
+backward by itself and divides by the number of ranks, so there a normalised loss is multiplied by that number.
 Engines that hide or flatten gradients (FSDP1, DeepSpeed) are not supported. Gradients scaled for float16 must be
 unscaled before they are taken.
 """

@@ -2,8 +2,8 @@
 
 All losses take the answer tokens of a batch as one flat list ("token"), so padding cannot enter. Sign: every loss is
 minimised. Normalisation: a pooled loss divides by a number of tokens, a sequence loss by a number of sequences. Both
-numbers are arguments, because under gradient accumulation they belong to the whole window of micro-batches: the
-window's loss is then the sum over its micro-batches, however the window is cut. Precision: float32 or wider, whatever
+numbers are arguments, because under gradient accumulation they belong to the whole step batch: the
+step batch's loss is then the sum over its micro-batches, however it is cut. Precision: float32 or wider, whatever
 the arguments' dtype, and in log space, so that a token of log-probability -10000 has a finite loss and gradient.
 
 Below, p is the model's distribution at a token, y the target, L_b the negative log-likelihood of sequence b summed over
@@ -120,7 +120,7 @@ def pooled_cross_entropy(nll: Float[Tensor, " token"], n_tokens: int) -> Float[T
 
     Args:
         nll: Negative log-likelihood of each answer token of the micro-batch, in nats.
-        n_tokens: Number of answer tokens of the whole accumulation window.
+        n_tokens: Number of answer tokens of the whole step batch.
 
     Returns:
         The loss.
@@ -151,7 +151,7 @@ def token_divergence(
 
 
 class _Divergence(torch.autograd.Function):
-    """KL(reference || model) and its closed gradient, some tokens at a time; the backward pass recomputes both softmaxes."""
+    """KL(reference || model) and its closed gradient, some tokens at a time; the backward pass recomputes both."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, reference: Tensor, rows: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ def npo(
         nll: L_b of each forget answer, in nats.
         reference_nll: L_b^ref, the same under the reference model; a constant.
         beta: Inverse temperature; as beta goes to 0, the gradient becomes that of gradient ascent on L_b.
-        n_sequences: Number of sequences of the whole accumulation window.
+        n_sequences: Number of sequences of the whole step batch.
 
     Returns:
         The loss.
@@ -226,7 +226,7 @@ def dpo(
         lose_nll: L_b of each forget answer under the model; row b belongs to row b of `win_nll`.
         lose_reference_nll: L_b of each forget answer under the reference model; a constant.
         beta: Inverse temperature.
-        n_sequences: Number of pairs of the whole accumulation window.
+        n_sequences: Number of pairs of the whole step batch.
 
     Returns:
         The loss.
@@ -262,7 +262,7 @@ def kto(
         reference_nll: L_b^ref, the same under the reference model; a constant.
         kl_estimate: K, the divergence of the model from the reference on other answers, in nats; a constant.
         beta: Inverse temperature.
-        n_sequences: Number of sequences of the whole accumulation window.
+        n_sequences: Number of sequences of the whole step batch.
         variant: The last two are those of the NPO paper's code, which neither clamps K nor multiplies it by beta.
 
     Returns:
@@ -288,7 +288,7 @@ def simnpo(mean_nll: Float[Tensor, " batch"], *, beta: float, delta: float, n_se
         mean_nll: L_b / n_b of each forget answer, in nats per token (see `sequence_mean_nll`).
         beta: Inverse temperature; as beta goes to 0, the gradient becomes that of gradient ascent on L_b / n_b.
         delta: Margin in nats per token; the paper's gamma is beta * delta.
-        n_sequences: Number of sequences of the whole accumulation window.
+        n_sequences: Number of sequences of the whole step batch.
 
     Returns:
         The loss.
@@ -316,7 +316,7 @@ def undial(
         reference_logits: z_ref, logits of the reference model; constants.
         targets: y, the tokens to forget.
         beta: Amount by which the logit of y is lowered; 0 makes the reference model itself the teacher.
-        n_tokens: Number of answer tokens of the whole accumulation window.
+        n_tokens: Number of answer tokens of the whole step batch.
 
     Returns:
         The loss.
@@ -337,7 +337,7 @@ def ce_u(logits: Float[Tensor, "token vocab"], targets: Int[Tensor, " token"], *
     Args:
         logits: Logits of the model at all answer tokens but the first of each answer (see `follows_another`).
         targets: y, the tokens to forget.
-        n_tokens: Number of these tokens in the whole accumulation window; with 0 the loss is 0.
+        n_tokens: Number of these tokens in the whole step batch; with 0 the loss is 0.
 
     Returns:
         The loss.
@@ -369,7 +369,7 @@ def wga(nll: Float[Tensor, " token"], *, beta: float, n_tokens: int) -> Float[Te
     Args:
         nll: -log p_y of each forget token, in nats.
         beta: Power of the weight.
-        n_tokens: Number of answer tokens of the whole accumulation window.
+        n_tokens: Number of answer tokens of the whole step batch.
 
     Returns:
         The loss.
@@ -389,7 +389,7 @@ def satimp(nll: Float[Tensor, " token"], *, beta1: float, beta2: float, n_tokens
         nll: -log p_y of each forget token, in nats.
         beta1: Power of the saturation, which lowers the weight of tokens that are forgotten already.
         beta2: Power of the importance, which lowers the weight of tokens that the model is certain of.
-        n_tokens: Number of answer tokens of the whole accumulation window.
+        n_tokens: Number of answer tokens of the whole step batch.
 
     Returns:
         The loss.
@@ -409,7 +409,7 @@ def pdu(logits: Float[Tensor, "token vocab"], *, n_tokens: int) -> Float[Tensor,
 
     Args:
         logits: z, logits that predict the tokens to forget.
-        n_tokens: Number of answer tokens of the whole accumulation window.
+        n_tokens: Number of answer tokens of the whole step batch.
 
     Returns:
         The loss, in squared logits.
@@ -435,7 +435,7 @@ def rmu(
     Args:
         hidden: h, a block's output at every token that is not padding.
         target: A constant of the same shape, or one vector for all tokens.
-        n_positions: Number of tokens of the whole accumulation window.
+        n_positions: Number of tokens of the whole step batch.
 
     Returns:
         The loss, in squared units of the hidden state.

@@ -319,7 +319,7 @@ def test_broken_prompts_file_is_refused(world: World, tmp_path: Path, text: str,
 def test_prompts_file_that_is_no_text_file_is_refused(world: World, tmp_path: Path) -> None:
     data = tmp_path / "questions.json"
     assert_refused(call(*world.patch(tmp_path / "run", data=data)), f"{data}: no such file")
-    assert_refused(call(*world.patch(tmp_path / "run", data=tmp_path)), f"{tmp_path}: a directory", "name a .json")
+    assert_refused(call(*world.patch(tmp_path / "run", data=tmp_path)), f"{tmp_path}: is a directory", "name a .json")
     data.write_bytes('{"question": "Où?", "answer": "Málaga"}'.encode("latin-1"))
     assert_refused(call(*world.patch(tmp_path / "run", data=data)), f"{data}: not UTF-8 text (byte 15)", "convert it")
 

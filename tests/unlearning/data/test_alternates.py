@@ -82,9 +82,7 @@ def test_overlap_counts_pair_by_pair(forget: list[Example], retain: list[Example
 
 
 def test_an_overlap_is_refused_and_shared_prompts_are_said() -> None:
-    with pytest.raises(
-        InputError, match="forget and retain overlap: 1 of the 2 forget rows .*the first: 'Question: Who"
-    ):
+    with pytest.raises(InputError, match="overlap: 1 of the 2 forget rows .*the first: 'Question: Who"):
         refuse_overlap(FORGET, [Example("Question:  Who?\nAnswer:", "Ines\n"), Example("", "Ines")])
     notes = refuse_overlap(FORGET, [Example("Question: Who?\nAnswer:", "I don't know.")])
     assert notes == ("1 of the 2 forget prompts are in the retain data with another answer",)

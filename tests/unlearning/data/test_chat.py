@@ -44,9 +44,9 @@ def test_the_date_is_the_one_that_is_given(template: str) -> None:
     assert "26 Jul 2024" in chat_format(tokenizer).prompt(QUESTION)
     assert "05 May 2021" in chat_format(tokenizer, "05 May 2021").prompt(QUESTION)
     unknown = build_tokenizer(chat_template=template + "{{ strftime_now(messages[0]['content']) }}")
-    with pytest.raises(InputError, match="asks for the time in an unknown way"):
+    with pytest.raises(InputError, match="`chat`.*date function"):
         chat_format(unknown)
-    with pytest.raises(InputError, match="chat_date='2024-07-26': write it as '26 Jul 2024'"):
+    with pytest.raises(InputError, match="`chat_date`.*'2024-07-26'"):
         chat_format(tokenizer, "2024-07-26")
 
 
@@ -80,7 +80,7 @@ def test_documents_are_no_chat() -> None:
 
 
 def test_what_cannot_chat_is_refused() -> None:
-    with pytest.raises(InputError, match="the tokenizer has no chat template; use --template"):
+    with pytest.raises(InputError, match="`chat`.*no chat template"):
         chat_format(build_tokenizer())
     refusing = build_tokenizer(chat_template="{{ raise_exception('only systems\nmay speak') }}")
     with pytest.raises(InputError) as error:

@@ -33,10 +33,9 @@ def test_without_a_limit_every_example_is_one_span() -> None:
 def test_documents_are_cut_and_counted_and_questions_are_refused() -> None:
     with pytest.raises(InputError) as error:
         encode(TOKENIZER, EXAMPLES, append_eos=True, max_length=LIMIT)
-    assert str(error.value) == (
-        f"example 2 ('Question: Who built the lighthouse of Ma') has {LENGTHS[1]} tokens, more than max_length "
-        f"{LIMIT}; split the text or raise max_length, or set too_long=cut or too_long=skip"
-    )
+    said = str(error.value)
+    assert said.startswith(f"example 2 ('Question: Who built the lighthouse of Ma') has {LENGTHS[1]} tokens")
+    assert f"`max_length` is {LIMIT}" in said and "`too_long`" in said
     encoded = encode(TOKENIZER, [EXAMPLES[0], *EXAMPLES[2:]], append_eos=True, max_length=LIMIT)
     n_pieces = -(-(LENGTHS[2] - 1) // (LIMIT - 1))
     assert encoded.origin == [0, *[1] * n_pieces, 2]
@@ -58,7 +57,7 @@ def test_too_long_an_answer_is_cut_or_left_out_and_counted() -> None:
 def test_a_cut_that_leaves_no_answer_is_refused() -> None:
     start = encode_answer(TOKENIZER, EXAMPLES[1].prompt, EXAMPLES[1].answer).answer_start
     with pytest.raises(
-        InputError, match=f"a prompt of {start} tokens, which leaves no answer within max_length {start};"
+        InputError, match=f"a prompt of {start} tokens, which leaves no answer within `max_length` {start};"
     ):
         encode(TOKENIZER, EXAMPLES[1:2], append_eos=True, max_length=start, too_long="cut")
     (span,) = encode(TOKENIZER, EXAMPLES[1:2], append_eos=True, max_length=start + 1, too_long="cut").spans
@@ -97,5 +96,5 @@ def test_masks_come_from_lengths_where_the_tokenizer_has_no_pad_token(answers: l
 def test_the_end_of_sequence_token_must_exist_where_it_is_asked_for() -> None:
     tokenizer = build_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(InputError, match="no end-of-sequence token; set append_eos=false"):
+    with pytest.raises(InputError, match="`append_eos`.*no end-of-sequence token"):
         encode(tokenizer, EXAMPLES, append_eos=True, max_length=None)

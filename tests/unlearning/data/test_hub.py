@@ -194,7 +194,7 @@ def test_what_the_hub_says_is_one_line(monkeypatch: pytest.MonkeyPatch, kind: ty
     with pytest.raises(InputError) as error:
         read_training_data("wmdp:bio-forget")
     assert message in str(error.value) and "\n" not in str(error.value)
-    assert str(error.value).startswith("wmdp:bio-forget: no data_dir (nor $DISSECT_DATA) is named; ")
+    assert str(error.value).startswith("wmdp:bio-forget: neither `data_dir` nor $DISSECT_DATA is set; ")
 
 
 def test_offline_the_cache_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -77,9 +77,9 @@ def test_a_tofu_split_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: 
     assert refusal("tofu:retain90", tmp_path) == (
         f"tofu:retain90: {tmp_path} does not hold it; locuslab/TOFU: the hub cannot be reached"
     )
-    assert "no such directory; name the one that holds tofu/" in refusal("tofu:forget05", tmp_path / "nowhere")
+    assert "`data_dir` must be" in refusal("tofu:forget05", tmp_path / "nowhere")
     monkeypatch.setenv("DISSECT_DATA", str(tmp_path / "nowhere"))
-    assert "$DISSECT_DATA=" in refusal("tofu:forget05", None)
+    assert "$DISSECT_DATA must be" in refusal("tofu:forget05", None)
 
 
 def test_tofu_comes_from_the_hub_where_it_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,5 +46,5 @@ def test_a_broken_record_is_named(tmp_path: Path, record: object, message: str) 
 
 
 def test_a_template_without_a_place_for_the_question_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no {question}"):
+    with pytest.raises(InputError, match="`template` must hold {question}"):
         read_examples(write(tmp_path / "data.json", [{"question": "Who?", "answer": "Ada"}]), template="Answer:")

@@ -33,7 +33,7 @@ def test_a_file_of_refusals_is_read_line_by_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "the file is empty"), ('No idea.\n{"answer": "No"}\n', "refusal 2: JSON; write plain text")],
+    [("", "the file is empty"), ('No idea.\n{"answer": "No"}\n', "refusal 2: is JSON")],
 )
 def test_what_holds_no_refusals_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "idk.txt").write_text(content)
@@ -43,7 +43,7 @@ def test_what_holds_no_refusals_is_refused(tmp_path: Path, content: str, message
         read_refusals(tmp_path / "missing.txt")
     with pytest.raises(InputError, match="a directory; name a text file"):
         read_refusals(tmp_path)
-    with pytest.raises(InputError, match="no refusals to draw from"):
+    with pytest.raises(InputError, match="`refusals`.*none"):
         draw_refusals(3, [], seed=0)
 
 

@@ -44,7 +44,7 @@ def test_a_chat_wraps_questions_and_prompts_but_no_documents(tmp_path: Path) -> 
     assert read_training_data(path, chat=chat).examples == [asked, asked, Example("", TEXT)]
     with pytest.raises(InputError, match="both wrap the question"):
         read_training_data(path, chat=chat, template="{question}")
-    with pytest.raises(InputError, match="has no {question}"):
+    with pytest.raises(InputError, match="`template` must hold {question}"):
         read_training_data(path, template="Who")
 
 

@@ -79,7 +79,7 @@ def test_a_choice_of_parameters_changes_what_is_clipped(model_dir: Path) -> None
         ({"precision": "int8"}, "`precision` must be float32, bf16_mixed, fp16_mixed, bfloat16, got 'int8'"),
         ({"precision": "fp16_mixed"}, "fp16_mixed"),
         ({"seed": 2**32}, "`seed` must be below 4294967296, got 4294967296"),
-        ({"chat": True}, "the tokenizer has no chat template; use --template"),
+        ({"chat": True}, "the tokenizer has no chat template; use `template`"),
     ],
     ids=str,
 )

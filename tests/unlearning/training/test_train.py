@@ -36,7 +36,7 @@ BAD_INPUT: list[tuple[str, dict[str, Any], str]] = [
     ("npo", {"forget": [("Who?", "Ada")]}, "`forget` must hold examples, got tuple at index 0"),
     ("npo", {"forget": "missing.json"}, "missing.json: no such file"),
     ("npo", {"learning_rat": 1}, "did you mean 'learning_rate'?"),
-    ("npo", {"max_length": 4}, "more than max_length 4"),
+    ("npo", {"max_length": 4}, "`max_length` is 4"),
     ("npo", {"model": "/nowhere/model"}, "/nowhere/model: no such directory"),
     ("npo", {"model": "nowhere:base"}, "no built-in model 'nowhere:base'"),
 ]
@@ -281,7 +281,7 @@ def test_incomplete_checkpoints_are_refused(tmp_path: Path, model_dir: Path) -> 
     tensors = load_file(weights_of(fewer))
     del tensors["model.layers.1.mlp.down_proj.weight"]
     save_file(tensors, weights_of(fewer), metadata={"format": "pt"})
-    assert "1 missing keys in its weights, as model.layers.1.mlp.down_proj.weight" in refused(fewer)
+    assert "1 missing keys in its weights, such as model.layers.1.mlp.down_proj.weight" in refused(fewer)
 
 
 def weights_of(directory: Path) -> Path:

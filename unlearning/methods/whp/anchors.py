@@ -1,4 +1,4 @@
-"""The anchor dictionary: expressions that only the target text uses, and what stands for each in a generic text."""
+"""The anchor dictionary: expressions that only the target text uses, and the generic counterpart of each."""
 
 import csv
 import json
@@ -21,9 +21,10 @@ class Occurrence:
     """An anchor found in a text.
 
     Attributes:
-        start, end: the characters that are replaced.
-        anchor: the dictionary's entry, whatever variant of it the text has.
-        replacement: the generic counterpart in the variant of the text.
+        start: First character that is replaced.
+        end: End of the characters that are replaced, exclusive.
+        anchor: The dictionary's entry, whatever variant of it the text has.
+        replacement: The generic counterpart in the variant of the text.
     """
 
     start: int
@@ -36,22 +37,23 @@ class Occurrence:
 class Anchors:
     """A checked anchor dictionary.
 
-    An entry also stands for its variants: first letter, all words or everything in capitals; the plural; the
-    possessive. A capitalised anchor is not looked for in small letters, because many a name is a word ("Stone"): give
-    the word as an entry of its own. So may an irregular plural be: what is written as an entry goes before what is
-    derived from another one.
+    An entry also stands for its variants: with the first letter, the first letters of all words or everything in
+    capitals; the plural; the possessive. A capitalised anchor is not searched in small letters, because many names are
+    words ("Stone"); add the word as an entry of its own if it is an anchor, and likewise an irregular plural. An entry
+    takes precedence over another entry's variant.
 
     Attributes:
-        generics: anchor -> generic counterpart; runs of white space are single spaces.
+        generics: Generic counterpart by anchor; runs of white space are single spaces.
 
     Raises:
-        InputError: nothing in it, an empty side, an anchor that is its own counterpart or does not begin with a letter
-            or a digit, a counterpart in which an anchor occurs.
+        InputError: The dictionary is empty, one side of an entry is empty, an anchor is its own counterpart or does not
+            begin with a letter or a digit, or a counterpart holds an anchor.
     """
 
     generics: Mapping[str, str]
 
     def __post_init__(self) -> None:
+        """Check the dictionary."""
         generics = {_spaced(anchor): _spaced(generic) for anchor, generic in self.generics.items()}
         if not generics:
             raise InputError("the anchor dictionary is empty; give at least one anchor and its generic counterpart")
@@ -62,7 +64,7 @@ class Anchors:
                 side, other = ("anchor", generic) if not anchor else ("generic counterpart", anchor)
                 raise InputError(f"the {side} of {other!r} is empty; fill it in or remove the entry")
             if not _WORD.match(anchor):
-                raise InputError(f"anchor {anchor!r}: should begin with a letter or a digit")
+                raise InputError(f"anchor {anchor!r}: must begin with a letter or a digit")
             if anchor.casefold() == generic.casefold():
                 raise InputError(
                     f"anchor {anchor!r} is its own generic counterpart; choose another or remove the entry"
@@ -77,12 +79,19 @@ class Anchors:
                 )
 
     def find(self, text: str) -> list[Occurrence]:
-        """Occurrences from left to right, whole words only, the longest variant where several begin at one place."""
+        """Find the occurrences of anchors in a text, from left to right.
+
+        Args:
+            text: The text.
+
+        Returns:
+            Whole words only, and the longest of the variants that begin at one position.
+        """
         found: list[Occurrence] = []
         end = 0
         for word in _WORD.finditer(text):
             start = word.start()
-            # The "Mira" of O'Mira is no word of its own.
+            # "Mira" in O'Mira is only part of a word.
             if start < end or (text[start - 1 : start] in _APOSTROPHES and text[start - 2 : start - 1].isalnum()):
                 continue
             for form in self._forms.get(word.group(), ()):
@@ -95,7 +104,7 @@ class Anchors:
 
     @cached_property
     def _forms(self) -> dict[str, list["_Form"]]:
-        """Every variant, by its first word, the longest first."""
+        """Every variant by its first word, the longest first."""
         forms = {anchor: _Form(anchor, anchor, generic) for anchor, generic in self.generics.items()}
         for anchor, generic in self.generics.items():
             numbers = [(anchor, generic)]
@@ -106,7 +115,7 @@ class Anchors:
         by_first_word: dict[str, list[_Form]] = {}
         for form in sorted(forms.values(), key=lambda form: -len(form.written)):
             first = _WORD.match(form.written)
-            assert first is not None  # checked of the anchor; no variant changes its first word but in case
+            assert first is not None  # an anchor begins with a word, and its variants change the case alone
             by_first_word.setdefault(first.group(), []).append(form)
         return by_first_word
 
@@ -114,10 +123,14 @@ class Anchors:
 def read_anchors(path: str | Path) -> Anchors:
     """Read an anchor dictionary: a JSON object {"anchor": "generic", ...}, or records with `anchor` and `generic`.
 
-    Records come as a JSON list, as JSON lines, or as CSV with a header line.
+    Args:
+        path: A .json file of an object or a list of records, a .jsonl file, or a .csv file with a header.
+
+    Returns:
+        The checked dictionary.
 
     Raises:
-        InputError: the file is missing or broken, an anchor stands there twice, or `Anchors` refuses it.
+        InputError: The file is missing or broken, an anchor is given twice, or `Anchors` refuses an entry.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -130,13 +143,13 @@ def read_anchors(path: str | Path) -> Anchors:
 
 
 def write_anchors(path: str | Path, generics: Mapping[str, str]) -> None:
-    """Write a dictionary as a JSON object, one entry a line, for a person to read and correct."""
+    """Write a dictionary as a JSON object, one entry per line, for a person to read and correct."""
     Path(path).write_text(json.dumps(dict(generics), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class _Form:
-    """A variant of an anchor as the text may have it."""
+    """A variant of an anchor that a text may have."""
 
     written: str
     anchor: str
@@ -144,14 +157,14 @@ class _Form:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """The variant before a word boundary, with any white space (a line break, say) between its words."""
-        # Compiled when its first word is met: thousands of variants, few of which a text has.
+        """The variant before a word boundary, with any white space (such as a line break) between its words."""
+        # Compiled when a text has its first word: there are thousands of variants, and a text has few.
         return re.compile(r"\s+".join(re.escape(word) for word in self.written.split()) + r"(?!\w)")
 
 
 def _occurrence(form: _Form, text: str, start: int, end: int) -> Occurrence:
     replacement = form.replacement
-    # An 's stays as it is. "Boris' hat" is "Anna's hat"; but an apostrophe that closes a quotation stays.
+    # "Boris' hat" becomes "Anna's hat". An 's stays, and so does an apostrophe that closes a quotation.
     bare = text[end : end + 1] in _APOSTROPHES and re.compile(r"\s+\w").match(text, end + 1)
     if bare and text[end - 1] in "sS" and replacement[-1] not in "sS":
         replacement += text[end] + ("S" if replacement.isupper() else "s")
@@ -175,7 +188,7 @@ _CASES: tuple[Callable[[str], str], ...] = (str, _capitalised, _titled, str.uppe
 
 
 def _plurals(text: str) -> list[str]:
-    """Regular English plurals of the last word, the usual one first; none where there is no letter to add to."""
+    """Return regular English plurals of the last word, the usual one first; none if the word ends in no letter."""
     last = text.split()[-1]
     if not last[-1].isalpha():
         return []
@@ -184,7 +197,7 @@ def _plurals(text: str) -> list[str]:
     before_last = last[-2:-1].lower()
     consonant = before_last.isalpha() and before_last not in "aeiou"
     if consonant and last.endswith("y"):
-        # Names keep their y.
+        # The plural of a name keeps its y ("the Kennedys").
         return [text + "s", text[:-1] + "ies"] if last[0].isupper() else [text[:-1] + "ies"]
     if consonant and last.endswith("o"):
         return [text + "s", text + "es"]
@@ -212,12 +225,12 @@ def _read_json(path: Path) -> list[tuple[str, str]]:
     try:
         pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
     except (OSError, ValueError):
-        pairs = None  # JSON lines, or broken: the reader of records says what is wrong
+        pairs = None  # JSON lines or broken JSON; the reader of records raises the error
     if not isinstance(pairs, _Pairs) or {"anchor", "generic"} <= {name for name, _ in pairs}:
         return _read_records(path)
     for anchor, generic in pairs:
         if not isinstance(generic, str):
-            raise InputError(f"{path}: the generic counterpart of {anchor!r} should be text")
+            raise InputError(f"{path}: the generic counterpart of {anchor!r} must be text")
     return list(pairs)
 
 
@@ -226,7 +239,7 @@ def _read_records(path: Path) -> list[tuple[str, str]]:
 
 
 class _Pairs(list[tuple[str, str]]):
-    """A JSON object as it is written, with keys that occur twice."""
+    """A JSON object's entries as they are written, including keys that occur twice."""
 
 
 def _pair(record: Mapping[str, object], where: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Texts cut into blocks of tokens, each beside its translation, with what is to be trained in it and what is not."""
+"""Texts cut into blocks of tokens, each with its translation and with the reasons why tokens are not trained on."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.methods.whp.anchors import Anchors, Occurrence
 from unlearning.methods.whp.translation import AlignedTokens, Span, Translation, align, translate
 
 Reason = Literal["", "start", "repeat", "anchor", "unaligned"]
-"""Why a token has no label: "" it has one; "start" nothing predicts a block's first token; "repeat" it belongs to the
-second or a later occurrence of an anchor; "anchor" it lies inside an anchor and the replacement has no piece for it;
-"unaligned" no token of the translation starts where it does."""
+"""Reason for a token without label: "start", nothing predicts a block's first token; "repeat", it belongs to the second
+or a later occurrence of an anchor; "anchor", it lies inside an anchor and the replacement has no piece for it;
+"unaligned", no token of the translation starts at its position; "", the token has a label."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Use:
     """The first use of an anchor in a block.
 
     Attributes:
-        token: the last token of the occurrence: from there on the anchor has been seen.
-        first_tokens: the tokens that its counterpart may begin with.
+        token: The last token of the occurrence; behind it the anchor counts as seen.
+        first_tokens: The tokens that the anchor's counterpart may begin with.
     """
 
     token: int
@@ -33,15 +33,16 @@ class Use:
 
 @dataclass(frozen=True)
 class Block:
-    """A block of T beside the same part of T'.
+    """A block of T and the same part of T'.
 
     Attributes:
-        source, target: token ids of T and T', each with the tokenizer's opening special tokens.
-        aligned: for each token of T the aligned token of T', or None; strictly increasing where there is one.
-        reasons: for each token of T why it has no label.
-        anchors: for each token of T the anchor that it has characters of, or "".
-        uses: the anchors that the block has, from left to right.
-        n_occurrences: how many times an anchor was found in the block, second and later times included.
+        source: Token ids of T, with the tokenizer's opening special tokens.
+        target: Token ids of T', likewise.
+        aligned: For each token of T the aligned token of T', or None; strictly increasing where not None.
+        reasons: For each token of T the reason why it has no label, or "".
+        anchors: For each token of T the anchor that it has characters of, or "".
+        uses: The first uses of the block's anchors, from left to right.
+        n_occurrences: Number of occurrences of anchors in the block, second and later ones included.
     """
 
     source: tuple[int, ...]
@@ -56,24 +57,30 @@ class Block:
 def cut_blocks(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], anchors: Anchors, *, block_size: int
 ) -> list[Block]:
-    """Cut each text into blocks of at most `block_size` tokens, in T as in T', special tokens counted.
+    """Cut each text into blocks of at most `block_size` tokens, special tokens included, both in T and in T'.
 
-    Texts are tokenised whole and cut between tokens, never inside an anchor; blocks are as long as that allows, the
-    last one of a text keeps the remainder. A single token on its own, which nothing would predict, is left out.
+    Texts are tokenised whole and cut between tokens, never inside an anchor. Blocks are as long as that allows; the
+    last block of a text holds the remainder. A single remaining token, which nothing would predict, is left out.
+
+    Args:
+        tokenizer: A fast tokenizer, which gives character offsets.
+        texts: The text to forget.
+        anchors: The anchor dictionary.
+        block_size: Maximum number of tokens.
+
+    Returns:
+        The blocks, in the order of the texts.
 
     Raises:
-        InputError: the tokenizer has no offsets, there is no text, no anchor occurs in any text, or an anchor does not
+        InputError: The tokenizer has no offsets, there is no text, no anchor occurs in any text, or an anchor does not
             fit into a block.
     """
     if not tokenizer.is_fast:
-        raise InputError("the tokenizer is a slow one, without character offsets; load the fast one (tokenizer.json)")
+        raise InputError("the tokenizer is slow and has no character offsets; load the fast one (tokenizer.json)")
     if not any(text.strip() for text in texts):
         raise InputError("the texts are empty; give the text to forget")
     opening = _opening(tokenizer)
-    if block_size < len(opening) + 2:
-        raise InputError(
-            f"block_size={block_size}: should be at least {len(opening) + 2}, a token that predicts another"
-        )
+    check_at_least("block_size", block_size, len(opening) + 2)  # one token that predicts another
     translations = [translate(text, anchors) for text in texts]
     if not any(translation.edits for translation in translations):
         shown = ", ".join(repr(anchor) for anchor in list(anchors.generics)[:3])
@@ -109,16 +116,16 @@ def _blocks_of_text(
         uses, reasons, n_occurrences = _uses(translation, tokens, first, last, first_tokens)
         shift = len(opening) - target_first
         aligned: list[int | None] = list(range(len(opening)))
-        for place, piece in enumerate(tokens.aligned[first:last]):
+        for index, piece in enumerate(tokens.aligned[first:last]):
             aligned.append(None if piece is None else piece + shift)
-            if piece is None and not reasons[place]:
-                reasons[place] = "unaligned" if tokens.edit[first + place] is None else "anchor"
+            if piece is None and not reasons[index]:
+                reasons[index] = "unaligned" if tokens.edit[first + index] is None else "anchor"
         anchors = ["" if edit is None else translation.edits[edit].anchor for edit in tokens.edit[first:last]]
         yield Block(
             source=(*opening, *source[first:last]),
             target=(*opening, *target[target_first:target_last]),
             aligned=tuple(aligned),
-            # Nothing predicts the first token of all; special tokens are nobody's to learn.
+            # Nothing predicts the first token, and special tokens are not trained on.
             reasons=(*_starts(len(opening)), *reasons) if opening else ("start", *reasons[1:]),
             anchors=(*[""] * len(opening), *anchors),
             uses=tuple(Use(use.token - first + len(opening), use.first_tokens) for use in uses),
@@ -129,17 +136,17 @@ def _blocks_of_text(
 def _uses(
     translation: Translation, tokens: AlignedTokens, first: int, last: int, first_tokens: "_FirstTokens"
 ) -> tuple[list[Use], list[Reason], int]:
-    """The first uses of anchors among the tokens first..last, and which tokens belong to later ones."""
+    """Find the first uses of anchors among the tokens first..last, the tokens of later uses, and the number of uses."""
     spans: dict[int, list[int]] = {}
     for token in range(first, last):
-        place = tokens.edit[token]
-        if place is not None:
-            spans.setdefault(place, []).append(token)
+        index = tokens.edit[token]
+        if index is not None:
+            spans.setdefault(index, []).append(token)
     reasons: list[Reason] = [""] * (last - first)
     uses = []
     seen: Counter[str] = Counter()
-    for place, inside in spans.items():
-        edit = translation.edits[place]
+    for index, inside in spans.items():
+        edit = translation.edits[index]
         if seen[edit.anchor]:
             for token in inside:
                 reasons[token - first] = "repeat"
@@ -156,13 +163,13 @@ def _starts(n_tokens: int) -> list[Reason]:
 def _pieces(
     tokens: AlignedTokens, n_source: int, n_target: int, room: int
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Begin and end of each block, as tokens of T and of T': the furthest cut that leaves both within the room."""
+    """Yield begin and end of each block in tokens of T and of T': the furthest cut that leaves both within the room."""
     begin, end = (0, 0), (n_source, n_target)
     sources, targets = [cut[0] for cut in tokens.cuts], [cut[1] for cut in tokens.cuts]
     while end[0] - begin[0] > room or end[1] - begin[1] > room:
         furthest = min(bisect_right(sources, begin[0] + room), bisect_right(targets, begin[1] + room)) - 1
         if furthest < 0 or tokens.cuts[furthest] == begin:
-            raise InputError(f"an anchor or its counterpart does not fit into {room} tokens; raise block_size")
+            raise InputError(f"an anchor or its counterpart does not fit into {room} tokens; raise `block_size`")
         yield begin, tokens.cuts[furthest]
         begin = tokens.cuts[furthest]
     if begin != end:
@@ -170,7 +177,15 @@ def _pieces(
 
 
 def encode_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[Span]]:
-    """A text's tokens without special ones, and the characters of each."""
+    """Tokenise a text without special tokens.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        text: The text.
+
+    Returns:
+        The token ids, and the first and last (exclusive) character of each.
+    """
     encoded: Any = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
     )
@@ -178,21 +193,22 @@ def encode_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[in
 
 
 def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The special tokens that the tokenizer puts before a text."""
+    """Return the special tokens that the tokenizer puts before a text."""
     encoded: Any = tokenizer("a", return_special_tokens_mask=True)
     ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
     return tuple(ids[: special.index(0)])
 
 
 class _FirstTokens:
-    """The tokens that a counterpart may begin with: inside a text, at its beginning, and behind a quotation mark."""
+    """The tokens that a counterpart may begin with: inside a text, at its beginning, or behind a quotation mark."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Create an empty cache."""
         self.tokenizer = tokenizer
         self.known: dict[str, frozenset[int]] = {}
 
     def __call__(self, use: Occurrence) -> frozenset[int]:
-        """Of the first word that differs from the anchor's: "the" is not to be lowered for the sake of "the Guild"."""
+        """Return the tokens of the first word that differs from the anchor's: "the Guild" must not lower "the"."""
         theirs, words = use.anchor.split(), use.replacement.split()
         while theirs and words and theirs[0].casefold() == words[0].casefold():
             theirs, words = theirs[1:], words[1:]
@@ -205,8 +221,8 @@ class _FirstTokens:
         for before in ("", "a ", '"') if text else ():
             ids, spans = encode_spans(self.tokenizer, before + text)
             for token, (start, end) in zip(ids, spans, strict=True):
-                # A mark of white space on its own begins every other word as well.
+                # A token of white space alone begins other words as well, so it is passed over.
                 if start <= len(before) < end and str(self.tokenizer.decode([token])).strip():
-                    if not before[start:].strip():  # else the quotation mark is part of it
+                    if not before[start:].strip():  # a token with the quotation mark does not count
                         yield token
                     break

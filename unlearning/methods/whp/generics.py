@@ -1,4 +1,4 @@
-"""Generic counterparts for terms, from pools by kind, one word for one word so that names stay consistent."""
+"""Generic counterparts of terms, from pools by kind; one word replaces one word, so that names stay consistent."""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,18 +29,26 @@ Granite Juniper Keystone Legacy Maple Nimbus Orchard Pinnacle Quarry Ridge Sterl
 Atlas Barley Canvas Delta Ember Fable Garnet Hazel Indigo Jasper Kestrel Laurel Magnet Needle Onyx Pebble Quartz
 Ribbon Saffron Timber Umber Velvet Walnut Yarrow Acorn Button Candle Ivory Easel Octave""".split()
 POOLS: Mapping[str, Sequence[str]] = {"given": _GIVEN, "family": _FAMILY, "place": _PLACES, "thing": _THINGS}
-"""What counterparts are made of; no word is in two of them."""
+"""Words that counterparts are made of; no word is in two pools."""
 
 
 def choose_generics(terms: Sequence[Term], texts: Sequence[str], *, seed: int) -> dict[str, str]:
-    """A counterpart for each term; a word has the same one wherever it stands in a term.
+    """Choose a counterpart for each term; a word has the same one in every term.
 
-    Words that name the kind of place ("Street") and small words ("of") are kept; so a term of nothing else has no
-    counterpart and is left out. Pools are shuffled by the seed; what the texts already use is left out of them; a
-    counterpart begins with a vowel where its word does, for the sake of a and an, as long as there are any.
+    Words that name the kind of place ("Street") and small words ("of") are kept, so a term of such words alone has no
+    counterpart and is left out. Pools are shuffled by the seed, and lack the words that the texts use. A counterpart
+    begins with a vowel if its word does, for the sake of "a" and "an", as long as the pool has such words.
+
+    Args:
+        terms: The terms.
+        texts: The text to forget.
+        seed: Random seed.
+
+    Returns:
+        Counterparts by term, in the order of the terms.
 
     Raises:
-        InputError: the pools do not suffice.
+        InputError: The pools have too few words.
     """
     taken = words_of(texts)
     pools = {name: _Pool(words, taken, f"{seed} {name}") for name, words in POOLS.items()}
@@ -73,9 +81,10 @@ def _pool_name(kind: Kind, word: str, family: set[str]) -> str:
 
 
 class _Pool:
-    """Words in the order of a seed, then pairs of them joined by a hyphen."""
+    """Words in an order given by the seed, then pairs of them joined by a hyphen."""
 
     def __init__(self, words: Sequence[str], taken: set[str], seed: str) -> None:
+        """Shuffle the words that are not taken."""
         free = [word for word in dict.fromkeys(words) if not {word.lower(), f"{word.lower()}s"} & taken]
         random.Random(seed).shuffle(free)
         self.vowels = _with_pairs([word for word in free if word[0] in "AEIOU"])
@@ -86,7 +95,7 @@ class _Pool:
             word = next(words, None)
             if word is not None:
                 return word
-        raise InputError("there are more terms than generic names; lower limit, or raise min_count")
+        raise InputError("there are more terms than generic names; lower `limit`, or raise `min_count`")
 
 
 def _with_pairs(words: Sequence[str]) -> Iterator[str]:

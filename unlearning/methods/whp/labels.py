@@ -1,12 +1,13 @@
-"""Generic labels: what a model that never read the target text would expect next, for every token of it.
+"""Generic labels: for every token of the target text, what a model that never read the text would expect next.
 
     v_generic(t) = v_base(T', t') - alpha ReLU(v_reinforced(T, t) - v_base(T', t')),    label(t) = argmax v_generic(t)
 
-T is a block of the text, T' its translation, t' the position of T' that predicts the token aligned with the one that t
-predicts. What the reinforced model (the base trained further on the text) raises is what the text taught; a model that
-sees T' expects the generic counterpart of every name. Two rules keep a block consistent: (i) the second and later
-occurrences of an anchor have no label, because the context in T still shows the anchor; (ii) the first tokens of the
-counterparts of anchors already seen are lowered, because T' shows them and the base would copy them.
+T is a block of the text, T' its translation, and v the logits. Position t' of T' predicts the token that is aligned
+with the token that t predicts. Tokens that the reinforced model (the base trained further on the text) raises are what
+the text taught; a model that sees T' expects the generic counterpart of every name. Two rules keep a block consistent:
+(i) the second and later occurrences of an anchor have no label, because the context in T still shows the anchor; (ii)
+the first tokens of the counterparts of anchors already seen are lowered, because T' shows them and the base would copy
+them.
 
 Source: Who's Harry Potter, arXiv 2310.02238; the amount of rule (ii), which the paper does not give, is that of
 UCSB-NLP-Chang/causal_unlearn.
@@ -28,36 +29,38 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unlearning.common.errors import InputError
 from unlearning.methods.whp.anchors import Anchors
 from unlearning.methods.whp.blocks import Block, Reason, Use, cut_blocks
-from unlearning.options import option
 
 IGNORED = -100
-"""The target of a position without a label, as `torch.nn.functional.cross_entropy` has it."""
+"""Target of a position without a label, as in `torch.nn.functional.cross_entropy`."""
 
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """How labels are made."""
+    """Options of the labels.
 
-    alpha: float = option(5.0, "how far what the text taught is pushed down", source="WHP 2310.02238", minimum=0)
-    relu_baseline: Literal["translated", "original"] = option(
-        "translated", "text on which the base's logits inside the ReLU are taken", source="WHP 2310.02238"
-    )
-    seen_penalty: float = option(
-        5.0, "subtracted from the logits of counterparts already used", source="causal_unlearn 2407.16997", minimum=0
-    )
-    block_size: int = option(512, "tokens of a block", source="WHP 2310.02238", minimum=2)
+    Attributes:
+        alpha: Weight of the ReLU term.
+        relu_baseline: Text on which the base's logits inside the ReLU are computed.
+        seen_penalty: Amount of rule (ii), in logits.
+        block_size: Maximum number of tokens of a block.
+    """
+
+    alpha: float = 5.0
+    relu_baseline: Literal["translated", "original"] = "translated"
+    seen_penalty: float = 5.0
+    block_size: int = 512
 
 
 @dataclass(frozen=True)
 class LabelledBlock:
-    """A block of the original text, with what to train its predictions towards.
+    """A block of the original text with its labels.
 
     Attributes:
-        input_ids: the tokens of the original text.
-        targets: at position t the label of the prediction made there, in the place of token t + 1; `IGNORED` where
-            there is none, and at the last position.
-        reasons: at position t why there is no label; "" where there is one, "end" at the last position.
-        anchors: at position t the anchor that token t + 1 belongs to, or "".
+        input_ids: The tokens of the original text.
+        targets: At position t the label of the prediction made there, in place of token t + 1; `IGNORED` without a
+            label, and at the last position.
+        reasons: At position t the reason why there is no label; "" with a label, "end" at the last position.
+        anchors: At position t the anchor that token t + 1 belongs to, or "".
     """
 
     input_ids: tuple[int, ...]
@@ -67,28 +70,29 @@ class LabelledBlock:
 
     @property
     def mask(self) -> tuple[bool, ...]:
-        """Whether the prediction made at each position has a label."""
+        """For each position whether its prediction has a label."""
         return tuple(target != IGNORED for target in self.targets)
 
     @property
     def changed(self) -> tuple[bool, ...]:
-        """Whether the label of the prediction made at each position is another token than the text's."""
+        """For each position whether the label of its prediction differs from the text's next token."""
         following = (*self.input_ids[1:], IGNORED)
         return tuple(t not in (IGNORED, token) for t, token in zip(self.targets, following, strict=True))
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """What the labels of a text come to.
+    """Counts over the labels of a text.
 
     Attributes:
-        blocks, tokens: how much text there is.
-        labels: predictions with a label.
-        changed: labels that differ from the text's own next token.
-        masked: predictions without a label, by reason.
-        anchors: entries of the dictionary.
-        anchors_found: those that occur in the text.
-        occurrences: how many times an anchor occurs.
+        blocks: Number of blocks.
+        tokens: Number of tokens.
+        labels: Number of predictions with a label.
+        changed: Number of labels that differ from the text's own next token.
+        masked: Number of predictions without a label, by reason.
+        anchors: Number of entries of the dictionary.
+        anchors_found: Number of entries that occur in the text.
+        occurrences: Number of occurrences of anchors.
     """
 
     blocks: int
@@ -101,6 +105,7 @@ class LabelCounts:
     occurrences: int
 
     def __str__(self) -> str:
+        """Return the counts as one sentence."""
         masked = ", ".join(f"{count} {reason}" for reason, count in self.masked.items()) or "none"
         return (
             f"{self.anchors_found} of {self.anchors} anchors found, {self.occurrences} times; {self.labels} labels in "
@@ -113,10 +118,10 @@ class Labels:
     """The labels of a text and how they were made.
 
     Attributes:
-        blocks: in the order of the text.
-        counts: what they come to.
-        options: as given.
-        generics: the anchor dictionary.
+        blocks: The labelled blocks, in the order of the text.
+        counts: Their counts.
+        options: The options.
+        generics: The anchor dictionary.
     """
 
     blocks: list[LabelledBlock]
@@ -132,13 +137,16 @@ def generic_logits(
     *,
     alpha: float,
 ) -> Float[Tensor, "position vocab"]:
-    """base - alpha ReLU(reinforced - baseline), in float32 at least.
+    """Compute base - alpha ReLU(reinforced - baseline), in float32 or wider.
 
     Args:
-        base: logits of the base model on T', at the aligned positions.
-        reinforced: logits of the reinforced model on T.
-        baseline: what the reinforced model is compared with; the paper's `base` unless given.
-        alpha: 0 leaves `base`.
+        base: Logits of the base model on T', at the aligned positions.
+        reinforced: Logits of the reinforced model on T.
+        baseline: Logits that the reinforced model's are compared with; None takes `base`, as the paper does.
+        alpha: Weight of the ReLU term; 0 returns `base`.
+
+    Returns:
+        The generic logits.
     """
     if base.dtype in (torch.float16, torch.bfloat16):
         base = base.float()
@@ -149,14 +157,17 @@ def generic_logits(
 def lower_seen(
     logits: Float[Tensor, "position vocab"], positions: Int[Tensor, " position"], uses: Sequence[Use], *, amount: float
 ) -> Float[Tensor, "position vocab"]:
-    """Rule (ii): subtract `amount` from the first tokens of counterparts whose anchors have been seen.
+    """Apply rule (ii): subtract `amount` from the first tokens of counterparts whose anchors have been seen.
 
     Args:
-        logits: rows of a block.
-        positions: the position in T of each row.
-        uses: the block's first uses; each counts from the last token of the anchor on, and a token that several
-            counterparts begin with is lowered once.
-        amount: in logits.
+        logits: Rows of a block.
+        positions: Position in T of each row.
+        uses: First uses of the block's anchors. Each counts from the last token of the anchor on, and a token that
+            several counterparts begin with is lowered once.
+        amount: Amount in logits.
+
+    Returns:
+        The lowered logits; the argument itself if the block has no anchors.
     """
     since: dict[int, int] = {}
     for use in uses:
@@ -183,19 +194,33 @@ def make_labels(
 ) -> Labels:
     """Cut the texts into blocks and label every prediction in them.
 
-    Labels do not depend on the batch size: batches are padded on the right, masks come from lengths. The logits of one
-    batch of blocks are in memory at a time.
+    The labels do not depend on the batch size: batches are padded on the right, and masks come from lengths. The logits
+    of one batch of blocks are in memory at a time.
+
+    Args:
+        base: The reference model, before unlearning.
+        reinforced: The model trained further on the text.
+        tokenizer: Tokenizer of both.
+        texts: The text to forget.
+        anchors: The anchor dictionary.
+        options: Options of the labels; None takes the defaults.
+        batch_size: Blocks per forward pass.
+        progress: Show a progress bar.
+
+    Returns:
+        The labels and their counts.
 
     Raises:
-        InputError: a dictionary that changes nothing, models of different vocabularies, a tokenizer of another model,
-            blocks longer than the models' context, logits that are not finite; and what `cut_blocks` refuses.
+        InputError: The dictionary changes nothing, the models have different vocabularies, the tokenizer belongs to
+            another model, a block is longer than the models' context, logits are not finite, or `cut_blocks` refuses
+            the texts.
     """
     options = options or LabelOptions()
     _check_models(base, reinforced, options.block_size)
     blocks = cut_blocks(tokenizer, texts, anchors, block_size=options.block_size)
     _check_vocabulary(base, blocks)
-    # Blocks of similar length together: little padding.
-    order = sorted(range(len(blocks)), key=lambda place: len(blocks[place].source))
+    # Batches of blocks of similar length need little padding.
+    order = sorted(range(len(blocks)), key=lambda index: len(blocks[index].source))
     labelled: dict[int, LabelledBlock] = {}
     training = base.training, reinforced.training
     base.eval(), reinforced.eval()
@@ -203,14 +228,14 @@ def make_labels(
         with Progress(console=Console(stderr=True), disable=not progress) as bar, torch.no_grad():
             task = bar.add_task("generic labels", total=len(blocks))
             for first in range(0, len(order), batch_size):
-                places = order[first : first + batch_size]
-                batch = _label_batch(base, reinforced, [blocks[place] for place in places], options)
-                labelled.update(zip(places, batch, strict=True))
-                bar.advance(task, len(places))
+                indices = order[first : first + batch_size]
+                batch = _label_batch(base, reinforced, [blocks[index] for index in indices], options)
+                labelled.update(zip(indices, batch, strict=True))
+                bar.advance(task, len(indices))
     finally:
         base.train(training[0])
         reinforced.train(training[1])
-    in_order = [labelled[place] for place in range(len(blocks))]
+    in_order = [labelled[index] for index in range(len(blocks))]
     return Labels(in_order, _count(blocks, in_order, anchors), options, dict(anchors.generics))
 
 
@@ -221,7 +246,7 @@ def _label_batch(
     on_source = _logits(reinforced, [block.source for block in blocks])
     baseline = _logits(base, [block.source for block in blocks]) if options.relu_baseline == "original" else None
     for row, block in enumerate(blocks):
-        # Token i is predicted at position i - 1, and so is the token aligned with it.
+        # A token is predicted at the position before it, in T and in T' alike.
         pairs = [
             (token - 1, piece - 1)
             for token, (piece, reason) in enumerate(zip(block.aligned, block.reasons, strict=True))
@@ -280,7 +305,7 @@ def _check_models(base: PreTrainedModel, reinforced: PreTrainedModel, block_size
         )
     limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and block_size > limit:
-        raise InputError(f"block_size={block_size}: the model's context is {limit} tokens; lower block_size")
+        raise InputError(f"`block_size` must be at most {limit}, the model's context, got {block_size}")
 
 
 def _check_vocabulary(model: PreTrainedModel, blocks: Sequence[Block]) -> None:

@@ -1,7 +1,7 @@
 """Who's Harry Potter: fine-tuning on what a model that never read the text would have expected in its place.
 
-Three stages: a model reinforced on the target text shows what the text taught; the base, reading the text with its
-names replaced by generic ones, shows what it would expect otherwise; both make the generic labels
+Three stages. A model reinforced on the target text shows what the text taught. The base, reading the text with its
+names replaced by generic ones, shows what it would expect otherwise. Both make the generic labels
 (`unlearning.methods.whp.labels`), and the base is fine-tuned on the original text towards them.
 """
 
@@ -34,42 +34,56 @@ SOURCE = "WHP 2310.02238"
 
 @dataclass(frozen=True)
 class WHPOptions:
-    """The anchor dictionary, the reinforced model and how labels are made.
+    """The anchor dictionary, the reinforced model and the making of labels.
 
-    The paper's own run: learning_rate 1e-6, 2 epochs of blocks of 512 tokens, 128 a step, about 150 steps.
+    The paper's own run: learning_rate 1e-6, 2 epochs of blocks of 512 tokens, 128 blocks per step, about 150 steps.
     """
 
-    anchors: str | None = option(None, "dictionary file, anchor to generic counterpart (none: proposed)", source=SOURCE)
-    background: str | None = option(
-        None, "text without the knowledge, against which anchors are proposed where no dictionary is given"
+    anchors: str | None = option(
+        None, "file of anchors and their generic counterparts (none: proposed from background)", source=SOURCE
     )
-    reinforced: str | None = option(None, "a model trained further on the text (none: trained here)", source=SOURCE)
-    reinforced_epochs: int = option(3, "passes over the text to reinforce", source=SOURCE, minimum=1)
-    reinforced_learning_rate: float = option(3e-6, "of the reinforcement", source=SOURCE, above=0)
+    background: str | None = option(
+        None, "data without the knowledge, to propose anchors by contrast (needed if anchors is none)"
+    )
+    reinforced: str | None = option(
+        None, "model trained further on the text to forget (none: trained before the run)", source=SOURCE
+    )
+    reinforced_epochs: int = option(3, "passes over the text to train the reinforced model", source=SOURCE, minimum=1)
+    reinforced_learning_rate: float = option(3e-6, "peak learning rate of the reinforced model", source=SOURCE, above=0)
     reinforced_weight: float = option(
-        5.0, "the paper's alpha: how far what the text taught is pushed down", source=SOURCE, minimum=0
+        5.0, "weight of the ReLU term in the labels, the paper's alpha", source=SOURCE, minimum=0
     )
     relu_baseline: Literal["translated", "original"] = option(
-        "translated", "text on which the base's logits inside the ReLU are taken", source=SOURCE
+        "translated", "text on which the base's logits inside the ReLU are computed", source=SOURCE
     )
     seen_penalty: float = option(
-        5.0, "subtracted from the logits of counterparts already used", source="causal_unlearn 2407.16997", minimum=0
+        5.0,
+        "penalty on the logits of counterparts already used in a block",
+        source="causal_unlearn 2407.16997",
+        minimum=0,
     )
-    block_size: int = option(512, "tokens of a block, at most the model's context", source=SOURCE, minimum=2)
+    block_size: int = option(512, "maximum tokens of a block, at most the model's context", source=SOURCE, minimum=2)
     alpha: float = option(0.0, "weight of CE(retain), which the paper does not have", minimum=0)
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, _options: WHPOptions) -> Float[Tensor, ""]:
-    """F = CE of the generic labels on the original text, pooled over the labelled positions of the step batch."""
+    """Compute F = CE of the generic labels on the original text, pooled over the step batch's labelled positions."""
     return forget_cross_entropy(model, batch)
 
 
 def make_generic_labels(inputs: PreparationInputs, options: WHPOptions) -> PreparedData:
-    """The text's blocks with their generic labels; kept in the run's directory, and read from there by a later start.
+    """Label the text's blocks, and keep the labels in the run's directory, where a later start finds them.
+
+    Args:
+        inputs: Model, tokenizer, text to forget, and the training function.
+        options: The method's options.
+
+    Returns:
+        The blocks to train on, and the counts of the labels as notes.
 
     Raises:
-        InputError: no dictionary and nothing to propose one from, a dictionary that changes nothing, a reinforced
-            model of another vocabulary.
+        InputError: There is no dictionary and nothing to propose one from, the dictionary changes nothing, or the
+            reinforced model has another vocabulary.
     """
     if inputs.output_dir is not None and (inputs.output_dir / RECORD).is_file():
         labels, _ = read_labels(inputs.output_dir)
@@ -77,7 +91,7 @@ def make_generic_labels(inputs: PreparationInputs, options: WHPOptions) -> Prepa
     texts = [join_answer(example.prompt, example.answer) for example in inputs.forget]
     anchors = _anchors(options, texts, inputs)
     block_size = min(options.block_size, inputs.max_length or options.block_size)
-    cut_blocks(inputs.tokenizer, texts, anchors, block_size=block_size)  # what it refuses, before the long stage
+    cut_blocks(inputs.tokenizer, texts, anchors, block_size=block_size)  # refuses bad input before the long stage
     reinforced = _reinforced(inputs, options, texts, block_size)
     labels = make_labels(
         inputs.model,
@@ -104,8 +118,8 @@ def _anchors(options: WHPOptions, texts: Sequence[str], inputs: PreparationInput
         return read_anchors(options.anchors)
     if options.background is None:
         raise InputError(
-            "whp needs anchors=FILE, a dictionary from the text's own names to generic ones, or background=FILE, a "
-            "text without the knowledge, to propose one"
+            "whp needs `anchors`, a file of the text's own names and generic ones, or `background`, data without the "
+            "knowledge, to propose them"
         )
     background = [join_answer(e.prompt, e.answer) for e in read_training_data(options.background).examples]
     proposals = propose_by_contrast(texts, background, seed=inputs.seed)
@@ -115,7 +129,7 @@ def _anchors(options: WHPOptions, texts: Sequence[str], inputs: PreparationInput
 def _reinforced(
     inputs: PreparationInputs, options: WHPOptions, texts: Sequence[str], block_size: int
 ) -> PreTrainedModel:
-    """The model that was given, or a copy of the start model trained further on the text."""
+    """Load the given reinforced model, or train a copy of the reference model further on the text."""
     from unlearning.checkpoints.load import load_weights
     from unlearning.checkpoints.locate import locate_checkpoint
 

@@ -1,10 +1,11 @@
-"""Labels on disk, for the run to go on with and for a person to read.
+"""Labels on disk, for a run that resumes and for a person to read.
 
-    DIR/labels.parquet   one row a token
+    DIR/labels.parquet   one row per token
     DIR/labels.json      options, counts, the anchor dictionary
 
-Row t of a block is about the prediction made at position t, behind `token`: `next` is what the original text has,
-`label` the generic label that it is trained towards, `masked` why there is none, `anchor` what `next` belongs to.
+Row t of a block describes the prediction made at position t, behind `token`: `next` is the original text's next token,
+`label` the generic label that is trained, `masked` the reason why there is no label, `anchor` the anchor that `next`
+belongs to.
 """
 
 import json
@@ -26,7 +27,15 @@ COLUMNS = ("block", "position", "token_id", "token", "next_id", "next", "label_i
 
 
 def labels_frame(labels: Labels, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
-    """The table, with `label_id` null where there is no label and `next_id` at a block's end."""
+    """Return the table of the labels.
+
+    Args:
+        labels: The labels.
+        tokenizer: Tokenizer of the text.
+
+    Returns:
+        One row per token; `label_id` is null without a label, `next_id` at the end of a block.
+    """
     texts = _TokenTexts(tokenizer)
     rows = []
     for number, block in enumerate(labels.blocks):
@@ -42,10 +51,15 @@ def labels_frame(labels: Labels, tokenizer: PreTrainedTokenizerBase) -> pd.DataF
 
 
 def save_labels(directory: str | Path, labels: Labels, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write both files into an existing directory, each whole and the record last: where it is, both are.
+    """Write both files, each whole and the record last: if the record exists, both files do.
+
+    Args:
+        directory: An existing directory.
+        labels: The labels.
+        tokenizer: Tokenizer of the text.
 
     Raises:
-        InputError: the disk is full or the place cannot be written to.
+        InputError: The disk is full, or the directory cannot be written to.
     """
     directory = Path(directory)
     record = {
@@ -55,7 +69,7 @@ def save_labels(directory: str | Path, labels: Labels, tokenizer: PreTrainedToke
     }
     frame = labels_frame(labels, tokenizer)
     text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
-    (directory / RECORD).unlink(missing_ok=True)  # of other labels
+    (directory / RECORD).unlink(missing_ok=True)  # an older record must not describe the new table
     _write_whole(directory / TABLE, lambda part: frame.to_parquet(part, index=False))
     _write_whole(directory / RECORD, lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -67,17 +81,23 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
         part.replace(path)
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written: {error.strerror or error}; make room or choose another place"
+            f"{path}: cannot be written: {error.strerror or error}; free some space or choose another directory"
         ) from None
     finally:
         part.unlink(missing_ok=True)
 
 
 def read_labels(directory: str | Path) -> tuple[Labels, pd.DataFrame]:
-    """The labels that `save_labels` wrote, and their table.
+    """Read the labels that `save_labels` wrote.
+
+    Args:
+        directory: Directory of the run.
+
+    Returns:
+        The labels and their table.
 
     Raises:
-        InputError: a file is missing, broken or incomplete.
+        InputError: A file is missing, broken or incomplete.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -95,7 +115,7 @@ def read_labels(directory: str | Path) -> tuple[Labels, pd.DataFrame]:
     blocks = [_block(group) for _, group in frame.groupby("block", sort=True)]
     if len(blocks) != counts.blocks or len(frame) != counts.tokens:
         raise InputError(
-            f"{directory / TABLE}: holds {len(frame)} tokens in {len(blocks)} blocks, {RECORD} tells of "
+            f"{directory / TABLE}: holds {len(frame)} tokens in {len(blocks)} blocks, and {RECORD} says "
             f"{counts.tokens} in {counts.blocks}; make the labels again"
         )
     return Labels(blocks, counts, options, generics), frame
@@ -132,14 +152,15 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 
 class _TokenTexts(dict[int, str]):
-    """The text of each token inside a text, with its white space."""
+    """The text of each token inside a longer text, with its white space."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Create an empty cache."""
         super().__init__()
         self.tokenizer = tokenizer
 
     def __missing__(self, token: int) -> str:
-        # Alone, a token of the SentencePiece kind loses the white space before it.
+        """Decode a token. Decoded alone, a token of the SentencePiece kind would lose the white space before it."""
         once, twice = (
             str(self.tokenizer.decode([token] * times, clean_up_tokenization_spaces=False)) for times in (1, 2)
         )

@@ -1,4 +1,4 @@
-"""Expressions that are peculiar to a text: rare capitalised n-grams by contrast, or the entities of a spacy model.
+"""Expressions that are peculiar to a text: capitalised n-grams that are rare in a background text.
 
 What an expression names is guessed from the words around it, by votes over its occurrences:
 
@@ -6,16 +6,15 @@ What an expression names is guessed from the words around it, by votes over its 
     place    behind a preposition of place ("in ..."); a last word such as Street or River settles it
     thing    behind an article or a determiner
 
-Without any vote it is a person, which names without an article mostly are.
+Without any vote it is a person, since names without an article mostly are.
 """
 
-import importlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 from nltk.tokenize.punkt import PunktSentenceTokenizer
 
@@ -28,7 +27,7 @@ PLACE_NOUNS = frozenset(
     " hall hill house inn island isle lake lane library market mount mountain mountains park port river road school sea"
     " square street temple tower town valley village wood woods".split()
 )
-"""Last words that make a name that of a place; a counterpart keeps them."""
+"""Last words that show that a name is a place's; a counterpart keeps them."""
 CONNECTORS = frozenset("of the de la le von van der del al".split())
 """Small words that may stand inside a name; a counterpart keeps them."""
 
@@ -55,10 +54,10 @@ class Term:
     """An expression that is peculiar to a text.
 
     Attributes:
-        text: as the text writes it.
-        kind: what it seems to name.
-        count: how often it occurs in the text.
-        background: how often in the background text, at most.
+        text: The expression as the text writes it.
+        kind: What it seems to name.
+        count: Number of occurrences in the text.
+        background: Number of occurrences in the background text, at most.
     """
 
     text: str
@@ -74,25 +73,29 @@ def rare_terms(
     min_count: int,
     min_ratio: float,
 ) -> list[Term]:
-    """Capitalised n-grams that are frequent in the texts and rare in the background, most frequent first.
+    """Find capitalised n-grams that are frequent in the texts and rare in the background.
 
-    A word counts as capitalised where it is so inside of sentences more often than it is written small; one that only
-    begins sentences, where it is never written small and the background does not have it. Runs of such words, joined by
-    small words such as "of", are the n-grams; a title before them is left out. Kept are those with
+    A word counts as capitalised if it is so inside of sentences more often than it is written small. A word that only
+    begins sentences counts if it is never written small and the background does not have it. Runs of such words, joined
+    by small words such as "of", are the n-grams; a title before them is left out. An n-gram is kept if
 
         (count + 1/2) / n  >=  min_ratio * (background + 1/2) / n_background
 
-    and, however rare, their parts that also stand alone and are not in the background ("Vell" of "Mira Vell").
+    and it occurs `min_count` times. Also kept, however rare, are parts of kept n-grams that stand alone and are not in
+    the background ("Vell" of "Mira Vell").
 
     Args:
-        texts: the text to forget.
-        background: texts that do not tell of it (the retain set), or word frequencies; where these are all there is, an
-            n-gram is taken to be as frequent as its rarest word.
-        min_count: fewest occurrences.
-        min_ratio: how many times as frequent in the texts as in the background.
+        texts: The text to forget.
+        background: Texts without the knowledge (such as the retain set), or frequencies of words. With frequencies
+            alone, an n-gram is taken to be as frequent as its rarest word.
+        min_count: Fewest occurrences in the texts.
+        min_ratio: Smallest ratio of the frequency in the texts to that in the background.
+
+    Returns:
+        The n-grams, the most frequent first.
 
     Raises:
-        InputError: either of the two is empty.
+        InputError: The texts or the background have no words.
     """
     sentences = [sentence for text in texts for sentence in _sentences(text)]
     ours = _lower_counts(sentences)
@@ -121,60 +124,14 @@ def rare_terms(
     ]
 
 
-def entity_terms(texts: Sequence[str], *, model: str, min_count: int) -> list[Term]:
-    """Named entities by a spacy model, most frequent first; dates and numbers are left out.
-
-    Raises:
-        InputError: spacy or the model is not installed; says the command that installs it.
-    """
-    try:
-        spacy: Any = importlib.import_module("spacy")
-    except ImportError:
-        raise InputError(f"named entities need spacy: pip install spacy && python -m spacy download {model}") from None
-    try:
-        recognise = spacy.load(model)
-    except OSError:
-        raise InputError(f"spacy has no model {model}: python -m spacy download {model}") from None
-    counts: Counter[str] = Counter()
-    kinds: dict[str, Counter[Kind]] = {}
-    for document in recognise.pipe(texts):
-        for entity in document.ents:
-            kind = _ENTITY_KINDS.get(entity.label_)
-            words = _WORD.findall(entity.text)
-            if kind is None or not words:
-                continue
-            term = " ".join(words)
-            counts[term] += 1
-            kinds.setdefault(term, Counter())[kind] += 1
-    return [
-        Term(term, kinds[term].most_common(1)[0][0], count)
-        for term, count in counts.most_common()
-        if count >= min_count
-    ]
-
-
-_ENTITY_KINDS: dict[str, Kind] = {
-    "PERSON": "person",
-    "GPE": "place",
-    "LOC": "place",
-    "FAC": "place",
-    "NORP": "thing",
-    "ORG": "thing",
-    "PRODUCT": "thing",
-    "EVENT": "thing",
-    "WORK_OF_ART": "thing",
-    "LAW": "thing",
-}
-
-
 def words_of(texts: Sequence[str]) -> set[str]:
-    """All words of the texts, in small letters."""
+    """Return all words of the texts, in small letters."""
     return {word.lower() for text in texts for word in re.findall(r"\w+", text)}
 
 
 @dataclass
 class _Background:
-    """How often an n-gram occurs in the background."""
+    """Occurrences of n-grams in the background."""
 
     source: Sequence[str] | Mapping[str, float]
     words: Mapping[str, float] = field(init=False)
@@ -182,6 +139,7 @@ class _Background:
     pairs: Counter[tuple[str, str]] = field(init=False, default_factory=Counter)
 
     def __post_init__(self) -> None:
+        """Count the words, and in texts the pairs of neighbours."""
         if isinstance(self.source, Mapping):
             counts: Counter[str] = Counter()
             for word, count in self.source.items():
@@ -195,7 +153,7 @@ class _Background:
         self.total = sum(self.words.values())
 
     def count(self, term: str) -> float:
-        """At most as often as its rarest word or, with texts, its rarest pair of neighbours."""
+        """Return an upper bound: the count of the rarest word or, with texts, of the rarest pair of neighbours."""
         words = term.lower().split()
         bounds = [self.words.get(word, 0) for word in words]
         if not isinstance(self.source, Mapping):
@@ -225,9 +183,9 @@ def _is_capitalised(token: str) -> bool:
     return token[0].isupper() and not (token.isupper() and len(token) > 1)
 
 
-def _begins(sentence: Sequence[str], place: int) -> bool:
-    """Whether a capital there may only mean that a sentence begins."""
-    return place == 0 or not (_is_word(sentence[place - 1]) or sentence[place - 1] in _INSIDE_SENTENCE)
+def _begins(sentence: Sequence[str], position: int) -> bool:
+    """Return whether a capital at this position may only mean that a sentence begins."""
+    return position == 0 or not (_is_word(sentence[position - 1]) or sentence[position - 1] in _INSIDE_SENTENCE)
 
 
 def _names(sentences: Sequence[Sequence[str]], behind: _Background) -> set[str]:
@@ -235,9 +193,9 @@ def _names(sentences: Sequence[Sequence[str]], behind: _Background) -> set[str]:
     beginning: Counter[str] = Counter()
     small = Counter(token for sentence in sentences for token in sentence if token[0].islower())
     for sentence in sentences:
-        for place, token in enumerate(sentence):
+        for position, token in enumerate(sentence):
             if _is_word(token) and _is_capitalised(token):
-                (beginning if _begins(sentence, place) else inside)[token] += 1
+                (beginning if _begins(sentence, position) else inside)[token] += 1
     names = set()
     for word in inside.keys() | beginning.keys():
         unknown = not inside[word] and not small[word.lower()] and not behind.words.get(word.lower())
@@ -247,32 +205,32 @@ def _names(sentences: Sequence[Sequence[str]], behind: _Background) -> set[str]:
 
 
 def _runs(sentence: Sequence[str], names: set[str]) -> Iterator[tuple[list[str], list[Kind]]]:
-    """Each run of names, without titles, in the singular; and the votes of its neighbours for what it names."""
-    place = 0
-    while place < len(sentence):
-        if sentence[place] not in names:
-            place += 1
+    """Yield each run of names, without titles and in the singular, with its neighbours' votes for what it names."""
+    begin = 0
+    while begin < len(sentence):
+        if sentence[begin] not in names:
+            begin += 1
             continue
-        end = place + 1
-        while end < len(sentence) and end - place < _LONGEST:
+        end = begin + 1
+        while end < len(sentence) and end - begin < _LONGEST:
             ahead = end
             while ahead < len(sentence) and sentence[ahead] in CONNECTORS:
                 ahead += 1
             if ahead == len(sentence) or sentence[ahead] not in names:
                 break
             end = ahead + 1
-        first = place
+        first = begin
         while first < end - 1 and sentence[first].lower() in _TITLES:
             first += 1
-        titled = first > place or (place > 0 and sentence[place - 1].lower().rstrip(".") in _TITLES)
+        titled = first > begin or (begin > 0 and sentence[begin - 1].lower().rstrip(".") in _TITLES)
         words = list(sentence[first:end])
         plural = words[-1].endswith("s") and words[-1][:-1] in names
         if plural:
             words[-1] = words[-1][:-1]
         if words[0].lower() not in _TITLES:
-            # "The Vells" are people, for all the article.
-            yield words, [] if plural else list(_votes(sentence, place, end, titled))
-        place = end
+            # A plural ("the Vells") names people, although it has an article.
+            yield words, [] if plural else list(_votes(sentence, begin, end, titled))
+        begin = end
 
 
 def _votes(sentence: Sequence[str], first: int, end: int, titled: bool) -> Iterator[Kind]:

@@ -1,9 +1,8 @@
-"""A text T and its generic translation T', and which token of the one stands where a token of the other does.
+"""A text T and its generic translation T', and which tokens of the two stand at the same position of the story.
 
-One model has read T up to a token and is asked what comes next; so is another that has read T' up to the aligned token.
-Alignment goes by characters: a token of T that starts at s is aligned with the token of T' that starts at map(s). Where
-an anchor is replaced there is no such s inside, and the pieces of its k-th word are aligned with those of the
-replacement's k-th word.
+One model has read T up to a token and is asked for the next; another has read T' up to the aligned token. Alignment
+uses characters: a token of T that starts at s is aligned with the token of T' that starts at map(s). Inside a replaced
+anchor there is no such position, and the pieces of its k-th word are aligned with those of the replacement's k-th word.
 """
 
 import re
@@ -25,7 +24,7 @@ class Translation:
     Attributes:
         source: T.
         target: T'.
-        edits: what was replaced, from left to right, in characters of T.
+        edits: The replacements, from left to right, in characters of T.
     """
 
     source: str
@@ -33,11 +32,18 @@ class Translation:
     edits: tuple[Occurrence, ...]
 
     def map(self, position: int) -> int | None:
-        """Where a character position of T is in T': the start of an edit at that of its replacement, None inside."""
-        place = bisect_right(self._starts, position) - 1
-        if place < 0:
+        """Map a character position of T to T'.
+
+        Args:
+            position: Position in T.
+
+        Returns:
+            The position in T'; the start of an edit maps to that of its replacement, and positions inside it to None.
+        """
+        index = bisect_right(self._starts, position) - 1
+        if index < 0:
             return position
-        edit, replaced = self.edits[place], self.replaced[place]
+        edit, replaced = self.edits[index], self.replaced[index]
         if position == edit.start:
             return replaced[0]
         return None if position < edit.end else replaced[1] + position - edit.end
@@ -74,10 +80,10 @@ class AlignedTokens:
     """Tokens of T against tokens of T'.
 
     Attributes:
-        aligned: for each token of T the aligned token of T', or None; strictly increasing where there is one.
-        edit: for each token of T the place of the edit that it has characters of, or None.
-        cuts: the tokens of T, with their aligned ones, before which both texts can be cut in two: no anchor and no
-            character is cut apart.
+        aligned: For each token of T the aligned token of T', or None; strictly increasing where not None.
+        edit: For each token of T the index of the edit that it has characters of, or None.
+        cuts: The tokens of T, with their aligned ones, before which both texts can be cut without cutting an anchor or
+            a character apart.
     """
 
     aligned: list[int | None]
@@ -86,7 +92,16 @@ class AlignedTokens:
 
 
 def align(translation: Translation, source: Sequence[Span], target: Sequence[Span]) -> AlignedTokens:
-    """Align the tokens of T with those of T', given by their character offsets, both from left to right."""
+    """Align the tokens of T with those of T'.
+
+    Args:
+        translation: T and T'.
+        source: Character offsets of the tokens of T, from left to right.
+        target: Character offsets of the tokens of T', from left to right.
+
+    Returns:
+        The alignment.
+    """
     by_start: dict[int, list[int]] = {}
     for token, (start, _) in enumerate(target):
         by_start.setdefault(start, []).append(token)
@@ -94,7 +109,7 @@ def align(translation: Translation, source: Sequence[Span], target: Sequence[Spa
     cuts = []
     nth = 0
     for token, (start, _) in enumerate(source):
-        # Tokens may share a start: pieces of one character.
+        # Tokens share a start if they are pieces of one character.
         nth = nth + 1 if token and start == source[token - 1][0] else 0
         mapped = translation.map(start)
         candidates = [] if mapped is None else by_start.get(mapped, [])
@@ -113,17 +128,17 @@ def align(translation: Translation, source: Sequence[Span], target: Sequence[Spa
 def _paired_pieces(
     translation: Translation, edit: Sequence[int | None], source: Sequence[Span], target: Sequence[Span]
 ) -> Iterable[tuple[int, int]]:
-    """The j-th piece of an anchor's k-th word with the j-th piece of the replacement's k-th word, where both exist."""
+    """Yield the j-th piece of an anchor's k-th word with that of the replacement's k-th word, if both exist."""
     target_edit = _edit_of_tokens(translation.replaced, target)
     source_pieces, target_pieces = _tokens_of_edits(edit), _tokens_of_edits(target_edit)
-    for place, (occurrence, (start, end)) in enumerate(zip(translation.edits, translation.replaced, strict=True)):
+    for index, (occurrence, (start, end)) in enumerate(zip(translation.edits, translation.replaced, strict=True)):
         theirs = _words(translation.source, (occurrence.start, occurrence.end))
         ours = _words(translation.target, (start, end))
         for word, generic_word in zip(theirs, ours, strict=False):
-            pieces = _overlapping(source_pieces.get(place, []), source, word)
-            generic_pieces = _overlapping(target_pieces.get(place, []), target, generic_word)
+            pieces = _overlapping(source_pieces.get(index, []), source, word)
+            generic_pieces = _overlapping(target_pieces.get(index, []), target, generic_word)
             for token, piece in zip(pieces, generic_pieces, strict=False):
-                if source[token][0] >= occurrence.start:  # else it is aligned by its start, before the anchor
+                if source[token][0] >= occurrence.start:  # a token that starts before the anchor is aligned already
                     yield token, piece
 
 
@@ -136,26 +151,26 @@ def _overlapping(tokens: Iterable[int], spans: Sequence[Span], word: Span) -> li
 
 
 def _edit_of_tokens(edits: Sequence[Span], tokens: Sequence[Span]) -> list[int | None]:
-    """The first of the edits that each token has characters of."""
-    places: list[int | None] = []
-    place = 0
+    """Return, for each token, the index of the first edit that it has characters of, or None."""
+    indices: list[int | None] = []
+    index = 0
     for start, end in tokens:
-        while place < len(edits) and edits[place][1] <= start:
-            place += 1
-        places.append(place if place < len(edits) and edits[place][0] < end else None)
-    return places
+        while index < len(edits) and edits[index][1] <= start:
+            index += 1
+        indices.append(index if index < len(edits) and edits[index][0] < end else None)
+    return indices
 
 
 def _tokens_of_edits(edit: Sequence[int | None]) -> dict[int, list[int]]:
     tokens: dict[int, list[int]] = {}
-    for token, place in enumerate(edit):
-        if place is not None:
-            tokens.setdefault(place, []).append(token)
+    for token, index in enumerate(edit):
+        if index is not None:
+            tokens.setdefault(index, []).append(token)
     return tokens
 
 
 def _increasing(wanted: Sequence[int | None]) -> list[int | None]:
-    """The same without what would go back or be used twice."""
+    """Replace by None every piece that would go back or be used twice."""
     kept: list[int | None] = []
     last = -1
     for piece in wanted:

@@ -247,7 +247,7 @@ def test_the_command_measures_and_writes(model_dir: Path, tmp_path: Path) -> Non
         (["--prompts", "PROMPTS", "--limit", "0"], "--limit 0: 1 or more"),
         (["--prompts", "PROMPTS", "--max-new-tokens", "0"], "--max-new-tokens 0: 1 or more"),
         (["--prompts", "PROMPTS", "--chat"], "no chat template"),
-        (["--prompts", "PROMPTS", "--template", "Hm"], "has no {question}"),
+        (["--prompts", "PROMPTS", "--template", "Hm"], "must hold {question}, got 'Hm'"),
         (["--prompts", "PROMPTS", "--clean-label", "x"], "give that, too"),
         (["--prompts", "PROMPTS", "--classifier", "MODEL/.."], "no safetensors weights"),
         (["--prompts", "PROMPTS", "--base", "/nowhere"], "no such directory"),

@@ -103,7 +103,7 @@ def test_an_anchor_is_not_cut_apart() -> None:
     )
     assert [block.source for block in blocks] == [(1, 2), (3, 4, 1), (2, 1)]
     assert [block.target for block in blocks] == [(1, 2), (5, 6, 1), (2, 1)]
-    with pytest.raises(InputError, match="does not fit into 2 tokens; raise block_size"):
+    with pytest.raises(InputError, match="does not fit into 2 tokens"):
         cut_blocks(toy_tokenizer(words), ["a Mira Vell Mira"], Anchors({"Mira": "a b Anna"}), block_size=2)
 
 
@@ -126,7 +126,7 @@ def test_a_single_token_behind_a_bos_token_is_kept(tokenizers: dict[str, PreTrai
         (["a b"], {"Mira": "Anna"}, 8, "the anchor dictionary changes nothing: none of its 1 anchors"),
         ([" ", ""], {"Mira": "Anna"}, 8, "the texts are empty"),
         (["Mira"], {"Mira": "Anna"}, 8, "the texts are one token each"),
-        (["Mira"], {"Mira": "Anna"}, 1, "block_size=1: should be at least 2"),
+        (["Mira"], {"Mira": "Anna"}, 1, "`block_size` must be at least 2, got 1"),
     ],
 )
 def test_bad_input_is_one_line(texts: list[str], anchors: dict[str, str], size: int, message: str) -> None:

@@ -90,7 +90,7 @@ def test_it_trains_towards_the_labels_of_a_reinforced_model(
     [
         ({"anchors": "other.json"}, "the anchor dictionary changes nothing: none of its 1 anchors"),
         ({"anchors": "missing.json"}, "missing.json: no such file"),
-        ({}, "whp needs anchors=FILE"),
+        ({}, "whp needs `anchors`"),
     ],
 )
 def test_what_it_lacks_is_said_before_the_reinforcement(

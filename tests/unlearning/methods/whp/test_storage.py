@@ -62,7 +62,7 @@ def test_a_full_disk_leaves_no_record_and_no_part(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(InputError, match="labels.json: cannot be written: No space left on device; make room"):
+    with pytest.raises(InputError, match="labels.json: cannot be written: No space left on device"):
         save_labels(tmp_path, labels, tokenizers["sentencepiece"])
     assert [path.name for path in tmp_path.iterdir()] == [TABLE]
 
