@@ -6,5 +6,5 @@
     lora                add, save, restore and merge LoRA adapters
     load                a directory -> a model and its tokenizer
 
-Imports run down this list only: `load` imports `lora`, which imports `hashing` and `locate`.
+Each module imports only from modules above it.
 """

@@ -168,7 +168,7 @@ def _span(block: LabelledBlock) -> LabelledSpan:
 WHP = Method(
     name="whp",
     summary="CE(generic labels of the text) + alpha CE(retain), label = argmax of v - w ReLU(v_reinforced(T) - v), "
-    "v = v_start(T')",
+    "v = v_reference(T')",
     source=SOURCE,
     options=WHPOptions,
     needs=lambda options: Needs(retain=options.alpha > 0),
