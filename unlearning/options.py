@@ -115,7 +115,9 @@ class TrainOptions:
     save_every: int | None = option(None, "optimizer steps between two checkpoints (none: no checkpoints)", minimum=1)
     keep_checkpoints: int = option(2, "number of newest checkpoints to keep", minimum=1)
     eval_every: int | None = option(
-        None, "optimizer steps between two evaluations (none: 10 evaluations per run)", minimum=1
+        None,
+        "optimizer steps between two evaluations (none: only before and after, or 10 if a metric is named)",
+        minimum=1,
     )
     eval_examples: int = option(
         64, "maximum number of forget and of retain examples to evaluate on during training", minimum=1

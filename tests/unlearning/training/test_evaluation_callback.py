@@ -21,7 +21,15 @@ from tests.unlearning.training.test_resume import with_dropout
 from unlearning import Example, InputError, train
 from unlearning.data.encoding import encode
 from unlearning.evaluation.answers import answer_likelihoods, answer_matches
-from unlearning.training.evaluation_callback import METRICS, Rule, check_metric, higher_is_better, parse_rule
+from unlearning.training.evaluation_callback import (
+    METRICS,
+    EvaluationCallback,
+    Measured,
+    Rule,
+    check_metric,
+    higher_is_better,
+    parse_rule,
+)
 from unlearning.training.train import TrainResult
 
 FORGET, RETAIN = build_examples()[:4], build_examples()[4:]
@@ -255,3 +263,20 @@ def test_the_model_before_training_is_measured_unchanged(model_dir: Path, tokeni
     first = train("npo", model=model_dir, **{**SHARED, "max_steps": 1}).evaluations[0]
     spans = encode(tokenizer, FORGET, append_eos=True, max_length=None).spans
     assert first["forget_nll"] == pytest.approx(answer_likelihoods(build_tiny_llama(), spans, batch_size=4)["nll"])
+
+
+@pytest.mark.parametrize("name", ["EvaluationCallback", "Watch"])
+def test_the_state_is_read_from_checkpoints_of_this_and_of_earlier_versions(name: str, tmp_path: Path) -> None:
+    callback = EvaluationCallback(
+        measure=lambda: Measured({}, {}),
+        every=None,
+        rule=None,
+        best=None,
+        save_best=lambda: None,
+        collapse_below=0.1,
+        log=lambda _: None,
+    )
+    kept = {"attributes": {"first": {"forget_nll": 1.5}, "best_step": 3}}
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {name: kept}}))
+    callback.restore(tmp_path)
+    assert callback.first == {"forget_nll": 1.5} and callback.best_step == 3
