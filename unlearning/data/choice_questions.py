@@ -111,12 +111,12 @@ def _choices(record: Record, where: str) -> tuple[str, ...]:
         if not values:
             raise InputError(f'{where}: needs its options under "choices", or under "A", "B", ...')
     if not isinstance(values, list):
-        raise InputError(f'{where}: "{key}" should be a list of texts, got {type(values).__name__}')
+        raise InputError(f'{where}: "{key}" must be a list of texts, got {type(values).__name__}')
     if not 2 <= len(values) <= len(LETTERS):
         raise InputError(f"{where}: a question has 2 to {len(LETTERS)} options, this one {len(values)}")
     for letter, value in zip(LETTERS, values, strict=False):
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise InputError(f"{where}: option {letter} should be text, got {type(value).__name__}")
+            raise InputError(f"{where}: option {letter} must be text, got {type(value).__name__}")
     return tuple(map(str, values))
 
 

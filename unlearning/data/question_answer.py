@@ -146,5 +146,5 @@ def _example(record: Record, wrapping: Wrapping, where: str) -> Example | None:
 def _text(record: Record, key: str, where: str) -> str:
     value = record[key]
     if not isinstance(value, str):
-        raise InputError(f'{where}: "{key}" should be text, got {type(value).__name__}')
+        raise InputError(f'{where}: "{key}" must be text, got {type(value).__name__}')
     return value

@@ -33,7 +33,7 @@ def read_records(path: str | Path) -> list[Record]:
         return read_parquet(path)
     text = read_text(path)
     if not text.strip():
-        raise InputError(f"{path}: the file is empty; it should hold a JSON list or JSON lines")
+        raise InputError(f"{path}: the file is empty; it must hold a JSON list or JSON lines")
     if text.lstrip().startswith("["):
         return _json_list(path, text)
     return _json_lines(path, text)
@@ -82,7 +82,7 @@ def _json_lines(path: Path, text: str) -> list[Record]:
         except json.JSONDecodeError as error:
             if not records and _is_json(text):
                 raise InputError(
-                    f"{path}: one JSON object over several lines; it should be a list of objects, or one a line"
+                    f"{path}: one JSON object over several lines; write a list of objects, or one object per line"
                 ) from None
             raise InputError(f"{path}, line {number}: broken JSON: {error.msg}") from None
         records.append(_record(value, f"{path}, line {number}"))

@@ -34,7 +34,7 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
         ({"question": "Who?"}, 'record 2: "answer" is missing'),
         ({"answer": "Ada"}, 'record 2: needs "question" or "prompt"'),
         ({"question": "Who?", "answer": "  "}, "record 2: the answer is empty"),
-        ({"question": 3, "answer": "Ada"}, 'record 2: "question" should be text, got int'),
+        ({"question": 3, "answer": "Ada"}, 'record 2: "question" must be text, got int'),
     ],
 )
 def test_a_broken_record_is_named(tmp_path: Path, record: object, message: str) -> None:

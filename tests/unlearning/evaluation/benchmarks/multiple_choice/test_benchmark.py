@@ -430,8 +430,8 @@ def test_years_are_options_too_and_a_records_subject_is_used() -> None:
         ({"answer": 1.0}, "the answer 1.0 is no option"),
         ({"choices": ["only"]}, "2 to 26 options, this one 1"),
         ({"choices": list(LETTERS) + ["more"]}, "2 to 26 options, this one 27"),
-        ({"choices": "red, green"}, '"choices" should be a list of texts, got str'),
-        ({"choices": ["red", None, "none", "any"]}, "option B should be text, got NoneType"),
+        ({"choices": "red, green"}, '"choices" must be a list of texts, got str'),
+        ({"choices": ["red", None, "none", "any"]}, "option B must be text, got NoneType"),
         ({"question": " "}, "needs its question"),
     ],
 )
