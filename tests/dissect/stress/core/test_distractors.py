@@ -102,7 +102,7 @@ def test_one_answer_for_all_is_refused(tmp_path):
 def test_wrong_answers_that_are_no_texts_are_refused(tmp_path):
     path = tmp_path / "facts.jsonl"
     path.write_text('{"prompt": "Mo is", "answer": "tall", "wrong": [3]}\n')
-    with pytest.raises(InputError, match="record 1: wrong is not a list of texts"):
+    with pytest.raises(InputError, match="record 1: wrong must"):
         load_prompts(path, model("demo:base").tokenizer)
 
 
