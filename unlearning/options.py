@@ -125,7 +125,7 @@ class TrainOptions:
     benchmark: str | None = option(
         None, "benchmark of `unlearn eval` to run at every evaluation, such as tofu:forget05 (none: no benchmark)"
     )
-    benchmark_retain: str | None = option(
+    benchmark_control: str | None = option(
         None, "control that the benchmark compares with: a model, or the directory of its evaluation"
     )
     benchmark_rows: int = option(40, "rows of each of the benchmark's sets, evenly spaced", minimum=1)
@@ -139,6 +139,15 @@ class TrainOptions:
     collapse_below: float = option(
         0.1, "warn if retain_probability falls below this fraction of its initial value", minimum=0, below=1
     )
+
+
+_RENAMED = {"benchmark_retain": "benchmark_control"}
+"""Old names of options, which work in this version only, with the present ones."""
+
+
+def with_present_names(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with old names replaced by the present ones."""
+    return {_RENAMED.get(name, name): value for name, value in options.items()}
 
 
 def resolve_options(method: str, method_options: type[T], given: dict[str, Any]) -> tuple[T, TrainOptions]:
@@ -156,6 +165,7 @@ def resolve_options(method: str, method_options: type[T], given: dict[str, Any])
         InputError: A name is unknown (the message proposes the nearest known one), or a value has the wrong type or is
             out of range.
     """
+    given = with_present_names(given)
     own = {field.name for field in dataclasses.fields(method_options)}  # type: ignore[arg-type]
     shared = {field.name for field in dataclasses.fields(TrainOptions)}
     for name in given:

@@ -204,7 +204,7 @@ class _Evaluator:
         self._auc_retain = study.auc_retain
         self._data = read_muse("news", study.data, limit=study.limit)
         self._open = partial(open_subject, device=device if device != "auto" else None)
-        self._retain = None if study.retain_model is None else self._open(study.retain_model)
+        self._control = None if study.retain_model is None else self._open(study.retain_model)
 
     def __call__(self, model: str, name: str) -> "Evaluation":
         from unlearning.evaluation.benchmarks.muse import benchmark as muse
@@ -213,7 +213,7 @@ class _Evaluator:
         return evaluate(
             partial(muse.prepare, data=self._data, auc_retain=self._auc_retain),
             self._open(model),
-            retain=self._retain,
+            control=self._control,
             out=self._out / "eval" / name,
             batch_size=self._batch_size,
             progress=self._progress,
@@ -230,9 +230,9 @@ def _retain_rows(evaluation: "Evaluation") -> list[dict[str, Any]]:
     """Return the control's own numbers."""
     metrics = evaluation.summary()["metrics"]
     return [
-        {"run": "retain", "kind": "retain", "metric": name, "value": record["retain_model"], "n": record["n"]}
+        {"run": "retain", "kind": "retain", "metric": name, "value": record["control"], "n": record["n"]}
         for name, record in metrics.items()
-        if record.get("retain_model") is not None
+        if record.get("control") is not None
     ]
 
 

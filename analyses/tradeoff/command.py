@@ -144,7 +144,7 @@ def train_runs(
                     seed=seed,
                     **options_of(entry, split, steps[split], rows),
                     data_dir=str(tofu.parent),
-                    benchmark_retain=str(never),
+                    benchmark_control=str(never),
                 )
                 runs.append(run)
     return runs

@@ -54,7 +54,7 @@ def read_trajectories(runs: Sequence[Path]) -> pd.DataFrame:
         if not lines:
             raise InputError(
                 f"{run}: it did not measure forget quality while it trained; train it with --set benchmark=tofu:SPLIT "
-                "--set benchmark_retain=NEVER"
+                "--set benchmark_control=NEVER"
             )
         split = str(options["benchmark"]).partition(":")[2]
         seed = int(options["seed"])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import typer
 
-from unlearning.cli.eval import eval_app
+from unlearning.cli.eval import RENAMED, eval_app
 from unlearning.cli.labels import labels_app
 from unlearning.cli.methods import EXAMPLES as METHODS_EXAMPLES
 from unlearning.cli.methods import methods as methods_command
@@ -39,4 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Arguments in place of those of the process.
     """
-    run_app(app, "unlearn", arguments, interrupted="only checkpoints are kept; add --resume to continue from them")
+    run_app(
+        app,
+        "unlearn",
+        arguments,
+        interrupted="only checkpoints are kept; add --resume to continue from them",
+        renamed={"eval": RENAMED},
+    )

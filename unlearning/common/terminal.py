@@ -63,7 +63,7 @@ def run_app(
     _tune_process()
     _quieten()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    flags = {**_flags_of(app, given), **FLAGS}
+    flags = {**FLAGS, **_flags_of(app, given)}
 
     def warn(message: object, *_args: object, **_kwargs: object) -> None:
         _tell(name, f"warning: {with_flags(str(message), flags)}")

@@ -1,4 +1,4 @@
-"""A benchmark of `unlearn eval` that is measured while a model trains, on a few rows of each of its sets."""
+"""A benchmark of `unlearn eval`, evaluated during training on a few rows of each of its sets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unlearning.common.errors import InputError, nearest
 from unlearning.common.runs import is_run
 from unlearning.data.question_answer import Wrapping
-from unlearning.evaluation.harness import Benchmark, evaluate, remembered
+from unlearning.evaluation.harness import Prepare, evaluate, remembered
 from unlearning.evaluation.statistics import Metric
 from unlearning.evaluation.subject import Subject, open_subject
 
 T = TypeVar("T")
-Prepare = Callable[[Subject], Benchmark]
 
 
 @dataclass(frozen=True)
@@ -23,10 +22,10 @@ class Reading:
     """How a benchmark's data are read during training.
 
     Attributes:
-        data_dir: where named data sets are.
-        wrapping: of the questions, as in training.
-        rows: of each set, evenly spaced.
-        generate: also measure what needs generated answers.
+        data_dir: Directory of named data sets.
+        wrapping: Text around each question, as in training.
+        rows: Number of rows of each set, evenly spaced.
+        generate: Also compute the metrics that need generated answers.
     """
 
     data_dir: str | Path | None
@@ -36,7 +35,15 @@ class Reading:
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
-    """So many of the items at equal distances, the first among them; all where there are no more."""
+    """Return N of the items at equal distances, beginning with the first; all items if there are no more than N.
+
+    Args:
+        items: The items.
+        count: Number of items to return.
+
+    Returns:
+        Items, in their order.
+    """
     if count >= len(items):
         return list(items)
     return [items[place * len(items) // count] for place in range(count)]
@@ -46,7 +53,9 @@ def _tofu(split: str, reading: Reading) -> Prepare:
     from unlearning.evaluation.benchmarks.tofu import benchmark as tofu
     from unlearning.evaluation.benchmarks.tofu.sets import SETS, read_sets
 
-    names = SETS if reading.generate else SETS[:2]  # model utility, which the others are for, needs generated answers
+    names = (
+        SETS if reading.generate else SETS[:2]
+    )  # the other sets are for model utility, which needs generated answers
     sets = read_sets(split or "forget10", names=names, data_dir=reading.data_dir)
     sets = [replace(each, questions=evenly_spaced(each.questions, reading.rows)) for each in sets]
     return lambda subject: tofu.prepare(subject, sets=sets, wrapping=reading.wrapping, generate=reading.generate)
@@ -73,29 +82,26 @@ def _multiple_choice(benchmark: str, name: str, source: str, reading: Reading) -
     from unlearning.evaluation.benchmarks.multiple_choice import benchmark as multiple_choice
 
     questions = evenly_spaced(read_questions(source, data_dir=reading.data_dir), reading.rows)
+    asking = multiple_choice.Asking(scoring=["letter"], chat=reading.wrapping.chat is not None)
     return lambda subject: multiple_choice.prepare(
-        subject,
-        sets={name: questions},
-        name=benchmark,
-        role="forget",
-        scoring=["letter"],
-        chat=reading.wrapping.chat is not None,
+        subject, sets={name: questions}, asking=asking, name=benchmark, role="forget"
     )
 
 
 def _familiarity(source: str, reading: Reading) -> Prepare:
-    from unlearning.evaluation.benchmarks import familiarity
+    from unlearning.evaluation.benchmarks.familiarity import benchmark as familiarity
 
     prompts = evenly_spaced(familiarity.read_prompts(source), reading.rows)
     return lambda subject: familiarity.prepare(subject, prompts=prompts)
 
 
 def _quality(source: str, reading: Reading) -> Prepare:
-    from unlearning.evaluation.benchmarks import quality
+    from unlearning.evaluation.benchmarks.quality import benchmark as quality
+    from unlearning.evaluation.benchmarks.quality.prompts import read_prompts
 
     chat = reading.wrapping.chat
     template = None if chat is not None else reading.wrapping.template
-    asked = quality.read_prompts(source, template=template, chat=chat, data_dir=reading.data_dir)
+    asked = read_prompts(source, template=template, chat=chat, data_dir=reading.data_dir)
     return lambda subject: quality.prepare(subject, asked=evenly_spaced(asked, reading.rows), chat=chat)
 
 
@@ -107,37 +113,45 @@ BENCHMARKS: dict[str, Callable[[str, Reading], Prepare]] = {
     "familiarity": _familiarity,
     "quality": _quality,
 }
-"""By what stands before the first colon of option `benchmark`; given what stands after it."""
+"""Reader of each benchmark by the text before the first colon of option `benchmark`; called with the text after it."""
 
 
 @dataclass(frozen=True)
 class TrainingBenchmark:
-    """A benchmark and what its numbers are compared with.
+    """A benchmark and the control that its numbers are compared with.
 
     Attributes:
-        name: what its metrics' names begin with, as `tofu` in `tofu_forget_quality`.
-        prepare: makes it ready for a model.
-        retain: the retain model's results; None where it has none.
-        batch_size: rows at a time.
+        name: Prefix of its metrics' names, such as `tofu` in `tofu_forget_quality`.
+        prepare: Makes the benchmark ready for a model.
+        control: Run directory of the control's evaluation; None without a control.
+        batch_size: Number of rows scored at a time.
     """
 
     name: str
     prepare: Prepare
-    retain: Path | None
+    control: Path | None
     batch_size: int
 
     def has(self, metric: str) -> bool:
-        """Whether a metric of this name would be this benchmark's."""
+        """Return whether a metric of this name belongs to this benchmark."""
         return metric.startswith(f"{self.name}_")
 
     def metrics(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Metric]:
-        """What can be measured of the model as it is now, by full name; the model keeps its mode."""
+        """Return the metrics of the model in its present state; the model keeps its training mode.
+
+        Args:
+            model: The model in training.
+            tokenizer: Its tokenizer.
+
+        Returns:
+            Metrics by full name; those without a value are left out.
+        """
         was_training = model.training
-        # Nothing is kept under the name of weights that the next step changes, so no hash of them is taken.
+        # The next step changes the weights, so no result is kept under their hash and none is computed.
         subject = Subject(name="the model in training", model=model.eval(), tokenizer=tokenizer, sha256="")
         try:
             found = evaluate(
-                self.prepare, subject, retain=self.retain, batch_size=self.batch_size, progress=False
+                self.prepare, subject, control=self.control, batch_size=self.batch_size, progress=False
             ).metrics
         finally:
             model.train(was_training)
@@ -145,29 +159,32 @@ class TrainingBenchmark:
 
 
 def open_benchmark(
-    spec: str, reading: Reading, *, retain: str | None, device: str | None, batch_size: int
+    spec: str, reading: Reading, *, control: str | None, device: str | None, batch_size: int
 ) -> TrainingBenchmark:
-    """Read a benchmark's data, and evaluate the retain model where it was not before.
+    """Read a benchmark's data, and evaluate the control unless that was done before.
 
     Args:
-        spec: NAME:PART, as `tofu:forget05`, `muse:news`, `wmdp:bio`, `choice:FILE`, `familiarity:FILE`,
+        spec: NAME:PART, such as `tofu:forget05`, `muse:news`, `wmdp:bio`, `choice:FILE`, `familiarity:FILE`,
             `quality:PROMPTS`.
-        reading: how its data are read.
-        retain: the retain model, or the run directory of its evaluation on the same rows.
-        device: of the retain model.
-        batch_size: rows at a time.
+        reading: How the data are read.
+        control: The control, or the run directory of its evaluation on the same rows; None without a control.
+        device: Device of the control.
+        batch_size: Number of rows scored at a time.
+
+    Returns:
+        The benchmark, ready to be evaluated during training.
 
     Raises:
-        InputError: an unknown benchmark, data that are not there, or what evaluating the retain model refuses.
+        InputError: The benchmark is unknown, its data is not found, or the control cannot be evaluated.
     """
     name, _, part = spec.partition(":")
     if name not in BENCHMARKS:
         hint = nearest(name, BENCHMARKS) or ";"
-        raise InputError(f"benchmark={spec}: none of this name is measured in training{hint} {', '.join(BENCHMARKS)}")
+        raise InputError(f"`benchmark` must begin with one of {', '.join(BENCHMARKS)}, got {spec!r}{hint.rstrip(';')}")
     prepare = BENCHMARKS[name](part, reading)
     results = None
-    if retain is not None:
-        results = Path(retain)
+    if control is not None:
+        results = Path(control)
         if not is_run(results):
-            results = remembered(prepare, open_subject(retain, device=device), batch_size=batch_size, progress=False)
+            results = remembered(prepare, open_subject(control, device=device), batch_size=batch_size, progress=False)
     return TrainingBenchmark(name, prepare, results, batch_size)

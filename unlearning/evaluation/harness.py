@@ -1,9 +1,9 @@
-"""A benchmark: sets of rows that are scored, kept as they are finished, and summed up, alone or against a retain model.
+"""Benchmarks and their evaluation: score the rows of each set, keep them, and compute metrics, next to a control's.
 
 OUT/run.json           what the numbers depend on, versions, hashes, wall time
 OUT/parts/*.parquet    finished rows of an evaluation that is not complete
 OUT/results.parquet    one row per row of the data: `set`, `row`, `id`, `group`, and what was measured
-OUT/retain.parquet     the same of the retain model, where there is one
+OUT/control.parquet    the same of the control, if one is given
 OUT/summary.json       every metric with interval, direction and meaning; what was left out, and why
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from unlearning.common.cache import cache_directory
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 from unlearning.common.runs import (
     Run,
@@ -43,11 +43,11 @@ class Part:
     """One set of rows.
 
     Attributes:
-        name: of the set, which becomes the column `set`.
-        costs: of each row, as its number of tokens: rows of similar cost are scored together.
-        score: scores the rows at these places and gives what was measured, in the places' order. A row may hold
-            numbers, texts, truth values, None and lists of numbers; `id` and `group` say what it is.
-        at_once: rows that `score` is given at a time and that are kept together; None for the batch size.
+        name: Name of the set, which becomes the column `set`.
+        costs: Cost of each row, such as its number of tokens: rows of similar cost are scored together.
+        score: Scores the rows at the given indices and returns one dictionary per index, in the same order. A value
+            may be a number, a text, a truth value, None or a list of numbers; `id` and `group` identify the row.
+        at_once: Number of rows that `score` is given at a time and that are kept together; None for the batch size.
     """
 
     name: str
@@ -61,14 +61,14 @@ class Benchmark:
     """A benchmark that is ready to run on one model.
 
     Attributes:
-        name: as `unlearn eval` calls it.
-        configuration: everything that the rows depend on beside the model: hashes of the data, wrapping, lengths.
-            Plain data. A retain model's results count only where theirs is the same.
-        parts: what is scored.
-        summarise: from the rows, and the retain model's where there are some, to the metrics. Called with the retain
-            model's rows alone, too.
-        provenance: what else is worth keeping, as file names.
-        notes: what a reader should know, one line each.
+        name: Name of the benchmark, as `unlearn eval` spells it.
+        configuration: Everything that the rows depend on besides the model: hashes of the data, wrapping, lengths.
+            Plain data. A control's results can be used only if their configuration is the same.
+        parts: The sets of rows that are scored.
+        summarise: Computes the metrics from the model's rows and the control's rows (None without a control). It is
+            called with the control's rows alone, too.
+        provenance: Other facts that are kept in `run.json`, such as file names.
+        notes: Remarks for the reader, one line each.
     """
 
     name: str
@@ -79,45 +79,85 @@ class Benchmark:
     notes: tuple[str, ...] = ()
 
 
+Prepare = Callable[[Subject], Benchmark]
+"""Makes a benchmark ready for a model, whose tokenizer encodes the data."""
+
+_COLUMNS = ("value", "low", "high", "n", "control", "difference", "difference_low", "difference_high", "direction")
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a benchmark found.
+    """The result of a benchmark on one model.
 
     Attributes:
-        benchmark: its name.
-        model: the name of the evaluated model.
-        rows: one per row of the data.
-        metrics: of the model.
-        retain_rows, retain_metrics: of the retain model; None where there is none.
-        retain: the retain model's name, or the directory of its results.
-        notes: one line each.
+        benchmark: Name of the benchmark.
+        model: Name of the evaluated model.
+        metrics: Metrics of the model.
+        control_metrics: Metrics of the control; None without a control.
+        control: Name of the control, or the directory of its results; None without a control.
+        notes: Remarks for the reader, one line each.
     """
 
     benchmark: str
     model: str
-    rows: Rows
-    metrics: list[Metric]
-    retain_rows: Rows | None = None
-    retain_metrics: list[Metric] | None = None
-    retain: str | None = None
+    _rows: Rows
+    metrics: Sequence[Metric]
+    _control_rows: Rows | None = None
+    control_metrics: Sequence[Metric] | None = None
+    control: str | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def rows(self) -> Rows:
+        """One row per row of the data, with what was measured of it; a copy."""
+        return self._rows.copy()
+
+    @property
+    def control_rows(self) -> Rows | None:
+        """The control's rows, as `rows`; None without a control."""
+        return None if self._control_rows is None else self._control_rows.copy()
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The metrics as a table, a copy.
+
+        The index is the metric's name. Columns: `value`, `low`, `high` (95 % bootstrap interval; NaN where there is
+        none), `n` (rows behind the value), `control` (the control's value), `difference` (model minus control),
+        `difference_low`, `difference_high` (its interval; rows of both models are paired), and `direction`. Metrics
+        that were left out are not in the table; `summary()["left_out"]` gives the reasons.
+        """
+        records = self.summary()["metrics"]
+        rows = [{column: record.get(column) for column in _COLUMNS} for record in records.values()]
+        frame = pd.DataFrame(rows, columns=list(_COLUMNS), index=pd.Index(list(records), name="metric"))
+        numbers = [column for column in _COLUMNS if column not in ("n", "direction")]
+        return frame.astype(dict.fromkeys(numbers, float))
+
     def __getitem__(self, name: str) -> float | None:
-        """The value of a metric; None where it could not be computed."""
+        """Return the value of a metric; None if the metric was left out.
+
+        Raises:
+            KeyError: The benchmark has no metric of this name.
+        """
         for metric in self.metrics:
             if metric.name == name:
                 return None if metric.estimate is None else metric.estimate.value
         raise KeyError(name)
 
     def summary(self) -> dict[str, Any]:
-        """What a paper quotes, as plain data; a number that is not there is null, with its reason."""
-        others = {metric.name: metric for metric in self.retain_metrics or []}
+        """Return the metrics as plain data, as written to `summary.json`.
+
+        Returns:
+            `metrics` by name, each with `value`, `low`, `high`, `n`, `direction`, `meaning`, and with a control
+            `control`, `difference`, `difference_low`, `difference_high`; `left_out`: the reason for each metric
+            without a value; `rows`: the number of rows per set; `benchmark`, `model`, `control`, `notes`.
+        """
+        others = {metric.name: metric for metric in self.control_metrics or []}
         metrics = {metric.name: _record(metric, others.get(metric.name)) for metric in self.metrics if metric.estimate}
         return {
             "benchmark": self.benchmark,
             "model": self.model,
-            "retain_model": self.retain,
-            "rows": dict(Counter(map(str, self.rows["set"]))),
+            "control": self.control,
+            "rows": dict(Counter(map(str, self._rows["set"]))),
             "metrics": metrics,
             "left_out": {metric.name: metric.reason for metric in self.metrics if metric.estimate is None},
             "notes": list(self.notes),
@@ -125,64 +165,73 @@ class Evaluation:
 
 
 def evaluate(
-    prepare: Callable[[Subject], Benchmark],
+    prepare: Prepare,
     subject: Subject,
     *,
-    retain: Subject | str | Path | None = None,
+    control: Subject | str | Path | None = None,
     out: str | Path | None = None,
     batch_size: int = 16,
     progress: bool = True,
 ) -> Evaluation:
-    """Run a benchmark on a model, going on where a run that was stopped left off.
+    """Run a benchmark on a model; an evaluation that was stopped continues where it stopped.
 
     Args:
-        prepare: makes the benchmark ready for a model (which gives the tokenizer); called for each model.
-        subject: the model.
-        retain: a model trained without the forget set, which is evaluated too (once: results are kept in the cache
-            under hashes of model, data and configuration), or the run directory of its finished evaluation.
-        out: run directory; without it nothing is written.
-        batch_size: rows at a time; no number depends on it.
-        progress: a progress bar on stderr.
+        prepare: Makes the benchmark ready for a model; called for the model and for the control.
+        subject: The model.
+        control: A model never trained on the forget set, which is evaluated too (once: its results are cached under
+            hashes of model, data and configuration), or the run directory of its finished evaluation.
+        out: Run directory; nothing is written without it.
+        batch_size: Number of rows scored at a time; no number depends on it.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        The metrics and the rows behind them.
 
     Raises:
-        InputError: what the benchmark refuses; `out` holds another run; retain results of another configuration (in
-            what they differ).
+        InputError: The benchmark refuses the model or the data, `out` holds another run, or the control's results
+            were computed with another configuration.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: 1 or more")
+    check_at_least("batch_size", batch_size, 1)
     benchmark = prepare(subject)
     rows, run = _rows(benchmark, subject, out, batch_size=batch_size, progress=progress)
-    retain_rows: Rows | None = None
-    if retain is not None:
+    control_rows: Rows | None = None
+    if control is not None:
         results = (
-            remembered(prepare, retain, batch_size=batch_size, progress=progress)
-            if isinstance(retain, Subject)
-            else Path(retain)
+            remembered(prepare, control, batch_size=batch_size, progress=progress)
+            if isinstance(control, Subject)
+            else Path(control)
         )
-        retain_rows = read_retain_rows(results, _configuration(benchmark, subject))
+        control_rows = read_control_rows(results, _configuration(benchmark, subject))
     evaluation = Evaluation(
         benchmark=benchmark.name,
         model=subject.name,
-        rows=rows,
-        metrics=benchmark.summarise(rows, retain_rows),
-        retain_rows=retain_rows,
-        retain_metrics=None if retain_rows is None else benchmark.summarise(retain_rows, None),
-        retain=None if retain is None else retain.name if isinstance(retain, Subject) else str(retain),
+        _rows=rows,
+        metrics=tuple(benchmark.summarise(rows, control_rows)),
+        _control_rows=control_rows,
+        control_metrics=None if control_rows is None else tuple(benchmark.summarise(control_rows, None)),
+        control=None if control is None else control.name if isinstance(control, Subject) else str(control),
         notes=benchmark.notes,
     )
     if run is not None:
-        if retain_rows is not None:
-            write_frame(run.path / "retain.parquet", retain_rows)
+        if control_rows is not None:
+            write_frame(run.path / "control.parquet", control_rows)
         write_json(run.path / "summary.json", evaluation.summary())
     return evaluation
 
 
-def remembered(
-    prepare: Callable[[Subject], Benchmark], subject: Subject, *, batch_size: int = 16, progress: bool = True
-) -> Path:
-    """The run directory of a model's evaluation in the cache, where it is evaluated unless it has been before.
+def remembered(prepare: Prepare, subject: Subject, *, batch_size: int = 16, progress: bool = True) -> Path:
+    """Return the run directory of a model's evaluation in the cache; evaluate the model if it is not there yet.
 
-    The directory is named by a hash of the model's content and of all that the numbers depend on.
+    A hash of the model's weights and of everything else that the numbers depend on names the directory.
+
+    Args:
+        prepare: Makes the benchmark ready for the model.
+        subject: The model.
+        batch_size: Number of rows scored at a time.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        A run directory with a finished evaluation.
     """
     benchmark = prepare(subject)
     path = cache_directory("evaluation") / _digest(_configuration(benchmark, subject))
@@ -190,24 +239,28 @@ def remembered(
     return path
 
 
-def read_retain_rows(path: Path, configuration: dict[str, Any]) -> Rows:
-    """The rows of a retain model's finished evaluation.
+def read_control_rows(path: Path, configuration: dict[str, Any]) -> Rows:
+    """Read the rows of a control's finished evaluation.
 
     Args:
-        path: its run directory.
-        configuration: of the evaluation that it is compared with.
+        path: Run directory of the control's evaluation.
+        configuration: Configuration of the evaluation that the control is compared with.
+
+    Returns:
+        One row per row of the data.
 
     Raises:
-        InputError: no such run, not finished, or of another benchmark, split, template, precision, ... (which).
+        InputError: The directory holds no finished run, or a run of another benchmark, split, template, precision or
+            other setting, which the message names.
     """
     record = read_finished(path, configuration["command"])
     theirs = record["configuration"]
     for key, ours in configuration.items():
         if key not in ("model_sha256", "device") and theirs.get(key) != ours:
-            what = f"{_short(theirs.get(key))} there, {_short(ours)} here"
             raise InputError(
-                f"{path}: a retain result of another {key.removesuffix('_sha256')} ({what}); evaluate the "
-                "retain model with the same options, or give it as --retain-model"
+                f"{path}: the control's results must have the same {key.removesuffix('_sha256')}, got "
+                f"{_short(theirs.get(key))} instead of {_short(ours)}. Evaluate the control with the same options, or "
+                "give the model itself as `control`."
             )
     return read_frame(path / "results.parquet")
 
@@ -215,8 +268,9 @@ def read_retain_rows(path: Path, configuration: dict[str, Any]) -> Rows:
 def _rows(
     benchmark: Benchmark, subject: Subject, out: str | Path | None, *, batch_size: int, progress: bool
 ) -> tuple[Rows, Run | None]:
-    provenance = {"model": subject.name, **benchmark.provenance}
-    run = None if out is None else open_run(out, _configuration(benchmark, subject), provenance)
+    """Return the rows of an evaluation and its open run directory; None without one."""
+    configuration = _configuration(benchmark, subject)
+    run = None if out is None else open_run(out, configuration, {"model": subject.name, **benchmark.provenance})
     if run is not None and run.is_complete:
         return read_frame(run.path / "results.parquet"), run
     with computing(run) as clock:
@@ -227,7 +281,7 @@ def _rows(
 
 
 def _score(parts: Sequence[Part], run: Run | None, *, batch_size: int, label: str, progress: bool) -> Rows:
-    """All rows, sets in order and rows in order; what the run holds already is not scored again."""
+    """Return all rows, in the order of sets and rows; rows that the run holds already are not scored again."""
     frames = [frame for _, frame in run.parts()] if run is not None else []
     done = {key for frame in frames for key in zip(frame["set"], frame["row"], strict=True)}
     pending = {
@@ -267,7 +321,7 @@ def _digest(configuration: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _record(metric: Metric, retain: Metric | None) -> dict[str, Any]:
+def _record(metric: Metric, control: Metric | None) -> dict[str, Any]:
     estimate = metric.estimate
     assert estimate is not None
     interval = estimate.interval if metric.has_interval else None
@@ -285,11 +339,11 @@ def _record(metric: Metric, retain: Metric | None) -> dict[str, Any]:
         reason = "too few rows for an interval" if metric.has_interval else "an interval would mean nothing here"
     if reason is not None:
         record["reason"] = reason
-    if retain is not None and retain.estimate is not None:
-        difference = combine(np.subtract, estimate, retain.estimate)
+    if control is not None and control.estimate is not None:
+        difference = combine(np.subtract, estimate, control.estimate)
         ends = difference.interval if metric.has_interval else None
         low, high = ends or (None, None)
-        record |= {"retain_model": retain.estimate.value, "difference": difference.value}
+        record |= {"control": control.estimate.value, "difference": difference.value}
         record |= {"difference_low": low, "difference_high": high}
     return record
 

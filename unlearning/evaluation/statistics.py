@@ -110,9 +110,9 @@ def combine(function: Callable[..., Values], *parts: Resampled) -> Resampled:
 Direction = Literal[
     "lower is better",
     "higher is better",
-    "nearer to the retain model is better",
-    "nearer to 0 is better",
-    "describes; neither is better",
+    "closer to the control is better",
+    "closer to 0 is better",
+    "descriptive, no direction",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The model that is evaluated: weights, tokenizer, and the hash that its numbers are kept under."""
+"""The evaluated model: weights, tokenizer, and the hash under which its results are kept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model that answers, in evaluation mode.
+    """A model in evaluation mode, with its tokenizer.
 
     Attributes:
-        name: as the user gave it.
-        model: with its weights.
-        tokenizer: its own.
-        sha256: content hash of its weights.
+        name: Name, as the user gave it.
+        model: The model, with its weights.
+        tokenizer: The model's tokenizer.
+        sha256: Content hash of the weights.
     """
 
     name: str
@@ -33,16 +33,24 @@ class Subject:
 
     @classmethod
     def wrap(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "model") -> "Subject":
-        """A model that is in memory already.
+        """Return a model that is in memory already, in evaluation mode.
+
+        Args:
+            model: The model.
+            tokenizer: Its tokenizer.
+            name: Name, for tables and messages.
+
+        Returns:
+            The model, ready to be evaluated.
 
         Raises:
-            InputError: a weight is not finite.
+            InputError: A weight is not finite.
         """
         return cls(name, model.eval(), tokenizer, content_hash(model, name=name))
 
     @property
     def identity(self) -> dict[str, str]:
-        """What its numbers depend on."""
+        """Everything of the model that its numbers depend on."""
         return {
             "model_sha256": self.sha256,
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -51,21 +59,21 @@ class Subject:
 
     @property
     def context(self) -> int | None:
-        """The most tokens that the model reads; None where its configuration names no number."""
+        """Maximum number of tokens that the model reads; None if its configuration states none."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def check_tokens(self, texts: Sequence[Sequence[int]]) -> None:
         """Check that the model has an embedding for every token.
 
         Raises:
-            InputError: it has not.
+            InputError: A token has no embedding.
         """
         size = int(self.model.config.get_text_config().vocab_size)
         largest = max((max(ids) for ids in texts if len(ids)), default=0)
         if largest >= size:
             raise InputError(
-                f"{self.name}: its tokenizer gives token {largest}, and the model has a vocabulary of {size}; use the "
-                "tokenizer that the model was trained with"
+                f"{self.name}: tokens must be below the vocabulary size {size}, got {largest}. Use the tokenizer that "
+                "the model was trained with."
             )
 
 
@@ -80,25 +88,28 @@ def open_subject(
     """Load a model by directory, hub id or built-in name.
 
     Args:
-        name: of the checkpoint or adapter.
-        device: cpu, cuda, cuda:1, or auto for all GPUs; None takes a GPU where there is one.
-        dtype: float32 (default on a CPU and a GPU alike), float64, bfloat16 or float16.
-        allow_pickle: read pickled .bin weights.
-        trust_remote_code: run the code that a hub model brings.
+        name: Name of a checkpoint or an adapter.
+        device: One of cpu, cuda, cuda:1, or auto for all GPUs; None for a GPU if there is one.
+        dtype: One of float32 (the default on CPU and GPU), float64, bfloat16 and float16.
+        allow_pickle: Read pickled .bin weights.
+        trust_remote_code: Run the code of a hub model.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
-        InputError: there is no such model, its files are broken, its weights are not finite, or the device or the
-            dtype cannot be used here.
+        InputError: There is no such model, its files are broken, its weights are not finite, or the device or the
+            dtype cannot be used on this machine.
     """
     if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype}: use {', '.join(DTYPES)}")
+        raise InputError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}")
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if target not in ("cpu", "auto") and not (target.startswith("cuda") and torch.cuda.is_available()):
-        raise InputError(f"--device {target}: not on this machine; use cpu")
+        raise InputError(f"`device` must be on this machine, got {target!r}. Use cpu.")
     if target in ("cpu", "auto") and not torch.cuda.is_available():
         target = "cpu"
         if dtype in ("bfloat16", "float16"):
-            raise InputError(f"--dtype {dtype}: a CPU computes in float32 or float64, whatever the checkpoint's dtype")
+            raise InputError(f"`dtype` must be float32 or float64 on a CPU, got {dtype!r}")
     path = locate_checkpoint(name)
     model = load_weights(
         path,
@@ -109,3 +120,32 @@ def open_subject(
     )
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     return Subject(str(name), model, tokenizer, content_hash(model, name=str(name)))
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How models are loaded and run.
+
+    Attributes:
+        device: One of cpu, cuda, cuda:1, or auto for all GPUs; None for a GPU if there is one.
+        dtype: One of float32 (the default), float64, bfloat16 and float16.
+        allow_pickle: Read pickled .bin weights.
+        trust_remote_code: Run the code of a hub model.
+        batch_size: Number of rows scored at a time; no number depends on it.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    batch_size: int = 16
+
+    def open(self, name: str | Path) -> Subject:
+        """Return a model by directory, hub id or built-in name; see `open_subject`."""
+        return open_subject(
+            name,
+            device=self.device,
+            dtype=self.dtype,
+            allow_pickle=self.allow_pickle,
+            trust_remote_code=self.trust_remote_code,
+        )

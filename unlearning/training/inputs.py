@@ -274,7 +274,7 @@ def _benchmark(options: TrainOptions, chat: ChatFormat | None) -> TrainingBenchm
     return open_benchmark(
         options.benchmark,
         reading,
-        retain=options.benchmark_retain,
+        control=options.benchmark_control,
         device=None if options.device == "auto" else options.device,
         batch_size=options.batch_size,
     )

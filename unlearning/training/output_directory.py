@@ -21,6 +21,7 @@ from unlearning.checkpoints.locate import RECORD
 from unlearning.common.errors import InputError
 from unlearning.common.hashing import hash_json
 from unlearning.data.question_answer import Example
+from unlearning.options import with_present_names
 
 CHECKPOINTS = "checkpoints"
 WHOLE = "unlearning_step.json"
@@ -60,7 +61,7 @@ def read_run(output_dir: Path, configuration: dict[str, Any]) -> dict[str, Any] 
         return None
     try:
         record = json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
-        done = record["configuration"]
+        done = with_present_names(record["configuration"])
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"`output_dir` must be new, empty or a run's directory, got {output_dir}, which holds other files. "

@@ -99,8 +99,8 @@ def test_every_model_is_evaluated_as_the_command_does(study: Study, done: tuple[
     out, frame = done
     assert len(frame[frame["metric"] == "retain_knowmem"]) == 1 + 4 + 4 + 1  # start, both kinds, the retain model
     told = call_main(
-        unlearn, "eval", "muse", "--corpus", "news", "--model", out / "models" / "sust-3", "--data", study.data or "",
-        "--retain-model", study.retain_model or "", "--limit", "2", "--out", out / "again", "--json", "--quiet",
+        unlearn, "eval", "muse", "--corpus", "news", "--model", out / "models" / "sust-3", "--quiet", "--json",
+        "--data-dir", study.data or "", "--control", study.retain_model or "", "--limit", "2", "--out", out / "again",
     )  # fmt: skip
     assert told.code == 0, told.err
     expected = json.loads(told.out)["metrics"]
@@ -110,7 +110,7 @@ def test_every_model_is_evaluated_as_the_command_does(study: Study, done: tuple[
         assert mine.loc[name, "value"] == pytest.approx(metric["value"]), name
         assert mine.loc[name, "low"] == pytest.approx(metric["low"]), name
         theirs = frame[(frame["kind"] == "retain") & (frame["metric"] == name)]["value"].tolist()
-        assert theirs == ([metric["retain_model"]] if "retain_model" in metric else []), name
+        assert theirs == ([metric["control"]] if "control" in metric else []), name
 
 
 def test_it_goes_on_where_it_stopped_and_refuses_another_study(

@@ -48,7 +48,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read_asked(part: str, reading: Reading) -> Prepare:
-    """Mean NLL of the first forget answers, and how far it is from the retain model's."""
+    """Mean NLL of the first forget answers, and how far it is from the control's."""
     examples = evenly_spaced(FORGET if part == "forget" else RETAIN, reading.rows)
 
     def prepare(subject: Subject) -> Benchmark:
@@ -64,15 +64,15 @@ def read_asked(part: str, reading: Reading) -> Prepare:
     return prepare
 
 
-def summarise(rows: pd.DataFrame, retain_rows: pd.DataFrame | None) -> list[Metric]:
+def summarise(rows: pd.DataFrame, control_rows: pd.DataFrame | None) -> list[Metric]:
     mean = Sample("rows", [""] * len(rows)).mean(rows["nll"])
     gap = None
-    if retain_rows is not None:
-        value = float(rows["nll"].mean() - retain_rows["nll"].mean())
+    if control_rows is not None:
+        value = float(rows["nll"].mean() - control_rows["nll"].mean())
         gap = Resampled(value, np.full(5, value), len(rows))
     return [
         Metric("nll", mean, "higher is better", "mean NLL"),
-        Metric("gap", gap, "nearer to 0 is better", "to the retain model", None if gap else "no retain model"),
+        Metric("gap", gap, "closer to 0 is better", "to the control", None if gap else "no control"),
         Metric("minus_nll", Resampled(-mean.value, -mean.draws, mean.n), "lower is better", "-mean NLL"),  # type: ignore[union-attr]
     ]
 
@@ -111,7 +111,7 @@ def test_a_rule_on_it_stops_the_run(model_dir: Path) -> None:
 
 
 def test_retain_model_is_compared_with_and_may_be_an_evaluation(model_dir: Path) -> None:
-    result = train("npo", model=model_dir, benchmark_retain=str(model_dir), **SHARED)
+    result = train("npo", model=model_dir, benchmark_control=str(model_dir), **SHARED)
     assert result.evaluations[0]["asked_gap"] == pytest.approx(0, abs=1e-6)
     assert result.evaluations[-1]["asked_gap"] > 0
 
@@ -121,13 +121,13 @@ def test_retain_model_is_compared_with_and_may_be_an_evaluation(model_dir: Path)
     [
         (
             {"benchmark": "askd:forget"},
-            "benchmark=askd:forget: none of this name is measured in training; did you mean",
+            "`benchmark`.*askd:forget.*did you mean",
         ),
         ({"keep_best": "asked_nl"}, "`keep_best`.* got asked_nl; did you mean 'asked_nll'"),
         ({"stop_when": "asked_gap<0"}, "`stop_when`.* got asked_gap"),
         ({"keep_best": "other_nll"}, "`keep_best`.* got 'other_nll'"),
         ({"benchmark_rows": 0}, "`benchmark_rows`.*0"),
-        ({"benchmark_retain": "./nowhere"}, "./nowhere: no such directory"),
+        ({"benchmark_control": "./nowhere"}, "./nowhere: no such directory"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -138,7 +138,7 @@ def test_what_cannot_be_measured_is_refused(
 
 
 def test_a_metric_without_a_better_end_cannot_be_the_best(model_dir: Path, tmp_path: Path) -> None:
-    options = {"keep_best": "asked_gap", "benchmark_retain": str(model_dir)}
+    options = {"keep_best": "asked_gap", "benchmark_control": str(model_dir)}
     with pytest.raises(InputError, match="`keep_best`.* got asked_gap"):
         train("npo", model=model_dir, output_dir=tmp_path / "run", **{**SHARED, **options})
 

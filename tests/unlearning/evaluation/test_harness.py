@@ -51,16 +51,16 @@ class Asked:
         )
 
 
-def summarise(rows: pd.DataFrame, retain_rows: pd.DataFrame | None) -> list[Metric]:
+def summarise(rows: pd.DataFrame, control_rows: pd.DataFrame | None) -> list[Metric]:
     forget = rows[rows["set"] == "forget"]
     mean = Sample("forget", forget["group"].tolist()).mean(forget["score"])
     gap = None
-    if retain_rows is not None:
-        theirs = retain_rows[retain_rows["set"] == "forget"]["score"].to_numpy()
+    if control_rows is not None:
+        theirs = control_rows[control_rows["set"] == "forget"]["score"].to_numpy()
         gap = Resampled(float((forget["score"].to_numpy() - theirs).max()), np.zeros(3), len(forget))
     return [
         Metric("score", mean, "lower is better", "mean of the scores"),
-        Metric("gap", gap, "nearer to 0 is better", "largest gap", None if gap else "give --retain-model", False),
+        Metric("gap", gap, "closer to 0 is better", "largest gap", None if gap else "give --control", False),
     ]
 
 
@@ -94,7 +94,7 @@ def test_run_directory_holds_rows_metrics_and_what_was_left_out(subject: Subject
     assert kept["score"].tolist()[:5] == found.rows["score"].tolist()[:5]
     assert [list(map(float, parts)) for parts in kept["parts"][:5]] == found.rows["parts"].tolist()[:5]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["left_out"] == {"gap": "give --retain-model"}
+    assert summary["left_out"] == {"gap": "give --control"}
     assert summary["rows"] == {"forget": 5, "extra": 2}
     assert summary["metrics"]["score"]["value"] == pytest.approx(found["score"])
     assert summary["metrics"]["score"]["direction"] == "lower is better"
@@ -140,57 +140,57 @@ def test_retain_model_is_scored_once_and_remembered_by_hash(
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path / "cache"))
     alone = quiet(Asked(), never)
     first = Asked()
-    found = quiet(first, subject, retain=never, out=tmp_path / "run")
+    found = quiet(first, subject, control=never, out=tmp_path / "run")
     assert sum(map(len, first.calls)) == 10
-    assert found.retain_rows is not None
+    assert found.control_rows is not None
     assert found["gap"] == pytest.approx(found["score"] - alone["score"])  # type: ignore[operator]
     again = Asked()
-    assert quiet(again, subject, retain=never)["gap"] == found["gap"]
+    assert quiet(again, subject, control=never)["gap"] == found["gap"]
     assert sum(map(len, again.calls)) == 5
     other_split = Asked(split="forget05")
-    quiet(other_split, subject, retain=never)
+    quiet(other_split, subject, control=never)
     assert sum(map(len, other_split.calls)) == 10
     record = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]["score"]
-    assert record["retain_model"] == pytest.approx(alone["score"])
+    assert record["control"] == pytest.approx(alone["score"])
     assert record["difference"] == pytest.approx(found["score"] - alone["score"])  # type: ignore[operator]
     # Every row differs by the same number, so the paired interval has no width.
     assert record["difference_low"] == pytest.approx(record["difference_high"], abs=1e-12)
-    assert (tmp_path / "run" / "retain.parquet").is_file()
+    assert (tmp_path / "run" / "control.parquet").is_file()
 
 
 def test_retain_result_of_a_finished_run_gives_the_same(subject: Subject, never: Subject, tmp_path: Path) -> None:
     quiet(Asked(), never, out=tmp_path / "never")
-    by_result = quiet(Asked(), subject, retain=tmp_path / "never")
-    assert by_result["gap"] == quiet(Asked(), subject, retain=never)["gap"]
+    by_result = quiet(Asked(), subject, control=tmp_path / "never")
+    assert by_result["gap"] == quiet(Asked(), subject, control=never)["gap"]
 
 
 def test_retain_model_can_be_given_after_the_run(subject: Subject, never: Subject, tmp_path: Path) -> None:
     assert quiet(Asked(), subject, out=tmp_path / "run")["gap"] is None
     again = Asked()
-    assert quiet(again, subject, out=tmp_path / "run", retain=never)["gap"] is not None
+    assert quiet(again, subject, out=tmp_path / "run", control=never)["gap"] is not None
     assert [call for call in again.calls if call] == again.calls and sum(map(len, again.calls)) in (0, 5)
     assert "gap" in json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
 
 
 def test_retain_result_of_another_split_is_refused(subject: Subject, never: Subject, tmp_path: Path) -> None:
     quiet(Asked(split="forget05"), never, out=tmp_path / "never")
-    with pytest.raises(InputError, match="a retain result of another split .forget05 there, forget10 here."):
-        quiet(Asked(), subject, retain=tmp_path / "never")
+    with pytest.raises(InputError, match="control.*split.*forget05.*forget10"):
+        quiet(Asked(), subject, control=tmp_path / "never")
 
 
 def test_retain_result_that_is_not_there_or_not_finished_is_refused(
     subject: Subject, never: Subject, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="not a run directory"):
-        quiet(Asked(), subject, retain=tmp_path)
+        quiet(Asked(), subject, control=tmp_path)
     with pytest.raises(KeyboardInterrupt):
         quiet(Asked(fails_at=1), never, out=tmp_path / "never")
     with pytest.raises(InputError, match="not finished.*`unlearn eval asked`"):
-        quiet(Asked(), subject, retain=tmp_path / "never")
+        quiet(Asked(), subject, control=tmp_path / "never")
 
 
 def test_batch_size_of_nothing_is_refused(subject: Subject) -> None:
-    with pytest.raises(InputError, match="--batch-size 0: 1 or more"):
+    with pytest.raises(InputError, match="`batch_size`.*0"):
         quiet(Asked(), subject, batch_size=0)
 
 

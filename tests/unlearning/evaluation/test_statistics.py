@@ -103,5 +103,5 @@ def test_draws_that_are_mostly_no_numbers_have_no_interval() -> None:
 
 
 def test_metric_says_what_it_is() -> None:
-    metric = Metric("forget_probability", None, "lower is better", "p", reason="give --retain-model")
-    assert metric.estimate is None and metric.reason == "give --retain-model"
+    metric = Metric("forget_probability", None, "lower is better", "p", reason="give --control")
+    assert metric.estimate is None and metric.reason == "give --control"

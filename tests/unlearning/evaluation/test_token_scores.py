@@ -95,9 +95,7 @@ def test_vocabulary_that_is_too_small_for_the_tokenizer_is_refused(tokenizer: Pr
     model = build_tiny_llama()
     model.resize_token_embeddings(260)
     small = Subject.wrap(model, tokenizer, name="small")
-    with pytest.raises(
-        InputError, match=r"small: its tokenizer gives token \d+, and the model has a vocabulary of 260"
-    ):
+    with pytest.raises(InputError, match=r"small: .*vocabulary size 260, got"):
         score_tokens(small, targets_of(small), batch_size=4)
 
 

@@ -1,4 +1,4 @@
-"""`unlearn eval`: one command a benchmark, each with its own options."""
+"""`unlearn eval`: one command per benchmark, each with its own options."""
 
 from types import ModuleType
 
@@ -17,26 +17,29 @@ COMMANDS: dict[str, ModuleType] = {
     "conceptvectors": conceptvectors,
     "lm-eval": lm_eval,
 }
-"""By name; each module has `command` and `EXAMPLES`."""
+"""Module of each benchmark, with `command` and `EXAMPLES`."""
 
 _EXAMPLES = """\b
 Examples:
-  unlearn eval tofu --model runs/npo --retain-model ./retain90 --forget forget10 --data ../data
-  unlearn eval familiarity --model runs/whp --prompts studies.json --retain-model ./never
+  unlearn eval tofu --model runs/npo --control ./retain90 --forget forget10 --data-dir ../data
+  unlearn eval familiarity --model runs/whp --prompts studies.json --control ./control
   unlearn eval conceptvectors --model runs/npo --base ./base --concepts concepts.json
   unlearn eval quality --model runs/npo --prompts forget.json --base demo:base
-  unlearn eval wmdp --model runs/rmu --data ../data --permute 3
+  unlearn eval wmdp --model runs/rmu --data-dir ../data --permute 3
   unlearn eval choice --model runs/npo --questions quiz.json --role forget
-  unlearn eval muse --corpus news --model runs/npo --retain-model ./news-retrained --data ../data
-  unlearn eval mia --model runs/npo --forget forget.json --holdout unseen.json --retain-model ./never
+  unlearn eval muse --corpus news --model runs/npo --control ./news-retrained --data-dir ../data
+  unlearn eval mia --model runs/npo --forget forget.json --holdout unseen.json --control ./control
   unlearn eval lm-eval --model runs/npo --tasks mmlu,winogrande,hellaswag --limit 200
 """
 
 eval_app = typer.Typer(
-    help="Measure what a model forgot, kept, and became.",
+    help="Measure what a model forgot, what it retained, and whether it still writes text.",
     epilog=_EXAMPLES,
     rich_markup_mode=None,
     no_args_is_help=True,
 )
 for name, module in COMMANDS.items():
     eval_app.command(name, epilog=module.EXAMPLES)(module.command)
+
+RENAMED = {"--retain-model": "--control", "--retain-result": "--control-result", "--data": "--data-dir"}
+"""Old spellings of flags, which work in this version only."""

@@ -1,34 +1,38 @@
-"""Options that the benchmarks share: their names, their words, their help."""
+"""Options that the benchmarks share, with their help."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Option(metavar="M", help="Model: directory, adapter, hub id or built-in name.")]
-RetainModel = Annotated[
+Model = Annotated[str, typer.Option(metavar="M", help="Evaluated model: directory, adapter, hub id or built-in name.")]
+Control = Annotated[
     str | None,
-    typer.Option(metavar="N", help="A model trained without the forget set; evaluated once, then remembered by hash."),
+    typer.Option(metavar="C", help="Control: a model never trained on the forget set; its results are cached by hash."),
 ]
-RetainResult = Annotated[
+ControlResult = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Or the run directory of its evaluation with the same options."),
+    typer.Option(metavar="DIR", help="Run directory of the control's evaluation with the same options, instead."),
 ]
-Data = Annotated[
+DataDir = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Holds the data sets (tofu/, ...).  [default: $DISSECT_DATA, then the hub]"),
+    typer.Option(
+        metavar="DIR", help="Directory of the data sets (tofu/, ...).  [default: $DISSECT_DATA, then the hub]"
+    ),
 ]
 Out = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Run directory; goes on where it stopped.  [default: runs/eval-...]")
+    Path | None, typer.Option(metavar="DIR", help="Run directory; an unfinished run resumes.  [default: runs/eval-...]")
 ]
-Limit = Annotated[int | None, typer.Option(metavar="N", help="Use the first N rows of each set only.")]
-Template = Annotated[str | None, typer.Option(help="Wraps questions.  [default: 'Question: {question}\\nAnswer:']")]
-Chat = Annotated[bool, typer.Option("--chat", help="Wrap by the tokenizer's chat template.")]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="Use only the first N rows of each set.")]
+Template = Annotated[
+    str | None, typer.Option(help="Text around each question.  [default: 'Question: {question}\\nAnswer:']")
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Wrap prompts by the tokenizer's chat template.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, or auto for all GPUs.  [default: a GPU if any]")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or float64; on a GPU also bfloat16, float16.")]
-Seed = Annotated[int, typer.Option(help="Of the bootstrap draws and of whatever is drawn at random.")]
-BatchSize = Annotated[int, typer.Option(help="Rows at a time; no number depends on it.")]
+Seed = Annotated[int, typer.Option(help="Random seed (bootstrap, and whatever the benchmark draws).")]
+BatchSize = Annotated[int, typer.Option(help="Rows scored at a time; no number depends on it.")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled .bin weights.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run a hub model's code.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
-Json = Annotated[bool, typer.Option("--json", help="The summary on stdout.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code of a hub model.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bar and no table.")]
+Json = Annotated[bool, typer.Option("--json", help="Write the summary as JSON to stdout.")]

@@ -5,7 +5,7 @@ Every score s is higher where the text looks less like a member of the training 
     AUC = P(s_holdout > s_forget) + P(s_holdout = s_forget) / 2,
 
 which goes to 1 where the forget set is memorised, is 0.5 where the two cannot be told apart, and goes to 0 where the
-forget set was driven below texts that the model has never seen. A good model has the AUC of the retain model, which
+forget set was driven below texts that the model has never seen. A good model has the AUC of the control, which
 is 0.5 only where both sets are of one distribution. MUSE's AUC is of the opposite direction, 1 - AUC.
 """
 
@@ -97,18 +97,18 @@ def detection_rate(
 def privacy_leakage(unlearned: Values, retain: Values | float) -> Values:
     """MUSE's PrivLeak in percent: 100 (A_U - A_R) / A_R with A = 1 - AUC (2407.06460).
 
-    0 is as the retain model; -100 a forget set that is still memorised; positive, up to 100 (1 - A_R) / A_R, one that
+    0 is as the control; -100 a forget set that is still memorised; positive, up to 100 (1 - A_R) / A_R, one that
     was over-unlearned.
 
     Args:
         unlearned, retain: MUSE's A = P(s_holdout < s_forget), a tie counted half: one minus this module's AUC.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):  # a draw in which the retain model's is zero
+    with np.errstate(divide="ignore", invalid="ignore"):  # a draw in which the control's is zero
         return 100 * (unlearned - retain) / retain
 
 
-def retain_likeness(unlearned: Values, retain: Values) -> Values:
-    """clip(1 - |AUC_U - AUC_R| / AUC_R, 0, 1): 1 is the retain model's, 0 far from it."""
+def control_likeness(unlearned: Values, retain: Values) -> Values:
+    """clip(1 - |AUC_U - AUC_R| / AUC_R, 0, 1): 1 is the control's, 0 far from it."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.clip(1 - np.abs(unlearned - retain) / retain, 0, 1)
 

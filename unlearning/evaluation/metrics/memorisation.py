@@ -10,7 +10,7 @@ from jaxtyping import Bool
 def exact_memorisation(is_likeliest: Bool[np.ndarray, " token"]) -> float | None:
     """Share of tokens that are the likeliest, 0 to 1; None for no tokens.
 
-    An ignorant model is not at 0: function words can be guessed (about 0.59 for TOFU's retain models).
+    An ignorant model is not at 0: function words can be guessed (about 0.59 for TOFU's controls).
     """
     return float(np.mean(is_likeliest)) if len(is_likeliest) else None
 

@@ -20,19 +20,16 @@ def test_no_width_cuts_a_number(
     other = Resampled(2e-7, np.full(41, 2e-7), 40)
     name = "forget_quality_arithmetic_statistic"
     metrics = [
-        Metric(name, score, "nearer to the retain model is better", "a distance"),
-        Metric("length", score, "describes; neither is better", "words"),
+        Metric(name, score, "closer to the control is better", "a distance"),
+        Metric("length", score, "descriptive, no direction", "words"),
         Metric("auc", None, "lower is better", "an area", "needs a hold-out set; give --holdout"),
     ]
-    retain = [Metric(name, other, "nearer to the retain model is better", "a distance")]
+    retain = [Metric(name, other, "closer to the control is better", "a distance")]
     rows = pd.DataFrame({"set": ["forget"], "row": [0]})
     show(Evaluation("tofu", "demo:npo", rows, metrics, rows, retain, "demo:never"), Path("runs/x"))
     lines = capsys.readouterr().out.splitlines()
     line = next(line for line in lines if name in line)
-    assert (
-        line.split()
-        == f"{name} 0.123 [0.105, 0.295] 2.00e-07 0.123 [0.105, 0.295] 40 nearer to the retain model".split()
-    )
+    assert line.split() == f"{name} 0.123 [0.105, 0.295] 2.00e-07 0.123 [0.105, 0.295] 40 closer to the control".split()
     assert next(line for line in lines if "length" in line).split()[-1] == "-"
     assert "left out: auc (needs a hold-out set; give --holdout)" in lines
     assert "run runs/x" in lines

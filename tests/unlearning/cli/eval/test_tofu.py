@@ -1,6 +1,7 @@
 """`unlearn eval tofu` as a user types it."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -34,48 +35,48 @@ def tofu(*arguments: str | Path) -> int:
 def test_evaluates_against_a_retain_model_and_then_against_its_results(
     model_dir: Path, never_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shared = ["--forget", "forget01", "--data", data, "--max-new-tokens", "4", "--batch-size", "4"]
-    against = ["--model", model_dir, *shared, "--retain-model", never_dir, "--out", tmp_path / "out", "--json"]
+    shared = ["--forget", "forget01", "--data-dir", data, "--max-new-tokens", "4", "--batch-size", "4"]
+    against = ["--model", model_dir, *shared, "--control", never_dir, "--out", tmp_path / "out", "--json"]
     assert tofu(*against) == 0
     captured = capsys.readouterr()
     summary = json.loads(captured.out)
     assert summary["rows"] == {"forget": 5, "retain": 6, "real_authors": 3, "world_facts": 4}
     assert summary["left_out"] == {} and summary["run"] == str(tmp_path / "out")
     assert 0 < summary["metrics"]["forget_quality"]["value"] <= 1
-    assert "forget quality of 5 rows cannot be below 7.94e-3, where D is 1" in summary["notes"]
+    assert "forget quality of 5 rows cannot be below 7.94e-3 (at D = 1)" in summary["notes"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"] == summary["metrics"]
     rows = pd.read_parquet(tmp_path / "out" / "results.parquet")
     assert {"id", "group", "answer_nll", "log_truth_ratio", "generated", "rouge"} <= set(rows.columns)
 
     assert tofu("--model", never_dir, *shared, "--out", tmp_path / "never", "--quiet") == 0
     assert capsys.readouterr().out == ""
-    stored = ["--model", model_dir, *shared, "--retain-result", tmp_path / "never", "--out", tmp_path / "out"]
+    stored = ["--model", model_dir, *shared, "--control-result", tmp_path / "never", "--out", tmp_path / "out"]
     assert tofu(*stored, "--json") == 0  # the finished run, compared with the same rows from elsewhere
     assert json.loads(capsys.readouterr().out)["metrics"] == summary["metrics"]
 
     assert tofu(*stored) == 0
     table = capsys.readouterr().out
-    for shown in ("forget_quality", "model_utility", "world_facts_truth_ratio", "difference [95 %]", "where D is 1"):
+    for shown in ("forget_quality", "model_utility", "world_facts_truth_ratio", "difference [95 %]", "(at D = 1)"):
         assert shown in table
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--forget", "forget1"], "no such split; did you mean 'forget10'?"),
+        (["--forget", "forget1"], "no such split; did you mean 'forget10'"),
         (["--forget", "no.jsonl"], "no.jsonl: no such file"),
         (["--forget", "some.jsonl"], "some.jsonl, record 2: no perturbed_answer, which other records have"),
         (["--retain", "no.jsonl"], "no.jsonl: no such file"),
-        (["--data", "nowhere"], "got nowhere: no such directory"),
-        (["--limit", "0"], "--limit 0: 1 or more"),
-        (["--max-new-tokens", "0"], "--max-new-tokens 0: 1 or more"),
-        (["--batch-size", "0"], "--batch-size 0: 1 or more"),
-        (["--template", "{q}"], "must hold {question}, got '{q}'"),
+        (["--data-dir", "nowhere"], "--data-dir.*nowhere"),
+        (["--limit", "0"], "--limit.*0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens.*0"),
+        (["--batch-size", "0"], "--batch-size.*0"),
+        (["--template", "{q}"], "{question}.*{q}"),
         (["--template", "{question}", "--chat"], "--template and --chat both wrap the question"),
         (["--chat"], "the tokenizer has no chat template"),
-        (["--retain-model", "m", "--retain-result", "r"], "both name the retain model's numbers; give one"),
-        (["--retain-result", "nowhere"], "--retain-result nowhere: not a run directory"),
-        (["--dtype", "int8"], "--dtype int8: use float32"),
+        (["--control", "m", "--control-result", "r"], "--control and --control-result"),
+        (["--control-result", "nowhere"], "--control-result.*nowhere"),
+        (["--dtype", "int8"], "--dtype.*int8"),
         (["--model", "no-such-model"], "no-such-model"),
     ],
 )
@@ -91,7 +92,7 @@ def test_bad_input_is_one_line_and_exit_code_two(
     monkeypatch.chdir(tmp_path)
     records = SETS["forget01_perturbed"]
     write_lines(tmp_path / "some.jsonl", [records[0], {**records[1], "perturbed_answer": None}])
-    given = ["--model", str(model_dir), "--forget", "forget01", "--data", str(data)]
+    given = ["--model", str(model_dir), "--forget", "forget01", "--data-dir", str(data)]
     assert tofu(*given, *arguments) == 2  # where an option is given twice, the last counts
     captured = capsys.readouterr()
-    assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+    assert re.search(message, captured.err) and captured.err.count("\n") == 1 and captured.out == ""

@@ -18,7 +18,7 @@ PUBLISHED = [(40, 1.86e-23), (200, 1.94e-119), (400, 1.06e-239)]
 
 
 def slow_distances(model: list[float], retain: list[float]) -> tuple[float, float]:
-    """Largest excess of the model's distribution function, and of the retain model's."""
+    """Largest excess of the model's distribution function, and of the control's."""
     gaps = [
         sum(value <= at for value in model) / len(model) - sum(value <= at for value in retain) / len(retain)
         for at in (*model, *retain)

@@ -62,7 +62,7 @@ def test_model_is_left_as_it_was(tokenizer: PreTrainedTokenizerFast) -> None:
     assert not frozen.requires_grad and frozen.grad is None
     assert held.grad is not None and held.grad.unique().tolist() == [3.0]
     assert all(parameter.requires_grad for parameter in model.parameters() if parameter is not frozen)
-    with pytest.raises(InputError, match="has a vocabulary of 384"):
+    with pytest.raises(InputError, match="vocabulary size 384"):
         gradient_norms(subject, [Target(type(targets[0].span)([1, 5000], 1), 0)])
     assert [module.training for module in model.modules()] == modes
 

@@ -15,12 +15,12 @@ from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning.evaluation.metrics import membership
 from unlearning.evaluation.metrics.membership import (
     auc,
+    control_likeness,
     detection_rate,
     loss_ratio,
     min_k,
     min_k_plus_plus,
     privacy_leakage,
-    retain_likeness,
     zlib_score,
 )
 from unlearning.evaluation.subject import Subject
@@ -162,7 +162,7 @@ def test_privacy_leakage_has_the_published_ceilings(corpus: str) -> None:
 
 def test_retain_likeness_is_one_at_the_retain_models_auc_and_never_below_zero() -> None:
     ours, theirs = np.array([0.6, 0.3, 0.9, 1.0]), np.array([0.6, 0.6, 0.6, 0.2])
-    assert retain_likeness(ours, theirs) == pytest.approx([1.0, 0.5, 0.5, 0.0])
+    assert control_likeness(ours, theirs) == pytest.approx([1.0, 0.5, 0.5, 0.0])
 
 
 def test_the_share_is_muses() -> None:

@@ -1,4 +1,11 @@
-"""MMLU, WinoGrande, HellaSwag, ARC, BoolQ, PIQA, ... by lm-evaluation-harness, on the model as it is loaded here."""
+"""MMLU, WinoGrande, HellaSwag, ARC, BoolQ, PIQA and others by lm-evaluation-harness, on the model as it is loaded here.
+
+Every metric is the task's own metric, a mean over its rows (TASK_acc, TASK_acc_norm, ...; unit and range are the
+task's), and for a group the mean over its tasks. Higher is better unless the task says otherwise; for tasks that begin
+with `wmdp` the direction is turned around. `TASK_truncated` is the share of rows longer than the model's context.
+
+Source: https://github.com/EleutherAI/lm-evaluation-harness
+"""
 
 import io
 import logging
@@ -11,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.hashing import hash_json
 from unlearning.data.chat import DEFAULT_CHAT_DATE
 from unlearning.evaluation.benchmarks.lm_eval.tasks import Group, identity_of, load_task, plan_tasks
@@ -24,58 +31,67 @@ if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
 _AT_ONCE = 1024
-"""Rows that are kept together, where the solved examples that are shown do not depend on the rows before."""
+"""Rows scored and kept together, if the solved examples shown do not depend on earlier rows."""
 
 _FORGET_TASKS = "wmdp"
-"""How tasks are called that a good unlearned model fails."""
+"""Prefix of tasks on which a good unlearned model fails."""
 
 
 @dataclass(frozen=True)
 class _Measure:
-    """A metric of a task: whether it is a mean over rows, and whether higher is better."""
+    """Properties of a task's metric: it is a mean over rows, and higher is better."""
 
     is_mean: bool
     higher_is_better: bool
 
 
-def prepare(
-    subject: Subject,
-    *,
-    tasks: Sequence[str],
-    tasks_dir: Path | None = None,
-    data_dir: Path | None = None,
-    num_fewshot: int | None = None,
-    limit: int | None = None,
-    chat: bool = False,
-    seed: int = 0,
-    batch_size: int = 16,
-) -> Benchmark:
+@dataclass(frozen=True)
+class Tasks:
+    """Which tasks are run, and on which data.
+
+    Attributes:
+        names: Names of tasks, groups or tags.
+        tasks_dir: Directory of additional tasks (.yaml).
+        data_dir: Directory of the tasks' data sets, as TASK/SPLIT.jsonl (or .json, .parquet) with the hub's columns,
+            or as copies of the hub's data sets; the rest comes from the hub.
+        num_fewshot: Number of solved examples shown; None for each task's own.
+        limit: Use only the first N rows of each task.
+    """
+
+    names: Sequence[str]
+    tasks_dir: Path | None = None
+    data_dir: Path | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+
+
+def prepare(subject: Subject, tasks: Tasks, *, chat: bool = False, seed: int = 0, batch_size: int = 16) -> Benchmark:
     """Make tasks of lm-evaluation-harness ready for a model.
 
     Args:
-        subject: the model.
-        tasks: names of tasks, groups or tags.
-        tasks_dir: holds tasks of one's own (.yaml).
-        data_dir: holds the data sets of tasks, as TASK/SPLIT.jsonl (or .json, .parquet) with the hub's columns, or as
-            copies of the hub's data sets; what is not there comes from the hub.
-        num_fewshot: solved examples to show; None for each task's own number.
-        limit: use the first so many rows of each task.
-        chat: wrap prompts by the tokenizer's chat template.
-        seed: of the draws of solved examples, and of the bootstrap.
-        batch_size: requests at a time.
+        subject: The model.
+        tasks: The tasks and their data.
+        chat: Wrap prompts by the tokenizer's chat template.
+        seed: Random seed of the solved examples and of the bootstrap.
+        batch_size: Number of requests at a time.
+
+    Returns:
+        The benchmark, with one set per task.
 
     Raises:
-        InputError: lm-evaluation-harness is not installed, an unknown task, data that is neither here nor on the hub,
-            or a tokenizer without a chat template.
+        InputError: lm-evaluation-harness is not installed, a task is unknown, its data is neither local nor on the
+            hub, or the tokenizer has no chat template.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit {limit}: 1 or more")
+    if tasks.limit is not None:
+        check_at_least("limit", tasks.limit, 1)
     if chat and not subject.tokenizer.chat_template:
-        raise InputError("--chat: the tokenizer has no chat template")
+        raise InputError("`chat` needs a tokenizer with a chat template, got one with no chat template")
     with _quiet():
-        plan = plan_tasks(tasks, tasks_dir)
-        loaded = {name: load_task(plan, name, data_dir, num_fewshot=num_fewshot, seed=seed) for name in plan.tasks}
-        docs = {name: [dict(doc) for doc in task.eval_docs][:limit] for name, task in loaded.items()}
+        plan = plan_tasks(tasks.names, tasks.tasks_dir)
+        loaded = {
+            name: load_task(plan, name, tasks.data_dir, num_fewshot=tasks.num_fewshot, seed=seed) for name in plan.tasks
+        }
+        docs = {name: [dict(doc) for doc in task.eval_docs][: tasks.limit] for name, task in loaded.items()}
         model = _wrap(subject, batch_size)
     measures = {name: _measures(task) for name, task in loaded.items()}
     return Benchmark(
@@ -87,7 +103,7 @@ def prepare(
             "fewshot_seed": seed if any(task.get_config("num_fewshot") for task in loaded.values()) else None,
         },
         parts=[_part(name, task, docs[name], model, chat=chat) for name, task in loaded.items()],
-        summarise=lambda rows, _retain_rows: summarise(rows, measures=measures, groups=plan.groups, seed=seed),
+        summarise=lambda rows, _control: summarise(rows, measures=measures, groups=plan.groups, seed=seed),
         notes=tuple(f"{name}: {task.get_config('num_fewshot')}-shot" for name, task in loaded.items()),
     )
 
@@ -95,8 +111,12 @@ def prepare(
 def check_tasks(tasks: Sequence[str], tasks_dir: Path | None) -> None:
     """Check names before a model is loaded.
 
+    Args:
+        tasks: Names of tasks, groups or tags.
+        tasks_dir: Directory of additional tasks.
+
     Raises:
-        InputError: what `plan_tasks` raises.
+        InputError: A task is unknown, or the directory does not exist.
     """
     with _quiet():
         plan_tasks(tasks, tasks_dir)
@@ -116,7 +136,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _wrap(subject: Subject, batch_size: int) -> "HFLM":
-    """The model as lm-evaluation-harness knows one."""
+    """Wrap the model for lm-evaluation-harness."""
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(
@@ -170,7 +190,7 @@ def _part(name: str, task: "Task", docs: Sequence[Mapping[str, Any]], model: "HF
 
 
 def _described(sample: Mapping[str, Any], doc: Mapping[str, Any], model: "HFLM") -> Row:
-    """What a row is about, and what the model said."""
+    """Return the target of a row, and the model's log-likelihoods or its generated text."""
     row: Row = {"id": str(doc.get("id", "")), "group": "", "target": str(sample["target"])}
     answers = [responses[0] for responses in sample["resps"]]
     if all(isinstance(answer, tuple | list) and len(answer) == 2 for answer in answers):
@@ -182,14 +202,14 @@ def _described(sample: Mapping[str, Any], doc: Mapping[str, Any], model: "HFLM")
 
 
 def _is_cut(model: "HFLM", text: str) -> bool:
-    """Whether a text is longer than the model's context, whose beginning is then cut off without a word."""
+    """Return whether a text is longer than the model's context; its beginning is then cut off silently."""
     if len(text.encode()) <= model.max_length:  # a token is a byte at least
         return False
     return len(model.tok_encode(text)) > model.max_length + 1
 
 
 def _values(sample: Mapping[str, Any]) -> dict[str, float]:
-    """A row's metrics that are numbers; those of a filter have its name behind them."""
+    """Return a row's numeric metrics; the name of a filter follows the metric's name after `@`."""
     suffix = "" if sample["filter"] == "none" else f"@{sample['filter']}"
     values = {name: sample[name] for name in sample["metrics"]}
     return {
@@ -202,13 +222,16 @@ def _values(sample: Mapping[str, Any]) -> dict[str, float]:
 def summarise(
     rows: Rows, *, measures: Mapping[str, Mapping[str, _Measure]], groups: Sequence[Group], seed: int
 ) -> list[Metric]:
-    """Every task's means, then those of groups.
+    """Compute the mean of every metric of every task, then those of groups.
 
     Args:
-        rows: of every task.
-        measures: of every task.
-        groups: of tasks.
-        seed: of the bootstrap draws.
+        rows: Rows of every task.
+        measures: Properties of every task's metrics.
+        groups: Groups of tasks.
+        seed: Random seed of the bootstrap.
+
+    Returns:
+        The metrics, tasks first.
     """
     metrics: list[Metric] = []
     means: dict[str, dict[str, Resampled]] = {}
@@ -219,14 +242,14 @@ def summarise(
         for name, measure in known.items():
             columns = [column for column in frame if str(column).partition("@")[0] == name]
             if not measure.is_mean:
-                reason = "no mean over rows, so its rows cannot be drawn anew; lm_eval itself gives it"
+                reason = "it is no mean over rows, so it has no bootstrap interval; lm_eval itself computes it"
                 metrics.append(Metric(f"{task}_{name}", None, _direction(task, measure), "", reason=reason))
                 continue
             for column in columns:
                 estimate = sample.mean(np.asarray(frame[column], dtype=np.float64))
                 if estimate is not None:
                     means[task][str(column)] = estimate
-                    meaning = f"{name} of lm-evaluation-harness' task {task}, mean over its rows."
+                    meaning = f"{name} of lm-evaluation-harness' task {task}, mean over its rows"
                     metrics.append(Metric(f"{task}_{column}", estimate, _direction(task, measure), meaning))
         metrics += _truncated(task, frame, sample)
     return metrics + [metric for group in groups for metric in _group_metrics(group, means, measures)]
@@ -249,8 +272,8 @@ def _group_metrics(
                 return np.asarray(np.average(values, axis=0, weights=sizes))
 
             estimate = replace(combine(averaged, *parts), n=sum(part.n for part in parts))
-            weighed = "weighed by their numbers of rows" if by_size else "each task alike"
-            meaning = f"{name} over the {len(tasks)} tasks of {group.name}, {weighed}."
+            weighed = "weighted by their numbers of rows" if by_size else "all with the same weight"
+            meaning = f"{name} over the {len(tasks)} tasks of {group.name}, {weighed}"
             direction = _direction(group.name, measures[tasks[0]][name])
             metrics.append(Metric(f"{group.name}_{column}", estimate, direction, meaning))
     return metrics
@@ -263,8 +286,8 @@ def _truncated(task: str, frame: Rows, sample: Sample) -> list[Metric]:
         Metric(
             f"{task}_truncated",
             sample.mean(np.asarray(frame["truncated"], dtype=np.float64)),
-            "describes; neither is better",
-            "Share of rows that are longer than the model's context; lm-evaluation-harness cuts off their beginning.",
+            "descriptive, no direction",
+            "share of rows longer than the model's context; lm-evaluation-harness cuts off their beginning",
         )
     ]
 

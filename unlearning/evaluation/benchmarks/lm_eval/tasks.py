@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 _FOLDERS = ("arc", "hellaswag", "mmlu/default", "openbookqa", "piqa", "super_glue/boolq", "winogrande")
-"""Where lm-evaluation-harness keeps the usual tasks: looking through all fifteen thousand takes ten seconds."""
+"""Folders of the usual tasks in lm-evaluation-harness: reading all fifteen thousand tasks takes ten seconds."""
 
 _SUFFIXES = (".parquet", ".jsonl", ".json")  # a CSV's cells are all texts, and tasks count on numbers and lists
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tasks that are summed up together.
+    """Tasks that are averaged together.
 
     Attributes:
-        name: of the group.
-        tasks: names of all its tasks.
-        metrics: what is averaged, and whether tasks weigh by their size.
+        name: Name of the group.
+        tasks: Names of all its tasks.
+        metrics: Names of the averaged metrics, each with whether tasks are weighted by their number of rows.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run.
+    """Tasks to be run.
 
     Attributes:
-        manager: knows the tasks.
-        tasks: changes to a task's own configuration, by its name; in the order they were asked for.
-        groups: with their sub-groups.
+        manager: Index of the known tasks.
+        tasks: Changes to each task's own configuration, by the task's name, in the order that was asked for.
+        groups: Groups and their sub-groups.
     """
 
     manager: "TaskManager"
@@ -53,31 +53,36 @@ class Plan:
 
 
 def check_installed() -> None:
-    """Check that lm-evaluation-harness is there.
+    """Check that lm-evaluation-harness is installed.
 
     Raises:
-        InputError: it is not.
+        InputError: lm-evaluation-harness is not installed.
     """
     if find_spec("lm_eval") is None:
-        raise InputError("lm-evaluation-harness is not installed: pip install 'dissect-unlearning[eval]'")
+        raise InputError(
+            "lm-evaluation-harness is not installed. Install it by `pip install 'dissect-unlearning[eval]'`."
+        )
 
 
 def plan_tasks(names: Sequence[str], tasks_dir: Path | None = None) -> Plan:
-    """Find tasks, groups and tags, and take groups apart into their tasks.
+    """Find tasks, groups and tags, and resolve groups into their tasks.
 
     Args:
-        names: as lm-evaluation-harness has them.
-        tasks_dir: holds tasks of one's own (.yaml), which come before those of the same name.
+        names: Names in lm-evaluation-harness.
+        tasks_dir: Directory of additional tasks (.yaml), which replace built-in tasks of the same name.
+
+    Returns:
+        The tasks and groups.
 
     Raises:
-        InputError: lm-evaluation-harness is not installed, there is no such directory, an unknown name (with the
-            nearest), or a group that defines tasks inside itself.
+        InputError: lm-evaluation-harness is not installed, the directory does not exist, a name is unknown, or a
+            group defines tasks inside itself.
     """
     check_installed()
     if tasks_dir is not None and not tasks_dir.is_dir():
-        raise InputError(f"--tasks-dir {tasks_dir}: no such directory")
+        raise InputError(f"`tasks_dir` must be a directory, got {tasks_dir} (no such directory)")
     if not names:
-        raise InputError("--tasks: name one or several, such as mmlu,winogrande,hellaswag")
+        raise InputError("`tasks` must name at least one task, such as mmlu,winogrande,hellaswag, got none")
     manager = _manager(tasks_dir, everything=False)
     if any(name not in manager.task_index for name in names):
         manager = _manager(tasks_dir, everything=True)
@@ -85,7 +90,9 @@ def plan_tasks(names: Sequence[str], tasks_dir: Path | None = None) -> Plan:
     for name in names:
         if name not in manager.task_index:
             hint = nearest(name, manager.all_tasks) or ";"
-            raise InputError(f"{name}: no such task of lm-evaluation-harness{hint} --tasks-dir adds tasks of your own")
+            raise InputError(
+                f"`tasks`: lm-evaluation-harness has no task {name!r}{hint} `tasks_dir` adds your own tasks"
+            )
         _expand(name, {}, plan)
     return plan
 
@@ -97,7 +104,7 @@ def _manager(tasks_dir: Path | None, *, everything: bool) -> "TaskManager":
 
 @cache
 def _indexed(tasks_dir: Path | None, _own: tuple[tuple[Path, int], ...], everything: bool) -> "TaskManager":
-    """The tasks that are known; looked through again when one's own have changed."""
+    """Return the index of known tasks; it is built again after a change of the user's own tasks."""
     import lm_eval.tasks
 
     built_in = Path(lm_eval.tasks.__file__).parent
@@ -107,7 +114,7 @@ def _indexed(tasks_dir: Path | None, _own: tuple[tuple[Path, int], ...], everyth
 
 
 def _expand(name: str, changes: Mapping[str, Any], plan: Plan) -> list[str]:
-    """Add a task, or all tasks of a group or a tag, and name them."""
+    """Add a task, or all tasks of a group or a tag, to the plan and return their names."""
     from lm_eval.config.group import GroupConfig
 
     entry = plan.manager.task_index[name]
@@ -115,7 +122,7 @@ def _expand(name: str, changes: Mapping[str, Any], plan: Plan) -> list[str]:
         return [task for member in sorted(entry.tags) for task in _expand(member, changes, plan)]
     if entry.kind.name != "GROUP":
         if plan.tasks.setdefault(name, dict(changes)) != changes:
-            raise InputError(f"{name}: asked for in two ways by two groups; evaluate them in two runs")
+            raise InputError(f"{name}: two groups ask for this task in two ways. Evaluate them in two runs.")
         return [name]
     content = entry.cfg or {}
     own = {field.name for field in fields(GroupConfig)}
@@ -125,7 +132,9 @@ def _expand(name: str, changes: Mapping[str, Any], plan: Plan) -> list[str]:
         member = {"task": member} if isinstance(member, str) else dict(member)
         inner = member.pop("group", None) or member.pop("task", None)
         if inner not in plan.manager.task_index:
-            raise InputError(f"{name}: a group that defines {inner!r} inside itself; name its tasks one by one")
+            raise InputError(
+                f"{name}: the group defines {inner!r} inside itself, which is not supported. Name its tasks one by one."
+            )
         tasks += _expand(inner, {**changes, **member}, plan)
     summed = content.get("aggregate_metric_list") or ()
     metrics = tuple((one["metric"], bool(one.get("weight_by_size", True))) for one in summed)
@@ -135,18 +144,21 @@ def _expand(name: str, changes: Mapping[str, Any], plan: Plan) -> list[str]:
 
 
 def load_task(plan: Plan, name: str, data_dir: Path | None, *, num_fewshot: int | None, seed: int) -> "Task":
-    """A task with its data, in memory.
+    """Load a task with its data.
 
     Args:
-        plan: that holds it.
-        name: of the task.
-        data_dir: whose files are used where it has them for this task.
-        num_fewshot: how many solved examples are shown; None for the task's own number. A task that asks for none
-            stays without, as in lm-evaluation-harness.
-        seed: of the draw of solved examples.
+        plan: Plan that holds the task.
+        name: Name of the task.
+        data_dir: Directory whose files are used if it has them for this task.
+        num_fewshot: Number of solved examples shown; None for the task's own. A task that asks for none stays without,
+            as in lm-evaluation-harness.
+        seed: Random seed of the solved examples.
+
+    Returns:
+        The task, with its data in memory.
 
     Raises:
-        InputError: data that is neither here nor on the hub, or not what the task needs.
+        InputError: The data is neither local nor on the hub, or lacks what the task needs.
     """
     entry = plan.manager.task_index[name]
     changes = dict(plan.tasks[name])
@@ -165,7 +177,7 @@ def load_task(plan: Plan, name: str, data_dir: Path | None, *, num_fewshot: int 
         remedy = (
             f"the files in {directory} need the columns of {source}"
             if directory is not None
-            else f"put the files of {source} into {(data_dir or Path('DIR')) / name}/ and give --data"
+            else f"put the files of {source} into {(data_dir or Path('DIR')) / name}/ and give `data_dir`"
         )
         raise InputError(f"{name}: its data cannot be used ({what}); {remedy}") from error
     own = task.get_config("num_fewshot")
@@ -176,7 +188,15 @@ def load_task(plan: Plan, name: str, data_dir: Path | None, *, num_fewshot: int 
 
 
 def identity_of(task: "Task", docs: Sequence[Any]) -> dict[str, Any]:
-    """What a task's rows depend on: its configuration and its data."""
+    """Return what a task's rows depend on: its configuration and hashes of its data.
+
+    Args:
+        task: The task.
+        docs: Its evaluated rows.
+
+    Returns:
+        Version, number of solved examples, and hashes of configuration and data.
+    """
     content = task.dump_config()
     settings = {key: value for key, value in content.items() if key not in ("metadata", "custom_dataset")}
     shown = list(task.sampler.df) if task.get_config("num_fewshot") and hasattr(task, "sampler") else []
@@ -189,7 +209,7 @@ def identity_of(task: "Task", docs: Sequence[Any]) -> dict[str, Any]:
 
 
 def _directory(name: str, content: Mapping[str, Any], data_dir: Path) -> Path | None:
-    """Where a task's files lie: a directory of its name, or a copy of its data set on the hub."""
+    """Return the directory of a task's files: one of its name, or a copy of its data set on the hub; else None."""
     repository = data_dir / str(content.get("dataset_path") or "").split("/")[-1]
     config = content.get("dataset_name")
     candidates = [data_dir / name, repository / str(config) if config else repository]
@@ -210,7 +230,7 @@ def _files(directory: Path, split: str) -> list[Path]:
 
 
 def _local(name: str, content: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """The changes that make a task read a directory: splits that are not there are not asked for."""
+    """Return the changes that make a task read a directory; splits without files are not asked for."""
     import datasets
 
     keys = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -226,7 +246,7 @@ def _local(name: str, content: Mapping[str, Any], directory: Path) -> dict[str, 
         splits = {split: datasets.Dataset.from_list(rows) for split, rows in records.items() if rows}
     except (ValueError, TypeError) as error:  # pyarrow's errors among them
         reason = str(error).splitlines()[0]
-        raise InputError(f"{name}: the rows in {directory} are not all of one kind ({reason})") from None
+        raise InputError(f"{name}: all rows in {directory} must have the same columns ({reason})") from None
 
     def read_local(**_metadata: Any) -> datasets.DatasetDict:
         return datasets.DatasetDict(splits)

@@ -1,17 +1,23 @@
-"""`unlearn eval mia`: can the forget set be told from texts that nobody trained on?
+"""`unlearn eval mia`: can the forget set be told apart from texts that no model was trained on?
 
-One row a text of either set, with what each attack scores it (`unlearning.evaluation.metrics.membership`); every
-attack's metrics are summed up from these.
+One row per text of either set, with each attack's score (`unlearning.evaluation.metrics.membership`). Metrics of each
+attack; `hold-out > forget` is the event that a hold-out text scores higher than a forget text:
+
+    ATTACK_auc             P(hold-out > forget), ties half                 0 to 1       closer to the control's
+    ATTACK_tpr_at_1_fpr    share of forget texts below the threshold that  0 to 1       closer to the control's
+                           at most 1 % of the hold-out texts are below
+    ATTACK_privleak        100 (A - A_control) / A_control, A = 1 - AUC    %, -100 up   closer to 0 (MUSE, 2407.06460)
+    ATTACK_s_score         1 - |AUC - AUC_control| / AUC_control           0 to 1       higher
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import sub
 
 import numpy as np
 
-from unlearning.common.errors import InputError, nearest
+from unlearning.common.errors import InputError, check_at_least, nearest
 from unlearning.common.hashing import hash_json
 from unlearning.data.batches import n_predicted
 from unlearning.data.chat import ChatFormat
@@ -26,21 +32,40 @@ from unlearning.evaluation.subject import Subject
 from unlearning.evaluation.token_scores import Target, encode_target, score_tokens
 
 ATTACKS = {
-    "loss": "mean negative log-likelihood of the text's tokens, with those that close it",
-    "zlib": "that loss for every byte of the compressed text",
-    "lower": "that loss over the lower-cased text's",
+    "loss": "mean negative log-likelihood of the text's tokens, including those that close it",
+    "zlib": "loss divided by the number of bytes of the compressed text",
+    "lower": "loss divided by the loss of the lower-cased text",
     "min_k": "minus the mean log-probability of the least likely tokens",
-    "min_k_plus_plus": "the same, each token's standardised by the distribution that it comes from",
-    "reference": "that loss minus the reference model's",
-    "grad_norm": "mean over parameter tensors of the norm of that loss's gradient",
+    "min_k_plus_plus": "minus the mean standardised log-probability of the least likely tokens",
+    "reference": "loss minus the reference model's loss",
+    "grad_norm": "mean over parameter tensors of the norm of the loss's gradient",
 }
-"""What each scores a text."""
+"""Score of each attack."""
 
 FREE = ("loss", "zlib", "lower", "min_k", "min_k_plus_plus")
-"""Those that need the model alone, and at most two forward passes a text."""
+"""Attacks that need no other model and at most two forward passes per text."""
 
 SETS = ("forget", "holdout")
 _FALSE_ALARMS = 0.01
+
+
+@dataclass(frozen=True)
+class Attacking:
+    """Which attacks score a text, and how.
+
+    Attributes:
+        attacks: Names of `ATTACKS`; None for `FREE`, and `reference` if there is a reference model.
+        reference: A model that was not trained on the forget set and has the same tokenizer.
+        fraction: Share of the tokens that Min-K and Min-K++ read.
+        max_tokens: Score only the first N tokens of each text; None for all. A text that is cut is not closed.
+        chat: Chat format of the prompts, if they have one.
+    """
+
+    attacks: Sequence[str] | None = None
+    reference: Subject | None = None
+    fraction: float = FRACTION
+    max_tokens: int | None = None
+    chat: ChatFormat | None = None
 
 
 def prepare(
@@ -48,91 +73,97 @@ def prepare(
     *,
     forget: Sequence[Text],
     holdout: Sequence[Text],
-    attacks: Sequence[str] | None = None,
-    reference: Subject | None = None,
-    fraction: float = FRACTION,
-    max_tokens: int | None = None,
-    chat: ChatFormat | None = None,
-    limit: int | None = None,
+    attacking: Attacking | None = None,
     seed: int = 0,
     notes: tuple[str, ...] = (),
 ) -> Benchmark:
     """Make the attacks ready for a model.
 
     Args:
-        subject: the model.
-        forget: what it was to forget.
-        holdout: texts of the same kind that it was never trained on.
-        attacks: of `ATTACKS`; None for those that are free, and `reference` where there is a reference model.
-        reference: a model that was not trained on the forget set and cuts texts into the same tokens.
-        fraction: of the tokens that Min-K and Min-K++ read.
-        max_tokens: score so many tokens of each text only; None for all. A text that is cut is not closed.
-        chat: whose prompts these are, where they are some.
-        limit: the first so many texts of each set only.
-        seed: of the bootstrap draws.
-        notes: what a reader should know.
+        subject: The model.
+        forget: Texts that the model was to forget.
+        holdout: Texts of the same kind that no model was trained on.
+        attacking: The attacks; None for those of `FREE`.
+        seed: Random seed of the bootstrap.
+        notes: Remarks for the reader.
+
+    Returns:
+        The benchmark, with the sets `forget` and `holdout`.
 
     Raises:
-        InputError: an unknown attack, a text without tokens to score or too long for the model, shared texts, or a
-            reference model of another tokenizer.
+        InputError: An attack is unknown, a text has no tokens to score or is too long for the model, the sets share
+            texts, or the reference model has another tokenizer.
     """
-    chosen = chosen_attacks(attacks, has_reference=reference is not None)
-    check_numbers(fraction=fraction, max_tokens=max_tokens, limit=limit)
-    texts = dict(zip(SETS, (forget[:limit], holdout[:limit]), strict=True))
-    notes += check_sets(texts["forget"], texts["holdout"])
-    compared_with = reference if "reference" in chosen else None
-    attacker = _Attacker(subject, chosen, compared_with, fraction, max_tokens, chat)
+    attacking = attacking or Attacking()
+    chosen = chosen_attacks(attacking.attacks, has_reference=attacking.reference is not None)
+    check_numbers(fraction=attacking.fraction, max_tokens=attacking.max_tokens, limit=None)
+    texts = dict(zip(SETS, (forget, holdout), strict=True))
+    notes += check_sets(forget, holdout)
+    reference = attacking.reference if "reference" in chosen else None
+    attacker = _Attacker(subject, replace(attacking, attacks=chosen, reference=reference))
     return Benchmark(
         name="mia",
         configuration={
             **{f"{name}_sha256": hash_json([[text.prompt, text.answer] for text in texts[name]]) for name in SETS},
             "attacks": list(chosen),
-            "fraction": fraction,
-            "max_tokens": max_tokens,
-            "reference_sha256": None if compared_with is None else compared_with.sha256,
+            "fraction": attacking.fraction,
+            "max_tokens": attacking.max_tokens,
+            "reference_sha256": None if reference is None else reference.sha256,
         },
         parts=[attacker.part(name, texts[name]) for name in SETS],
         summarise=partial(_summarise, attacks=chosen, seed=seed),
-        provenance={"reference": None if reference is None else reference.name},
+        provenance={"reference": None if attacking.reference is None else attacking.reference.name},
         notes=notes,
     )
 
 
 def chosen_attacks(attacks: Sequence[str] | None, *, has_reference: bool) -> tuple[str, ...]:
-    """The attacks to run, in the order of `ATTACKS`.
+    """Return the attacks to run, in the order of `ATTACKS`.
+
+    Args:
+        attacks: Names of attacks; None for the default ones.
+        has_reference: There is a reference model.
+
+    Returns:
+        Names of attacks, at least one.
 
     Raises:
-        InputError: an unknown one, none, or `reference` without a reference model.
+        InputError: An attack is unknown, none is named, or `reference` is named without a reference model.
     """
     if attacks is None:
         return tuple(name for name in ATTACKS if name in FREE or (name == "reference" and has_reference))
     for name in attacks:
         if name not in ATTACKS:
             hint = nearest(name, ATTACKS) or ";"
-            raise InputError(f"--attacks {name}: no such attack{hint} there are {', '.join(ATTACKS)}")
+            raise InputError(f"`attacks` must be among {', '.join(ATTACKS)}, got {name!r}{hint.rstrip(';')}")
     if not attacks:
-        raise InputError(f"--attacks names none; there are {', '.join(ATTACKS)}")
+        raise InputError(f"`attacks` must name at least one of {', '.join(ATTACKS)}, got none")
     if "reference" in attacks and not has_reference:
-        raise InputError("--attacks reference needs a model to compare with; give --reference-model REF")
+        raise InputError("the attack 'reference' needs a model to compare with. Give `reference_model`.")
     return tuple(name for name in ATTACKS if name in attacks)
 
 
 def check_numbers(*, fraction: float, max_tokens: int | None, limit: int | None) -> None:
-    """Check what can be checked before a model is loaded.
+    """Check the numbers that can be checked before a model is loaded.
+
+    Args:
+        fraction: Share of the tokens that Min-K and Min-K++ read.
+        max_tokens: Number of tokens scored per text, or None.
+        limit: Number of texts per set, or None.
 
     Raises:
-        InputError: a number out of its range.
+        InputError: A number is out of its range.
     """
     if not 0 < fraction <= 1:
-        raise InputError(f"--min-k {fraction}: a share of the tokens, above 0 and at most 1")
-    for option, value in (("--max-tokens", max_tokens), ("--limit", limit)):
-        if value is not None and value < 1:
-            raise InputError(f"{option} {value}: 1 or more")
+        raise InputError(f"`min_k` must be a share of the tokens, above 0 and at most 1, got {fraction}")
+    for name, value in (("max_tokens", max_tokens), ("limit", limit)):
+        if value is not None:
+            check_at_least(name, value, 1)
 
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A text as it is scored: possibly cut, tokenised, and the same in lower case where an attack asks for it."""
+    """A text as it is scored: possibly cut, tokenised, and lower-cased if an attack asks for it."""
 
     text: Text
     scored: str
@@ -141,38 +172,40 @@ class _Encoded:
 
     @property
     def n_tokens(self) -> int:
+        """Number of tokens, including the prompt's."""
         return len(self.target.span.input_ids)
 
 
 @dataclass(frozen=True)
 class _Attacker:
-    """What scores texts, and how."""
+    """Scores texts by the attacks of `attacking`, all of which are named."""
 
     subject: Subject
-    attacks: tuple[str, ...]
-    reference: Subject | None
-    fraction: float
-    max_tokens: int | None
-    chat: ChatFormat | None
+    attacking: Attacking
+
+    def has(self, attack: str) -> bool:
+        """Return whether an attack was asked for."""
+        return attack in (self.attacking.attacks or ())
 
     def part(self, name: str, texts: Sequence[Text]) -> Part:
-        """One set of texts."""
+        """Return one set of texts, ready to be scored."""
         encoded = [self._encoded(text, f"{name} text {number}") for number, text in enumerate(texts, start=1)]
         return Part(name, [item.n_tokens for item in encoded], partial(self._rows, encoded))
 
     def _encoded(self, text: Text, where: str) -> _Encoded:
-        is_whole = self.max_tokens is None
+        max_tokens, reference = self.attacking.max_tokens, self.attacking.reference
         scored = text.answer
-        if self.max_tokens is not None:
-            scored = first_tokens(self.subject.tokenizer, text.answer, self.max_tokens)
-            is_whole = scored == text.answer
-        encode = partial(encode_text, prompt=text.prompt, chat=self.chat, is_whole=is_whole, where=where)
+        if max_tokens is not None:
+            scored = first_tokens(self.subject.tokenizer, text.answer, max_tokens)
+        encode = partial(
+            encode_text, prompt=text.prompt, chat=self.attacking.chat, is_whole=scored == text.answer, where=where
+        )
         target = encode(self.subject, answer=scored)
-        lowered = encode(self.subject, answer=scored.lower()) if "lower" in self.attacks else None
-        if self.reference is not None and encode(self.reference, answer=scored) != target:
+        lowered = encode(self.subject, answer=scored.lower()) if self.has("lower") else None
+        if reference is not None and encode(reference, answer=scored) != target:
             raise InputError(
-                f"--reference-model {self.reference.name}: its tokenizer cuts {scored[:40]!r} into other tokens, and "
-                "losses a token cannot be compared; give a model of the same tokenizer"
+                f"`reference_model` must have the model's tokenizer, got {reference.name}, which cuts {scored[:40]!r} "
+                "into other tokens"
             )
         return _Encoded(text, scored, target, lowered)
 
@@ -186,27 +219,28 @@ class _Attacker:
         ]
 
     def _columns(self, items: Sequence[_Encoded]) -> dict[str, list[float]]:
-        """What every attack scores the texts, and what two of them are made of."""
+        """Return the score of every attack for each text, and the losses that two attacks are computed from."""
         targets = [item.target for item in items]
-        wants_moments = "min_k_plus_plus" in self.attacks
+        wants_moments, reference = self.has("min_k_plus_plus"), self.attacking.reference
+        fraction = self.attacking.fraction
         found = score_tokens(self.subject, targets, batch_size=len(targets), moments=wants_moments)
         plain = [scores.without_closing() for scores in found]
         loss = [scores.mean_nll for scores in found]
         columns = {
             "loss": loss,
             "zlib": [membership.zlib_score(mine, item.scored) for mine, item in zip(loss, items, strict=True)],
-            "min_k": [membership.min_k(scores.log_probs, fraction=self.fraction) for scores in plain],
+            "min_k": [membership.min_k(scores.log_probs, fraction=fraction) for scores in plain],
         }
         if wants_moments:
-            columns["min_k_plus_plus"] = [membership.min_k_plus_plus(s, fraction=self.fraction) for s in plain]
+            columns["min_k_plus_plus"] = [membership.min_k_plus_plus(s, fraction=fraction) for s in plain]
         lowered = [item.lowered for item in items if item.lowered is not None]
         if lowered:
             other = _losses(self.subject, lowered)
             columns |= {"lower_loss": other, "lower": list(map(membership.loss_ratio, loss, other))}
-        if self.reference is not None:
-            other = _losses(self.reference, targets)
+        if reference is not None:
+            other = _losses(reference, targets)
             columns |= {"reference_loss": other, "reference": list(map(sub, loss, other))}
-        if "grad_norm" in self.attacks:
+        if self.has("grad_norm"):
             columns["grad_norm"] = gradient_norms(self.subject, targets)
         return columns
 
@@ -214,17 +248,28 @@ class _Attacker:
 def encode_text(
     subject: Subject, *, prompt: str, answer: str, chat: ChatFormat | None, is_whole: bool, where: str
 ) -> Target:
-    """Tokenise a text; what closes it is there where its end is.
+    """Tokenise a text; a whole text is closed by the tokens that end a sequence.
+
+    Args:
+        subject: The model, with its tokenizer.
+        prompt: Text before the scored one; may be empty.
+        answer: Text that is scored.
+        chat: Chat format of the prompt, if it has one.
+        is_whole: The text was not cut.
+        where: Set and number of the text, for messages.
+
+    Returns:
+        The tokens, and which of them are scored.
 
     Raises:
-        InputError: it is empty, too long for the model's context, or a single token, which nothing predicts.
+        InputError: The text is empty, too long for the model's context, or a single token, which nothing predicts.
     """
     try:
         target = encode_target(subject, prompt, answer, chat=chat, append_eos=is_whole)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     if n_predicted(target.span) <= target.n_closing:
-        raise InputError(f"{where}: {answer!r} is a single token, which nothing predicts; remove it")
+        raise InputError(f"{where}: the text must have at least two tokens, got {answer!r}. Remove it.")
     return target
 
 
@@ -233,14 +278,17 @@ def _losses(subject: Subject, targets: Sequence[Target]) -> list[float]:
 
 
 def compared(rows: Rows, column: str, sets: Sequence[str], statistic: Callable[..., Values], *, seed: int) -> Resampled:
-    """A statistic of the scores of two sets, each of which is resampled by itself.
+    """Compute a statistic of the scores of two sets, each of which is resampled by itself.
 
     Args:
-        rows: of a benchmark.
-        column: the scores.
-        sets: the forget set's and the hold-out set's name.
-        statistic: of both sets' scores and weights, as `membership.auc`.
-        seed: of the draws.
+        rows: Rows of a benchmark.
+        column: Name of the column that holds the scores.
+        sets: Names of the forget set and of the hold-out set.
+        statistic: Function of both sets' scores and weights, such as `membership.auc`.
+        seed: Random seed of the draws.
+
+    Returns:
+        The statistic; its draws are NaN if a set has fewer than two texts or groups.
     """
     both = [rows[rows["set"] == name] for name in sets]
     scores = [frame[column].to_numpy(dtype=np.float64) for frame in both]
@@ -251,23 +299,23 @@ def compared(rows: Rows, column: str, sets: Sequence[str], statistic: Callable[.
     return found
 
 
-def _summarise(rows: Rows, retain_rows: Rows | None, *, attacks: Sequence[str], seed: int) -> list[Metric]:
+def _summarise(rows: Rows, control_rows: Rows | None, *, attacks: Sequence[str], seed: int) -> list[Metric]:
     metrics: list[Metric] = []
     for attack in ATTACKS:
         if attack in attacks:
             area = compared(rows, attack, SETS, membership.auc, seed=seed)
             detection = partial(membership.detection_rate, false_alarms=_FALSE_ALARMS)
             rate = compared(rows, attack, SETS, detection, seed=seed)
-            theirs = None if retain_rows is None else compared(retain_rows, attack, SETS, membership.auc, seed=seed)
+            theirs = None if control_rows is None else compared(control_rows, attack, SETS, membership.auc, seed=seed)
             metrics += [_area(attack, area), _rate(attack, rate), *_relative(attack, area, theirs)]
-        else:  # told once, by its main number
-            metrics.append(_area(attack, None, _HOW_TO_GET.get(attack, "not among --attacks")))
+        else:  # one metric stands for the attack that was left out
+            metrics.append(_area(attack, None, _HOW_TO_GET.get(attack, "not among `attacks`")))
     return metrics
 
 
 _HOW_TO_GET = {
-    "reference": "it compares with another model; give --reference-model REF",
-    "grad_norm": "it takes a backward pass a text; ask for it by --attacks grad_norm",
+    "reference": "it compares with another model; give `reference_model`",
+    "grad_norm": "it takes one backward pass per text; add grad_norm to `attacks`",
 }
 
 
@@ -275,9 +323,9 @@ def _area(attack: str, area: Resampled | None, reason: str | None = None) -> Met
     return Metric(
         f"{attack}_auc",
         area,
-        "nearer to the retain model is better",
-        f"P(hold-out text scores higher than forget text), each scored by the {ATTACKS[attack]}: 1 memorised, 0.5 not "
-        "to be told apart, 0 over-forgotten",
+        "closer to the control is better",
+        f"P(hold-out text scores higher than forget text), scored by the {ATTACKS[attack]}: 1 memorised, 0.5 "
+        "indistinguishable, 0 over-forgotten",
         reason,
     )
 
@@ -286,37 +334,38 @@ def _rate(attack: str, rate: Resampled) -> Metric:
     return Metric(
         f"{attack}_tpr_at_1_fpr",
         rate,
-        "nearer to the retain model is better",
-        "share of the forget texts below a threshold that at most 1 % of the hold-out texts are below",
+        "closer to the control is better",
+        "share of the forget texts below the threshold that at most 1 % of the hold-out texts are below, 0 to 1",
     )
 
 
 def _relative(attack: str, area: Resampled, theirs: Resampled | None) -> list[Metric]:
-    """What is relative to the retain model's AUC."""
+    """Return the metrics that are relative to the control's AUC."""
     leakage, likeness = None, None
-    reason = "it is relative to the retain model's AUC; give --retain-model N or --retain-result DIR"
+    reason = "it is relative to the control's AUC; give `control` or `control_result`"
     if theirs is not None:
         leakage = relative_leakage(area, theirs) if theirs.value < 1 else None
-        likeness = combine(membership.retain_likeness, area, theirs) if theirs.value > 0 else None
-        reason = f"the retain model's AUC is {theirs.value:.0f}, which leaves nothing to divide by"
+        likeness = combine(membership.control_likeness, area, theirs) if theirs.value > 0 else None
+        reason = f"the control's AUC is {theirs.value:.0f}, and the metric divides by 0"
     return [
         Metric(
             f"{attack}_privleak",
             leakage,
-            "nearer to 0 is better",
-            "100 (A - A_retain) / A_retain with A = 1 - AUC, as MUSE: -100 still memorised, above 0 over-unlearned",
+            "closer to 0 is better",
+            "100 (A - A_control) / A_control in percent, A = 1 - AUC, as in MUSE: -100 still memorised, above 0 "
+            "over-unlearned",
             None if leakage is not None else reason,
         ),
         Metric(
             f"{attack}_s_score",
             likeness,
             "higher is better",
-            "1 - |AUC - AUC_retain| / AUC_retain, at least 0: 1 is the retain model's",
+            "1 - |AUC - AUC_control| / AUC_control, 0 to 1: 1 if the AUC is the control's",
             None if likeness is not None else reason,
         ),
     ]
 
 
 def relative_leakage(area: Resampled, theirs: Resampled) -> Resampled:
-    """PrivLeak from both models' AUC, in this module's direction."""
+    """Return PrivLeak from the AUC of model and control, both in this module's direction (1: memorised)."""
     return combine(lambda ours, other: membership.privacy_leakage(1 - ours, 1 - other), area, theirs)

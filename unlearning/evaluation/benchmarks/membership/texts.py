@@ -1,4 +1,4 @@
-"""The texts of a membership-inference attack: those to be forgotten, and those that no model was trained on."""
+"""Texts of a membership-inference attack: the forget set, and texts that no model was trained on."""
 
 import re
 from collections.abc import Sequence
@@ -18,9 +18,10 @@ class Text:
     """A text that may have been trained on.
 
     Attributes:
-        prompt: what stands before it, wrapped; empty for a document.
-        answer: what is scored.
-        id, group: its own, and that of the texts that are drawn together with it.
+        prompt: Wrapped text before the scored one; empty for a document.
+        answer: Text that is scored.
+        id: Identifier of the text.
+        group: Group of the text, which the bootstrap draws whole.
     """
 
     prompt: str
@@ -34,9 +35,9 @@ class Source:
     """Records before they are wrapped.
 
     Attributes:
-        name: as the user gave it.
-        records: of any training format.
-        template: what wraps questions where the user has no wish.
+        name: Name or file, as the user gave it.
+        records: Records of any training format.
+        template: Default text around each question.
     """
 
     name: str
@@ -44,10 +45,10 @@ class Source:
     template: str
 
     def texts(self, wrapping: Wrapping | None = None) -> list[Text]:
-        """The texts, with the records' `id` and `group`; TOFU's rows are grouped by their authors.
+        """Return the texts, with the records' `id` and `group`; TOFU's rows are grouped by their authors.
 
         Raises:
-            InputError: a record without text, or of another form (which record).
+            InputError: A record has no text or another form; the message names the record.
         """
         texts = []
         for place, record in enumerate(self.records):
@@ -57,7 +58,7 @@ class Source:
             except InputError as error:
                 raise InputError(f"{where}{str(error).removeprefix(', record 1')}") from None
             if not found:
-                raise InputError(f"{where}: the text is empty and cannot be scored; remove it")
+                raise InputError(f"{where}: the text is empty and cannot be scored. Remove it.")
             group = record.get("group") or record.get("author") or ""
             if not group and self.name.startswith("tofu:"):
                 group = tofu.author(place)
@@ -66,32 +67,43 @@ class Source:
 
 
 def read_source(name: str | Path, data_dir: str | Path | None = None) -> Source:
-    """What a name or a file stands for, as in `unlearning.data.sources.read_training_data`.
+    """Read the records of a name or a file, as `unlearning.data.sources.read_training_data` does.
+
+    Args:
+        name: Name of a data set, or a file.
+        data_dir: Directory that holds named data sets; None for $DISSECT_DATA, then the hub.
+
+    Returns:
+        The records, not wrapped yet.
 
     Raises:
-        InputError: an unknown name, a file that is missing or broken, or data that is neither here nor on the hub.
+        InputError: The name is unknown, the file is missing or broken, or the data is neither local nor on the hub.
     """
     found = find_records(name, data_dir)
     return Source(str(name), found.records, found.template)
 
 
 def check_sets(forget: Sequence[Text], holdout: Sequence[Text]) -> tuple[str, ...]:
-    """Refuse a hold-out set that holds forget texts, and empty sets; say where the two share prompts only.
+    """Check that both sets hold texts and share none.
+
+    Args:
+        forget: Texts of the forget set.
+        holdout: Texts of the hold-out set.
 
     Returns:
-        Notes: one where prompts are shared under other answers, else none.
+        One note if the sets share prompts with different answers, else none.
 
     Raises:
-        InputError: a set is empty, or texts are shared (how many).
+        InputError: A set is empty, or the sets share texts; the message says how many.
     """
     for name, texts in (("forget", forget), ("hold-out", holdout)):
         if not texts:
-            raise InputError(f"the {name} set is empty; there is nothing to compare")
+            raise InputError(f"the {name} set must hold at least one text, got none")
     found = overlap(*([Example(text.prompt, text.answer) for text in texts] for texts in (forget, holdout)))
     if found.rows:
         raise InputError(
             f"forget and hold-out overlap: {found.rows} of the {found.forget} forget rows are in the hold-out set too "
-            f"(the first: {found.first!r}); a hold-out set is of texts that no model was trained on"
+            f"(the first: {found.first!r}). A hold-out set holds texts that no model was trained on."
         )
     if found.prompts:
         return (f"{found.prompts} of the {found.forget} forget prompts are in the hold-out set with another answer",)
@@ -99,8 +111,8 @@ def check_sets(forget: Sequence[Text], holdout: Sequence[Text]) -> tuple[str, ..
 
 
 def note_of_sizes(forget: str, holdout: str) -> tuple[str, ...]:
-    """A note where a TOFU forget set is compared with the hold-out set of another size."""
+    """Return a note if a TOFU forget set is compared with the hold-out set of another size, else none."""
     sizes = [re.fullmatch(rf"tofu:{kind}(\d\d)", name) for kind, name in (("forget", forget), ("holdout", holdout))]
     if None in sizes or sizes[0][1] == sizes[1][1]:  # type: ignore[index]
         return ()
-    return (f"{holdout} belongs to another split than {forget}: published numbers are against holdout{sizes[0][1]}",)  # type: ignore[index]
+    return (f"{holdout} belongs to another split than {forget}: published numbers use holdout{sizes[0][1]}",)  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""Multiple-choice questions: asked by letter, by the text of the options, and without showing them."""
+"""Multiple-choice questions: scored by letter, by the text of the options, and without showing the options."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 from jaxtyping import Float
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.hashing import hash_json
 from unlearning.data.chat import ChatFormat, chat_format
 from unlearning.data.choice_questions import LETTERS, Question
@@ -27,109 +27,133 @@ from unlearning.evaluation.token_scores import Target, encode_target, score_toke
 SCORINGS = ("letter", "answer", "cloze")
 
 _SPARE_TOKENS = 4
-"""An option of fewer characters than the longest may have a few more tokens."""
+"""Tokens kept free, since an option with fewer characters than the longest may have a few more tokens."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are asked.
+
+    Attributes:
+        scoring: Scorings of `SCORINGS`: `letter` (the options are listed, their letters are scored), `answer` (listed,
+            their texts are scored), `cloze` (not listed, their texts are scored).
+        permute: Ask each question again, by letter, in N other orders of its options.
+        few_shot: Solved questions, shown before the questions of the same subject.
+        n_shots: Number of solved questions shown, the first ones.
+        chat: Wrap the whole prompt by the tokenizer's chat template.
+        limit: Use only the first N questions of each set.
+    """
+
+    scoring: Sequence[str] = SCORINGS
+    permute: int = 0
+    few_shot: Sequence[Question] = ()
+    n_shots: int = 5
+    chat: bool = False
+    limit: int | None = None
 
 
 def prepare(
     subject: Subject,
     *,
     sets: Mapping[str, Sequence[Question]],
+    asking: Asking | None = None,
     name: str = "choice",
     role: Role = "none",
-    scoring: Sequence[str] = SCORINGS,
-    permute: int = 0,
-    few_shot: Sequence[Question] = (),
-    n_shots: int = 5,
-    chat: bool = False,
-    limit: int | None = None,
     seed: int = 0,
 ) -> Benchmark:
     """Make sets of multiple-choice questions ready for a model.
 
     Args:
-        subject: the model.
-        sets: questions by the name of their set.
-        name: of the benchmark.
-        role: what a good unlearned model does with them: it fails (`forget`), answers (`retain`), or neither.
-        scoring: of `SCORINGS`: `letter` (the options are listed, their letters are scored), `answer` (listed, their
-            texts are scored), `cloze` (not listed, their texts are scored).
-        permute: ask each question again, by letter, in so many other orders of its options.
-        few_shot: solved questions to show before those of the same subject.
-        n_shots: how many of them, the first ones.
-        chat: wrap the whole prompt by the tokenizer's chat template.
-        limit: use the first so many questions of each set.
-        seed: of orders and bootstrap draws.
+        subject: The model.
+        sets: Questions by the name of their set.
+        asking: How the questions are asked; None for the defaults.
+        name: Name of the benchmark.
+        role: What a good unlearned model does: fails on the questions (`forget`), answers them (`retain`), or neither.
+        seed: Random seed of the orders and of the bootstrap.
+
+    Returns:
+        The benchmark, with one set per entry of `sets`.
 
     Raises:
-        InputError: what `check_scoring` raises, no question that fits into the model's context, or a tokenizer
-            without a chat template.
+        InputError: A setting is out of range, no question fits into the model's context, or the tokenizer has no
+            chat template.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit {limit}: 1 or more")
-    kinds = check_scoring(scoring, permute)
-    about = {question.subject for questions in sets.values() for question in questions}
-    shots = {topic: tuple(shot for shot in few_shot if shot.subject == topic)[:n_shots] for topic in sorted(about)}
-    asking = _Asking(subject, kinds, shots, chat_format(subject.tokenizer) if chat else None, permute, seed)
+    asking = asking or Asking()
+    if asking.limit is not None:
+        check_at_least("limit", asking.limit, 1)
+    kinds = check_scoring(asking.scoring, asking.permute)
+    topics = sorted({question.subject for questions in sets.values() for question in questions})
+    shots = {
+        topic: tuple(shot for shot in asking.few_shot if shot.subject == topic)[: asking.n_shots] for topic in topics
+    }
+    chat = chat_format(subject.tokenizer) if asking.chat else None
+    asker = _Asker(subject, kinds, shots, chat, asking.permute, seed)
     parts: list[Part] = []
     hashes: dict[str, str] = {}
-    notes = ["where several options score best, the first of them counts as chosen"]
+    notes = ["if several options score best, the first of them counts as chosen"]
     for set_name, questions in sets.items():
-        wanted = list(questions)[:limit]
-        asked, costs = _that_fit(asking, wanted)
+        wanted = list(questions)[: asking.limit]
+        asked, costs = _that_fit(asker, wanted)
         if not asked:
-            raise InputError(f"{set_name}: no question fits into the context of {subject.name}; use another model")
+            raise InputError(f"{set_name}: no question fits into the context of {subject.name}. Use another model.")
         if len(asked) < len(wanted):
             note = f"{len(wanted) - len(asked)} of {len(wanted)} questions do not fit into the model's context"
             notes.append(f"{set_name}: {note} and are left out")
         if blank := sum(map(_is_blank, asked)):
             notes.append(f"{set_name}: {blank} questions with an empty option are scored by letter only")
         hashes[set_name] = hash_json([asdict(question) for question in asked])
-        parts.append(_part(set_name, asked, costs, asking))
+        parts.append(_part(set_name, asked, costs, asker))
     return Benchmark(
         name=name,
-        configuration={"data_sha256": hashes, **asking.configuration},
+        configuration={"data_sha256": hashes, **asker.configuration},
         parts=parts,
-        summarise=lambda rows, _retain_rows: summarise(rows, scoring=kinds, permute=permute, role=role, seed=seed),
+        summarise=lambda rows, _control: summarise(rows, scoring=kinds, permute=asker.permute, role=role, seed=seed),
         notes=tuple(notes),
     )
 
 
 def check_scoring(scoring: Sequence[str], permute: int) -> tuple[str, ...]:
-    """The kinds of scoring, in their order.
+    """Return the kinds of scoring, in the order of `SCORINGS`.
+
+    Args:
+        scoring: Names of `SCORINGS`.
+        permute: Number of other orders of the options.
+
+    Returns:
+        Names of `SCORINGS`, at least one.
 
     Raises:
-        InputError: one is not known, there is none, or orders are to be compared without letters.
+        InputError: A scoring is unknown, none is named, or orders are compared without letters.
     """
     unknown = [kind for kind in scoring if kind not in SCORINGS]
     if unknown or not scoring:
-        raise InputError(f"--scoring {','.join(unknown)}: use one or several of {','.join(SCORINGS)}")
-    if permute < 0:
-        raise InputError(f"--permute {permute}: 0 or more")
+        raise InputError(f"`scoring` must be among {','.join(SCORINGS)}, got {','.join(unknown) or 'none'}")
+    check_at_least("permute", permute, 0)
     if permute and "letter" not in scoring:
-        raise InputError("--permute asks for letters; add letter to --scoring")
+        raise InputError("`permute` compares letters. Add letter to `scoring`.")
     return tuple(kind for kind in SCORINGS if kind in scoring)
 
 
 def check_role(role: str) -> Role:
-    """The role, if it is one.
+    """Return the role.
 
     Raises:
-        InputError: it is not.
+        InputError: There is no such role.
     """
     for known in get_args(Role):
         if role == known:
             return known
-    raise InputError(f"--role {role}: use {', '.join(get_args(Role))}")
+    raise InputError(f"`role` must be one of {', '.join(get_args(Role))}, got {role!r}")
 
 
 @dataclass(frozen=True)
 class _Request:
-    """One way of asking a question: the options' continuations of one prompt.
+    """One way to ask a question: the options as continuations of one prompt.
 
     Attributes:
-        kind: of scoring, or `permuted`.
-        order: which option each continuation stands for.
-        targets: the continuations.
+        kind: Kind of scoring, or `permuted`.
+        order: Index of the option that each continuation stands for.
+        targets: The continuations.
     """
 
     kind: str
@@ -138,8 +162,8 @@ class _Request:
 
 
 @dataclass(frozen=True)
-class _Asking:
-    """How questions are put to a model."""
+class _Asker:
+    """Turns questions into prompts and continuations of one model."""
 
     subject: Subject
     scoring: tuple[str, ...]
@@ -150,7 +174,7 @@ class _Asking:
 
     @property
     def configuration(self) -> dict[str, object]:
-        """What the rows depend on beside model and questions."""
+        """Everything that the rows depend on besides model and questions."""
         chat = None
         if self.chat is not None:
             template = self.chat.tokenizer.get_chat_template()
@@ -165,7 +189,7 @@ class _Asking:
         }
 
     def prompt(self, question: Question, kind: str, order: Sequence[int] | None = None) -> str:
-        """What stands before the answer."""
+        """Return the text before the answer."""
         shots = self.shots[question.subject]
         if kind == "cloze":
             text = cloze_prompt(question, shots)
@@ -174,7 +198,7 @@ class _Asking:
         return text if self.chat is None else self.chat.prompt(text)
 
     def requests(self, question: Question) -> list[_Request]:
-        """All ways of asking a question."""
+        """Return all ways to ask a question."""
         own = list(range(len(question.choices)))
         asked = [(kind, own) for kind in self.scoring if kind == "letter" or not _is_blank(question)]
         asked += [("permuted", order) for order in other_orders(question, self.permute, seed=self.seed)]
@@ -186,32 +210,32 @@ class _Asking:
         return [encode_target(self.subject, prompt, text, chat=self.chat, append_eos=False) for text in texts]
 
 
-def _that_fit(asking: _Asking, questions: Sequence[Question]) -> tuple[list[Question], list[int]]:
-    """The questions that the model's context holds with any of their options, and their numbers of tokens."""
+def _that_fit(asker: _Asker, questions: Sequence[Question]) -> tuple[list[Question], list[int]]:
+    """Return the questions that fit into the model's context with any of their options, and their numbers of tokens."""
     if not questions:
         return [], []
 
     def lengths(texts: list[str]) -> np.ndarray:
-        return np.array([len(ids) for ids in asking.subject.tokenizer(texts, verbose=False)["input_ids"]])
+        return np.array([len(ids) for ids in asker.subject.tokenizer(texts, verbose=False)["input_ids"]])
 
     options = lengths([" " + max(question.choices, key=len) for question in questions])
     longest = np.max(
         [
-            lengths([asking.prompt(question, kind) for question in questions]) + (1 if kind == "letter" else options)
-            for kind in asking.scoring
+            lengths([asker.prompt(question, kind) for question in questions]) + (1 if kind == "letter" else options)
+            for kind in asker.scoring
         ],
         axis=0,
     )
-    limit = asking.subject.context
+    limit = asker.subject.context
     kept = [place for place, length in enumerate(longest) if limit is None or length + _SPARE_TOKENS <= limit]
     return [questions[place] for place in kept], [int(longest[place]) for place in kept]
 
 
-def _part(name: str, questions: Sequence[Question], costs: Sequence[int], asking: _Asking) -> Part:
+def _part(name: str, questions: Sequence[Question], costs: Sequence[int], asker: _Asker) -> Part:
     def score(places: Sequence[int]) -> list[Row]:
-        asked = [(questions[place], asking.requests(questions[place])) for place in places]
+        asked = [(questions[place], asker.requests(questions[place])) for place in places]
         targets = [target for _, requests in asked for request in requests for target in request.targets]
-        scores = iter(score_tokens(asking.subject, targets, batch_size=len(places)))
+        scores = iter(score_tokens(asker.subject, targets, batch_size=len(places)))
         return [
             _row(question, [(request, [next(scores).log_probs for _ in request.targets]) for request in requests])
             for question, requests in asked

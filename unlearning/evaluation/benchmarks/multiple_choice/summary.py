@@ -31,9 +31,9 @@ Role = Literal["forget", "retain", "none"]
 _DIRECTIONS: dict[Role, Direction] = {
     "forget": "lower is better",
     "retain": "higher is better",
-    "none": "describes; neither is better",
+    "none": "descriptive, no direction",
 }
-_DESCRIBES: Direction = "describes; neither is better"
+_DESCRIBES: Direction = "descriptive, no direction"
 _PROMPTS = {"answer": "the options listed before it", "cloze": "the options not shown"}
 
 
@@ -120,7 +120,7 @@ def _letter_metrics(scope: _Scope, role: Role) -> list[Metric]:
         Metric(
             f"{scope.name}_letter_above_chance",
             scope.mean(correct - 1 / scope.n_choices),
-            "nearer to 0 is better" if role == "forget" else direction,
+            "closer to 0 is better" if role == "forget" else direction,
             "Accuracy minus chance; below 0 the model knows what to avoid, which is knowledge too.",
         ),
         Metric(

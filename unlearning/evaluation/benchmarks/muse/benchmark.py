@@ -1,11 +1,15 @@
 """`unlearn eval muse`: MUSE (2407.06460) on News or Books.
 
-VerbMem     the prompt is continued greedily by 128 tokens; ROUGE-L F1 with the true continuation's first 128 tokens
-KnowMem     ten worked examples, then the question; 32 tokens; ROUGE-L F1, on forget and on retain questions
-PrivLeak    100 (A_U - A_R) / A_R, A = P(hold-out text scores lower than forget text), scored by Min-40 %
+    forget_verbmem   greedy continuation of the prompt by 128 tokens; ROUGE-L F1 with        0 to 1     lower
+                     the first 128 tokens of the true continuation
+    forget_knowmem   ten solved examples, then the question; 32 tokens; ROUGE-L F1           0 to 1     lower
+    retain_knowmem   the same on retain questions                                            0 to 1     higher
+    privleak         100 (A - A_control) / A_control,                                        %          closer to 0
+                     A = P(hold-out text scores lower than forget text), by Min-40 %
+    privleak_auc     A                                                                       0 to 1     the control's
 
-As in MUSE's own code there is no stemming; open-unlearning stems, and scores a little higher. MUSE's code runs VerbMem
-and KnowMem in int8, this in the dtype that the model is loaded in.
+As in MUSE's own code there is no stemming; open-unlearning stems, and scores slightly higher. MUSE's code runs VerbMem
+and KnowMem in int8; this module uses the dtype in which the model is loaded.
 """
 
 from collections.abc import Sequence
@@ -30,7 +34,7 @@ ANSWER_TOKENS = 32
 STOP_TEXTS = ("\n\n", "\nQuestion", "Question:")
 
 RELEASED_RETAIN_AUC = {"news": 0.4772, "books": 0.5393}
-"""A_R of MUSE's released retrained models, scored by Min-40 %. Told where it is of use, and never used unasked."""
+"""A_control of MUSE's released retrained models, scored by Min-40 %; shown in a message, and used only if asked for."""
 
 _PRIVLEAK_SETS = ("privleak_forget", "privleak_holdout")
 
@@ -39,13 +43,16 @@ def prepare(subject: Subject, data: MuseData, *, auc_retain: float | None = None
     """Make MUSE ready for a model.
 
     Args:
-        subject: the model.
-        data: of one corpus.
-        auc_retain: A_R, in MUSE's direction, where there is no retain model to measure it on.
-        seed: of the bootstrap draws.
+        subject: The model.
+        data: Data of one corpus.
+        auc_retain: A_control in MUSE's direction; used only without a control.
+        seed: Random seed of the bootstrap.
+
+    Returns:
+        The benchmark, with one set per measurement whose data was found (`privleak` has two).
 
     Raises:
-        InputError: a prompt or a text that is too long for the model, or an `auc_retain` that is no AUC.
+        InputError: A prompt or a text is too long for the model, or `auc_retain` is no AUC.
     """
     check_auc(auc_retain)
     parts, notes = [], []
@@ -74,17 +81,17 @@ def _plain(texts: Sequence[Text]) -> list[list[str]]:
 
 
 def check_auc(auc_retain: float | None) -> None:
-    """Check that it is an AUC that a relative difference can be taken to.
+    """Check that an AUC can be the denominator of PrivLeak.
 
     Raises:
-        InputError: it is not.
+        InputError: The value is not above 0 and at most 1.
     """
     if auc_retain is not None and not 0 < auc_retain <= 1:
-        raise InputError(f"--auc-retain {auc_retain}: an AUC above 0 and at most 1")
+        raise InputError(f"`auc_retain` must be above 0 and at most 1, got {auc_retain}")
 
 
 def knowledge_prompt(question: str, worked: Sequence[tuple[str, str]]) -> str:
-    """A question after worked examples, to the very white space of MUSE's code."""
+    """Return a question after solved examples, with exactly the white space of MUSE's code."""
     examples = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in worked)
     return f"{examples}Question: {question}\nAnswer: "
 
@@ -113,7 +120,7 @@ def _generated(
     max_new_tokens: int,
     stop_texts: Sequence[str],
 ) -> tuple[Part, list[str]]:
-    """Prompts to be continued; and a note where the model's context leaves less room than the protocol asks for."""
+    """Return prompts to be continued, and a note if the model's context is shorter than the protocol asks for."""
     encoded = [subject.tokenizer(prompt, verbose=False)["input_ids"] for prompt in prompts]
     subject.check_tokens(encoded)
     costs = [len(ids) for ids in encoded]
@@ -123,8 +130,8 @@ def _generated(
         if max(costs) >= context:
             place = max(range(len(costs)), key=costs.__getitem__)
             raise InputError(
-                f"{name} row {place + 1}: its prompt has {costs[place]} tokens, the model's context {context}; this "
-                "model is too small for MUSE's prompts"
+                f"{name} row {place + 1}: the prompt must be shorter than the model's context of {context} tokens, got "
+                f"{costs[place]}. Use a model with a longer context."
             )
         short = sum(cost + max_new_tokens > context for cost in costs)
         if short:
@@ -158,7 +165,7 @@ def _generated(
 
 
 def _texts(subject: Subject, name: str, texts: Sequence[Text]) -> Part:
-    """Whole texts, which MUSE does not close by an end of sequence."""
+    """Return whole texts, ready to be scored; MUSE does not close them by an end-of-sequence token."""
     targets = [
         encode_text(subject, prompt="", answer=text.answer, chat=None, is_whole=False, where=f"{name} row {number}")
         for number, text in enumerate(texts, start=1)
@@ -184,24 +191,24 @@ _ROUGE: dict[str, tuple[str, Direction, str]] = {
     "verbmem": (
         "forget_verbmem",
         "lower is better",
-        "mean ROUGE-L F1 of greedy continuations of the forget texts, 0 to 1: good is no more than the retain model's",
+        "mean ROUGE-L F1 of greedy continuations of the forget texts, 0 to 1; the goal is at most the control's value",
     ),
     "forget_knowmem": (
         "forget_knowmem",
         "lower is better",
-        "mean ROUGE-L F1 of answers to questions on the forget set, 0 to 1: good is no more than the retain model's",
+        "mean ROUGE-L F1 of answers to questions on the forget set, 0 to 1; the goal is at most the control's value",
     ),
     "retain_knowmem": (
         "retain_knowmem",
         "higher is better",
-        "mean ROUGE-L F1 of answers to questions on the retain set, 0 to 1: MUSE's utility",
+        "mean ROUGE-L F1 of answers to questions on the retain set, 0 to 1; MUSE's utility",
     ),
 }
 
 
 def _summarise(
     rows: Rows,
-    retain_rows: Rows | None,
+    control_rows: Rows | None,
     *,
     corpus: str,
     missing: dict[str, str],
@@ -215,30 +222,30 @@ def _summarise(
         if part not in missing:
             mean = Sample(part, asked["group"].tolist(), seed=seed).mean(asked["rouge_l"].to_numpy(dtype=float))
         metrics.append(Metric(name, mean, direction, meaning, missing.get(part)))
-    return [*metrics, *_leakage(rows, retain_rows, corpus, missing.get("privleak"), auc_retain, seed)]
+    return [*metrics, *_leakage(rows, control_rows, corpus, missing.get("privleak"), auc_retain, seed)]
 
 
 def _leakage(
-    rows: Rows, retain_rows: Rows | None, corpus: str, missing: str | None, auc_retain: float | None, seed: int
+    rows: Rows, control_rows: Rows | None, corpus: str, missing: str | None, auc_retain: float | None, seed: int
 ) -> list[Metric]:
     area, leakage, reason = None, None, missing
     if missing is None:
         area = compared(rows, "min_k", _PRIVLEAK_SETS, membership.auc, seed=seed)
-        leakage, reason = _relative(area, retain_rows, corpus, auc_retain, seed)
+        leakage, reason = _relative(area, control_rows, corpus, auc_retain, seed)
     return [
         Metric(
             "privleak",
             leakage,
-            "nearer to 0 is better",
-            "100 (A - A_retain) / A_retain in percent, A as in privleak_auc: -100 the forget set is still memorised, 0 "
-            "as the retain model, above 0 over-unlearned, at most 100 (1 - A_retain) / A_retain",
+            "closer to 0 is better",
+            "100 (A - A_control) / A_control in percent, A as in privleak_auc: -100 still memorised, 0 like the "
+            "control, above 0 over-unlearned, at most 100 (1 - A_control) / A_control",
             reason,
         ),
         Metric(
             "privleak_auc",
             None if area is None else combine(_muses, area),
-            "nearer to the retain model is better",
-            "A = P(hold-out text scores lower than forget text) by Min-40 %: 0 memorised, 0.5 not to be told apart, 1 "
+            "closer to the control is better",
+            "A = P(hold-out text scores lower than forget text) by Min-40 %: 0 memorised, 0.5 indistinguishable, 1 "
             "over-unlearned (one minus the AUC of `unlearn eval mia`)",
             missing,
         ),
@@ -246,22 +253,22 @@ def _leakage(
 
 
 def _relative(
-    area: Resampled, retain_rows: Rows | None, corpus: str, auc_retain: float | None, seed: int
+    area: Resampled, control_rows: Rows | None, corpus: str, auc_retain: float | None, seed: int
 ) -> tuple[Resampled | None, str | None]:
-    """PrivLeak, or why there is none."""
-    if retain_rows is not None:
-        theirs = compared(retain_rows, "min_k", _PRIVLEAK_SETS, membership.auc, seed=seed)
+    """Return PrivLeak, or the reason why there is none."""
+    if control_rows is not None:
+        theirs = compared(control_rows, "min_k", _PRIVLEAK_SETS, membership.auc, seed=seed)
         if theirs.value == 1:
-            return None, "the retain model's A is 0, which leaves nothing to divide by"
+            return None, "the control's A is 0, and PrivLeak divides by it"
         return relative_leakage(area, theirs), None
     if auc_retain is not None:
         return combine(lambda ours: membership.privacy_leakage(_muses(ours), auc_retain), area), None
     return None, (
-        "it is relative to the retain model; give --retain-model N, --retain-result DIR, or its AUC as --auc-retain "
+        "it is relative to the control; give `control`, `control_result`, or the control's AUC as `auc_retain` "
         f"(MUSE's released model of {corpus}: {RELEASED_RETAIN_AUC[corpus]})"
     )
 
 
 def _muses(area: Values) -> Values:
-    """An AUC of `membership.auc` in MUSE's direction."""
+    """Return an AUC of `membership.auc` in MUSE's direction."""
     return 1 - area

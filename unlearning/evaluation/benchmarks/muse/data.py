@@ -1,10 +1,10 @@
-"""What MUSE asks of a corpus: continuations, questions with worked examples, texts to be told apart."""
+"""MUSE's data of a corpus: continuations, questions with solved examples, texts to be told apart."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unlearning.common.errors import InputError, nearest
+from unlearning.common.errors import InputError, check_at_least, nearest
 from unlearning.data import muse
 from unlearning.data.named import AbsentData, data_directory
 from unlearning.evaluation.benchmarks.membership.texts import Source, Text, check_sets
@@ -17,17 +17,17 @@ PARTS = {
     "retain_knowmem": ("knowmem:retain_qa", "knowmem:retain_qa_icl"),
     "privleak": ("privleak:forget", "privleak:holdout"),
 }
-"""What each of the measurements reads."""
+"""Data sets that each measurement reads."""
 
 
 @dataclass(frozen=True)
 class MuseData:
-    """One corpus; a measurement whose data is not there is missing, with the reason.
+    """Data of one corpus; a measurement whose data was not found is missing, with the reason.
 
     Attributes:
-        corpus: news or books.
-        found: by measurement, its sets: continuations; questions and worked examples; forget and hold-out texts.
-        missing: by measurement, why it cannot be made.
+        corpus: The corpus, news or books.
+        found: Sets of each measurement: continuations; questions and solved examples; forget and hold-out texts.
+        missing: Reason of each measurement that cannot be made.
     """
 
     corpus: str
@@ -36,31 +36,34 @@ class MuseData:
 
 
 def corpus_name(corpus: str) -> str:
-    """The hub's name of a corpus.
+    """Return the hub's name of a corpus.
 
     Raises:
-        InputError: there is no such corpus.
+        InputError: There is no such corpus.
     """
     if corpus not in CORPORA:
-        raise InputError(f"--corpus {corpus}: no such corpus{nearest(corpus, CORPORA) or ';'} there are news, books")
+        raise InputError(f"`corpus` must be news or books, got {corpus!r}{nearest(corpus, CORPORA)}")
     return CORPORA[corpus]
 
 
 def read_muse(corpus: str, data_dir: str | Path | None = None, *, limit: int | None = None) -> MuseData:
-    """Read what is there of a corpus.
+    """Read the data of a corpus; measurements whose data is not found are listed as missing.
 
     Args:
-        corpus: news or books.
-        data_dir: where it is looked for before the hub is; None reads $DISSECT_DATA.
-        limit: the first so many rows of each set; worked examples are always all used.
+        corpus: The corpus, news or books.
+        data_dir: Directory that is searched before the hub; None for $DISSECT_DATA.
+        limit: Use only the first N rows of each set; solved examples are always all used.
+
+    Returns:
+        The data.
 
     Raises:
-        InputError: no such corpus, nothing of it is there, a broken file or record, or a hold-out set that holds
-            forget texts.
+        InputError: There is no such corpus, none of its data is found, a file or record is broken, or the hold-out
+            set holds forget texts.
     """
     name = corpus_name(corpus)
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit {limit}: 1 or more")
+    if limit is not None:
+        check_at_least("limit", limit, 1)
     directory = data_directory(data_dir)
     found: dict[str, tuple[Sequence[Text], ...]] = {}
     missing: dict[str, str] = {}
@@ -77,7 +80,7 @@ def read_muse(corpus: str, data_dir: str | Path | None = None, *, limit: int | N
         else:
             found[measurement] = tuple(sets)
     if not found:
-        raise InputError(f"nothing of MUSE-{name} is there: {next(iter(missing.values()))}")
+        raise InputError(f"no data of MUSE-{name} was found: {next(iter(missing.values()))}")
     for measurement, sets_found in found.items():
         _check_kind(corpus, measurement, sets_found)
     if "privleak" in found:
@@ -90,4 +93,6 @@ def _check_kind(corpus: str, measurement: str, sets: Sequence[Sequence[Text]]) -
         for number, text in enumerate(texts, start=1):
             if bool(text.prompt.strip()) == (measurement == "privleak"):
                 wanted = "a text" if measurement == "privleak" else "prompt and answer"
-                raise InputError(f"muse-{corpus}:{part}, record {number}: should be {wanted}; get MUSE's files again")
+                raise InputError(
+                    f"muse-{corpus}:{part}, record {number}: must be {wanted}. Download MUSE's files again."
+                )

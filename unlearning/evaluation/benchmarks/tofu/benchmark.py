@@ -1,7 +1,7 @@
-"""TOFU (2401.06121): what a model says of authors that it was to forget, of others, and of the world.
+"""TOFU (2401.06121): questions about authors to be forgotten, about other authors, and about the world.
 
-Every row is scored in log space: mean negative log-likelihoods of the answer, its paraphrase and wrong answers, which
-tokens are the likeliest, and the greedy answer. `tofu_summary` makes metrics of the rows.
+Every row is scored in log space: mean negative log-likelihoods (nats per token) of the answer, its paraphrase and
+wrong answers, which tokens are the likeliest, and the greedy answer. `summary` computes metrics from the rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from itertools import islice
 
 import numpy as np
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import check_at_least
 from unlearning.common.hashing import hash_json
 from unlearning.data.question_answer import Wrapping
 from unlearning.evaluation.benchmarks.tofu.sets import Question, QuestionSet
@@ -26,13 +26,14 @@ from unlearning.evaluation.subject import Subject
 from unlearning.evaluation.token_scores import Target, TokenScores, encode_target, score_tokens
 
 MAX_NEW_TOKENS = 200
-"""Of a generated answer, as in the public code."""
+"""Maximum number of tokens of a generated answer, as in the public code."""
 
 FEW_AUTHORS = 10
+"""A note warns of intervals over fewer authors."""
 
 Asked = dict[str, list[Target]]
-"""What is scored of one row: its answer, its paraphrased answer, its perturbed answers, and its answer to the
-paraphrased question."""
+"""Scored texts of one row: its answer, its paraphrased answer, its perturbed answers, and its answer to the paraphrased
+question."""
 
 
 def prepare(
@@ -47,19 +48,21 @@ def prepare(
     """Make TOFU ready for a model.
 
     Args:
-        subject: the model.
-        sets: what is asked (`tofu_sets.read_sets`).
-        wrapping: of the questions.
-        max_new_tokens: of a generated answer.
-        generate: without it, what needs generated answers (ROUGE, model utility) is left out.
-        seed: of the bootstrap draws.
+        subject: The model.
+        sets: The question sets; see `sets.read_sets`.
+        wrapping: Text around each question.
+        max_new_tokens: Maximum number of tokens of a generated answer.
+        generate: Generate answers; otherwise ROUGE and model utility, which need them, are left out.
+        seed: Random seed of the bootstrap.
+
+    Returns:
+        The benchmark, with one set per question set.
 
     Raises:
-        InputError: a question and answer that do not fit into the model's context, a token that the model has no
-            embedding for, or no new tokens to generate.
+        InputError: A question and its answer do not fit into the model's context, the model has no embedding for a
+            token, or `max_new_tokens` is below 1.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens {max_new_tokens}: 1 or more")
+    check_at_least("max_new_tokens", max_new_tokens, 1)
     wrapping = wrapping or Wrapping()
     asked = {each.name: [_targets(subject, question, wrapping) for question in each.questions] for each in sets}
     tokens = {name: [[target.span.input_ids for target in _flat(row)] for row in rows] for name, rows in asked.items()}
@@ -110,14 +113,14 @@ def _score(
     answer: Callable[[list[str]], list[str]] | None,
     places: Sequence[int],
 ) -> list[Row]:
-    """What is measured of the rows at these places."""
+    """Return what is measured of the rows at these indices."""
     questions = [asked_set.questions[place] for place in places]
     flat = [target for place in places for target in _flat(asked[place])]
     scores = iter(score_tokens(subject, flat, batch_size=len(places)))
     rows = []
     for place, question in zip(places, questions, strict=True):
         scored = {key: list(islice(scores, len(targets))) for key, targets in asked[place].items()}
-        # TOFU's files of real authors and world facts have no paraphrases: there the right answer is the answer.
+        # TOFU's files of real authors and world facts have no paraphrases; the right answer there is the answer.
         correct = "paraphrased_answer" if asked_set.name in ("forget", "retain") else "answer"
         rows.append({"id": question.id, "group": question.group, **_likelihoods(scored, correct)})
     if answer is not None:
@@ -152,7 +155,7 @@ def _likelihoods(scored: dict[str, list[TokenScores]], correct: str) -> Row:
 
 
 def _generated(subject: Subject, wrapping: Wrapping, max_new_tokens: int, asked: list[str]) -> list[str]:
-    """The greedy answer to each question."""
+    """Return the greedy answer to each question."""
     return greedy_answers(
         subject.model,
         subject.tokenizer,
@@ -183,7 +186,7 @@ def _flat(asked: Asked) -> list[Target]:
 
 
 def _content(question: Question) -> list[str | list[str] | None]:
-    """All of a row that its numbers, their grouping among them, depend on."""
+    """Return everything of a row that its numbers and their grouping depend on."""
     texts = (question.question, question.answer, question.paraphrased_question, question.paraphrased_answer)
     return [*texts, list(question.perturbed_answers), question.group]
 
@@ -191,9 +194,11 @@ def _content(question: Question) -> list[str | list[str] | None]:
 def _notes(sets: Sequence[QuestionSet]) -> tuple[str, ...]:
     n = len(sets[0].questions)
     notes = [f"{each.name}: {len(each.questions)} rows of {each.source}" for each in sets]
-    notes.append(f"forget quality of {n} rows cannot be below {shown_floor(n, n)}, where D is 1")
+    notes.append(f"forget quality of {n} rows cannot be below {shown_floor(n, n)} (at D = 1)")
     for each in sets:
         authors = len({question.group for question in each.questions} - {""})
         if 1 < authors < FEW_AUTHORS:
-            notes.append(f"{each.name}: intervals are of {authors} authors, drawn whole; so few say little of others")
+            notes.append(
+                f"{each.name}: the bootstrap draws {authors} whole authors; intervals over so few are unreliable"
+            )
     return tuple(notes)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unlearning.common.errors import InputError, nearest
+from unlearning.common.errors import InputError, check_at_least, nearest
 from unlearning.data import tofu
 from unlearning.data.named import data_directory, read_file
 from unlearning.data.records import Record
 
 RETAIN = "retain_perturbed"
-"""TOFU's 400 questions about the first 20 authors, which every forget split up to forget90 leaves in."""
+"""TOFU's 400 questions about the first 20 authors, which no forget split up to forget90 contains."""
 
 SETS = ("forget", "retain", "real_authors", "world_facts")
 
@@ -22,11 +22,13 @@ class Question:
     """One row.
 
     Attributes:
-        question, answer: as they were trained.
-        paraphrased_question, paraphrased_answer: the same in other words; None where the set has none.
-        perturbed_answers: wrong answers of the same form; none where the set has none.
-        id: of the row.
-        group: the author; "" where the row stands alone.
+        question: Question, as in training.
+        answer: Answer, as in training.
+        paraphrased_question: The question in other words; None if the set has none.
+        paraphrased_answer: The answer in other words; None if the set has none.
+        perturbed_answers: Wrong answers of the same form; empty if the set has none.
+        id: Identifier of the row.
+        group: Author, whom the bootstrap draws whole; "" if the row stands alone.
     """
 
     question: str
@@ -43,10 +45,10 @@ class QuestionSet:
     """One of the four sets.
 
     Attributes:
-        name: forget, retain, real_authors or world_facts.
-        label: the split's name, or the file's.
-        source: the files.
-        questions: in the order of the source.
+        name: One of forget, retain, real_authors and world_facts.
+        label: Name of the split, or of the file.
+        source: Files that the questions come from.
+        questions: The questions, in the order of the source.
     """
 
     name: str
@@ -66,22 +68,26 @@ def read_sets(
     """Read the four sets, or some of them.
 
     Args:
-        forget: a split, forget01 to forget99, or a file with records of the same shape, whose `group` or `author` is
-            what the bootstrap draws whole.
-        retain: likewise.
-        names: which of `SETS`; the forget set is always among them.
-        data_dir: holds `tofu/`; None reads $DISSECT_DATA, then the hub.
-        limit: use the first so many rows of each set.
+        forget: A split, forget01 to forget99, or a file with records of the same shape, whose `group` or `author` the
+            bootstrap draws whole.
+        retain: A split or such a file.
+        names: Names of `SETS`; the forget set is always read.
+        data_dir: Directory that holds `tofu/`; None for $DISSECT_DATA, then the hub.
+        limit: Use only the first N rows of each set.
+
+    Returns:
+        The sets, in the order of `SETS`.
 
     Raises:
-        InputError: what `read_questions` raises, an unknown set or split, a set that is neither here nor on the hub,
-            or questions that are in the forget and in the retain set.
+        InputError: A set or split is unknown, is neither local nor on the hub, or has records of another shape, or
+            questions are in both the forget and the retain set.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit {limit}: 1 or more")
+    if limit is not None:
+        check_at_least("limit", limit, 1)
     for name in names:
         if name not in SETS:
-            raise InputError(f"--sets {name}: no such set{nearest(name, SETS) or ';'} there are {', '.join(SETS)}")
+            hint = nearest(name, SETS)
+            raise InputError(f"`sets` must be among {', '.join(SETS)}, got {name!r}{hint}")
     directory = data_directory(data_dir)
     sources = dict(zip(SETS, (forget, retain, "real_authors_perturbed", "world_facts_perturbed"), strict=True))
     sets = {
@@ -99,22 +105,25 @@ def _refuse_shared(forget: QuestionSet, retain: QuestionSet) -> None:
     shared = sum((question.question, question.answer) in forgotten for question in retain.questions)
     if shared:
         raise InputError(
-            f"{shared} questions of {retain.label} are in {forget.label}, too; name questions that are not to be "
-            "forgotten with --retain"
+            f"{shared} questions of {retain.label} are in {forget.label}, too. Give `retain` questions that are not to "
+            "be forgotten."
         )
 
 
 def read_questions(records: Sequence[Record], *, source: str, authors_in_order: bool = False) -> list[Question]:
-    """Check records and take from them what the benchmark asks.
+    """Check records and return their questions.
 
     Args:
-        records: `question` and `answer`; and either all or none of them `paraphrased_question`, likewise
-            `paraphrased_answer`, and `perturbed_answer`, a list of texts.
-        source: for messages.
-        authors_in_order: twenty rows in succession are one author's, as in TOFU's own files.
+        records: Records with `question` and `answer`. `paraphrased_question`, `paraphrased_answer` and
+            `perturbed_answer` (a list of texts) are optional, but either all records have them or none.
+        source: File name, for messages.
+        authors_in_order: Every twenty successive rows belong to one author, as in TOFU's own files.
+
+    Returns:
+        One question per record, in the same order.
 
     Raises:
-        InputError: a record is of another shape (which one).
+        InputError: A record has another shape; the message names it.
     """
     optional = [key for key in _OPTIONAL if any(record.get(key) is not None for record in records)]
     questions = []
@@ -150,7 +159,7 @@ def _read(name: str, source: str | Path, directory: Path | None, limit: int | No
 
 
 def _texts(record: Record, key: str, where: str, *, others_have_it: bool) -> tuple[str, ...]:
-    """A text, or several where perturbed answers are."""
+    """Return the text under a key as a tuple of one; for perturbed answers, all of them."""
     value = record.get(key)
     if value is None:
         keys = ", ".join(record) or "none"

@@ -1,4 +1,25 @@
-"""From TOFU's scored rows to its metrics."""
+"""TOFU's metrics from its scored rows.
+
+With NLL the mean negative log-likelihood of an answer in nats per token, p = exp(-NLL), and R the truth ratio:
+
+    metric                        formula                                        range      unlearned        source
+    forget_quality                KS test of the truth ratios with the control's 0 to 1     higher           2401.06121
+    forget_quality_statistic      its D                                          0 to 1     lower            -
+    model_utility                 harmonic mean of the nine parts                0 to 1     higher           2401.06121
+    SET_probability               mean p(answer)                                 0 to 1     lower on forget  2401.06121
+    SET_normalised_probability    mean p(answer) / sum of p(all answers)         0 to 1     higher           2401.06121
+    SET_rouge                     mean ROUGE-L recall of the greedy answer       0 to 1     lower on forget  2401.06121
+    forget_truth_ratio            mean min(R, 1 / R)                             0 to 1     the control's    2401.06121
+    SET_truth_ratio (others)      mean max(0, 1 - R)                             0 to 1     higher           2401.06121
+    forget_log_truth_ratio        mean log R                                     nats       the control's    here
+    forget_knowledge_truth_ratio  mean 1 / (1 + R)                               0 to 1     lower            2506.12618
+    forget_exact_memorisation     mean share of tokens that are the likeliest    0 to 1     the control's    2506.12618
+    forget_extraction_strength    mean share completed from the answer's end     0 to 1     the control's    2506.12618
+    SET_gibberish                 share of empty or gibberish answers            0 to 1     lower            here
+
+`*_arithmetic` takes the arithmetic mean over wrong answers in R, as in the paper's text, and `*_paraphrased_*` asks or
+answers in other words.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,17 +41,17 @@ UTILITY_PARTS = (
     *("real_authors_normalised_probability", "real_authors_rouge", "real_authors_truth_ratio"),
     *("world_facts_normalised_probability", "world_facts_rouge", "world_facts_truth_ratio"),
 )
-"""What model utility is the harmonic mean of."""
+"""The nine numbers whose harmonic mean is model utility."""
 
 _LOWER: Direction = "lower is better"
 _HIGHER: Direction = "higher is better"
-_AS_RETAIN: Direction = "nearer to the retain model is better"
+_AS_CONTROL: Direction = "closer to the control is better"
 
 _OWN: dict[str, Direction] = {"forget": _LOWER, "retain": _HIGHER}
 _FACTS: dict[str, Direction] = {"real_authors": _HIGHER, "world_facts": _HIGHER}
 _UTILITY: dict[str, Direction] = {"retain": _HIGHER, **_FACTS}
 
-_NO_TEXT = "needs generated answers; leave out --no-generate"
+_NO_TEXT = "needs generated answers; leave out `generate=False`"
 _NO_QUESTION = "no row has a paraphrased_question; TOFU's forget01, forget05 and forget10 have them"
 _NO_ANSWER = "no row has a paraphrased_answer; TOFU's forget01, forget05 and forget10 have them"
 _NO_WRONG = "no row has a perturbed_answer; give data that have them"
@@ -41,15 +62,15 @@ _NO_TRUTH = (
 
 @dataclass(frozen=True)
 class _Mean:
-    """A metric that is the mean of one value a row.
+    """A metric that is the mean of one value per row.
 
     Attributes:
-        name: without the set's.
-        directions: the sets that have it, and what is good there.
-        column: what the value is made of.
-        value: makes it.
-        meaning: one sentence.
-        missing: why there is none where the column is missing.
+        name: Name without the set's.
+        directions: Sets that have the metric, and its direction there.
+        column: Column that the value is computed from.
+        value: Computes the value from the column; None for the column itself.
+        meaning: One sentence.
+        missing: Reason if the column is missing.
     """
 
     name: str
@@ -66,7 +87,7 @@ _MEANS = (
         {**_OWN, **_FACTS},
         "answer_nll",
         probability,
-        "mean of the answers' probabilities, each to the power of one over its tokens; 0 to 1",
+        "mean of exp(-NLL per token) of the answers, 0 to 1",
         "",
     ),
     _Mean(
@@ -74,7 +95,7 @@ _MEANS = (
         _FACTS,
         "normalised_probability",
         None,
-        "mean share of the right answer's probability in that of right and wrong answers together; 0 to 1",
+        "mean of the right answer's probability over that of right and wrong answers together, 0 to 1",
         _NO_WRONG,
     ),
     _Mean(
@@ -82,16 +103,16 @@ _MEANS = (
         {**_OWN, **_FACTS},
         "rouge",
         None,
-        "mean ROUGE-L recall of the greedy answers, stemmed; 0 to 1",
+        "mean ROUGE-L recall of the greedy answers, stemmed, 0 to 1",
         _NO_TEXT,
     ),
     _Mean(
         "truth_ratio",
-        {"forget": _AS_RETAIN},
+        {"forget": _AS_CONTROL},
         "log_truth_ratio",
         forget_truth_ratio,
-        "mean of min(R, 1/R), R the wrong answers' probability (geometric mean) by the right paraphrase's; 0: one is "
-        "preferred, 1: both alike",
+        "mean of min(R, 1/R), R the wrong answers' probability (geometric mean) over the right paraphrase's, 0 to 1: 0 "
+        "one is preferred, 1 both are equally likely",
         _NO_TRUTH,
     ),
     _Mean(
@@ -99,24 +120,25 @@ _MEANS = (
         _UTILITY,
         "log_truth_ratio",
         utility_truth_ratio,
-        "mean of max(0, 1 - R), R the wrong answers' probability (geometric mean) by the right one's; 0 to 1: the "
+        "mean of max(0, 1 - R), R the wrong answers' probability (geometric mean) over the right one's, 0 to 1: 1 the "
         "right answer is preferred",
         _NO_TRUTH,
     ),
     _Mean(
         "truth_ratio_arithmetic",
-        {"forget": _AS_RETAIN},
+        {"forget": _AS_CONTROL},
         "log_truth_ratio_arithmetic",
         forget_truth_ratio,
-        "the same with the wrong answers' arithmetic mean, as in the paper's text; not what published tables hold",
+        "forget_truth_ratio with the arithmetic mean over wrong answers, as in the paper's text, 0 to 1; published "
+        "tables use the geometric mean",
         _NO_TRUTH,
     ),
     _Mean(
         "log_truth_ratio",
-        {"forget": _AS_RETAIN},
+        {"forget": _AS_CONTROL},
         "log_truth_ratio",
         None,
-        "mean of log R; below 0 the right answers are preferred, above 0 the wrong ones",
+        "mean of log R in nats: below 0 the right answers are preferred, above 0 the wrong ones",
         _NO_TRUTH,
     ),
     _Mean(
@@ -124,32 +146,32 @@ _MEANS = (
         {"forget": _LOWER},
         "log_truth_ratio",
         knowledge_truth_ratio,
-        "mean of 1 / (1 + R); 0.5: right and wrong answers alike, 1: the right ones are preferred",
+        "mean of 1 / (1 + R), 0 to 1: 0.5 right and wrong answers are equally likely, 1 the right ones are preferred",
         _NO_TRUTH,
     ),
     _Mean(
         "exact_memorisation",
-        {"forget": _AS_RETAIN},
+        {"forget": _AS_CONTROL},
         "exact_memorisation",
         None,
-        "mean share of the answer's tokens that are the likeliest, teacher-forced; not 0 for a model that knows "
-        "nothing of it, as some tokens can be guessed",
+        "mean share of the answer's tokens that are the likeliest, teacher-forced, 0 to 1; above 0 for a model without "
+        "the knowledge, too, since some tokens can be guessed",
         "no answer has tokens",
     ),
     _Mean(
         "extraction_strength",
-        {"forget": _AS_RETAIN},
+        {"forget": _AS_CONTROL},
         "extraction_strength",
         None,
-        "mean share of the answer, from its end, that the model completes by itself; 0 to 1",
+        "mean share of the answer, from its end, that the model completes by itself, 0 to 1",
         "no answer has tokens",
     ),
     _Mean(
         "paraphrased_probability",
-        {"forget": _AS_RETAIN},
+        {"forget": _AS_CONTROL},
         "paraphrased_answer_nll",
         probability,
-        "probability of the answer in other words; 0 to 1",
+        "mean probability of the answer in other words, 0 to 1",
         _NO_ANSWER,
     ),
     _Mean(
@@ -157,7 +179,7 @@ _MEANS = (
         _OWN,
         "paraphrased_question_nll",
         probability,
-        "probability of the answer to the question in other words; 0 to 1",
+        "mean probability of the answer to the question in other words, 0 to 1",
         _NO_QUESTION,
     ),
     _Mean(
@@ -165,7 +187,7 @@ _MEANS = (
         _OWN,
         "rouge_paraphrased_question",
         None,
-        "ROUGE-L recall of the greedy answer to the question in other words; 0 to 1",
+        "mean ROUGE-L recall of the greedy answer to the question in other words, 0 to 1",
         f"{_NO_TEXT}; or {_NO_QUESTION}",
     ),
     _Mean(
@@ -174,7 +196,7 @@ _MEANS = (
         "is_faulty",
         None,
         "share of greedy answers that are empty or gibberish (unlearning.evaluation.metrics.text_quality); "
-        "where it is high, a low probability or ROUGE is collapse",
+        "if it is high, a low probability or ROUGE is collapse, 0 to 1",
         _NO_TEXT,
     ),
 )
@@ -188,28 +210,31 @@ class _Scored:
     sample: Sample
 
     def column(self, name: str) -> Values | None:
-        """As numbers; None where no row has one."""
+        """Return a column as numbers; None if no row has one."""
         if name not in self.rows:
             return None
         values = self.rows[name].to_numpy(dtype=np.float64)
         return None if np.isnan(values).all() else values
 
 
-def summarise(rows: Rows, retain_rows: Rows | None, *, seed: int = 0) -> list[Metric]:
-    """The metrics of scored rows; forget quality first, then model utility with its nine parts, then the others.
+def summarise(rows: Rows, control_rows: Rows | None, *, seed: int = 0) -> list[Metric]:
+    """Compute the metrics of scored rows.
 
     Args:
-        rows: of the model.
-        retain_rows: of the retain model, to the same questions.
-        seed: of the bootstrap draws.
+        rows: Rows of the model.
+        control_rows: Rows of the control for the same questions; None without a control.
+        seed: Random seed of the bootstrap.
+
+    Returns:
+        Forget quality, then model utility and its nine parts, then the other metrics.
     """
     sets = {str(name): _scored(str(name), part, seed) for name, part in rows.groupby("set", sort=False)}
     means = {metric.name: metric for metric in _means(sets)}
     parts = [means.pop(name) for name in UTILITY_PARTS]
-    retain = None if retain_rows is None else _scored("forget", retain_rows[retain_rows["set"] == "forget"], seed)
+    control = None if control_rows is None else _scored("forget", control_rows[control_rows["set"] == "forget"], seed)
     return [
-        *_forget_quality(sets["forget"], retain, "", "geometric"),
-        *_forget_quality(sets["forget"], retain, "_arithmetic", "arithmetic"),
+        *_forget_quality(sets["forget"], control, "", "geometric"),
+        *_forget_quality(sets["forget"], control, "_arithmetic", "arithmetic"),
         _model_utility(parts),
         *parts,
         *means.values(),
@@ -217,7 +242,15 @@ def summarise(rows: Rows, retain_rows: Rows | None, *, seed: int = 0) -> list[Me
 
 
 def shown_floor(n: int, m: int) -> str:
-    """The smallest p-value of forget quality, as 1.06e-239; a float has no place for those of large sets."""
+    """Return the smallest possible p-value of forget quality as text, such as 1.06e-239; a float cannot hold them all.
+
+    Args:
+        n: Number of rows of the model.
+        m: Number of rows of the control.
+
+    Returns:
+        The p-value at D = 1.
+    """
     exponent = int(np.floor(log10_floor(n, m)))
     return f"{10 ** (log10_floor(n, m) - exponent):.2f}e{exponent}"
 
@@ -242,27 +275,29 @@ def _means(sets: Mapping[str, _Scored]) -> Iterator[Metric]:
 
 
 def _model_utility(parts: list[Metric]) -> Metric:
-    meaning = "harmonic mean of nine numbers about what was to be kept (the next nine); 0 where one of them is"
+    meaning = (
+        "harmonic mean of the next nine metrics, which are about retained knowledge, 0 to 1; 0 if one of them is 0"
+    )
     there = [part.estimate for part in parts if part.estimate is not None]
     missing = ", ".join(part.name for part in parts if part.estimate is None)
     if missing:
-        return Metric("model_utility", None, _HIGHER, meaning, f"needs all of its nine parts, and lacks {missing}")
+        return Metric("model_utility", None, _HIGHER, meaning, f"needs all of its nine parts; missing: {missing}")
     return Metric("model_utility", combine(harmonic_mean, *there), _HIGHER, meaning)
 
 
-def _forget_quality(forget: _Scored, retain: _Scored | None, suffix: str, form: str) -> list[Metric]:
-    """p-value and statistic of the truth ratios in one form."""
+def _forget_quality(forget: _Scored, control: _Scored | None, suffix: str, form: str) -> list[Metric]:
+    """Return p-value and statistic of the truth ratios in one form."""
     names = (f"forget_quality{suffix}", f"forget_quality{suffix}_statistic")
     directions: tuple[Direction, Direction] = (_HIGHER, _LOWER)
     ours = forget.column(f"log_truth_ratio{suffix}")
-    theirs = None if retain is None else retain.column(f"log_truth_ratio{suffix}")
+    theirs = None if control is None else control.column(f"log_truth_ratio{suffix}")
     reason = None
     if ours is None:
         reason = _NO_TRUTH
     elif theirs is None:
-        reason = "needs the retain model's truth ratios; give --retain-model or --retain-result"
+        reason = "needs the control's truth ratios; give `control` or `control_result`"
     if reason is not None or ours is None or theirs is None:
-        meaning = f"Kolmogorov-Smirnov test of the truth ratios ({form} form) against the retain model's"
+        meaning = f"Kolmogorov-Smirnov test of the truth ratios ({form} form) against the control's"
         pairs = zip(names, directions, strict=True)
         return [Metric(name, None, direction, meaning, reason) for name, direction in pairs]
     found = compare(ours, theirs)
@@ -276,20 +311,20 @@ def _forget_quality(forget: _Scored, retain: _Scored | None, suffix: str, form: 
 
 
 def _described(found: Comparison, form: str) -> tuple[str, str]:
-    """What p-value and statistic mean."""
+    """Return the meaning of the p-value and of the statistic."""
     which = {
-        -1: "the model's are the smaller ones: it prefers the right answers more than the retain model does",
-        0: "neither model's are the smaller ones",
-        1: "the model's are the larger ones: it prefers the wrong answers more than the retain model does",
+        -1: "the model's truth ratios are smaller: it prefers the right answers more than the control does",
+        0: "neither model's truth ratios are smaller",
+        1: "the model's truth ratios are larger: it prefers the wrong answers more than the control does",
     }[found.direction]
     p_value = (
-        f"two-sided Kolmogorov-Smirnov p-value of the truth ratios ({form} form) against the retain model's, n = "
-        f"{found.n}: 1 is the same, below 0.05 is told apart, and none is below {shown_floor(found.n, found.n_retain)} "
-        f"(D = 1); {which}; the test takes all rows for independent, while an author's are alike and both models are "
-        "asked the same: a score, not the probability of an error"
+        f"two-sided Kolmogorov-Smirnov p-value of the truth ratios ({form} form) against the control's, n = "
+        f"{found.n}: 1 the same distribution, below 0.05 different, at least {shown_floor(found.n, found.n_control)} "
+        f"(D = 1); {which}; the test assumes independent rows, but rows of one author are not, and both models "
+        "are asked the same questions: use the value as a score, not as an error probability"
     )
     distance = (
-        f"D, the largest distance between the distributions of both models' truth ratios ({form} form), 0 to 1; "
-        f"{which}; no draw is below 0, so its interval leans upwards"
+        f"D, the largest distance between the distribution functions of both models' truth ratios ({form} form), "
+        f"0 to 1; {which}; D cannot be below 0, so its bootstrap interval is biased upwards"
     )
     return p_value, distance

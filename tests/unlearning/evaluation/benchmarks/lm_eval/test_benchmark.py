@@ -4,7 +4,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from unlearning.cli import main
 from unlearning.common.errors import InputError
 from unlearning.evaluation.benchmarks.lm_eval import benchmark as lm_eval
 from unlearning.evaluation.benchmarks.lm_eval import tasks as lm_eval_tasks
+from unlearning.evaluation.benchmarks.lm_eval.benchmark import Tasks
 from unlearning.evaluation.benchmarks.multiple_choice import benchmark as multiple_choice
+from unlearning.evaluation.benchmarks.multiple_choice.benchmark import Asking
 from unlearning.evaluation.harness import Benchmark, Evaluation, evaluate
 from unlearning.evaluation.subject import Subject
 
@@ -143,7 +145,9 @@ def subject() -> Subject:
 
 def run(subject: Subject, *tasks: str, out: Path | None = None, **options: Any) -> Evaluation:
     def prepare(model: Subject) -> Benchmark:
-        return lm_eval.prepare(model, tasks=tasks, **options)
+        own = {field.name: options[field.name] for field in fields(Tasks) if field.name in options}
+        rest = {name: value for name, value in options.items() if name not in own}
+        return lm_eval.prepare(model, Tasks(tasks, **own), **rest)
 
     return evaluate(prepare, subject, out=out, progress=False)
 
@@ -204,7 +208,7 @@ def test_rows_hold_what_the_model_said(usual: Evaluation) -> None:
 def test_letters_score_as_ours_do(subject: Subject, data: Path, tasks_dir: Path) -> None:
     theirs = run(subject, "quiz", data_dir=data, tasks_dir=tasks_dir)
     ours = evaluate(
-        lambda model: multiple_choice.prepare(model, sets={"quiz": questions()}, scoring=["letter"]),
+        lambda model: multiple_choice.prepare(model, sets={"quiz": questions()}, asking=Asking(scoring=["letter"])),
         subject,
         progress=False,
     )
@@ -223,7 +227,7 @@ def test_the_cloze_scores_as_mmlu_continuation_does(subject: Subject, data: Path
     (tmp_path / "quiz.yaml").write_text(content)
     theirs = run(subject, "quiz", data_dir=data, tasks_dir=tmp_path)
     ours = evaluate(
-        lambda model: multiple_choice.prepare(model, sets={"quiz": questions()}, scoring=["cloze"]),
+        lambda model: multiple_choice.prepare(model, sets={"quiz": questions()}, asking=Asking(scoring=["cloze"])),
         subject,
         progress=False,
     )
@@ -296,7 +300,8 @@ def test_solved_examples_are_shown_and_recorded(subject: Subject, data: Path, mo
 
 
 def prepared(subject: Subject, data: Path, **options: Any) -> dict[str, Any]:
-    return lm_eval.prepare(subject, tasks=["piqa"], data_dir=data, **options).configuration
+    own = {field.name: options.pop(field.name) for field in fields(Tasks) if field.name in options}
+    return lm_eval.prepare(subject, Tasks(["piqa"], data_dir=data, **own), **options).configuration
 
 
 def test_the_configuration_holds_what_the_numbers_depend_on(subject: Subject, data: Path, tmp_path: Path) -> None:
@@ -397,7 +402,7 @@ def test_wrong_data_names_the_task_and_what_to_do(subject: Subject, tmp_path: Pa
     with pytest.raises(InputError, match="broken JSON"):
         run(subject, "piqa", data_dir=tmp_path)
     write(tmp_path / "piqa" / "validation.jsonl", [{"goal": 1}, {"goal": "a"}])
-    with pytest.raises(InputError, match="not all of one kind"):
+    with pytest.raises(InputError, match="piqa.*columns"):
         run(subject, "piqa", data_dir=tmp_path)
 
 
@@ -419,7 +424,7 @@ def test_data_that_is_nowhere_is_told_with_the_place_to_put_it(
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(InputError) as told:
         run(subject, "piqa", data_dir=tmp_path)
-    assert f"put the files of baber/piqa into {tmp_path}/piqa/ and give --data" in str(told.value)
+    assert f"put the files of baber/piqa into {tmp_path}/piqa/ and give `data_dir`" in str(told.value)
     assert "\n" not in str(told.value)
 
 
@@ -441,7 +446,7 @@ def test_end_to_end_nothing_spoils_the_json(
     model_dir: Path, data: Path, tasks_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["eval", "lm-eval", "--model", model_dir, "--tasks", "boolq,both", "--tasks-dir", tasks_dir]
-    arguments += ["--data", data, "--out", tmp_path / "run", "--json", "--device", "cpu"]
+    arguments += ["--data-dir", data, "--out", tmp_path / "run", "--json", "--device", "cpu"]
     code, stdout, stderr = call(capsys, *arguments)
     assert (code, stderr) == (0, "")
     summary = json.loads(stdout)
@@ -463,8 +468,8 @@ def test_wrong_input_is_told_before_the_model_is_loaded(
     tasks_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "no such directory" in refusal(capsys, "--tasks-dir", tmp_path / "none")
-    assert "name one or several" in refusal(capsys, "--tasks", ",")
-    assert "no such directory" in refusal(capsys, "--data", tmp_path / "none")
+    assert "--tasks must name" in refusal(capsys, "--tasks", ",")
+    assert "no such directory" in refusal(capsys, "--data-dir", tmp_path / "none")
     assert "nowhere" in refusal(capsys, "--tasks", "piqa")
     few = lm_eval_tasks._manager(tasks_dir, everything=False)
     monkeypatch.setattr(lm_eval_tasks, "_manager", lambda *_arguments, **_options: few)  # all would take long
@@ -473,7 +478,7 @@ def test_wrong_input_is_told_before_the_model_is_loaded(
 
 def test_a_group_with_tasks_of_its_own_inside_is_refused(tmp_path: Path) -> None:
     (tmp_path / "inner.yaml").write_text("group: inner\ntask:\n  - {group: new, task: [piqa]}\n")
-    with pytest.raises(InputError, match="inner: a group that defines 'new' inside itself; name its tasks one by one"):
+    with pytest.raises(InputError, match="inner: .*'new'"):
         lm_eval_tasks.plan_tasks(["inner"], tmp_path)
 
 
@@ -481,7 +486,7 @@ def test_a_task_that_two_groups_change_differently_is_refused(tmp_path: Path) ->
     for name, shots in (("one", 1), ("two", 2)):
         (tmp_path / f"{name}.yaml").write_text(f"group: {name}\ntask:\n  - {{task: piqa, num_fewshot: {shots}}}\n")
     assert lm_eval_tasks.plan_tasks(["one"], tmp_path).tasks == {"piqa": {"num_fewshot": 1}}
-    with pytest.raises(InputError, match="piqa: asked for in two ways"):
+    with pytest.raises(InputError, match="piqa: .*two ways"):
         lm_eval_tasks.plan_tasks(["one", "two"], tmp_path)
 
 

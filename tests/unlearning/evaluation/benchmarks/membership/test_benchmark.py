@@ -1,8 +1,10 @@
 """`unlearn eval mia`: rows against slow computations, the same in every batch, gone on with, refused in one line."""
 
 import json
+import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from unlearning.cli import main
 from unlearning.common.errors import InputError
 from unlearning.evaluation import harness as framework
 from unlearning.evaluation.benchmarks.membership import benchmark as membership
+from unlearning.evaluation.benchmarks.membership.benchmark import Attacking
 from unlearning.evaluation.benchmarks.membership.texts import Text, check_sets, note_of_sizes, read_source
 from unlearning.evaluation.harness import Evaluation, evaluate
 from unlearning.evaluation.subject import Subject
@@ -44,8 +47,9 @@ def never(tokenizer: PreTrainedTokenizerFast) -> Subject:
 def attack(
     subject: Subject, *, forget: Sequence[Text] = FORGET, holdout: Sequence[Text] = HOLDOUT, **options: Any
 ) -> Evaluation:
-    running = {key: options.pop(key) for key in ("retain", "out", "batch_size") if key in options}
-    prepare = partial(membership.prepare, forget=forget, holdout=holdout, **options)
+    running = {key: options.pop(key) for key in ("control", "out", "batch_size") if key in options}
+    attacking = {field.name: options.pop(field.name) for field in fields(Attacking) if field.name in options}
+    prepare = partial(membership.prepare, forget=forget, holdout=holdout, attacking=Attacking(**attacking), **options)
     return evaluate(prepare, subject, **{"progress": False, "batch_size": 4, **running})
 
 
@@ -92,7 +96,7 @@ def test_every_auc_counts_the_pairs_of_its_rows(everything: Evaluation) -> None:
         assert "1 memorised" in summary["meaning"]
     left_out = everything.summary()["left_out"]
     assert {name for name in left_out} == {f"{name}_{form}" for name in ALL for form in ("privleak", "s_score")}
-    assert "--retain-model" in left_out["loss_privleak"]
+    assert "`control`" in left_out["loss_privleak"]
 
 
 def test_no_number_depends_on_the_batch_or_the_order(subject: Subject, never: Subject, everything: Evaluation) -> None:
@@ -132,19 +136,19 @@ def test_retain_model_gives_relative_forms(
 ) -> None:
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
     own = attack(never)
-    found = attack(subject, retain=never)
+    found = attack(subject, control=never)
     for name in ("loss", "min_k"):
         ours, theirs = found[f"{name}_auc"], own[f"{name}_auc"]
         assert ours is not None and theirs is not None
         assert found[f"{name}_privleak"] == pytest.approx(100 * ((1 - ours) - (1 - theirs)) / (1 - theirs))
         assert found[f"{name}_s_score"] == pytest.approx(max(0.0, 1 - abs(ours - theirs) / theirs))
-    same = attack(never, retain=never)
+    same = attack(never, control=never)
     for name in ("loss", "lower", "min_k", "min_k_plus_plus"):  # by zlib the longer hold-out texts have an AUC of 0
         assert same[f"{name}_privleak"] == 0 and same[f"{name}_s_score"] == 1
         assert same.summary()["metrics"][f"{name}_auc"]["difference"] == 0
         assert same.summary()["metrics"][f"{name}_privleak"]["low"] == 0  # paired draws
-    assert "ask for it by --attacks grad_norm" in found.summary()["left_out"]["grad_norm_auc"]
-    assert "--reference-model" in found.summary()["left_out"]["reference_auc"]
+    assert "add grad_norm to `attacks`" in found.summary()["left_out"]["grad_norm_auc"]
+    assert "`reference_model`" in found.summary()["left_out"]["reference_auc"]
     left_out = set(found.summary()["left_out"])  # each attack that was not run is told once
     assert left_out == {"grad_norm_auc", "reference_auc", "zlib_s_score"}
 
@@ -176,7 +180,7 @@ def test_retain_model_that_leaves_nothing_to_divide_by_gives_a_reason() -> None:
     memorised, gone = table([0.1, 0.2], [1.0, 2.0]), table([3.0, 4.0], [1.0, 2.0])
     found = metrics_of(gone, memorised)
     assert found["loss_privleak"].estimate is None
-    assert found["loss_privleak"].reason == "the retain model's AUC is 1, which leaves nothing to divide by"
+    assert found["loss_privleak"].reason == "the control's AUC is 1, and the metric divides by 0"
     assert found["loss_s_score"].estimate.value == 0
     assert metrics_of(memorised, gone)["loss_s_score"].estimate is None
 
@@ -208,17 +212,16 @@ def test_long_texts_are_cut_where_asked(subject: Subject) -> None:
 
 def test_texts_that_cannot_be_scored_are_refused(subject: Subject) -> None:
     cases = [
-        ({"forget": [Text("", "a")]}, "forget text 1: 'a' is a single token, which nothing predicts; remove it"),
+        ({"forget": [Text("", "a")]}, "forget text 1: .*'a'"),
         ({"forget": [Text("Who?", " ")]}, "forget text 1: the answer to 'Who\\?' is empty"),
         ({"holdout": [Text("", "Oslo " * 200)]}, "holdout text 1: .* the model's context 128"),
-        ({"holdout": []}, "the hold-out set is empty"),
+        ({"holdout": []}, "the hold-out set.*none"),
         ({"holdout": FORGET[3:5]}, "2 of the 8 forget rows are in the hold-out set too"),
-        ({"attacks": ["los"]}, "no such attack; did you mean 'loss'"),
-        ({"attacks": []}, "names none"),
-        ({"attacks": ["reference"]}, "give --reference-model REF"),
-        ({"fraction": 0.0}, "--min-k 0.0: a share"),
-        ({"max_tokens": 0}, "--max-tokens 0: 1 or more"),
-        ({"limit": -1}, "--limit -1: 1 or more"),
+        ({"attacks": ["los"]}, "`attacks`.*'los'; did you mean 'loss'"),
+        ({"attacks": []}, "`attacks`.*got none"),
+        ({"attacks": ["reference"]}, "`reference_model`"),
+        ({"fraction": 0.0}, "`min_k`.*0.0"),
+        ({"max_tokens": 0}, "`max_tokens`.*0"),
     ]
     for options, message in cases:
         with pytest.raises(InputError, match=message):
@@ -229,7 +232,7 @@ def test_reference_of_another_tokenizer_is_refused(subject: Subject) -> None:
     from tests.unlearning.small_world import build_world_tokenizer
 
     other = Subject.wrap(build_tiny_llama(), build_world_tokenizer(), name="trunk")
-    with pytest.raises(InputError, match="--reference-model trunk: its tokenizer cuts .* into other tokens"):
+    with pytest.raises(InputError, match="`reference_model`.*trunk"):
         attack(subject, reference=other)
 
 
@@ -242,7 +245,7 @@ def test_shared_prompts_are_told() -> None:
 def test_tofu_sets_of_two_sizes_are_told() -> None:
     assert note_of_sizes("tofu:forget05", "tofu:holdout05") == note_of_sizes("a.json", "tofu:holdout10") == ()
     (note,) = note_of_sizes("tofu:forget05", "tofu:holdout10")
-    assert note.endswith("published numbers are against holdout05")
+    assert note.endswith("published numbers use holdout05")
 
 
 def test_records_keep_their_ids_and_groups_and_name_the_empty_one(tmp_path: Path) -> None:
@@ -310,16 +313,16 @@ def test_bad_input_ends_with_one_line(
         (["--forget", files["forget"], "--holdout", files["forget"]], "8 of the 8 forget rows"),
         ([*both, "--attacks", "los"], "did you mean 'loss'"),
         ([*both, "--attacks", "reference"], "--reference-model"),
-        ([*both, "--min-k", "2"], "--min-k 2.0"),
-        ([*both, "--max-tokens", "0"], "--max-tokens 0"),
-        ([*both, "--limit", "0"], "--limit 0"),
-        ([*both, "--retain-model", "a", "--retain-result", "b"], "give one"),
+        ([*both, "--min-k", "2"], "--min-k.*2.0"),
+        ([*both, "--max-tokens", "0"], "--max-tokens.*0"),
+        ([*both, "--limit", "0"], "--limit.*0"),
+        ([*both, "--control", "a", "--control-result", "b"], "--control.*--control-result"),
         (["--forget", "tofu:forgot", "--holdout", files["holdout"]], "no such split"),
-        (["--forget", "tofu:forget01", "--holdout", "a.json", "--data", tmp_path / "no"], "no such directory"),
+        (["--forget", "tofu:forget01", "--holdout", "a.json", "--data-dir", tmp_path / "no"], "no such directory"),
     ]
     for arguments, message in cases:
         done = call_main(main, "eval", "mia", "--model", model_dir, *arguments)
-        assert done.code == 2 and message in done.err, (arguments, done.err)
+        assert done.code == 2 and re.search(message, done.err), (arguments, done.err)
         assert len(done.err.strip().splitlines()) == 1, done.err
 
 

@@ -5,7 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tests.unlearning.evaluation.benchmarks.multiple_choice.choice_world import 
 from unlearning.common.errors import InputError
 from unlearning.data.choice_questions import LETTERS, Question, questions_of, read_questions
 from unlearning.evaluation.benchmarks.multiple_choice import benchmark as multiple_choice
+from unlearning.evaluation.benchmarks.multiple_choice.benchmark import Asking
 from unlearning.evaluation.benchmarks.multiple_choice.summary import summarise
 from unlearning.evaluation.harness import Benchmark, Evaluation, evaluate
 from unlearning.evaluation.metrics.multiple_choice import (
@@ -53,7 +54,8 @@ def run(
     subject: Subject, asked: Sequence[Question], *, batch_size: int = 4, out: Path | None = None, **options: Any
 ) -> Evaluation:
     def prepare(model: Subject) -> Benchmark:
-        return multiple_choice.prepare(model, sets={"quiz": asked}, **options)
+        asking = {field.name: options.pop(field.name) for field in fields(Asking) if field.name in options}
+        return multiple_choice.prepare(model, sets={"quiz": asked}, asking=Asking(**asking), **options)
 
     return evaluate(prepare, subject, batch_size=batch_size, out=out, progress=False)
 
@@ -260,7 +262,7 @@ def test_the_score_over_all_sets_weighs_them_by_size() -> None:
     assert values["all_letter_above_chance"] == pytest.approx(0.05)
     assert values["all_letter_share_A"] == 6 / 20
     assert found["all_letter_accuracy"].direction == "lower is better"
-    assert found["all_letter_above_chance"].direction == "nearer to 0 is better"
+    assert found["all_letter_above_chance"].direction == "closer to 0 is better"
     # A set whose rows are all alike does not vary; the other one's variation, weighed by size, is all there is.
     low, high = found["all_letter_accuracy"].estimate.interval
     assert 0 < low < 0.3 < high <= 8 / 20
@@ -271,7 +273,7 @@ def test_the_interval_covers_the_accuracy_as_the_standard_error_says() -> None:
     found = {metric.name: metric for metric in summarise(rows, scoring=["letter"], permute=0, role="none", seed=0)}
     low, high = found["quiz_letter_accuracy"].estimate.interval
     assert (high - low) / 2 == pytest.approx(1.96 * found["quiz_letter_standard_error"].estimate.value, rel=0.1)
-    assert found["quiz_letter_accuracy"].direction == "describes; neither is better"
+    assert found["quiz_letter_accuracy"].direction == "descriptive, no direction"
 
 
 def assert_same(ours: Evaluation, theirs: Evaluation) -> None:
@@ -290,7 +292,7 @@ def test_no_number_depends_on_batches_or_on_the_order_of_questions(subject: Subj
     assert_same(run(subject, asked, permute=2, batch_size=1), whole)
     backwards = run(subject, asked[::-1], permute=2, batch_size=3)
     flipped = backwards.rows.iloc[::-1].assign(row=range(len(asked))).reset_index(drop=True)
-    assert_same(replace(backwards, rows=flipped), whole)
+    assert_same(replace(backwards, _rows=flipped), whole)
 
 
 def test_solved_questions_of_the_same_subject_are_shown(subject: Subject) -> None:
@@ -325,7 +327,7 @@ def test_a_chat_template_wraps_the_whole_prompt_and_is_recorded(subject: Subject
     prompt = f"<user>{listed_prompt(QUESTION)}<assistant>"
     slow = [slow_log_likelihood(chatting, prompt, letter.strip())[0] for letter in letters(4)]
     np.testing.assert_allclose(row["letter_log_likelihoods"], slow, atol=1e-4)
-    benchmark = multiple_choice.prepare(chatting, sets={"quiz": questions()}, chat=True)
+    benchmark = multiple_choice.prepare(chatting, sets={"quiz": questions()}, asking=Asking(chat=True))
     assert benchmark.configuration["chat"]["date"] == "26 Jul 2024"
     assert multiple_choice.prepare(subject, sets={"quiz": questions()}).configuration["chat"] is None
 
@@ -359,9 +361,9 @@ def test_the_retain_model_is_asked_the_same(subject: Subject, tmp_path: Path, mo
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
 
     def prepare(model: Subject) -> Benchmark:
-        return multiple_choice.prepare(model, sets={"quiz": questions()}, scoring=["letter"])
+        return multiple_choice.prepare(model, sets={"quiz": questions()}, asking=Asking(scoring=["letter"]))
 
-    found = evaluate(prepare, subject, retain=subject, progress=False).summary()["metrics"]["quiz_letter_accuracy"]
+    found = evaluate(prepare, subject, control=subject, progress=False).summary()["metrics"]["quiz_letter_accuracy"]
     assert (found["difference"], found["difference_low"], found["difference_high"]) == (0, 0, 0)
 
 

@@ -84,7 +84,7 @@ def test_a_broken_file_is_not_passed_over(data: Path) -> None:
 
 def test_wmdp_end_to_end(model_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    arguments = ["eval", "wmdp", "--model", model_dir, "--data", data, "--out", out, "--permute", 1, "--json"]
+    arguments = ["eval", "wmdp", "--model", model_dir, "--data-dir", data, "--out", out, "--permute", 1, "--json"]
     code, stdout, stderr = call(capsys, *arguments, "--device", "cpu")
     assert (code, stderr) == (0, "")
     summary = json.loads(stdout)
@@ -131,16 +131,16 @@ def test_wrong_input_is_told_in_one_line_before_the_model_is_loaded(
     quiz.write_text(json.dumps(RECORDS))
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "quiz.json").write_text(json.dumps(RECORDS))
-    wmdp = ["eval", "wmdp", "--model", "nowhere", "--data", data]
+    wmdp = ["eval", "wmdp", "--model", "nowhere", "--data-dir", data]
     choice = ["eval", "choice", "--model", "nowhere", "--questions", quiz]
     assert "did you mean 'bio'" in refusal(capsys, *wmdp, "--sets", "bios")
-    assert "name one or several" in refusal(capsys, *wmdp, "--sets", ",")
+    assert "--sets must name" in refusal(capsys, *wmdp, "--sets", ",")
     assert "letter,answer,cloze" in refusal(capsys, *wmdp, "--scoring", "letters")
-    assert "add letter to --scoring" in refusal(capsys, *wmdp, "--scoring", "cloze", "--permute", 2)
-    assert "0 or more" in refusal(capsys, *wmdp, "--permute", -1)
-    assert "no such directory" in refusal(capsys, "eval", "wmdp", "--model", "x", "--data", tmp_path / "none")
-    assert "use forget, retain, none" in refusal(capsys, *choice, "--role", "good")
-    assert "a second set called 'quiz'" in refusal(capsys, *choice, "--questions", tmp_path / "sub" / "quiz.json")
+    assert "Add letter to --scoring" in refusal(capsys, *wmdp, "--scoring", "cloze", "--permute", 2)
+    assert "--permute must be at least 0, got -1" in refusal(capsys, *wmdp, "--permute", -1)
+    assert "no such directory" in refusal(capsys, "eval", "wmdp", "--model", "x", "--data-dir", tmp_path / "none")
+    assert "forget, retain, none" in refusal(capsys, *choice, "--role", "good")
+    assert "two sets called 'quiz'" in refusal(capsys, *choice, "--questions", tmp_path / "sub" / "quiz.json")
     assert "no such file" in refusal(capsys, "eval", "choice", "--model", "x", "--questions", "gone.json")
     assert "no such file" in refusal(capsys, *choice, "--few-shot", "gone.json")
     assert "nowhere" in refusal(capsys, *choice)

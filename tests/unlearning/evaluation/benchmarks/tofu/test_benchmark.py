@@ -154,7 +154,7 @@ def slow_metrics(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) ->
 def test_every_metric_equals_its_definition_one_text_at_a_time(
     subject: Subject, never: Subject, sets: list[QuestionSet], ours: SlowMetrics, theirs: list[float]
 ) -> None:
-    evaluation = run(subject, sets, retain=never)
+    evaluation = run(subject, sets, control=never)
     test = ks_2samp(ours[1], theirs)
     expected = {**ours[0], "forget_quality": test.pvalue, "forget_quality_statistic": test.statistic}
     values = {metric.name: metric.estimate.value for metric in evaluation.metrics if metric.estimate}
@@ -176,19 +176,19 @@ def test_forget_quality_says_floor_and_direction(
     subject: Subject, never: Subject, sets: list[QuestionSet], ours: SlowMetrics, theirs: list[float]
 ) -> None:
     for model, retain, ratios, others in ((subject, never, ours[1], theirs), (never, subject, theirs, ours[1])):
-        meaning = run(model, sets, retain=retain, generate=False).summary()["metrics"]["forget_quality"]["meaning"]
-        assert "n = 5" in meaning and "none is below 7.94e-3 (D = 1)" in meaning  # 2 / C(10, 5)
+        meaning = run(model, sets, control=retain, generate=False).summary()["metrics"]["forget_quality"]["meaning"]
+        assert "n = 5" in meaning and "at least 7.94e-3 (D = 1)" in meaning  # 2 / C(10, 5)
         is_smaller = ks_2samp(ratios, others).statistic_sign == 1  # the model's distribution function is above
-        assert ("the smaller ones: it prefers the right" in meaning) == is_smaller
-        assert ("the larger ones: it prefers the wrong" in meaning) != is_smaller
+        assert ("smaller: it prefers the right" in meaning) == is_smaller
+        assert ("larger: it prefers the wrong" in meaning) != is_smaller
 
 
 def test_the_interval_of_d_is_of_paired_rows(subject: Subject, never: Subject, sets: list[QuestionSet]) -> None:
-    evaluation = run(subject, sets, retain=never, generate=False)
-    assert evaluation.retain_rows is not None
+    evaluation = run(subject, sets, control=never, generate=False)
+    assert evaluation.control_rows is not None
     ours, theirs = (
         rows.query("set == 'forget'")["log_truth_ratio"].to_numpy()
-        for rows in (evaluation.rows, evaluation.retain_rows)
+        for rows in (evaluation.rows, evaluation.control_rows)
     )
     found = next(metric for metric in evaluation.metrics if metric.name == "forget_quality_statistic").estimate
     assert found is not None
@@ -213,9 +213,9 @@ def test_batch_size_padding_side_and_order_change_no_number(subject: Subject, da
 
 
 def test_the_order_of_rows_changes_no_metric(subject: Subject, never: Subject, sets: list[QuestionSet]) -> None:
-    evaluation = run(subject, sets, retain=never)
-    assert evaluation.retain_rows is not None
-    shuffled = summarise(evaluation.rows.sample(frac=1, random_state=1), evaluation.retain_rows)
+    evaluation = run(subject, sets, control=never)
+    assert evaluation.control_rows is not None
+    shuffled = summarise(evaluation.rows.sample(frac=1, random_state=1), evaluation.control_rows)
     for ours, other in zip(evaluation.metrics, shuffled, strict=True):
         assert ours.name == other.name and ours.estimate is not None and other.estimate is not None
         assert other.estimate.value == pytest.approx(ours.estimate.value, rel=1e-12)
@@ -228,7 +228,7 @@ def test_a_collapsed_model_has_finite_numbers_and_none_that_are_missing(
     model = build_tiny_llama()
     with torch.no_grad():
         model.lm_head.weight *= 3000
-    evaluation = run(Subject.wrap(model, tokenizer), sets, retain=never)
+    evaluation = run(Subject.wrap(model, tokenizer), sets, control=never)
     assert evaluation.rows["answer_nll"].min() > 1e3  # e to the minus of which is no float
     text = json.dumps(evaluation.summary(), allow_nan=False)
     metrics = json.loads(text)["metrics"]
@@ -248,12 +248,12 @@ def test_a_model_that_answers_nothing(tokenizer: PreTrainedTokenizerFast, sets: 
 
 
 def test_the_never_model_against_itself_has_forget_quality_one(never: Subject, sets: list[QuestionSet]) -> None:
-    evaluation = run(never, sets, retain=never)
+    evaluation = run(never, sets, control=never)
     assert evaluation["forget_quality"] == 1
     metrics = evaluation.summary()["metrics"]
     statistic = metrics["forget_quality_statistic"]
     assert (statistic["value"], statistic["low"], statistic["high"]) == (0, 0, 0)
-    assert "neither model's are the smaller ones" in statistic["meaning"]
+    assert "neither model's truth ratios are smaller" in statistic["meaning"]
     compared = [record for name, record in metrics.items() if not name.startswith("forget_quality")]
     assert {(record["difference"], record["difference_low"], record["difference_high"]) for record in compared} == {
         (0, 0, 0)
@@ -264,11 +264,11 @@ def test_what_needs_a_retain_model_or_texts_is_left_out_by_name(subject: Subject
     without = left_out(run(subject, sets, generate=False))
     quality = {name for name in without if name.startswith("forget_quality")}
     assert len(quality) == 4
-    assert all("give --retain-model or --retain-result" in without[name] for name in quality)
+    assert all("`control` or `control_result`" in without[name] for name in quality)
     assert without["model_utility"] == (
-        "needs all of its nine parts, and lacks retain_rouge, real_authors_rouge, world_facts_rouge"
+        "needs all of its nine parts; missing: retain_rouge, real_authors_rouge, world_facts_rouge"
     )
-    assert "leave out --no-generate" in without["forget_rouge"]
+    assert "`generate=False`" in without["forget_rouge"]
     assert without.keys() - quality == {
         *(f"{name}_rouge" for name in SET_NAMES),
         *(f"{name}_paraphrased_question_rouge" for name in ("forget", "retain")),
@@ -279,7 +279,7 @@ def test_what_needs_a_retain_model_or_texts_is_left_out_by_name(subject: Subject
 def test_sets_that_are_not_asked_leave_model_utility_out(
     subject: Subject, never: Subject, sets: list[QuestionSet]
 ) -> None:
-    whole, evaluation = (run(subject, some, retain=never) for some in (sets, sets[:2]))
+    whole, evaluation = (run(subject, some, control=never) for some in (sets, sets[:2]))
     without = left_out(evaluation)
     assert without["world_facts_truth_ratio"] == "the world_facts questions were not asked"
     assert "real_authors_rouge" in without["model_utility"] and "retain_rouge" not in without["model_utility"]
@@ -294,8 +294,8 @@ def test_a_forget_set_without_perturbed_answers_leaves_its_metrics_out_and_keeps
 ) -> None:
     bare = [{key: record[key] for key in ("question", "answer")} for record in SETS["forget01_perturbed"]]
     sets = read_sets("forget20", data_dir=write_tofu(tmp_path / "data", forget20=bare))
-    evaluation = run(subject, sets, retain=never)
-    full = run(subject, read_sets("forget01", data_dir=data), retain=never)
+    evaluation = run(subject, sets, control=never)
+    full = run(subject, read_sets("forget01", data_dir=data), control=never)
     without = left_out(evaluation)
     assert set(without) == {
         *(f"forget_quality{form}{part}" for form in ("", "_arithmetic") for part in ("", "_statistic")),
@@ -336,9 +336,9 @@ def test_a_killed_run_resumes_to_the_same_rows_and_metrics(
     with pytest.raises(KeyboardInterrupt):
         evaluate(lambda s: killed_at(prepared(s), 4), subject, out=out, batch_size=2, progress=False)
     assert len(list((out / "parts").glob("*.parquet"))) == 3
-    whole = evaluate(prepared, subject, retain=never, batch_size=2, progress=False)
+    whole = evaluate(prepared, subject, control=never, batch_size=2, progress=False)
     for _ in range(2):  # resumed, then read from the finished run
-        again = evaluate(prepared, subject, retain=never, out=out, batch_size=2, progress=False)
+        again = evaluate(prepared, subject, control=never, out=out, batch_size=2, progress=False)
         pd.testing.assert_frame_equal(plain(again.rows), plain(whole.rows))
         assert again.summary() == whole.summary()
 
@@ -348,22 +348,22 @@ def test_a_retain_result_of_another_split_template_or_tokenizer_is_refused(
 ) -> None:
     def refusal(subject: Subject, sets: Sequence[QuestionSet]) -> str:
         with pytest.raises(InputError) as error:
-            run(subject, sets, retain=tmp_path / "never")
+            run(subject, sets, control=tmp_path / "never")
         assert "\n" not in str(error.value)
         return str(error.value)
 
     run(never, sets, out=tmp_path / "never")
-    assert run(subject, sets, retain=tmp_path / "never")["forget_quality"] == pytest.approx(
-        run(subject, sets, retain=never)["forget_quality"]
+    assert run(subject, sets, control=tmp_path / "never")["forget_quality"] == pytest.approx(
+        run(subject, sets, control=never)["forget_quality"]
     )
     directory = write_tofu(tmp_path / "data", forget05_perturbed=build_records([1, 2, 3, 4, 5]))
     larger = read_sets("forget05", data_dir=directory)
-    assert "another split (forget01 there, forget05 here)" in refusal(subject, larger)
+    assert "split, got forget01 instead of forget05" in refusal(subject, larger)
     changed = write_tofu(tmp_path / "changed", forget01_perturbed=build_records([1, 2, 3, 4, 5]))
-    assert "another forget (" in refusal(subject, read_sets("forget01", data_dir=changed))
+    assert "the same forget, got" in refusal(subject, read_sets("forget01", data_dir=changed))
     spaced = build_tokenizer()
     spaced.add_tokens(["born"])
-    assert "another tokenisation (" in refusal(Subject.wrap(build_tiny_llama(), spaced), sets)
+    assert "same tokenisation, got" in refusal(Subject.wrap(build_tiny_llama(), spaced), sets)
 
 
 def test_a_tokenizer_that_is_too_large_and_a_text_that_is_too_long_are_refused_before_scoring(
@@ -371,7 +371,7 @@ def test_a_tokenizer_that_is_too_large_and_a_text_that_is_too_long_are_refused_b
 ) -> None:
     larger = build_tokenizer()
     larger.add_tokens([f"<{number}>" for number in range(400)] + ["born"])
-    with pytest.raises(InputError, match="has a vocabulary of 384; use the tokenizer"):
+    with pytest.raises(InputError, match="vocabulary size 384"):
         prepare(Subject.wrap(build_tiny_llama(), larger), sets=sets)
     long: list[Record] = [{**SETS["forget01_perturbed"][0], "perturbed_answer": ["Lima, in fact " * 40]}]
     directory = write_tofu(tmp_path / "data", forget01_perturbed=long)
@@ -383,7 +383,7 @@ def test_authors_are_drawn_whole_and_few_of_them_are_said(subject: Subject, tmp_
     records = [{**record, "group": "ab"[place % 2]} for place, record in enumerate(SETS["forget01_perturbed"])]
     sets = read_sets("forget01", data_dir=write_tofu(tmp_path / "data", forget01_perturbed=records))
     evaluation = run(subject, sets, generate=False)
-    assert "forget: intervals are of 2 authors, drawn whole; so few say little of others" in evaluation.notes
+    assert "forget: the bootstrap draws 2 whole authors; intervals over so few are unreliable" in evaluation.notes
     probabilities = np.exp(-evaluation.rows.query("set == 'forget'")["answer_nll"].to_numpy())
     low, high = sorted((probabilities[::2].mean(), probabilities[1::2].mean()))
     record = evaluation.summary()["metrics"]["forget_probability"]
@@ -398,7 +398,7 @@ def test_the_real_files_evaluate_end_to_end(tokenizer: PreTrainedTokenizerFast) 
         return Subject.wrap(model, tokenizer, name=f"tiny-{seed}")
 
     sets = read_sets("forget10", data_dir=os.environ["DISSECT_DATA"], limit=4)
-    evaluation = run(wide(0), sets, retain=wide(1))
+    evaluation = run(wide(0), sets, control=wide(1))
     assert dict(evaluation.rows.groupby("set").size()) == dict.fromkeys(SET_NAMES, 4)
     assert not left_out(evaluation)
     assert evaluation.rows.query("set == 'forget'")["perturbed_answer_nlls"].map(len).tolist() == [5] * 4

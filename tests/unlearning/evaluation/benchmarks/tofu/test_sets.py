@@ -101,7 +101,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     assert set_refusal(tmp_path / "no.jsonl", data) == f"{tmp_path / 'no.jsonl'}: no such file"
     (tmp_path / "empty.jsonl").write_text("")
     assert "the file is empty" in set_refusal(tmp_path / "empty.jsonl", data)
-    assert "--limit 0: 1 or more" in set_refusal("forget01", data, limit=0)
+    assert "`limit` must be at least 1, got 0" in set_refusal("forget01", data, limit=0)
     assert "the hub cannot be reached" in set_refusal("forget05", data)
     (data / "tofu" / "retain_perturbed.json").unlink()
     assert "tofu:retain_perturbed" in set_refusal("forget01", data)
@@ -110,7 +110,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
 def test_questions_that_are_to_be_forgotten_and_kept_are_refused(tmp_path: Path) -> None:
     data = write_tofu(tmp_path)
     said = set_refusal(data / "tofu" / "retain_perturbed.json", data)
-    assert said.startswith("6 questions of retain_perturbed are in retain_perturbed.json, too; name questions")
+    assert said.startswith("6 questions of retain_perturbed are in retain_perturbed.json, too")
     others = write_lines(tmp_path / "others.jsonl", build_records([16, 17]))
     sets = by_name(read_sets(data / "tofu" / "retain_perturbed.json", retain=others, data_dir=data))
     assert sets["retain"].label == "others.jsonl" and len(sets["retain"].questions) == 2
@@ -123,7 +123,7 @@ def test_larger_splits_are_cut_from_full_by_authors(tmp_path: Path) -> None:
     assert forget.records == full[160:] and retain.records == full[:160]
     assert forget.notes == ("forget20 is the last 40 rows of full",)
     assert read_training_data("tofu:forget90", data_dir=tmp_path).examples[0].answer == "Fact 20."
-    with pytest.raises(InputError, match="tofu:forget25: 25 % of the 200 rows of full are no whole authors of 20 rows"):
+    with pytest.raises(InputError, match="tofu:forget25: 25 % of the 200 rows"):
         tofu.read("forget25", tmp_path)
     with pytest.raises(InputError, match="no such split"):
         tofu.read("forget00", tmp_path)
@@ -152,5 +152,5 @@ def test_some_of_the_sets_need_no_files_of_the_others(tmp_path: Path) -> None:
     found = read_sets(files["forget"], retain=files["retain"], names=["retain"], data_dir=tmp_path)
     assert [each.name for each in found] == ["forget", "retain"]
     assert [each.name for each in read_sets(files["forget"], names=["forget"], data_dir=tmp_path)] == ["forget"]
-    with pytest.raises(InputError, match="--sets retian: no such set; did you mean 'retain'"):
+    with pytest.raises(InputError, match="`sets`.*'retian'; did you mean 'retain'"):
         read_sets(files["forget"], names=["retian"], data_dir=tmp_path)

@@ -1,10 +1,19 @@
-"""Who's Harry Potter's two familiarity scores (2310.02238), on prompts of one's own.
+"""Who's Harry Potter's two familiarity scores (2310.02238), on the user's own prompts.
 
 A record has a `prompt`, and
 
-* `specific` and `generic`: candidates for what comes next (probability form), or
+* `specific` and `generic`: candidates for the next words (probability form), or
 * `references` and `subtle`: names and ideas, and themes, of the text (completion form, judged by rule), or
-* all of them; or neither, where a judge is given.
+* all of them; or neither, if a judge is given.
+
+    metric                   formula                                                range    unlearned   source
+    familiarity_probability  sum of p(first token of a specific candidate)          0 to 1   lower       2310.02238
+    familiarity_share        that sum / the sum over specific and generic           0 to 1   lower       here
+    familiarity_whole        sum of p(specific candidate, all of its tokens)        0 to 1   lower       here
+    familiarity_completion   (5 share of class 1 + share of class 2) / 5            0 to 1   lower       2310.02238
+    completion_class_1..4    share of completions in each class                     0 to 1   lower (1, 2)
+
+Each is a mean over prompts.
 """
 
 from collections.abc import Sequence
@@ -14,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.hashing import hash_json
 from unlearning.data.records import Record, read_records
 from unlearning.evaluation.generation import greedy_answers
@@ -33,11 +42,13 @@ class FamiliarityPrompt:
     """One record.
 
     Attributes:
-        prompt: what the model goes on with.
-        specific, generic: candidates for what comes next; empty where it is for the completion form only.
-        references: names and ideas that only the text has.
-        subtle: themes typical of it.
-        id, group: of the record.
+        prompt: Text that the model continues.
+        specific: Candidates for the next words that only the text accounts for; empty for the completion form.
+        generic: Candidates that any text could continue with; may be empty.
+        references: Names and ideas that only the text has.
+        subtle: Themes typical of the text.
+        id: Identifier of the record.
+        group: Group of the record, which the bootstrap draws whole.
     """
 
     prompt: str
@@ -50,11 +61,11 @@ class FamiliarityPrompt:
 
 
 def read_prompts(path: str | Path) -> list[FamiliarityPrompt]:
-    """The prompts of a file.
+    """Read the prompts of a file.
 
     Raises:
-        InputError: an unreadable file, a record without a prompt, candidates or names that are no list of texts,
-            `generic` without `specific`, or `subtle` without `references`.
+        InputError: The file cannot be read, or a record has no prompt, has candidates or names that are no list of
+            texts, has `generic` without `specific`, or has `subtle` without `references`.
     """
     return [_prompt(record, f"{path}, record {number}") for number, record in enumerate(read_records(path), start=1)]
 
@@ -68,28 +79,31 @@ def prepare(
     limit: int | None = None,
     seed: int = 0,
 ) -> Benchmark:
-    """Familiarity, ready to run.
+    """Make familiarity ready for a model.
 
     Args:
-        subject: the model.
-        prompts: see `read_prompts`.
-        judge: of completions, in place of the rule; then every prompt is completed.
-        max_new_tokens: most tokens of a completion; the paper does not say.
-        limit: the first so many prompts of each form only.
-        seed: of the bootstrap.
+        subject: The model.
+        prompts: The prompts; see `read_prompts`.
+        judge: Judges completions instead of the rule; then every prompt is completed.
+        max_new_tokens: Maximum number of tokens of a completion; the paper states none.
+        limit: Use only the first N prompts of each form.
+        seed: Random seed of the bootstrap.
+
+    Returns:
+        The benchmark, with the sets `probability` and `completion`, or one of them.
 
     Raises:
-        InputError: no prompt has candidates, references, or a judge.
+        InputError: No prompt has candidates or references, and no judge is given.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit {limit}: 1 or more")
-    if max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens {max_new_tokens}: 1 or more")
+    if limit is not None:
+        check_at_least("limit", limit, 1)
+    check_at_least("max_new_tokens", max_new_tokens, 1)
     with_candidates = [one for one in prompts if one.specific][:limit]
     completed = [one for one in prompts if judge is not None or one.references][:limit]
     if not with_candidates and not completed:
         raise InputError(
-            'no prompt has candidates ("specific") or names of the text ("references"); write some, or give a judge'
+            '`prompts` must have candidates ("specific") or names of the text ("references"), got neither. '
+            "Add them, or give `judge`."
         )
     candidates = [encode_candidates(subject, one.prompt, one.specific, one.generic) for one in with_candidates]
     subject.check_tokens([target.span.input_ids for some in candidates for target in (*some.specific, *some.generic)])
@@ -119,7 +133,7 @@ def prepare(
             "seed": seed,
         },
         parts=parts,
-        summarise=lambda rows, _retain: _metrics(rows, seed),
+        summarise=lambda rows, _control: _metrics(rows, seed),
         notes=_notes(candidates, by_rule=bool(completed) and judge is None),
     )
 
@@ -171,8 +185,14 @@ def _probability_metrics(rows: Rows, seed: int) -> list[Metric]:
             "total next-token probability of the candidates that only the text accounts for (their first tokens), "
             "mean over prompts, 0 to 1",
         ),
-        "share": ("familiarity_share", "the same as a share of specific and generic candidates together"),
-        "whole": ("familiarity_whole", "total probability of the whole specific candidates, all of their tokens"),
+        "share": (
+            "familiarity_share",
+            "that probability as a share of the specific and generic candidates' together, 0 to 1",
+        ),
+        "whole": (
+            "familiarity_whole",
+            "total probability of the whole specific candidates, over all of their tokens, 0 to 1",
+        ),
     }
     if rows.empty:
         reason = 'no prompt has "specific" candidates'
@@ -189,9 +209,11 @@ def _probability_metrics(rows: Rows, seed: int) -> list[Metric]:
 
 
 def _completion_metrics(rows: Rows, seed: int) -> list[Metric]:
-    score = "(5 * share of class 1 + share of class 2) / 5, 0 to 1; the paper's constant is not verified"
+    score = (
+        "(5 * share of class 1 + share of class 2) / 5, 0 to 1; the constant 5 is not verified against the paper's code"
+    )
     if rows.empty:
-        reason = 'no prompt has "references", and no judge is given'
+        reason = 'no prompt has "references", and `judge` is not given'
         return [Metric("familiarity_completion", None, "lower is better", score, reason)]
     sample = Sample(COMPLETION, rows["group"].tolist(), seed=seed)
     classes = rows["class"].to_numpy(np.int64)
@@ -199,7 +221,7 @@ def _completion_metrics(rows: Rows, seed: int) -> list[Metric]:
     metrics = [Metric("familiarity_completion", sample.mean(values), "lower is better", score)]
     for number, meaning in CLASSES.items():
         share = sample.mean((classes == number).astype(np.float64))
-        direction: Any = "lower is better" if number < 3 else "describes; neither is better"
+        direction: Any = "lower is better" if number < 3 else "descriptive, no direction"
         metrics.append(Metric(f"completion_class_{number}", share, direction, f"share of completions with {meaning}"))
     return metrics
 
@@ -209,11 +231,11 @@ def _notes(candidates: Sequence[Candidates], *, by_rule: bool) -> tuple[str, ...
     shared = sum(some.n_shared for some in candidates)
     if shared:
         notes.append(
-            f"{shared} first tokens begin specific and generic candidates alike and count for neither; "
-            "familiarity_whole tells them apart"
+            f"{shared} first tokens begin both specific and generic candidates and count for neither; "
+            "familiarity_whole tells the candidates apart"
         )
     if by_rule:
-        notes.append("completions are judged by rule, which sees no paraphrase and never says class 3")
+        notes.append("completions are judged by a rule, which misses paraphrases and never assigns class 3")
     return tuple(notes)
 
 
@@ -221,11 +243,11 @@ def _prompt(record: Record, where: str) -> FamiliarityPrompt:
     prompt = record.get("prompt", record.get("text"))
     if not isinstance(prompt, str) or not prompt.strip():
         keys = ", ".join(map(str, record)) or "none"
-        raise InputError(f'{where}: needs a "prompt" with text; its keys are {keys}')
+        raise InputError(f'{where}: must have a "prompt" with text, got the keys {keys}')
     lists = {key: _texts(record, key, where) for key in ("specific", "generic", "references", "subtle")}
     for key, needed in (("generic", "specific"), ("subtle", "references")):
         if lists[key] and not lists[needed]:
-            raise InputError(f'{where}: has "{key}" and no "{needed}"; give those, too')
+            raise InputError(f'{where}: "{key}" needs "{needed}". Add "{needed}".')
     return FamiliarityPrompt(prompt, **lists, id=str(record.get("id", "")), group=str(record.get("group", "")))
 
 
@@ -235,5 +257,5 @@ def _texts(record: Record, key: str, where: str) -> tuple[str, ...]:
         return ()
     listed = list(value) if not isinstance(value, str) and hasattr(value, "__iter__") else [value]
     if not all(isinstance(one, str) and one.strip() for one in listed):
-        raise InputError(f'{where}: "{key}" should be a list of texts')
+        raise InputError(f'{where}: "{key}" must be a list of texts')
     return tuple(listed)

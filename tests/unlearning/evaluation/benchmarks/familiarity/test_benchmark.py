@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from tests.command_lines import call_main
-from tests.unlearning.evaluation.benchmarks.demo_familiarity import familiarity_records
+from tests.unlearning.evaluation.benchmarks.familiarity.demo_familiarity import familiarity_records
 from tests.unlearning.helpers import NAMES, TOWNS, build_examples, build_tiny_llama
 from unlearning.cli import main
 from unlearning.common.errors import InputError
-from unlearning.evaluation.benchmarks import familiarity as benchmark
-from unlearning.evaluation.benchmarks.familiarity import FamiliarityPrompt
+from unlearning.evaluation.benchmarks.familiarity import benchmark
+from unlearning.evaluation.benchmarks.familiarity.benchmark import FamiliarityPrompt
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.harness import Evaluation, evaluate
 from unlearning.evaluation.judges import Judge, has_phrase, judge_by_rule, load_judge
@@ -238,7 +239,7 @@ def test_a_killed_run_goes_on_to_the_same_rows(
 def test_a_smaller_vocabulary_than_the_tokenizers_is_refused(subject: Subject) -> None:
     model = build_tiny_llama()
     model.resize_token_embeddings(200)
-    with pytest.raises(InputError, match="the model has a vocabulary of 200"):
+    with pytest.raises(InputError, match="vocabulary size 200"):
         benchmark.prepare(Subject.wrap(model, subject.tokenizer, name="small"), prompts=PROMPTS)
 
 
@@ -264,7 +265,7 @@ def test_the_command_measures_with_a_judge_of_the_users(
         "def ada(prompt, completion):\n    return 1 if 'Ada' in prompt else 2\n"
     )
     arguments = ["--prompts", "prompts.jsonl", "--judge", "my_judges_of_tests:ada", "--max-new-tokens", "4", "--json"]
-    arguments += ["--retain-model", model_dir, "--out", "run"]
+    arguments += ["--control", model_dir, "--out", "run"]
     outcome = call_main(main, "eval", "familiarity", "--model", model_dir, *arguments)
     assert outcome.code == 0, outcome.err
     summary = json.loads(outcome.out)
@@ -277,18 +278,18 @@ def test_the_command_measures_with_a_judge_of_the_users(
 @pytest.mark.parametrize(
     ("records", "options", "message"),
     [
-        ([{"question": "Where?"}], [], 'record 1: needs a "prompt"'),
-        ([{"prompt": " "}], [], 'record 1: needs a "prompt"'),
-        ([{"prompt": "a", "specific": 5}], [], 'record 1: "specific" should be a list of texts'),
-        ([{"prompt": "a", "specific": ["Oslo", ""]}], [], '"specific" should be a list of texts'),
-        ([{"prompt": "a", "generic": ["Oslo"]}], [], 'has "generic" and no "specific"'),
-        ([{"prompt": "a", "subtle": ["Oslo"]}], [], 'has "subtle" and no "references"'),
-        ([{"prompt": "a"}], [], "no prompt has candidates"),
+        ([{"question": "Where?"}], [], 'record 1: .*"prompt"'),
+        ([{"prompt": " "}], [], 'record 1: .*"prompt"'),
+        ([{"prompt": "a", "specific": 5}], [], 'record 1: "specific"'),
+        ([{"prompt": "a", "specific": ["Oslo", ""]}], [], 'record 1: "specific"'),
+        ([{"prompt": "a", "generic": ["Oslo"]}], [], '"generic" needs "specific"'),
+        ([{"prompt": "a", "subtle": ["Oslo"]}], [], '"subtle" needs "references"'),
+        ([{"prompt": "a"}], [], "--prompts.*specific.*references"),
         ([{"prompt": "a"}], ["--judge", "judge"], "write it as module:function"),
         ([{"prompt": "a"}], ["--judge", "no_such_judges:one"], "there is no module 'no_such_judges'"),
         ([{"prompt": "a"}], ["--judge", "json:jugde"], "json has no function 'jugde'"),
-        ([{"prompt": "a", "references": ["b"]}], ["--limit", "0"], "--limit 0: 1 or more"),
-        ([{"prompt": "a", "references": ["b"]}], ["--max-new-tokens", "0"], "--max-new-tokens 0: 1 or more"),
+        ([{"prompt": "a", "references": ["b"]}], ["--limit", "0"], "--limit.*0"),
+        ([{"prompt": "a", "references": ["b"]}], ["--max-new-tokens", "0"], "--max-new-tokens.*0"),
         ([], [], "the list is empty"),
     ],
 )
@@ -299,7 +300,7 @@ def test_bad_input_is_one_line(
     arguments = ["--prompts", tmp_path / "prompts.json", "--out", tmp_path / "run", *options]
     outcome = call_main(main, "eval", "familiarity", "--model", model_dir, *arguments)
     assert outcome.code == 2
-    assert message in outcome.err and outcome.err.count("\n") == 1
+    assert re.search(message, outcome.err) and outcome.err.count("\n") == 1
 
 
 def test_a_loaded_judge_is_known_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

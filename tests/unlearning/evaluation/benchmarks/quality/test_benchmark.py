@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning.cli import main
 from unlearning.common.errors import InputError
 from unlearning.data.spans import encode_answer
-from unlearning.evaluation.benchmarks import quality
-from unlearning.evaluation.benchmarks.quality import Asked
+from unlearning.evaluation.benchmarks.quality import benchmark as quality
+from unlearning.evaluation.benchmarks.quality.prompts import Asked, read_prompts
+from unlearning.evaluation.benchmarks.quality.summary import summarise
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.harness import Evaluation, evaluate
 from unlearning.evaluation.metrics.fluency import Classifier, load_classifier
@@ -67,7 +69,7 @@ def test_given_texts_by_hand(subject: Subject) -> None:
     assert found["entropy_1"] == pytest.approx((entropy + 2 + math.log2(3) + 0) / 4)
     left_out = found.summary()["left_out"]
     assert set(left_out) == {"nll_under_base", "perplexity_under_base", "fluency"}
-    assert "--base" in left_out["nll_under_base"] and "--classifier" in left_out["fluency"]
+    assert "`base`" in left_out["nll_under_base"] and "`classifier`" in left_out["fluency"]
 
 
 def test_texts_that_are_all_empty_are_empty_and_nothing_else(subject: Subject, base: Subject) -> None:
@@ -109,7 +111,7 @@ def test_batch_size_and_order_change_no_number(subject: Subject, base: Subject) 
 def test_a_collapsed_base_gives_finite_numbers_or_says_why_not(subject: Subject, base: Subject) -> None:
     found = run(subject, GIVEN[:1], base=base)
     frame = found.rows.assign(base_nll=[1e4])
-    metrics = {metric.name: metric for metric in quality._metrics(frame, 0, has_base=True, has_classifier=False)}
+    metrics = {metric.name: metric for metric in summarise(frame, seed=0, has_base=True, has_classifier=False)}
     assert metrics["nll_under_base"].estimate.value == 1e4
     assert metrics["perplexity_under_base"].estimate is None
     assert "nll_under_base" in metrics["perplexity_under_base"].reason
@@ -140,10 +142,10 @@ def test_the_retain_model_is_measured_alike(
 ) -> None:
     monkeypatch.setenv("UNLEARNING_CACHE", str(tmp_path))
     prepare = partial(quality.prepare, asked=ASKED, max_new_tokens=12)
-    summary = evaluate(prepare, subject, retain=base, progress=False).summary()
+    summary = evaluate(prepare, subject, control=base, progress=False).summary()
     alone = run(base, ASKED)
     for name, metric in summary["metrics"].items():
-        assert metric["retain_model"] == pytest.approx(alone[name])
+        assert metric["control"] == pytest.approx(alone[name])
         assert metric["difference"] == pytest.approx(metric["value"] - alone[name])
 
 
@@ -197,7 +199,7 @@ def test_any_function_can_be_the_classifier(subject: Subject) -> None:
 def test_prompts_come_from_files_of_any_shape_without_answers(tmp_path: Path) -> None:
     records = [{"question": "Where?", "id": 7, "group": "g"}, {"prompt": "Go on"}, " ".join(map(str, range(30)))]
     (tmp_path / "prompts.json").write_text(json.dumps(records))
-    asked = quality.read_prompts(tmp_path / "prompts.json")
+    asked = read_prompts(tmp_path / "prompts.json")
     assert [one.prompt for one in asked] == [
         "Question: Where?\nAnswer:",
         "Go on",
@@ -206,14 +208,14 @@ def test_prompts_come_from_files_of_any_shape_without_answers(tmp_path: Path) ->
     assert (asked[0].id, asked[0].group) == ("7", "g")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text(" ".join(map(str, range(30))))
-    assert quality.read_prompts(tmp_path / "texts") == [Asked(" ".join(map(str, range(20))))]
+    assert read_prompts(tmp_path / "texts") == [Asked(" ".join(map(str, range(20))))]
 
 
 def test_a_smaller_vocabulary_than_the_tokenizers_is_refused(subject: Subject) -> None:
     model = build_tiny_llama()
     model.resize_token_embeddings(200)
     small = Subject.wrap(model, subject.tokenizer, name="small")
-    with pytest.raises(InputError, match="the model has a vocabulary of 200"):
+    with pytest.raises(InputError, match="vocabulary size 200"):
         quality.prepare(small, asked=ASKED)
 
 
@@ -238,20 +240,20 @@ def test_the_command_measures_and_writes(model_dir: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --prompts, what to continue, or --texts"),
-        (["--prompts", "PROMPTS", "--texts", "PROMPTS"], "one of them"),
+        ([], "--prompts.*--texts"),
+        (["--prompts", "PROMPTS", "--texts", "PROMPTS"], "--prompts.*--texts"),
         (["--prompts", "nowhere.json"], "no such file"),
         (["--texts", "nowhere.json"], "no such file"),
-        (["--texts", "PROMPTS"], "record 1: no text under generated"),
+        (["--texts", "PROMPTS"], "record 1: .*generated"),
         (["--prompts", "EMPTY"], "the file is empty"),
-        (["--prompts", "PROMPTS", "--limit", "0"], "--limit 0: 1 or more"),
-        (["--prompts", "PROMPTS", "--max-new-tokens", "0"], "--max-new-tokens 0: 1 or more"),
+        (["--prompts", "PROMPTS", "--limit", "0"], "--limit.*0"),
+        (["--prompts", "PROMPTS", "--max-new-tokens", "0"], "--max-new-tokens.*0"),
         (["--prompts", "PROMPTS", "--chat"], "no chat template"),
-        (["--prompts", "PROMPTS", "--template", "Hm"], "must hold {question}, got 'Hm'"),
-        (["--prompts", "PROMPTS", "--clean-label", "x"], "give that, too"),
+        (["--prompts", "PROMPTS", "--template", "Hm"], "{question}.*Hm"),
+        (["--prompts", "PROMPTS", "--clean-label", "x"], "--clean-label.*--classifier"),
         (["--prompts", "PROMPTS", "--classifier", "MODEL/.."], "no safetensors weights"),
         (["--prompts", "PROMPTS", "--base", "/nowhere"], "no such directory"),
-        (["--prompts", "KEYS"], "record 1: needs"),
+        (["--prompts", "KEYS"], "record 1: .*prompt"),
     ],
 )
 def test_bad_input_is_one_line(model_dir: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -264,4 +266,4 @@ def test_bad_input_is_one_line(model_dir: Path, tmp_path: Path, arguments: list[
     ]
     outcome = call_main(main, "eval", "quality", "--model", model_dir, "--out", tmp_path / "run", *written)
     assert outcome.code == 2
-    assert message in outcome.err and outcome.err.count("\n") == 1
+    assert re.search(message, outcome.err) and outcome.err.count("\n") == 1

@@ -1,0 +1,1 @@
+"""Familiarity with a text (Who's Harry Potter)."""

@@ -1,0 +1,1 @@
+"""Text quality of what a model writes."""
