@@ -1,11 +1,20 @@
-"""Was the knowledge erased from a language model's parameters, or merely suppressed?
+"""Decide whether knowledge was erased from a language model's parameters or merely suppressed.
 
-from dissect import load_pair, load_prompts, patch
+A pair of models, before and after unlearning, is loaded once and then passed to the experiments:
 
-pair = load_pair("demo:base", "demo:npo")
-prompts = load_prompts("questions.json", pair.tokenizer)
-result = patch(pair, prompts, sites=["mlp_coef", "attn_out", "mlp_coef+attn_out"], window=5)
-result.figure().show()
+    from dissect import load_pair, load_prompts, patch, verdict
+
+    pair = load_pair("demo:base", "demo:npo")
+    prompts = load_prompts("questions.json", pair.tokenizer)
+    result = patch(pair, prompts, sites=["mlp_coef", "attn_out", "mlp_coef+attn_out"], window=5)
+    result.curve()      # mean KRS with interval per site and centre
+    result.figure().show()
+    verdict(pair, prompts, budget="quick").label
+
+Experiments: `patch` (activations), `restore` (weights), `decompose` (weight and coefficient parts of a change), `probe`
+(single MLP coefficients), `behave` (generations and probabilities), `verdict` (a battery of stress tests). Each returns
+a result with tables, intervals and figures; `load_result` (patch and restore), `load_decompose`, `load_probe`,
+`load_behave` and `load_verdict` read a finished run directory.
 """
 
 import importlib
@@ -36,8 +45,8 @@ _HOME = {
     "Model": "dissect.models.model",
     "ModelPair": "dissect.models.pair",
     "ProbeResult": "dissect.coefficients.result",
-    "SweepResult": "dissect.sweeps.result",
     "Prompts": "dissect.prompts.prompts",
+    "SweepResult": "dissect.sweeps.result",
     "Verdict": "dissect.verdicts.result",
     "behave": "dissect.behaviour.run",
     "decompose": "dissect.decomposition.run",
@@ -62,8 +71,8 @@ __all__ = [
     "Model",
     "ModelPair",
     "ProbeResult",
-    "SweepResult",
     "Prompts",
+    "SweepResult",
     "Verdict",
     "behave",
     "decompose",
@@ -83,11 +92,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # torch and transformer-lens take seconds to import; `dissect --help` needs neither.
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a public name when it is first used, so that `dissect --help` does not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
+    """Return the public names."""
     return __all__

@@ -67,7 +67,7 @@ def check_formats(formats: Sequence[str]) -> None:
     """
     for name in formats:
         if name not in FORMATS:
-            raise InputError(f"`formats` must be of {', '.join(FORMATS)}, got {name}")
+            raise InputError(f"`formats` must be among {', '.join(FORMATS)}, got {name}")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import typer
 
 from dissect import zoo
 from dissect.cli import options
-from dissect.cli.loading import check_one_process, find_data, open_control, open_pair, short_name, unescape
+from dissect.cli.loading import check_data, check_one_process, find_data, open_control, open_pair, short_name, unescape
 from dissect.cli.report import earlier_run, figure_formats, report
 from dissect.runtime.processes import ALONE
 
@@ -43,7 +43,10 @@ def command(
 ) -> None:
     """Compare what both models say and know, on forget prompts, retain prompts and texts to continue."""
     formats = figure_formats(output.formats)
-    sources = _sources(find_data(data, pair.base), retain, completions, pair.base)
+    data = find_data(data, pair.base)
+    for flag, file in (("--retain", retain), ("--completions", completions)):
+        check_data(flag, file)
+    sources = _sources(data, retain, completions, pair.base)
     check_one_process("behave")
     opened = open_pair(pair, models, ALONE, quiet=output.quiet)
     from dissect.behaviour.prompts import Reading, read_questions

@@ -1,6 +1,8 @@
 """Load the models and prompts that the options name. Errors that need no model are raised before models are loaded."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,20 +34,34 @@ def find_data(data: Path | None, base: str) -> Path:
         if base not in zoo.BUILTIN:
             raise InputError("--data is missing: name a file of prompts with answers (.json or .jsonl)")
         data = zoo.default_prompts(base.partition(":")[0])
-    check_data(data)
+    check_data("--data", data)
     return data
 
 
-def check_data(data: Path | None) -> None:
+def check_data(flag: str, file: Path | None) -> None:
     """Check that a file of prompts can be read, unless it is None.
+
+    Args:
+        flag: Flag that names the file.
+        file: The file.
 
     Raises:
         InputError: The file cannot be read.
     """
     from unlearning.data.records import read_records
 
-    if data is not None:
-        read_records(data)
+    if file is not None:
+        with _naming(flag):
+            read_records(file)
+
+
+@contextmanager
+def _naming(flag: str) -> Iterator[None]:
+    """Put a flag before the message of an InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{flag}: {error}") from None
 
 
 def check_one_process(command: str) -> None:
@@ -111,7 +127,8 @@ def open_control(name: str, pair: "ModelPair", options: ModelOptions, *, quiet: 
     """
     if name in ("auto", "none"):
         return None if name == "none" else name
-    return _load_third(name, pair, options, quiet=quiet)
+    with _naming("--control"):
+        return _load_third(name, pair, options, quiet=quiet)
 
 
 def open_donors(names: str, pair: "ModelPair", options: ModelOptions, *, quiet: bool) -> "list[Model | str]":
@@ -128,10 +145,11 @@ def open_donors(names: str, pair: "ModelPair", options: ModelOptions, *, quiet: 
     """
     from dissect.interventions.donors import KINDS
 
-    return [
-        name if name in ("base", *KINDS) else _load_third(name, pair, options, quiet=quiet)
-        for name in split_names(names)
-    ]
+    with _naming("--donor must name other-question, noise or a model"):
+        return [
+            name if name in ("base", *KINDS) else _load_third(name, pair, options, quiet=quiet)
+            for name in split_names(names)
+        ]
 
 
 def _load_third(name: str, pair: "ModelPair", options: ModelOptions, *, quiet: bool) -> "Model":

@@ -48,7 +48,7 @@ def command(
     """Measure how far the MLP coefficients moved, and the recovery when k of them are restored (KRS)."""
     formats = figure_formats(output.formats)
     data = find_data(data, pair.base)
-    check_data(retain)
+    check_data("--retain", retain)
     check_one_process("probe")
     from dissect.behaviour.prompts import Reading, Sources
     from dissect.coefficients.concept_vectors import read_concepts

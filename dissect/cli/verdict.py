@@ -85,8 +85,8 @@ def command(
     formats = figure_formats(output.formats)
     chosen = options.choice("--budget", budget, "quick", "standard", "full")
     data = find_data(data, pair.base)
-    for file in (retain, general, paraphrases):
-        check_data(file)
+    for flag, file in (("--retain", retain), ("--general", general), ("--paraphrases", paraphrases)):
+        check_data(flag, file)
     check_one_process("verdict")
     opened = open_pair(pair, models, ALONE, quiet=output.quiet)
     from dissect.verdicts.run import verdict

@@ -180,7 +180,7 @@ def parse_decomposed(sites: str | Sequence[str]) -> tuple[Site, ...]:
     names = [OLD_SITES.get(name, name) for name in given]
     for name in names or [""]:
         if name not in SITES:
-            raise InputError(f"`sites` must be of {' and '.join(SITES)}, got {name!r}")
+            raise InputError(f"`sites` must be among {', '.join(SITES)}, got {name!r}")
     return tuple(site for site in SITES if site in names)
 
 

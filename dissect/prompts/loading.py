@@ -68,6 +68,7 @@ def load_prompts(
         raise InputError(f"`template` must contain {{question}}, got {template!r}")
     if chat and template is not None:
         raise InputError("`chat` and `template` both wrap the question; give only one of them")
+    check_at_least("max_new_tokens", max_new_tokens, 1)
     if limit is not None:
         check_at_least("limit", limit, 1)
     if scoring == "notebook":

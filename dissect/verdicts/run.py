@@ -31,7 +31,7 @@ from dissect.stress.core.sharing import attacked
 from dissect.stress.core.storage import as_parts, as_record, from_parts
 from dissect.verdicts.result import COMMAND, Utility, Verdict, load_verdict
 from dissect.verdicts.rule import Rule, frozen_rule, judge
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 from unlearning.common.renamed import renamed_arguments
 from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
@@ -85,6 +85,8 @@ def verdict(
     """
     if budget not in BUDGETS:
         raise InputError(f"--budget {budget}: use {', '.join(BUDGETS)}")
+    check_at_least("seed", seed, 0)
+    check_at_least("batch_size", batch_size, 1)
     rule = rule or frozen_rule()
     if pair.base.sha256 == pair.unlearned.sha256:
         raise InputError(

@@ -42,7 +42,7 @@ from tests.dissect.cli.helpers import (
         ("--window", "-3", ["--window -3", "must be odd"]),
         ("--window", "five", ["--window five", "an odd width"]),
         ("--window", "5", ["--window 5", "3 layers", "use 3 at most"]),
-        ("--format", "gif", ["--format must be of html, pdf, svg, png", "gif"]),
+        ("--format", "gif", ["--format", "html, pdf, svg, png", "gif", "gif"]),
         ("--scoring", "paper", ["--scoring", "paper", "answer or notebook"]),
         ("--answers", "guessed", ["--answers", "guessed", "given or base"]),
         ("--engine", "warp", ["--engine", "warp", "reference"]),

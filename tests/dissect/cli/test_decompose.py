@@ -115,7 +115,7 @@ def _not_json(constant: str) -> float:
 @pytest.mark.parametrize(
     ("more", "phrases"),
     [
-        (["--sites", "mlp_coef"], ["--sites", "mlp_out and attn_out", "'mlp_coef'"]),
+        (["--sites", "mlp_coef"], ["--sites", "mlp_out, attn_out", "'mlp_coef'"]),
         (["--null", "-1"], ["--null must be at least 0"]),
         (["--batch-size", "0"], ["--batch-size must be at least 1"]),
         (["--scoring", "exam"], ["--scoring", "exam", "answer or notebook"]),

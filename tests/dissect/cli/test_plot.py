@@ -63,7 +63,7 @@ def test_patch_without_chromium_succeeds_and_says_in_one_line_how_to_get_it(
 
 
 def test_plot_of_an_unknown_format_is_refused(run: Path) -> None:
-    assert_refused(call("plot", run, "--format", "html,bmp"), "--format must be of html, pdf, svg, png", "bmp")
+    assert_refused(call("plot", run, "--format", "html,bmp"), "--format", "html, pdf, svg, png", "bmp", "bmp")
     assert not (run / "figures").exists()
 
 
