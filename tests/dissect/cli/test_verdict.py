@@ -78,6 +78,8 @@ def test_another_configuration_is_refused(finished: tuple[Path, Outcome]) -> Non
 @pytest.mark.parametrize(
     ("more", "phrases"),
     [
+        (("--seed", "-1"), ("--seed", "-1")),
+        (("--batch-size", "0"), ("--batch-size", "0")),
         (("--budget", "tiny"), ("--budget", "tiny", "quick", "standard", "full")),
         (
             ("--format", "bmp"),
