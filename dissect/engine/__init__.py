@@ -56,12 +56,18 @@ def targets_of(models: "Sequence[Model]", donor: "Donor") -> "Sequence[Model]":
     Args:
         models: The base, then the donor's model if it is not the base, then the targets.
         donor: Source of the activations.
+
+    Returns:
+        The targets, in the order of the models.
     """
     return models[1:] if donor.model is models[0] else models[2:]
 
 
 def find_engine(name: str) -> Engine:
     """Return the engine with a name.
+
+    Returns:
+        The engine's function.
 
     Raises:
         InputError: There is no engine with this name.

@@ -57,6 +57,9 @@ class Chunk:
         """Return the number of items nearest to one chunk, at least 1; up to half more than a chunk.
 
         A small remainder would cost more than a chunk that is somewhat too large.
+
+        Returns:
+            The number of items, at least 1.
         """
         return max(1, round(self.tokens / tokens_each))
 

@@ -1,7 +1,7 @@
-"""What a schedule costs: floating-point operations and bytes, counted before anything is run.
+"""Count the floating-point operations and bytes of a schedule before anything is run.
 
-A multiply-add counts as two operations. Products with weights, attention scores and the head are counted, and
-nothing elementwise: this is what a machine's matrix-multiplication peak is to be compared with.
+A multiply-add counts as two operations. Products with weights, attention scores and the head are counted; elementwise
+operations are not, so that the count can be compared with a processor's peak rate of matrix multiplication.
 """
 
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ from dissect.prompts.prompts import Batch
 
 @dataclass(frozen=True)
 class ModelCosts:
-    """Weights that one position is multiplied by, and the widths of what is kept of it.
+    """Number of weights that one position is multiplied by, and widths of its activations.
 
     Attributes:
-        n_layers: number of blocks.
-        attn: weights of the attention's projections.
-        query_and_output: those of them that are needed only where the attention writes.
-        mlp: weights of the MLP; of a mixture of experts those that one position meets.
-        down_proj: weights of the down projection.
-        scores: width of all heads' queries together.
-        head: weights of the output head.
-        d_model: width of the residual stream.
-        d_mlp: width of the coefficients, or of the MLP's input where there are none.
-        vocab: rows of the head.
+        n_layers: Number of blocks.
+        attn: Weights of the attention's projections in one block.
+        query_and_output: Weights of the query and output projections, which are needed only where the attention writes.
+        mlp: Weights of the MLP in one block; in a mixture of experts those that one position uses.
+        down_proj: Weights of the down projection in one block.
+        scores: Width of all heads' queries together.
+        head: Weights of the output head.
+        d_model: Width of the residual stream.
+        d_mlp: Width of the coefficients; `d_model` if the MLP has no down projection.
+        vocab: Rows of the output head.
     """
 
     n_layers: int
@@ -46,31 +46,48 @@ class ModelCosts:
     vocab: int
 
     def forward(self, rows: int, positions: int, logits_at: int | None = None) -> int:
-        """Operations of one plain forward, with logits at every position unless told at how many."""
+        """Return the operations of one forward pass without interventions.
+
+        Args:
+            rows: Rows of the batch.
+            positions: Padded positions of a row.
+            logits_at: Number of positions whose logits are computed; None for all.
+
+        Returns:
+            The number of floating-point operations.
+        """
         tokens = rows * positions
         block = 2 * tokens * (self.attn + self.mlp) + self.attention_scores(rows, positions)
         return self.n_layers * block + 2 * self.head * (tokens if logits_at is None else logits_at)
 
     def attention_scores(self, rows: int, positions: int) -> int:
-        """Operations of queries times keys and weights times values, the masked half included."""
+        """Return the operations of one layer's query-key and attention-value products, the masked half included.
+
+        Args:
+            rows: Rows of the batch.
+            positions: Padded positions of a row.
+
+        Returns:
+            The number of floating-point operations.
+        """
         return 4 * rows * positions * positions * self.scores
 
 
 def costs_of(model: Model) -> ModelCosts:
-    """Count a model's weights; they need not be in memory."""
+    """Count a model's weights, which need not be in memory."""
     block = block_of(model.hf, model.anatomy, 0)
     config = model.hf.config.get_text_config()
     cfg = model.adapter.cfg
     head = model.hf.get_output_embeddings().weight
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    met = (getattr(config, "num_experts_per_tok", None) or 1) / experts if experts else 1.0
+    share = (getattr(config, "num_experts_per_tok", None) or 1) / experts if experts else 1.0
     heads = int(config.num_attention_heads)
     width = int(getattr(config, "head_dim", None) or cfg.d_model // heads)
     return ModelCosts(
         n_layers=model.n_layers,
         attn=_weights(block.attn),
         query_and_output=_weights(block.q_proj) + _weights(block.o_proj),
-        mlp=_weights(block.mlp, share_of_experts=met) or _weights(block.whole) - _weights(block.attn),
+        mlp=_weights(block.mlp, share_of_experts=share) or _weights(block.whole) - _weights(block.attn),
         down_proj=_weights(block.down_proj),
         scores=heads * width,
         head=head.numel(),
@@ -83,7 +100,7 @@ def costs_of(model: Model) -> ModelCosts:
 
 
 def _weights(module: nn.Module | None, *, share_of_experts: float = 1.0) -> int:
-    """Entries of a module's matrices; of stacked ones, the share that one position meets."""
+    """Count the entries of a module's matrices; of stacked experts, the share that one position uses."""
     if module is None:
         return 0
     sizes: list[Any] = [p for p in module.parameters() if p.dim() >= 2]
@@ -91,14 +108,17 @@ def _weights(module: nn.Module | None, *, share_of_experts: float = 1.0) -> int:
 
 
 def pass_flops(schedule: Schedule, costs: ModelCosts, batch: Batch, n_targets: int, *, n_sources: int = 1) -> int:
-    """Operations of one walk over the layers with one batch: the base, every target, and their logits.
+    """Count the operations of one pass over the layers with one batch: the base, every target, and their logits.
 
     Args:
-        schedule: what is computed.
-        costs: of the model.
-        batch: what goes through it.
-        n_targets: how many models are intervened on.
-        n_sources: 1, or 2 where the donor's forward is another one than the base's.
+        schedule: Steps of every layer.
+        costs: Sizes of the model.
+        batch: Padded prompts.
+        n_targets: Number of models that are intervened on.
+        n_sources: 2 if the donor needs its own forward pass, else 1.
+
+    Returns:
+        The number of floating-point operations.
     """
     rows, positions = batch.input_ids.shape
     scored = len(batch.rows)
@@ -106,18 +126,26 @@ def pass_flops(schedule: Schedule, costs: ModelCosts, batch: Batch, n_targets: i
     last = schedule.n_layers - 1
     total = 0
     for layer, steps in enumerate(schedule.layers):
-        base = Step(0, 0, frozenset(), False, False, needs_all_in=True, needs_all_out=layer < last)
+        base = Step(
+            parent=0,
+            branch=0,
+            sites=frozenset(),
+            shares_attention=False,
+            has_sibling=False,
+            needs_all_in=True,
+            needs_all_out=layer < last,
+        )
         total += n_sources * _step_flops(base, costs, rows, positions, tokens, scored)
         total += n_targets * sum(_step_flops(step, costs, rows, positions, tokens, scored) for step in steps)
         given = [step for step in steps if "mlp_coef" in step.sites and not step.sites & (WHOLE | {"mlp_out"})]
         written = scored if layer == last else tokens
-        # Once for all streams that write with the same down projection.
-        total += 2 * n_targets * costs.down_proj * written * len({_writes_with(step.weights) for step in given})
+        # Computed once for all branches with the same down projection.
+        total += 2 * n_targets * costs.down_proj * written * len({_down_proj_sites(step.weights) for step in given})
     return total + 2 * costs.head * scored * (1 + n_targets * (1 + len(schedule.ends)))
 
 
-def _writes_with(weights: frozenset[str]) -> frozenset[str]:
-    """What is restored of the down projection, as far as names tell."""
+def _down_proj_sites(weights: frozenset[str]) -> frozenset[str]:
+    """Return the weight sites that restore, or by a regular expression may restore, the down projection."""
     return frozenset(site for site in weights if site == "value_vectors" or is_regex(site))
 
 
@@ -148,17 +176,29 @@ def pass_bytes(
     itemsize: int,
     n_sources: int = 1,
 ) -> int:
-    """Most bytes that one walk with these batches holds beside the weights, about.
+    """Estimate the largest number of bytes that one pass with these batches holds in addition to the weights.
 
-    The streams before and after a layer, what is taken from the base, what one chunk computes, and the logits that
-    are being scored.
+    These are the branches before and after a layer, the base's activations, the intermediate results of one chunk, and
+    the logits that are scored.
+
+    Args:
+        schedule: Steps of every layer.
+        costs: Sizes of the model.
+        batches: Batches of the pass.
+        n_targets: Number of models that are intervened on.
+        chunk: Number of tokens that go through a block at once.
+        itemsize: Bytes of one value.
+        n_sources: 2 if the donor needs its own forward pass, else 1.
+
+    Returns:
+        The number of bytes.
     """
     tokens = sum(batch.input_ids.numel() for batch in batches)
     widest = max(batch.input_ids.numel() for batch in batches)
     scored = max(len(batch.rows) for batch in batches)
-    chunk = max(chunk + chunk // 2, widest)  # what comes nearest to a chunk may be half more
-    streams = (1 + n_sources + n_targets * schedule.max_branches) * tokens * costs.d_model
+    chunk = max(chunk + chunk // 2, widest)  # `Chunk.n_items` may exceed a chunk by half
+    branches = (1 + n_sources + n_targets * schedule.max_branches) * tokens * costs.d_model
     from_base = widest * (4 * costs.d_model + costs.d_mlp)
-    at_work = chunk * (8 * costs.d_model + 4 * costs.d_mlp)
+    in_chunk = chunk * (8 * costs.d_model + 4 * costs.d_mlp)
     logits = (max(chunk, scored) + 8 * scored) * costs.vocab
-    return itemsize * (streams + from_base + at_work) + 4 * logits
+    return itemsize * (branches + from_base + in_chunk) + 4 * logits

@@ -297,6 +297,9 @@ def scatter(
         kept: Values at the positions.
         positions: Flat positions of the values.
         shape: Batch and position dimension of the result.
+
+    Returns:
+        A tensor of shape [batch, position, width].
     """
     everywhere = kept.new_zeros(shape[0] * shape[1], kept.shape[-1])
     everywhere[positions.to(kept.device)] = kept

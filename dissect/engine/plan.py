@@ -1,9 +1,8 @@
-"""How the work of a sweep is cut: into passes that fit the memory, shares for processes, and chunks that run fast."""
+"""Split a sweep into passes that fit into memory, shares for processes, and chunks that run fast."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,25 +14,25 @@ from dissect.engine.schedule import Schedule, make_schedule
 from dissect.interventions.intervention import Intervention
 from dissect.models.anatomy import block_of
 from dissect.models.model import Model
-from dissect.prompts.prompts import Batch, Prompts
+from dissect.prompts.prompts import Batch
 from dissect.runtime.memory import Budget
 from dissect.runtime.sizes import in_bytes
 from unlearning.common.errors import InputError
 
 CALIBRATION_S = 1.0
-"""A chunk that would take longer than this is not tried."""
+"""Longest time, in seconds, that a chunk may be expected to take to be tried."""
 TRIAL_S = 0.1
-"""After so long, a chunk of this size has been timed well enough."""
+"""Time, in seconds, after which a size of chunk has been timed well enough."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One walk over the layers.
+    """One pass over the layers.
 
     Attributes:
-        batches: the prompts that are in it.
-        interventions: indices of the interventions that are in it.
-        flops: operations that it takes.
+        batches: Batches that go through the layers in this pass.
+        interventions: Indices of the interventions that are run in this pass.
+        flops: Floating-point operations of the pass.
     """
 
     batches: tuple[Batch, ...]
@@ -43,16 +42,16 @@ class Pass:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All passes of a sweep, and what they will take.
+    """All passes of a sweep, with their cost.
 
     Attributes:
-        passes: in the order that they are run.
-        chunk_tokens: how many tokens go through a block at once.
-        max_branches: streams that are in memory together in the widest pass.
-        flops: operations of all passes.
-        naive_flops: operations of one full forward per intervention, with logits at every position.
-        bytes: most memory that a pass takes beside the weights, about.
-        budget: what the process may take.
+        passes: Passes in the order in which they are run.
+        chunk_tokens: Number of tokens that go through a block at once.
+        max_branches: Largest number of branches in memory at once.
+        flops: Floating-point operations of all passes.
+        naive_flops: Floating-point operations of one full forward pass per intervention, with logits at every position.
+        bytes: Estimate of the largest memory of a pass, in addition to the weights.
+        budget: Memory that the process may use.
     """
 
     passes: tuple[Pass, ...]
@@ -64,7 +63,7 @@ class Plan:
     budget: Budget
 
     def record(self) -> dict[str, Any]:
-        """What `run.json` keeps of it."""
+        """Return the plan's entries in `run.json`."""
         return {
             "passes": len(self.passes),
             "examples_per_batch": max(len(batch.examples) for one in self.passes for batch in one.batches),
@@ -79,9 +78,50 @@ class Plan:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class _SweepCosts:
+    """Costs of a sweep's interventions in any grouping."""
+
+    model: ModelCosts
+    interventions: Sequence[Intervention]
+    n_targets: int
+    n_sources: int
+    itemsize: int
+    _schedules: dict[tuple[int, ...], Schedule] = field(default_factory=dict)
+
+    def schedule(self, group: tuple[int, ...]) -> Schedule:
+        """Return the schedule of a group of interventions, given as indices."""
+        if group not in self._schedules:
+            interventions = [self.interventions[index] for index in group]
+            self._schedules[group] = make_schedule(interventions, self.model.n_layers)
+        return self._schedules[group]
+
+    def bytes(self, batches: Sequence[Batch], groups: Sequence[tuple[int, ...]], chunk_tokens: int) -> int:
+        """Return the bytes of a pass with these batches under the most expensive group."""
+        return max(
+            pass_bytes(
+                self.schedule(group),
+                self.model,
+                batches,
+                self.n_targets,
+                chunk=chunk_tokens,
+                itemsize=self.itemsize,
+                n_sources=self.n_sources,
+            )
+            for group in groups
+        )
+
+    def one_pass(self, batches: Sequence[Batch], group: tuple[int, ...]) -> Pass:
+        """Return a pass with its operations."""
+        schedule = self.schedule(group)
+        flops = sum(
+            pass_flops(schedule, self.model, batch, self.n_targets, n_sources=self.n_sources) for batch in batches
+        )
+        return Pass(tuple(batches), group, flops)
+
+
 def make_plan(
     models: Sequence[Model],
-    prompts: Prompts,
     interventions: Sequence[Intervention],
     *,
     batches: Sequence[Batch],
@@ -90,91 +130,92 @@ def make_plan(
     processes: int = 1,
     n_sources: int = 1,
 ) -> Plan:
-    """Cut a sweep so that every pass fits the budget and every process has its share.
+    """Split a sweep so that every pass fits the budget and every process has a share.
 
-    Examples are cut before interventions, because what is cut by interventions runs the base and the target again.
-    Models that are streamed go through as few passes as the budget allows, since each reads them anew.
+    Examples are split before interventions, because every group of interventions runs the base and the target again.
+    Streamed models go through as few passes as the budget allows, because every pass reads their weights again.
 
     Args:
-        models: base first, then the targets.
-        prompts: what is asked.
-        interventions: what is done.
-        batches: the prompts in batches as large as they may become.
-        budget: memory that may be used.
-        chunk_tokens: how much goes through a block at once; measured where it is not given.
-        processes: how many share the work.
-        n_sources: 2 where the donor's forward is another than the base's.
+        models: Base first, then the targets.
+        interventions: Interventions on each target.
+        batches: All prompts, in batches as large as they may become.
+        budget: Memory that may be used.
+        chunk_tokens: Number of tokens that go through a block at once; None to measure the fastest.
+        processes: Number of processes that share the work.
+        n_sources: 2 if the donor needs its own forward pass, else 1.
+
+    Returns:
+        The passes and their cost.
 
     Raises:
-        InputError: not even one example under one intervention fits the budget (with the least that does).
+        InputError: One example under one intervention does not fit the budget (the message says what it needs).
     """
-    base, n_targets = models[0], len(models) - 1
-    costs = costs_of(base)
-    chunk_tokens = chunk_tokens or measure_chunk(models[-1], batches[0], costs)
-    itemsize = next(base.hf.parameters()).element_size()
-    everything = tuple(range(len(interventions)))
-
-    @cache
-    def schedule_of(group: tuple[int, ...]) -> Schedule:
-        return make_schedule([interventions[index] for index in group], base.n_layers)
-
-    def bytes_of(some: Sequence[Batch]) -> int:
-        assert chunk_tokens is not None
-        schedules = [schedule_of(group) for group in groups]
-        return max(
-            pass_bytes(one, costs, some, n_targets, chunk=chunk_tokens, itemsize=itemsize, n_sources=n_sources)
-            for one in schedules
+    base = models[0]
+    costs = _SweepCosts(
+        model=costs_of(base),
+        interventions=interventions,
+        n_targets=len(models) - 1,
+        n_sources=n_sources,
+        itemsize=next(base.hf.parameters()).element_size(),
+    )
+    chunk_tokens = chunk_tokens or measure_chunk(models[-1], batches[0], costs.model)
+    pieces, groups, chunk_tokens = _split_to_fit(costs, batches, budget, chunk_tokens, processes)
+    together = [[piece] for piece in pieces]
+    if base.streamed is not None:
+        together = _merge_batches(
+            pieces, lambda several: costs.bytes(several, groups, chunk_tokens) <= budget.left, processes
         )
+    passes = [costs.one_pass(several, group) for several in together for group in groups]
+    forwards = n_sources + costs.n_targets * (1 + len(interventions))
+    return Plan(
+        passes=tuple(passes),
+        chunk_tokens=chunk_tokens,
+        max_branches=max(costs.schedule(group).max_branches for group in groups),
+        flops=sum(one.flops for one in passes),
+        naive_flops=sum(forwards * costs.model.forward(*piece.input_ids.shape) for piece in pieces),
+        bytes=max(costs.bytes(one.batches, groups, chunk_tokens) for one in passes),
+        budget=budget,
+    )
 
+
+def _split_to_fit(
+    costs: _SweepCosts, batches: Sequence[Batch], budget: Budget, chunk_tokens: int, processes: int
+) -> tuple[list[Batch], list[tuple[int, ...]], int]:
+    """Split batches, then chunks, then interventions until one batch under one group fits the budget.
+
+    Returns:
+        The batches, the groups of interventions as indices, and the chunk in tokens.
+    """
+    everything = tuple(range(len(costs.interventions)))
+    n_examples = sum(len(batch.examples) for batch in batches)
     rows = max(len(batch.examples) for batch in batches)
-    rows = min(rows, max(1, -(-len(prompts) // processes)))
+    rows = min(rows, max(1, -(-n_examples // processes)))
     groups = [everything]
     while True:
         pieces = [piece.trimmed() for batch in batches for piece in batch.pieces(rows)]
         longest = max(piece.input_ids.numel() for piece in pieces)
-        least = max(bytes_of([piece]) for piece in pieces)
-        if least <= budget.left:
+        needed = max(costs.bytes([piece], groups, chunk_tokens) for piece in pieces)
+        if needed <= budget.left:
             break
         if rows > 1:
             rows //= 2
         elif chunk_tokens > longest:
             chunk_tokens = max(longest, chunk_tokens // 2)
-        elif len(groups) < len(interventions):
-            groups = _dealt(everything, 2 * len(groups))
+        elif len(groups) < len(everything):
+            groups = _split_round_robin(everything, 2 * len(groups))
         else:
             raise InputError(
-                f"--max-memory: at least {in_bytes(budget.held + least, up=True)} is needed and "
-                f"{in_bytes(budget.allowed)} is allowed: program and weights hold {in_bytes(budget.held)}, and one "
-                f"example under one intervention takes {in_bytes(least)}"
+                f"`max_memory` must be at least {in_bytes(budget.held + needed, up=True)}, got "
+                f"{in_bytes(budget.allowed)}: the program and the weights take {in_bytes(budget.held)}, one example "
+                f"under one intervention takes {in_bytes(needed)}"
             )
     if len(pieces) * len(groups) < processes:
-        groups = _dealt(everything, min(len(everything), -(-processes // len(pieces))))
-    together = [[piece] for piece in pieces]
-    if base.streamed is not None:
-        together = _gathered(pieces, lambda some: bytes_of(some) <= budget.left, processes)
-    passes = [
-        Pass(
-            tuple(some),
-            group,
-            sum(pass_flops(schedule_of(group), costs, piece, n_targets, n_sources=n_sources) for piece in some),
-        )
-        for some in together
-        for group in groups
-    ]
-    forwards = n_sources + n_targets * (1 + len(interventions))
-    return Plan(
-        passes=tuple(passes),
-        chunk_tokens=chunk_tokens,
-        max_branches=max(schedule_of(group).max_branches for group in groups),
-        flops=sum(one.flops for one in passes),
-        naive_flops=sum(forwards * costs.forward(*piece.input_ids.shape) for piece in pieces),
-        bytes=max(bytes_of(one.batches) for one in passes),
-        budget=budget,
-    )
+        groups = _split_round_robin(everything, min(len(everything), -(-processes // len(pieces))))
+    return pieces, groups, chunk_tokens
 
 
 def combined_plan(plans: Sequence[Plan]) -> Plan:
-    """Several plans that are carried out one after the other, as one for a reader."""
+    """Combine plans that are run one after the other into one plan, for display and `run.json`."""
     return Plan(
         passes=tuple(one for plan in plans for one in plan.passes),
         chunk_tokens=min(plan.chunk_tokens for plan in plans),
@@ -186,13 +227,15 @@ def combined_plan(plans: Sequence[Plan]) -> Plan:
     )
 
 
-def _dealt(indices: Sequence[int], n_groups: int) -> list[tuple[int, ...]]:
-    """Deal out indices like cards, so that long and short interventions meet in every group."""
+def _split_round_robin(indices: Sequence[int], n_groups: int) -> list[tuple[int, ...]]:
+    """Split indices round-robin, so that every group has cheap and expensive interventions."""
     return [tuple(indices[first::n_groups]) for first in range(min(n_groups, len(indices)))]
 
 
-def _gathered(pieces: Sequence[Batch], fits: Callable[[Sequence[Batch]], bool], processes: int) -> list[list[Batch]]:
-    """As few groups of neighbouring batches as fit, but one for each process at least."""
+def _merge_batches(
+    pieces: Sequence[Batch], fits: Callable[[Sequence[Batch]], bool], processes: int
+) -> list[list[Batch]]:
+    """Merge consecutive batches into as few groups as fit into memory, but at least one for each process."""
     most = -(-len(pieces) // processes)
     groups: list[list[Batch]] = [[]]
     for piece in pieces:
@@ -203,10 +246,18 @@ def _gathered(pieces: Sequence[Batch], fits: Callable[[Sequence[Batch]], bool], 
 
 
 def measure_chunk(model: Model, batch: Batch, costs: ModelCosts) -> int:
-    """The size of chunk, in tokens, that this machine puts through a block of this model fastest.
+    """Measure which size of chunk this machine computes fastest in a block of a model.
 
-    Too small a chunk leaves the machine's arithmetic idle, too large a one its caches. For a streamed model, whose
-    blocks are not in memory, a gated MLP of its widths is timed instead.
+    A chunk that is too small leaves arithmetic units idle, a chunk that is too large exceeds the caches.
+    For a streamed model, whose blocks are not in memory, a gated MLP of the same widths is timed instead.
+
+    Args:
+        model: Model whose first block is timed.
+        batch: Batch of the sweep; its number of padded positions is used.
+        costs: Widths of the model.
+
+    Returns:
+        The size of a chunk, in tokens.
     """
     width = batch.input_ids.shape[1]
     sizes = [2**power for power in range(6, 18 if model.device.type == "cuda" else 13)]
@@ -216,7 +267,7 @@ def measure_chunk(model: Model, batch: Batch, costs: ModelCosts) -> int:
     for n in copies:
         if rates and n * width / rates[max(rates)] > CALIBRATION_S:
             break
-        run(n)  # what is run for the first time takes longer
+        run(n)  # the first run takes longer and is not timed
         seconds: list[float] = []
         while sum(seconds) < TRIAL_S and (len(seconds) < 3 or (sum(seconds) < 0.02 and len(seconds) < 20)):
             start = time.perf_counter()
@@ -224,12 +275,12 @@ def measure_chunk(model: Model, batch: Batch, costs: ModelCosts) -> int:
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)
             seconds.append(time.perf_counter() - start)
-        rates[n] = n * width / min(seconds)  # whatever else the machine does only adds to them
+        rates[n] = n * width / min(seconds)  # the minimum, because other programs can only add time
         *before, last = rates.values()
-        if len(before) > 2 and last < 1.03 * max(before):  # larger ones will gain nothing either
+        if len(before) > 2 and last < 1.03 * max(before):  # larger chunks would not be faster
             break
     best = max(rates.values())
-    # Fast enough still where only half of a chunk's positions are scored, and so go through the MLP.
+    # Twice that size is still fast where only half of a chunk's positions are scored and go through the MLP.
     return 2 * min(n for n, rate in rates.items() if rate >= 0.92 * best) * width
 
 

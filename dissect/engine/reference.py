@@ -110,6 +110,9 @@ def chosen_weights(weights: WeightNames, intervention: Intervention) -> Paramete
     Args:
         weights: Parameters of the target, by site.
         intervention: Sites and layers that are restored.
+
+    Returns:
+        Names of parameters, each with its output rows, or None for all rows.
     """
     restored: list[tuple[frozenset[str], Location]] = [(intervention.before, "before"), (intervention.after, "after")]
     restored += [(weights_among(intervention.sites), layer) for layer in intervention.window.layers]

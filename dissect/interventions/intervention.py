@@ -1,4 +1,4 @@
-"""Interventions as plain data: what to do to which layers, never how it is run."""
+"""Describe interventions as plain data: which sites are replaced in which layers, not how an engine does it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from dissect.models.weights import WeightNames
 
 NO_SITES: frozenset[str] = frozenset()
-OUTSIDE = frozenset({"embed", "unembed"})
-"""Sites that no block has."""
+OUTSIDE_BLOCKS = frozenset({"embed", "unembed"})
+"""Sites outside the blocks."""
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """One run of the target model with something replaced.
+    """One run of the target model with some of its sites replaced.
 
     Attributes:
-        sites: what is replaced, all of it in the same window: names of `SITES`, of `WEIGHT_SITES`, or `/REGEX/`.
-        window: in which layers.
-        before: those of the sites whose weights outside the blocks count too, as embeddings.
-        after: the same of what follows the last block, as the final norm and the head.
+        sites: Sites that are replaced, all in the same window: names of `SITES`, of `WEIGHT_SITES`, or `/REGEX/`.
+        window: Layers in which the sites are replaced.
+        before: Weight sites that are also restored before the first block, such as `embed`.
+        after: Weight sites that are also restored after the last block, such as `norms` (final norm) and `unembed`.
     """
 
     sites: SiteSet
@@ -34,49 +34,52 @@ class Intervention:
 
     @property
     def kind(self) -> Literal["patch", "restore"]:
-        """`patch` replaces activations by the donor's, at every token position; `restore` replaces weights too."""
+        """`patch` if only activations are replaced, at every token position; `restore` if weights are replaced."""
         return "restore" if any(is_weight(site) for site in self.sites) else "patch"
 
     def sites_at(self, layer: int) -> frozenset[str]:
-        """What is replaced in the block of one layer."""
-        return frozenset(self.sites) - OUTSIDE if layer in self.window.layers else NO_SITES
+        """Return the sites that are replaced in the block of one layer."""
+        return frozenset(self.sites) - OUTSIDE_BLOCKS if layer in self.window.layers else NO_SITES
 
     @property
     def label(self) -> str:
-        """`mlp_coef+attn_out @ 3..7`."""
+        """Sites and layers, such as `mlp_coef+attn_out @ 3..7`."""
         return f"{site_label(self.sites)} @ {self.window.first}..{self.window.last}"
 
 
 def weights_among(sites: Iterable[str]) -> frozenset[str]:
-    """Those of the sites that are weights."""
+    """Return the weight sites among sites."""
     return frozenset(site for site in sites if is_weight(site))
 
 
 def sweep(
     site_sets: Iterable[SiteSet], windows: Iterable[Window], weights: "WeightNames | None" = None
 ) -> list[Intervention]:
-    """Every set of sites in every window: the layer sweep of the Dissecting paper.
+    """Return an intervention for every set of sites in every window: the layer sweep of the Dissecting paper.
 
-    A window in which a set has nothing to replace is left out. A set that has something outside the blocks only, as
-    `embed`, is done once, and its window is called `all`.
+    A window in which a set has no weights and no activations is left out. A set with weights outside the blocks only,
+    such as `embed`, gives one intervention, whose window is called `all`.
 
     Args:
-        site_sets: what is replaced together.
-        windows: where.
-        weights: which weights the model has; needed where a weight is among the sites.
+        site_sets: Sets of sites; each set is replaced together.
+        windows: Windows of layers.
+        weights: Parameters of the model by site; needed if weight sites are named.
+
+    Returns:
+        The interventions, in the order of the sets and then of the windows.
 
     Raises:
-        InputError: none of the windows has anything of a set.
+        InputError: A set has nothing to replace in any window.
     """
     windows = list(windows)
     planned: list[Intervention] = []
     for sites in site_sets:
-        several = _in_windows(sites, windows, weights)
-        if not several:
+        interventions = _in_windows(sites, windows, weights)
+        if not interventions:
             raise InputError(
-                f"{site_label(sites)}: has nothing in the layers that are named; name others, or a --window"
+                f"`window` must include layers that have {site_label(sites)}, got layers without it; name other layers"
             )
-        planned += several
+        planned += interventions
     return planned
 
 
@@ -92,7 +95,7 @@ def _in_windows(sites: SiteSet, windows: list[Window], weights: "WeightNames | N
         return [Intervention(sites, whole_model(weights.n_layers), before, after)]
     last = weights.n_layers - 1
     return [
-        # Norms go by layer, and the final one stands behind the last.
+        # `norms` is restored layer by layer; the final norm belongs to the last layer.
         Intervention(sites, window, before, after if last in window.layers else after - {"norms"})
         for window in windows
         if inside & set(window.layers) or any(site in SITES for site in sites)

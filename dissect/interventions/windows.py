@@ -1,4 +1,4 @@
-"""Windows of layers: what a sweep goes through, and how a user names it."""
+"""Define the windows of layers that a sweep goes through, and parse their names."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from unlearning.common.errors import InputError
 
 DEFAULT_WINDOWS: tuple[int | str, ...] = (5, 1, "suffix")
-"""The paper's width, and beside it what tells an effect of the last layers from one of the last layer alone."""
+"""Width in the Dissecting paper, single layers, and suffixes; the last two separate an effect of the last layer."""
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,9 @@ class Window:
     """Layers that are intervened on together.
 
     Attributes:
-        centre: the layer that the window is named after; of a suffix its first one, of a prefix its last.
-        layers: the layers, in order.
-        kind: `5` (so many around the centre), `prefix`, `suffix`, `layers 3,7,12-15` or `all`.
+        centre: Layer that the window is named after: the first layer of a suffix, the last layer of a prefix.
+        layers: Layers in ascending order.
+        kind: A width such as `5`, `prefix`, `suffix`, `layers 3,7,12-15` or `all`.
     """
 
     centre: int
@@ -26,25 +26,32 @@ class Window:
 
     @property
     def first(self) -> int:
-        """Its first layer."""
+        """First layer of the window."""
         return self.layers[0]
 
     @property
     def last(self) -> int:
-        """Its last layer, inclusive."""
+        """Last layer of the window, inclusive."""
         return self.layers[-1]
 
 
 def centred_windows(n_layers: int, width: int) -> list[Window]:
-    """One window of `width` layers around every layer, clipped at the ends of the model.
+    """Return one window of layers around every layer, clipped at the ends of the model.
+
+    Args:
+        n_layers: Number of layers of the model.
+        width: Number of layers in a window; odd.
+
+    Returns:
+        The windows, in the order of their centres.
 
     Raises:
-        InputError: the width is even, not positive, or wider than the model.
+        InputError: The width is even, not positive, or larger than the number of layers.
     """
     check_width(width)
     if width > n_layers:
         widest = n_layers if n_layers % 2 else n_layers - 1
-        raise InputError(f"--window {width}: the model has {n_layers} layers; use {widest} at most")
+        raise InputError(f"`window` must be at most {widest} for a model with {n_layers} layers, got {width}")
     half = width // 2
     return [
         Window(centre, tuple(range(max(0, centre - half), min(n_layers, centre + half + 1))), str(width))
@@ -56,63 +63,80 @@ def check_width(width: int) -> None:
     """Check the width of a centred window.
 
     Raises:
-        InputError: it is even or not positive.
+        InputError: The width is even or not positive.
     """
     if width < 1 or width % 2 == 0:
-        raise InputError(f"--window {width}: a window has a centre, so its width must be odd, as 1, 3 or 5")
+        raise InputError(f"`window` must be an odd width such as 1, 3 or 5, got {width}")
 
 
 def prefix_windows(n_layers: int) -> list[Window]:
-    """Layers 0..l for every l."""
+    """Return the windows of layers 0..l for every l."""
     return [Window(last, tuple(range(last + 1)), "prefix") for last in range(n_layers)]
 
 
 def suffix_windows(n_layers: int) -> list[Window]:
-    """Layers l..last for every l."""
+    """Return the windows of layers l..last for every l."""
     return [Window(first, tuple(range(first, n_layers)), "suffix") for first in range(n_layers)]
 
 
 def whole_model(n_layers: int) -> Window:
-    """All layers at once, for what has no layer."""
+    """Return one window of all layers, for weights that belong to no layer."""
     return Window(n_layers // 2, tuple(range(n_layers)), "all")
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """Read a list of layers, `3,7,12-15`.
+    """Parse a list of layers.
+
+    Args:
+        text: Layers and ranges of layers, such as `3,7,12-15`.
+
+    Returns:
+        The layers in ascending order, each once.
 
     Raises:
-        InputError: it is none.
+        InputError: The text is not a list of layers.
     """
     layers: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
-            raise InputError(f"--layers {text}: {part.strip() or 'nothing'!r} is no layer; write 3,7,12-15")
+            raise InputError(
+                f"`layers` must be a list such as 3,7,12-15, got {text!r}: {part.strip()!r} is not a layer"
+            )
         layers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(sorted(layers))
 
 
 def parse_windows(window: int | str | Sequence[int | str] | None, n_layers: int) -> list[Window]:
-    """All windows of a sweep.
+    """Return all windows of a sweep.
 
     Args:
-        window: a width, `prefix`, `suffix`, `layers 3,7,12-15`, or several of these; None for the default kinds.
-        n_layers: of the model.
+        window: A width, `prefix`, `suffix`, `layers 3,7,12-15`, or several of these; None for the default kinds.
+        n_layers: Number of layers of the model.
+
+    Returns:
+        The windows, kind by kind.
 
     Raises:
-        InputError: a word that is none of these, or layers that the model does not have.
+        InputError: A kind is unknown, or the model does not have the layers.
     """
-    if window is None:  # on a shallow model as wide as it allows
+    if window is None:  # a shallow model limits the default width
         widest = n_layers if n_layers % 2 else n_layers - 1
         window = [min(kind, widest) if isinstance(kind, int) else kind for kind in DEFAULT_WINDOWS]
     return [one for kind in window_kinds(window) for one in _windows_of(kind, n_layers)]
 
 
 def window_kinds(window: int | str | Sequence[int | str]) -> tuple[int | str, ...]:
-    """The kinds of windows that are named, each once, checked as far as that goes without a model.
+    """Parse the kinds of windows, without a model.
+
+    Args:
+        window: A width, `prefix`, `suffix`, `layers 3,7,12-15`, or several of these.
+
+    Returns:
+        The kinds in their order, each once; widths are numbers.
 
     Raises:
-        InputError: nothing is named, or a word that is no kind of window.
+        InputError: No kind is given, or a kind is unknown.
     """
     named: Iterable[int | str] = [window] if isinstance(window, int | str) else window
     kinds: list[int | str] = []
@@ -124,10 +148,10 @@ def window_kinds(window: int | str | Sequence[int | str]) -> tuple[int | str, ..
         elif kind.startswith("layers "):
             parse_layers(kind.removeprefix("layers "))
         elif kind not in ("prefix", "suffix"):
-            raise InputError(f"--window {kind}: a window is an odd width, prefix, suffix, or layers 3,7,12-15")
+            raise InputError(f"`window` must be an odd width, prefix, suffix, or layers 3,7,12-15, got {kind!r}")
         kinds.append(kind)
     if not kinds:
-        raise InputError("--window: name at least one, as 5")
+        raise InputError("`window` must name at least one kind of window such as 5, got none")
     return tuple(dict.fromkeys(kinds))
 
 
@@ -141,5 +165,5 @@ def _windows_of(kind: int | str, n_layers: int) -> list[Window]:
     text = kind.removeprefix("layers ")
     layers = parse_layers(text)
     if layers[-1] >= n_layers:
-        raise InputError(f"--layers {text}: the model has layers 0 to {n_layers - 1}")
+        raise InputError(f"`layers` must be between 0 and {n_layers - 1} for this model, got {text!r}")
     return [Window(layers[len(layers) // 2], layers, f"layers {text}")]

@@ -1,6 +1,6 @@
-"""Where a decoder's blocks, attention and MLP sit in its Hugging Face module tree.
+"""Find a decoder's blocks, attention and MLP in its Hugging Face module tree.
 
-TransformerLens' architecture adapters know that for over a hundred families; no table is kept here.
+TransformerLens' architecture adapters have the module paths of over a hundred families, so no table is kept here.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Dotted module paths of one architecture; None where it has no module of its own for a part.
+    """Dotted module paths of one architecture; None for a part without its own module.
 
     Attributes:
-        blocks: the list of blocks, from the model.
-        attn: the attention, from its block.
-        q_proj: its query projection, where that is a module of its own.
-        o_proj: its output projection.
-        mlp: the MLP, from its block; a mixture of experts where there is one.
-        down_proj: the MLP's down projection, whose input are the coefficients; None in a mixture of experts.
+        blocks: List of blocks, from the model.
+        attn: Attention, from its block.
+        q_proj: Query projection, from its block; None if it is fused with others.
+        o_proj: Output projection of the attention, from its block.
+        mlp: MLP or mixture of experts, from its block.
+        down_proj: Down projection of the MLP, whose input is the coefficients, from its block; None in a mixture of
+            experts.
     """
 
     blocks: str
@@ -39,7 +40,7 @@ class Anatomy:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """The modules of one block."""
+    """Modules of one block; None for a part without its own module."""
 
     whole: nn.Module
     attn: nn.Module | None
@@ -50,15 +51,22 @@ class Block:
 
 
 def architecture_of(hf: "PreTrainedModel") -> str:
-    """The class name that TransformerLens' adapters go by; a model built by `from_config` does not carry it."""
+    """Return the class name by which TransformerLens selects an adapter, also for a model built by `from_config`."""
     return (hf.config.architectures or [type(hf).__name__])[0]
 
 
 def find_adapter(hf: "PreTrainedModel", *, name: str) -> Any:
-    """TransformerLens' adapter of a model's architecture, which neither wraps nor changes the model.
+    """Return TransformerLens' adapter of a model's architecture; the model is neither wrapped nor changed.
+
+    Args:
+        hf: Hugging Face model.
+        name: Name for messages.
+
+    Returns:
+        The adapter.
 
     Raises:
-        InputError: TransformerLens has none.
+        InputError: TransformerLens has no adapter for the architecture.
     """
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
@@ -68,11 +76,13 @@ def find_adapter(hf: "PreTrainedModel", *, name: str) -> Any:
         config = build_bridge_config_from_hf(hf.config, architecture, name, torch.float32)
         return ArchitectureAdapterFactory.select_architecture_adapter(config)
     except ValueError as error:
-        raise InputError(f"{name}: TransformerLens cannot open {architecture}: {str(error).splitlines()[0]}") from None
+        raise InputError(
+            f"{name}: TransformerLens does not support {architecture}: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def find_anatomy(hf: "PreTrainedModel", adapter: Any) -> Anatomy:
-    """Read the module paths out of an adapter; those that the model's first block does not have become None."""
+    """Return the module paths of an adapter; paths that the model's first block does not have become None."""
     mapping = adapter.component_mapping["blocks"]
     first = hf.get_submodule(mapping.name)[0]  # type: ignore[index]
 
@@ -95,11 +105,14 @@ def find_anatomy(hf: "PreTrainedModel", adapter: Any) -> Anatomy:
 
 
 def component_path(components: Mapping[str, Any], *keys: str) -> str | None:
-    """Module path of a part of an adapter's tree of components, None where it names none.
+    """Return the module path of a part in an adapter's tree of components.
 
     Args:
-        components: where the first key is looked up, as `adapter.component_mapping`.
-        keys: from part to part, as `"attn", "q"`.
+        components: Components that hold the first key, such as `adapter.component_mapping`.
+        keys: Keys from part to part, such as `"attn", "q"`.
+
+    Returns:
+        The dotted path, or None if the adapter names no module for the part.
     """
     names: list[str] = []
     component = None
@@ -107,19 +120,36 @@ def component_path(components: Mapping[str, Any], *keys: str) -> str | None:
         component = components.get(key)
         if component is None:
             return None
-        if component.name is not None:  # a part without a module of its own, as OPT's MLP
+        if component.name is not None:  # None: a part without its own module, such as OPT's MLP
             names.append(component.name)
         components = component.submodules
     return ".".join(names) if component is not None and component.name is not None else None
 
 
 def block_of(hf: "PreTrainedModel", anatomy: Anatomy, layer: int) -> Block:
-    """The modules of one layer's block."""
+    """Return the modules of one layer's block.
+
+    Args:
+        hf: Hugging Face model.
+        anatomy: Module paths of the model.
+        layer: Index of the layer.
+
+    Returns:
+        The modules; None for a part without its own module.
+    """
     return parts_of(hf.get_submodule(anatomy.blocks)[layer], anatomy)  # type: ignore[index]
 
 
 def parts_of(whole: nn.Module, anatomy: Anatomy) -> Block:
-    """The modules of a block."""
+    """Return the modules of a block.
+
+    Args:
+        whole: The block.
+        anatomy: Module paths of its model.
+
+    Returns:
+        The modules; None for a part without its own module.
+    """
 
     def part(path: str | None) -> nn.Module | None:
         return None if path is None else whole.get_submodule(path)

@@ -1,4 +1,4 @@
-"""Hashes of the tensors of a checkpoint on disk: one pass over its files, remembered while they do not change."""
+"""Hash the tensors of a checkpoint on disk, and cache the hashes until its files change."""
 
 import contextlib
 import hashlib
@@ -15,26 +15,29 @@ from unlearning.common.runs import write_bytes
 
 FORMAT = 1
 _THREADS = 2
-"""Hashing is as slow as reading; one thread hashes while the other reads."""
+"""Number of threads. Hashing takes as long as reading, so one thread hashes while the other reads."""
 
 
 def fingerprint(files: TensorFiles, *, name: str, progress: bool = False) -> dict[str, str]:
-    """The `tensor_hash` of every tensor by its name on disk, checked to be finite.
+    """Hash every tensor of a checkpoint, and check that its values are finite.
 
-    Hashes are kept under `$XDG_CACHE_HOME/dissect/fingerprints` (by default in `~/.cache`) for as long as path, size
-    and modification time of every file stay the same.
+    Hashes are cached under `$XDG_CACHE_HOME/dissect/fingerprints` (by default in `~/.cache`) as long as path, size and
+    modification time of every file stay the same.
 
     Args:
-        files: the checkpoint.
-        name: what errors call it.
-        progress: show a progress bar on stderr.
+        files: Files of the checkpoint.
+        name: Name of the checkpoint for messages.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        The `tensor_hash` of every tensor, by its name on disk.
 
     Raises:
-        InputError: a file cannot be read, or a tensor holds a value that is not finite (which).
+        InputError: A file cannot be read, or a tensor has a value that is not finite (the message names the tensor).
     """
     state = [_state(file) for file in files.files]
-    place = _cache() / f"{hashlib.sha256(os.fsencode(files.path.resolve())).hexdigest()}.json"
-    known = _recall(place, state)
+    cached = _cache() / f"{hashlib.sha256(os.fsencode(files.path.resolve())).hexdigest()}.json"
+    known = _cached_hashes(cached, state)
     if known is not None and known.keys() == files.tensors.keys():
         return known
 
@@ -49,8 +52,8 @@ def fingerprint(files: TensorFiles, *, name: str, progress: bool = False) -> dic
         for tensor, sha256 in threads.map(hash_one, files.tensors):
             hashes[tensor] = sha256
             bar.advance(1)
-    with contextlib.suppress(InputError):  # a home that cannot be written to only costs the next run its time
-        write_bytes(place, json.dumps({"format": FORMAT, "files": state, "tensors": hashes}).encode())
+    with contextlib.suppress(InputError):  # if the cache is not writable, hashes are recomputed next time
+        write_bytes(cached, json.dumps({"format": FORMAT, "files": state, "tensors": hashes}).encode())
     return hashes
 
 
@@ -62,14 +65,14 @@ def _state(file: Path) -> list[str | int]:
     try:
         status = file.stat()
     except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}; copy it again") from None
+        raise InputError(f"{file}: cannot be read: {error.strerror}; copy the file again") from None
     return [file.name, status.st_size, status.st_mtime_ns]
 
 
-def _recall(place: Path, state: list[list[str | int]]) -> dict[str, str] | None:
-    """The kept hashes of files in this state; None where there are none, whatever is wrong with them."""
+def _cached_hashes(cached: Path, state: list[list[str | int]]) -> dict[str, str] | None:
+    """Return the cached hashes of files in a state; None if there are none, or if the cache is broken."""
     try:
-        record = json.loads(place.read_text(encoding="utf-8"))
+        record = json.loads(cached.read_text(encoding="utf-8"))
         if record["format"] == FORMAT and record["files"] == state:
             return {str(name): str(sha256) for name, sha256 in record["tensors"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

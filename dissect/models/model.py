@@ -1,4 +1,4 @@
-"""A pair of models that may be compared: loaded, validated, one tokenizer, every site proven to work."""
+"""Load one model, and check that every site of it works."""
 
 import copy
 import inspect
@@ -35,15 +35,15 @@ DTYPES = {
 
 @dataclass(eq=False)
 class Model:
-    """One loaded model and what is known of it.
+    """One loaded model.
 
     Attributes:
-        name: as the user wrote it.
-        hf: the Hugging Face model, in evaluation mode; never wrapped or changed.
-        tokenizer: its tokenizer.
-        sha256: content hash of its weights.
-        missing_sites: sites that this architecture does not have, with the reason.
-        streamed: where its weights are read from layer by layer; None where they are in memory.
+        name: Name or path that the user gave.
+        hf: Hugging Face model in evaluation mode; never wrapped or changed.
+        tokenizer: Tokenizer of the model.
+        sha256: Content hash of the weights.
+        missing_sites: Sites that this architecture does not have, each with the reason.
+        streamed: Source of the weights if they are read layer by layer; None if they are in memory.
     """
 
     name: str
@@ -55,10 +55,25 @@ class Model:
 
     @classmethod
     def wrap(cls, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> "Model":
-        """A model that is in memory already, checked as a loaded one is.
+        """Wrap a model that is already in memory, with the checks of `load_model`.
+
+        Args:
+            hf: Causal language model of transformers; it is set to evaluation mode.
+            tokenizer: Tokenizer of the model.
+            name: Name for results and messages.
+
+        Returns:
+            The model.
 
         Raises:
-            InputError: a weight is not finite, or the architecture is not a decoder that TransformerLens knows.
+            InputError: A weight is not finite, or TransformerLens does not support the architecture.
+
+        Examples:
+            >>> from dissect import Model, load_model
+            >>> loaded = load_model("demo:base", device="cpu")
+            >>> model = Model.wrap(loaded.hf, loaded.tokenizer, name="mine")
+            >>> model.sha256 == loaded.sha256
+            True
         """
         hf.eval()
         model = cls(name=name, hf=hf, tokenizer=tokenizer, sha256=content_hash(hf, name=name))
@@ -67,21 +82,21 @@ class Model:
 
     @cached_property
     def adapter(self) -> Any:
-        """TransformerLens' knowledge of the architecture.
+        """TransformerLens' adapter of the architecture.
 
         Raises:
-            InputError: TransformerLens has no adapter for it.
+            InputError: TransformerLens has no adapter for the architecture.
         """
         return find_adapter(self.hf, name=self.name)
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """Where its blocks and their parts are."""
+        """Module paths of the blocks and their parts."""
         return find_anatomy(self.hf, self.adapter)
 
     @cached_property
     def weights(self) -> WeightNames:
-        """Which of its parameters belong to which weight site."""
+        """Parameters of the model by weight site."""
         return find_weights(self.hf, self.anatomy, self.adapter)
 
     @property
@@ -91,43 +106,43 @@ class Model:
 
     @property
     def context(self) -> int:
-        """Longest sequence in tokens, or a very large number where there is no limit."""
+        """Longest sequence in tokens; a very large number if there is no limit."""
         return int(getattr(self.hf.config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
     @property
     def device(self) -> torch.device:
-        """Where the model's inputs go."""
+        """Device of the model's inputs."""
         return next(self.hf.parameters()).device if self.streamed is None else self.streamed.device
 
     @property
     def dtype(self) -> str:
-        """What it computes in, as `float32`."""
+        """Dtype of the computation, such as `float32`."""
         return str(next(self.hf.parameters()).dtype).removeprefix("torch.")
 
     @cached_property
     def takes_position_ids(self) -> bool:
-        """Whether the forward accepts explicit positions (ALiBi models derive them from the mask)."""
+        """True if the forward accepts explicit positions; ALiBi models derive them from the mask."""
         return "position_ids" in inspect.signature(self.hf.forward).parameters
 
     @cached_property
     def bridge(self) -> Any:
-        """TransformerLens' view of the model.
+        """TransformerLens' bridge to the model.
 
-        The bridge puts its components into the module tree in place, so it gets a copy of the tree that shares
-        every parameter and buffer: `hf` stays as transformers made it, and no memory is doubled but that of
-        fused projections, which the bridge copies to split them (on NeoX it reads only the copy, so weights of
-        `hf` must not be changed after this view was made).
+        The bridge puts its components into the module tree in place, so it gets a copy of the tree that shares every
+        parameter and buffer. `hf` stays as transformers made it, and no memory is doubled except that of fused
+        projections, which the bridge copies to split them. On NeoX the bridge reads only these copies, so weights of
+        `hf` must not be changed after the bridge was made.
 
         Raises:
-            InputError: TransformerLens has no adapter for this architecture.
+            InputError: TransformerLens has no adapter for the architecture.
         """
         from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-        architecture = self.adapter.cfg.architecture  # refused here where TransformerLens does not know it
+        architecture = self.adapter.cfg.architecture  # raises if TransformerLens has no adapter
         shared: dict[int, Tensor] = {id(tensor): tensor for tensor in (*self.hf.parameters(), *self.hf.buffers())}
         tree = copy.deepcopy(self.hf, memo=dict(shared))
         with warnings.catch_warnings():
-            # A name that the adapter offers and this architecture lacks; `check_sites` finds out.
+            # The adapter offers a hook that this architecture lacks; `check_sites` reports it.
             warnings.filterwarnings("ignore", message="Hook alias")
             return build_bridge_from_module(tree, architecture, hf_config=tree.config)
 
@@ -145,38 +160,49 @@ def load_model(
     """Load one model from a built-in name, a directory or a hub id.
 
     Args:
-        name: `demo:base`, a checkpoint's directory, or a hub id `owner/name`.
-        device: `cpu`, `cuda`, `cuda:1`..., or `auto` to spread the layers over all GPUs; by default a GPU where
-            there is one.
-        dtype: `float32` (default) or `float64`; on a GPU also `bfloat16` or `float16`. A streamed model is computed
-            in the dtype of its files by default, on a GPU.
-        trust_remote_code: run the model code that a hub repository ships.
-        allow_pickle: read pickled `.bin` weights where there are no safetensors.
-        stream: leave the weights on disk, and read them layer by layer when they are needed.
-        progress: show a progress bar on stderr while a streamed model's files are hashed for the first time.
+        name: Built-in name such as `demo:base`, directory of a checkpoint, or hub id `owner/name`.
+        device: `cpu`, `cuda`, `cuda:1` and so on, or `auto` to distribute the layers over all GPUs. By default a GPU
+            if there is one.
+        dtype: `float32` (default) or `float64`; on a GPU also `bfloat16` or `float16`. A streamed model on a GPU is by
+            default computed in the dtype of its files.
+        trust_remote_code: Run the model code of a hub repository.
+        allow_pickle: Read pickled `.bin` weights if there are no safetensors.
+        stream: Leave the weights on disk, and read them layer by layer when they are needed.
+        progress: Show a progress bar on stderr while the files of a streamed model are hashed for the first time.
+
+    Returns:
+        The model, with its tokenizer.
 
     Raises:
-        InputError: nothing of that name, broken or incomplete files, weights that are not finite, no tokenizer,
-            an architecture that TransformerLens does not know, files that cannot be streamed.
+        InputError: There is no model with this name; files are broken or missing; a weight is not finite; there is no
+            tokenizer; TransformerLens does not support the architecture; or the files cannot be streamed.
+
+    Examples:
+        >>> from dissect import load_model
+        >>> model = load_model("demo:base", device="cpu")
+        >>> model.name, model.dtype
+        ('demo:base', 'float32')
+        >>> model.missing_sites
+        {}
     """
     name = str(name)
     target = resolve_device(device)
-    resolve_dtype(dtype, target)  # a wrong word is told of before a download
+    resolve_dtype(dtype, target)  # a wrong name is reported before a download
     path = locate_checkpoint(name)
-    check_files(path, allow_pickle=allow_pickle)  # first, since the tokenizer's loader reads config.json too
+    check_files(path, allow_pickle=allow_pickle)  # first, because loading the tokenizer also reads config.json
     if stream and is_adapter(path):
         raise InputError(
-            f"{name}: an adapter cannot be streamed; merge it into its base first (peft's merge_and_unload, then "
-            "save_pretrained)"
+            f"`stream` must be off for {name}, which is an adapter; or merge it into its base first (peft's "
+            "merge_and_unload, then save_pretrained)"
         )
-    numbers = resolve_dtype(dtype, target, stored=_stored_dtype(path) if stream else None)
+    computed_in = resolve_dtype(dtype, target, stored=_stored_dtype(path) if stream else None)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     if stream:
-        return _open_streamed(path, name, tokenizer, target, numbers, trust_remote_code, progress)
+        return _open_streamed(path, name, tokenizer, target, computed_in, trust_remote_code, progress)
     hf = load_weights(
         path,
         device="auto" if device == "auto" else target,
-        dtype=numbers,
+        dtype=computed_in,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
@@ -198,21 +224,27 @@ def _open_streamed(
         path, name=name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, progress=progress
     )
     model = Model(name=name, hf=streamed.hf, tokenizer=tokenizer, sha256=streamed.sha256, streamed=streamed)
-    # Nothing can be run before its layers are read; the engine proves the sites when it runs the first one.
+    # The model cannot be run before its layers are read; the engine checks the sites when it runs the first layer.
     parts = {site.name: getattr(model.anatomy, site.part) for site in SITES.values()}
     model.missing_sites = {
-        name: f"its blocks have no module for it ({type(model.hf).__name__})"
-        for name, part in parts.items()
+        site: f"the blocks of {type(model.hf).__name__} have no module for this site"
+        for site, part in parts.items()
         if not part
     }
     return model
 
 
 def resolve_device(name: str | None) -> torch.device:
-    """The device of that name; without one or with `auto`, a GPU where there is one.
+    """Return the device with a name.
+
+    Args:
+        name: Such as `cpu` or `cuda:1`; None or `auto` for a GPU if there is one, else the CPU.
+
+    Returns:
+        The device.
 
     Raises:
-        InputError: there is no such device.
+        InputError: There is no such device, or it is `meta`.
     """
     if name is None or name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -220,44 +252,57 @@ def resolve_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}; use cpu, cuda or cuda:1") from None
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"`device` must be an available device such as cpu or cuda:1, got {name!r}: {reason}"
+        ) from None
     if device.type == "meta":
-        raise InputError("--device meta: holds no numbers; use cpu, cuda or cuda:1")
+        raise InputError(
+            "`device` must be an available device such as cpu or cuda:1, got 'meta', which holds no values"
+        )
     return device
 
 
 def _stored_dtype(path: Path) -> str | None:
-    """What a checkpoint's configuration says that its weights are."""
+    """Return the dtype that a checkpoint's configuration states; None if it states none."""
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     return config.get("dtype") or config.get("torch_dtype")
 
 
 def resolve_dtype(name: str | None, device: torch.device, *, stored: str | None = None) -> torch.dtype:
-    """The dtype to compute in: the named one, on a GPU that of the files where it is given, else float32.
+    """Return the dtype to compute in.
+
+    Args:
+        name: A name of `DTYPES`; None for the default.
+        device: Device of the computation.
+        stored: Dtype of the checkpoint's files, which is the default on a GPU; None if float32 is the default.
+
+    Returns:
+        The dtype; float32 by default.
 
     Raises:
-        InputError: an unknown dtype, or half precision on a CPU.
+        InputError: The dtype is unknown, or half precision on a CPU.
     """
     if name is None:
         return DTYPES.get(stored or "", torch.float32) if device.type == "cuda" else torch.float32
     if name not in DTYPES:
-        raise InputError(f"--dtype {name}: unknown; use one of {', '.join(DTYPES)}")
+        raise InputError(f"`dtype` must be one of {', '.join(DTYPES)}, got {name!r}")
     if device.type == "cpu" and DTYPES[name] in (torch.bfloat16, torch.float16):
-        raise InputError(f"--dtype {name}: half precision on a CPU is slow and coarse; leave it at float32")
+        raise InputError(f"`dtype` must be float32 or float64 on a CPU, got {name!r}; half precision is slow there")
     return DTYPES[name]
 
 
 def check_sites(model: "Model") -> dict[str, str]:
-    """Prove that every site works on this model, in one plain and one self-patched forward.
+    """Check that every site works on a model, with one plain and one self-patched forward pass.
 
-    Each site must fire exactly once in every layer, with the shape [batch, position, width], and a model patched
-    with its own activations must give the same logits to the bit.
+    Each site must fire exactly once in every layer, with the shape [batch, position, width]. A model that is patched
+    with its own activations must return the same logits bit for bit.
 
     Returns:
-        The sites that this architecture does not offer, with the reason.
+        The sites that this architecture does not have, each with the reason.
 
     Raises:
-        InputError: patching the model with its own activations changes its logits.
+        InputError: Patching the model with its own activations changes its logits.
     """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.hf.config.get_text_config().vocab_size, (2, 6), generator=generator).to(model.device)
@@ -284,18 +329,18 @@ def check_sites(model: "Model") -> dict[str, str]:
     for point, site in points.items():
         width = config.d_mlp if site.width == "d_mlp" else config.d_model
         if point not in known:
-            missing.setdefault(site.name, f"its blocks have no {point}")
+            missing.setdefault(site.name, f"the blocks have no hook {point}")
         elif fired[point] != 1:
-            missing.setdefault(site.name, f"{point} fired {fired[point]} times in one forward")
+            missing.setdefault(site.name, f"the hook {point} fired {fired[point]} times in one forward pass")
         elif shapes[point] != (2, 6, width):
-            missing.setdefault(site.name, f"{point} has shape {shapes[point]}, expected (2, 6, {width})")
+            missing.setdefault(site.name, f"the hook {point} has shape {shapes[point]}, expected (2, 6, {width})")
     working = [point for point in present if points[point].name not in missing]
     with torch.inference_mode():
         patched = bridge.run_with_hooks(ids, fwd_hooks=[(point, replace) for point in working], **inputs)
     if not torch.equal(plain, patched):
         gap = float((plain - patched).abs().max())
         raise InputError(
-            f"{model.name}: patching it with its own activations changes its logits by {gap:.2g}; "
-            "its sites cannot be trusted, so nothing was computed"
+            f"{model.name}: patching the model with its own activations changes its logits by {gap:.2g}, so results of "
+            "patching would be wrong; use a model whose forward pass is deterministic"
         )
     return missing

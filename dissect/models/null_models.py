@@ -1,4 +1,4 @@
-"""Models that were moved as far from the base as unlearning moved it, but in random directions."""
+"""Make null models: the base moved as far as unlearning moved it, but in random directions."""
 
 import zlib
 from dataclasses import replace
@@ -12,18 +12,21 @@ from unlearning.common.errors import InputError
 
 
 def null_model(base: Model, unlearned: Model, *, seed: int) -> Model:
-    """The base with every tensor moved in a random direction by the norm of its own update in unlearning.
+    """Return the base with every tensor moved in a random direction by the norm of its update in unlearning.
 
-    Whatever recovery such a model shows is what any diffuse change of this size would show: nothing was unlearned in
-    it. A tensor that unlearning left alone is left alone; a tied one moves once.
+    Nothing was unlearned in such a model, so its recovery is that of any diffuse change of this size. A tensor that
+    unlearning did not change is not changed; a tied tensor moves once.
 
     Args:
-        base: where it starts.
-        unlearned: whose updates give the norms.
-        seed: of the directions.
+        base: Model that is moved.
+        unlearned: Model whose updates set the norms.
+        seed: Seed of the directions.
+
+    Returns:
+        The null model; parameters that do not move are shared with the base.
 
     Raises:
-        InputError: see `check_null`.
+        InputError: No null model can be made of these models; see `check_null`.
     """
     check_null(base, unlearned)
     theirs = dict(unlearned.hf.named_parameters(remove_duplicate=False))
@@ -42,13 +45,20 @@ def null_model(base: Model, unlearned: Model, *, seed: int) -> Model:
 def check_null(base: Model, unlearned: Model) -> None:
     """Check that null models can be made.
 
+    Args:
+        base: Model that is moved.
+        unlearned: Model whose updates set the norms.
+
     Raises:
-        InputError: the weights are not in memory, or the two models are the same.
+        InputError: The weights are not in memory, or the two models have the same weights.
     """
     if base.streamed is not None:
-        raise InputError("--null needs the models in memory; leave --stream out")
+        raise InputError("`null` must be 0 for streamed models; turn `stream` off to use null models")
     if base.sha256 == unlearned.sha256:
-        raise InputError(f"--null: {base.name} and {unlearned.name} have the same weights; there is no update to match")
+        raise InputError(
+            f"`null` must be 0 here: {base.name} and {unlearned.name} have the same weights, so there is no update to "
+            "match"
+        )
 
 
 def _moved(values: Tensor, distance: float, *, seed: int, name: str) -> Tensor:

@@ -1,25 +1,21 @@
-"""A pair of models that may be compared: base and unlearned."""
+"""Load a base and an unlearned model, and check that they can be compared."""
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dissect import zoo
 from dissect.models.anatomy import architecture_of
+from dissect.models.model import Model, load_model, resolve_device, resolve_dtype
 from dissect.runtime.processes import ALONE, Processes
 from dissect.runtime.sizes import in_bytes
 from unlearning.checkpoints.locate import check_files, locate_checkpoint, weights_directory
 from unlearning.checkpoints.safetensors_files import TensorFiles
 from unlearning.common.errors import InputError
-
-if TYPE_CHECKING:
-    pass
-
-from dissect import zoo
-from dissect.models.model import Model, load_model, resolve_device, resolve_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +23,14 @@ class ModelPair:
     """A base model and the same model after unlearning.
 
     Attributes:
-        base: the model that knows; the donor of every patch.
-        unlearned: the model after unlearning; the target.
+        base: Model that knows; the donor of every patch.
+        unlearned: The same model after unlearning; the target.
+
+    Examples:
+        >>> from dissect import load_pair
+        >>> pair = load_pair("demo:base", "demo:npo", device="cpu")
+        >>> pair.tokenizer is pair.base.tokenizer
+        True
     """
 
     base: Model
@@ -36,12 +38,12 @@ class ModelPair:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The one tokenizer of both: the base's."""
+        """Tokenizer of the base, which is used for both models."""
         return self.base.tokenizer
 
     @property
     def n_layers(self) -> int:
-        """Number of blocks of each."""
+        """Number of blocks of each model."""
         return self.base.n_layers
 
 
@@ -58,26 +60,40 @@ def load_pair(
     progress: bool = True,
     processes: Processes = ALONE,
 ) -> ModelPair:
-    """Load a base and an unlearned model that may be compared; arguments as in `load_model`.
+    """Load a base and an unlearned model, and check that they can be compared.
 
     Args:
-        base: the model that knows.
-        unlearned: the same model after unlearning.
-        device: see `load_model`.
-        dtype: see `load_model`.
-        trust_remote_code: see `load_model`.
-        allow_pickle: see `load_model`.
-        stream: leave the weights on disk and read them layer by layer; by default where they do not fit.
-        max_memory: bytes that the process may hold, which tells what fits; by default most of what is free.
-        progress: see `load_model`.
-        processes: those that load it too; either all of them stream it or none.
+        base: Model that knows: a built-in name, a directory or a hub id.
+        unlearned: The same model after unlearning.
+        device: `cpu`, `cuda`, `cuda:1` and so on, or `auto` to distribute the layers over all GPUs. By default a GPU
+            if there is one.
+        dtype: `float32` (default) or `float64`; on a GPU also `bfloat16` or `float16`. A streamed model on a GPU is by
+            default computed in the dtype of its files.
+        trust_remote_code: Run the model code of a hub repository.
+        allow_pickle: Read pickled `.bin` weights if there are no safetensors.
+        stream: Leave the weights on disk, and read them layer by layer; by default only if the pair does not fit into
+            memory.
+        max_memory: Largest memory of the process, in bytes, which decides whether the pair fits; by default most of the
+            free memory.
+        progress: Show a progress bar on stderr while the files of a streamed model are hashed for the first time.
+        processes: Processes of the launch that load the pair too; all of them stream it, or none.
+
+    Returns:
+        The pair.
 
     Raises:
-        InputError: what `load_model` raises, or the two differ in architecture, layers, widths or vocabulary.
+        InputError: A model cannot be loaded (see `load_model`), or the two differ in architecture, layers, widths or
+            vocabulary.
 
     Warns:
-        UserWarning: the tokenizers differ in a token; the base's is used for both. The pair does not fit into memory
-            and is streamed.
+        UserWarning: The tokenizers differ in a token, and the base's is used for both; or the pair does not fit into
+            memory and is streamed.
+
+    Examples:
+        >>> from dissect import load_pair
+        >>> pair = load_pair("demo:base", "demo:npo", device="cpu")
+        >>> pair.n_layers == pair.base.n_layers == pair.unlearned.n_layers
+        True
     """
     if stream is None:
         stream = processes.once(lambda: not allow_pickle and not _fits((base, unlearned), device, dtype, max_memory))
@@ -98,7 +114,7 @@ def load_pair(
 
 
 def _fits(names: Sequence[str | Path], device: str | None, dtype: str | None, max_memory: int | None) -> bool:
-    """Whether these models fit into memory together."""
+    """Return True if models fit into memory together; warn if they do not."""
     from dissect.runtime.memory import memory_budget
 
     target = resolve_device(device)
@@ -111,33 +127,37 @@ def _fits(names: Sequence[str | Path], device: str | None, dtype: str | None, ma
     if needed <= left:
         return True
     warnings.warn(
-        f"the pair takes {in_bytes(needed)} and {in_bytes(max(0, left))} can be had: it is streamed from disk, layer "
-        "by layer",
+        f"the pair needs {in_bytes(needed)} and {in_bytes(max(0, left))} are available, so it is streamed from disk, "
+        "layer by layer",
         stacklevel=3,
     )
     return False
 
 
 def check_comparable(base: Model, other: Model) -> None:
-    """Check that activations of one model can stand in the other.
+    """Check that activations of one model can replace those of another.
+
+    Args:
+        base: The model that the other one is compared with.
+        other: The other model.
 
     Raises:
-        InputError: they differ in architecture, layers, widths or vocabulary (in what, and how).
+        InputError: The models differ in architecture, layers, widths or vocabulary (the message says in which).
 
     Warns:
-        UserWarning: the tokenizers differ in a token.
+        UserWarning: The tokenizers differ in a token.
     """
-    for what, of_base, of_other in zip(_SHAPE, _shape(base), _shape(other), strict=True):
+    for dimension, of_base, of_other in zip(_SHAPE, _shape(base), _shape(other), strict=True):
         if of_base != of_other:
             raise InputError(
-                f"{base.name} and {other.name} differ in {what}: {of_base} and {of_other}; "
-                "a pair is one model before and after unlearning"
+                f"{base.name} and {other.name} differ in {dimension}: {of_base} and {of_other}; both must "
+                "come from the same pretrained model"
             )
     ours, theirs = base.tokenizer.get_vocab(), other.tokenizer.get_vocab()
     if ours != theirs:
         token = sorted(set(ours.items()) ^ set(theirs.items()))[0][0]
         warnings.warn(
-            f"the tokenizers of {base.name} and {other.name} differ, as in the token {token!r} "
+            f"the tokenizers of {base.name} and {other.name} differ, for example in the token {token!r} "
             f"({ours.get(token)} and {theirs.get(token)}); {base.name}'s is used for both",
             stacklevel=3,
         )
@@ -162,13 +182,23 @@ def _shape(model: Model) -> tuple[Any, ...]:
 
 
 def resolve_control(pair: ModelPair, control: str | Model | None) -> Model | None:
-    """The never-trained control: `auto` is a built-in pair's own, None is none.
+    """Load and check the control model.
+
+    Args:
+        pair: Base and unlearned model; the control must have the base's architecture and vocabulary.
+        control: A loaded model, a name or path, `auto` (the control of a built-in pair, if any), or `none` or None for
+            no control.
+
+    Returns:
+        The control, or None if none was given or found.
 
     Raises:
-        InputError: it cannot be loaded or compared.
+        InputError: The control cannot be loaded, or differs from the base in architecture or vocabulary.
     """
     if control == "auto":
         control = zoo.default_control(pair.base.name)
+    elif control == "none":
+        control = None
     if isinstance(control, str):
         control = load_like(control, pair.base)
     if control is not None:
@@ -177,5 +207,13 @@ def resolve_control(pair: ModelPair, control: str | Model | None) -> Model | Non
 
 
 def load_like(name: str, base: Model) -> Model:
-    """A third model, loaded as the base was."""
+    """Load a further model on the base's device, in its dtype, and streamed if the base is.
+
+    Args:
+        name: Built-in name, directory or hub id.
+        base: Model whose settings are used.
+
+    Returns:
+        The model.
+    """
     return load_model(name, device=str(base.device), dtype=base.dtype, stream=base.streamed is not None)

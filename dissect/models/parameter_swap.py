@@ -1,4 +1,4 @@
-"""Models and blocks that compute with some of another model's weights: pointers, no copies."""
+"""Make models and blocks that compute with some of another model's weights, without copies of tensors."""
 
 import copy
 from collections.abc import Mapping
@@ -15,12 +15,15 @@ Tree = TypeVar("Tree", bound=nn.Module)
 
 
 def restored_values(target: nn.Module, base: nn.Module, chosen: ParameterRows) -> dict[str, Tensor]:
-    """The values that the chosen parameters of a target get: the base's own, or a mixture where only rows are chosen.
+    """Return the restored values of a target's parameters.
 
     Args:
-        target: a model, or a part of one.
-        base: the same of the base.
-        chosen: names of parameters from these modules, with the output rows that are meant.
+        target: A model, or a part of one.
+        base: The same module of the base.
+        chosen: Names of parameters from these modules, each with its output rows, or None for all rows.
+
+    Returns:
+        For each parameter the base's values, or the target's with the chosen rows replaced by the base's.
     """
     values = {}
     for name, rows in chosen.items():
@@ -29,16 +32,23 @@ def restored_values(target: nn.Module, base: nn.Module, chosen: ParameterRows) -
             values[name] = theirs if theirs.device == ours.device else theirs.to(ours.device)
             continue
         dim = 0 if ours.dim() == 1 else row_dim(target.get_submodule(name.rpartition(".")[0]))
-        here = rows.to(ours.device)
-        values[name] = ours.index_copy(dim, here, theirs.to(ours.device).index_select(dim, here))
+        rows = rows.to(ours.device)
+        values[name] = ours.index_copy(dim, rows, theirs.to(ours.device).index_select(dim, rows))
     return values
 
 
 def with_values(module: Tree, values: Mapping[str, Tensor]) -> Tree:
-    """The same tree of modules with other values under some of its parameters' names.
+    """Return a copy of a module tree with other values for some of its parameters.
 
-    Every other parameter and buffer is shared with the module, which stays as it is, and so is every submodule that
-    holds none of the changed ones. A parameter that is tied to another one is set under the given name alone.
+    All other parameters and buffers, and every submodule without a changed parameter, are shared with the module, which
+    is not changed. A tied parameter is changed under the given name only.
+
+    Args:
+        module: Root of the tree.
+        values: New values by the parameters' dotted names.
+
+    Returns:
+        The root of the copy.
     """
     paths = [name.split(".") for name in values]
     changed = {id(module.get_submodule(".".join(path[:depth]))) for path in paths for depth in range(len(path))}
@@ -56,20 +66,33 @@ def with_values(module: Tree, values: Mapping[str, Tensor]) -> Tree:
 
 
 def restored_block(ours: Block, theirs: Block, sites: frozenset[str], layer: int, model: Model) -> Block:
-    """A block that computes with the weights of another one at these sites.
+    """Return a block that computes with another block's weights at weight sites.
 
     Args:
-        ours: the target's block.
-        theirs: the donor's.
-        sites: the weights.
-        layer: which layer they are.
-        model: the target.
+        ours: The target's block.
+        theirs: The donor's block.
+        sites: Weight sites that are restored.
+        layer: Index of the layer of both blocks.
+        model: The target.
+
+    Returns:
+        The modules of the new block.
     """
     prefix = f"{model.anatomy.blocks}.{layer}."
     chosen = {name.removeprefix(prefix): rows for name, rows in model.weights.at(sites, layer).items()}
     return parts_of(with_values(ours.whole, restored_values(ours.whole, theirs.whole, chosen)), model.anatomy)
 
 
-def restored_model(target: Model, donor: Model, sites: frozenset[str], place: Location) -> PreTrainedModel:
-    """A target's Hugging Face model with the donor's weights at these sites and this place."""
-    return with_values(target.hf, restored_values(target.hf, donor.hf, target.weights.at(sites, place)))
+def restored_model(target: Model, donor: Model, sites: frozenset[str], location: Location) -> PreTrainedModel:
+    """Return a target's Hugging Face model with the donor's weights at weight sites.
+
+    Args:
+        target: Model that is intervened on.
+        donor: Source of the weights.
+        sites: Weight sites that are restored.
+        location: A layer, `before` the first block or `after` the last one.
+
+    Returns:
+        The new model; all other tensors are shared with the target.
+    """
+    return with_values(target.hf, restored_values(target.hf, donor.hf, target.weights.at(sites, location)))

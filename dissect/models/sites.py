@@ -1,27 +1,26 @@
-"""The vocabulary of places in a block where a model can be intervened on.
+"""Name the sites of a model that can be intervened on, and parse their names.
 
-A site is named by the field's term and resolved to a TransformerLens hook point; TransformerLens' architecture
-adapters know which Hugging Face module that is, so no table of architectures is kept here.
+An activation site is a TransformerLens hook point. TransformerLens' architecture adapters map hook points to Hugging
+Face modules, so no table of architectures is kept here.
 """
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place in every block whose activation can be replaced.
+    """An activation in every block that can be replaced.
 
     Attributes:
-        name: the word that users write.
-        hook: TransformerLens hook point, with `{layer}` to be filled in.
-        width: which of the model's widths the activation's last dimension has.
-        part: the module that it belongs to, a field of `dissect.models.anatomy.Anatomy`.
-        meaning: one line for help texts.
+        name: Name that users write.
+        hook: TransformerLens hook point, with `{layer}` for the index of the layer.
+        width: Width of the activation's last dimension.
+        part: Module of the activation, a field of `dissect.models.anatomy.Anatomy`.
+        meaning: One line for help texts.
     """
 
     name: str
@@ -31,7 +30,7 @@ class Site:
     meaning: str
 
     def hook_name(self, layer: int) -> str:
-        """The hook point of this site in one layer."""
+        """Return the hook point of this site in one layer."""
         return self.hook.format(layer=layer)
 
 
@@ -59,9 +58,9 @@ class WeightSite:
     """Weights of a model that can be restored to the base's.
 
     Attributes:
-        name: the word that users write.
-        meaning: one line for help texts.
-        unchanged: which of a block's activations are the same with and without it, given what enters the block.
+        name: Name that users write.
+        meaning: One line for help texts.
+        unchanged: Activations of a block that do not depend on these weights, given the block's input.
     """
 
     name: str
@@ -83,81 +82,100 @@ WEIGHT_SITES: dict[str, WeightSite] = {
         WeightSite("W_K", "key projection alone"),
         WeightSite("W_V", "value projection alone"),
         WeightSite("W_O", "attention output projection alone"),
-        WeightSite("norms", "norms of the layers; the final one counts to the last layer"),
-        WeightSite("embed", "embeddings, of positions too"),
+        WeightSite("norms", "norms of the layers; the final norm belongs to the last layer"),
+        WeightSite("embed", "embeddings of tokens and positions"),
         WeightSite("unembed", "output head"),
     )
 }
 
 SiteSet = tuple[str, ...]
-"""Sites that are replaced together, weights first, in the order of their tables; written joined by `+`."""
+"""Sites that are replaced together: weights first, in the order of their tables. Users join their names by `+`."""
 
 PATCH_SITES: tuple[SiteSet, ...] = (("mlp_coef",), ("attn_out",), ("mlp_coef", "attn_out"))
 """The three activation sweeps of the Dissecting paper (2410.06606, section 3)."""
 RESTORE_SITES: tuple[SiteSet, ...] = (("value_vectors",),)
-"""Its sweep of weights."""
+"""The weight sweep of the Dissecting paper."""
 
 
 def is_regex(site: str) -> bool:
-    """Whether a site is a regular expression over parameters' names, written `/REGEX/`."""
+    """Return True if a site is a regular expression over parameters' names, written `/REGEX/`."""
     return len(site) > 2 and site.startswith("/") and site.endswith("/")
 
 
 def regex_of(site: str) -> str:
-    """The expression between the slashes."""
+    """Return the regular expression between the slashes."""
     return site[1:-1]
 
 
 def is_weight(site: str) -> bool:
-    """Whether a site is one of weights, and not of activations."""
+    """Return True if a site is a weight site, False if it is an activation site."""
     return site in WEIGHT_SITES or is_regex(site)
 
 
 def leaves_unchanged(sites: Iterable[str], activation: Literal["attn_out", "mlp_coef"]) -> bool:
-    """Whether restoring these weights leaves an activation of their block as it is, given what enters the block."""
+    """Return True if restoring weights does not change an activation of their block, given the block's input.
+
+    Args:
+        sites: Weight sites that are restored.
+        activation: Activation of the same block.
+
+    Returns:
+        False also for regular expressions, whose parameters are unknown here.
+    """
     return all(site in WEIGHT_SITES and activation in WEIGHT_SITES[site].unchanged for site in sites)
 
 
 def site_label(sites: SiteSet) -> str:
-    """How a set of sites is written in tables and figures: `mlp_coef+attn_out`."""
+    """Return the name of a set of sites in tables and figures, such as `mlp_coef+attn_out`."""
     return "+".join(sites)
 
 
 def parse_site_set(text: str, *, weights: bool = False) -> SiteSet:
-    """Read one set of sites, `mlp_coef` or `value_vectors+mlp_coef`.
+    """Parse one set of sites.
 
     Args:
-        text: the names, joined by `+`.
-        weights: whether weights may be among them; then at least one has to be.
+        text: Names joined by `+`, such as `mlp_coef` or `value_vectors+mlp_coef`.
+        weights: True to allow weight sites; then at least one of the sites must be one.
+
+    Returns:
+        The sites, in the order of their tables.
 
     Raises:
-        InputError: a name is unknown (with the nearest known one) or stands there twice, or weights where there
-            should be none, or none where there should be one.
+        InputError: A name is unknown or occurs twice, a weight site is not allowed, or a weight site is missing.
     """
     names = [name.strip() for name in text.split("+")]
     known = {**WEIGHT_SITES, **SITES} if weights else SITES
     for name in names:
         if name in WEIGHT_SITES and not weights:
-            raise InputError(f"{name} is a weight, and a patch replaces activations; use dissect restore")
+            raise InputError(f"`sites` must be activations for a patch, got the weights {name}; use dissect restore")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(f"unknown site {name!r}: {hint}known sites are {', '.join(known)}")
+            raise InputError(f"`sites` must be among {', '.join(known)}, got {name!r}{nearest(name, known)}")
     if len(set(names)) < len(names):
-        raise InputError(f"{text!r} names a site twice")
+        raise InputError(f"`sites` must name each site once in a set, got {text!r}")
     if weights and not any(is_weight(name) for name in names):
-        raise InputError(f"{text!r} restores no weight; add one, as value_vectors+{names[0]}, or use dissect patch")
+        raise InputError(
+            f"`sites` must include weights to restore, got {text!r}; add some such as value_vectors+{names[0]}, or use "
+            "dissect patch"
+        )
     return tuple(name for name in known if name in names)
 
 
 def parse_sites(texts: str | Sequence[str], *, weights: bool = False) -> tuple[SiteSet, ...]:
-    """Read a comma-separated list of sets of sites, or a sequence of them; duplicates are dropped.
+    """Parse sets of sites.
+
+    Args:
+        texts: A comma-separated list of sets, or a sequence of sets; see `parse_site_set`.
+        weights: True to allow weight sites; then at least one site of every set must be one.
+
+    Returns:
+        The sets in their order, each once.
 
     Raises:
-        InputError: nothing is named, or what `parse_site_set` raises.
+        InputError: No set is given, or a set is wrong; see `parse_site_set`.
     """
     parts = texts.split(",") if isinstance(texts, str) else list(texts)
     parsed = [parse_site_set(part, weights=weights) for part in parts if part.strip()]
     if not parsed:
-        raise InputError(f"no site is named; known sites are {', '.join({**WEIGHT_SITES} if weights else SITES)}")
+        known = WEIGHT_SITES if weights else SITES
+        raise InputError(f"`sites` must name at least one of {', '.join(known)}, got none")
     return tuple(dict.fromkeys(parsed))

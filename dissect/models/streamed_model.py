@@ -1,4 +1,4 @@
-"""A model whose weights stay on disk: its module tree without numbers, and where on disk each of them is."""
+"""Open a model whose weights stay on disk: its module tree without values, and the location of each tensor."""
 
 import re
 import warnings
@@ -17,7 +17,7 @@ from unlearning.checkpoints.hashing import combined_hash
 from unlearning.checkpoints.safetensors_files import StoredTensor, TensorFiles
 from unlearning.common.errors import InputError
 
-_INSTEAD = "load it whole (leave --stream out)"
+_INSTEAD = "turn `stream` off to load it completely"
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,14 +25,14 @@ class StreamedModel:
     """A causal language model whose weights are on disk.
 
     Attributes:
-        name: as the user wrote it.
-        hf: the Hugging Face model in evaluation mode: buffers in place, parameters on the meta device except while a
-            `LayerReader` puts them there.
-        files: the checkpoint.
-        stored: every key of the model's state dict to the name of its tensor on disk; tied parameters share one.
+        name: Name or path that the user gave.
+        hf: Hugging Face model in evaluation mode, with its buffers. Its parameters are on the meta device except
+            while a `LayerReader` has loaded them.
+        files: Files of the checkpoint.
+        stored: For every key of the model's state dict, the name of its tensor on disk; tied parameters share one.
         hashes: `tensor_hash` of every key's values on disk.
-        sha256: content hash of the weights, equal to that of the model in memory in a dtype that holds them.
-        device: where weights are put.
+        sha256: Content hash of the weights, equal to that of the model in memory if its dtype represents them exactly.
+        device: Device that weights are loaded to.
     """
 
     name: str
@@ -45,24 +45,24 @@ class StreamedModel:
     _empty: dict[str, Tensor] = field(repr=False)
 
     def tensor(self, key: str) -> StoredTensor:
-        """Where the values of a key of the state dict are on disk."""
+        """Return the location on disk of a key of the state dict."""
         return self.files.tensors[self.stored[key]]
 
     def dtype(self, key: str) -> torch.dtype:
-        """What a key of the state dict is computed in."""
+        """Return the dtype that a key of the state dict is computed in."""
         return self._empty[key].dtype
 
     def put(self, key: str, values: Tensor) -> None:
-        """Location a tensor in the module tree."""
+        """Put a tensor into the module tree."""
         module, _, leaf = key.rpartition(".")
         setattr(self.hf.get_submodule(module), leaf, values)
 
-    def put_away(self, key: str) -> None:
-        """Location the tensor without numbers there again."""
+    def unload(self, key: str) -> None:
+        """Put the meta tensor back."""
         self.put(key, self._empty[key])
 
     def is_parameter(self, key: str) -> bool:
-        """Whether a key of the state dict is a parameter (else a buffer)."""
+        """Return True if a key of the state dict is a parameter, False if it is a buffer."""
         return isinstance(self._empty[key], nn.Parameter)
 
 
@@ -78,19 +78,22 @@ def open_streamed(
     """Open a checkpoint without loading it: check that its files hold the whole model, and hash them.
 
     Args:
-        path: the checkpoint's directory.
-        name: as the user wrote it.
-        dtype: what to compute in.
-        device: where to compute.
-        trust_remote_code: run the model code that a hub repository ships.
-        progress: show a progress bar on stderr while the files are hashed, which only their first use needs.
+        path: Directory of the checkpoint.
+        name: Name for messages.
+        dtype: Dtype of the computation.
+        device: Device of the computation.
+        trust_remote_code: Run the model code of a hub repository.
+        progress: Show a progress bar on stderr while the files are hashed for the first time.
+
+    Returns:
+        The model, with all its parameters on the meta device.
 
     Raises:
-        InputError: a file is missing, broken or cut short, the tensors are not those of the model or are laid out
-            otherwise than in the model, or hold values that are not finite.
+        InputError: A file is missing, broken or truncated; the tensors are not those of the model, or are stored in
+            another layout; or a tensor has a value that is not finite.
 
     Warns:
-        UserWarning: tensors on disk that have no place in the model.
+        UserWarning: The files hold tensors that the model does not use.
     """
     files = TensorFiles(path)
     hf = _skeleton(path, dtype=dtype, device=torch.device(device), trust_remote_code=trust_remote_code)
@@ -108,7 +111,7 @@ def open_streamed(
     sha256 = combined_hash((key, tensor.shape, hashes[key]) for key, tensor in empty.items())
     model = StreamedModel(name, hf, files, stored, hashes, sha256, torch.device(device), empty)
     for key in stored:
-        model.put_away(key)
+        model.unload(key)
     return model
 
 
@@ -118,7 +121,7 @@ def _emptied(tensor: Tensor) -> Tensor:
 
 
 def _skeleton(path: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> PreTrainedModel:
-    """The model with its buffers but without its parameters."""
+    """Return the model with its buffers but without its parameters."""
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if getattr(config, "quantization_config", None) is not None:
@@ -133,7 +136,10 @@ def _skeleton(path: Path, *, dtype: torch.dtype, device: torch.device, trust_rem
             f"{path}: transformers cannot build it: {reason}; name a causal language model that it knows"
         ) from None
     if dtype in (torch.float16, torch.bfloat16) and (hf._keep_in_fp32_modules or hf._keep_in_fp32_modules_strict):
-        raise InputError(f"{path}: cannot be streamed in half precision, which parts of it do not bear; use float32")
+        raise InputError(
+            f"{path}: some modules of this model must stay in float32, so it cannot be streamed in half precision; set "
+            "`dtype` to float32"
+        )
     for module in hf.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
@@ -141,7 +147,7 @@ def _skeleton(path: Path, *, dtype: torch.dtype, device: torch.device, trust_rem
 
 
 def _find_tensors(hf: PreTrainedModel, files: TensorFiles) -> dict[str, str]:
-    """The name on disk of every key of the state dict, by the rules by which transformers loads a checkpoint."""
+    """Return the name on disk of every key of the state dict, by transformers' rules for loading a checkpoint."""
     wanted = hf.state_dict()
     rules = get_model_conversion_mapping(hf)
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
@@ -178,7 +184,7 @@ def _find_tensors(hf: PreTrainedModel, files: TensorFiles) -> dict[str, str]:
 
 
 def _tied(hf: PreTrainedModel, stored: dict[str, str]) -> dict[str, str]:
-    """What is not on disk because it is tied to something that is."""
+    """Return the names on disk of tied keys: keys that are not on disk themselves, but share another key's tensor."""
     groups: dict[str, list[str]] = {}
     for target, source in hf.all_tied_weights_keys.items():
         groups.setdefault(source, [source]).append(target)
@@ -191,7 +197,7 @@ def _tied(hf: PreTrainedModel, stored: dict[str, str]) -> dict[str, str]:
 
 
 def _warn_of(unexpected: list[str], hf: PreTrainedModel, path: Path) -> None:
-    """Warn of tensors without a place, except those that a model's older files are known to hold."""
+    """Warn of tensors that the model does not use, except those that older checkpoints are known to hold."""
     known = [*(hf._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"]
     unexpected = [name for name in unexpected if not any(re.search(pattern, name) for pattern in known)]
     if unexpected:

@@ -1,7 +1,8 @@
-"""Which parameters a weight site names, by Hugging Face name.
+"""Find the parameters of a weight site, by their Hugging Face names.
 
-Nothing is listed by architecture: modules are found through TransformerLens' adapters, and so are the rows of a fused
-projection that belong to queries, keys or values: the adapter's own split is given row numbers instead of weights.
+No table of architectures is kept here: modules are found through TransformerLens' adapters. The rows of a fused
+projection that belong to queries, keys or values are found by applying the adapter's own split to row numbers instead
+of weights.
 """
 
 import copy
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
 Rows = Int[Tensor, " rows"]
 ParameterRows = Mapping[str, Rows | None]
-"""Names of parameters, each with the output rows that are meant, or None for all of it."""
+"""Names of parameters, each with its output rows, or None for all rows."""
 Location = int | Literal["before", "after"]
-"""A layer, or what comes before the first block or after the last one."""
+"""Index of a layer, `before` the first block, or `after` the last one."""
 
-_APART = 2**32
-"""Between the row numbers of two projections: more rows than any has."""
+_OFFSET = 2**32
+"""Offset between the row numbers of two projections, larger than any number of rows."""
 _FUSED = {"W_Q": ("attn", 0), "W_K": ("attn", 1), "W_V": ("attn", 2), "W_gate": ("mlp", 0), "W_in": ("mlp", 1)}
 _OWN = {"W_Q": ("attn", "q"), "W_K": ("attn", "k"), "W_V": ("attn", "v"), "W_O": ("attn", "o")} | {
     "W_gate": ("mlp", "gate"),
@@ -38,16 +39,16 @@ _OWN = {"W_Q": ("attn", "q"), "W_K": ("attn", "k"), "W_V": ("attn", "v"), "W_O":
 
 @dataclass(frozen=True, eq=False)
 class WeightNames:
-    """The parameters of a model by site.
+    """Parameters of a model by weight site.
 
     Attributes:
-        blocks: dotted path of the list of blocks.
-        n_layers: how many there are.
-        in_block: for each site, names from the block and rows.
-        before: names of what is used before the first block: embeddings and what follows them.
-        final_norm: names of what is used between the last block and the head.
-        head: names of the output head.
-        all_names: every parameter's name, tied ones under both names.
+        blocks: Dotted path of the list of blocks.
+        n_layers: Number of blocks.
+        in_block: For each site, names of parameters from the block, with their rows.
+        before: Names of parameters used before the first block: embeddings and what follows them.
+        final_norm: Names of parameters used between the last block and the head.
+        head: Names of parameters of the output head.
+        all_names: Names of all parameters; tied ones under both names.
     """
 
     blocks: str
@@ -58,33 +59,52 @@ class WeightNames:
     head: tuple[str, ...]
     all_names: tuple[str, ...]
 
-    def at(self, sites: Iterable[str], place: Location) -> dict[str, Rows | None]:
-        """What these sites name at one place, with names from the model's root."""
+    def at(self, sites: Iterable[str], location: Location) -> dict[str, Rows | None]:
+        """Return the parameters of weight sites at one location.
+
+        Args:
+            sites: Weight sites.
+            location: A layer, `before` the first block or `after` the last one.
+
+        Returns:
+            Names from the model's root, each with its output rows, or None for all rows.
+        """
         found: dict[str, Rows | None] = {}
         for site in sites:
-            for name, rows in self._named(site, place).items():
+            for name, rows in self._parameters(site, location).items():
                 known = found.get(name, rows)
                 found[name] = None if rows is None or known is None else torch.cat([known, rows]).unique()
         return found
 
-    def _named(self, site: str, place: Location) -> ParameterRows:
+    def _parameters(self, site: str, location: Location) -> ParameterRows:
         if is_regex(site):
             pattern = re.compile(regex_of(site))
-            return dict.fromkeys(name for name in self.all_names if self._place(name) == place and pattern.search(name))
-        if isinstance(place, int):
-            return {f"{self.blocks}.{place}.{name}": rows for name, rows in self.in_block.get(site, {}).items()}
-        if place == "before":
+            return dict.fromkeys(
+                name for name in self.all_names if self._location(name) == location and pattern.search(name)
+            )
+        if isinstance(location, int):
+            return {f"{self.blocks}.{location}.{name}": rows for name, rows in self.in_block.get(site, {}).items()}
+        if location == "before":
             return dict.fromkeys(self.before if site == "embed" else ())
         return dict.fromkeys({"unembed": self.head, "norms": self.final_norm}.get(site, ()))
 
-    def _place(self, name: str) -> Location:
+    def _location(self, name: str) -> Location:
         if name.startswith(f"{self.blocks}."):
             return int(name.removeprefix(f"{self.blocks}.").partition(".")[0])
         return "after" if name in self.final_norm or name in self.head else "before"
 
 
 def find_weights(hf: "PreTrainedModel", anatomy: Anatomy, adapter: Any) -> WeightNames:
-    """Sort a model's parameters by site; weights need not be in memory."""
+    """Find a model's parameters by weight site; weights need not be in memory.
+
+    Args:
+        hf: Hugging Face model.
+        anatomy: Module paths of the model.
+        adapter: TransformerLens' adapter of the architecture.
+
+    Returns:
+        The parameters by site.
+    """
     names = tuple(name for name, _ in hf.named_parameters(remove_duplicate=False))
     blocks = f"{anatomy.blocks}."
     head = _below(hf, hf.get_output_embeddings(), names)
@@ -112,7 +132,7 @@ def _is_below(name: str, path: str | None) -> bool:
 
 def _sites_in_block(block: nn.Module, anatomy: Anatomy, adapter: Any) -> dict[str, ParameterRows]:
     names = [name for name, _ in block.named_parameters(remove_duplicate=False)]
-    # A projection has a matrix; its bias belongs to it. Norms and scales have vectors only.
+    # A module with a matrix is a projection, and its bias belongs to it. Norms and scales have vectors only.
     projections = {name for name in names if any(p.dim() > 1 for p in _owner(block, name).parameters(recurse=False))}
     attn = {name for name in projections if _is_below(name, anatomy.attn)}
     sites: dict[str, ParameterRows] = {
@@ -127,7 +147,7 @@ def _sites_in_block(block: nn.Module, anatomy: Anatomy, adapter: Any) -> dict[st
     for site, (part, key) in _OWN.items():
         path = component_path(mapping.submodules, part, key)
         own = [name for name in projections if _is_below(name, path)]
-        if part == "mlp" and anatomy.down_proj is None:  # experts: what is called a gate there is their router
+        if part == "mlp" and anatomy.down_proj is None:  # in a mixture of experts, `gate` is the router
             continue
         if own:
             sites[site] = dict.fromkeys(own)
@@ -147,22 +167,22 @@ def _owner(block: nn.Module, name: str) -> nn.Module:
 
 
 def _fused(module: nn.Module, path: str, split: Callable[[nn.Module], Any], part: str) -> dict[str, ParameterRows]:
-    """The rows of a fused projection by site; empty where the adapter's split finds none in this module."""
+    """Return the rows of a fused projection by site; empty if the adapter cannot split this module."""
     fused = [(name, child) for name, child in module.named_modules() if _is_matrix(child)]
     numbered = copy.deepcopy(module, memo={id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
     for number, (name, child) in enumerate(fused):
-        _number_rows(numbered.get_submodule(name), child, first=number * _APART)
+        _number_rows(numbered.get_submodule(name), child, first=number * _OFFSET)
     try:
         pieces = split(numbered)
     except (AttributeError, AssertionError, ValueError, RuntimeError):
         return {}
     found: dict[str, ParameterRows] = {}
-    sites = [site for site, (where, _) in _FUSED.items() if where == part]
+    sites = [site for site, (of_part, _) in _FUSED.items() if of_part == part]
     for site, piece in zip(sites, pieces, strict=True):
         numbers = piece.weight.detach().unique().long()
-        name, child = fused[int(numbers[0]) // _APART]
+        name, child = fused[int(numbers[0]) // _OFFSET]
         own = [key for key, parameter in child.named_parameters(recurse=False) if parameter is not None]
-        found[site] = dict.fromkeys((".".join(filter(None, (path, name, key))) for key in own), numbers % _APART)
+        found[site] = dict.fromkeys((".".join(filter(None, (path, name, key))) for key in own), numbers % _OFFSET)
     return found
 
 
@@ -172,7 +192,7 @@ def _is_matrix(module: nn.Module) -> bool:
 
 
 def _number_rows(module: nn.Module, like: nn.Module, *, first: int) -> None:
-    """Let every weight and bias be the number of its output row."""
+    """Set every weight and bias to the number of its output row."""
     n_rows = like.get_parameter("weight").shape[row_dim(like)]
     rows = torch.arange(first, first + n_rows, dtype=torch.float64)
     across = rows if row_dim(like) == 1 else rows[:, None]
@@ -182,5 +202,5 @@ def _number_rows(module: nn.Module, like: nn.Module, *, first: int) -> None:
 
 
 def row_dim(module: nn.Module) -> int:
-    """The dimension of a projection's matrix that its outputs are counted along."""
+    """Return the dimension of a projection's matrix along which its outputs are."""
     return 1 if isinstance(module, Conv1D) else 0

@@ -1,4 +1,4 @@
-"""What joins the processes of one launch: a store for words, gloo for tables, and a watch over each other."""
+"""Connect the processes of one launch: a store for messages, gloo for tables, and monitoring of each other."""
 
 import os
 import signal
@@ -20,34 +20,48 @@ from unlearning.common.errors import InputError
 T = TypeVar("T")
 
 JOIN_S = 600.0
-"""How long processes wait for each other at the start, and for each other's tables once all are there."""
-BEAT_S = 1.0
-"""How often each gives a sign of life and looks for the others'."""
-SILENT_BEATS = 60
-"""After so many without a sign a process on another machine is dead. Own beats, since all may have slept."""
-GRACE_S = 2.0
-"""How long one goes on when another has stopped: the same bad input stops each, and is its own reason then."""
-LEAVE_S = 15.0
-"""How long the process that holds the store stays for those that have not left yet."""
-ANSWER_S = 60.0
-"""How long the store may take to answer; its machine may be gone."""
-POLL_S = 0.01
+"""Longest time, in seconds, that processes wait for each other at the start, and for an exchange of tables."""
+HEARTBEAT_S = 1.0
+"""Interval, in seconds, at which each process writes its heartbeat and reads the others'."""
+MAX_MISSED = 60
+"""Number of own heartbeats without one of a process on another machine after which that process counts as dead.
 
-KILLED = "it was killed, by hand or for want of memory"
-SILENT = f"it has given no sign of life for {SILENT_BEATS * BEAT_S:.0f} seconds"
-GO_ON = "run the same command again to go on"
+Own heartbeats are counted, not seconds, because all machines may have been suspended.
+"""
+GRACE_S = 2.0
+"""Time, in seconds, that a process goes on after another one stopped.
+
+The same bad input stops every process, and each should then report it itself.
+"""
+LEAVE_S = 15.0
+"""Longest time, in seconds, that the process with the store waits for the others to leave."""
+ANSWER_S = 60.0
+"""Longest time, in seconds, that the store may take to answer; its machine may be down."""
+POLL_S = 0.01
+"""Interval, in seconds, between two looks into the store."""
+
+KILLED = "it was killed, by a user or because memory ran out"
+UNRESPONSIVE = f"it has not responded for {MAX_MISSED * HEARTBEAT_S:.0f} seconds"
+RESUME_HINT = "rerun the same command to resume"
 
 
 class Stopped(BaseException):
-    """This process is to stop. Not an `Exception`, so that nothing that handles those goes on after it."""
+    """Raised to stop this process. Not an `Exception`, so that no handler of exceptions continues after it."""
 
 
 @contextmanager
 def joined_link(rank: int, count: int) -> Iterator["Link"]:
-    """The connection to the other processes, while they are needed; SIGTERM ends it in order.
+    """Connect to the other processes; SIGTERM closes the connection properly.
+
+    Args:
+        rank: Index of this process.
+        count: Number of processes.
+
+    Yields:
+        The connection.
 
     Raises:
-        InputError: the others cannot be reached, or one of them stopped (which, and why).
+        InputError: The other processes cannot be reached, or one of them stopped (the message says which, and why).
     """
     try:
         link = Link(rank, count)
@@ -58,7 +72,7 @@ def joined_link(rank: int, count: int) -> Iterator["Link"]:
         ) from None
     before = signal.signal(signal.SIGTERM, link.on_signal)
     try:
-        link.watch()
+        link.start_monitoring()
         yield link
     except Stopped as stopped:
         cause = link.cause(stopped)
@@ -77,27 +91,27 @@ class Peer:
     """Another process of the launch.
 
     Attributes:
-        rank: its number.
-        process: where it is on this machine; None where it is on another.
-        beat: its last sign of life.
-        silent: for how many of our beats there was no new one.
+        rank: Index of the process.
+        process: The process, if it is on this machine; None if it is on another one.
+        heartbeat: Its last heartbeat.
+        missed: Number of our heartbeats since its last one.
     """
 
     rank: int
     process: psutil.Process | None
-    beat: bytes = b""
-    silent: int = 0
+    heartbeat: bytes = b""
+    missed: int = 0
 
-    def hear(self, beat: bytes) -> None:
-        """Take in its latest sign of life."""
-        self.silent = self.silent + 1 if beat == self.beat else 0
-        self.beat = beat
+    def update(self, heartbeat: bytes) -> None:
+        """Take its latest heartbeat."""
+        self.missed = self.missed + 1 if heartbeat == self.heartbeat else 0
+        self.heartbeat = heartbeat
 
     @property
-    def fate(self) -> str | None:
-        """What became of it; None while it lives."""
+    def failure(self) -> str | None:
+        """Reason why the process stopped; None while it runs."""
         if self.process is None:
-            return SILENT if self.silent >= SILENT_BEATS else None
+            return UNRESPONSIVE if self.missed >= MAX_MISSED else None
         with suppress(psutil.NoSuchProcess):
             if self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE:
                 return None
@@ -107,20 +121,21 @@ class Peer:
 class Link:
     """The connection of one process to the others.
 
-    None of them ever waits inside of gloo, which cannot be interrupted and does not know who is missing, or why:
-    processes meet by counting themselves in the store, and then exchange at once.
+    No process waits inside gloo, which cannot be interrupted and does not report which process is missing, or why.
+    Instead, processes count themselves in the store, and exchange tables when all have arrived.
     """
 
     def __init__(self, rank: int, count: int) -> None:
+        """Connect the process with index `rank` to the other `count - 1`."""
         self._rank, self._count = rank, count
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))
-        # A launcher that starts all of them anew may keep the store, with what the last ones wrote.
+        # A launcher that restarts all processes may keep the store with the entries of the previous start.
         self._store = dist.PrefixStore(f"dissect/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         self._holds_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        self._meetings = 0
+        self._n_waits = 0
         self._main = threading.get_ident()
         self._leaving = threading.Event()
-        self._watch = threading.Thread(target=self._look_after_others, daemon=True)
+        self._monitor = threading.Thread(target=self._monitor_others, daemon=True)
         me = psutil.Process()
         self._store.set(f"process/{rank}", f"{me.pid} {me.create_time()}")
         self._store.set(f"beat/{rank}", "0")
@@ -136,63 +151,65 @@ class Link:
         self._peers = [Peer(other, _find(self._store.get(f"process/{other}"))) for other in others]
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
-        self._meetings += 1
-        meeting = f"meeting/{self._meetings}"
-        with _broken_means_stopped():
-            here = self._store.add(meeting, 1)
-            while here < self._count:
+        """Wait until all processes have called this method."""
+        self._n_waits += 1
+        key = f"wait/{self._n_waits}"
+        with _stopped_if_disconnected():
+            arrived = self._store.add(key, 1)
+            while arrived < self._count:
                 time.sleep(POLL_S)
-                here = self._store.add(meeting, 0)
+                arrived = self._store.add(key, 0)
 
     def gather(self, mine: list[T]) -> list[T]:
-        """What all processes have, in the order of their ranks."""
+        """Return the items of all processes, in the order of their ranks."""
         self.wait()
         parts: list[list[T]] = [[] for _ in range(self._count)]
-        with _broken_means_stopped():
+        with _stopped_if_disconnected():
             dist.all_gather_object(parts, mine)
         return [item for part in parts for item in part]
 
-    def watch(self) -> None:
-        """Begin to look after the others."""
-        self._watch.start()
+    def start_monitoring(self) -> None:
+        """Start to monitor the other processes."""
+        self._monitor.start()
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        """End what the main thread does, once; the launcher sends SIGTERM, and the watch."""
+        """Stop the main thread, once; SIGTERM comes from the launcher or from the monitoring thread."""
         if not self._leaving.is_set():
             self._leaving.set()
             raise Stopped
 
     def report(self, error: BaseException) -> None:
-        """Tell the others why this process ends; only the first that ends is heard."""
+        """Tell the other processes why this one stops; only the first report counts."""
         self._leaving.set()
         with suppress(RuntimeError):
             self._report(self._rank, _reason(error))
 
     def cause(self, stopped: Stopped) -> InputError:
-        """Why this process was stopped, in one line."""
+        """Return the error that says, in one line, why this process was stopped."""
         self._leaving.set()
-        deadline = time.monotonic() + GRACE_S  # a process that was killed may take a moment to be gone
+        deadline = time.monotonic() + GRACE_S  # a killed process may take a moment to end
         try:
-            while (dead := self._who_stopped()) is None and time.monotonic() < deadline:
+            while (dead := self._stopped_process()) is None and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         except RuntimeError:
-            self._speak_for(0)
-            return InputError(f"the launcher, or process 0, is gone; {GO_ON}")
+            self._take_over_messages(0)
+            return InputError(f"the launcher or process 0 has ended; {RESUME_HINT}")
         if dead is None:
             broken = stopped.__cause__
-            why = "stopped from outside (SIGTERM)" if broken is None else f"lost the others ({_first_line(broken)})"
-            return InputError(f"{why}; {GO_ON}")
+            why = "stopped by SIGTERM" if broken is None else f"lost the other processes ({_first_line(broken)})"
+            return InputError(f"{why}; {RESUME_HINT}")
         rank, reason = dead
-        if reason in (KILLED, SILENT):
-            self._speak_for(rank)
-        return InputError(f"process {rank} stopped: {reason}" + ("" if GO_ON in reason else f"; {GO_ON}"))
+        if reason in (KILLED, UNRESPONSIVE):
+            self._take_over_messages(rank)
+        return InputError(
+            f"process {rank} stopped: {reason}" + ("" if "the same command" in reason else f"; {RESUME_HINT}")
+        )
 
     def leave(self) -> None:
-        """Go, without being missed."""
+        """Leave the group so that the other processes do not report this one as dead."""
         self._leaving.set()
-        if self._watch.is_alive():
-            self._watch.join()
+        if self._monitor.is_alive():
+            self._monitor.join()
         with suppress(RuntimeError):
             self._store.set(f"left/{self._rank}", "")
             deadline = time.monotonic() + LEAVE_S
@@ -200,31 +217,31 @@ class Link:
                 time.sleep(POLL_S)
         dist.destroy_process_group()
 
-    def _look_after_others(self) -> None:
-        beats = 0
-        while not self._leaving.wait(BEAT_S):
-            beats += 1
+    def _monitor_others(self) -> None:
+        count = 0
+        while not self._leaving.wait(HEARTBEAT_S):
+            count += 1
             try:
-                self._store.set(f"beat/{self._rank}", str(beats))
+                self._store.set(f"beat/{self._rank}", str(count))
                 for peer, beat in zip(
                     self._peers, self._store.multi_get([f"beat/{peer.rank}" for peer in self._peers]), strict=True
                 ):
-                    peer.hear(beat)
-                if self._who_stopped() is None:
+                    peer.update(beat)
+                if self._stopped_process() is None:
                     continue
-            except RuntimeError:  # who holds the store is gone
+            except RuntimeError:  # the process with the store has ended
                 pass
             if not self._leaving.wait(GRACE_S):
-                # To the main thread, which it wakes wherever it sleeps.
+                # A signal interrupts the main thread wherever it waits.
                 signal.pthread_kill(self._main, signal.SIGTERM)
             return
 
-    def _who_stopped(self) -> tuple[int, str] | None:
-        """Which other process stopped before its time, and why."""
+    def _stopped_process(self) -> tuple[int, str] | None:
+        """Return the rank of another process that stopped too early, and the reason; None if there is none."""
         for peer in self._peers:
-            fate = peer.fate
-            if fate is not None and self._is_there(peer):
-                self._report(peer.rank, fate)
+            failure = peer.failure
+            if failure is not None and self._has_not_left(peer):
+                self._report(peer.rank, failure)
         if not self._store.check(["stopped"]):
             return None
         rank, _, reason = self._store.get("stopped").decode().partition(" ")
@@ -233,20 +250,20 @@ class Link:
     def _report(self, rank: int, reason: str) -> None:
         self._store.compare_set("stopped", "", f"{rank} {reason}")
 
-    def _is_there(self, peer: Peer) -> bool:
+    def _has_not_left(self, peer: Peer) -> bool:
         return not self._store.check([f"left/{peer.rank}"])
 
     def _needs_store(self, peer: Peer) -> bool:
-        return peer.fate is None and self._is_there(peer)
+        return peer.failure is None and self._has_not_left(peer)
 
-    def _speak_for(self, dead: int) -> None:
-        """Where the process that tells of errors is dead, the next one tells of that."""
+    def _take_over_messages(self, dead: int) -> None:
+        """Let process 1 show messages if process 0, which shows them, is dead."""
         if dead == 0 and self._rank == 1:
-            speak()
+            show_messages()
 
 
 @contextmanager
-def _broken_means_stopped() -> Iterator[None]:
+def _stopped_if_disconnected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -254,7 +271,7 @@ def _broken_means_stopped() -> Iterator[None]:
 
 
 def _find(pid_and_start: bytes) -> psutil.Process | None:
-    """A process of this machine by its id and start, both in case the id is another machine's."""
+    """Return the process of this machine with an id and a start time; None if the id is of another machine."""
     pid, start = pid_and_start.split()
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(int(pid))
@@ -275,6 +292,6 @@ def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]
 
 
-def speak() -> None:
-    """Let a silent process say why it ends, where the first cannot."""
+def show_messages() -> None:
+    """Show this process's messages again after `silence_other_processes`."""
     sys.stderr = sys.__stderr__

@@ -1,4 +1,4 @@
-"""How much memory a sweep may use."""
+"""Determine how much memory a sweep may use."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ import torch
 from dissect.runtime.processes import processes_on_machine
 
 SHARE_OF_FREE_MEMORY = 0.8
-"""Of what is free, how much a run takes unless told: other programs live on the machine too."""
+"""Share of the free memory that a run uses by default; the rest is left to other programs."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Memory that a sweep may use, in bytes: of the machine, or of the GPU that it computes on.
+    """Memory that a sweep may use, in bytes, on the machine or on the GPU of the computation.
 
     Attributes:
-        allowed: how much the process may hold altogether.
-        held: how much of that is taken: by the program, and by weights.
+        allowed: Largest memory of the process.
+        held: Memory that the program and the weights take.
     """
 
     allowed: int
@@ -25,18 +25,21 @@ class Budget:
 
     @property
     def left(self) -> int:
-        """What is left for streams and chunks; negative where the rest takes too much already."""
+        """Memory for branches and chunks; negative if the program and the weights exceed the budget."""
         return self.allowed - self.held
 
 
 def memory_budget(device: torch.device, max_memory: int | None, *, weights_to_come: int = 0) -> Budget:
-    """What a sweep may use.
+    """Return the memory that a sweep may use.
 
     Args:
-        device: where it computes.
-        max_memory: bytes that the process may hold altogether; by default most of what is free, shared with the
+        device: Device of the computation.
+        max_memory: Largest memory of the process, in bytes; by default most of the free memory, divided among the
             processes of the same launch.
-        weights_to_come: bytes of weights that are not in memory yet and will be.
+        weights_to_come: Bytes of weights that will be loaded later.
+
+    Returns:
+        The budget, on the GPU if the device is one, else on the machine.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""How exactly float32 matrices are multiplied."""
+"""Set the precision of float32 matrix products."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 
 Precision = Literal["highest", "high"]
-"""`highest` is float32; `high` lets a GPU use TF32, whose products have 11 bits of mantissa instead of 24."""
+"""`highest` is float32; `high` allows a GPU to use TF32, whose products have 11 bits of mantissa instead of 24."""
 
 
 @contextmanager
 def matmul_precision(precision: Precision) -> Iterator[None]:
-    """Multiply float32 matrices so, whatever the process had set; its setting is put back."""
+    """Multiply float32 matrices at a precision, and put the process's own setting back at the end."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

@@ -1,16 +1,16 @@
-"""Several processes that share one run, whatever starts them.
+"""Let several processes share one run, whatever starts them.
 
     torchrun --nproc_per_node 2 -m dissect patch --base B --unlearned U
     accelerate launch --multi_gpu --num_processes 2 -m dissect patch --base B --unlearned U
 
-Both are meant for GPUs, where each process takes one, and both work on a machine without any (`--multi_gpu` only makes
-accelerate start several: `accelerate launch --cpu --num_processes 2` starts one and says nothing). Anything else that
-sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT will do. Launchers set OMP_NUM_THREADS=1: give it as
-(cores / processes) where there are more cores than processes.
+Both are meant for GPUs, one for each process, and both work on a machine without a GPU. (`--multi_gpu` makes accelerate
+start several processes; `accelerate launch --cpu --num_processes 2` starts one without a message.) Any other launcher
+that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT works too. Launchers set OMP_NUM_THREADS=1; set it to
+(cores / processes) if there are more cores than processes.
 
-The first process opens the run, plans, shows the progress, and writes the results; all compute and keep what they have
-finished. Where one ends before its time the others end too, with its reason; the same command goes on from there, with
-any number of processes.
+The first process opens the run, plans, shows the progress and writes the results. All processes compute, and keep what
+they have finished. If one of them stops too early, the others stop too and show its reason. The same command then
+resumes the run, with any number of processes.
 """
 
 import os
@@ -28,17 +28,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LINGER_S = 2.0
-"""How long a process that failed stays: launchers end all when one ends, and the first has to tell the reason."""
+"""Time, in seconds, that a failed process waits before it ends.
+
+Launchers end all processes when one ends, and the first process has to show the reason before that.
+"""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of one launch, as one of them sees it.
+    """The processes of one launch, seen from one of them.
 
     Attributes:
-        rank: its number; 0 writes the results.
-        count: how many there are.
-        link: what joins them; None where there is one process.
+        rank: Index of this process; process 0 writes the results.
+        count: Number of processes.
+        link: Connection to the other processes; None if there is only one.
     """
 
     rank: int = 0
@@ -46,7 +49,15 @@ class Processes:
     link: "Link | None" = None
 
     def share(self, items: Sequence[T], cost: Callable[[T], float]) -> list[T]:
-        """This process's part of a list of work, in the list's order; all parts cost about the same."""
+        """Return this process's part of a list of work; all parts cost about the same.
+
+        Args:
+            items: All items, the same in every process.
+            cost: Returns the cost of an item.
+
+        Returns:
+            The items of this process, in the order of the list.
+        """
         loads = [0.0] * self.count
         mine = []
         for index in sorted(range(len(items)), key=lambda index: cost(items[index]), reverse=True):
@@ -57,31 +68,35 @@ class Processes:
         return [items[index] for index in sorted(mine)]
 
     def gather(self, mine: list[T]) -> list[T]:
-        """What all processes have, in the order of their ranks; every process gets it."""
+        """Return the items of all processes in the order of their ranks, in every process."""
         return mine if self.link is None else self.link.gather(mine)
 
     def once(self, make: Callable[[], T]) -> T:
-        """What the first process makes, in every process."""
+        """Call a function in the first process, and return its result in every process."""
         return self.gather([make()] if self.rank == 0 else [])[0]
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes have called this method."""
         if self.link is not None:
             self.link.wait()
 
 
 ALONE = Processes()
+"""A launch with only this process."""
 
 
 @contextmanager
 def join_processes(*, device: str | None = None) -> Iterator[Processes]:
-    """Join the launch that started this process, where there is one; must be entered by the main thread.
+    """Join the launch that started this process, if there is one; call it in the main thread.
 
     Args:
-        device: where the user wants it to compute; unless it is named, each process gets a GPU.
+        device: Device that the user named; None to give each process its own GPU.
+
+    Yields:
+        The processes of the launch.
 
     Raises:
-        InputError: the others cannot be reached, or one of them stopped (which, and why).
+        InputError: The other processes cannot be reached, or one of them stopped (the message says which, and why).
     """
     count = _number("WORLD_SIZE", 1)
     if count == 1:
@@ -91,7 +106,10 @@ def join_processes(*, device: str | None = None) -> Iterator[Processes]:
 
     rank = _number("RANK", None)
     if not 0 <= rank < count:
-        raise InputError(f"RANK is {rank} of a WORLD_SIZE of {count}: start with torchrun, or unset both")
+        raise InputError(
+            f"RANK must be between 0 and {count - 1} for WORLD_SIZE={count}, got {rank}. "
+            "Start with torchrun, or unset both."
+        )
     if device is None:
         _take_gpu()
     with joined_link(rank, count) as link:
@@ -100,9 +118,9 @@ def join_processes(*, device: str | None = None) -> Iterator[Processes]:
 
 @contextmanager
 def silence_other_processes() -> Iterator[None]:
-    """Keep all processes of a launch silent but the first; errors that nobody foresaw are shown by each."""
+    """Discard the output of all processes of a launch except the first; unexpected exceptions are shown by each."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        # Read when torch is loaded: its own account of a lost connection would hide the line that says whose.
+        # torch reads this when it is imported. Its own messages about a lost connection would hide our error.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
         yield
@@ -117,7 +135,7 @@ def silence_other_processes() -> Iterator[None]:
 
 
 def processes_on_machine() -> int:
-    """How many processes of this launch are on this machine."""
+    """Return the number of processes of this launch on this machine."""
     return _number("LOCAL_WORLD_SIZE", _number("WORLD_SIZE", 1))
 
 
@@ -129,9 +147,11 @@ def _take_gpu() -> None:
 
 
 def _number(variable: str, default: int | None) -> int:
-    """A number that the launcher has put into the environment."""
+    """Return an integer from an environment variable that the launcher sets."""
     text = os.environ.get(variable, default)
     try:
-        return int(text)  # type: ignore[arg-type]  # None is one of the mistakes
+        return int(text)  # type: ignore[arg-type]  # None is handled below
     except (TypeError, ValueError):
-        raise InputError(f"{variable} is {text}: start with torchrun, or unset WORLD_SIZE") from None
+        raise InputError(
+            f"{variable} must be an integer, got {text}. Start with torchrun, or unset WORLD_SIZE."
+        ) from None

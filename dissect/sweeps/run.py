@@ -229,7 +229,6 @@ def _plans(
             known[shape] = processes.once(
                 lambda shape=shape, first=first: make_plan(  # type: ignore[misc]
                     [pair.base] * (1 + shape[0]),
-                    work.prompts,
                     work.interventions,
                     batches=batches,
                     budget=tightest,

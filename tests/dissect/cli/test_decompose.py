@@ -131,7 +131,7 @@ def test_bad_input_is_refused_in_one_line(world: World, tmp_path: Path, more: li
 
 def test_a_null_of_equal_models_is_refused(world: World, tmp_path: Path) -> None:
     outcome = call(*arguments(world, tmp_path / "run", "--null", "1", unlearned=world.base))
-    assert_refused(outcome, "--null", "no update to match")
+    assert_refused(outcome, "--null", "the same weights")
 
 
 def test_default_directory_is_named_after_what_is_not_as_by_default(

@@ -17,7 +17,7 @@ from tests.dissect.cli.helpers import Outcome, World, build_records, call, unfin
 from unlearning.common.runs import Run
 
 EXAMPLES = 64
-GO_ON = "run the same command again to go on"
+RESUME_HINT = "rerun the same command to resume"
 
 
 def launched(
@@ -125,8 +125,8 @@ def test_a_killed_process_ends_the_others_with_one_line_and_one_process_finishes
     kill_one(launcher, run, rank=0)
     outcome = finish(launcher)
     assert outcome.code != 0
-    reason = "it was killed, by hand or for want of memory"
-    assert (outcome.out, outcome.err) == ("", f"dissect: process 0 stopped: {reason}; {GO_ON}\n")
+    reason = "it was killed, by a user or because memory ran out"
+    assert (outcome.out, outcome.err) == ("", f"dissect: process 0 stopped: {reason}; {RESUME_HINT}\n")
     assert_unfinished(run)
     assert call(*many, "--out", run, "--device", "cpu") == Outcome(0, "", "")
     assert_same_numbers(run, many_finished, processes=1)
@@ -170,7 +170,7 @@ def test_an_error_in_one_process_is_told_once_and_ends_the_run(many: list[str], 
     assert outcome.out == ""
     (line,) = outcome.err.splitlines()
     assert line.startswith(f"dissect: process 1 stopped: {run / 'parts'}/")
-    assert line.endswith(f"File too large; {GO_ON}")
+    assert line.endswith(f"File too large; {RESUME_HINT}")
     assert json.loads((run / "run.json").read_text())["status"] == "running"
     assert unfinished_files(run) == []
 

@@ -138,18 +138,18 @@ def test_reversed_direction_is_the_sweep_of_the_reversed_pair(world: World, tmp_
 @pytest.mark.parametrize(
     ("more", "phrases"),
     [
-        (["--sites", "mlp_coef"], ["'mlp_coef' restores no weight", "use dissect patch"]),
-        (["--sites", "value_vector"], ["unknown site 'value_vector'", "did you mean value_vectors?"]),
-        (["--sites", "value_vectors+value_vectors"], ["names a site twice"]),
+        (["--sites", "mlp_coef"], ["--sites", "'mlp_coef'", "use dissect patch"]),
+        (["--sites", "value_vector"], ["--sites", "'value_vector'", "did you mean 'value_vectors'?"]),
+        (["--sites", "value_vectors+value_vectors"], ["--sites", "value_vectors+value_vectors"]),
         (["--parameters", "mlp.dwn_proj"], ["matches no parameter", "nearest names are", "mlp.down_proj.weight"]),
         (["--parameters", "mlp("], ["--parameters must be a regular expression"]),
-        (["--layers", "1,3"], ["--layers 1,3: the model has layers 0 to 2"]),
-        (["--layers", "2-1"], ["--layers 2-1", "is no layer; write 3,7,12-15"]),
-        (["--layers", "last"], ["'last' is no layer"]),
-        (["--window", "2"], ["--window 2", "odd"]),
-        (["--window", ","], ["--window", "name at least one"]),
-        (["--direction", "sideways"], ["--direction", "base-to-unlearned or unlearned-to-base", "sideways"]),
-        (["--null", "-1"], ["--null -1: 0 or more"]),
+        (["--layers", "1,3"], ["--layers", "between 0 and 2", "1,3"]),
+        (["--layers", "2-1"], ["--layers", "2-1", "3,7,12-15"]),
+        (["--layers", "last"], ["--layers", "'last'"]),
+        (["--window", "2"], ["--window", "odd", "got 2"]),
+        (["--window", ","], ["--window", "at least one"]),
+        (["--direction", "sideways"], ["--direction", "base-to-unlearned", "sideways"]),
+        (["--null", "-1"], ["--null", "at least 0, got -1"]),
         (["--donor", "noise"], ["--donor must be a model to restore value_vectors", "noise"]),
         (["--donor", "nobody"], ["nobody"]),
     ],
@@ -164,7 +164,7 @@ def test_bad_input_is_one_line_that_says_what_to_do(
 
 def test_weights_are_no_activations(world: World, tmp_path: Path) -> None:
     refused = call(*world.patch(tmp_path / "run", "--sites", "value_vectors"))
-    assert_refused(refused, "value_vectors is a weight", "use dissect restore")
+    assert_refused(refused, "--sites", "value_vectors", "use dissect restore")
 
 
 def test_donor_of_another_shape_is_refused(world: World, tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_donor_of_another_shape_is_refused(world: World, tmp_path: Path) -> None
 
 def test_null_of_a_pair_without_a_difference_is_refused(world: World, tmp_path: Path) -> None:
     refused = call(*world.patch(tmp_path / "run", "--null", "1", unlearned=world.base))
-    assert_refused(refused, "--null", "the same weights", "no update to match")
+    assert_refused(refused, "--null", "the same weights")
 
 
 def test_null_and_the_reference_engine_need_the_models_in_memory(world: World, tmp_path: Path) -> None:
-    assert_refused(call(*world.patch(tmp_path / "run", "--null", "1", "--stream")), "--null needs the models in memory")
+    assert_refused(call(*world.patch(tmp_path / "run", "--null", "1", "--stream")), "--null", "--stream")

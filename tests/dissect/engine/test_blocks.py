@@ -156,9 +156,7 @@ def test_a_model_that_does_something_between_its_blocks_is_refused(tmp_path: Pat
 
     with replaced_forward(inner, scaling), pytest.raises(InputError) as refused:
         block_inputs(model.hf, model.anatomy, batch)
-    assert str(refused.value) == (
-        "LlamaForCausalLM does something between its blocks, so they cannot be run one by one; use --engine reference"
-    )
+    assert "LlamaForCausalLM" in str(refused.value) and "`engine`" in str(refused.value)
     assert torch_state(model) == before
 
 

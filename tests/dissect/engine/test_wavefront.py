@@ -170,7 +170,7 @@ def test_two_targets_at_once_are_each_what_it_is_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_coefficients_of_a_mixture_of_experts_are_refused_by_name(family: str, tmp_path: Path) -> None:
     pair, prompts = cached_pair(family), build_prompts(tmp_path)
-    with pytest.raises(InputError, match="base has no site mlp_coef: its blocks have no "):
+    with pytest.raises(InputError, match="base.*mlp_coef"):
         patch(pair, prompts, window=1, control=None, progress=False)
     assert set(pair.base.missing_sites) == {"mlp_coef"}
 

@@ -92,16 +92,17 @@ def test_null_models_are_made_when_they_are_asked_for(prompts: Prompts, monkeypa
 
 
 def test_donors_are_each_run_once_and_the_base_is_always_there() -> None:
-    assert resolve_donors(pair(), "base") == resolve_donors(pair(), []) == []
+    assert resolve_donors(pair(), "base") == resolve_donors(pair(), []) == resolve_donors(pair(), None) == []
+    assert resolve_donors(pair(), "none") == resolve_donors(pair(), ["none"]) == []
     assert resolve_donors(pair(), ["noise", "base", "noise", "other-question"]) == ["noise", "other-question"]
     assert resolve_donors(pair(), third()) == [third()]
-    with pytest.raises(InputError, match="--donor: one model at most beside the pair"):
+    with pytest.raises(InputError, match="`donor`.*got 2"):
         resolve_donors(pair(), [third(), pair().unlearned])
 
 
 def test_a_control_is_one_that_can_be_compared() -> None:
     assert resolve_control(pair(), "auto") is None  # which no built-in pair is
-    assert resolve_control(pair(), None) is None
+    assert resolve_control(pair(), None) is resolve_control(pair(), "none") is None
     assert resolve_control(pair(), third()) is third()
     other = Model.wrap(build_model("llama", n_layers=2), pair().tokenizer, name="other")
     with pytest.raises(InputError, match="base and other differ in"):
@@ -112,12 +113,12 @@ def test_a_control_is_one_that_can_be_compared() -> None:
 
 def test_impossible_arms_are_refused_before_any_is_made(prompts: Prompts) -> None:
     for options, message in (
-        ({"direction": "sideways"}, "--direction sideways: use base-to-unlearned or unlearned-to-base"),
-        ({"null": -1}, "--null -1: 0 or more"),
+        ({"direction": "sideways"}, "direction.*base-to-unlearned, unlearned-to-base.*sideways"),
+        ({"null": -1}, "null.*-1"),
     ):
         defaults = {"control": None, "direction": "base-to-unlearned", "donor": [], "null": 0, "seed": 0}
         with pytest.raises(InputError, match=message):
             make_arm_groups(pair(), prompts, **(defaults | options))  # type: ignore[arg-type]
     same = build_pair("llama", scale=0.0)
-    with pytest.raises(InputError, match="--null: .* the same weights"):
+    with pytest.raises(InputError, match="null.* the same weights"):
         make_arm_groups(same, prompts, control=None, direction="base-to-unlearned", donor=[], null=1, seed=0)

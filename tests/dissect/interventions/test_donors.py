@@ -105,7 +105,7 @@ def test_questions_that_all_have_one_answer_are_refused(tmp_path: Path) -> None:
     same = [record | {"answer": "Oslo"} for record in RECORDS]
     for records in (same, RECORDS[:1]):
         prompts = build_prompts(tmp_path, records)
-        with pytest.raises(InputError, match="--donor other-question: no other prompt has another answer") as refused:
+        with pytest.raises(InputError, match="`donor`.*other-question") as refused:
             patch(cached_pair("llama"), prompts, window=1, control=None, donor="other-question", progress=False)
         assert "\n" not in str(refused.value)
 
@@ -125,7 +125,7 @@ def test_an_answer_that_is_cut_down_to_the_own_one_is_no_other(tmp_path: Path) -
             assert tokens[index][item.answer_start :] != item.input_ids[item.answer_start :]
         n_answer = short.n_answer_tokens
         assert tokens[0][short.answer_start :] == (last.input_ids[last.answer_start :] * n_answer)[:n_answer]
-    with pytest.raises(InputError, match="no other prompt has another answer than short"):
+    with pytest.raises(InputError, match="donor.*than short"):
         for seed in range(6):
             other_question(cached_pair("llama").base, build_prompts(tmp_path, records[:2]), seed=seed)
 
@@ -348,7 +348,7 @@ def test_a_donor_of_another_shape_or_more_than_one_or_of_weights_is_refused(prom
         with pytest.raises(InputError, match="base and other differ in") as refused:
             patch(pair, prompts, donor=other, **options)
         assert "\n" not in str(refused.value)
-    with pytest.raises(InputError, match="--donor: one model at most"):
+    with pytest.raises(InputError, match="`donor`.*got 2"):
         patch(pair, prompts, donor=[third("llama"), pair.unlearned], **options)
     for kind in ("noise", "other-question"):
         with pytest.raises(InputError, match=f"donor.*value_vectors.*{kind}"):

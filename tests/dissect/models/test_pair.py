@@ -55,7 +55,7 @@ def test_half_precision_checkpoints_are_computed_in_float32(dtype: torch.dtype, 
     assert {parameter.dtype for parameter in model.hf.parameters()} == {torch.float32}
     weight = build_model("llama").get_input_embeddings().weight
     assert torch.equal(model.hf.get_input_embeddings().weight, weight.to(dtype).float())
-    with pytest.raises(InputError, match="half precision on a CPU"):
+    with pytest.raises(InputError, match="dtype.*CPU.*bfloat16"):
         resolve_dtype("bfloat16", torch.device("cpu"))
 
 
@@ -98,7 +98,7 @@ def test_tokenizers_that_differ_in_a_token_are_warned_of(tmp_path: Path) -> None
     tokenizer = build_tokenizer()
     tokenizer.add_tokens([AddedToken("<zz>", special=True)])
     tokenizer.save_pretrained(other)
-    with pytest.warns(UserWarning, match=r"differ, as in the token '<zz>' \(None and \d+\)"):
+    with pytest.warns(UserWarning, match=r"token '<zz>' \(None and \d+\)"):
         pair = load_pair(path, other, device="cpu")
     assert pair.tokenizer is pair.base.tokenizer
 
@@ -122,6 +122,6 @@ def test_a_model_that_its_own_activations_change_is_refused() -> None:
         return activation + len(calls)
 
     model.bridge.add_hook("unembed.hook_out", drift, is_permanent=True)
-    with pytest.raises(InputError, match="patching it with its own activations changes its logits by"):
+    with pytest.raises(InputError, match="own activations changes its logits by"):
         check_sites(model)
     assert len(calls) == 2

@@ -25,10 +25,10 @@ def test_labels_and_parsing_are_inverse() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mlp_coeff", "unknown site 'mlp_coeff': did you mean mlp_coef?"),
-        ("zzz", "unknown site 'zzz': known sites are mlp_coef, attn_out, mlp_out, resid_post"),
-        ("mlp_coef+mlp_coef", "names a site twice"),
-        (" , ", "no site is named"),
+        ("mlp_coeff", "got 'mlp_coeff'; did you mean 'mlp_coef'?"),
+        ("zzz", "among mlp_coef, attn_out, mlp_out, resid_post, got 'zzz'"),
+        ("mlp_coef+mlp_coef", "got 'mlp_coef+mlp_coef'"),
+        (" , ", "got none"),
     ],
 )
 def test_a_wrong_name_is_refused_in_one_line(text: str, message: str) -> None:

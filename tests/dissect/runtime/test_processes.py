@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dissect import load_pair, restore
-from dissect.runtime.link import KILLED, SILENT_BEATS, Peer
+from dissect.runtime.link import KILLED, MAX_MISSED, Peer
 from dissect.runtime.processes import ALONE, Processes, join_processes, processes_on_machine
 from tests.dissect.helpers import build_pair, build_prompts
 from unlearning.common.errors import InputError
@@ -55,10 +55,10 @@ def test_a_command_that_no_launcher_started_is_alone_and_loads_nothing() -> None
 @pytest.mark.parametrize(
     ("environment", "phrases"),
     [
-        ({"WORLD_SIZE": "two"}, ["WORLD_SIZE is two", "torchrun"]),
-        ({"WORLD_SIZE": "2"}, ["RANK is None", "torchrun"]),
-        ({"WORLD_SIZE": "2", "RANK": "2"}, ["RANK is 2 of a WORLD_SIZE of 2"]),
-        ({"WORLD_SIZE": "2", "RANK": "-1"}, ["RANK is -1 of a WORLD_SIZE of 2"]),
+        ({"WORLD_SIZE": "two"}, ["WORLD_SIZE", "two", "torchrun"]),
+        ({"WORLD_SIZE": "2"}, ["RANK", "None", "torchrun"]),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, ["RANK", "WORLD_SIZE=2", "got 2"]),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, ["RANK", "WORLD_SIZE=2", "got -1"]),
         ({"WORLD_SIZE": "2", "RANK": "1"}, ["process 1 cannot join the 1 others", "MASTER_ADDR", "unset WORLD_SIZE"]),
         (
             {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "port"},
@@ -93,29 +93,29 @@ def test_neighbours_are_the_processes_of_this_machine_or_else_all(monkeypatch: p
 def test_a_process_of_this_machine_is_dead_when_it_is_gone() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     peer = Peer(rank=3, process=psutil.Process(child.pid))
-    assert peer.fate is None
+    assert peer.failure is None
     child.kill()
     deadline = time.monotonic() + 10
-    while peer.fate is None and time.monotonic() < deadline:
+    while peer.failure is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert peer.fate == KILLED  # a zombie, whose parent has not asked for it yet
+    assert peer.failure == KILLED  # a zombie, whose parent has not asked for it yet
     child.wait()
-    assert peer.fate == KILLED
+    assert peer.failure == KILLED
 
 
 def test_a_process_of_another_machine_is_dead_after_a_minute_of_silence() -> None:
     peer = Peer(rank=3, process=None)
     for beat in range(5):
-        peer.hear(str(beat).encode())
-        assert peer.silent == 0
-    for _ in range(SILENT_BEATS - 1):
-        peer.hear(b"4")
-    assert peer.fate is None
-    peer.hear(b"4")
-    assert peer.fate is not None
-    assert "60 seconds" in peer.fate
-    peer.hear(b"5")
-    assert peer.fate is None
+        peer.update(str(beat).encode())
+        assert peer.missed == 0
+    for _ in range(MAX_MISSED - 1):
+        peer.update(b"4")
+    assert peer.failure is None
+    peer.update(b"4")
+    assert peer.failure is not None
+    assert "60 seconds" in peer.failure
+    peer.update(b"5")
+    assert peer.failure is None
 
 
 def launch(script: str, count: int, *arguments: str) -> list[subprocess.Popen[str]]:
@@ -191,7 +191,7 @@ def test_who_waits_and_who_computes_stop_with_the_reason_of_the_one_that_died(
     first, second = launch(LOSE.replace("{end}", end).replace("{meanwhile}", meanwhile), 2)
     out, err = first.communicate(timeout=60)
     second.communicate(timeout=60)
-    assert (out, err) == (f"process 1 stopped: {reason}; run the same command again to go on", "")
+    assert (out, err) == (f"process 1 stopped: {reason}; rerun the same command to resume", "")
     assert time.monotonic() - start < 40
 
 

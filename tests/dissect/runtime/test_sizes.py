@@ -31,7 +31,7 @@ def test_a_size_is_read_as_people_write_it(text: str, number: int) -> None:
     "text", ["", "lots", "-1GB", "0", "0.1B", "GB", "5 XB", "5GBB", "nan", "inf", "1e400", "5 5GB x"]
 )
 def test_what_is_no_size_is_refused_with_examples(text: str) -> None:
-    with pytest.raises(InputError, match="--max-memory .*: give a size as 6GiB, 800MB or a number of bytes"):
+    with pytest.raises(InputError, match="max_memory.*6GiB"):
         parse_bytes(text)
 
 

@@ -158,7 +158,7 @@ def test_streamed_models_restore_the_same(family: str, prompts: Prompts, tmp_pat
     )
     assert len(streamed["arm"].unique()) == 4
     assert_close(streamed["krs"].to_numpy(), whole["krs"].to_numpy(), atol=2e-5)
-    for options, match in (({"null": 1}, "null.*in memory"), ({"engine": "reference"}, "engine.*in memory")):
+    for options, match in (({"null": 1}, "null"), ({"engine": "reference"}, "engine.*in memory")):
         with pytest.raises(InputError, match=match):
             restore(streamed_pair, prompts, window=1, control=None, progress=False, **options)  # type: ignore[arg-type]
 
@@ -244,15 +244,15 @@ def test_a_restored_score_depends_on_its_own_prompt_only(side: Any, batch_size: 
         ("olmo", {"sites": "norms"}, "base has no norms: its blocks (OlmoForCausalLM) have no such weights"),
         ("mixtral", {"sites": "value_vectors"}, "base has no value_vectors: its blocks (MixtralForCausalLM)"),
         ("mixtral", {"sites": "attn_weights+mlp_coef"}, "base has no site mlp_coef: "),
-        ("llama", {"sites": "mlp_coef"}, "'mlp_coef' restores no weight; add one, as value_vectors+mlp_coef"),
-        ("llama", {"sites": "value_vector"}, "unknown site 'value_vector': did you mean value_vectors?"),
+        ("llama", {"sites": "mlp_coef"}, "value_vectors+mlp_coef"),
+        ("llama", {"sites": "value_vector"}, "'value_vector'; did you mean 'value_vectors'"),
         (
             "llama",
             {"parameters": r"layers\.1\.mlp", "window": "layers 0,2"},
-            r"/layers\.1\.mlp/: has nothing in the layers that are named; name others",
+            r"/layers\.1\.mlp/",
         ),
-        ("llama", {"null": -1}, "--null -1: 0 or more"),
-        ("llama", {"direction": "backwards"}, "--direction backwards: use base-to-unlearned or unlearned-to-base"),
+        ("llama", {"null": -1}, "`null` must be at least 0, got -1"),
+        ("llama", {"direction": "backwards"}, "got 'backwards'"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(family: str, options: dict[str, Any], message: str, prompts: Prompts) -> None:
@@ -269,5 +269,5 @@ def test_the_nearest_names_are_near(prompts: Prompts) -> None:
 
 
 def test_a_patch_does_not_take_weights(prompts: Prompts) -> None:
-    with pytest.raises(InputError, match="value_vectors is a weight, and a patch replaces activations; use dissect "):
+    with pytest.raises(InputError, match="sites.*value_vectors; use dissect restore"):
         patch(cached_pair(), prompts, sites="value_vectors", window=1, control=None)
