@@ -1,7 +1,7 @@
 """Every unlearning method on one base model: what it forgets, what it keeps, what it costs.
 
 The built-in world's base, and the TOFU pair's where `analyses.tofu_pair` has built it. One row a method, with the
-command that makes its model; the base, and a model that never knew, stand above them.
+command that makes its model; the base and the control stand above them.
 
     OUT/data/{forget,retain}.jsonl     what was trained on
     OUT/models/NAME/                   the unlearned models, runs of `unlearn train`
@@ -57,7 +57,7 @@ class World:
 
     Attributes:
         name: Name for titles.
-        base, never: Base and control.
+        base, control: Names or directories of the models.
         forget, retain: Records to train on.
         asked: Question sets by name; a set whose name begins with `forget` should be forgotten, the others kept.
         shared: Options of every training.
@@ -66,7 +66,7 @@ class World:
 
     name: str
     base: str
-    never: str
+    control: str
     forget: Sequence[Mapping[str, str]]
     retain: Sequence[Mapping[str, str]]
     asked: Mapping[str, Sequence[Mapping[str, str]]]
@@ -85,7 +85,7 @@ def demo_world() -> World:
     return World(
         name="demo",
         base="demo:base",
-        never="demo:never",
+        control="demo:never",
         forget=_records(person_texts(world.having("forget"))),
         retain=_records(person_texts(world.having("retain")) + general_texts(world)),
         asked={name: sets[name] for name in ("forget", "forget_paraphrased", "retain", "retain_paraphrased")},
@@ -115,7 +115,7 @@ def tofu_world(directory: Path) -> World:
     return World(
         name="TOFU pair",
         base=str(models / "base"),
-        never=str(models / "never"),
+        control=str(models / "never"),
         forget=sets["forget"],
         retain=sets["retain"],
         asked=sets,
@@ -196,7 +196,7 @@ def run(world: World, out: Path, *, names: Sequence[str] | None = None, progress
         if not path.exists():
             write_bytes(path, lines)
     rows = []
-    for name, model in (("base", world.base), ("never", world.never)):
+    for name, model in (("base", world.base), ("never", world.control)):
         rows += measured(name, "", model, world, seconds=None, steps=None)
     for entry in entries:
         directory = out / "models" / entry.name

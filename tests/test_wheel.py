@@ -66,7 +66,7 @@ def test_wheel_runs_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
     run("dissect", "patch", *pair, "--out", "patched")
     assert (tmp_path / "patched" / "results.parquet").is_file()
     found = json.loads(run("dissect", "verdict", *pair, "--budget", "quick", "--json"))
-    assert found["label"] == "suppressed"
+    assert found["verdict"] == "suppressed"
     assert "demo:npo" in run("dissect", "models")
     assert "npo" in run("unlearn", "methods")
     # A built-in model that the wheel does not hold is trained where it is asked for.

@@ -1,9 +1,9 @@
 """Every experiment of "Dissecting Fine-Tuning Unlearning in Large Language Models" (2410.06606), with its controls.
 
 Claims under test: the knowledge comes back when the base's MLP coefficients and attention outputs are restored, and
-not when its value vectors are; the coefficients of the final layer do most of it; unrelated knowledge is damaged. Each
-experiment is also done to a model that never knew, and to models with random updates of the same norms, so that a claim
-can rest on a difference.
+not when its value vectors are; the coefficients of the final layer do most of it; retained knowledge is damaged. Each
+experiment is also done to the control, which never knew, and to models with random updates of the same norms, so that
+a claim can rest on a difference.
 
     OUT/PAIR/{patch,restore,decompose,probe,behave}/   the runs of each pair, gone on with or read where they are
     OUT/findings.csv                                   every number below, one row each, with intervals
@@ -12,7 +12,7 @@ can rest on a difference.
     OUT/figures/dissecting.*                           that average per family of models
 
 Pairs are the built-in ones, the TOFU pair where `analyses.tofu_pair` has built it, and those of a JSON file: a list of
-{"name", "family", "method", "concept", "seed", "base", "unlearned", "control", "forget", "unrelated"}.
+{"name", "family", "method", "concept", "seed", "base", "unlearned", "control", "forget", "retain"}.
 """
 
 import json
@@ -61,7 +61,7 @@ def builtin_pairs() -> list[PairOf]:
             unlearned=pair.unlearned,
             control=pair.control,
             forget=str(pair.data),
-            unrelated=str(zoo.question_set("retain")),
+            retain=str(zoo.question_set("retain")),
         )
         for pair in zoo.pairs()
     ]
@@ -96,7 +96,7 @@ def tofu_pairs(directory: Path) -> list[PairOf]:
             unlearned=str(models / method),
             control=str(models / "never"),
             forget=str(data / "forget.jsonl"),
-            unrelated=str(data / "retain.jsonl"),
+            retain=str(data / "retain.jsonl"),
         )
         for method in sorted(UNLEARNED)
     ]
@@ -125,6 +125,8 @@ def read_pairs(path: Path) -> list[PairOf]:
     pairs = []
     for number, record in enumerate(records, start=1):
         fields = set(PairOf.__dataclass_fields__)
+        if isinstance(record, dict) and "unrelated" in record:  # its name in version 0.1
+            record["retain"] = record.pop("unrelated")
         if not isinstance(record, dict) or set(record) != fields:
             wrong = sorted(fields ^ set(record)) if isinstance(record, dict) else ["not an object"]
             raise InputError(f"--pairs {path}, pair {number}: wrong or missing: {', '.join(wrong)}")
@@ -138,17 +140,15 @@ def dissect_pair(pair: PairOf, out: Path, *, limit: int | None, null: int, progr
 
     models = load_pair(pair.base, pair.unlearned)
     control = None if pair.control is None else load_model(pair.control)
-    forget, unrelated = (
-        evenly_spaced(load_prompts(path, models.tokenizer), limit) for path in (pair.forget, pair.unrelated)
-    )
+    forget, retain = (evenly_spaced(load_prompts(path, models.tokenizer), limit) for path in (pair.forget, pair.retain))
     shared: dict[str, Any] = {"control": control, "progress": progress}
     findings = Findings(
         pair,
         patched=patch(models, forget, window=WINDOWS, null=null, out=out / "patch", **shared),
         restored=restore(models, forget, window=WINDOWS, null=null, out=out / "restore", **shared),
         decomposed=decompose(models, forget, null=null, out=out / "decompose", **shared),
-        probed=probe(models, forget, retain=unrelated, out=out / "probe", **shared),
-        behaved=behave(models, forget, unrelated, out=out / "behave", **shared),
+        probed=probe(models, forget, retain=retain, out=out / "probe", **shared),
+        behaved=behave(models, forget, retain, out=out / "behave", **shared),
     )
     findings.patched.save_figures(out / "patch")
     findings.restored.save_figures(out / "restore")

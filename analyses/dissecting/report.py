@@ -86,7 +86,7 @@ def _coefficients(one: "Findings") -> Iterator[dict[str, Any]]:
         for _, row in curve[(curve["target"] == target) & (curve["layer"] == last)].iterrows():
             yield _found("probe", f"{prefix}relative_change", row["prompts"], str(last), row, "relative_change")
         for _, row in selectivity[(selectivity["target"] == target) & (selectivity["layer"] == last)].iterrows():
-            yield _found("probe", f"{prefix}selectivity", "forget / unrelated", str(last), row, "selectivity")
+            yield _found("probe", f"{prefix}selectivity", "forget / retain", str(last), row, "selectivity")
         for _, row in shares[(shares["target"] == target) & (shares["last_layers"] == 1)].iterrows():
             yield _found("probe", f"{prefix}share_of_change", row["prompts"], str(last), row, "share")
         half = one.probed.half()
@@ -145,7 +145,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def _recovery(table: pd.DataFrame) -> Iterator[str]:
     quantities = ["krs", "control_krs", "difference", "null_krs", "minus_null"]
-    yield "| pair | restored | layers | KRS | never-trained control | KRS − control | random update | KRS − random |"
+    yield "| pair | restored | layers | KRS | control | KRS − control | random update | KRS − random |"
     yield "|---|---|---|---|---|---|---|---|"
     swept = table[table["experiment"].isin(["patch", "restore"])]
     for (pair, of, layers), cell in swept.groupby(["pair", "of", "layers"], sort=False):
@@ -166,13 +166,13 @@ def _everything_else(table: pd.DataFrame) -> Iterator[str]:
     columns: dict[str, Callable[[pd.DataFrame], str]] = {
         "MLP weight term, KRS − control": of("decompose", "difference", "weight"),
         "MLP coefficient term, KRS − control": of("decompose", "difference", "coefficient"),
-        "last layer's change, forget / unrelated": of("probe", "selectivity", "forget / unrelated"),
-        "the same in the control": of("probe", "control_selectivity", "forget / unrelated"),
+        "last layer's change, forget / retain": of("probe", "selectivity", "forget / retain"),
+        "the same in the control": of("probe", "control_selectivity", "forget / retain"),
         "neurons for half of the recovery": of("probe", *half),
         "in the control": of("probe", f"control_{half[0]}", half[1]),
         "ROUGE-L with the base, forget": of("behave", "rouge_l", "forget"),
-        "unrelated": of("behave", "rouge_l", "retain"),
-        "KL on unrelated beyond the control, nats": of("behave", "kl_beyond_control", "retain"),
+        "retain": of("behave", "rouge_l", "retain"),
+        "KL on retain beyond the control, nats": of("behave", "kl_beyond_control", "retain"),
     }
     yield f"| pair | {' | '.join(columns)} |"
     yield "|---|" + "---|" * len(columns)
@@ -207,7 +207,7 @@ class PairOf:
         unlearned: Name or directory of the unlearned model.
         control: Name or directory of the control, or None.
         forget: File of forget prompts.
-        unrelated: File of retain prompts.
+        retain: File of retain prompts.
     """
 
     name: str
@@ -219,7 +219,7 @@ class PairOf:
     unlearned: str
     control: str | None
     forget: str
-    unrelated: str
+    retain: str
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,10 @@
 """Forget quality against utility: the paths of unlearning runs over their steps, and the front of the best.
 
-On TOFU's own files, for the splits forget01, forget05 and forget10, each against a model that never knew that split
+On TOFU's own files, for the splits forget01, forget05 and forget10, each against a control that never knew that split
 (`analyses.tradeoff.models`); or on any finished runs of `unlearn train` that measured `--set benchmark=tofu:SPLIT`.
 
     OUT/models/                 trunk, base, never01, never05, never10
-    OUT/never/SPLIT/            what the never model answers, a run of `unlearn eval tofu`
+    OUT/never/SPLIT/            what the control answers, a run of `unlearn eval tofu`
     OUT/runs/SPLIT/NAME-seedN/  runs of `unlearn train`
     OUT/trajectories.csv        one row an evaluation
     OUT/findings.csv            each run at its best, at its end, and at the same forget probability as all others
@@ -129,7 +129,7 @@ def train_runs(
     runs = []
     for seed in seeds:
         for split in splits:
-            never = ask_never(tofu, out, split, rows=rows, device=device, progress=progress)
+            control = ask_control(tofu, out, split, rows=rows, device=device, progress=progress)
             forget, retain = (as_examples(part) for part in (world[split].forget, world[split].retain))
             for entry in entries:
                 run = out / "runs" / split / f"{entry.name}-seed{seed}"
@@ -144,7 +144,7 @@ def train_runs(
                     seed=seed,
                     **options_of(entry, split, steps[split], rows),
                     data_dir=str(tofu.parent),
-                    benchmark_control=str(never),
+                    benchmark_control=str(control),
                 )
                 runs.append(run)
     return runs
@@ -162,8 +162,8 @@ def options_of(entry: Entry, split: str, steps: int, rows: int) -> dict[str, Any
     }
 
 
-def ask_never(tofu: Path, out: Path, split: str, *, rows: int, device: str, progress: bool) -> Path:
-    """Evaluate the split's never model on the rows that the runs are asked, unless it was before."""
+def ask_control(tofu: Path, out: Path, split: str, *, rows: int, device: str, progress: bool) -> Path:
+    """Evaluate the split's control on the rows that the runs are asked, unless it was before."""
     from unlearning.data.question_answer import Wrapping
     from unlearning.evaluation.during_training import BENCHMARKS, Reading
     from unlearning.evaluation.harness import evaluate
@@ -177,7 +177,7 @@ def ask_never(tofu: Path, out: Path, split: str, *, rows: int, device: str, prog
     return path
 
 
-def never_metrics(out: Path, splits: Sequence[str]) -> dict[str, dict[str, float]]:
+def control_metrics(out: Path, splits: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return the control's metrics by split, for the splits that were evaluated."""
     found = {}
     for split in splits:
@@ -212,16 +212,16 @@ def report(runs: Sequence[Path], out: Path, *, level: float = LEVEL, formats: Se
     from unlearning.evaluation.metrics.model_utility import harmonic_mean
 
     trajectories = read_trajectories(runs)
-    never = never_metrics(out, list(dict.fromkeys(trajectories["split"])))
+    control = control_metrics(out, list(dict.fromkeys(trajectories["split"])))
     utility = {
         split: float(harmonic_mean(*(np.array([metrics[part]]) for part in UTILITY_PARTS))[0])
-        for split, metrics in never.items()
+        for split, metrics in control.items()
     }
     found = findings(trajectories, level)
     write_bytes(out / "trajectories.csv", trajectories.to_csv(index=False).encode())
     write_bytes(out / "findings.csv", found.to_csv(index=False).encode())
     write_bytes(out / "table.md", _table(over_seeds(found), level).encode())
-    chart = tradeoff_figure(trajectories, never_utility=utility, title="Forget quality against utility, step by step")
+    chart = tradeoff_figure(trajectories, control_utility=utility, title="Forget quality against utility, step by step")
     exported = export(chart, out / "figures" / "tradeoff", formats=formats)
     return {
         "runs": len(runs),

@@ -17,7 +17,7 @@ SIGNIFICANT = 0.05
 def tradeoff_figure(
     trajectories: pd.DataFrame,
     *,
-    never_utility: Mapping[str, float],
+    control_utility: Mapping[str, float],
     title: str = "",
     titles: Mapping[str, str] | None = None,
 ) -> go.Figure:
@@ -30,7 +30,7 @@ def tradeoff_figure(
 
     Args:
         trajectories: Table of `analyses.tradeoff.report.read_trajectories`.
-        never_utility: Utility of the control, by split.
+        control_utility: Utility of the control, by split.
         title: Title of the figure.
         titles: Titles of the panels, by split.
 
@@ -70,8 +70,8 @@ def tradeoff_figure(
             shown.add(method)
         base = here.sort_values("step").iloc[0]
         marks = [("base", float(base[UTILITY]), float(_log10(base[QUALITY])), "star", 16)]
-        if split in never_utility:
-            marks.append(("never", never_utility[split], 0.0, "diamond-open", 13))
+        if split in control_utility:
+            marks.append(("control", control_utility[split], 0.0, "diamond-open", 13))
         for label, x, y, symbol, size in marks:
             chart.add_trace(
                 go.Scatter(
@@ -88,7 +88,7 @@ def tradeoff_figure(
         chart.add_hline(
             y=np.log10(SIGNIFICANT), line={"color": "#888888", "dash": "dot", "width": 1}, row=1, col=column
         )
-        widest = max(float(trajectories[UTILITY].max()), *never_utility.values(), 0.0)
+        widest = max(float(trajectories[UTILITY].max()), *control_utility.values(), 0.0)
         chart.update_xaxes(title_text="retain utility", range=[-0.03, 1.05 * widest], row=1, col=column)
     chart.update_yaxes(title_text="forget quality, log<sub>10</sub> p", row=1, col=1)
     chart.update_layout(

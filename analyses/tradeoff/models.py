@@ -1,4 +1,4 @@
-"""The models of the trade-off: one base that knows 41 real TOFU authors, and a never for every forget split.
+"""The models of the trade-off: one base that knows 41 real TOFU authors, and a control for every forget split.
 
 The forget authors are those of TOFU's forget10 split, the retain authors those of its `retain_perturbed` split, so
 that TOFU's own files ask this world what they ask the full one. forget01, 05 and 10 are 2, 10 and 20 of its 41 authors:
@@ -101,6 +101,6 @@ def build_models(
     workshop = Workshop(recipe, subset, folder, device=device, progress=progress)
     stages = workshop.build_base()
     for name, split in splits.items():
-        never = name.replace("forget", "never")
-        stages[never] = workshop.build_never(never, split.retain)
+        control = name.replace("forget", "never")
+        stages[control] = workshop.build_never(control, split.retain)
     return stages

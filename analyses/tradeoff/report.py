@@ -21,7 +21,7 @@ QUALITY, DISTANCE, FORGET, UTILITY = (
     "forget_probability",
     "retain_utility",
 )
-"""Columns: the KS p-value against the never model, the same test's D, and two scores of the answers."""
+"""Columns: the KS p-value against the control, the same test's D, and two scores of the answers."""
 
 UTILITY_PARTS = ("retain_probability", "retain_truth_ratio")
 """What utility is the harmonic mean of: the parts of model utility that a run can measure without generating, on the

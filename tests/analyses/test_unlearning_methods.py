@@ -26,7 +26,7 @@ def world(tmp_path: Path) -> World:
     return World(
         name="tiny",
         base=str(tmp_path / "base"),
-        never=str(tmp_path / "never"),
+        control=str(tmp_path / "never"),
         forget=records[:3],
         retain=records[3:],
         asked={"forget": records[:3], "retain": records[3:]},

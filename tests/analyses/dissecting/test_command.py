@@ -33,7 +33,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "base": str(base),
         "control": str(save(folder / "never", with_noise(build_llama(layers=5), seed=2))),
         "forget": str(write_records(folder / "forget.jsonl", records[:4])),
-        "unrelated": str(write_records(folder / "unrelated.jsonl", records[4:])),
+        "retain": str(write_records(folder / "retain.jsonl", records[4:])),
     }
     found = []
     for seed, method in ((1, "npo"), (3, "ga")):
@@ -94,7 +94,7 @@ def test_every_number_of_the_table_is_that_of_its_run(
     relative = last_layer.groupby("prompts")["relative_change"].mean()
     assert found("probe", "relative_change", "forget", "4") == pytest.approx(relative["forget"])
     ratio = relative["forget"] / relative["retain"]
-    assert found("probe", "selectivity", "forget / unrelated", "4") == pytest.approx(ratio)
+    assert found("probe", "selectivity", "forget / retain", "4") == pytest.approx(ratio)
     said = load_behave(runs / "behave").frame
     rouge = said[(said["target"] == "unlearned") & (said["set"] == "retain")]["rouge_l"].mean()
     assert found("behave", "rouge_l", "retain", "") == pytest.approx(rouge)
@@ -150,6 +150,13 @@ def test_a_limit_takes_prompts_from_all_over_the_file(limit: int | None, kept: l
 
 
 RECORD = asdict(PairOf("a", "f", "m", "c", 0, "b", "u", None, "x", "y"))
+
+
+def test_pair_files_of_version_0_1_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.json"
+    old = {("unrelated" if key == "retain" else key): value for key, value in RECORD.items()}
+    path.write_text(json.dumps([old]))
+    assert read_pairs(path) == [PairOf(**RECORD)]
 
 
 @pytest.mark.parametrize(

@@ -99,16 +99,16 @@ def test_harmonic_mean_of_two_and_with_a_zero() -> None:
     assert harmonic_mean(np.array([0.5, 0.0]), np.array([1.0, 1.0])) == pytest.approx([2 / 3, 0.0])
 
 
-def test_the_figure_has_every_run_the_base_and_the_never_model() -> None:
+def test_the_figure_has_every_run_the_base_and_the_control() -> None:
     runs = pd.concat(
         [path("npo", 0, [(0.0, 0.9, 0.9), (0.5, 0.8, 0.4)]), path("ga", 0, [(0.0, 0.9, 0.9), (1e-9, 0, 0)])]
     )
-    chart = tradeoff_figure(runs, never_utility={"forget01": 0.85})
+    chart = tradeoff_figure(runs, control_utility={"forget01": 0.85})
     traces = {trace.name: trace for trace in chart.data}
-    assert set(traces) == {"front of all steps", "npo", "ga", "base", "never"}
+    assert set(traces) == {"front of all steps", "npo", "ga", "base", "control"}
     assert list(traces["npo"].x) == [0.9, 0.8]
     assert traces["ga"].y == pytest.approx([np.log10(np.finfo(float).tiny), -9])  # a quality of 0 is drawn at the end
-    assert (list(traces["never"].x), list(traces["never"].y)) == ([0.85], [0.0])
+    assert (list(traces["control"].x), list(traces["control"].y)) == ([0.85], [0.0])
 
 
 def write_run(folder: Path, **changes: Any) -> Path:
