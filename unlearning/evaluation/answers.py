@@ -1,4 +1,4 @@
-"""What a model answers during training: probability, ROUGE and exact answers on examples, as numbers by name."""
+"""Answers during training: probability, ROUGE and exact matches on examples, as numbers by name."""
 
 import math
 from collections.abc import Sequence
@@ -19,11 +19,16 @@ GENERATED = ("rouge", "exact")
 
 @torch.no_grad()
 def answer_likelihoods(model: PreTrainedModel, spans: Sequence[Span], *, batch_size: int) -> dict[str, float]:
-    """Mean over examples of the answers' negative log-likelihood per token and of its exponential.
+    """Compute the mean over examples of the answers' negative log-likelihood per token and of its exponential.
+
+    Args:
+        model: The model; it keeps its mode.
+        spans: Prompts and answers as tokens.
+        batch_size: Number of examples at a time.
 
     Returns:
-        `nll`: mean over examples of L_b / n_b, in nats. `probability`: mean over examples of exp(-L_b / n_b), TOFU's
-        "probability" (2401.06121, the answer's probability to the power of one over its length).
+        `nll`: mean over examples of L_b / n_b, in nats per token. `probability`: mean over examples of exp(-L_b / n_b),
+        0 to 1, TOFU's "probability" (2401.06121, the answer's probability to the power of one over its length).
     """
     was_training = model.training
     model.eval()
@@ -47,18 +52,18 @@ def answer_matches(
     max_new_tokens: int = 64,
     chat: ChatFormat | None = None,
 ) -> dict[str, float]:
-    """Mean ROUGE-L recall and share of exact answers, decoding greedily; the examples must have prompts.
+    """Compute mean ROUGE-L recall and share of exact answers of greedy answers; the examples must have prompts.
 
     Args:
-        model: that answers.
-        tokenizer: its own.
-        examples: prompts and the answers to compare with.
-        batch_size: prompts at a time.
-        max_new_tokens: of an answer.
-        chat: whose prompts these are, where they are some; they hold their special tokens already.
+        model: The model.
+        tokenizer: Its tokenizer.
+        examples: Prompts and the answers to compare with.
+        batch_size: Number of prompts at a time.
+        max_new_tokens: Maximum number of tokens of an answer.
+        chat: Chat format of the prompts, if they have one; they hold their special tokens already.
 
     Returns:
-        `rouge` and `exact`, both from 0 to 1.
+        `rouge` and `exact`, both 0 to 1.
     """
     prompts = [example.prompt for example in examples]
     answers = greedy_answers(

@@ -26,7 +26,10 @@ BENCHMARKS = {
 
 
 def settings_type(benchmark: str) -> type[Settings]:
-    """Return the settings class of a benchmark.
+    """Find the settings class of a benchmark.
+
+    Returns:
+        The dataclass.
 
     Raises:
         InputError: There is no benchmark of this name.

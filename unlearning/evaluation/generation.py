@@ -1,4 +1,4 @@
-"""Greedy and sampled answers, batched, the same as one by one."""
+"""Greedy and sampled answers in batches, the same as one by one."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -23,17 +23,28 @@ def greedy_answers(
     turn_end: str = "",
     stop_texts: Sequence[str] = (),
 ) -> list[str]:
-    """The most likely continuation of each prompt, token by token, without the prompt and without outer white space.
+    """Return the greedy continuation of each prompt, without the prompt and without outer white space.
 
-    Stops at an end-of-sequence token (the tokenizer's, or one of the model's generation configuration), at
+    An answer ends at an end-of-sequence token (the tokenizer's, or one of the model's generation configuration), after
     `max_new_tokens`, or at the end of the model's context. Batches are padded on the left, with positions counted from
-    each prompt's first token, so an answer does not depend on its neighbours (up to ties within rounding). A tokenizer
-    that closes every text with the end-of-sequence token has it removed from the prompt. A prompt made by a chat
-    template holds its special tokens already: `add_special_tokens=False`; what ends its turns (`turn_end`) ends an
-    answer too, where it is one token. An answer also stops before the first of `stop_texts`, as "Question:".
+    each prompt's first token, so an answer does not depend on the other prompts (up to ties within rounding). If the
+    tokenizer closes every text with the end-of-sequence token, that token is removed from the prompt.
+
+    Args:
+        model: The model; it keeps its mode.
+        tokenizer: Its tokenizer.
+        prompts: The prompts.
+        max_new_tokens: Maximum number of tokens of an answer.
+        batch_size: Number of prompts at a time.
+        add_special_tokens: Add the tokenizer's special tokens; False for prompts of a chat template, which hold them.
+        turn_end: Text that ends a chat's turn; ends an answer, too, if it is one token.
+        stop_texts: An answer ends before the first of these texts, such as "Question:".
+
+    Returns:
+        One answer per prompt, in the order of the prompts.
 
     Raises:
-        InputError: a prompt without tokens, or one that leaves no room for an answer.
+        InputError: A prompt has no tokens, or leaves no room for an answer.
     """
     encoded = _encode(model, tokenizer, prompts, add_special_tokens)
     stop = _stop_tokens(model, tokenizer)
@@ -69,21 +80,29 @@ def sampled_answers(
     add_special_tokens: bool = True,
     advance: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[list[str]]:
-    """Continuations drawn from the model's distribution, several for each prompt; else as `greedy_answers`.
+    """Return continuations drawn from the model's distribution, several per prompt; see `greedy_answers`.
 
-    A continuation also stops before the first of `stop_texts`. What is drawn for sample j of prompt i depends on the
-    seed, i and j, and not on the batch that it is in: one uniform number a token, turned into a token by the inverse
-    of the cumulative distribution.
+    Sample j of prompt i depends on the seed, i and j, and not on its batch: one uniform number per token is turned into
+    a token by the inverse of the cumulative distribution.
 
     Args:
-        samples: how many for each prompt.
-        temperature: the logits are divided by it.
-        seed: of the draws.
-        stop_texts: as "Question:".
-        advance: called with how many of how many continuations are done.
+        model: The model; it keeps its mode.
+        tokenizer: Its tokenizer.
+        prompts: The prompts.
+        samples: Number of continuations per prompt.
+        temperature: Divisor of the logits.
+        seed: Random seed.
+        max_new_tokens: Maximum number of tokens of a continuation.
+        stop_texts: A continuation ends before the first of these texts, such as "Question:".
+        batch_size: Number of continuations at a time.
+        add_special_tokens: Add the tokenizer's special tokens.
+        advance: Called with the numbers of finished and of all continuations.
+
+    Returns:
+        `samples` continuations per prompt, in the order of the prompts.
 
     Raises:
-        InputError: as `greedy_answers`.
+        InputError: A prompt has no tokens, or leaves no room for an answer.
     """
     encoded = _encode(model, tokenizer, prompts, add_special_tokens)
     repeated = [ids for ids in encoded for _ in range(samples)]
@@ -114,46 +133,48 @@ def _encode(
     limit = getattr(model.config, "max_position_embeddings", None)
     for number, ids in enumerate(encoded, start=1):
         if not ids:
-            raise InputError(f"prompt {number} has no tokens; write something before the answer")
+            raise InputError(f"prompt {number} must have at least one token, got none")
         if limit is not None and len(ids) >= limit:
-            raise InputError(f"prompt {number} has {len(ids)} tokens, the model's context {limit}; shorten it")
+            raise InputError(
+                f"prompt {number} must be shorter than the model's context of {limit} tokens, got {len(ids)} tokens"
+            )
     return encoded
 
 
 def _batches(encoded: Sequence[list[int]], batch_size: int) -> list[list[int]]:
-    """Places of the prompts; those of similar length together, so that there is little padding."""
+    """Return the indices of the prompts in batches of similar length, so that there is little padding."""
     order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))
     return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, row: list[int], stop_texts: Sequence[str]) -> str:
-    """New tokens as text, up to the first stop text, without outer white space."""
+    """Return new tokens as text, up to the first stop text, without outer white space."""
     text = str(tokenizer.decode(row, skip_special_tokens=True))
     before = _before_stop(text, stop_texts)
     return (text if before is None else before).strip()
 
 
 def _stops_at(tokenizer: PreTrainedTokenizerBase, stop_texts: Sequence[str]) -> Callable[[list[int]], bool]:
-    """Whether new tokens hold a stop text."""
+    """Return a function that says whether new tokens hold a stop text."""
     return lambda row: _before_stop(_tail(tokenizer, row, stop_texts), stop_texts) is not None
 
 
 def _before_stop(text: str, stop_texts: Sequence[str]) -> str | None:
-    """What comes before the first stop text; None where there is none."""
+    """Return the text before the first stop text; None if there is no stop text."""
     found = [place for place in (text.find(stop) for stop in stop_texts) if place >= 0]
     return text[: min(found)] if found else None
 
 
 def _tail(tokenizer: PreTrainedTokenizerBase, row: list[int], stop_texts: Sequence[str]) -> str:
-    """The end of what is written so far, long enough for every stop text that the last token may have completed."""
+    """Return the end of the new text, long enough for every stop text that the last token may have completed."""
     if not stop_texts:
         return ""
-    # Up to four tokens hold one character (its bytes).
+    # One character may take up to four tokens (its bytes).
     return str(tokenizer.decode(row[-4 * max(map(len, stop_texts)) :], skip_special_tokens=True))
 
 
 Choice = Callable[[Float[Tensor, "batch vocab"], int], Int[Tensor, " batch"]]
-"""The next tokens, from the logits and the number of the step."""
+"""Returns the next tokens from the logits and the index of the step."""
 
 
 def _most_likely(logits: Float[Tensor, "batch vocab"], _step: int) -> Int[Tensor, " batch"]:
@@ -194,7 +215,7 @@ def _generate(
     max_new_tokens: int,
     ended: Callable[[list[int]], bool] = lambda _row: False,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, without dropout, up to a stop token or until `ended` says so."""
+    """Return the new tokens of each prompt, without dropout, up to a stop token or until `ended` is true."""
     was_training = model.training
     model.eval()
     try:
@@ -237,7 +258,7 @@ def _continue(
         if not open_rows:
             break
         input_ids = chosen[:, None]
-        positions = (positions[:, -1:] + 1).clamp(max=limit - 1)  # finished rows wait inside the context
+        positions = (positions[:, -1:] + 1).clamp(max=limit - 1)  # finished rows stay inside the context
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
     return rows
 

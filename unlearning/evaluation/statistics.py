@@ -1,7 +1,7 @@
-"""Statistics with their bootstrap draws, so that what is computed from several of them has an interval too.
+"""Statistics with their bootstrap draws, so that functions of several statistics have an interval, too.
 
-A set's rows are drawn in whole clusters (authors, concepts) where there are some. The same set in two models is drawn
-alike, which makes the interval of a difference that of paired rows; different sets are drawn apart.
+The rows of a set are drawn in whole clusters (authors, concepts) if they have any. The same set of two models is drawn
+with the same rows, so that the interval of a difference is that of paired rows; different sets are drawn independently.
 """
 
 import zlib
@@ -25,9 +25,9 @@ class Resampled:
     """A statistic.
 
     Attributes:
-        value: on the rows themselves.
-        draws: on every bootstrap draw; the i-th draws of statistics of one set belong together.
-        n: rows behind it.
+        value: Value on the rows themselves.
+        draws: Value on every bootstrap draw; the i-th draws of statistics of one set belong together.
+        n: Number of rows behind the value.
     """
 
     value: float
@@ -36,7 +36,7 @@ class Resampled:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % percentile interval; None where the draws do not vary for want of rows, or are not numbers."""
+        """95 % percentile interval; None for fewer than two rows, or if over half of the draws are not finite."""
         finite = self.draws[np.isfinite(self.draws)]
         if self.n < 2 or len(finite) < len(self.draws) / 2:
             return None
@@ -45,22 +45,23 @@ class Resampled:
 
 
 class Sample:
-    """The rows of one set, and how often each is in each bootstrap draw.
+    """The rows of one set, and how often each bootstrap draw holds each row.
 
     Args:
-        name: of the set; sets of one name, size and grouping are drawn alike.
-        groups: the cluster of each row; rows of "" stand alone.
-        seed: of the draws.
-        draws: how many.
+        name: Name of the set; sets of the same name, size and grouping are drawn alike.
+        groups: Cluster of each row; rows with "" stand alone.
+        seed: Random seed of the draws.
+        draws: Number of draws.
     """
 
     def __init__(self, name: str, groups: Sequence[str], *, seed: int = 0, draws: int = DRAWS) -> None:
+        """Draw the rows `draws` times."""
         self.name = name
         self.n = len(groups)
         self.weights: Weights = times_drawn(clusters(groups), draws=draws, seed=[seed, zlib.crc32(name.encode())])
 
     def mean(self, values: Sequence[float] | Float[np.ndarray, " row"]) -> Resampled | None:
-        """Mean over the rows whose value is a number; None where there is none."""
+        """Return the mean over the rows whose value is a number; None if there is no such row."""
         array = np.asarray(values, dtype=np.float64)
         kept = ~np.isnan(array)
         if not kept.any():
@@ -69,12 +70,15 @@ class Sample:
 
 
 def resample(statistic: Callable[..., Values], *samples: Sample, n: int | None = None) -> Resampled:
-    """A statistic of one or several sets.
+    """Compute a statistic of one or several sets, with its bootstrap draws.
 
     Args:
-        statistic: takes the weights ([draw, row]) of each sample's rows and gives one value a draw.
-        samples: the sets; each is resampled by itself.
-        n: rows behind it; by default all.
+        statistic: Takes the weights ([draw, row]) of each sample's rows and returns one value per draw.
+        *samples: The sets; each is resampled independently.
+        n: Number of rows behind the value; None for all.
+
+    Returns:
+        The statistic.
     """
     value = statistic(*(np.ones((1, sample.n)) for sample in samples))
     draws = statistic(*(sample.weights for sample in samples))
@@ -82,12 +86,20 @@ def resample(statistic: Callable[..., Values], *samples: Sample, n: int | None =
 
 
 def fixed(value: float, n: int) -> Resampled:
-    """A value that is not resampled, as a p-value: the same on every draw."""
+    """Return a value that is not resampled, such as a p-value: the same on every draw.
+
+    Args:
+        value: The value.
+        n: Number of rows behind it.
+
+    Returns:
+        The statistic.
+    """
     return Resampled(value, np.full(DRAWS, value), n)
 
 
 def weighted_mean(values: Float[np.ndarray, " row"]) -> Callable[[Weights], Values]:
-    """Mean over the rows whose value is a number, for `resample`; NaN on a draw that has none of them."""
+    """Return, as a function for `resample`, the mean over rows whose value is a number; NaN without such rows."""
     kept = ~np.isnan(values)
     filled = np.where(kept, values, 0.0)
 
@@ -99,9 +111,14 @@ def weighted_mean(values: Float[np.ndarray, " row"]) -> Callable[[Weights], Valu
 
 
 def combine(function: Callable[..., Values], *parts: Resampled) -> Resampled:
-    """A function of statistics, draw by draw: a difference, a ratio, a harmonic mean.
+    """Compute a function of statistics, draw by draw: a difference, a ratio, a harmonic mean.
 
-    The number of rows is that of the smallest part.
+    Args:
+        function: Takes one array of draws per statistic and returns one array.
+        *parts: The statistics.
+
+    Returns:
+        The statistic; its number of rows is that of the smallest part.
     """
     value = function(*(np.array([part.value]) for part in parts))
     return Resampled(float(value[0]), function(*(part.draws for part in parts)), min(part.n for part in parts))
@@ -118,15 +135,15 @@ Direction = Literal[
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a benchmark, with what a reader needs to trust it.
+    """One number of a benchmark, with what a reader needs to interpret it.
 
     Attributes:
-        name: in lower case with underscores, the set first: `forget_probability`.
-        estimate: None where it cannot be computed.
-        direction: what a good unlearned model shows.
-        meaning: one sentence: what it is, with its floor and ceiling where they are not obvious.
-        reason: why there is no value or no interval; what to give to get one.
-        has_interval: false where an interval would mean nothing, as for a p-value.
+        name: Name in lower case with underscores, the set first: `forget_probability`.
+        estimate: Value with its draws; None if it cannot be computed.
+        direction: Direction in which a good unlearned model differs.
+        meaning: One sentence: the quantity, its unit, its range.
+        reason: Reason why there is no value or no interval, and what to give to get one.
+        has_interval: False if an interval would have no meaning, as for a p-value.
     """
 
     name: str

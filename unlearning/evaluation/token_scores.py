@@ -1,5 +1,7 @@
-"""What a model says of every token of an answer, teacher-forced: what probabilities, truth ratios, memorisation scores
-and membership attacks are all made of."""
+"""Scores of every token of an answer, teacher-forced.
+
+Probabilities, truth ratios, memorisation scores and membership attacks are computed from them.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from unlearning.evaluation.subject import Subject
 from unlearning.objectives.forward import answer_logits
 
 _AT_ONCE = 512
-"""Tokens whose log-softmax is in memory together."""
+"""Number of tokens whose log-softmax is in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,9 @@ class Target:
     """A text whose tokens are scored.
 
     Attributes:
-        span: prompt and answer as tokens.
-        n_closing: how many tokens at the end close the answer (end of sequence, or the end of a chat's turn) and are
-            no part of its text.
+        span: Prompt and answer as tokens.
+        n_closing: Number of tokens at the end that close the answer (end of sequence, or end of a chat's turn) and are
+            not part of its text.
     """
 
     span: AnswerSpan
@@ -36,14 +38,14 @@ class Target:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """One answer, token by token; all in float64 of a float32 log-softmax.
+    """Scores of one answer's tokens, in float64 of a float32 log-softmax.
 
     Attributes:
         log_probs: log p(y_t | prompt, y_<t), in nats.
-        is_likeliest: whether y_t is the token of the highest probability.
-        mean_log_prob: sum over the vocabulary of p log p (minus the entropy), where it was asked for.
-        var_log_prob: sum of p (log p)^2 minus the square of the mean, likewise.
-        n_closing: how many tokens at the end close the answer.
+        is_likeliest: Whether y_t is the token of the highest probability.
+        mean_log_prob: Sum over the vocabulary of p log p (minus the entropy), in nats; None unless asked for.
+        var_log_prob: Sum of p (log p)^2 minus the square of the mean, in nats squared; None unless asked for.
+        n_closing: Number of tokens at the end that close the answer.
     """
 
     log_probs: Float[np.ndarray, " token"]
@@ -54,11 +56,11 @@ class TokenScores:
 
     @property
     def mean_nll(self) -> float:
-        """Mean negative log-likelihood over all tokens, with those that close the answer, in nats."""
+        """Mean negative log-likelihood over all tokens, including those that close the answer, in nats."""
         return -float(self.log_probs.mean())
 
     def without_closing(self) -> "TokenScores":
-        """The answer's text alone."""
+        """Return the scores of the answer's text, without the tokens that close it."""
         end = len(self.log_probs) - self.n_closing
         parts = (self.log_probs, self.is_likeliest, self.mean_log_prob, self.var_log_prob)
         log_probs, is_likeliest, mean, var = (None if part is None else part[:end] for part in parts)
@@ -79,22 +81,25 @@ def encode_target(
     A tokenizer without an end-of-sequence token appends none.
 
     Args:
-        subject: whose tokenizer it is.
-        prompt: wrapped already; empty for plain text.
-        answer: what is scored.
-        chat: whose prompt this is, where it is one.
-        append_eos: end the answer with the end-of-sequence token, or with what ends a chat's turns.
+        subject: The model, with its tokenizer.
+        prompt: Wrapped prompt; empty for plain text.
+        answer: Text that is scored.
+        chat: Chat format of the prompt, if it has one.
+        append_eos: End the answer with the end-of-sequence token, or with the tokens that end a chat's turn.
+
+    Returns:
+        The tokens, and which of them close the answer.
 
     Raises:
-        InputError: the answer is empty, or text and answer do not fit into the model's context.
+        InputError: The answer is empty, or prompt and answer do not fit into the model's context.
     """
     bare = encode_answer(subject.tokenizer, prompt, answer, chat=chat)
     span = encode_answer(subject.tokenizer, prompt, answer, chat=chat, append_eos=True) if append_eos else bare
     limit = subject.context
     if limit is not None and len(span.input_ids) > limit:
         raise InputError(
-            f"{(prompt or answer)[:60]!r} has {len(span.input_ids)} tokens with its answer, the model's context "
-            f"{limit}; shorten it, or leave it out"
+            f"{(prompt or answer)[:60]!r} has {len(span.input_ids)} tokens with its answer, more than the model's "
+            f"context of {limit}. Shorten it, or leave it out."
         )
     return Target(span, n_closing=len(span.input_ids) - len(bare.input_ids))
 
@@ -108,19 +113,22 @@ def score_tokens(
     moments: bool = False,
     advance: Callable[[int], None] = lambda _n: None,
 ) -> list[TokenScores]:
-    """Score every answer token of every target, in the targets' order; those of similar length run together.
+    """Score every answer token of every target; targets of similar length run together.
 
     A text without a prompt is scored from its second token on: nothing predicts the first.
 
     Args:
-        subject: the model.
-        targets: what to score.
-        batch_size: texts at a time; no number depends on it.
-        moments: also mean and variance of log p over the vocabulary.
-        advance: called with the number of targets that have just been scored.
+        subject: The model.
+        targets: Texts to score.
+        batch_size: Number of texts at a time; no number depends on it.
+        moments: Also compute mean and variance of log p over the vocabulary.
+        advance: Called with the number of targets that have just been scored.
+
+    Returns:
+        Scores of each target, in the order of the targets.
 
     Raises:
-        InputError: a token that the model has no embedding for, or logits that are not finite.
+        InputError: The model has no embedding for a token, or its log-probabilities are not finite.
     """
     subject.check_tokens([target.span.input_ids for target in targets])
     order = sorted(range(len(targets)), key=lambda place: len(targets[place].span.input_ids))
@@ -131,7 +139,7 @@ def score_tokens(
         answers = answer_logits(subject.model, batch)
         columns = _token_columns(answers.logits, answers.targets, moments=moments)
         if not np.isfinite(columns[0]).all():
-            raise InputError(f"{subject.name}: gives log-probabilities that are not finite; evaluate it in float32")
+            raise InputError(f"{subject.name}: the log-probabilities must be finite. Evaluate the model in float32.")
         sequence = answers.sequence.cpu().numpy()
         for row, place in enumerate(places):
             mine = sequence == row
@@ -143,7 +151,7 @@ def score_tokens(
 
 
 def _token_columns(logits: Tensor, targets: Tensor, *, moments: bool) -> list[np.ndarray]:
-    """Per token: log-probability, whether it is the likeliest, and mean and variance of log p where asked for."""
+    """Return per token: log-probability, whether it is the likeliest, and mean and variance of log p if asked for."""
     columns: list[list[Tensor]] = [[] for _ in range(4 if moments else 2)]
     for some, wanted in zip(logits.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True):
         log_p = some.float().log_softmax(dim=-1)
@@ -151,7 +159,7 @@ def _token_columns(logits: Tensor, targets: Tensor, *, moments: bool) -> list[np
         columns[1].append(log_p.argmax(dim=-1) == wanted)
         if moments:
             p = log_p.exp()
-            weighed = torch.where(p > 0, p * log_p, 0.0)  # a token that cannot be: 0 * -inf
+            weighed = torch.where(p > 0, p * log_p, 0.0)  # 0 * -inf for an impossible token
             mean = weighed.double().sum(dim=-1)
             columns[2].append(mean)
             columns[3].append(torch.where(p > 0, weighed * log_p, 0.0).double().sum(dim=-1) - mean**2)

@@ -83,7 +83,7 @@ def test_answers_end_at_the_models_context_whatever_the_neighbours(tokenizer: Pr
     assert len(tokenizer(prompts[1])["input_ids"]) < 18
     expected = [slow_answer(model, tokenizer, prompt, limit=9) for prompt in prompts]
     assert greedy_answers(model, tokenizer, prompts, max_new_tokens=9) == expected
-    with pytest.raises(InputError, match="prompt 2 has .* tokens, the model's context 18; shorten it"):
+    with pytest.raises(InputError, match="prompt 2 .*18 tokens, got"):
         greedy_answers(model, tokenizer, ["Who", "-".join(["Who was born?"] * 8)])
 
 
@@ -97,5 +97,5 @@ def test_answers_stop_at_the_end_of_sequence(tokenizer: PreTrainedTokenizerFast)
 
 
 def test_an_empty_prompt_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(InputError, match="prompt 1 has no tokens"):
+    with pytest.raises(InputError, match="prompt 1 .*got none"):
         greedy_answers(build_tiny_llama(), tokenizer, [""])

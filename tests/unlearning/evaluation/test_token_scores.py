@@ -104,12 +104,12 @@ def test_logits_that_are_not_finite_are_refused(subject: Subject) -> None:
     broken = Subject.wrap(model, subject.tokenizer, name="broken")
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
-    with pytest.raises(InputError, match="broken: gives log-probabilities that are not finite"):
+    with pytest.raises(InputError, match="broken: .*finite"):
         score_tokens(broken, targets_of(broken), batch_size=4)
 
 
 def test_text_longer_than_the_context_is_refused(subject: Subject) -> None:
-    with pytest.raises(InputError, match="the model's context 128; shorten it"):
+    with pytest.raises(InputError, match="context of 128"):
         encode_target(subject, "Question?", "word " * 200)
 
 

@@ -64,7 +64,7 @@ def command(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Any multiple-choice questions, by letter, by the options' texts, and without showing the options."""
+    """Ask any multiple-choice questions, by letter, by the options' texts, and without showing the options."""
     common = Common(
         model,
         control,

@@ -54,7 +54,7 @@ def command(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """ConceptVectors: were concepts erased from the parameters, and from what the model says?"""
+    """Measure whether concepts were erased from the parameters, and from what the model says."""
     common = Common(
         model,
         control,

@@ -47,7 +47,7 @@ def command(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Who's Harry Potter: how familiar a text still is, by next tokens and by completions."""
+    """Measure how familiar a text still is, by next tokens and by completions (Who's Harry Potter)."""
     common = Common(
         model,
         control,

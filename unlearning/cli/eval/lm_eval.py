@@ -47,7 +47,7 @@ def command(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """MMLU, WinoGrande, HellaSwag, ARC, BoolQ, PIQA, OpenBookQA and every other task of lm-evaluation-harness."""
+    """Run MMLU, WinoGrande, HellaSwag, ARC, BoolQ, PIQA, OpenBookQA and every other task of lm-evaluation-harness."""
     common = Common(
         model,
         control,

@@ -14,6 +14,10 @@ Examples:
   unlearn eval mia --model ./npo --forget muse-news:privleak:forget --holdout muse-news:privleak:holdout \\
       --data-dir ../data --attacks min_k,min_k_plus_plus,grad_norm
   unlearn eval mia --model ./npo --forget forget.txt --holdout unseen.txt --reference-model ./other --max-tokens 256
+
+\b
+AUC: 1 memorised, 0.5 indistinguishable from unseen texts, 0 over-forgotten. The goal is the control's AUC, which is 0.5
+only if forget and hold-out texts have the same distribution.
 """
 
 
@@ -58,10 +62,7 @@ def command(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Membership inference: AUC 1 memorised, 0.5 indistinguishable from unseen texts, 0 over-forgotten.
-
-    The goal is the control's AUC, which is 0.5 only if forget and hold-out texts have the same distribution.
-    """
+    """Attack the forget set by membership inference."""
     common = Common(
         model,
         control,

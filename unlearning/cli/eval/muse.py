@@ -13,6 +13,10 @@ Examples:
   unlearn eval muse --corpus news --model runs/npo --control ./news-retrained --data-dir ../data
   unlearn eval muse --corpus books --model runs/npo --auc-retain 0.5393
   unlearn eval muse --corpus news --model runs/npo --control-result runs/eval-muse-retrained --limit 20 --json
+
+\b
+The directory of --data-dir holds muse-news/ or muse-books/, laid out as on the hub (muse-bench/MUSE-News): verbmem/,
+knowmem/, privleak/. Metrics without data are listed as left out.
 """
 
 
@@ -41,11 +45,7 @@ def command(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """MUSE: VerbMem, KnowMem on forget and retain questions, PrivLeak.
-
-    The directory of --data-dir holds muse-news/ or muse-books/, laid out as on the hub (muse-bench/MUSE-News):
-    verbmem/, knowmem/, privleak/. Metrics without data are listed as left out.
-    """
+    """Evaluate on MUSE: VerbMem, KnowMem on forget and retain questions, PrivLeak."""
     if auc_retain is not None and (control is not None or control_result is not None):
         raise InputError("--auc-retain replaces a control, and a control is given too. Give one of them.")
     common = Common(

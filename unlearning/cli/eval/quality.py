@@ -65,7 +65,7 @@ def command(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Text quality: repetition, entropy, gibberish and perplexity of what the model writes."""
+    """Measure repetition, entropy, gibberish and perplexity of what the model writes."""
     common = Common(
         model,
         control,

@@ -47,7 +47,7 @@ def command(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """TOFU: forget quality, model utility with its parts, truth ratios, ROUGE, memorisation, paraphrases."""
+    """Evaluate on TOFU: forget quality, model utility, truth ratios, ROUGE, memorisation, paraphrases."""
     common = Common(
         model,
         control,

@@ -47,7 +47,7 @@ def command(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """WMDP: biology, chemistry and cybersecurity questions, zero-shot; chance is 0.25."""
+    """Ask WMDP's questions on biology, chemistry and cybersecurity, zero-shot; chance is 0.25."""
     common = Common(
         model,
         control,

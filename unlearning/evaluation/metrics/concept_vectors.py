@@ -53,7 +53,14 @@ class Readout:
     final_norm: nn.Module | None
 
     def scores(self, vector: Float[Tensor, " d_model"], *, norm: bool) -> Float[Tensor, " vocab"]:
-        """Return E v, or E N(v) if `norm` is true, in float64 on the CPU.
+        """Return E v, or E N(v).
+
+        Args:
+            vector: A vector of the residual stream.
+            norm: Apply the final norm N before the unembedding E.
+
+        Returns:
+            One score per token, in float64 on the CPU.
 
         Raises:
             InputError: The head reads vectors of another width than the residual stream's.

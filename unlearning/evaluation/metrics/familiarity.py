@@ -1,12 +1,13 @@
-"""How familiar a text still is to a model: the two scores of Who's Harry Potter (2310.02238).
+"""Familiarity of a text to a model: the two scores of Who's Harry Potter (2310.02238).
 
-Probability form: of the candidates for the next token, those that only the text accounts for (`specific`) and those
-that anyone would expect (`generic`); the score of a prompt is the total probability of the specific ones. Completion
-form: a judge puts each completion into a class, 1 (names or ideas of the text) to 4 (nothing of it); the score is
+Probability form: among the candidates for the next token are those that only the text accounts for (`specific`) and
+those that any text could continue with (`generic`); the score of a prompt is the total probability of the specific
+ones. Completion form: a judge puts each completion into a class, 1 (names or ideas of the text) to 4 (nothing of it);
+the score is
 
     (5 * number in class 1 + number in class 2) / (5 * number of completions)
 
-The paper's own constant of normalisation could not be verified; this one makes the score lie between 0 and 1.
+The paper's own normalisation constant could not be verified; this one makes the score lie between 0 and 1.
 """
 
 from collections.abc import Sequence
@@ -35,10 +36,12 @@ class Candidates:
     """The candidates after one prompt, as tokens; see `encode_candidates`.
 
     Attributes:
-        specific, generic: one target per candidate.
-        specific_first, generic_first: which of them stand for a first token that no earlier one of their kind has, and
-            none of the other kind.
-        n_shared: first tokens that begin candidates of both kinds, and count for neither.
+        specific: One target per specific candidate.
+        generic: One target per generic candidate.
+        specific_first: Indices of the specific candidates that count: their first token begins no earlier specific
+            candidate and no generic one.
+        generic_first: Indices of the generic candidates that count, likewise.
+        n_shared: Number of first tokens that begin candidates of both kinds and count for neither.
     """
 
     specific: tuple[Target, ...]
@@ -50,14 +53,14 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Familiarity:
-    """What a model makes of one prompt's candidates.
+    """Probabilities of one prompt's candidates, each 0 to 1.
 
     Attributes:
-        specific: total probability of the first tokens of the specific candidates; None where all of these begin
-            generic ones, too.
-        generic: likewise.
-        share: specific / (specific + generic), computed in log space; None where one of the two is.
-        whole: total probability of the specific candidates with all of their tokens.
+        specific: Total probability of the first tokens of the specific candidates; None if all of them begin generic
+            candidates, too.
+        generic: Total probability of the first tokens of the generic candidates; None likewise.
+        share: specific / (specific + generic), computed in log space; None if one of the two is None.
+        whole: Total probability of the specific candidates over all of their tokens.
     """
 
     specific: float | None
@@ -67,12 +70,21 @@ class Familiarity:
 
 
 def encode_candidates(subject: Subject, prompt: str, specific: Sequence[str], generic: Sequence[str]) -> Candidates:
-    """Tokenise the candidates as continuations of the prompt, with a space between where they need one.
+    """Tokenise the candidates as continuations of the prompt, with a space between if they need one.
 
-    White space at the end of the prompt is left out, since most tokenizers have it in the next word's token.
+    White space at the end of the prompt is removed, since most tokenizers put it into the next word's token.
+
+    Args:
+        subject: The model, with its tokenizer.
+        prompt: The prompt.
+        specific: Candidates that only the text accounts for.
+        generic: Candidates that any text could continue with.
+
+    Returns:
+        The candidates as tokens.
 
     Raises:
-        InputError: an empty candidate, or one whose beginning and the prompt's end are one token.
+        InputError: A candidate is empty, or its beginning and the prompt's end are one token.
     """
     prompt = prompt.rstrip()
     before = _prompt_length(subject, prompt)
@@ -81,7 +93,7 @@ def encode_candidates(subject: Subject, prompt: str, specific: Sequence[str], ge
         target = encode_target(subject, prompt, candidate, append_eos=False)
         if target.span.answer_start != before:
             raise InputError(
-                f"the candidate {candidate!r} and the end of {prompt[-40:]!r} share a token; end the prompt elsewhere"
+                f"the candidate {candidate!r} and the end of {prompt[-40:]!r} share a token. End the prompt elsewhere."
             )
         return target
 
@@ -96,11 +108,14 @@ def encode_candidates(subject: Subject, prompt: str, specific: Sequence[str], ge
 
 
 def familiarity(candidates: Candidates, scores: Sequence[TokenScores]) -> Familiarity:
-    """The probability form for one prompt.
+    """Compute the probability form for one prompt.
 
     Args:
-        candidates: of the prompt.
-        scores: of the specific candidates' targets, then of the generic ones'.
+        candidates: Candidates of the prompt.
+        scores: Scores of the specific candidates' targets, then of the generic candidates' targets.
+
+    Returns:
+        Probabilities of the candidates.
     """
     first = np.array([score.log_probs[0] for score in scores])
     n_specific = len(candidates.specific)
@@ -117,12 +132,12 @@ def familiarity(candidates: Candidates, scores: Sequence[TokenScores]) -> Famili
 
 
 def log_total(log_probs: Float[np.ndarray, " candidate"]) -> float | None:
-    """Log of the sum of probabilities; None for none."""
+    """Return the log of the sum of probabilities; None for no probabilities."""
     return float(logsumexp(log_probs)) if len(log_probs) else None
 
 
 def completion_score(classes: Sequence[int]) -> float:
-    """(5 * #(1) + #(2)) / (5 n), between 0 and 1; lower is better."""
+    """Return (5 * #(1) + #(2)) / (5 n), 0 to 1; lower is better."""
     return sum(CLASS_SCORES[one] for one in classes) / len(classes)
 
 
@@ -133,7 +148,7 @@ def _prompt_length(subject: Subject, prompt: str) -> int:
 
 
 def _distinct_totals(targets: Sequence[Target], scores: Sequence[TokenScores]) -> list[float]:
-    """Log-probability of each candidate, without those that begin with another one: their text is counted with it."""
+    """Return each candidate's log-probability; candidates that begin with another one are counted with it."""
     spans = [target.span.input_ids for target in targets]
     totals = []
     for place, (ids, score) in enumerate(zip(spans, scores, strict=True)):

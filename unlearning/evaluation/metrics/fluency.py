@@ -1,4 +1,4 @@
-"""Fluency by a text classifier: the probability that a text is clean, as a published gibberish detector sees it."""
+"""Fluency by a text classifier: the probability that a text is clean, according to a published gibberish detector."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ from unlearning.common.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class Classifier:
-    """What tells clean texts from gibberish.
+    """A classifier that tells clean texts from gibberish.
 
     Attributes:
-        probabilities: of being clean, for each text.
-        identity: what its numbers depend on, as plain data; a hash of its weights, say.
+        probabilities: Returns the probability of being clean for each text.
+        identity: Plain data that the probabilities depend on, such as a hash of the weights.
     """
 
     probabilities: Callable[[Sequence[str]], list[float]]
@@ -27,28 +27,32 @@ class Classifier:
 def load_classifier(
     name: str | Path, *, label: str | None = None, max_length: int = 32, batch_size: int = 16, device: str = "cpu"
 ) -> Classifier:
-    """A sequence classifier of transformers, by directory or hub id.
+    """Load a sequence classifier of transformers, by directory or hub id.
 
     The published fluency is the softmax probability of class 0 ("clean") of
-    madhurjindal/autonlp-Gibberish-Detector-492513457 on generations cut to 32 (TOFU) or 512 tokens (MUSE)
-    (2506.12618).
+    madhurjindal/autonlp-Gibberish-Detector-492513457 on generations cut to 32 (TOFU) or 512 tokens (MUSE) (2506.12618).
 
     Args:
-        name: of the classifier; weights are read from safetensors.
-        label: of the class that is clean; by default class 0.
-        max_length: tokens that it reads of a text; the rest is cut off.
-        batch_size: texts at a time; no probability depends on it.
-        device: where it runs.
+        name: Directory or hub id of the classifier; weights are read from safetensors.
+        label: Class of clean texts; None for class 0.
+        max_length: Number of tokens of a text that the classifier reads.
+        batch_size: Number of texts at a time; no probability depends on it.
+        device: Device of the classifier.
+
+    Returns:
+        The classifier.
 
     Raises:
-        InputError: there is no such classifier, it cannot be loaded, or it has no such class.
+        InputError: There is no such classifier, it cannot be loaded, or it has no such class.
     """
     from transformers import pipeline
 
     path = locate_checkpoint(name)
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise InputError(f"{name}: no safetensors weights; name a text classifier saved by transformers")
+        raise InputError(
+            f"`classifier` must have safetensors weights, got {name}. Name a text classifier saved by transformers."
+        )
     try:
         with without_bars():
             classify: Any = pipeline(
@@ -56,12 +60,12 @@ def load_classifier(
             )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{name}: cannot be loaded as a text classifier: {reason}") from None
+        raise InputError(f"`classifier` {name} cannot be loaded as a text classifier: {reason}") from None
     labels = {int(place): str(text) for place, text in classify.model.config.id2label.items()}
     clean = labels[0] if label is None else label
     if clean not in labels.values():
         raise InputError(
-            f"{name}: no class {clean!r}{nearest(clean, labels.values()) or ';'} {', '.join(labels.values())}"
+            f"`clean_label` must be one of {', '.join(labels.values())}, got {clean!r}{nearest(clean, labels.values())}"
         )
 
     def probabilities(texts: Sequence[str]) -> list[float]:

@@ -1,8 +1,8 @@
-"""Forget quality: can the truth ratios of an unlearned model be told from those of a model that never knew?
+"""Forget quality: do the truth ratios of an unlearned model differ from those of a control?
 
 The two-sample Kolmogorov-Smirnov test of TOFU (arXiv 2401.06121): D is the largest distance between the two empirical
-distributions, and the p-value is D's, two-sided. For few rows a small p is out of reach, and for many it is a number
-without a scale; complete separation (D = 1) has the p-value 2 / C(n + m, n) and no smaller one exists.
+distribution functions, and the p-value is that of D, two-sided. The smallest possible p-value, at complete separation
+(D = 1), is 2 / C(n + m, n): it is large for few rows, and p-values for different numbers of rows cannot be compared.
 """
 
 import math
@@ -22,11 +22,12 @@ class Comparison:
     """A two-sample Kolmogorov-Smirnov test of the model's values against the control's.
 
     Attributes:
-        p_value: two-sided; exact up to 10,000 rows.
-        model_smaller: largest amount by which the model's distribution function is above: how far its values are
-            the smaller ones (D-minus of the values, D-plus of the functions).
-        model_larger: likewise below.
-        n, n_control: rows of each.
+        p_value: Two-sided p-value; exact up to 10,000 rows.
+        model_smaller: Largest amount by which the model's distribution function is above the control's, that is, by
+            which the model's values are smaller.
+        model_larger: Largest amount by which the model's distribution function is below the control's.
+        n: Number of rows of the model.
+        n_control: Number of rows of the control.
     """
 
     p_value: float
@@ -42,17 +43,25 @@ class Comparison:
 
     @property
     def direction(self) -> int:
-        """-1 where D is from the model's values being smaller, 1 from their being larger, 0 where neither is more."""
+        """-1 if D comes from the model's values being smaller, 1 if from their being larger, 0 if neither."""
         return int(np.sign(self.model_larger - self.model_smaller))
 
     @property
     def log10_floor(self) -> float:
-        """log10 of the smallest p-value that so many rows can give."""
+        """log10 of the smallest p-value that this number of rows can give."""
         return log10_floor(self.n, self.n_control)
 
 
 def compare(model: Float[np.ndarray, " row"], control: Float[np.ndarray, " control_row"]) -> Comparison:
-    """Test the model's values against the control's; ties count as they should."""
+    """Test the model's values against the control's; ties are handled exactly.
+
+    Args:
+        model: Values of the model.
+        control: Values of the control.
+
+    Returns:
+        p-value and distances.
+    """
     smaller, larger = _distances(np.ones((1, len(model))), np.ones((1, len(control))), model, control)
     with warnings.catch_warnings():
         # An exact p-value that rounds to above 1 is replaced by the asymptotic one, which is 1.
@@ -72,7 +81,15 @@ def statistic(
 
 
 def log10_floor(n: int, m: int) -> float:
-    """log10 of 2 / C(n + m, n), the p-value of complete separation."""
+    """Return log10 of 2 / C(n + m, n), the p-value of complete separation.
+
+    Args:
+        n: Number of rows of one sample.
+        m: Number of rows of the other.
+
+    Returns:
+        A negative number.
+    """
     return math.log10(2) - math.log10(math.comb(n + m, n))
 
 
@@ -82,7 +99,7 @@ def _distances(
     model: Float[np.ndarray, " row"],
     control: Float[np.ndarray, " control_row"],
 ) -> tuple[Values, Values]:
-    """How far the model's distribution function is above the control's, and how far below, at most."""
+    """Return the largest distances by which the model's distribution function is above and below the control's."""
     values = np.concatenate([model, control])
     order = np.argsort(values, kind="stable")
     ends_ties = np.append(np.diff(values[order]) > 0, True)

@@ -1,4 +1,4 @@
-"""The gradient-norm attack: how much a text would still change the model."""
+"""The gradient-norm attack: the size of the update that a text would cause."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,19 +16,22 @@ from unlearning.objectives.forward import answer_nll
 def gradient_norms(
     subject: Subject, targets: Sequence[Target], *, advance: Callable[[int], None] = lambda _n: None
 ) -> list[float]:
-    """Mean over parameter tensors of the L2 norm of the gradient of the mean negative log-likelihood.
+    """Compute the mean over parameter tensors of the L2 norm of the gradient of the mean negative log-likelihood.
 
-    One text at a time, without dropout, with the tokens that close it; a member of the training data has a small
-    gradient. Gradients that the model holds, whether its parameters take any, and its mode are as they were before.
-    A tensor that two layers share counts once; one that the loss does not depend on does not count.
+    Texts are scored one at a time, without dropout, including the tokens that close them; a member of the training data
+    has a small gradient. The model's gradients, its parameters' `requires_grad` and its mode are restored afterwards. A
+    tensor that two layers share counts once; a tensor that the loss does not depend on does not count.
 
     Args:
-        subject: the model.
-        targets: the texts.
-        advance: called with 1 after each.
+        subject: The model.
+        targets: The texts.
+        advance: Called with 1 after each text.
+
+    Returns:
+        One norm per text, in the order of the texts.
 
     Raises:
-        InputError: a token that the model has no embedding for, or a gradient that is not finite.
+        InputError: The model has no embedding for a token, or a gradient is not finite.
     """
     subject.check_tokens([target.span.input_ids for target in targets])
     norms = []
@@ -40,7 +43,7 @@ def gradient_norms(
             lengths = [torch.linalg.vector_norm(gradient, dtype=torch.float64).cpu() for gradient in used]
             norm = float(torch.stack(lengths).mean())
             if norm != norm or norm == float("inf"):
-                raise InputError(f"{subject.name}: gives gradients that are not finite; evaluate it in float32")
+                raise InputError(f"{subject.name}: the gradients must be finite. Evaluate the model in float32.")
             norms.append(norm)
             advance(1)
     return norms
@@ -48,7 +51,7 @@ def gradient_norms(
 
 @contextmanager
 def _differentiable(model: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """The model's parameters, all of which take gradients, of a model without dropout."""
+    """Yield the model's parameters, all of which require gradients, with the model in evaluation mode."""
     was_training = {module: module.training for module in model.modules()}
     took = {parameter: parameter.requires_grad for parameter in model.parameters() if parameter.is_floating_point()}
     try:

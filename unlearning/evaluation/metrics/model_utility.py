@@ -1,4 +1,4 @@
-"""Model utility: what a model still knows and says of what it was not to forget (TOFU, arXiv 2401.06121)."""
+"""Model utility: what a model still knows about the retained topics (TOFU, arXiv 2401.06121)."""
 
 import numpy as np
 from jaxtyping import Float
@@ -7,7 +7,7 @@ Values = Float[np.ndarray, " draw"]
 
 
 def harmonic_mean(*parts: Values) -> Values:
-    """n / sum_i 1 / x_i of n parts that are 0 or more; 0 where one of them is, NaN where one is NaN."""
+    """Return n / sum_i 1 / x_i of n parts that are at least 0; 0 if a part is 0, NaN if a part is NaN."""
     stacked = np.stack([np.asarray(part, dtype=np.float64) for part in parts])
     with np.errstate(divide="ignore", over="ignore"):
         return len(parts) / (1 / stacked).sum(axis=0)

@@ -49,43 +49,59 @@ _UNSPACED = frozenset(
 
 
 def words(text: str) -> list[str]:
-    """What stands between white space."""
+    """Return the words of a text, which are separated by white space."""
     return text.split()
 
 
 def ngrams(units: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
-    """All runs of n units, from left to right."""
+    """Return all runs of n units, from left to right."""
     return [tuple(units[first : first + n]) for first in range(len(units) - n + 1)]
 
 
 def repetition(units: Sequence[Hashable], n: int) -> float | None:
-    """Share of n-grams that the text has had before: 0 where all differ, towards 1 in a loop.
+    """Return the share of n-grams that occur earlier in the text ("rep-n", 1 - distinct / all; 2202.06417).
 
-    This is "rep-n", 1 - distinct / all (2202.06417); None where there is no n-gram.
+    Args:
+        units: Words or characters of the text.
+        n: Length of the n-grams.
+
+    Returns:
+        0 if all n-grams differ, towards 1 in a loop; None if there is no n-gram.
     """
     found = ngrams(units, n)
     return 1 - len(set(found)) / len(found) if found else None
 
 
 def longest_run(units: Sequence[Hashable]) -> int:
-    """How often one unit stands in a row at most; 0 for no units."""
+    """Return the length of the longest run of one unit; 0 for no units."""
     return max((sum(1 for _ in run) for _, run in groupby(units)), default=0)
 
 
 def distinct_n(texts: Sequence[Sequence[Hashable]], n: int) -> float | None:
-    """Distinct n-grams of all texts together by all of their n-grams; falls where texts resemble each other, too.
+    """Return the distinct n-grams of all texts over all of their n-grams (Li et al. 2016, 1510.03055).
 
-    Depends on how long the texts are together: compare like with like. None where there is no n-gram.
-    Source: Li et al. 2016 (1510.03055).
+    The value falls if texts resemble each other, and with the total length of the texts: compare like with like.
+
+    Args:
+        texts: Units of each text.
+        n: Length of the n-grams.
+
+    Returns:
+        A share, 0 to 1; None if there is no n-gram.
     """
     found = [gram for units in texts for gram in ngrams(units, n)]
     return len(set(found)) / len(found) if found else None
 
 
 def token_entropy(units: Sequence[Hashable], n: int = 1) -> float | None:
-    """Shannon entropy of the text's own n-grams in bits: 0 where all are one, log2(number) where all differ.
+    """Return the Shannon entropy of the text's own n-grams, in bits.
 
-    None where there is no n-gram.
+    Args:
+        units: Words of the text.
+        n: Length of the n-grams.
+
+    Returns:
+        0 if all n-grams are the same, log2(number of n-grams) if all differ; None if there is no n-gram.
     """
     counts = np.array(list(Counter(ngrams(units, n)).values()), dtype=np.float64)
     if not counts.size:
@@ -95,7 +111,7 @@ def token_entropy(units: Sequence[Hashable], n: int = 1) -> float | None:
 
 
 def fault(text: str) -> Fault | None:
-    """What is wrong with a text by the rule of this module; None where it finds nothing."""
+    """Return the fault of a text by the rule of this module; None if the rule finds none."""
     if not text.strip():
         return "empty"
     repeated = repetition(" ".join(words(text)), WINDOW)
@@ -111,17 +127,23 @@ def fault(text: str) -> Fault | None:
 
 
 def is_gibberish(text: str) -> bool:
-    """Whether the text is gibberish by the rule of this module; an empty text is not, it is `empty`."""
+    """Return whether the text is gibberish by the rule of this module; an empty text is `empty`, not gibberish."""
     return fault(text) not in (None, "empty")
 
 
 def is_well_formed(word: str) -> bool:
-    """Whether a word looks like one, in any script.
+    """Return whether a word looks like a word, in any script.
 
-    Without what surrounds it (quotes, brackets, full stops) it is not empty and has at most `LONGEST_WORD`
-    characters, and its pieces between hyphens, apostrophes and the like are each letters of one script with at most
-    one change from small to capital (McAvoy), or digits with at most three letters after them (19th, 1990s). Scripts
-    that leave no spaces may be as long as they like, and have digits anywhere.
+    After removal of surrounding signs (quotes, brackets, full stops), the word is not empty and has at most
+    `LONGEST_WORD` characters, and each of its pieces between hyphens, apostrophes and the like holds letters of one
+    script with at most one change from small to capital (McAvoy), or digits with at most three letters after them
+    (19th, 1990s). Words in scripts without spaces may have any length, and digits anywhere.
+
+    Args:
+        word: The word.
+
+    Returns:
+        Whether the word is well formed.
     """
     bare = _bare(word)
     pieces = "".join(" " if _joins(sign) else sign for sign in bare).split()
@@ -131,7 +153,7 @@ def is_well_formed(word: str) -> bool:
 
 
 def _bare(word: str) -> str:
-    """Without punctuation, currency and other signs around it."""
+    """Return a word without the punctuation, currency and other signs around it."""
     first, last = 0, len(word)
     while first < last and _surrounds(word[first]):
         first += 1
@@ -157,19 +179,27 @@ def _is_piece(piece: str) -> bool:
 
 
 def _is_letter(sign: str) -> bool:
-    """A letter, or a mark on one (an accent, a vowel sign)."""
+    """Return whether a sign is a letter, or a mark on a letter (an accent, a vowel sign)."""
     return unicodedata.category(sign)[0] in "LM"
 
 
 def _script(sign: str) -> str:
-    """The script of a letter, as its Unicode name begins; of what is no letter, nothing."""
+    """Return the script of a letter, as its Unicode name begins; an empty text for other signs."""
     return unicodedata.name(sign, "").split(" ")[0] if unicodedata.category(sign)[0] == "L" else ""
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, n: int) -> str:
-    """A text's first n tokens as text, those that the tokenizer puts around a text among them; a shorter text as it is.
+    """Return a text's first n tokens as text; a shorter text is returned unchanged.
 
-    MUSE cuts the continuations that it compares with in this way.
+    MUSE cuts the reference continuations in this way. The special tokens that the tokenizer adds count among the n.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
+        n: Number of tokens.
+
+    Returns:
+        The beginning of the text.
     """
     ids = tokenizer(text, verbose=False)["input_ids"]
     return text if len(ids) <= n else str(tokenizer.decode(ids[:n], skip_special_tokens=True))

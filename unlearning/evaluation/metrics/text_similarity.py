@@ -1,4 +1,4 @@
-"""How alike two generated texts are: BLEU by nltk and ROUGE-L by rouge-score, both between 0 and 1."""
+"""Similarity of two generated texts: BLEU by nltk and ROUGE-L by rouge-score, both 0 to 1."""
 
 import re
 from functools import cache
@@ -6,10 +6,17 @@ from typing import Any
 
 
 def bleu(generated: str, reference: str) -> float:
-    """Sentence BLEU-4 of words between white space, smoothed by NIST's geometric sequence (nltk's method3).
+    """Return sentence BLEU-4 of words separated by white space, smoothed by NIST's geometric sequence (nltk's method3).
 
-    A generated text of fewer than four words is scored by the n-grams that it has, so that equal texts always
-    score 1. Source: Chen and Cherry 2014 (method 3); the measure of ConceptVectors (2406.11614).
+    A generated text of fewer than four words is scored by the n-grams that it has, so equal texts always score 1.
+    Source: Chen and Cherry 2014 (method 3); the measure of ConceptVectors (2406.11614).
+
+    Args:
+        generated: Text of the model.
+        reference: Text that it is compared with.
+
+    Returns:
+        A score, 0 to 1.
     """
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu  # slow to import
 
@@ -25,10 +32,17 @@ def bleu(generated: str, reference: str) -> float:
 
 
 def rouge_l(generated: str, reference: str) -> float:
-    """ROUGE-L F1: longest common subsequence of lower-case words against the words of each text.
+    """Return ROUGE-L F1: longest common subsequence of lower-case words relative to the words of each text.
 
-    On English text these are rouge-score's default words, without stemming; letters of other scripts, which its
-    default throws away, make words too.
+    For English text the words are rouge-score's default words, without stemming; letters of other scripts, which its
+    default ignores, form words, too.
+
+    Args:
+        generated: Text of the model.
+        reference: Text that it is compared with.
+
+    Returns:
+        A score, 0 to 1.
     """
     if generated.split() == reference.split():
         return 1.0
@@ -36,7 +50,7 @@ def rouge_l(generated: str, reference: str) -> float:
 
 
 class _Words:
-    """rouge-score's tokenizer for every script: runs of letters and digits."""
+    """Split text of every script into words for rouge-score: runs of letters and digits."""
 
     def tokenize(self, text: str) -> list[str]:
         return re.findall(r"[^\W_]+", text.lower())

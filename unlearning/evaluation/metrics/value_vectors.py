@@ -103,6 +103,9 @@ def noised(vector: Float[Tensor, " d_model"], *, scale: float, seed: Sequence[in
         vector: A view of a weight; see `value_vector`.
         scale: Standard deviation of the noise.
         seed: Seed of the noise, which is the same on every device.
+
+    Yields:
+        Nothing; the vector is noised inside the context.
     """
     noise = torch.from_numpy(np.random.default_rng(seed).standard_normal(vector.shape[0]) * scale)
     clean = vector.clone()

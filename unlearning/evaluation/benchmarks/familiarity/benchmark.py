@@ -63,6 +63,12 @@ class FamiliarityPrompt:
 def read_prompts(path: str | Path) -> list[FamiliarityPrompt]:
     """Read the prompts of a file.
 
+    Args:
+        path: The file.
+
+    Returns:
+        One prompt per record, in the same order.
+
     Raises:
         InputError: The file cannot be read, or a record has no prompt, has candidates or names that are no list of
             texts, has `generic` without `specific`, or has `subtle` without `references`.

@@ -47,6 +47,12 @@ class Source:
     def texts(self, wrapping: Wrapping | None = None) -> list[Text]:
         """Return the texts, with the records' `id` and `group`; TOFU's rows are grouped by their authors.
 
+        Args:
+            wrapping: Text around each question; None for the template.
+
+        Returns:
+            One text per record, in the same order.
+
         Raises:
             InputError: A record has no text or another form; the message names the record.
         """

@@ -135,7 +135,10 @@ def check_scoring(scoring: Sequence[str], permute: int) -> tuple[str, ...]:
 
 
 def check_role(role: str) -> Role:
-    """Return the role.
+    """Check a role.
+
+    Returns:
+        The role.
 
     Raises:
         InputError: There is no such role.

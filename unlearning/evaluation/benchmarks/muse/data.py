@@ -38,6 +38,9 @@ class MuseData:
 def corpus_name(corpus: str) -> str:
     """Return the hub's name of a corpus.
 
+    Returns:
+        News or Books.
+
     Raises:
         InputError: There is no such corpus.
     """

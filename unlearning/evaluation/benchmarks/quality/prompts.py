@@ -67,6 +67,9 @@ def read_prompts(
 def read_texts(path: str | Path) -> list[Asked]:
     """Read generated texts: records with one of `TEXT_KEYS` (and `prompt`, `id`, `group`), or bare texts.
 
+    Returns:
+        One entry per record, in the same order.
+
     Raises:
         InputError: The file cannot be read, or a record has no text.
     """

@@ -25,7 +25,8 @@ class QualitySettings:
         classifier: Text classifier of transformers, a directory or hub id.
         clean_label: Class of clean texts of the classifier; None for class 0.
         classifier_tokens: Number of tokens of a text that the classifier reads.
-        template: Text around each question, with {question} in it; None for 'Question: {question}\\nAnswer:'.
+        template: Text around each question, with {question} in it; None for the default (a line with Question:, a line
+            with Answer:).
         chat: Wrap questions by the tokenizer's chat template.
         max_new_tokens: Maximum number of tokens of a continuation.
         data_dir: Directory that holds the named sets; None for $DISSECT_DATA, then the hub.

@@ -19,7 +19,8 @@ class TofuSettings:
         forget: Forget set: a split, forget01 to forget99, or a file with records of the same shape.
         retain: Retain set: a file with records of the same shape, or a split.
         sets: Sets that are asked, of forget, retain, real_authors and world_facts; model utility needs all of them.
-        template: Text around each question, with {question} in it; None for 'Question: {question}\\nAnswer:'.
+        template: Text around each question, with {question} in it; None for the default (a line with Question:, a line
+            with Answer:).
         chat: Wrap questions by the tokenizer's chat template.
         max_new_tokens: Maximum number of tokens of a generated answer.
         generate: Generate answers, which ROUGE and model utility need.

@@ -214,7 +214,7 @@ def test_texts_that_cannot_be_scored_are_refused(subject: Subject) -> None:
     cases = [
         ({"forget": [Text("", "a")]}, "forget text 1: .*'a'"),
         ({"forget": [Text("Who?", " ")]}, "forget text 1: the answer to 'Who\\?' is empty"),
-        ({"holdout": [Text("", "Oslo " * 200)]}, "holdout text 1: .* the model's context 128"),
+        ({"holdout": [Text("", "Oslo " * 200)]}, "holdout text 1: .* context of 128"),
         ({"holdout": []}, "the hold-out set.*none"),
         ({"holdout": FORGET[3:5]}, "2 of the 8 forget rows are in the hold-out set too"),
         ({"attacks": ["los"]}, "`attacks`.*'los'; did you mean 'loss'"),

@@ -187,7 +187,7 @@ def test_the_classifier_gives_the_softmax_of_class_0_of_the_first_tokens(
     assert other.probabilities(texts) != pytest.approx(slow, abs=1e-3)
     found = run(subject, [Asked("", text) for text in [*texts, ""]], classifier=classifier)
     assert found["fluency"] == pytest.approx(np.mean(slow), abs=1e-6)  # the empty text is left out
-    with pytest.raises(InputError, match="no class 'noisy'; did you mean 'noise'"):
+    with pytest.raises(InputError, match="`clean_label`.*'noisy'; did you mean 'noise'"):
         load_classifier(classifier_dir, label="noisy")
 
 
@@ -251,7 +251,7 @@ def test_the_command_measures_and_writes(model_dir: Path, tmp_path: Path) -> Non
         (["--prompts", "PROMPTS", "--chat"], "no chat template"),
         (["--prompts", "PROMPTS", "--template", "Hm"], "{question}.*Hm"),
         (["--prompts", "PROMPTS", "--clean-label", "x"], "--clean-label.*--classifier"),
-        (["--prompts", "PROMPTS", "--classifier", "MODEL/.."], "no safetensors weights"),
+        (["--prompts", "PROMPTS", "--classifier", "MODEL/.."], "--classifier.*safetensors"),
         (["--prompts", "PROMPTS", "--base", "/nowhere"], "no such directory"),
         (["--prompts", "KEYS"], "record 1: .*prompt"),
     ],

@@ -375,7 +375,7 @@ def test_a_tokenizer_that_is_too_large_and_a_text_that_is_too_long_are_refused_b
         prepare(Subject.wrap(build_tiny_llama(), larger), sets=sets)
     long: list[Record] = [{**SETS["forget01_perturbed"][0], "perturbed_answer": ["Lima, in fact " * 40]}]
     directory = write_tofu(tmp_path / "data", forget01_perturbed=long)
-    with pytest.raises(InputError, match="the model's context 128"):
+    with pytest.raises(InputError, match="context of 128"):
         prepare(Subject.wrap(build_tiny_llama(), tokenizer), sets=read_sets("forget01", data_dir=directory))
 
 
