@@ -422,3 +422,10 @@ class PlainPatcher:
             return (new, *output[1:]) if isinstance(output, tuple) else new
 
         return module.register_forward_hook(on_output)
+
+
+def save_model(path: Path, family: str, *, dtype: torch.dtype = torch.float32, shard: str = "5GB") -> Path:
+    model = build_model(family, dtype=dtype)
+    model.save_pretrained(path, max_shard_size=shard)
+    build_tokenizer().save_pretrained(path)
+    return path

@@ -6,7 +6,7 @@ import pytest
 
 from dissect.interventions.arms import Arm, ArmGroup, make_arm_groups, resolve_donors
 from dissect.models.model import Model
-from dissect.models.pair import ModelPair, resolve_control
+from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Prompts
 from tests.dissect.helpers import build_model, build_pair, build_prompts
 from unlearning.common.errors import InputError
@@ -98,17 +98,6 @@ def test_donors_are_each_run_once_and_the_base_is_always_there() -> None:
     assert resolve_donors(pair(), third()) == [third()]
     with pytest.raises(InputError, match="`donor`.*got 2"):
         resolve_donors(pair(), [third(), pair().unlearned])
-
-
-def test_a_control_is_one_that_can_be_compared() -> None:
-    assert resolve_control(pair(), "auto") is None  # which no built-in pair is
-    assert resolve_control(pair(), None) is resolve_control(pair(), "none") is None
-    assert resolve_control(pair(), third()) is third()
-    other = Model.wrap(build_model("llama", n_layers=2), pair().tokenizer, name="other")
-    with pytest.raises(InputError, match="base and other differ in"):
-        resolve_control(pair(), other)
-    with pytest.raises(InputError, match="no-such-model"):
-        resolve_control(pair(), "./no-such-model")
 
 
 def test_impossible_arms_are_refused_before_any_is_made(prompts: Prompts) -> None:

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dissect.interventions.intervention import sweep
 from dissect.interventions.windows import (
     DEFAULT_WINDOWS,
     Window,
+    centred_windows,
     parse_layers,
     parse_windows,
     prefix_windows,
@@ -15,9 +15,6 @@ from dissect.interventions.windows import (
     whole_model,
     window_kinds,
 )
-from dissect.models.sites import PATCH_SITES, RESTORE_SITES
-from dissect.models.weights import WeightNames
-from tests.dissect.helpers import build_pair
 from unlearning.common.errors import InputError
 
 
@@ -85,41 +82,37 @@ def test_a_window_that_there_is_not_is_refused_in_one_line(window: object, phras
     assert all(phrase in str(refused.value) for phrase in phrases) and "\n" not in str(refused.value)
 
 
-def names_of(family: str) -> WeightNames:
-    return build_pair(family).base.weights
-
-
-def test_what_has_no_layer_is_done_once_and_what_has_one_in_every_window_that_holds_any() -> None:
-    windows = parse_windows([1, "layers 0,2"], 3)
-    names = names_of("llama")
-    outside = {
-        ("embed",): ({"embed"}, set()),
-        ("unembed",): (set(), {"unembed"}),
-        ("embed", "unembed"): ({"embed"}, {"unembed"}),
-        ("/lm_head|embed/",): ({"/lm_head|embed/"}, {"/lm_head|embed/"}),
-    }
-    for sites, (before, after) in outside.items():
-        (once,) = sweep([sites], windows, names)
-        assert (once.window.kind, once.window.layers) == ("all", (0, 1, 2))
-        assert (once.before, once.after) == (before, after)
-    for sites in (*RESTORE_SITES, ("attn_weights", "embed")):
-        assert [item.window for item in sweep([sites], windows, names)] == windows
-    only_second = sweep([(r"/layers\.1\.mlp/",)], windows, names)
-    assert [item.window.layers for item in only_second] == [(1,)]
-    # Together with an activation there is something to do everywhere.
-    assert len(sweep([("mlp_coef", "embed")], windows, names)) == len(windows)
-    assert [item.before for item in sweep(PATCH_SITES, windows)] == [frozenset()] * 3 * len(windows)
-
-
-def test_the_final_norm_belongs_to_windows_with_the_last_layer() -> None:
-    items = sweep([("norms",), ("norms", "/^model.norm/")], parse_windows(1, 3), names_of("llama"))
-    assert [item.after for item in items[:3]] == [frozenset(), frozenset(), {"norms"}]
-    assert all("/^model.norm/" in item.after for item in items[3:])  # asked for by name: always
-
-
 @pytest.mark.parametrize(
     ("n_layers", "kinds"),
     [(1, ["1", "suffix"]), (2, ["1", "suffix"]), (4, ["3", "1", "suffix"]), (5, ["5", "1", "suffix"])],
 )
 def test_default_windows_are_as_wide_as_a_shallow_model_allows(n_layers: int, kinds: list[str]) -> None:
     assert list(dict.fromkeys(window.kind for window in parse_windows(None, n_layers))) == kinds
+
+
+@given(n_layers=st.integers(1, 40), half=st.integers(0, 20))
+def test_a_window_holds_the_layers_near_its_centre(n_layers: int, half: int) -> None:
+    width = 2 * half + 1
+    if width > n_layers:
+        with pytest.raises(InputError, match=f"window.*{n_layers} layers"):
+            centred_windows(n_layers, width)
+        return
+    windows = centred_windows(n_layers, width)
+    assert [window.centre for window in windows] == list(range(n_layers))
+    for window in windows:
+        near = [layer for layer in range(n_layers) if abs(layer - window.centre) <= half]
+        assert list(window.layers) == near
+        assert window.kind == str(width)
+
+
+@pytest.mark.parametrize("width", [0, 2, 4, -1, -2])
+def test_a_width_without_a_centre_is_refused(width: int) -> None:
+    with pytest.raises(InputError, match="odd"):
+        centred_windows(8, width)
+
+
+def test_the_widest_window_that_fits_is_named() -> None:
+    with pytest.raises(InputError, match="window.*at most 7.*got 9"):
+        centred_windows(8, 9)
+    with pytest.raises(InputError, match="window.*at most 5.*got 7"):
+        centred_windows(5, 7)

@@ -1,0 +1,78 @@
+"""Models: what loads, what is refused, what the self-check catches."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dissect.models.model import Model, check_sites, load_model, resolve_dtype
+from tests.dissect.helpers import build_model, build_pair, build_tokenizer, save_model
+from unlearning.common.errors import InputError
+
+
+@pytest.mark.parametrize("family", ["llama", "neox", "gpt2", "gemma2", "olmo2", "phi3", "qwen3", "mistral"])
+def test_every_site_is_found_in_every_family(family: str) -> None:
+    model = build_pair(family).base
+    assert model.missing_sites == {}
+    assert model.n_layers == 3
+    assert model.context == 128
+
+
+def test_shards_and_one_file_are_the_same_model(tmp_path: Path) -> None:
+    whole = load_model(save_model(tmp_path / "whole", "llama"), device="cpu")
+    sharded_path = save_model(tmp_path / "sharded", "llama", shard="30KB")
+    assert len(list(sharded_path.glob("*.safetensors"))) > 1
+    assert load_model(sharded_path, device="cpu").sha256 == whole.sha256
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_checkpoints_are_computed_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = load_model(save_model(tmp_path / "half", "llama", dtype=dtype), device="cpu")
+    assert {parameter.dtype for parameter in model.hf.parameters()} == {torch.float32}
+    weight = build_model("llama").get_input_embeddings().weight
+    assert torch.equal(model.hf.get_input_embeddings().weight, weight.to(dtype).float())
+    with pytest.raises(InputError, match="dtype.*CPU.*bfloat16"):
+        resolve_dtype("bfloat16", torch.device("cpu"))
+
+
+def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
+    model = load_model(save_model(tmp_path / "tied", "llama"), device="cpu")
+    assert model.hf.get_input_embeddings().weight is model.hf.get_output_embeddings().weight
+
+
+def test_a_changed_weight_changes_the_hash() -> None:
+    pair = build_pair("llama", chosen=lambda name: name.endswith("layers.1.mlp.up_proj.weight"))
+    assert pair.base.sha256 != pair.unlearned.sha256
+
+
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    hf = build_model("llama")
+    with torch.no_grad():
+        hf.get_submodule("model.layers.1.mlp.up_proj").weight[0, :2] = torch.tensor([torch.nan, torch.inf])
+    with pytest.raises(InputError, match=r"2 of 1536 values of the tensor model\.layers\.1\.mlp\.up_proj\.weight"):
+        Model.wrap(hf, build_tokenizer(), name="broken")
+
+
+def test_a_site_that_does_not_fire_is_reported_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_pair("llama").base
+    known = {name: point for name, point in model.bridge.hook_dict.items() if ".attn.hook_out" not in name}
+    monkeypatch.setattr(type(model.bridge), "hook_dict", property(lambda _bridge: known))
+    missing = check_sites(model)
+    assert list(missing) == ["attn_out"]
+    assert "blocks.0.attn.hook_out" in missing["attn_out"]
+
+
+def test_a_model_that_its_own_activations_change_is_refused() -> None:
+    """A model whose forward is not the same twice: nothing that it gives can be trusted."""
+    model = build_pair("gpt2").base
+    calls = []
+
+    def drift(activation: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
+        calls.append(1)
+        return activation + len(calls)
+
+    model.bridge.add_hook("unembed.hook_out", drift, is_permanent=True)
+    with pytest.raises(InputError, match="own activations changes its logits by"):
+        check_sites(model)
+    assert len(calls) == 2
