@@ -7,8 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dissect.engine.costs import costs_of, pass_bytes, pass_flops
+from dissect.engine.layer_run import LayerRun, model_state
 from dissect.engine.schedule import make_schedule
-from dissect.engine.wavefront import _mlp_traits, _model_state
+from dissect.engine.wavefront import _mlp_traits
 from dissect.interventions.donors import Donor, own_activations
 from dissect.interventions.intervention import Intervention, sweep
 from dissect.interventions.windows import centred_windows
@@ -61,7 +62,7 @@ def counted(pair: ModelPair, batch: Batch, interventions: Sequence[Intervention]
 
 def traits(pair: ModelPair, batch: Batch) -> int:
     """What finding out about a block on one row takes, once in a walk."""
-    row = _model_state(pair.base, batch.pieces(1)[0].trimmed())
+    row = model_state(pair.base, batch.pieces(1)[0].trimmed())
     with FlopCounterMode(display=False) as counter:
         _mlp_traits(block_of(pair.base.hf, pair.base.anatomy, 0), row)
     return int(counter.get_total_flops())
@@ -198,18 +199,16 @@ def test_bytes_cover_the_streams_that_are_held(
     interventions: Sequence[Intervention], n_targets: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of both models before and after each layer, measured on the way."""
-    from dissect.engine import wavefront
-
     held: list[int] = []
-    run = wavefront._LayerRun.run
+    run = LayerRun.run
 
-    def noted(layer_run: wavefront._LayerRun, *arguments: object) -> None:
+    def noted(layer_run: LayerRun, *arguments: object) -> None:
         before = dict(layer_run.state.branches)
         run(layer_run, *arguments)  # type: ignore[arg-type]
         states = {id(state): state for state in (*before.values(), *layer_run.state.branches.values())}
         held.append(sum(state.numel() * state.element_size() for state in states.values()))
 
-    monkeypatch.setattr(wavefront._LayerRun, "run", noted)
+    monkeypatch.setattr(LayerRun, "run", noted)
     batch = BATCHES["dense"]
     run_engine("wavefront", [PAIR.base, *[PAIR.unlearned] * n_targets], [batch], interventions, chunk_tokens=100)
     assert len(held) == 3 * n_targets
