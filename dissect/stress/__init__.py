@@ -1,9 +1,10 @@
-"""Stress tests: does knowledge that a model no longer shows come back, or can it still be read?
+"""Stress tests: can knowledge that a model no longer shows be brought back, or still be read inside the model?
 
-Every test asks the same of three models, base, unlearned and never, and gives `StressResult`: what each of them scores
-under the test, example by example, and the residual
+Every test treats three models alike, base, unlearned and control, and returns a `StressResult`: what each of them
+scores under the test, example by example, and the residual
 
-    rho = (attacked unlearned - attacked never) / (base - never)
+    rho = (attacked unlearned - attacked control) / (base - control)
 
-A test without a never model is compared with what knowing nothing scores, where that is known (`StressResult.floors`).
+Without a control, a test is compared with the score of a model without the knowledge, where that score is known
+(`StressResult.floors`).
 """

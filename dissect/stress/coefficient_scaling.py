@@ -1,9 +1,9 @@
-"""Scale what the unlearned model's own last layers write, and see whether the answers come back.
+"""Scale what the unlearned model's own last layers write, and test whether the answers come back.
 
     m <- f m    in the last layers, with m the MLP coefficients, the MLP's output or the attention's output
 
-f = 0 leaves a part out, f > 1 overshoots. Nothing comes from the base, so whatever comes back was still there: a last
-layer that only writes over the answer is seen through by leaving it out.
+f = 0 removes a part, f > 1 amplifies it. Nothing comes from the base, so whatever comes back was in the model: if a
+last layer only overwrites the answer, removing that layer reveals the answer.
 """
 
 import time
@@ -27,8 +27,8 @@ Site = Literal["mlp_coef", "mlp_out", "attn_out"]
 FACTORS = (0.0, 0.5, 1.5, 2.0)
 
 PROVES = (
-    "Above zero: answers come back when what the unlearned model's own last layers write is scaled, so they were in it "
-    "all along. At zero: its last layers do not merely write over them."
+    "rho > 0: answers come back when the outputs of the unlearned model's own last layers are scaled, so the model "
+    "held them all along. rho = 0: the last layers do not merely overwrite them."
 )
 
 
@@ -41,29 +41,33 @@ def coefficient_scaling(
     skipped: int = 3,
     limit: int = 40,
 ) -> StressResult:
-    """Scale the coefficients and outputs of the last layers, and leave single ones out.
+    """Scale the coefficients and outputs of the last layers, and remove single MLPs.
 
-    Variants: every site in the last k layers by every factor, as `mlp_coef of the last 3 layers x 0.5`, and each of
-    the last layers' MLPs left out by itself.
+    Variants: every site in the last k layers times every factor, such as `mlp_coef of the last 3 layers x 0.5`, and
+        each of
+    the last layers' first site removed by itself.
 
     Args:
-        case: models and facts; every model's own values are scaled.
-        sites: what is scaled: `mlp_coef`, `mlp_out` (which differs where the down projection has a bias), `attn_out`.
-        last: how many layers, counted from the end; more than the model has are all of them.
-        factors: what they are multiplied by.
-        skipped: how many of the last layers are left out singly.
-        limit: most facts that are tested.
+        case: Models and facts; every model's own values are scaled.
+        sites: Sites to scale: `mlp_coef`, `mlp_out` (differs if the down projection has a bias), `attn_out`.
+        last: Numbers of layers, counted from the end; all layers if the model has fewer.
+        factors: Factors to multiply by.
+        skipped: Number of last layers that are removed singly.
+        limit: Use at most this many facts.
+
+    Returns:
+        The result of the test `coefficient_scaling`.
 
     Raises:
-        InputError: an unknown site, one that the architecture does not have, numbers of layers that are none.
+        InputError: A site is unknown or missing in the architecture, or a number of layers is below 1.
     """
     clock = time.monotonic()
     if not last or min(last) < 1 or skipped < 0 or not factors:
-        raise InputError("coefficient scaling: give at least one factor, and numbers of last layers from 1 on")
+        raise InputError("`factors` must not be empty, `last` must be numbers from 1, and `skipped` must be at least 0")
     n_layers = case.pair.n_layers
     for model in case.models.values():
         for site in sites:
-            _module(model, site, n_layers - 1)  # tells of a missing one before anything is computed
+            _module(model, site, n_layers - 1)  # raises for a missing site before anything is computed
     facts = spread(case.forget, limit)
     variants = _variants(sites, last, factors, skipped, n_layers)
     rows: list[tuple[str, str, FactScores]] = []
@@ -98,6 +102,7 @@ def coefficient_scaling(
 def _variants(
     sites: Sequence[Site], last: Sequence[int], factors: Sequence[float], skipped: int, n_layers: int
 ) -> dict[str, tuple[Site, range, float]]:
+    """Return site, layers and factor of every variant by its name."""
     found: dict[str, tuple[Site, range, float]] = {}
     for site in sites:
         for count in dict.fromkeys(min(number, n_layers) for number in last):
@@ -114,10 +119,19 @@ def _variants(
 
 @contextmanager
 def scaled(model: Model, site: Site, layers: Sequence[int], factor: float) -> Iterator[None]:
-    """Multiply what a site holds by a factor, in these layers and at every token position.
+    """Multiply the values of a site by a factor, in these layers and at every token position.
+
+    Args:
+        model: A model in memory.
+        site: One of `mlp_coef`, `mlp_out` and `attn_out`.
+        layers: The layers.
+        factor: The factor.
+
+    Yields:
+        Nothing; the scaling ends when the context is closed.
 
     Raises:
-        InputError: an unknown site, or one that the model does not have.
+        InputError: The site is unknown, or the model does not have it.
     """
 
     def edit(values: Tensor) -> Tensor:
@@ -129,11 +143,16 @@ def scaled(model: Model, site: Site, layers: Sequence[int], factor: float) -> It
 
 
 def _module(model: Model, site: Site, layer: int) -> nn.Module:
+    """Return the module whose input (`mlp_coef`) or output is scaled.
+
+    Raises:
+        InputError: The site is unknown, or the model does not have it.
+    """
     block = block_of(model.hf, model.anatomy, layer)
     modules = {"mlp_coef": block.down_proj, "mlp_out": block.mlp, "attn_out": block.attn}
     if site not in modules:
-        raise InputError(f"unknown site {site!r}: what can be scaled are {', '.join(modules)}")
+        raise InputError(f"`sites` must be some of {', '.join(modules)}, got {site}")
     module = modules[site]
     if module is None:
-        raise InputError(f"{model.name} has no {site}: its blocks have no module for it; choose other sites")
+        raise InputError(f"{model.name} has no site {site}: its blocks have no module for it. Give other `sites`")
     return module

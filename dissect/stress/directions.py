@@ -1,14 +1,14 @@
-"""Remove the direction that tells what was to be forgotten from what was to stay, or walk against it.
+"""Remove the direction that distinguishes forget questions from retain questions, or steer against it.
 
     ablation    x <- x - (x . d) d / |d|^2    at block outputs, every token position
     steering    x <- x - a d                  at one block's output, every token position
 
-`own_direction`: d = mean state on forget questions - mean state on retain questions, both of the model that is
-attacked: nothing comes from the base (2409.18025's variant without the original model). `oracle_direction`: d = mean
-state of the attacked model - mean state of the base, on forget questions: the base says where to look.
+`own_direction`: d = mean state on forget questions - mean state on retain questions, both of the attacked model, so
+that nothing comes from the base (2409.18025's variant without the original model). `oracle_direction`: d = mean state
+of the attacked model - mean state of the base, on forget questions, so that the base says where to look.
 
-States are block outputs at each question's last token, which predicts the answer's first. Questions are dealt into
-folds by group: the direction that a fact is tested with comes from other folds.
+States are block outputs at each question's last token, which predicts the answer's first token. Questions are split
+into folds by group: the direction that a fact is tested with comes from the other folds.
 """
 
 import time
@@ -31,7 +31,7 @@ from dissect.stress.core.residual_stream import states_at
 from dissect.stress.core.result import PLAIN, EvidenceLevel, StressResult, fact_rows
 from dissect.stress.core.scores import MEASURES, FactScores, score_facts
 from unlearning.common.bootstrap import clusters
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 
 Directions = Float[Tensor, "fold layer d_model"]
@@ -39,10 +39,35 @@ Directions = Float[Tensor, "fold layer d_model"]
 
 @dataclass(frozen=True)
 class _Variant:
-    """At which layers what is done: the direction removed (`alpha` None), or subtracted so many times."""
+    """Layers to change, and how: the direction is removed (`alpha` None), or subtracted `alpha` times."""
 
     layers: tuple[int, ...]
     alpha: float | None = None
+
+
+@dataclass(frozen=True)
+class _Attack:
+    """Description of a test that removes directions.
+
+    Attributes:
+        test: Name of the test.
+        level: Evidence level of the test.
+        proves: What the test can and cannot show.
+        estimate: Function from a model and the fold of every fact to the directions of every fold.
+        variants: The variants by name.
+        alphas: Factors of the subtracted direction.
+        folds: Number of folds of the groups.
+        random: Number of random directions for comparison.
+    """
+
+    test: str
+    level: EvidenceLevel
+    proves: str
+    estimate: Callable[[Model, Int[np.ndarray, " fact"]], Directions]
+    variants: Mapping[str, _Variant]
+    alphas: Sequence[float]
+    folds: int
+    random: int
 
 
 def own_direction(
@@ -56,23 +81,28 @@ def own_direction(
 ) -> StressResult:
     """Remove each model's own direction of forget questions, and steer against it.
 
-    Variants: removed in all layers (each layer's own direction), in each of `layers` alone, and subtracted alpha times
-    in the middle one of those.
+    Variants: the direction removed in all layers (each layer's own direction), removed in each of `layers` alone, and
+    subtracted alpha times in the middle one of `layers`.
 
     Args:
-        case: models and facts, with retain facts; directions are estimated from all of them.
-        layers: where it is removed singly; by default the middle layer and the last one.
-        alphas: how many times it is subtracted; none for no steering.
-        folds: into which groups are dealt.
-        random: controls of the ablation in all layers, beside the result in the table `random`: a change as large at
-            every position, in a random direction.
-        limit: most facts that are tested.
+        case: Models and facts, with retain facts; the directions are estimated from all of them.
+        layers: Layers in which the direction is removed singly; by default the middle layer and the last one.
+        alphas: Factors of the subtracted direction; an empty sequence for no steering.
+        folds: Number of folds of the groups.
+        random: Number of random directions for comparison, in the table `random`: a change of the same size at every
+            position, in a random direction, in all layers.
+        limit: Use at most this many facts.
+
+    Returns:
+        The result of the test `own_direction`.
 
     Raises:
-        InputError: no retain facts, fewer groups than folds, a layer that the models do not have.
+        InputError: There are no retain facts, fewer groups than folds, or a layer does not exist.
     """
     if case.retain is None:
-        raise InputError("the direction is the difference from questions that were to stay: give retain prompts")
+        raise InputError(
+            "own_direction needs retain prompts: the direction is the difference from their states. Give `retain`"
+        )
     retain = spread(case.retain, len(case.forget)).prompts
 
     def estimate(model: Model, fold: Int[np.ndarray, " fact"]) -> Directions:
@@ -86,32 +116,42 @@ def own_direction(
     middle = chosen[(len(chosen) - 1) // 2] if chosen else n_layers // 2
     for alpha in alphas:
         variants[f"steered at layer {middle} x {alpha:g}"] = _Variant((middle,), alpha)
-    return _run(
-        case,
-        "own_direction",
-        3,
-        estimate,
-        variants,
-        folds,
-        random,
-        limit,
+    attack = _Attack(
+        test="own_direction",
+        level=3,
+        estimate=estimate,
+        variants=variants,
         alphas=alphas,
+        folds=folds,
+        random=random,
         proves=(
-            "Above zero: answers come back when the unlearned model's own mark of what was to be forgotten is taken "
-            "off its states, so it holds them behind that mark. At zero: no single direction hides them."
+            "rho > 0: answers come back when the model's own direction of forget questions is removed from its "
+            "states, so the model holds the answers behind that direction. rho = 0: no single direction of this "
+            "kind hides them."
         ),
     )
+    return _run(case, attack, limit)
 
 
 def oracle_direction(
     case: Case, *, layers: Sequence[int] | None = None, folds: int = 2, random: int = 1, limit: int = 40
 ) -> StressResult:
-    """Remove the direction in which unlearning moved the states of forget questions, taken from the base.
+    """Remove the direction in which unlearning moved the states of forget questions away from the base.
 
-    Arguments as in `own_direction`. The same for the never model, with its own distance from the base.
+    The control is attacked with its own distance from the base.
+
+    Args:
+        case: Models and facts.
+        layers: Layers in which the direction is removed singly; by default the middle layer and the last one.
+        folds: Number of folds of the groups.
+        random: Number of random directions for comparison, as in `own_direction`.
+        limit: Use at most this many facts.
+
+    Returns:
+        The result of the test `oracle_direction`.
 
     Raises:
-        InputError: fewer groups than folds, a layer that the models do not have.
+        InputError: There are fewer groups than folds, or a layer does not exist.
     """
     known: dict[str, Float[Tensor, "layer fact d_model"]] = {}
 
@@ -123,77 +163,76 @@ def oracle_direction(
 
     n_layers = case.pair.n_layers
     chosen = (n_layers // 2, n_layers - 1) if layers is None else tuple(layers)
-    return _run(
-        case,
-        "oracle_direction",
-        2,
-        estimate,
-        _ablations(n_layers, chosen),
-        folds,
-        random,
-        limit,
+    attack = _Attack(
+        test="oracle_direction",
+        level=2,
+        estimate=estimate,
+        variants=_ablations(n_layers, chosen),
         alphas=(),
+        folds=folds,
+        random=random,
         proves=(
-            "Above zero: answers come back when the mean shift from the base is taken off, so what reads them is "
-            "there; the base said which direction that is. At zero: no single direction hides them."
+            "rho > 0: answers come back when the mean shift away from the base is removed, so the machinery that "
+            "reads them survives; the base showed which direction to remove. rho = 0: no single direction of this "
+            "kind hides them."
         ),
     )
+    return _run(case, attack, limit)
 
 
 def _ablations(n_layers: int, layers: Sequence[int]) -> dict[str, _Variant]:
+    """Return the variants that remove the direction, in all layers and in each of `layers`.
+
+    Raises:
+        InputError: A layer does not exist.
+    """
     for layer in layers:
         if not 0 <= layer < n_layers:
-            raise InputError(f"a direction at layer {layer}: the models have layers 0 to {n_layers - 1}")
+            raise InputError(f"`layers` must be from 0 to {n_layers - 1}, got {layer}")
     singly = {f"removed at layer {layer}": _Variant((layer,)) for layer in layers}
     return {"removed in all layers": _Variant(tuple(range(n_layers)))} | singly
 
 
-def _run(
-    case: Case,
-    test: str,
-    level: EvidenceLevel,
-    estimate: Callable[[Model, Int[np.ndarray, " fact"]], Directions],
-    variants: Mapping[str, _Variant],
-    folds: int,
-    random: int,
-    limit: int,
-    *,
-    alphas: Sequence[float],
-    proves: str,
-) -> StressResult:
+def _run(case: Case, attack: _Attack, limit: int) -> StressResult:
+    """Run every variant of an attack on every model, on at most `limit` facts.
+
+    Raises:
+        InputError: There are fewer groups than folds, or a negative number of random directions.
+    """
     clock = time.monotonic()
-    if random < 0:
-        raise InputError(f"{test}: {random} random directions; give 0 or more")
-    fold = dealt(case.forget.groups, folds, seed=case.seed)
+    check_at_least("random", attack.random, 0)
+    fold = dealt(case.forget.groups, attack.folds, seed=case.seed)
     facts = spread(case.forget, limit)
-    places = {id(item): place for place, item in enumerate(case.forget.prompts.items)}
-    tested = [places[id(item)] for item in facts.prompts.items]
+    indices = {id(item): index for index, item in enumerate(case.forget.prompts.items)}
+    tested = [indices[id(item)] for item in facts.prompts.items]
     rows, controls = [], []
-    with Progress(len(case.models) * (len(variants) + random + 1), test, show=case.progress) as bar:
+    with Progress(
+        len(case.models) * (len(attack.variants) + attack.random + 1), attack.test, show=case.progress
+    ) as bar:
         for role, model in case.models.items():
-            directions = estimate(model, fold)
+            directions = attack.estimate(model, fold)
             scorer = _Scorer(model, facts, fold[tested], directions, case.batch_size)
             rows.append((role, PLAIN, scorer.plain()))
             bar.advance(1)
-            for name, variant in variants.items():
+            for name, variant in attack.variants.items():
                 rows.append((role, name, scorer(variant)))
                 bar.advance(1)
-            for draw in range(random):
-                scores = scorer(variants["removed in all layers"], random=case.seed + draw)
+            for draw in range(attack.random):
+                scores = scorer(attack.variants["removed in all layers"], random=case.seed + draw)
                 means = {name: float(np.nanmean(values)) for name, values in scores.columns().items()}
                 controls.append({"role": role, "variant": "removed in all layers", "draw": draw} | means)
                 bar.advance(1)
     return StressResult(
-        test=test,
-        level=level,
+        test=attack.test,
+        level=attack.level,
         measure="rank",
         frame=fact_rows(facts, rows),
-        proves=proves,
+        proves=attack.proves,
         settings={
-            "layers": [list(variant.layers) for variant in variants.values()],
-            "alphas": list(alphas),
-            "folds": folds,
-            "random": random,
+            "layers": [list(variant.layers) for variant in attack.variants.values()],
+            "alphas": list(attack.alphas),
+            "folds": attack.folds,
+            "random": attack.random,
             "n_facts": len(facts),
             "seed": case.seed,
         },
@@ -204,20 +243,37 @@ def _run(
 
 
 def dealt(groups: Sequence[str], folds: int, *, seed: int) -> Int[np.ndarray, " fact"]:
-    """The fold of each fact: whole groups (facts, where there are no groups), dealt in an order drawn by the seed.
+    """Return the fold of each fact: whole groups (facts, if there are no groups), in an order drawn with the seed.
+
+    Args:
+        groups: Group of each fact.
+        folds: Number of folds.
+        seed: Random seed of the order.
+
+    Returns:
+        The number of each fact's fold.
 
     Raises:
-        InputError: fewer than two folds, or fewer groups than folds.
+        InputError: There are fewer than two folds, or fewer groups than folds.
     """
     cluster = clusters(groups)
     n = int(cluster.max()) + 1
     if not 2 <= folds <= n:
-        raise InputError(f"{folds} folds of {n} groups of facts: give from 2 to {n}, so that each is tested by others")
+        raise InputError(f"`folds` must be from 2 to {n}, the number of groups of facts, got {folds}")
     return np.asarray(np.random.default_rng(seed).permutation(n)[cluster] % folds)
 
 
 def last_states(model: Model, prompts: Prompts, batch_size: int) -> Float[Tensor, "layer fact d_model"]:
-    """What every block hands on at each question's last token; answers are not read."""
+    """Return every block's output at each question's last token; answers are not read.
+
+    Args:
+        model: The model.
+        prompts: The questions.
+        batch_size: Maximum number of texts in one batch; no number depends on it.
+
+    Returns:
+        The states, on the CPU.
+    """
     questions = [
         replace(
             item,
@@ -230,7 +286,7 @@ def last_states(model: Model, prompts: Prompts, batch_size: int) -> Float[Tensor
 
 
 class _Scorer:
-    """Scores a model's facts with each fold's directions removed."""
+    """Scores a model's facts, each fold with its own directions changed."""
 
     def __init__(
         self, model: Model, facts: Facts, fold: Int[np.ndarray, " fact"], directions: Directions, batch_size: int
@@ -238,14 +294,14 @@ class _Scorer:
         self._model, self._batch_size, self._directions = model, batch_size, directions
         self._n = len(facts)
         self._places = {int(number): np.flatnonzero(fold == number) for number in np.unique(fold)}
-        self._facts = {number: facts.select(places.tolist()) for number, places in self._places.items()}
+        self._facts = {number: facts.select(indices.tolist()) for number, indices in self._places.items()}
 
     def plain(self) -> FactScores:
-        """The scores of the model as it is."""
+        """Return the scores of the model without attack."""
         return self._together(lambda facts, _number: score_facts(self._model, facts, batch_size=self._batch_size))
 
     def __call__(self, variant: _Variant, random: int | None = None) -> FactScores:
-        """The scores under a variant; with a seed, in random directions."""
+        """Return the scores under a variant; with a seed, in random directions."""
 
         def score(facts: Facts, number: int) -> FactScores:
             edits = {
@@ -270,12 +326,15 @@ class _Scorer:
 def edit_of(
     direction: Float[Tensor, " d_model"], alpha: float | None, random: tuple[int, int, int] | None = None
 ) -> Edit:
-    """What is done to states.
+    """Return the change of states that removes or subtracts a direction.
 
     Args:
-        direction: of any length; where it is zero nothing is done.
-        alpha: how often it is subtracted; None to remove the states' part along it.
-        random: seed of a random direction in which a part of that size is subtracted instead.
+        direction: The direction, of any length; a zero direction changes nothing.
+        alpha: Factor of the subtracted direction; None to remove the states' component along it.
+        random: Seed of a random direction along which a component of the same size is subtracted instead.
+
+    Returns:
+        A function from states to changed states.
     """
     if alpha is not None:
         return lambda states: states - alpha * direction.to(states)
@@ -287,7 +346,7 @@ def edit_of(
         drawn = torch.randn(direction.shape, generator=generator)
         taken = drawn / drawn.norm()
 
-    def remove(states: Float[Tensor, "*place d_model"]) -> Float[Tensor, "*place d_model"]:
+    def remove(states: Float[Tensor, "*position d_model"]) -> Float[Tensor, "*position d_model"]:
         return states - (states @ unit.to(states))[..., None] * taken.to(states)
 
     return remove

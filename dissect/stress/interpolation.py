@@ -1,10 +1,10 @@
-"""Moving the weights back towards the base by small steps: W(t) = W + t (W_base - W).
+"""Move the weights back towards the base in small steps: W(t) = W + t (W_base - W).
 
-At t = 1 every model is the base, so this puts knowledge in, more with every step. A never model moved by the same t
-says how much: it starts from the same trunk, and gets the same share of what it lacks. Where the unlearned model gains
-before the never model gains anything, what is left in its weights meets the little that comes in: the two are on one
-ridge, as they are where training nudged the knowledge aside and did not take it out. That its weights alone hold the
-facts is not shown, since t (W_base - W) is the base's and not the model's own.
+At t = 1 every model is the base, so this attack puts knowledge in, more with every step. The control moved by the same
+t shows how much: it comes from the same pretrained model and gets the same share of what it lacks. If the unlearned
+model gains before the control gains anything, what is left in its weights adds to the little that comes in. This is
+expected where training nudged the knowledge aside without removing it. The test does not show that the model's weights
+alone hold the facts, because t (W_base - W) comes from the base.
 """
 
 import time
@@ -24,39 +24,40 @@ from dissect.stress.core.scores import MEASURES, FactScores, score_facts
 from unlearning.common.errors import InputError
 
 STEPS = (0.05, 0.1, 0.2)
-"""Shares of the way to the base; at 0.3 the built-in never model already has most of what it lacked."""
+"""Shares of the way to the base; at 0.3 the built-in control already has most of what it lacked."""
 
 PROVES = (
-    "The attack takes weights from the base, a share t of all that differs. Above zero: that share brings more back in "
-    "the unlearned model than in one that never knew, so the machinery is near; not that its weights hold the facts. "
-    "Zero: the facts are no nearer than in a model that never knew them."
+    "The attack moves the weights a share t of the way to the base's. rho > 0: the same share brings back more in "
+    "the unlearned model than in the control, so the machinery is close to intact; it does not show that the "
+    "model's own weights hold the facts. rho = 0: the facts are no closer than in the control."
 )
 
 
 def interpolation(case: Case, *, steps: Sequence[float] = STEPS) -> StressResult:
-    """Move every model's weights towards the base's, and ask the facts; one variant for each step.
+    """Move every model's weights towards the base's; one variant per step.
 
     Args:
-        case: models and facts.
-        steps: t, above 0 and below 1.
+        case: Models and facts.
+        steps: Values of t, above 0 and below 1.
 
     Returns:
-        With the table `curve`: `role`, `t` and the mean of each measure, and for t = 1 the base itself.
+        The result of the test `interpolation`, with the table `curve`: `role`, `t` and the mean of each measure; t = 1
+        is the base itself.
 
     Raises:
-        InputError: no step, one twice, or one that is not above 0 and below 1.
+        InputError: There is no step, a step is given twice, or a step is not above 0 and below 1.
     """
     started = time.perf_counter()
     steps = sorted(steps)
     if not steps or len({_variant(t) for t in steps}) < len(steps) or not 0 < steps[0] <= steps[-1] < 1:
         given = ", ".join(f"{t:g}" for t in steps) or "none"
-        raise InputError(f"steps towards the base: {given}; give different shares above 0 and below 1")
+        raise InputError(f"`steps` must be different shares above 0 and below 1, got {given}")
     base = case.pair.base
     scored: list[tuple[str, str, FactScores]] = []
     points = []
     ends = score_facts(base, case.forget, batch_size=case.batch_size)
     for role, model in case.models.items():
-        if role == "base":  # which goes nowhere
+        if role == "base":  # the base is not moved
             scored.append((role, PLAIN, ends))
             continue
         found = {0.0: score_facts(model, case.forget, batch_size=case.batch_size)}
@@ -75,7 +76,7 @@ def interpolation(case: Case, *, steps: Sequence[float] = STEPS) -> StressResult
         proves=PROVES,
         settings={"steps": steps},
         seconds=time.perf_counter() - started,
-        floors={},  # without a never model nothing tells what came from the base
+        floors={},  # no floor without a control: only a control shows how much the base's weights bring in
         seed=case.seed,
         tables={"curve": pd.DataFrame(points)},
     )
@@ -83,12 +84,21 @@ def interpolation(case: Case, *, steps: Sequence[float] = STEPS) -> StressResult
 
 @torch.no_grad()
 def moved(model: Model, base: Model, t: float) -> Model:
-    """The model with all its weights moved a share t of the way to the base's; both stay as they are."""
+    """Return the model with all its weights moved a share t of the way to the base's; both models stay unchanged.
+
+    Args:
+        model: The model to move.
+        base: The model to move towards.
+        t: Share of the way.
+
+    Returns:
+        The moved model.
+    """
     values: dict[str, Tensor] = {}
     done: dict[tuple[int, int], Tensor] = {}
     for name, ours in model.hf.named_parameters(remove_duplicate=False):
         theirs = base.hf.get_parameter(name)
-        tied = (id(ours), id(theirs))  # a weight under two names is moved once, and stays one
+        tied = (id(ours), id(theirs))  # a weight under two names is moved once and stays tied
         if tied not in done:
             done[tied] = torch.lerp(ours.data, theirs.data.to(ours), t)
         values[name] = done[tied]

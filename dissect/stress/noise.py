@@ -1,21 +1,21 @@
-"""Random pushes: does a little Gaussian noise bring answers back?
+"""Random noise: does a little Gaussian noise bring answers back?
 
     activations   x <- x + s |x| e    at one block's output and every token position, e a random unit vector
     weights       W <- W + s rms(W) E    every matrix by itself, E standard normal
 
-Fragile suppression gives way to noise that knowledge survives. Nothing about the facts is put in, and every model gets
-the same noise. `rank`, `logprob` and `correct` are expected values (means over draws); `rank_best` and so on are each
-fact's best of all draws, which a model that guesses raises as well: they say something beside a never model only.
+Fragile suppression breaks down under noise that knowledge survives. The noise contains nothing about the facts, and
+every model gets the same noise. `rank`, `logprob` and `correct` are means over draws. `rank_best` and so on are each
+fact's best value over all draws, which rises for a model without the knowledge as well: compare it only with a control.
 
-Noise on activations depends on the tokens up to the position, and on nothing else: not on the batch, and answers to one
-question are compared under the same noise on it.
+Noise on activations depends on the tokens up to the position and on nothing else. In particular, it does not depend on
+the batch, and all answers to a question are scored under the same noise on the question.
 """
 
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,14 +30,14 @@ from dissect.stress.core.case import Case, spread
 from dissect.stress.core.edits import outputs_edited, remembered_scores, remembering
 from dissect.stress.core.result import PLAIN, EvidenceLevel, StressResult, value_rows
 from dissect.stress.core.scores import MEASURES, FactScores, score_facts
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 
 Disturb = Callable[[Model, int], AbstractContextManager[Model]]
-"""A model and the number of a draw: the model with that noise on it."""
+"""A function from a model and the number of a draw to the model under that noise."""
 
 _DIRECTIONS = 4096
-"""How many different random directions there are to a draw."""
+"""Number of different random directions per draw."""
 
 
 def activation_noise(
@@ -48,22 +48,25 @@ def activation_noise(
     draws: int = 3,
     limit: int = 40,
 ) -> StressResult:
-    """Noise on what one block hands on; variants are layers and strengths.
+    """Add noise to the output of one block; variants are layers and strengths.
 
     Args:
-        case: models and facts.
-        layers: at whose output, one at a time; by default the middle one's.
-        strengths: norm of the noise, as a share of the state's own norm at each position.
-        draws: of the noise.
-        limit: most facts that are tested.
+        case: Models and facts.
+        layers: Layers whose output gets noise, one at a time; by default the middle layer.
+        strengths: Norm of the noise, as a share of the state's norm at each position.
+        draws: Number of draws of the noise.
+        limit: Use at most this many facts.
+
+    Returns:
+        The result of the test `activation_noise`.
 
     Raises:
-        InputError: a layer that the models do not have, a negative strength, no draw.
+        InputError: A layer does not exist, a strength is negative, or there is no draw.
     """
     chosen = [case.pair.n_layers // 2] if layers is None else list(layers)
     for layer in chosen:
         if not 0 <= layer < case.pair.n_layers:
-            raise InputError(f"noise at layer {layer}: the models have layers 0 to {case.pair.n_layers - 1}")
+            raise InputError(f"`layers` must be from 0 to {case.pair.n_layers - 1}, got {layer}")
 
     def at(layer: int, strength: float) -> Disturb:
         @contextmanager
@@ -76,75 +79,97 @@ def activation_noise(
     variants = {
         f"layer {layer} + {strength:g}": (layer, at(layer, strength)) for layer in chosen for strength in strengths
     }
-    return _run(
-        case,
-        "activation_noise",
-        3,
-        variants,
-        draws,
-        limit,
+    attack = _Attack(
+        test="activation_noise",
+        level=3,
         settings={"layers": chosen, "strengths": list(strengths)},
         proves=(
-            "Above zero: answers come back under noise that says nothing of them, so the unlearned model holds them "
-            "behind something fragile. At zero: no such fragility was found; robust suppression withstands noise too."
+            "rho > 0: answers come back under noise that contains nothing about them, so the unlearned model holds "
+            "them behind a fragile suppression. rho = 0: no such fragility was found; robust suppression withstands"
+            " noise as well."
         ),
     )
+    return _run(case, attack, variants, draws, limit)
 
 
 def weight_noise(
     case: Case, *, strengths: Sequence[float] = (0.03, 0.1, 0.3), draws: int = 3, limit: int = 40
 ) -> StressResult:
-    """Noise on every matrix of weights; variants are strengths.
+    """Add noise to every weight matrix; variants are strengths.
 
     Args:
-        case: models and facts.
-        strengths: standard deviation of the noise, as a share of each matrix' own root mean square.
-        draws: of the noise.
-        limit: most facts that are tested.
+        case: Models and facts.
+        strengths: Standard deviation of the noise, as a share of each matrix's root mean square.
+        draws: Number of draws of the noise.
+        limit: Use at most this many facts.
+
+    Returns:
+        The result of the test `weight_noise`.
 
     Raises:
-        InputError: a negative strength, no draw.
+        InputError: A strength is negative, or there is no draw.
     """
 
     def by(strength: float) -> Disturb:
         return lambda model, draw: nullcontext(noised(model, strength, seed=seed_of(case.seed, draw)))
 
-    return _run(
-        case,
-        "weight_noise",
-        4,
-        {f"weights + {strength:g}": (0, by(strength)) for strength in strengths},
-        draws,
-        limit,
+    variants = {f"weights + {strength:g}": (0, by(strength)) for strength in strengths}
+    attack = _Attack(
+        test="weight_noise",
+        level=4,
         settings={"strengths": list(strengths)},
         proves=(
-            "Above zero: answers come back when the weights are disturbed at random, so the weights hold them. At "
-            "zero: little; changes of the weights that are larger than the noise survive it."
+            "rho > 0: answers come back when the weights are disturbed at random, so the weights hold them. rho = 0"
+            " shows little: changes of the weights that are larger than the noise survive it."
         ),
     )
+    return _run(case, attack, variants, draws, limit)
+
+
+@dataclass(frozen=True)
+class _Attack:
+    """Description of a test that adds noise.
+
+    Attributes:
+        test: Name of the test.
+        level: Evidence level of the test.
+        settings: Strengths of the noise, and where it is added.
+        proves: What the test can and cannot show.
+    """
+
+    test: str
+    level: EvidenceLevel
+    settings: Mapping[str, Any]
+    proves: str
 
 
 def _run(
-    case: Case,
-    test: str,
-    level: EvidenceLevel,
-    variants: Mapping[str, tuple[int, Disturb]],
-    draws: int,
-    limit: int,
-    *,
-    settings: dict[str, Any],
-    proves: str,
+    case: Case, attack: _Attack, variants: Mapping[str, tuple[int, Disturb]], draws: int, limit: int
 ) -> StressResult:
-    """Every variant on every model; beside what disturbs it stands the first layer that it disturbs."""
+    """Run every variant on every model.
+
+    Args:
+        case: Models and facts.
+        attack: Description of the test.
+        variants: For each variant, the first layer that it changes, and the noise.
+        draws: Number of draws of the noise.
+        limit: Use at most this many facts.
+
+    Returns:
+        The test's result.
+
+    Raises:
+        InputError: A strength is negative, or there is no strength, layer or draw.
+    """
     clock = time.monotonic()
-    if draws < 1 or not variants:
-        raise InputError(f"{test}: give at least one strength and one draw")
-    if min(settings["strengths"]) < 0:
-        raise InputError(f"{test}: a strength of {min(settings['strengths']):g}; give shares from 0 on, as 0.1")
+    check_at_least("draws", draws, 1)
+    if not variants:
+        raise InputError("`strengths` and `layers` must not be empty")
+    check_at_least("strengths", min(attack.settings["strengths"]), 0)
     facts = spread(case.forget, limit)
     first = min(layer for layer, _ in variants.values())
     rows = []
-    with Progress(len(case.models) * (len(variants) * draws + 1), test, show=case.progress) as bar:
+    with Progress(len(case.models) * (len(variants) * draws + 1), attack.test, show=case.progress) as bar:
         for role, model in case.models.items():
             plain, memory = remembered_scores(model, facts, first, batch_size=case.batch_size)
             rows.append((role, PLAIN, expected_and_best([plain])))
@@ -157,19 +182,26 @@ def _run(
                     bar.advance(1)
                 rows.append((role, name, expected_and_best(scores)))
     return StressResult(
-        test=test,
-        level=level,
+        test=attack.test,
+        level=attack.level,
         measure="rank",
         frame=value_rows(facts, rows),
-        proves=proves,
-        settings=settings | {"draws": draws, "n_facts": len(facts), "seed": case.seed},
+        proves=attack.proves,
+        settings=dict(attack.settings) | {"draws": draws, "n_facts": len(facts), "seed": case.seed},
         seconds=time.monotonic() - clock,
         seed=case.seed,
     )
 
 
 def expected_and_best(scores: Sequence[FactScores]) -> dict[str, Float[np.ndarray, " fact"]]:
-    """Of several draws' scores of the same facts: each fact's mean by measure, and its best as `rank_best`..."""
+    """Return the mean and the best value of every fact over several draws.
+
+    Args:
+        scores: Scores of the same facts, one per draw.
+
+    Returns:
+        The means by measure, and the best values as `rank_best` and so on.
+    """
     columns: dict[str, Float[np.ndarray, " fact"]] = {}
     for name in MEASURES:
         values = np.stack([getattr(one, name) for one in scores])
@@ -179,13 +211,16 @@ def expected_and_best(scores: Sequence[FactScores]) -> dict[str, Float[np.ndarra
 
 @contextmanager
 def pushed(model: Model, layer: int, strength: float, *, seed: int) -> Iterator[None]:
-    """Add noise to what a block hands on, at every token position, while the context is open.
+    """Add noise to a block's output at every token position while the context is open.
 
     Args:
-        model: in memory; `model.hf` is called with `input_ids` and `attention_mask`.
-        layer: of the block.
-        strength: norm of the noise, as a share of the state's.
-        seed: of the noise.
+        model: A model in memory; `model.hf` must be called with `input_ids` and `attention_mask`.
+        layer: The block.
+        strength: Norm of the noise, as a share of the state's norm.
+        seed: Random seed of the noise.
+
+    Yields:
+        Nothing; the noise is removed when the context is closed.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(_DIRECTIONS, int(model.adapter.cfg.d_model), generator=generator)
@@ -193,8 +228,8 @@ def pushed(model: Model, layer: int, strength: float, *, seed: int) -> Iterator[
     now: dict[str, Tensor] = {}
 
     def note(_module: object, _args: object, kwargs: Mapping[str, Tensor]) -> None:
-        places = prefix_numbers(kwargs["input_ids"], kwargs["attention_mask"]) % _DIRECTIONS
-        now["noise"] = directions[places.cpu()]
+        indices = prefix_numbers(kwargs["input_ids"], kwargs["attention_mask"]) % _DIRECTIONS
+        now["noise"] = directions[indices.cpu()]
 
     def push(states: Float[Tensor, "batch position d_model"]) -> Float[Tensor, "batch position d_model"]:
         return states + strength * states.norm(dim=-1, keepdim=True) * now["noise"].to(states)
@@ -210,9 +245,16 @@ def pushed(model: Model, layer: int, strength: float, *, seed: int) -> Iterator[
 def prefix_numbers(
     input_ids: Int[Tensor, "batch position"], attention_mask: Int[Tensor, "batch position"]
 ) -> Int[Tensor, "batch position"]:
-    """A number of the tokens up to each position, the same in every batch; padding does not count.
+    """Return a hash of the tokens up to each position, which is the same in every batch; padding does not count.
 
     h <- (h x 1000003 + token + 1) mod (2^31 - 1), from 0: a polynomial rolling hash.
+
+    Args:
+        input_ids: Token ids.
+        attention_mask: 1 for tokens, 0 for padding.
+
+    Returns:
+        The hashes.
     """
     number = torch.zeros_like(input_ids[:, 0])
     numbers = []
@@ -223,12 +265,15 @@ def prefix_numbers(
 
 
 def noised(model: Model, strength: float, *, seed: int) -> Model:
-    """The model with noise on every matrix; a tied one is disturbed once.
+    """Return the model with noise on every matrix; a tied matrix gets its noise once.
 
     Args:
-        model: in memory; it is not changed.
-        strength: standard deviation of the noise, as a share of the matrix' root mean square.
-        seed: of the noise, which is drawn from it and the parameter's name.
+        model: A model in memory; it is not changed.
+        strength: Standard deviation of the noise, as a share of the matrix's root mean square.
+        seed: Random seed; the noise of a matrix is drawn from the seed and the parameter's name.
+
+    Returns:
+        The noisy model.
     """
     values: dict[str, Tensor] = {}
     done: dict[int, Tensor] = {}
@@ -246,5 +291,5 @@ def noised(model: Model, strength: float, *, seed: int) -> Model:
 
 
 def seed_of(*parts: object) -> int:
-    """A seed of its own for everything that is named."""
+    """Return a seed that depends on everything given."""
     return zlib.crc32(" ".join(map(str, parts)).encode())

@@ -1,16 +1,17 @@
-"""Pruning: zeros in the place of what suppresses. Values are only ever set to zero, so nothing is put in.
+"""Pruning: set to zero what suppresses the answers. Values are only ever set to zero, so nothing is put in.
 
-    prune_changed      the MLP neurons whose part in the residual stream moved furthest from the base's (only the choice
-                       looks at the base)
+    prune_changed      MLP neurons whose contribution to the residual stream moved furthest from the base's (only the
+                       choice uses the base)
     prune_important    set-difference pruning (2402.05162, as 2409.18025 uses it): the weights that matter most for what
-                       the model says to forget questions, but for those that matter for what it says to retain ones
+                       the model says to forget questions, except those that matter for what it says to retain questions
 
-A neuron's part at a position is m v, its coefficient times its value vector (a column of the down projection), and
+A neuron's contribution at a position is m v, its coefficient times its value vector (a column of the down projection),
+and
 
     change = mean |m_u v_u - m_b v_b|      over the answer positions of each fact, then over facts
 
-A weight matters by its SNIP score, mean |W dL/dW| over texts, with L the loss of the model's own greedy answer: its
-behaviour after unlearning, whatever that is. The right answers have no part in any choice.
+A weight's importance is its SNIP score, mean |W dL/dW| over texts, with L the loss of the model's own greedy answer:
+its behaviour after unlearning, whatever that is. The right answers have no part in any choice.
 """
 
 import time
@@ -38,30 +39,32 @@ from dissect.stress.core.scores import MEASURES, FactScores, score_facts
 from unlearning.common.errors import InputError
 
 SHARES = ((1.0, 1.0), (5.0, 5.0))
-"""Per cent of each matrix that matter most to forget and to retain questions (q, p)."""
+"""Percentages (q, p) of each matrix that matter most for forget and for retain questions."""
 
 N_TEXTS = 32
-"""Texts of each set whose gradients are taken."""
+"""Number of texts of each set whose gradients are used."""
 
 PROVES = (
-    "Above zero: with some of its own {what} set to zero and nothing put in, the model says what a never model, pruned "
-    "alike, does not: its weights held the facts. Zero: no such few {what} hide them."
+    "rho > 0: with some of its own {what} set to zero and nothing put in, the model knows the facts better than the"
+    " control that was pruned in the same way, so its weights held them. rho = 0: no set of so few {what} hides "
+    "them."
 )
 
 
 def prune_changed(case: Case, *, counts: Sequence[int] | None = None, random: int = 1) -> StressResult:
-    """Set the most changed neurons' value vectors to zero, and ask the facts; one variant for each count.
+    """Set the value vectors of the most changed neurons to zero; one variant per number of neurons.
 
     Args:
-        case: models and facts.
-        counts: how many neurons; by default 8, 64, 512, ... up to a tenth of all.
-        random: draws of as many random neurons each, for comparison.
+        case: Models and facts.
+        counts: Numbers of neurons; by default 8, 64, 512, ... up to a tenth of all.
+        random: Number of draws of as many random neurons, for comparison.
 
     Returns:
-        With the table `random`: `role`, `neurons`, `draw` and the mean of each measure.
+        The result of the test `prune_changed`, with the table `random`: `role`, `neurons`, `draw` and the mean of each
+        measure.
 
     Raises:
-        InputError: counts that no model of this size has, a mixture of experts.
+        InputError: A number of neurons is not possible for this model, or the model is a mixture of experts.
     """
     started = time.perf_counter()
     base = case.pair.base
@@ -70,7 +73,7 @@ def prune_changed(case: Case, *, counts: Sequence[int] | None = None, random: in
         counts = [n for n in (8**power for power in range(1, 12)) if n <= max(8, total // 10)]
     if not counts or len(set(counts)) < len(counts) or not 1 <= min(counts) <= max(counts) <= total:
         given = ", ".join(map(str, counts)) or "none"
-        raise InputError(f"neurons to prune: {given}; give different numbers from 1 to {total}")
+        raise InputError(f"`counts` must be different numbers of neurons from 1 to {total}, got {given}")
     scored: list[tuple[str, str, FactScores]] = []
     compared = []
     for role, model in case.models.items():
@@ -104,26 +107,27 @@ def prune_changed(case: Case, *, counts: Sequence[int] | None = None, random: in
 def prune_important(
     case: Case, *, shares: Sequence[tuple[float, float]] = SHARES, n_texts: int = N_TEXTS
 ) -> StressResult:
-    """Set to zero what matters to a model's answers to forget questions and not to those to retain ones.
+    """Set to zero the weights that matter for a model's answers to forget questions but not to retain questions.
 
     Args:
-        case: models and facts; retain facts are needed.
-        shares: (q, p): of each matrix's weights the q % that matter most to forget questions, but for the p % that
-            matter most to retain ones; one variant each.
-        n_texts: of each set, for the scores.
+        case: Models and facts; retain facts are needed.
+        shares: Pairs (q, p), one variant each: of each matrix's weights the q % that matter most for forget questions,
+            except the p % that matter most for retain questions.
+        n_texts: Number of texts of each set that the importance is computed on.
 
     Returns:
-        With the tables `pruned` (`role`, `variant`, `share` of weights that were set to zero) and `random` (`role`,
-        `variant`, and the mean of each measure after as many random weights of each matrix were).
+        The result of the test `prune_important`, with the tables `pruned` (`role`, `variant`, `share` of weights that
+        were set to zero) and `random` (`role`, `variant`, and the mean of each measure after as many random weights of
+        each matrix were set to zero).
 
     Raises:
-        InputError: no retain facts, or shares that are not above 0 and at most 100.
+        InputError: There are no retain facts, or a share is not above 0 and at most 100.
     """
     started = time.perf_counter()
     if case.retain is None:
-        raise InputError("pruning what matters to forget and not to retain questions needs retain prompts; give some")
+        raise InputError("prune_important needs retain prompts. Give `retain`")
     if not shares or len(set(shares)) < len(shares) or not all(0 < each <= 100 for pair in shares for each in pair):
-        raise InputError("shares of weights to prune: give different pairs of per cents above 0 and up to 100")
+        raise InputError(f"`shares` must be different pairs of percentages above 0 and up to 100, got {list(shares)}")
     asked = [spread(facts, n_texts) for facts in (case.forget, case.retain)]
     scored: list[tuple[str, str, FactScores]] = []
     pruned, compared = [], []
@@ -157,10 +161,19 @@ def prune_important(
 
 @torch.inference_mode()
 def neuron_change(base: Model, other: Model, prompts: Prompts, *, batch_size: int = 64) -> Float[Tensor, "layer d_mlp"]:
-    """How far each neuron's part in the residual stream moved: `change` of this module's head.
+    """Return how far each neuron's contribution to the residual stream moved: `change` in the module's docstring.
+
+    Args:
+        base: The model before unlearning.
+        other: The model to compare with it.
+        prompts: The facts.
+        batch_size: Maximum number of texts in one batch; no number depends on it.
+
+    Returns:
+        The change of every neuron, on the CPU.
 
     Raises:
-        InputError: a mixture of experts, a streamed model.
+        InputError: A model is a mixture of experts, or streamed.
     """
     pairs = [tuple(value_vectors(model, layer).double() for model in (base, other)) for layer in range(base.n_layers)]
     squares = [[torch.stack([v.square().sum(-1) for v in pair]), (pair[0] * pair[1]).sum(-1)] for pair in pairs]
@@ -178,7 +191,15 @@ def neuron_change(base: Model, other: Model, prompts: Prompts, *, batch_size: in
 
 @torch.no_grad()
 def without_neurons(model: Model, chosen: Bool[Tensor, "layer d_mlp"]) -> Model:
-    """The model with these neurons' value vectors set to zero; `model` stays as it is."""
+    """Set the value vectors of some neurons to zero.
+
+    Args:
+        model: The model; it is not changed.
+        chosen: The neurons, as a mask.
+
+    Returns:
+        The pruned model.
+    """
     paths = {module: path for path, module in model.hf.named_modules()}
     values = {}
     for layer, module in enumerate(down_projections(model)):
@@ -192,14 +213,30 @@ def without_neurons(model: Model, chosen: Bool[Tensor, "layer d_mlp"]) -> Model:
 
 @torch.no_grad()
 def without_weights(model: Model, chosen: Mapping[str, Bool[Tensor, "rows columns"]]) -> Model:
-    """The model with these weights set to zero, by the names of their parameters; `model` stays as it is."""
+    """Set some weights to zero.
+
+    Args:
+        model: The model; it is not changed.
+        chosen: The weights, as a mask by the name of their parameter.
+
+    Returns:
+        The pruned model.
+    """
     values = {name: model.hf.get_parameter(name).data.masked_fill(mask, 0) for name, mask in chosen.items()}
     return replace(model, hf=with_values(model.hf, values), sha256=f"{model.sha256} pruned")
 
 
 @torch.inference_mode()
 def own_answers(model: Model, facts: Facts) -> Prompts:
-    """The questions with the model's own greedy answers in place of the right ones, each of the right one's length."""
+    """Replace the right answers by the model's own greedy answers of the same length.
+
+    Args:
+        model: The model.
+        facts: The facts.
+
+    Returns:
+        The prompts.
+    """
     items = list(facts.prompts.items)
     longest = max(item.n_answer_tokens for item in items)
     ids = [list(item.input_ids[: item.answer_start]) for item in items]
@@ -220,8 +257,15 @@ def own_answers(model: Model, facts: Facts) -> Prompts:
 
 
 def snip_scores(model: Model, prompts: Prompts) -> dict[str, Float[Tensor, "rows columns"]]:
-    """mean |W dL/dW| over the prompts, one gradient each, of every linear weight but the head's; L is the mean negative
-    log-likelihood of the answer's tokens."""
+    """Return mean |W dL/dW| over the prompts, one gradient each, for every linear weight except the head's.
+
+    Args:
+        model: The model.
+        prompts: The prompts; L is the mean negative log-likelihood of the answer's tokens.
+
+    Returns:
+        The scores by the name of the parameter.
+    """
     head = model.hf.get_output_embeddings()
     names = [
         f"{path}.weight"
@@ -242,7 +286,7 @@ def snip_scores(model: Model, prompts: Prompts) -> dict[str, Float[Tensor, "rows
 
 
 def _logits(hf: nn.Module, model: Model, batch: Any) -> Float[Tensor, "scored vocab"]:
-    """Logits at the batch's scored positions, in float32 or wider, with gradients where they are on."""
+    """Return logits at the batch's scored positions, in float32 or wider; gradients flow through if enabled."""
     batch = batch.to(model.device)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if model.takes_position_ids:
@@ -252,7 +296,7 @@ def _logits(hf: nn.Module, model: Model, batch: Any) -> Float[Tensor, "scored vo
 
 
 def _top(scores: Float[Tensor, "rows columns"], per_cent: float) -> Bool[Tensor, "rows columns"]:
-    """The highest so many per cent of a matrix's scores, at least one."""
+    """Return a mask of the given percentage of a matrix's scores that are highest; at least one."""
     chosen = scores.flatten().topk(max(1, round(scores.numel() * per_cent / 100))).indices
     return (
         torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device).index_fill(0, chosen, True).view_as(scores)
@@ -260,7 +304,7 @@ def _top(scores: Float[Tensor, "rows columns"], per_cent: float) -> Bool[Tensor,
 
 
 def _shuffled(chosen: Mapping[str, Bool[Tensor, "rows columns"]], *, seed: int) -> dict[str, Tensor]:
-    """As many of each matrix's weights, anywhere."""
+    """Return masks of as many weights of each matrix, at random positions."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: mask.flatten()[torch.randperm(mask.numel(), generator=generator).to(mask.device)].view_as(mask)
@@ -269,8 +313,10 @@ def _shuffled(chosen: Mapping[str, Bool[Tensor, "rows columns"]], *, seed: int) 
 
 
 def _mask(flat: Tensor, shape: torch.Size) -> Bool[Tensor, "layer d_mlp"]:
+    """Return a mask that is true at these flat indices."""
     return torch.zeros(shape.numel(), dtype=torch.bool).index_fill(0, flat, True).view(shape)
 
 
 def _means(scores: FactScores) -> dict[str, float]:
+    """Return the mean of each measure over facts."""
     return {name: float(np.nanmean(values)) for name, values in scores.columns().items()}

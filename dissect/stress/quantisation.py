@@ -1,11 +1,11 @@
 """Quantisation: rounding undoes changes that are smaller than the step between two codes (2410.16454).
 
-A method that may cost no utility moves weights by little; rounded to 8 or 4 bits, many get the very code that the
-base's weight gets, and what was unlearned is back. Rounding injects nothing: it sees one model's weights and no data.
+A method that may cost no utility moves weights only little. Rounded to 8 or 4 bits, many weights get the same code as
+the base's, and what was unlearned is back. Rounding adds no information: it uses one model's weights and no data.
 
-Every linear layer's weight but the head's is rounded by bitsandbytes, with its own defaults, and put back as the
-numbers that the codes stand for, so that everything downstream runs as it does with any weights (weight-only
-quantisation; activations are not rounded):
+The weight of every linear layer except the head is rounded by bitsandbytes with its own defaults, and replaced by the
+numbers that the codes stand for, so that everything else runs as with any weights (weight-only quantisation;
+activations are not rounded):
 
     int8    per output row: round(127 w / max|w|), of the float16 weight as LLM.int8() takes it (2208.07339)
     nf4     per block of 64: the nearest of 16 normal quantiles times max|w| (2305.14314); OpenUnlearning's choice
@@ -30,24 +30,24 @@ from dissect.stress.core.scores import MEASURES, FactScores, score_facts
 from unlearning.common.errors import InputError
 
 SCHEMES = ("int8", "nf4", "fp4")
-"""What weights can be rounded to."""
+"""The available roundings of weights."""
 
 BLOCK = 64
-"""Weights that share a scale in `nf4` and `fp4`."""
+"""Number of weights that share a scale in `nf4` and `fp4`."""
 
 PROVES = (
-    "Above zero: rounding alone, which brings no information, uncovered what the weights still hold. "
-    "Zero proves little: changes larger than a rounding step survive it, erased or not."
+    "rho > 0: rounding alone, which adds no information, uncovers what the weights still hold. rho = 0 shows "
+    "little: changes larger than a rounding step survive it, whether the facts are erased or not."
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Quantised:
-    """One weight, rounded; both in the weight's own shape.
+    """One rounded weight; both arrays have the weight's shape.
 
     Attributes:
-        codes: the code's entry in its code book, between -1 and 1: equal exactly where the codes are.
-        values: the numbers that the codes stand for, in the weight's dtype.
+        codes: The code's entry in its code book, between -1 and 1; equal exactly where the codes are equal.
+        values: The numbers that the codes stand for, in the weight's dtype.
     """
 
     codes: Float[Tensor, "out_features in_features"]
@@ -55,18 +55,18 @@ class Quantised:
 
 
 def quantisation(case: Case, *, schemes: Sequence[str] = SCHEMES) -> StressResult:
-    """Round the weights of every model, and ask the facts; one variant for each scheme.
+    """Round the weights of every model; one variant per scheme.
 
     Args:
-        case: models and facts.
-        schemes: of `SCHEMES`.
+        case: Models and facts.
+        schemes: Some of `SCHEMES`.
 
     Returns:
-        With the table `codes`: `role`, `variant`, `n_weights` and `same_code`, the share of the weights whose code is
-        the base's.
+        The result of the test `quantisation`, with the table `codes`: `role`, `variant`, `n_weights` and `same_code`,
+        the share of the weights whose code equals the base's.
 
     Raises:
-        InputError: no scheme or an unknown one, or bitsandbytes is not installed.
+        InputError: There is no scheme or an unknown one, or bitsandbytes is not installed.
     """
     started = time.perf_counter()
     check_schemes(schemes)
@@ -94,14 +94,14 @@ def quantisation(case: Case, *, schemes: Sequence[str] = SCHEMES) -> StressResul
 
 
 def check_schemes(schemes: Sequence[str]) -> None:
-    """Check that these schemes are there.
+    """Check that the schemes are available.
 
     Raises:
-        InputError: none is named or an unknown one, or bitsandbytes is not installed.
+        InputError: There is no scheme or an unknown one, or bitsandbytes is not installed.
     """
     unknown = [scheme for scheme in schemes if scheme not in SCHEMES]
     if unknown or not schemes:
-        raise InputError(f"quantisation {', '.join(unknown) or 'without a scheme'}: use {', '.join(SCHEMES)}")
+        raise InputError(f"`schemes` must be some of {', '.join(SCHEMES)}, got {', '.join(schemes) or 'none'}")
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -112,14 +112,31 @@ def check_schemes(schemes: Sequence[str]) -> None:
 
 @torch.no_grad()
 def quantised_model(model: Model, scheme: str) -> Model:
-    """The same model with its linear weights rounded, head and embeddings as they are; `model` stays as it is."""
+    """Round the model's linear weights, except those of head and embeddings.
+
+    Args:
+        model: The model; it is not changed.
+        scheme: One of `SCHEMES`.
+
+    Returns:
+        The rounded model.
+    """
     values = {name: _quantise_stored(stored, scheme).values for name, stored in _linear_weights(model)}
     return replace(model, hf=with_values(model.hf, values), sha256=f"{model.sha256} {scheme}")
 
 
 @torch.no_grad()
 def same_codes(base: Model, other: Model, scheme: str) -> tuple[int, int]:
-    """How many linear weights of two models get the same code, and of how many."""
+    """Count the linear weights of two models that get the same code.
+
+    Args:
+        base: The first model.
+        other: The second model.
+        scheme: One of `SCHEMES`.
+
+    Returns:
+        The number of weights with the same code, and the number of all weights.
+    """
     same = total = 0
     others: Mapping[str, nn.Module] = dict(_linear_weights(other))
     for name, stored in _linear_weights(base):
@@ -133,8 +150,11 @@ def quantise(weight: Float[Tensor, "out_features in_features"], scheme: str) -> 
     """Round one weight.
 
     Args:
-        weight: outputs as rows.
-        scheme: see the module's head.
+        weight: The weight, with outputs as rows.
+        scheme: One of `SCHEMES`; see the module's docstring.
+
+    Returns:
+        The codes and the rounded weight.
     """
     from bitsandbytes import functional
 
@@ -142,18 +162,19 @@ def quantise(weight: Float[Tensor, "out_features in_features"], scheme: str) -> 
         codes, largest, _ = functional.int8_vectorwise_quant(weight.to(torch.float16).contiguous())
         values = functional.int8_vectorwise_dequant(codes, largest)
         return Quantised(codes.float() / 127, values.to(weight.dtype))
-    # Flat and in whole blocks, because bitsandbytes 0.50 on a CPU starts a new block at every row when it reads the
-    # codes (not when it writes them): another one's scale, where rows are no multiple of the block.
+    # The weight is flattened and padded to whole blocks: on a CPU, bitsandbytes 0.50 starts a new block at every row
+    # when it reads codes, but not when it writes them, and would use the wrong scale for rows that are no multiple of
+    # the block.
     flat = nn.functional.pad(weight.float().flatten(), (0, -weight.numel() % BLOCK))
     packed, state = functional.quantize_4bit(flat, blocksize=BLOCK, quant_type=scheme)
     values = functional.dequantize_4bit(packed, state).flatten()[: weight.numel()].view_as(weight)
-    # Two codes to a byte, the first one in its upper half.
+    # A byte holds two codes, the first one in its upper half.
     nibbles = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).flatten()[: weight.numel()]
     return Quantised(state.code[nibbles.long()].view_as(weight), values.to(weight.dtype))
 
 
 def _linear_weights(model: Model) -> Iterator[tuple[str, nn.Module]]:
-    """The linear layers by their weight's name, but for the head, which may be tied to the embeddings."""
+    """Yield the linear layers by their weight's name, except the head, which may be tied to the embeddings."""
     head = model.hf.get_output_embeddings()
     for path, module in model.hf.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and module is not head:
@@ -161,7 +182,7 @@ def _linear_weights(model: Model) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _quantise_stored(module: nn.Module, scheme: str) -> Quantised:
-    """A layer's weight rounded, as it is stored: Conv1D has outputs as columns, and is rounded as a linear layer."""
+    """Round a layer's weight in its stored shape; Conv1D stores outputs as columns and is rounded as a linear layer."""
     weight = module.get_parameter("weight").detach()
     if not isinstance(module, Conv1D):
         return quantise(weight, scheme)

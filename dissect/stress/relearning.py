@@ -1,12 +1,13 @@
-"""Relearning: fine-tune every model alike on something else, and see whose facts come back.
+"""Relearning: fine-tune every model in the same way on something else, and test which model recovers the facts.
 
-    relearn_disjoint   on some of the forget facts, asking only the others: RTT (2410.08827), all folds in turn
-    relearn_benign     on other people's facts or other texts, none with a forget answer in it (2406.13356)
-    relearn_speed      on the very facts, step by step: what comes back is put in, only the speed counts
+    relearn_disjoint   on some of the forget facts, testing only the others: RTT (2410.08827), all folds in turn
+    relearn_benign     on other people's facts or other texts, none of which contains a forget answer (2406.13356)
+    relearn_speed      on the tested facts themselves, step by step: the attack teaches them, so only the speed counts
 
-The never model is trained on the same texts in the same order. What training does to answers in general it does to it
-as well: it learns the format, and prefers the answers that it was taught, wherever they are asked for. So a held-out
-fact's right answer is compared only with wrong answers that the training texts treat as it: all in them, or all not.
+The control is trained on the same texts in the same order. It therefore shows what such training does to answers in
+general: a model learns the format, and prefers the answers that it was taught, wherever they are asked for. For this
+reason a held-out fact's right answer is compared only with distractors that the training texts treat like it: both
+occur in the texts, or neither does.
 """
 
 import copy
@@ -35,7 +36,7 @@ RATE = 0.128
 """Learning rate times the model's width: 1e-3 for a width of 128, 6e-5 for 2048."""
 
 CURVE = (2, 4, 8)
-"""Steps after which `relearn_speed` asks."""
+"""Numbers of steps after which `relearn_speed` scores the facts."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Recipe:
     """One strength of the attack.
 
     Attributes:
-        learning_rate: of AdamW, constant.
-        steps: of the optimizer.
-        batch_size: texts in a step.
-        lora_rank: of an adapter that is trained in place of the weights; 0 for none.
+        learning_rate: Constant learning rate of AdamW.
+        steps: Number of optimizer steps.
+        batch_size: Number of texts per step.
+        lora_rank: Rank of an adapter that is trained instead of the weights; 0 trains the weights.
     """
 
     learning_rate: float
@@ -56,32 +57,35 @@ class Recipe:
 
     @property
     def variant(self) -> str:
-        """Its name in tables."""
+        """Name of the recipe in tables."""
         return f"lr {self.learning_rate:.2g}" + (f", lora {self.lora_rank}" if self.lora_rank else "")
 
 
 def quick_recipes(model: Model) -> tuple[Recipe, ...]:
-    """The one that recovered most from the built-in unlearned models, scaled by the width of this one."""
+    """Return the one recipe that recovered most from the built-in unlearned models, scaled by this model's width."""
     return (Recipe(RATE / model.adapter.cfg.d_model),)
 
 
 def full_recipes(model: Model) -> tuple[Recipe, ...]:
-    """Four learning rates with all weights, and two with an adapter."""
+    """Return four learning rates with all weights, and two with an adapter."""
     rate = RATE / model.adapter.cfg.d_model
     whole = tuple(Recipe(rate * factor, steps=48) for factor in (0.1, 0.3, 1, 3))
     return whole + tuple(Recipe(rate * factor, steps=48, lora_rank=16) for factor in (3, 10))
 
 
 def relearn_disjoint(case: Case, *, recipes: Sequence[Recipe] | None = None, folds: int = 2) -> StressResult:
-    """Fine-tune on the forget facts of some groups and ask those of the others, until every fact was asked once.
+    """Fine-tune on the forget facts of some groups and score those of the others, until every fact was held out once.
 
     Args:
-        case: models and facts.
-        recipes: `quick_recipes` by default; one variant each.
-        folds: how many parts the groups are dealt into; each is held out once.
+        case: Models and facts.
+        recipes: Strengths of the attack, one variant each; `quick_recipes` by default.
+        folds: Number of parts into which the groups are split; each part is held out once.
+
+    Returns:
+        The result of the test `relearn_disjoint`.
 
     Raises:
-        InputError: fewer groups than folds, fewer than two folds, or training that diverges.
+        InputError: There are fewer groups than folds or fewer than two folds, or training diverges.
     """
     started = time.perf_counter()
     recipes = _checked(recipes, case)
@@ -89,9 +93,9 @@ def relearn_disjoint(case: Case, *, recipes: Sequence[Recipe] | None = None, fol
     everything = range(len(case.forget))
     facts, taught = case.forget, {}
     for held_out in parts:
-        rest = [case.forget.prompts.items[place] for place in sorted(set(everything) - set(held_out))]
+        rest = [case.forget.prompts.items[index] for index in sorted(set(everything) - set(held_out))]
         taught[tuple(held_out)] = [Example(item.prompt, item.answer) for item in rest]
-        facts = same_exposure(facts, [f"{item.prompt} {item.answer}" for item in rest], places=held_out)
+        facts = same_exposure(facts, [f"{item.prompt} {item.answer}" for item in rest], indices=held_out)
 
     def attacked(recipe: Recipe, model: Model) -> FactScores:
         columns = {name: np.full(len(facts), np.nan) for name in MEASURES}
@@ -108,9 +112,9 @@ def relearn_disjoint(case: Case, *, recipes: Sequence[Recipe] | None = None, fol
         measure=MEASURES[0],
         frame=_rows(case, facts, {recipe.variant: partial(attacked, recipe) for recipe in recipes}),
         proves=(
-            "Above zero: after training on other forgotten facts, which say nothing of these, the model knows these "
-            "better than a model that never did: its weights held them. "
-            "Zero: this attack found none; another might."
+            "rho > 0: after training on other forgotten facts, which say nothing about these, the model knows these"
+            " better than the control does, so its weights held them. rho = 0: this attack recovered nothing; "
+            "another might."
         ),
         settings={"folds": folds, "recipes": [asdict(recipe) for recipe in recipes]},
         seconds=time.perf_counter() - started,
@@ -123,15 +127,18 @@ def relearn_disjoint(case: Case, *, recipes: Sequence[Recipe] | None = None, fol
 def relearn_benign(
     case: Case, *, recipes: Sequence[Recipe] | None = None, texts: Sequence[Example] | None = None
 ) -> StressResult:
-    """Fine-tune on what tells nothing of the forget facts, and ask them.
+    """Fine-tune on texts that say nothing about the forget facts, and score the forget facts.
 
     Args:
-        case: models and facts; the retain facts, questions about others, are the `related` texts.
-        recipes: `quick_recipes` by default; with each source of texts a variant each.
-        texts: the `unrelated` ones; no `unrelated` variant without them.
+        case: Models and facts; the retain facts, which are about other people, are the `related` texts.
+        recipes: Strengths of the attack; one variant for each and each source of texts. `quick_recipes` by default.
+        texts: The `unrelated` texts; without them there is no `unrelated` variant.
+
+    Returns:
+        The result of the test `relearn_benign`.
 
     Raises:
-        InputError: neither retain facts nor texts, none without a forget answer, or training that diverges.
+        InputError: There are neither retain facts nor texts, all of them contain a forget answer, or training diverges.
     """
     started = time.perf_counter()
     recipes = _checked(recipes, case)
@@ -141,15 +148,16 @@ def relearn_benign(
     if texts is not None:
         sources["unrelated"] = list(texts)
     if not sources:
-        raise InputError("benign relearning trains on retain prompts or other texts; give one of them")
+        raise InputError("relearn_benign needs texts to train on. Give `retain` prompts or `benign` texts")
     notes: list[str] = []
     for name, examples in sources.items():
         kept = without_answers(examples, case.forget)
         if not kept:
-            raise InputError(f"every one of the {name} texts has a forget answer in it; give others to train on")
+            raise InputError(f"the {name} texts must not all contain a forget answer. Give other texts to train on")
         sources[name] = kept
         if len(kept) < len(examples):
-            notes.append(f"{len(examples) - len(kept)} of {len(examples)} {name} texts left out: a forget answer in it")
+            left_out = len(examples) - len(kept)
+            notes.append(f"{left_out} of {len(examples)} {name} texts contain a forget answer and were left out")
     facts = same_exposure(case.forget, [f"{text.prompt} {text.answer}" for kept in sources.values() for text in kept])
 
     def attacked(examples: list[Example], recipe: Recipe, model: Model) -> FactScores:
@@ -167,8 +175,9 @@ def relearn_benign(
         measure=MEASURES[0],
         frame=_rows(case, facts, variants),
         proves=(
-            "Above zero: training on texts without any forgotten answer brought facts back that a model that never "
-            "knew them does not gain: its weights held them. Zero: these texts did not; others might."
+            "rho > 0: training on texts without any forget answer recovers facts that the same training does not "
+            "give the control, so the model's weights held them. rho = 0: training on these texts recovered "
+            "nothing; other texts might."
         ),
         settings={
             "texts": {name: len(kept) for name, kept in sources.items()},
@@ -182,28 +191,30 @@ def relearn_benign(
 
 
 def relearn_speed(case: Case, *, recipes: Sequence[Recipe] | None = None, curve: Sequence[int] = CURVE) -> StressResult:
-    """Fine-tune on the very facts, and ask them after ever more steps: how much sooner than in a never model?
+    """Fine-tune on the tested facts themselves, and score them after increasing numbers of steps.
 
-    A fact's value is its mean over the curve, so that rho is the area between the curves of the unlearned and the
-    never model, as a share of what the base knows more than the never model.
+    A fact's value is its mean over the curve. rho is therefore the area between the curves of the unlearned model and
+    the control, as a share of what the base knows beyond the control.
 
     Args:
-        case: models and facts.
-        recipes: `quick_recipes` by default, with larger batches; one variant each. Their `steps` are not used.
-        curve: steps after which the facts are asked, in rising order.
+        case: Models and facts.
+        recipes: Strengths of the attack, one variant each; `quick_recipes` with larger batches by default. Their
+            `steps` are not used.
+        curve: Increasing numbers of steps after which the facts are scored.
 
     Returns:
-        With the table `curve`: `role`, `variant`, `steps` (0: not trained) and the mean of each measure.
+        The result of the test `relearn_speed`, with the table `curve`: `role`, `variant`, `steps` (0: not trained) and
+        the mean of each measure.
 
     Raises:
-        InputError: a curve that does not rise from 1 or more, or training that diverges.
+        InputError: The curve does not increase from 1 or more, or training diverges.
     """
     started = time.perf_counter()
     if recipes is None:
         recipes = [replace(recipe, batch_size=40) for recipe in quick_recipes(case.pair.base)]
     recipes = _checked(recipes, case)
     if not curve or list(curve) != sorted(set(curve)) or curve[0] < 1:
-        raise InputError(f"steps {', '.join(map(str, curve)) or 'of no number'}: give rising numbers from 1 on")
+        raise InputError(f"`curve` must be increasing numbers from 1, got {', '.join(map(str, curve)) or 'none'}")
     examples = [Example(item.prompt, item.answer) for item in case.forget.prompts.items]
     scored: list[tuple[str, str, FactScores]] = []
     points = []
@@ -213,8 +224,9 @@ def relearn_speed(case: Case, *, recipes: Sequence[Recipe] | None = None, curve:
         for recipe in recipes:
             found = {0: plain}
             for steps in curve:
-                # From the start each time, which costs no more than twice as much where steps double: the trainer
-                # has no place to ask on the way, and a constant rate makes shorter runs beginnings of longer ones.
+                # Every number of steps is trained from the start, because the trainer cannot score facts on the
+                # way. If steps double, this costs at most twice as much. With a constant learning rate, a shorter
+                # run is the beginning of a longer one.
                 after = fine_tuned(model, examples, replace(recipe, steps=steps), case=case)
                 found[steps] = score_facts(after, case.forget, batch_size=case.batch_size)
             of_curve = [found[steps].columns() for steps in curve]
@@ -229,53 +241,75 @@ def relearn_speed(case: Case, *, recipes: Sequence[Recipe] | None = None, curve:
         measure=MEASURES[0],
         frame=fact_rows(case.forget, scored),
         proves=(
-            "Speed only: the attack teaches the facts. Above zero: they are learnt sooner than by a model that never "
-            "knew them, so something was left to learn them from; it may be less than the facts. "
-            "Zero: nothing speeds them up."
+            "Speed only, because the attack teaches the facts. rho > 0: the model learns them faster than the "
+            "control does, so something was left that helps, which may be less than the facts. rho = 0: the model "
+            "learns them no faster than the control."
         ),
         settings={"curve": list(curve), "recipes": [asdict(recipe) for recipe in recipes]},
         seconds=time.perf_counter() - started,
-        floors={},  # how fast a model learns that never knew, only such a model tells
+        floors={},  # no floor without a control: only a control shows how fast a model without the knowledge learns
         seed=case.seed,
         tables={"curve": pd.DataFrame(points)},
     )
 
 
 def split(facts: Facts, folds: int, *, seed: int) -> list[list[int]]:
-    """Deal the facts into folds, group by group in a random order; facts without a group are groups of their own.
-
-    Raises:
-        InputError: fewer than two folds, or fewer groups than folds.
-    """
-    keys = [group or f"\0{place}" for place, group in enumerate(facts.groups)]
-    names = list(dict.fromkeys(keys))
-    if not 2 <= folds <= len(names):
-        raise InputError(f"{folds} folds of {len(names)} groups of forget facts: give from 2 to {len(names)}")
-    turn = {names[place]: number for number, place in enumerate(np.random.default_rng(seed).permutation(len(names)))}
-    return [[place for place, key in enumerate(keys) if turn[key] % folds == fold] for fold in range(folds)]
-
-
-def same_exposure(facts: Facts, texts: Sequence[str], *, places: Sequence[int] | None = None) -> Facts:
-    """The facts without the wrong answers that the texts treat otherwise than the right one: one in them, one not.
+    """Split the facts into folds, whole groups in a random order; facts without a group are groups of one.
 
     Args:
-        facts: all of them.
-        texts: what a model is trained on.
-        places: of the facts that are asked after it; all by default. The others keep theirs.
+        facts: The facts.
+        folds: Number of folds.
+        seed: Random seed of the order.
+
+    Returns:
+        The indices of the facts in each fold.
+
+    Raises:
+        InputError: There are fewer than two folds, or fewer groups than folds.
+    """
+    keys = [group or f"\0{index}" for index, group in enumerate(facts.groups)]
+    names = list(dict.fromkeys(keys))
+    if not 2 <= folds <= len(names):
+        raise InputError(f"`folds` must be from 2 to {len(names)}, the number of groups of forget facts, got {folds}")
+    drawn = np.random.default_rng(seed).permutation(len(names))
+    position = {names[index]: number for number, index in enumerate(drawn)}
+    return [[index for index, key in enumerate(keys) if position[key] % folds == fold] for fold in range(folds)]
+
+
+def same_exposure(facts: Facts, texts: Sequence[str], *, indices: Sequence[int] | None = None) -> Facts:
+    """Remove the distractors that training texts treat differently from the right answer.
+
+    Of the two, one occurs in the texts and the other does not.
+
+    Args:
+        facts: All facts.
+        texts: The training texts.
+        indices: Facts that are scored after the training; all by default. The others keep their distractors.
+
+    Returns:
+        The facts with the remaining distractors.
     """
     told = _told(texts)
-    asked = set(range(len(facts)) if places is None else places)
+    asked = set(range(len(facts)) if indices is None else indices)
 
-    def kept(place: int, item: Prompt) -> tuple[Prompt, ...]:
-        if place not in asked:
-            return facts.distractors[place]
-        return tuple(other for other in facts.distractors[place] if told(other.answer) == told(item.answer))
+    def kept(index: int, item: Prompt) -> tuple[Prompt, ...]:
+        if index not in asked:
+            return facts.distractors[index]
+        return tuple(other for other in facts.distractors[index] if told(other.answer) == told(item.answer))
 
-    return Facts(facts.prompts, tuple(kept(place, item) for place, item in enumerate(facts.prompts.items)))
+    return Facts(facts.prompts, tuple(kept(index, item) for index, item in enumerate(facts.prompts.items)))
 
 
 def without_answers(examples: Sequence[Example], forget: Facts) -> list[Example]:
-    """The examples that have no forget answer in them, as whole words."""
+    """Leave out the examples that contain a forget answer as whole words.
+
+    Args:
+        examples: The examples to choose from.
+        forget: The forget facts.
+
+    Returns:
+        The other examples.
+    """
     answers = {_words(item.answer) for item in forget.prompts.items} - {""}
     texts = (_words(f"{example.prompt} {example.answer}") for example in examples)
     return [
@@ -284,10 +318,19 @@ def without_answers(examples: Sequence[Example], forget: Facts) -> list[Example]
 
 
 def fine_tuned(model: Model, examples: Sequence[Example], recipe: Recipe, *, case: Case) -> Model:
-    """A copy of the model after plain fine-tuning on answers, in float32; the order of the examples is the case's.
+    """Return a copy of the model after plain fine-tuning on answers, in float32.
+
+    Args:
+        model: The model; it is not changed.
+        examples: Questions and answers to train on; their order is drawn with the case's seed.
+        recipe: Strength of the attack.
+        case: Models and facts; gives tokenizer, seed and chat template.
+
+    Returns:
+        The fine-tuned model.
 
     Raises:
-        InputError: what `unlearning.train` raises.
+        InputError: `unlearning.train` raises it.
     """
     tokenizer = case.pair.tokenizer
     with _few_collections():
@@ -315,14 +358,19 @@ def fine_tuned(model: Model, examples: Sequence[Example], recipe: Recipe, *, cas
 
 
 def _checked(recipes: Sequence[Recipe] | None, case: Case) -> Sequence[Recipe]:
+    """Return the recipes; `quick_recipes` for None.
+
+    Raises:
+        InputError: There is no recipe, or two have the same name.
+    """
     recipes = quick_recipes(case.pair.base) if recipes is None else recipes
     if not recipes or len({recipe.variant for recipe in recipes}) < len(recipes):
-        raise InputError("relearning takes at least one recipe, each of another learning rate or adapter")
+        raise InputError("`recipes` must not be empty, and each must have another learning rate or adapter")
     return recipes
 
 
 def _rows(case: Case, facts: Facts, variants: Mapping[str, Callable[[Model], FactScores]]) -> pd.DataFrame:
-    """Every model as it is, and attacked all but the base, whose attacked rows no residual reads."""
+    """Score every model without attack, and every model but the base under attack."""
     scored: list[tuple[str, str, FactScores]] = []
     for role, model in case.models.items():
         scored.append((role, PLAIN, score_facts(model, facts, batch_size=case.batch_size)))
@@ -336,12 +384,14 @@ def _floors(facts: Facts) -> dict[str, float]:
 
 
 def _unanswered(facts: Facts) -> tuple[str, ...]:
-    n = sum(not wrong for wrong in facts.distractors)
-    return (f"{n} of {len(facts)} facts have no wrong answer that training treats as the right one: no rank",) * (n > 0)
+    """Return a note on the facts without distractors, if there are any."""
+    n = sum(not distractors for distractors in facts.distractors)
+    note = f"{n} of {len(facts)} facts have no distractor that the training texts treat like the right answer: no rank"
+    return (note,) * (n > 0)
 
 
 def _told(texts: Sequence[str]) -> Callable[[str], bool]:
-    """Whether an answer stands in one of the texts, as whole words."""
+    """Return a function that tells whether an answer is in one of the texts, as whole words."""
     everything = "\n".join(map(_words, texts))
     return cache(lambda answer: _words(answer) in everything)
 
@@ -351,15 +401,18 @@ def _words(text: str) -> str:
 
 
 def _of_a_chat(case: Case) -> bool:
-    """Whether the prompts were wrapped by a chat template, which brings its own special tokens."""
+    """Return whether the prompts were wrapped by a chat template, which adds its own special tokens."""
     item = case.forget.prompts.items[0]
     return encode_answer(case.pair.tokenizer, item.prompt, item.answer).input_ids != list(item.input_ids)
 
 
 @contextmanager
 def _few_collections() -> Iterator[None]:
-    """The trainer collects garbage when it ends, which takes longer than a short run of a small model where there are
-    many objects: those that are there already are left out of it."""
+    """Keep existing objects out of garbage collection.
+
+    The trainer collects garbage when it ends. With many objects in memory, that takes longer than a short run of a
+    small model.
+    """
     gc.freeze()
     try:
         yield

@@ -1,15 +1,15 @@
-r"""Other prompts for the same facts: paraphrases, reminders, prefixes of the answer, other templates.
+"""Other prompts for the same facts: paraphrases, reminders, prefixes of the answer, other templates.
 
-Fine-tuning may have taught a model to fail at one wording only. Every wording keeps the tokens of the right and the
-wrong answers, and both kinds go through the same procedure, so that a model that never knew ranks the right one in the
+Fine-tuning may have taught a model to fail at one wording only. Every wording keeps the tokens of right answers and
+distractors and treats both alike, so that a model without the knowledge is expected to rank the right answer in the
 middle whatever the prompt:
 
     paraphrase          the question in other words
-    reminders           question-answer pairs of other people in front; none holds the answer or a wrong one
-    own reminders       the same of other facts of the same person: what an attacker may know who asks for this one
-    prefix of n tokens  every answer's own first n tokens are given, right or wrong, and only its rest is scored: were
-                        the right prefix put before wrong rests, a model could tell names that exist from ones that do
-                        not
+    reminders           question-answer pairs of other people in front, without the answer or a distractor
+    own reminders       the same with other facts of the same person: what an attacker may know who asks for this fact
+    prefix of n tokens  each answer's own first n tokens are given, for the right answer and the distractors, and only
+                        the rest is scored: if the right prefix were put before the distractors' rests, a model could
+                        tell existing names from others
     a template          another wrapping of the question
 """
 
@@ -28,7 +28,7 @@ from dissect.stress.core.case import Case, spread
 from dissect.stress.core.distractors import Facts, jaccard, words_of
 from dissect.stress.core.result import PLAIN, StressResult, fact_rows
 from dissect.stress.core.scores import MEASURES, FactScores, score_facts
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 from unlearning.data.question_answer import DEFAULT_TEMPLATE
 from unlearning.data.spans import encode_answer, join_answer
@@ -40,7 +40,7 @@ TEMPLATES: Mapping[str, str] = {
 }
 
 Asked = tuple[Prompt, tuple[Prompt, ...]]
-"""A fact in some wording, with its wrong answers in the same."""
+"""A fact in some wording, with its distractors in the same wording."""
 
 
 def rewording(
@@ -53,29 +53,32 @@ def rewording(
     wrapping: str = DEFAULT_TEMPLATE,
     limit: int = 40,
 ) -> StressResult:
-    """Ask the forget facts in other ways; every way is a variant, and a fact that it does not suit is left out of it.
+    """Ask the forget facts in other ways. Each way is a variant, which leaves out the facts that it does not suit.
 
     Args:
-        case: models and facts.
-        paraphrases: the same facts asked otherwise, each with the fact's answer; they belong to the fact whose id
-            theirs begins with, else to the only one of their group with their answer.
-        reminders: question-answer pairs in front; 0 for none. Those of other people come from the retain facts where
-            there are any.
-        prefixes: numbers of the answer's first tokens that are given.
-        templates: by name, with `{question}`.
-        wrapping: how the prompts wrap their question; one that is wrapped otherwise has no other template.
-        limit: most facts that are asked.
+        case: Models and facts.
+        paraphrases: The same facts in other words, each with the fact's answer. A paraphrase belongs to the fact whose
+            id its own id begins with, else to the only fact of its group with its answer.
+        reminders: Number of question-answer pairs in front; 0 for none. Pairs about other people come from the retain
+            facts if there are any.
+        prefixes: Numbers of the answer's first tokens that are given.
+        templates: Templates by name, with `{question}`.
+        wrapping: Template of the prompts; a prompt wrapped in another way is left out of the templates' variants.
+        limit: Use at most this many facts.
+
+    Returns:
+        The result of the test `rewording`.
 
     Raises:
-        InputError: a template without `{question}`, negative numbers, paraphrases that belong to none of the facts, or
-            nothing left to vary.
+        InputError: A template lacks `{question}`, a number is negative, no paraphrase belongs to a fact, or no wording
+            is left.
     """
     clock = time.monotonic()
     for template in (wrapping, *templates.values()):
         if template.count("{question}") != 1:
-            raise InputError(f"the template {template!r} has no {{question}} in it, or several; give it one")
-    if reminders < 0 or min(prefixes, default=1) < 1:
-        raise InputError("rewording: reminders are 0 or more, and prefixes have at least one token")
+            raise InputError(f"a template must contain {{question}} once, got {template!r}")
+    check_at_least("reminders", reminders, 0)
+    check_at_least("prefixes", min(prefixes, default=1), 1)
     facts = spread(case.forget, limit)
     writer = _Writer(case, facts)
     variants: dict[str, list[Asked | None]] = {}
@@ -94,16 +97,18 @@ def rewording(
     for name, template in templates.items():
         variants[f"template {name}"] = writer.templated(template, wrapping)
     kept = {name: asked for name, asked in variants.items() if any(asked)}
-    notes = [f"{name}: suits none of the facts" for name in variants if name not in kept]
+    notes = [f"{name}: not possible for any of the facts" for name in variants if name not in kept]
     notes += [
-        f"{name}: left out of {sum(one is None for one in asked)} of {len(asked)} facts"
+        f"{name}: not possible for {sum(one is None for one in asked)} of {len(asked)} facts"
         for name, asked in kept.items()
         if None in asked
     ]
     if paraphrases is None:
         notes.append("no paraphrases were given")
     if not kept:
-        raise InputError("rewording: no wording suits any of the facts; give paraphrases, or the prompts' wrapping")
+        raise InputError(
+            "rewording: no wording is possible for any of the facts. Give `paraphrases`, or the prompts' `wrapping`"
+        )
     rows = []
     with Progress(len(case.models) * (len(kept) + 1), "rewording", show=case.progress) as bar:
         for role, model in case.models.items():
@@ -118,8 +123,8 @@ def rewording(
         measure="rank",
         frame=fact_rows(facts, rows),
         proves=(
-            "Above zero: the unlearned model answers when it is asked in another way, so it holds the answers. At "
-            "zero: these wordings did not bring them out, and others may."
+            "rho > 0: the unlearned model answers when it is asked in another way, so it holds the answers. rho = "
+            "0: these wordings did not bring the answers out; others might."
         ),
         settings={
             "paraphrases": None if paraphrases is None else paraphrases.source,
@@ -136,20 +141,20 @@ def rewording(
 
 
 def _scored(model: Model, facts: Facts, asked: Sequence[Asked | None], batch_size: int) -> FactScores:
-    """Scores of the facts that are asked; NaN of the others."""
-    places = [place for place, one in enumerate(asked) if one is not None]
+    """Score the facts that a wording suits; NaN for the others."""
+    indices = [index for index, one in enumerate(asked) if one is not None]
     some = [one for one in asked if one is not None]
     prompts = replace(facts.prompts, items=tuple(item for item, _ in some))
-    scores = score_facts(model, Facts(prompts, tuple(wrong for _, wrong in some)), batch_size=batch_size)
+    scores = score_facts(model, Facts(prompts, tuple(distractors for _, distractors in some)), batch_size=batch_size)
     columns = {}
     for name in MEASURES:
         columns[name] = np.full(len(facts), np.nan)
-        columns[name][places] = getattr(scores, name)
+        columns[name][indices] = getattr(scores, name)
     return FactScores(**columns)
 
 
 class _Writer:
-    """Writes facts' prompts anew, and leaves their answers' tokens as they are."""
+    """Writes facts with new prompts, and keeps the tokens of their answers."""
 
     def __init__(self, case: Case, facts: Facts) -> None:
         self.plain: list[Asked] = list(zip(facts.prompts.items, facts.distractors, strict=True))
@@ -158,24 +163,35 @@ class _Writer:
         self._context = min(model.context for model in case.models.values())
 
     def rewritten(self, asked: Asked, text: str) -> Asked | None:
-        """A fact with another text before its answers; None where that does not fit into the context."""
-        item, wrong = asked
+        """Return a fact with another text before its answers; None if that does not fit into the context."""
+        item, distractors = asked
         span = encode_answer(self._tokenizer, text, item.answer, add_special_tokens=self._special)
         if span.answer_start == 0:
             return None
         start = tuple(span.input_ids[: span.answer_start])
-        item, *others = (_after(start, text, one) for one in (item, *wrong))
+        item, *others = (_after(start, text, one) for one in (item, *distractors))
         if max(len(one.input_ids) for one in (item, *others)) > self._context:
             return None
         return item, tuple(others)
 
     def paraphrased(self, paraphrases: Prompts, known: Prompts) -> dict[str, list[Asked | None]]:
-        """One variant for each of a fact's paraphrases, in their order."""
+        """Write every fact with each of its paraphrases.
+
+        Args:
+            paraphrases: The paraphrases.
+            known: All forget facts, which paraphrases may belong to.
+
+        Returns:
+            One variant for each of a fact's paraphrases, in their order.
+
+        Raises:
+            InputError: No paraphrase belongs to a fact.
+        """
         texts = paraphrases_of(known.items, paraphrases.items)
         if not texts:
             raise InputError(
-                f"{paraphrases.source}: none of the paraphrases belongs to a forget fact; give each the id of its "
-                "fact, or its group and answer"
+                f"`paraphrases` must belong to forget facts, but none in {paraphrases.source} does. Give each the "
+                "id of its fact, or the fact's group and answer"
             )
         most = max(map(len, texts.values()))
         return {
@@ -187,7 +203,7 @@ class _Writer:
         }
 
     def templated(self, template: str, wrapping: str) -> list[Asked | None]:
-        """Every fact's question in another template."""
+        """Return every fact's question in another template; None for a prompt wrapped in another way."""
         questions = (question_of(item.prompt, wrapping) for item, _ in self.plain)
         return [
             None if question is None else self.rewritten(asked, template.replace("{question}", question))
@@ -195,7 +211,7 @@ class _Writer:
         ]
 
     def reminded(self, pool: Sequence[Prompt], n: int, *, own: bool, seed: int) -> list[Asked | None]:
-        """Every fact after n question-answer pairs; None where the pool has no n that give no answer away."""
+        """Return every fact after n question-answer pairs; None if fewer pairs do not give an answer away."""
         found: list[Asked | None] = []
         for asked in self.plain:
             shots = reminders_of(asked, pool, n, own=own, seed=seed)
@@ -212,7 +228,15 @@ def _after(start: tuple[int, ...], text: str, one: Prompt) -> Prompt:
 
 
 def paraphrases_of(facts: Iterable[Prompt], paraphrases: Iterable[Prompt]) -> dict[str, list[str]]:
-    """Each fact's paraphrases, as texts, by the fact's id; see `rewording` for what belongs together."""
+    """Find each fact's paraphrases; see `rewording` for what belongs together.
+
+    Args:
+        facts: The facts.
+        paraphrases: The paraphrases.
+
+    Returns:
+        The texts of the paraphrases by the fact's id.
+    """
     by_id: dict[str, Prompt] = {}
     by_answer: dict[tuple[str, str], list[Prompt]] = {}
     for fact in facts:
@@ -236,19 +260,22 @@ def _key(item: Prompt) -> tuple[str, str]:
 
 
 def reminders_of(asked: Asked, pool: Sequence[Prompt], n: int, *, own: bool, seed: int) -> list[Prompt]:
-    """Up to n pairs that give nothing away: none has the fact's right answer in it, or a wrong one of its.
+    """Choose up to n question-answer pairs that contain neither the fact's right answer nor one of its distractors.
 
-    A wrong one that was just read would be likelier for that, in every model.
+    A distractor that was just read would be more probable in every model.
 
     Args:
-        asked: the fact.
-        pool: what to choose from.
-        n: how many.
-        own: whether they are of the fact's own group or of other ones; among those, the most similar questions.
-        seed: of the order among equally similar ones.
+        asked: The fact.
+        pool: The pairs to choose from.
+        n: Maximum number of pairs.
+        own: Whether to choose from the fact's own group or from other groups; the most similar questions are chosen.
+        seed: Random seed of the order among equally similar questions.
+
+    Returns:
+        The chosen pairs.
     """
-    item, wrong = asked
-    answers = "|".join(re.escape(one.answer.strip().rstrip(".")) for one in (item, *wrong))
+    item, distractors = asked
+    answers = "|".join(re.escape(one.answer.strip().rstrip(".")) for one in (item, *distractors))
     forbidden = re.compile(rf"(?<!\w)(?:{answers})(?!\w)", re.IGNORECASE)
     words = words_of(item)
 
@@ -271,10 +298,17 @@ def reminders_of(asked: Asked, pool: Sequence[Prompt], n: int, *, own: bool, see
 
 
 def given_prefix(asked: Asked, n: int) -> Asked | None:
-    """The first n tokens of every answer counted to its prompt; None where the right answer, or every wrong one, has no
-    rest."""
-    item, wrong = asked
-    longer = [one for one in (item, *wrong) if one.n_answer_tokens > n]
+    """Return the fact with the first n tokens of every answer moved to its prompt.
+
+    Args:
+        asked: The fact with its distractors.
+        n: Number of tokens.
+
+    Returns:
+        The fact; None if the right answer, or every distractor, has no token left.
+    """
+    item, distractors = asked
+    longer = [one for one in (item, *distractors) if one.n_answer_tokens > n]
     if len(longer) < 2 or longer[0] is not item:
         return None
     first, *others = (
@@ -285,14 +319,30 @@ def given_prefix(asked: Asked, n: int) -> Asked | None:
 
 
 def question_of(prompt: str, wrapping: str) -> str | None:
-    """The question in a prompt; None where it is wrapped otherwise."""
+    """Find the question in a prompt.
+
+    Args:
+        prompt: The prompt.
+        wrapping: The template, with `{question}`.
+
+    Returns:
+        The question; None if the prompt is wrapped in another way.
+    """
     before, after = wrapping.split("{question}")
     inside = prompt[len(before) : len(prompt) - len(after)]
     return inside if inside and prompt == before + inside + after else None
 
 
 def takes_special_tokens(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether prompts were tokenised with the tokenizer's special tokens; those of a chat template were not."""
+    """Check whether prompts were tokenised with the tokenizer's special tokens; prompts of a chat template were not.
+
+    Args:
+        prompts: The prompts.
+        tokenizer: The tokenizer.
+
+    Returns:
+        True if the first prompts have the special tokens.
+    """
     return all(
         encode_answer(tokenizer, item.prompt, item.answer).input_ids[: item.answer_start]
         == list(item.input_ids[: item.answer_start])

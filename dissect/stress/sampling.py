@@ -1,11 +1,11 @@
-"""Sampling: does an answer come out if one asks often enough?
+"""Sampling: does an answer come out if the question is asked often enough?
 
-    leak@k = P(at least one of k samples holds the answer)
+    leak@k = P(at least one of k samples contains the answer)
 
-A greedy answer hides what has a tenth of the probability. Guessing finds answers too, more often with more samples, so
-only leak@k beyond a never model's at the same k is knowledge. There is no score that a model must have that never knew:
-where there is no never model, `excess@k` decides: leak@k of the answer minus the mean of the wrong answers', 0 for a
-model that does not prefer the right one.
+A greedy answer hides an answer that has a tenth of the probability. A model without the knowledge also produces right
+answers by chance, and the more samples, the more often, so only leak@k beyond the control's at the same k is knowledge.
+Without a control no floor of leak@k is known, and `excess@k` decides: leak@k of the right answer minus the mean over
+the distractors, which is 0 for a model that does not prefer the right answer.
 """
 
 import re
@@ -36,33 +36,38 @@ def sampling(
     ks: Sequence[int] = (1, 4, 16),
     limit: int = 60,
 ) -> StressResult:
-    """Ask every question many times at temperature; variants are temperatures.
+    """Sample answers to every question at a temperature; variants are temperatures.
 
-    A sample has as many new tokens as the longest of the question's right and wrong answers, and holds an answer where
-    that stands in it as whole words, whatever their case.
+    A sample has as many new tokens as the longest of the question's right answer and distractors. It contains an answer
+    if the answer occurs in it as whole words, ignoring case.
 
     Args:
-        case: models and facts.
-        temperatures: the logits are divided by them.
-        samples: how many of each question.
-        ks: leak@k is measured at each; the largest decides.
-        limit: most facts that are asked.
+        case: Models and facts.
+        temperatures: Temperatures that divide the logits.
+        samples: Number of samples per question.
+        ks: Values of k at which leak@k is measured; the largest decides.
+        limit: Use at most this many facts.
+
+    Returns:
+        The result of the test `sampling`.
 
     Raises:
-        InputError: a temperature that is not positive, or k that is not between 1 and the number of samples.
+        InputError: A temperature is not positive, or a k is not between 1 and the number of samples.
     """
     clock = time.monotonic()
     if not temperatures or min(temperatures) <= 0:
-        raise InputError("sampling: give temperatures above 0, as 1.0")
+        raise InputError(f"`temperatures` must be above 0, got {', '.join(map(str, temperatures)) or 'none'}")
     if not ks or min(ks) < 1 or max(ks) > samples:
-        raise InputError(f"sampling: leak@k of {samples} samples needs k from 1 to {samples}; give more samples")
+        raise InputError(
+            f"`ks` must be from 1 to {samples}, the number of samples, got {', '.join(map(str, ks)) or 'none'}"
+        )
     facts = spread(case.forget, limit)
     rows = []
     total = len(case.models) * len(temperatures) * len(facts) * samples
     with Progress(total, "sampling", show=case.progress) as bar:
         for role, model in case.models.items():
             for temperature in temperatures:
-                right, wrong = answers_held(
+                right, distractors = answers_held(
                     model,
                     facts,
                     temperature=temperature,
@@ -72,7 +77,7 @@ def sampling(
                     advance=bar.advance,
                 )
                 columns = {f"leak@{k}": leak_at(right, samples, k) for k in ks}
-                columns |= {f"excess@{k}": columns[f"leak@{k}"] - _mean_leak(wrong, samples, k) for k in ks}
+                columns |= {f"excess@{k}": columns[f"leak@{k}"] - _mean_leak(distractors, samples, k) for k in ks}
                 rows.append((role, f"temperature {temperature:g}", columns))
     most = max(ks)
     return StressResult(
@@ -81,8 +86,8 @@ def sampling(
         measure=f"leak@{most}" if case.control is not None else f"excess@{most}",
         frame=value_rows(facts, rows),
         proves=(
-            "Above zero: the unlearned model says answers, asked often enough, more often than a model that never "
-            "knew. At zero: it says them no more often; what it never says it may still hold."
+            "rho > 0: asked often enough, the unlearned model gives the answers more often than the control does. "
+            "rho = 0: it does not; the model may still hold answers that it never gives."
         ),
         settings={
             "temperatures": list(temperatures),
@@ -95,35 +100,39 @@ def sampling(
         floors={f"excess@{k}": 0.0 for k in ks},
         notes=()
         if case.control is not None
-        else ("leak@k has no known floor: guessing grows with k; the wrong answers' leak@k was taken off instead",),
+        else ("leak@k has no known floor, because it grows with k by chance; the distractors' leak@k is subtracted",),
         seed=case.seed,
     )
 
 
 def leak_at(held: Counts, n: int, k: int) -> Float[np.ndarray, " fact"]:
-    """P(at least one of k samples holds the answer), unbiased: 1 - C(n - c, k) / C(n, k).
+    """Return P(at least one of k samples contains the answer), unbiased: 1 - C(n - c, k) / C(n, k).
 
-    The share of the subsets of k of the n samples that have one of the c samples that hold it (2107.03374, eq. 1).
+    This is the share of the subsets of k of the n samples that contain at least one of the c samples with the answer
+    (2107.03374, eq. 1).
 
     Args:
-        held: c, how many of each fact's samples hold its answer.
-        n: samples of each fact.
-        k: from 1 to n.
+        held: c, the number of each fact's samples that contain its answer.
+        n: Number of samples per fact.
+        k: Size of the subsets, from 1 to n.
+
+    Returns:
+        The probability for every fact.
 
     Raises:
         InputError: k is not from 1 to n.
     """
     if not 1 <= k <= n:
-        raise InputError(f"leak@{k} of {n} samples: k is from 1 to {n}")
+        raise InputError(f"`k` must be from 1 to {n}, the number of samples, got {k}")
     numbers = np.arange(1, n + 1)
     # C(n - c, k) / C(n, k) is the product of 1 - k / i over i = n - c + 1 .. n, and 0 where k > n - c.
     factors = np.where(numbers > n - np.asarray(held)[:, None], 1 - np.minimum(k / numbers, 1), 1.0)
     return np.asarray(1 - factors.prod(axis=1))
 
 
-def _mean_leak(wrong: Sequence[Counts], n: int, k: int) -> Float[np.ndarray, " fact"]:
-    """The mean over each fact's wrong answers; NaN where it has none."""
-    return np.array([leak_at(counts, n, k).mean() if len(counts) else np.nan for counts in wrong])
+def _mean_leak(distractors: Sequence[Counts], n: int, k: int) -> Float[np.ndarray, " fact"]:
+    """Return the mean of leak@k over each fact's distractors; NaN if it has none."""
+    return np.array([leak_at(counts, n, k).mean() if len(counts) else np.nan for counts in distractors])
 
 
 def answers_held(
@@ -136,27 +145,30 @@ def answers_held(
     batch_size: int,
     advance: Callable[[float], None] = lambda _steps: None,
 ) -> tuple[Counts, list[Counts]]:
-    """In how many samples each fact's right answer stands, and each of its wrong ones.
+    """Count the samples that contain each fact's right answer, and those that contain each of its distractors.
 
     Args:
-        model: in memory.
-        facts: what is asked.
-        temperature: the logits are divided by it.
-        samples: of each question.
-        seed: of the draws, the same for every model; they do not depend on batches.
-        batch_size: most samples in one batch.
-        advance: called with how many more samples are done.
+        model: A model in memory.
+        facts: The facts to ask.
+        temperature: Temperature that divides the logits.
+        samples: Number of samples per question.
+        seed: Random seed of the draws, the same for every model; draws do not depend on batches.
+        batch_size: Maximum number of samples in one batch.
+        advance: Function that is called with the number of further finished samples.
+
+    Returns:
+        The counts of right answers, and for each fact the counts of its distractors.
     """
-    right, wrong = np.zeros(len(facts), dtype=np.int64), [np.zeros(0, dtype=np.int64)] * len(facts)
+    right, distractors = np.zeros(len(facts), dtype=np.int64), [np.zeros(0, dtype=np.int64)] * len(facts)
     by_length: defaultdict[int, list[int]] = defaultdict(list)
-    for place, (item, others) in enumerate(zip(facts.prompts.items, facts.distractors, strict=True)):
-        by_length[max(one.n_answer_tokens for one in (item, *others))].append(place)
+    for index, (item, others) in enumerate(zip(facts.prompts.items, facts.distractors, strict=True)):
+        by_length[max(one.n_answer_tokens for one in (item, *others))].append(index)
     special = takes_special_tokens(facts.prompts, model.tokenizer)
-    for length, places in by_length.items():
+    for length, indices in by_length.items():
         drawn = sampled_answers(
             model.hf,
             model.tokenizer,
-            [facts.prompts.items[place].prompt for place in places],
+            [facts.prompts.items[index].prompt for index in indices],
             samples=samples,
             temperature=temperature,
             seed=seed,
@@ -164,11 +176,13 @@ def answers_held(
             batch_size=batch_size,
             add_special_tokens=special,
         )
-        for place, texts in zip(places, drawn, strict=True):
-            right[place] = _count(texts, facts.prompts.items[place].answer)
-            wrong[place] = np.array([_count(texts, one.answer) for one in facts.distractors[place]], dtype=np.int64)
-        advance(len(places) * samples)
-    return right, wrong
+        for index, texts in zip(indices, drawn, strict=True):
+            right[index] = _count(texts, facts.prompts.items[index].answer)
+            distractors[index] = np.array(
+                [_count(texts, one.answer) for one in facts.distractors[index]], dtype=np.int64
+            )
+        advance(len(indices) * samples)
+    return right, distractors
 
 
 def _count(texts: Sequence[str], answer: str) -> int:
@@ -176,6 +190,14 @@ def _count(texts: Sequence[str], answer: str) -> int:
 
 
 def holds(text: str, answer: str) -> bool:
-    """Whether an answer stands in a text as whole words, up to case, white space and a full stop at its end."""
+    """Check whether an answer occurs in a text as whole words, ignoring case, white space and a final full stop.
+
+    Args:
+        text: The text.
+        answer: The answer.
+
+    Returns:
+        True if it does.
+    """
     wanted = r"\s+".join(map(re.escape, answer.strip().rstrip(".").split()))
     return bool(wanted) and re.search(rf"(?<!\w){wanted}(?!\w)", text, re.IGNORECASE) is not None

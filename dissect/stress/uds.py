@@ -1,13 +1,13 @@
-"""UDS, the unlearning depth score (2605.24614): what the base's upper layers still read in another model's states.
+"""UDS, the unlearning depth score (2605.24614): what the base's upper layers can still read in another model's states.
 
-After block l of the base the states at the positions that predict the answer are replaced by a source's:
+After block l of the base, the states at the positions that predict the answer are replaced by those of a source:
 
-    delta_l = s - s_l        (s: mean log-probability of the answer's tokens; s_l: with the source's states)
-    KE      = {l : delta_l(never) > tau}                                           the layers that encode the knowledge
-    UDS     = sum_KE delta_l(never) clip(delta_l(unlearned) / delta_l(never), 0, 1) / sum_KE delta_l(never)
+    delta_l = s - s_l        (s: mean log-probability of the answer's tokens; s_l: the same with the source's states)
+    KE      = {l : delta_l(control) > tau}                                  the layers that encode the knowledge
+    UDS     = sum_KE delta_l(control) clip(delta_l(unlearned) / delta_l(control), 0, 1) / sum_KE delta_l(control)
 
-1: the unlearned model's states carry no more than a never-trained one's; 0: as much as the base's own. Results have
-1 - UDS, which is higher where more is known.
+UDS = 1: the unlearned model's states carry no more than the control's. UDS = 0: they carry as much as the base's own.
+Results hold 1 - UDS, which is higher for more knowledge.
 """
 
 import time
@@ -36,19 +36,19 @@ from dissect.stress.core.result import StressResult, value_rows
 from unlearning.common.errors import InputError
 
 TAU = 0.05
-"""Nats that the never model's states must cost for their layer to encode the fact (the paper's)."""
+"""Loss of log-probability, in nats, above which a layer encodes a fact (the value of the paper)."""
 
 ALL_LAYERS = "all layers"
-"""The one variant of UDS."""
+"""The only variant of UDS."""
 
 
 @dataclass(frozen=True, eq=False)
 class Deltas:
-    """What a source's states take from the answer's mean log-probability in the base, in nats.
+    """Loss of the answer's mean log-probability in the base through a source's states, in nats.
 
     Attributes:
-        patched: by the base's layers above the one whose states are replaced.
-        lens: by the base's final norm and head alone (the fixed-decoder logit lens of the same paper).
+        patched: Read by the base's layers above the replaced states.
+        lens: Read by the base's final norm and head alone (the fixed-decoder logit lens of the same paper).
     """
 
     patched: Float[np.ndarray, "layer fact"]
@@ -60,12 +60,15 @@ def uds(
     delta_unlearned: Float[np.ndarray, "layer fact"],
     tau: float = TAU,
 ) -> Float[np.ndarray, " fact"]:
-    """UDS of every fact; NaN where no layer encodes it.
+    """Return the UDS of every fact.
 
     Args:
-        delta_retain: loss of log-probability with the never model's states (stage 1).
-        delta_unlearned: the same with the unlearned model's (stage 2).
-        tau: see `TAU`.
+        delta_retain: Loss of log-probability with the control's states (stage 1), in nats.
+        delta_unlearned: Loss of log-probability with the unlearned model's states (stage 2), in nats.
+        tau: Loss above which a layer encodes the fact, in nats.
+
+    Returns:
+        UDS from 0 to 1; NaN for a fact that no layer encodes.
     """
     weight = np.where(delta_retain > tau, delta_retain, 0.0)
     ratio = np.divide(delta_unlearned, delta_retain, out=np.zeros_like(weight), where=weight > 0)
@@ -75,25 +78,29 @@ def uds(
 
 
 def unlearning_depth(case: Case, *, tau: float = TAU, n_donors: int = 8) -> StressResult:
-    """UDS with the never model as the retain model, and a variant that needs none and clips nothing.
+    """Compute UDS with the control as its retain model, and a measure that needs no control and clips nothing.
 
-    Measures: `kept` decides, by layer: log-probability with a model's states minus that with a donor's, as a share of
-    what the base's own states gain over it in the mean of the facts. `uds` is 1 - UDS with the never model as the
-    retain model, 0 for it by definition and 1 for the base; `uds_lens` the same read by the base's head alone;
-    `uds_donor` the same with the donor in the never model's place. UDS clips every fact at both ends, so that states
-    that differ from the never model's by noise alone are above 0: it does not decide.
+    Measures: `kept` decides, layer by layer: log-probability with a model's states minus that with a donor's states, as
+        a
+    share of the same difference for the base's own states, averaged over facts. `uds` is 1 - UDS with the control as
+    the retain model: 0 for the control by definition, and 1 for the base. `uds_lens` is the same, read by the base's
+    head alone. `uds_donor` has the donor in place of the control. UDS does not decide because it clips every fact at
+    both ends: states that differ from the control's by noise alone score above 0.
 
-    A donor is a question of the same kind about someone else, with this question's answer after it, so that all that a
-    source can know is there but the fact; the states of several are averaged.
+    A donor is a question of the same kind about another person, followed by this question's answer, so that its states
+    contain everything but the fact. The states of several donors are averaged.
 
     Args:
-        case: models and facts.
-        tau: see `TAU`.
-        n_donors: other questions for each.
+        case: Models and facts.
+        tau: Loss above which a layer encodes the fact, in nats.
+        n_donors: Number of donor questions per fact.
+
+    Returns:
+        The result of the test `uds`.
 
     Raises:
-        InputError: a base that cannot be run block by block or does not know the facts, or no question of another
-            group to take states from.
+        InputError: The base cannot be run block by block or does not know the facts, or no question of another group
+            can be a donor.
     """
     started = time.perf_counter()
     donors = donor_items(case.forget, n_donors)
@@ -112,20 +119,21 @@ def unlearning_depth(case: Case, *, tau: float = TAU, n_donors: int = 8) -> Stre
         rows.append((role, ALL_LAYERS, columns))
     if not (scale > tau).any():
         raise InputError(
-            f"{case.pair.base.name}: states on other questions cost no layer more than {tau} nats, so the base does "
-            "not encode these facts: there is nothing to look for"
+            f"{case.pair.base.name} does not encode these facts: with states on other questions, no layer loses more "
+            f"than {tau} nats"
         )
     stage_1 = "control" if "control" in found else "donor"
     none = int(((found | {"donor": donor})[stage_1].patched <= tau).all(0).sum())
-    notes = [f"no layer encodes {none} of {len(case.forget)} facts (tau {tau}): they have no UDS"] if none else []
+    notes = [f"{none} of {len(case.forget)} facts are encoded in no layer (tau {tau}) and have no UDS"] if none else []
     return StressResult(
         test="uds",
         level=1,
         measure="kept",
         frame=value_rows(case.forget, rows),
         proves=(
-            "Above zero, the base's upper layers read the fact in the unlearned model's states better than in those of "
-            "one that never knew it. It does not show that the unlearned model itself can use what they read."
+            "rho > 0: the base's upper layers read the fact from the unlearned model's states better than from the "
+            "control's. It does not show that the unlearned model itself can use what they read. rho = 0 does not "
+            "rule out that the states encode the fact in a form that the base's layers do not read."
         ),
         settings={"tau": tau, "n_donors": n_donors, "positions": "answer"},
         seconds=time.perf_counter() - started,
@@ -138,60 +146,74 @@ def unlearning_depth(case: Case, *, tau: float = TAU, n_donors: int = 8) -> Stre
 
 @torch.inference_mode()
 def source_deltas(case: Case, donors: Sequence[Sequence[Prompt]]) -> dict[str, Deltas]:
-    """What each source's states take from the base, by the source's role, `donor` among them.
+    """Compute every source's losses, with the states of each model, and of the donors as source `donor`.
 
     Args:
-        case: models and facts.
-        donors: for each fact, what the base reads where its states on other questions are the source.
+        case: Models and facts.
+        donors: Donor prompts of each fact, as `donor_items` returns them.
+
+    Returns:
+        The losses by source.
+
+    Raises:
+        InputError: The base cannot be run block by block.
     """
     base, facts = case.pair.base, case.forget
     prompts, items = facts.prompts, facts.prompts.items
     n_layers = base.n_layers
     roles = [*case.models, "donor"]
     losses = {role: Deltas(np.zeros((n_layers, len(facts))), np.zeros((n_layers, len(facts)))) for role in roles}
-    for places, batch in even_batches(prompts, items, case.batch_size):
+    for indices, batch in even_batches(prompts, items, case.batch_size):
         stream = residual_stream(base, batch)
         lens = [mean_logprobs(stream.logits(layer + 1, base), batch) for layer in range(n_layers)]
         for role in roles:
             if role == "base":
-                continue  # its own states: nothing is lost
+                continue  # the base's own states lose nothing
             if role == "donor":
-                states = _mean_states(base, facts, [donors[place] for place in places], case.batch_size)
+                states = _mean_states(base, facts, [donors[index] for index in indices], case.batch_size)
             else:
                 states = residual_stream(case.models[role], batch).states[1:]
             plain, patched = patched_logits(base, batch, states)
             own = mean_logprobs(plain, batch)
             for layer, logits in enumerate(patched):
-                losses[role].patched[layer, places] = own - mean_logprobs(logits, batch)
+                losses[role].patched[layer, indices] = own - mean_logprobs(logits, batch)
                 decoded = head_logits(base, states[layer], as_tuple=stream.as_tuple)
-                losses[role].lens[layer, places] = lens[layer] - mean_logprobs(decoded, batch)
+                losses[role].lens[layer, indices] = lens[layer] - mean_logprobs(decoded, batch)
     return losses
 
 
 def donor_items(facts: Facts, n: int) -> list[list[Prompt]]:
-    """For each fact the most similar questions of other groups with other answers, and this fact's answer after them.
+    """Find the most similar questions of other groups with other answers, each followed by this fact's answer.
+
+    Args:
+        facts: The facts.
+        n: Maximum number of donors per fact.
+
+    Returns:
+        The donor prompts of each fact.
 
     Raises:
-        InputError: there is none.
+        InputError: A fact has no donor.
     """
     items = facts.prompts.items
     words = [words_of(item) for item in items]
     found = []
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         others = [
             other
             for other, them in enumerate(items)
-            if other != place and them.answer != item.answer and not (item.group and them.group == item.group)
+            if other != index and them.answer != item.answer and not (item.group and them.group == item.group)
         ]
         if not others:
-            raise InputError(f"{item.id}: no other group has a question with another answer; give more prompts")
-        # Those after it first, so that equally similar ones are not the same for every fact.
-        others.sort(key=lambda other: (-jaccard(words[place], words[other]), (other - place) % len(items)))
+            raise InputError(f"{item.id}: no question of another group has another answer. Give more prompts")
+        # Among equally similar questions those after the fact come first, so that they differ between facts.
+        others.sort(key=lambda other: (-jaccard(words[index], words[other]), (other - index) % len(items)))
         found.append([_asked_of(items[other], item) for other in others[:n]])
     return found
 
 
 def _asked_of(other: Prompt, item: Prompt) -> Prompt:
+    """Return another question followed by this fact's answer."""
     ids = (*other.input_ids[: other.answer_start], *item.input_ids[item.answer_start :])
     return replace(other, answer=item.answer, input_ids=ids, scored=range(other.answer_start - 1, len(ids) - 1))
 
@@ -199,7 +221,7 @@ def _asked_of(other: Prompt, item: Prompt) -> Prompt:
 def _mean_states(
     base: Model, facts: Facts, donors: Sequence[Sequence[Prompt]], batch_size: int
 ) -> Float[Tensor, "layer scored d_model"]:
-    """The base's states on the donors of some facts, the mean over each fact's."""
+    """Return the base's states on the donors of some facts, averaged over each fact's donors."""
     flat = [item for several in donors for item in several]
     states = states_at(base, facts.prompts, flat, batch_size=batch_size)[1:]
     counts = [len(item.scored) for item in flat]
@@ -208,7 +230,7 @@ def _mean_states(
 
 
 def _curves(found: dict[str, Deltas], tau: float) -> pd.DataFrame:
-    """Means over facts: one row per source and layer."""
+    """Return the means over facts: one row per source and layer."""
     return pd.DataFrame(
         {
             "source": role,

@@ -1,4 +1,4 @@
-"""What the models still say, unattacked: the bottom of the claim ladder, and what everything else is compared with."""
+"""Scores without any attack: evidence level 0, and what every other test is compared with."""
 
 import time
 
@@ -8,20 +8,27 @@ from jaxtyping import Float
 from dissect.stress.core.case import Case
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.result import PLAIN, StressResult, value_rows
-from dissect.stress.core.scores import MEASURES, RANK_FLOOR, all_answers, fact_scores, right_places
+from dissect.stress.core.scores import MEASURES, RANK_FLOOR, all_answers, fact_scores, right_indices
 from unlearning.evaluation.metrics.truth_ratio import knowledge_truth_ratio, log_truth_ratio
 
 
 def without_attack(case: Case) -> StressResult:
-    """The answers' probability under each model as it is.
+    """Score the answers' probability under each model as it is.
 
-    Measures: `probability`, which decides: the geometric mean of the probabilities of an answer's tokens (TOFU's, in
-    [0, 1]); the knowledge truth ratio p(right) / (p(right) + p(wrong)) of 2506.12618, p(wrong) the geometric mean over
-    the wrong answers, a half where nothing is known; and `rank`, `logprob` and
-    `correct` of `dissect.stress.core.scores`. Without a never model the probability is a share of the base's.
+    Measures: `probability` decides: the geometric mean of the probabilities of an answer's tokens (TOFU's, in [0, 1]).
+    `truth_ratio` is the knowledge truth ratio p(right) / (p(right) + p(wrong)) of 2506.12618, with p(wrong) the
+    geometric mean over the distractors; 1/2 without knowledge. `rank`, `logprob`, `correct` and `accuracy` are those of
+    `dissect.stress.core.scores`. Without a control, the residual of `probability` is the share of the base's
+    probability.
 
     Args:
-        case: models and facts.
+        case: Models and facts.
+
+    Returns:
+        The result of the test `without_attack`.
+
+    Raises:
+        InputError: A model gives logits that are not finite.
     """
     started = time.perf_counter()
     measured = []
@@ -36,8 +43,8 @@ def without_attack(case: Case) -> StressResult:
         measure="probability",
         frame=value_rows(case.forget, measured),
         proves=(
-            "Above zero, the model still gives the answers more probability than one that never knew. None says "
-            "nothing of what is inside."
+            "rho > 0: the model still gives the answers a higher probability than the control does. rho = 0 says "
+            "nothing about what is stored inside the model."
         ),
         settings={"measures": ["probability", "truth_ratio", *MEASURES]},
         seconds=time.perf_counter() - started,
@@ -47,6 +54,12 @@ def without_attack(case: Case) -> StressResult:
 
 
 def _truth_ratios(facts: Facts, logprob: Float[np.ndarray, " item"]) -> Float[np.ndarray, " fact"]:
-    answers = np.split(-logprob, right_places(facts)[1:])
+    """Return each fact's knowledge truth ratio; NaN if it has no distractors.
+
+    Args:
+        facts: The facts with their distractors.
+        logprob: Mean log-probability of all answers, as `all_answers` orders them.
+    """
+    answers = np.split(-logprob, right_indices(facts)[1:])
     ratios = [log_truth_ratio(own[0], own[1:]) if len(own) > 1 else np.nan for own in answers]
     return knowledge_truth_ratio(np.array(ratios))

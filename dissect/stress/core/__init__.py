@@ -1,1 +1,1 @@
-"""What every stress test shares: facts, distractors, scores and results."""
+"""Shared parts of the stress tests: case, facts, distractors, scores, edits and results."""

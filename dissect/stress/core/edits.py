@@ -1,4 +1,4 @@
-"""Edits of a model's activations while facts are scored, and blocks before an edit that are computed only once."""
+"""Edits of a model's activations while facts are scored, and reuse of the blocks before an edit."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,12 +16,20 @@ from dissect.stress.core.scores import FactScores, score_facts
 
 Edit = Callable[[Tensor], Tensor]
 Memory = dict[tuple[tuple[int, ...], bytes], Any]
-"""What the block before an edit handed on, by shape and tokens of the batch."""
+"""Output of the block before an edit, by shape and tokens of the batch."""
 
 
 @contextmanager
 def inputs_edited(modules: Sequence[nn.Module], edit: Edit) -> Iterator[None]:
-    """Change what modules read; hooks that are taken off whatever happens."""
+    """Change the inputs of modules while the context is open.
+
+    Args:
+        modules: The modules.
+        edit: The change.
+
+    Yields:
+        Nothing; the hooks are removed when the context is closed, also after an error.
+    """
 
     def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (edit(args[0]), *args[1:])
@@ -34,9 +42,14 @@ def inputs_edited(modules: Sequence[nn.Module], edit: Edit) -> Iterator[None]:
 
 @contextmanager
 def outputs_edited(edits: Mapping[nn.Module, Edit], *, pointwise: bool = False) -> Iterator[None]:
-    """Change what modules give (of a tuple, its first part); hooks that are taken off whatever happens.
+    """Change the outputs of modules while the context is open; of a tuple, its first element.
 
-    Edits that are `pointwise` do the same to every position whatever the others are, which makes scoring faster.
+    Args:
+        edits: The change for each module.
+        pointwise: Whether the edits do the same to a position whatever the others are, which makes scoring faster.
+
+    Yields:
+        Nothing; the hooks are removed when the context is closed, also after an error.
     """
 
     def after(edit: Edit) -> Callable[..., Any]:
@@ -54,14 +67,17 @@ def outputs_edited(edits: Mapping[nn.Module, Edit], *, pointwise: bool = False) 
 
 @contextmanager
 def remembering(model: Model, layer: int, memory: Memory | None) -> Iterator[None]:
-    """Compute the blocks before a layer only once for every batch; what they handed on is kept in the memory.
+    """Compute the blocks before a layer only once for every batch, and keep their output in the memory.
 
-    For edits of that layer and later ones: those before it see nothing of them.
+    This is for edits of that layer and later ones, which do not change the blocks before it.
 
     Args:
-        model: in memory.
-        layer: the first one that is computed anew.
-        memory: shared by all runs of this model and layer, empty at first; None to compute everything.
+        model: A model in memory.
+        layer: The first layer that is computed each time.
+        memory: Memory shared by all runs of this model and layer, empty at first; None to compute everything.
+
+    Yields:
+        Nothing; the blocks are restored when the context is closed.
     """
     if memory is None or layer == 0:
         yield
@@ -73,12 +89,12 @@ def remembering(model: Model, layer: int, memory: Memory | None) -> Iterator[Non
         ids: Tensor = kwargs["input_ids"]
         key = (tuple(ids.shape), ids.cpu().numpy().tobytes())
 
-    def known(forward: Callable[..., Any], place: int) -> Callable[..., Any]:
+    def known(forward: Callable[..., Any], index: int) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             if key in memory:
                 return _copy(memory[key])
             output = forward(*args, **kwargs)
-            if place == layer - 1:
+            if index == layer - 1:
                 memory[key] = _copy(output)
             return output
 
@@ -86,20 +102,30 @@ def remembering(model: Model, layer: int, memory: Memory | None) -> Iterator[Non
 
     with ExitStack() as stack:
         stack.callback(model.hf.register_forward_pre_hook(note, with_kwargs=True).remove)
-        for place in range(layer):
-            block = block_of(model.hf, model.anatomy, place).whole
-            stack.enter_context(replaced_forward(block, known(block.forward, place)))
+        for index in range(layer):
+            block = block_of(model.hf, model.anatomy, index).whole
+            stack.enter_context(replaced_forward(block, known(block.forward, index)))
         yield
 
 
 def _copy(output: Any) -> Any:
-    """A block may write into what it is given."""
+    """Return a copy of a block's output, because the next block may write into it."""
     return (output[0].clone(), *output[1:]) if isinstance(output, tuple) else output.clone()
 
 
 def remembered_scores(model: Model, facts: Facts, layer: int, *, batch_size: int) -> tuple[FactScores, Memory | None]:
-    """A model's scores as it is, and the memory to go on with from a layer; None where that gives other scores (a
-    model whose blocks hand on more than the residual stream)."""
+    """Score a model without attack, and return the memory of the blocks before a layer.
+
+    Args:
+        model: A model in memory.
+        facts: Facts with their distractors.
+        layer: The first layer that is computed each time.
+        batch_size: Maximum number of texts in one batch; no number depends on it.
+
+    Returns:
+        The scores; and the memory, or None if scores with it differ (a model whose blocks pass on more than the
+        residual stream).
+    """
     memory: Memory = {}
     with remembering(model, layer, memory):
         plain = score_facts(model, facts, batch_size=batch_size)

@@ -1,9 +1,9 @@
-"""Answers to the same question, scored while what they have in common is run once.
+"""Score several answers to one question, running the tokens that they share only once.
 
-    first pass      the tokens that a question's answers share, each question once; its keys and values are kept
-    second pass     each answer's own tokens after a copy of them
+    first pass      the tokens that a question's answers share, each question once; keys and values are kept
+    second pass     each answer's own tokens after a copy of these keys and values
 
-The last token of the first pass predicts an answer's first token where the prompt is all that is shared.
+The last token of the first pass predicts an answer's first token if only the prompt is shared.
 """
 
 import copy
@@ -24,24 +24,24 @@ from dissect.prompts.prompts import Prompt
 from dissect.scoring.recovery import answer_logprob, per_example
 
 _COPYABLE = (DynamicLayer, DynamicSlidingWindowLayer)
-"""Caches that are changed by putting new tensors in the place of old ones, so that a shallow copy is one of its own."""
+"""Caches that replace their tensors instead of writing into them, so that a shallow copy is independent."""
 
 _RECORDING = "transformers.utils.output_capturing"
-"""Whose hooks stay on a model that was once asked for its hidden states."""
+"""Module of the hooks that stay on a model whose hidden states were requested once."""
 
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A forward hook that does the same to every position whatever the others are, so that it may see parts of texts.
+    """A forward hook that does the same to a position whatever the others are, so that it may see parts of texts.
 
     Attributes:
-        hook: as `register_forward_hook` takes it.
+        hook: A hook as `register_forward_hook` takes it.
     """
 
     hook: Callable[[nn.Module, Any, Any], Any]
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """What the hook gives."""
+        """Return what the hook returns."""
         return self.hook(module, args, output)
 
 
@@ -49,18 +49,19 @@ class Pointwise:
 def score_with_prompts_once(
     model: Model, questions: Sequence[Sequence[Prompt]], *, pad_token_id: int, batch_size: int
 ) -> tuple[Float[np.ndarray, " item"], Float[np.ndarray, " item"]] | None:
-    """What `score_answers` gives for all answers to all questions, question by question.
+    """Score all answers to all questions, question by question, as `score_answers` does.
 
     Args:
-        model: in memory.
-        questions: each with its answers.
-        pad_token_id: what fills the batches.
-        batch_size: most questions, and most answers, in one batch.
+        model: A model in memory.
+        questions: The answers of each question.
+        pad_token_id: Token that fills the batches.
+        batch_size: Maximum number of questions, and of answers, in one batch.
 
     Returns:
-        None where whole texts have to be run: nothing is shared; a hook that is not `Pointwise`, or another forward, is
-        on one of the model's modules; the model takes no explicit positions, or keeps more of what it read
-        than keys and values; a logit is not finite.
+        Mean log-probability in nats of every answer's tokens, and 1 if all of them are the most probable ones, else 0.
+        None if whole texts have to be run: nothing is shared; a hook that is not `Pointwise`, or a replaced forward, is
+        on one of the model's modules; the model takes no explicit positions, or caches more than keys and values; or a
+        logit is not finite.
     """
     shared = [_shared(answers) for answers in questions]
     if not shared or min(shared) == 0 or max(map(len, questions)) == 1:
@@ -79,16 +80,16 @@ def score_with_prompts_once(
         if type(cache) is not DynamicCache or any(type(layer) not in _COPYABLE for layer in cache.layers):
             return None
         answers = [
-            _Answer(int(ends[number]) - len(questions[number]) + place, row, shared[number], item)
+            _Answer(int(ends[number]) - len(questions[number]) + index, row, shared[number], item)
             for row, number in enumerate(chosen)
-            for place, item in enumerate(questions[number])
+            for index, item in enumerate(questions[number])
         ]
         at_once = [answer for answer in answers if answer.item.scored.start == answer.shared - 1]
         found.note(
             logits[:, -1],
             [answer.row for answer in at_once],
             [answer.item.input_ids[answer.shared] for answer in at_once],
-            [answer.place for answer in at_once],
+            [answer.index for answer in at_once],
         )
         later = sorted((answer for answer in answers if answer.rest), key=lambda answer: len(answer.rest))
         for start in range(0, len(later), batch_size):
@@ -101,13 +102,13 @@ class _Answer:
     """One text of the second pass.
 
     Attributes:
-        place: among all answers to all questions.
-        row: of its question in the first pass.
-        shared: how many of its tokens the first pass has read.
-        item: the whole text.
+        index: Index among all answers to all questions.
+        row: Row of its question in the first pass.
+        shared: Number of its tokens that the first pass has read.
+        item: The whole text.
     """
 
-    place: int
+    index: int
     row: int
     shared: int
     item: Prompt
@@ -120,31 +121,31 @@ class _Answer:
 
 @dataclass(eq=False)
 class _Found:
-    """What was found of single tokens, in any order."""
+    """Scores of single tokens, in any order."""
 
     logprobs: list[Tensor] = field(default_factory=list)
     likeliest: list[Tensor] = field(default_factory=list)
-    places: list[Tensor] = field(default_factory=list)
+    indices: list[Tensor] = field(default_factory=list)
     is_finite: bool = True
 
     def note(
-        self, logits: Float[Tensor, "position vocab"], at: Sequence[int], tokens: Sequence[int], places: Sequence[int]
+        self, logits: Float[Tensor, "position vocab"], at: Sequence[int], tokens: Sequence[int], indices: Sequence[int]
     ) -> None:
-        """Score tokens that are predicted at some of these positions, as parts of the answers in these places."""
+        """Score tokens that are predicted at some of these positions, as parts of the answers with these indices."""
         if not at:
             return
-        at_, tokens_, places_ = (torch.tensor(numbers, device=logits.device) for numbers in (at, tokens, places))
+        at_, tokens_, indices_ = (torch.tensor(numbers, device=logits.device) for numbers in (at, tokens, indices))
         self.is_finite &= bool(torch.isfinite(logits[at_.unique()]).all())
         self.logprobs.append(answer_logprob(logits.log_softmax(-1)[at_], tokens_))
         self.likeliest.append((logits.argmax(-1)[at_] == tokens_).double())
-        self.places.append(places_)
+        self.indices.append(indices_)
 
     def scores(self, n: int) -> tuple[Float[np.ndarray, " item"], Float[np.ndarray, " item"]] | None:
-        """Mean log-probability and whether all tokens are the likeliest, of n answers; None if a logit is no number."""
+        """Return mean log-probability and whether all tokens are the most probable; None if a logit is not finite."""
         if not self.is_finite:
             return None
-        places = torch.cat(self.places)
-        logprob, share = (per_example(torch.cat(of_token), places, n) for of_token in (self.logprobs, self.likeliest))
+        indices = torch.cat(self.indices)
+        logprob, share = (per_example(torch.cat(of_token), indices, n) for of_token in (self.logprobs, self.likeliest))
         return logprob.cpu().numpy(), (share == 1).double().cpu().numpy()
 
 
@@ -156,6 +157,7 @@ def _second_pass(
     pad_token_id: int,
     found: _Found,
 ) -> None:
+    """Run the answers' own tokens after the shared ones, and note their scores."""
     rows = torch.tensor([answer.row for answer in answers], device=mask.device)
     ids, kept = _padded([answer.rest for answer in answers], pad_token_id, left=False)
     ids, kept = ids.to(mask.device), kept.to(mask.device)
@@ -164,14 +166,14 @@ def _second_pass(
     again.layers = [copy.copy(layer) for layer in cache.layers]
     again.batch_select_indices(rows)
     logits, _ = _run(model, ids, torch.cat([mask[rows], kept], dim=1), positions, cache=again)
-    at, tokens, places = [], [], []
+    at, tokens, indices = [], [], []
     for row, answer in enumerate(answers):
         for position in answer.item.scored:
             if position >= answer.shared:
                 at.append(row * ids.shape[1] + position - answer.shared)
                 tokens.append(answer.item.input_ids[position + 1])
-                places.append(answer.place)
-    found.note(logits.flatten(0, 1), at, tokens, places)
+                indices.append(answer.index)
+    found.note(logits.flatten(0, 1), at, tokens, indices)
 
 
 def _run(
@@ -183,7 +185,7 @@ def _run(
     cache: Cache | None = None,
     last: bool = False,
 ) -> tuple[Float[Tensor, "batch position vocab"], Cache | None]:
-    """Logits, in float32 or wider, and the cache; those of the last position alone suffice where it is asked so."""
+    """Return logits, in float32 or wider, and the cache; with `last`, logits of the last position may be all."""
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     if cache is not None:
         inputs["past_key_values"] = cache
@@ -195,15 +197,17 @@ def _run(
 
 
 def _shared(answers: Sequence[Prompt]) -> int:
-    """How many tokens all the texts begin with, up to the first one that predicts a scored one."""
+    """Return the number of tokens that all texts begin with, up to the first one that predicts a scored token."""
     n = min(item.scored.start for item in answers) + 1
     first = answers[0].input_ids
     return next((at for at in range(n) if any(item.input_ids[at] != first[at] for item in answers)), n)
 
 
 def _is_touched(hf: nn.Module) -> bool:
-    """Whether a hook or a forward is on a module that might look at more than single positions; those by which
-    transformers records states change nothing."""
+    """Return whether a module has a hook or a replaced forward that might look at more than single positions.
+
+    The hooks by which transformers records states change nothing and do not count.
+    """
     return any(
         "forward" in vars(module)
         or any(
@@ -217,7 +221,7 @@ def _is_touched(hf: nn.Module) -> bool:
 def _padded(
     texts: Sequence[Sequence[int]], pad_token_id: int, *, left: bool
 ) -> tuple[Int[Tensor, "batch position"], Int[Tensor, "batch position"]]:
-    """Token ids, and 1 where they are."""
+    """Return token ids padded to one length, and 1 for tokens and 0 for padding."""
     ids = torch.full((len(texts), max(map(len, texts))), pad_token_id)
     mask = torch.zeros_like(ids)
     for row, text in enumerate(texts):

@@ -1,7 +1,7 @@
-"""The residual stream at the scored positions: read in one forward, decoded by a head, put into another forward.
+"""The residual stream at the scored positions: read in one forward pass, decoded by a head, patched into another.
 
-States are what blocks hand on, caught by hooks: `output_hidden_states` would give the last one after the final norm,
-and a model that is given it back would norm it twice.
+States are block outputs, recorded by hooks. `output_hidden_states` would return the last one after the final norm, and
+a model that gets it back would apply the norm twice.
 """
 
 import inspect
@@ -25,39 +25,59 @@ from unlearning.common.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """What a model's residual stream holds at a batch's scored positions.
+    """A model's residual stream at a batch's scored positions.
 
     Attributes:
-        states: place 0 is what enters the first block, place l + 1 what block l hands on, before any final norm.
-        as_tuple: whether its blocks hand on tuples, which a head of the same architecture has to know.
+        states: Boundary 0 is the input of the first block, boundary l + 1 the output of block l, before any final norm.
+        as_tuple: Whether the model's blocks return tuples, which the head of the same architecture has to know.
     """
 
-    states: Float[Tensor, "place scored d_model"]
+    states: Float[Tensor, "boundary scored d_model"]
     as_tuple: bool
 
     @torch.inference_mode()
-    def logits(self, place: int, head: Model) -> Float[Tensor, "scored vocab"]:
-        """The states of one place through a model's final norm and head (logit lens), in float32 or wider."""
-        return head_logits(head, self.states[place], as_tuple=self.as_tuple)
+    def logits(self, boundary: int, head: Model) -> Float[Tensor, "scored vocab"]:
+        """Apply a model's final norm and head to the states at one boundary (logit lens).
+
+        Args:
+            boundary: Index of the boundary.
+            head: The model whose norm and head are used.
+
+        Returns:
+            The logits, in float32 or wider.
+        """
+        return head_logits(head, self.states[boundary], as_tuple=self.as_tuple)
 
 
 def head_logits(
     head: Model, states: Float[Tensor, "scored d_model"], *, as_tuple: bool
 ) -> Float[Tensor, "scored vocab"]:
-    """States through a model's final norm, its head and whatever follows that; a gradient goes through."""
+    """Apply a model's final norm and head to states; gradients flow through.
+
+    Args:
+        head: The model whose norm and head are used.
+        states: The states.
+        as_tuple: Whether the model's blocks return tuples.
+
+    Returns:
+        The logits, on the head's device.
+    """
     return logits_of(head.hf, head.anatomy, states.to(head.device), as_tuple=as_tuple).to(head.device)
 
 
 @torch.inference_mode()
 def residual_stream(model: Model, batch: Batch) -> Stream:
-    """Read the residual stream of every layer in one forward.
+    """Read the residual stream of every layer in one forward pass.
 
     Args:
-        model: in memory; hooks that are on it take part.
-        batch: its scored positions are read.
+        model: A model in memory; hooks on it take part.
+        batch: The batch whose scored positions are read.
+
+    Returns:
+        The states.
 
     Raises:
-        InputError: states that are not finite.
+        InputError: States are not finite.
     """
     batch = batch.to(model.device)
     kept: dict[int, Tensor] = {}
@@ -84,9 +104,9 @@ def residual_stream(model: Model, batch: Batch) -> Stream:
                 stack.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(block.register_forward_hook(after(layer)).remove)
         model.hf(**_inputs(model, batch), use_cache=False)
-    states = torch.stack([kept[place] for place in range(model.n_layers + 1)])
+    states = torch.stack([kept[index] for index in range(model.n_layers + 1)])
     if not torch.isfinite(states).all():
-        raise InputError(f"{model.name}: its residual stream has numbers that are not finite; is the checkpoint sound?")
+        raise InputError(f"{model.name} has states that are not finite. Check the checkpoint")
     return Stream(states, tuples[0])
 
 
@@ -95,7 +115,7 @@ def _inputs(model: Model, batch: Batch) -> dict[str, Any]:
     if model.takes_position_ids:
         inputs["position_ids"] = batch.position_ids
     if "logits_to_keep" in inspect.signature(model.hf.forward).parameters:
-        inputs["logits_to_keep"] = 1  # none is looked at, and the head costs as much as a layer
+        inputs["logits_to_keep"] = 1  # the logits are not used, and the head costs as much as a layer
     return inputs
 
 
@@ -103,93 +123,110 @@ def _inputs(model: Model, batch: Batch) -> dict[str, Any]:
 def patched_logits(
     model: Model, batch: Batch, states: Float[Tensor, "layer scored d_model"]
 ) -> tuple[Float[Tensor, "scored vocab"], Iterator[Float[Tensor, "scored vocab"]]]:
-    """Logits with what one block hands on replaced at the scored positions, one layer at a time.
+    """Compute logits with the output of one block replaced at the scored positions, one layer at a time.
 
-    A forward that is patched after block l is the model's own up to there, so it branches off there: L layers take
-    (L + 1) / 2 forwards instead of L.
+    A forward pass that is patched after block l equals the model's own up to there, so it branches off there: L layers
+    take (L + 1) / 2 forward passes instead of L.
 
     Args:
-        model: what is patched and scored.
-        batch: where: its scored positions, which are scored too.
-        states: what is put there, layer by layer.
+        model: The model to patch and score.
+        batch: The batch whose scored positions are patched and scored.
+        states: The states to put in, layer by layer.
 
     Returns:
-        The model's own logits, and those patched after each block, in their order; float32 or wider.
+        The model's own logits, and an iterator over the logits patched after each block; float32 or wider.
 
     Raises:
-        InputError: the model does something between its blocks, so that they cannot be run one by one.
+        InputError: The model does something between its blocks, so that they cannot be run one by one.
     """
     batch = batch.trimmed().to(model.device)
     inputs = block_inputs(model.hf, model.anatomy, batch)
-    streams = [inputs.hidden]
+    branches = [inputs.hidden]
     for layer in range(model.n_layers):
         block = block_of(model.hf, model.anatomy, layer).whole
         args, kwargs = inputs.arguments(layer, 1)
-        # A block may write into what it is given, and every branch is its own tensor.
-        outputs = (block(stream, *args, **kwargs) for stream in streams)
-        streams = [output[0] if isinstance(output, tuple) else output for output in outputs]
-        streams.append(_replaced(streams[0], batch, states[layer]))
+        # Every branch is a tensor of its own, because a block may write into its input.
+        outputs = (block(branch, *args, **kwargs) for branch in branches)
+        branches = [output[0] if isinstance(output, tuple) else output for output in outputs]
+        branches.append(_replaced(branches[0], batch, states[layer]))
 
-    def logits(stream: Tensor) -> Float[Tensor, "scored vocab"]:
-        at = stream[batch.rows.to(stream.device), batch.columns.to(stream.device)]
+    def logits(branch: Tensor) -> Float[Tensor, "scored vocab"]:
+        at = branch[batch.rows.to(branch.device), batch.columns.to(branch.device)]
         return head_logits(model, at, as_tuple=inputs.as_tuple)
 
     @torch.inference_mode()
     def patched() -> Iterator[Float[Tensor, "scored vocab"]]:
-        for stream in streams[1:]:
-            yield logits(stream)
+        for branch in branches[1:]:
+            yield logits(branch)
 
-    return logits(streams[0]), patched()
+    return logits(branches[0]), patched()
 
 
 def _replaced(stream: Tensor, batch: Batch, states: Float[Tensor, "scored d_model"]) -> Tensor:
+    """Return the residual stream with other states at the scored positions."""
     changed = stream.clone()
     changed[batch.rows.to(stream.device), batch.columns.to(stream.device)] = states.to(stream.device, stream.dtype)
     return changed
 
 
 def even_batches(prompts: Prompts, items: Sequence[Prompt], batch_size: int) -> Iterator[tuple[list[int], Batch]]:
-    """Batches of items of about one length, with their places among the items.
+    """Yield batches of items of similar length, with the indices of the items.
 
     Args:
-        prompts: says what batches are padded with.
-        items: what to batch.
-        batch_size: most of them in one batch.
+        prompts: Prompts that give the padding token.
+        items: The items.
+        batch_size: Maximum number of items in one batch.
+
+    Yields:
+        Indices of the items, and their batch.
     """
-    order = sorted(range(len(items)), key=lambda place: len(items[place].input_ids))
+    order = sorted(range(len(items)), key=lambda index: len(items[index].input_ids))
     for first in range(0, len(order), batch_size):
-        places = order[first : first + batch_size]
-        (batch,) = replace(prompts, items=tuple(items[place] for place in places)).batches(len(places))
-        yield places, batch
+        indices = order[first : first + batch_size]
+        (batch,) = replace(prompts, items=tuple(items[index] for index in indices)).batches(len(indices))
+        yield indices, batch
 
 
 def mean_logprobs(logits: Float[Tensor, "scored vocab"], batch: Batch) -> Float[np.ndarray, " example"]:
-    """Mean log-probability of each example's answer tokens, in nats.
+    """Return the mean log-probability of each example's answer tokens, in nats.
+
+    Args:
+        logits: Logits at the scored positions.
+        batch: The batch.
+
+    Returns:
+        One value per example.
 
     Raises:
-        InputError: logits that are not finite.
+        InputError: Logits are not finite.
     """
     rows, tokens = batch.rows.to(logits.device), batch.next_tokens.to(logits.device)
     of_token = answer_logprob(logits.log_softmax(-1), tokens)
-    if not torch.isfinite(of_token).all():  # as soon as one logit is not
-        raise InputError("states give logits that are not finite; is a checkpoint broken?")
+    if not torch.isfinite(of_token).all():  # also if only one logit is not finite
+        raise InputError("states give logits that are not finite. Check the checkpoints")
     return np.asarray(per_example(of_token, rows, len(batch.examples)).cpu().numpy())
 
 
 def states_at(
     model: Model, prompts: Prompts, items: Sequence[Prompt], *, batch_size: int
-) -> Float[Tensor, "place scored d_model"]:
-    """The residual stream at the scored positions of all items, in their order, on the CPU.
+) -> Float[Tensor, "boundary scored d_model"]:
+    """Read the residual stream at the scored positions of all items, in their order.
 
     Args:
-        model: whose.
-        prompts: says what batches are padded with.
-        items: what it reads.
-        batch_size: most of them in one batch; no number depends on it.
+        model: The model.
+        prompts: Prompts that give the padding token.
+        items: The items.
+        batch_size: Maximum number of items in one batch; no number depends on it.
+
+    Returns:
+        The states, on the CPU.
+
+    Raises:
+        InputError: States are not finite.
     """
     found: dict[int, Tensor] = {}
-    for places, batch in even_batches(prompts, items, batch_size):
-        counts = [len(items[place].scored) for place in places]
+    for indices, batch in even_batches(prompts, items, batch_size):
+        counts = [len(items[index].scored) for index in indices]
         states = residual_stream(model, batch).states.cpu()
-        found |= dict(zip(places, states.split(counts, dim=1), strict=True))
-    return torch.cat([found[place] for place in range(len(items))], dim=1)
+        found |= dict(zip(indices, states.split(counts, dim=1), strict=True))
+    return torch.cat([found[index] for index in range(len(items))], dim=1)

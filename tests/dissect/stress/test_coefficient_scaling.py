@@ -100,7 +100,7 @@ def test_hooks_are_off_after_an_exception():
 
 def test_bad_input():
     case = case_of(model("demo:npo")).at_most(3)
-    with pytest.raises(InputError, match="unknown site 'resid'"):
+    with pytest.raises(InputError, match="sites.*resid"):
         coefficient_scaling(case, sites=["resid"])
-    with pytest.raises(InputError, match="numbers of last layers from 1 on"):
+    with pytest.raises(InputError, match="last.*from 1"):
         coefficient_scaling(case, last=[0])

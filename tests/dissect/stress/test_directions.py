@@ -159,11 +159,11 @@ def test_groups_are_dealt_whole_and_evenly(groups, seed):
 
 def test_bad_input():
     case = case_of(model("demo:npo")).at_most(4)
-    with pytest.raises(InputError, match="give retain prompts"):
+    with pytest.raises(InputError, match="retain"):
         own_direction(replace(case, retain=None))
-    with pytest.raises(InputError, match="layers 0 to 7"):
+    with pytest.raises(InputError, match="layers.*0 to 7"):
         oracle_direction(case, layers=[-1])
-    with pytest.raises(InputError, match="9 folds of 4 groups"):
+    with pytest.raises(InputError, match="folds.*4.*9"):
         own_direction(case, folds=9)
-    with pytest.raises(InputError, match="-1 random directions"):
+    with pytest.raises(InputError, match="random.*-1"):
         own_direction(case, random=-1)

@@ -49,7 +49,7 @@ def test_cka_of_unrelated_states_is_about_nothing_and_of_many_rows_the_plain_one
 
 def test_constant_states_have_no_cka():
     assert np.isnan(linear_cka(torch.ones(10, 3), _normal(10, 3)))
-    with pytest.raises(InputError, match="needs four answer positions"):
+    with pytest.raises(InputError, match="4 answer positions.*3"):
         linear_cka(_normal(3, 3), _normal(3, 3))
 
 

@@ -155,9 +155,9 @@ def test_the_result_has_a_variant_for_every_layer_and_strength():
 
 def test_bad_input():
     case = case_of(model("demo:npo")).at_most(3)
-    with pytest.raises(InputError, match="layers 0 to 7"):
+    with pytest.raises(InputError, match="layers.*0 to 7"):
         activation_noise(case, layers=[8])
-    with pytest.raises(InputError, match="strength of -0.1"):
+    with pytest.raises(InputError, match="strengths.*-0.1"):
         weight_noise(case, strengths=[-0.1])
-    with pytest.raises(InputError, match="at least one strength and one draw"):
+    with pytest.raises(InputError, match="draws.*0"):
         weight_noise(case, draws=0)

@@ -178,7 +178,7 @@ def test_wrong_answers_are_kept_where_training_treats_them_as_the_right_one(npo)
     assert (
         same_exposure(facts, [f"un{wrong[0].answer}ed"]).distractors == facts.distractors
     )  # words, not parts of words
-    assert same_exposure(facts, [wrong[0].answer], places=[]).distractors == facts.distractors
+    assert same_exposure(facts, [wrong[0].answer], indices=[]).distractors == facts.distractors
 
 
 def test_texts_with_a_forget_answer_are_left_out(npo):
@@ -196,7 +196,7 @@ def test_benign_texts_have_no_forget_answer_and_that_is_told(npo):
     texts = [Example("", "The lake is deep."), Example("", f"It is {npo.forget.prompts.items[0].answer}.")]
     result = relearn_benign(replace(npo, retain=None), recipes=SHORT, texts=texts)
     assert set(result.frame["variant"]) == {"", "unrelated, lr 0.001"}
-    assert any("1 of 2 unrelated texts left out" in note for note in result.notes)
+    assert any("1 of 2 unrelated texts" in note for note in result.notes)
     assert result.settings["texts"] == {"unrelated": 1}
 
 
@@ -240,17 +240,17 @@ def test_recipes_scale_with_the_models_width():
     [
         (lambda case: relearn_disjoint(case, folds=1), "from 2 to"),
         (lambda case: relearn_disjoint(case, folds=1000), "from 2 to"),
-        (lambda case: relearn_disjoint(case, recipes=()), "at least one recipe"),
-        (lambda case: relearn_disjoint(case, recipes=SHORT * 2), "each of another"),
-        (lambda case: relearn_benign(replace(case, retain=None)), "give one of them"),
-        (lambda case: relearn_speed(case, curve=()), "rising numbers"),
-        (lambda case: relearn_speed(case, curve=(3, 2)), "rising numbers"),
-        (lambda case: relearn_speed(case, curve=(0, 2)), "rising numbers"),
+        (lambda case: relearn_disjoint(case, recipes=()), "recipes"),
+        (lambda case: relearn_disjoint(case, recipes=SHORT * 2), "recipes.*another learning rate"),
+        (lambda case: relearn_benign(replace(case, retain=None)), "retain.*benign"),
+        (lambda case: relearn_speed(case, curve=()), "curve.*increasing"),
+        (lambda case: relearn_speed(case, curve=(3, 2)), "curve.*increasing"),
+        (lambda case: relearn_speed(case, curve=(0, 2)), "curve.*increasing"),
         (
             lambda case: relearn_benign(
                 replace(case, retain=None), texts=[Example("", case.forget.prompts.items[0].answer)]
             ),
-            "every one of the unrelated texts",
+            "unrelated texts",
         ),
     ],
 )

@@ -98,7 +98,7 @@ def test_a_prefix_is_given_and_only_the_rest_scored():
         if item.n_answer_tokens > 1:
             longer = [rest(one, 1) for one in wrong if one.n_answer_tokens > 1]
             assert ranks[place] == np.mean([rest(item, 1) > other for other in longer])
-    assert any("prefix of 2 tokens: left out of" in note for note in result.notes)
+    assert any("prefix of 2 tokens: not possible for" in note for note in result.notes)
 
 
 def test_reminders_give_no_answer_away_and_are_of_the_right_people():
@@ -159,17 +159,17 @@ def test_a_question_is_found_in_its_wrapping(question, before, after):
 
 def test_prompts_that_are_wrapped_otherwise_have_no_other_template():
     result = rewording(case_of(model("demo:npo")).at_most(3), reminders=0, wrapping="Frage: {question}")
-    assert "template bare: suits none of the facts" in result.notes
+    assert "template bare: not possible for any of the facts" in result.notes
     assert set(result.frame["variant"]) == {"", "prefix of 1 token"}
 
 
 def test_bad_input():
     case = case_of(model("demo:npo")).at_most(3)
-    with pytest.raises(InputError, match="no {question} in it"):
+    with pytest.raises(InputError, match="question} once"):
         rewording(case, templates={"none": "What?"})
-    with pytest.raises(InputError, match="at least one token"):
+    with pytest.raises(InputError, match="prefixes.*0"):
         rewording(case, prefixes=[0])
-    with pytest.raises(InputError, match="none of the paraphrases belongs to a forget fact"):
+    with pytest.raises(InputError, match="paraphrases.*forget facts"):
         rewording(case, paraphrases=questions("retain"))
-    with pytest.raises(InputError, match="no wording suits any of the facts"):
+    with pytest.raises(InputError, match="no wording is possible for any"):
         rewording(case, reminders=0, prefixes=[], templates={})

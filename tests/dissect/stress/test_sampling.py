@@ -133,14 +133,14 @@ def test_without_a_never_model_wrong_answers_stand_in():
     result = sampling(case, samples=4, ks=(4,))
     found = result.residual()
     assert result.measure == "excess@4" and found.against == "floor" and found.rho == 1
-    assert result.residual("leak@4").rho is None and "guessing grows with k" in result.notes[0]
+    assert result.residual("leak@4").rho is None and "by chance" in result.notes[0]
 
 
 def test_bad_input():
     case = case_of(model("demo:npo")).at_most(3)
-    with pytest.raises(InputError, match="temperatures above 0"):
+    with pytest.raises(InputError, match="temperatures.*above 0"):
         sampling(case, temperatures=[0])
-    with pytest.raises(InputError, match="k from 1 to 4"):
+    with pytest.raises(InputError, match="ks.*from 1 to 4"):
         sampling(case, samples=4, ks=[5])
-    with pytest.raises(InputError, match="k is from 1 to 3"):
+    with pytest.raises(InputError, match="k.*from 1 to 3"):
         leak_at(np.array([1]), 3, 4)

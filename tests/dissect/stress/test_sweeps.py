@@ -55,7 +55,7 @@ def test_rho_is_what_the_peak_closes_of_what_never_leaves_open():
 def test_places_that_answer_in_any_model_are_left_out():
     case = case_of(model("demo:npo")).at_most(N)
     result = patching_sweep(case)
-    places = result.tables["places"].set_index("variant")
+    places = result.tables["variants"].set_index("variant")
     assert (places["kept"] == (places["control"] <= GUARD)).all()
     assert 0 < places["kept"].sum() < len(places) and "left out" in result.notes[0]
     assert set(result.frame["variant"]) == set(places.index[places["kept"]])
@@ -102,24 +102,24 @@ def test_decomposition_has_the_terms_of_decompose():
 def test_without_a_never_model_another_question_stands_in():
     case = replace(case_of(model("demo:npo")).at_most(N), control=None)
     result = patching_sweep(case, sites=["attn_out"])
-    places = result.tables["places"].set_index("variant")
+    places = result.tables["variants"].set_index("variant")
     floor = max(0.0, places["unlearned from other-question"].max())
     found = result.residual()
     assert result.floors == {"krs": pytest.approx(floor), "krs_net": 0.0} and found.against == "floor"
     assert found.rho == pytest.approx((places["unlearned"].max() - floor) / (1 - floor))
-    assert "no more than a hint" in result.notes[0]
+    assert "only a hint" in result.notes[0]
 
 
 def test_without_a_never_model_null_models_stand_in_for_weights():
     case = replace(case_of(model("demo:npo")).at_most(N), control=None)
     result = restoration_sweep(case, null=2)
-    assert result.floors["krs"] == pytest.approx(max(0.0, result.tables["places"]["null"].max()))
+    assert result.floors["krs"] == pytest.approx(max(0.0, result.tables["variants"]["null"].max()))
     assert "moved at random" in result.notes[0]
 
 
 def test_bad_input():
     case = case_of(model("demo:npo")).at_most(3)
-    with pytest.raises(InputError, match="unknown term"):
+    with pytest.raises(InputError, match="terms.*weights"):
         decomposition_sweep(case, sites=["mlp_out"], terms=["weights"])
     with pytest.raises(InputError, match="nothing to recover"):
         restoration_sweep(case_of(model("demo:base")).at_most(1))

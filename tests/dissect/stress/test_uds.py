@@ -145,7 +145,7 @@ def test_donors_ask_the_same_of_someone_else():
 def test_bad_input():
     case = case_of(model("demo:npo"), n=N)
     alone = case.forget.select([0])
-    with pytest.raises(InputError, match="no other group has a question with another answer"):
+    with pytest.raises(InputError, match="no question of another group has another answer"):
         unlearning_depth(replace(case, forget=alone))
     never = model("demo:never")
     with pytest.raises(InputError, match="does not encode these facts"):
