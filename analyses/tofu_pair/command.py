@@ -1,10 +1,11 @@
 """The real pair: real TOFU authors, a model that knew some of them, and two ways to make it forget.
 
-Trains trunk, base, never, npo and grad_diff (`analyses.tofu_pair.models`), measures what they answer, and sweeps the
-base's activations into both unlearned models and into never as the control.
+Trains a pretrained model (`trunk`), a base, a control (`never`), and the unlearned models npo and grad_diff
+(`analyses.tofu_pair.models`), measures what they answer, and patches the base's activations into both unlearned models
+and into the control.
 
     OUT/data/{forget,retain}.jsonl          the questions, with their authors
-    OUT/data/{forget,retain}_perturbed.jsonl  those of TOFU's evaluation that ask about them, for `unlearn eval tofu`
+    OUT/data/{forget,retain}_perturbed.jsonl  those of TOFU's evaluation about these authors, for `unlearn eval tofu`
     OUT/models/{trunk,base,never,npo,grad_diff}
     OUT/quality.json                        how the models answer, what they cost
     OUT/patch-{npo,grad_diff}/              runs of `dissect patch`
@@ -46,17 +47,20 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 def run(
     recipe: "Recipe", *, data: str | Path | None, out: Path, device: str = "auto", progress: bool = True
 ) -> dict[str, Any]:
-    """Do everything that is not done yet; returns what the summary tables show.
+    """Do everything that is not done yet.
 
     Args:
-        recipe: authors, sizes and schedules.
+        recipe: Numbers of authors, sizes and schedules.
         data: TOFU's folder or the directory that holds it; None reads $DISSECT_DATA.
-        out: the directory of the module's docstring.
+        out: Directory with the content of the module's docstring.
         device: auto, cpu or cuda.
-        progress: progress bars on stderr.
+        progress: Whether to show progress bars on stderr.
+
+    Returns:
+        The content of the summary tables.
 
     Raises:
-        InputError: no data, another configuration in `out`, or a model that misses the recipe's aims.
+        InputError: TOFU's files are missing, `out` holds another configuration, or a model misses the recipe's aims.
     """
     from analyses.tofu_pair.models import Workshop
 
@@ -86,8 +90,12 @@ def run(
 def write_data(sets: Mapping[str, Sequence[Record]], folder: Path) -> None:
     """Write sets of questions as JSON lines, each under its name.
 
+    Args:
+        sets: Records by the name of the set.
+        folder: Directory to write to.
+
     Raises:
-        InputError: other questions are there already.
+        InputError: The directory holds other questions.
     """
     from unlearning.common.runs import write_bytes
 
@@ -97,7 +105,7 @@ def write_data(sets: Mapping[str, Sequence[Record]], folder: Path) -> None:
         if path.exists():
             if path.read_bytes() != lines:
                 raise InputError(
-                    f"{path}: holds other authors' questions; give another --out or remove {folder.parent}"
+                    f"{path}: holds other authors' questions. Give another `out`, or remove {folder.parent}"
                 )
         else:
             write_bytes(path, lines)
@@ -106,7 +114,15 @@ def write_data(sets: Mapping[str, Sequence[Record]], folder: Path) -> None:
 def measure(workshop: "Workshop", stages: dict[str, dict[str, Any]], path: Path) -> dict[str, Any]:
     """Answer all forget and retain questions greedily with every model, and write `quality.json`.
 
-    What the file holds already of the same models is not measured again.
+    Models that the file already contains are not measured again.
+
+    Args:
+        workshop: The models.
+        stages: Record of each model's stage.
+        path: The file.
+
+    Returns:
+        The content of the file.
     """
     from dataclasses import asdict
 
@@ -144,7 +160,16 @@ def measure(workshop: "Workshop", stages: dict[str, dict[str, Any]], path: Path)
 
 
 def patch_models(out: Path, *, device: str = "auto", progress: bool = True) -> dict[str, "SweepResult"]:
-    """Sweep the base's activations on the forget questions into each unlearned model and into never."""
+    """Patch the base's activations on the forget questions into each unlearned model and into the control.
+
+    Args:
+        out: Directory of the analysis.
+        device: auto, cpu or cuda.
+        progress: Whether to show progress bars on stderr.
+
+    Returns:
+        The result for each unlearned model.
+    """
     from analyses.tofu_pair.models import UNLEARNED
     from dissect import load_pair, load_prompts, patch
 
@@ -167,7 +192,7 @@ def patch_models(out: Path, *, device: str = "auto", progress: bool = True) -> d
 
 
 def quality_table(quality: dict[str, Any]) -> "Table":
-    """How the models answer."""
+    """Return a table of how the models answer."""
     from rich.table import Table
 
     first = next(iter(quality["models"].values()))
@@ -181,13 +206,22 @@ def quality_table(quality: dict[str, Any]) -> "Table":
 
 
 def peaks_table(peaks: dict[str, list[dict[str, Any]]], examples: int, window: int) -> "Table":
-    """Where most of the base's behaviour comes back, and how much of it comes back in never."""
+    """Return a table of the peaks of recovery, and of how much of it comes back in the control.
+
+    Args:
+        peaks: Rows of the peaks by unlearned model.
+        examples: Number of forget questions.
+        window: Number of layers patched together.
+
+    Returns:
+        The table.
+    """
     from rich.box import SIMPLE
     from rich.table import Table
 
     title = f"Patched from the base: {examples} forget questions, window {window}"
     table = Table(box=SIMPLE, title=title, padding=(0, 1, 0, 0))
-    for heading in ("unlearned", "site", "peak", "KRS", "never", "difference (95 % interval)"):
+    for heading in ("unlearned", "site", "peak", "KRS", "control", "difference (95 % CI)"):
         table.add_column(heading, no_wrap=True)
     for name, rows in peaks.items():
         for row in rows:
@@ -201,18 +235,18 @@ def peaks_table(peaks: dict[str, list[dict[str, Any]]], examples: int, window: i
 @app.command(epilog=_EXAMPLES)
 def command(
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Holds tofu/; without it, $DISSECT_DATA names it.")
+        Path | None, typer.Option(metavar="DIR", help="Directory that holds tofu/.  [default: $DISSECT_DATA]")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes; go on where it stopped.")] = Path(
-        "runs/tofu"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Output directory; an interrupted run is resumed from it.")
+    ] = Path("runs/tofu"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the authors, the weights and the orders.")] = 0,
-    authors: Annotated[int | None, typer.Option(metavar="N", help="How many authors in all (40).")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed of the authors, the weights and the orders.")] = 0,
+    authors: Annotated[int | None, typer.Option(metavar="N", help="Number of authors in all.  [default: 40]")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress and no summary.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a machine-readable result on stdout.")] = False,
 ) -> None:
-    """Build a pair from the real TOFU data and see what patching brings back."""
+    """Build a pair from the real TOFU data, and measure what patching brings back."""
     find_tofu(data)  # before the slow imports
     from dataclasses import replace
 
@@ -237,11 +271,11 @@ def command(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
-    run_app(app, "python -m analyses.tofu_pair", arguments, interrupted="run the same command again to go on")
+    run_app(app, "python -m analyses.tofu_pair", arguments, interrupted="rerun the same command to resume")
 
 
 def _signed(value: float | None) -> str:
-    """An interval of one group only has no ends."""
+    """Return a number with its sign; an interval of only one group has no ends."""
     return "-" if value is None else f"{value:+.3f}"
 
 

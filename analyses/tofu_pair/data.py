@@ -1,4 +1,4 @@
-"""A subset of the real TOFU authors: who is in the trunk, who comes later, who is to be forgotten."""
+"""A subset of the real TOFU authors: those of the pretrained model, those added later, and those to be forgotten."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from unlearning.data.records import Record, read_records
 
 DATA_VARIABLE = "DISSECT_DATA"
 RECORDS_PER_AUTHOR = 20
-"""TOFU's full.json holds its authors one after the other, twenty records each."""
+"""TOFU's full.json holds its authors one after the other, with twenty records each."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Subset:
     """Records of the chosen authors, each {"question", "answer", "group": author, "id"}.
 
     Attributes:
-        trunk: retain authors that the trunk is pretrained on.
-        late: retain authors that only fine-tuning adds, as it adds the forget authors to the base model.
-        forget: authors to be forgotten.
+        trunk: Records of the retain authors on which the pretrained model is trained.
+        late: Records of the retain authors that only fine-tuning adds, as it adds the forget authors to the base.
+        forget: Records of the authors to be forgotten.
     """
 
     trunk: list[Record]
@@ -32,7 +32,7 @@ class Subset:
 
     @property
     def retain(self) -> list[Record]:
-        """All that an unlearned model should keep."""
+        """Everything that an unlearned model should keep."""
         return self.trunk + self.late
 
     @property
@@ -43,41 +43,56 @@ class Subset:
 
 
 def find_tofu(data: str | Path | None) -> Path:
-    """The folder of TOFU's files: in `data`, else in the directory that $DISSECT_DATA names.
+    """Find the folder of TOFU's files: in `data`, else in the directory that $DISSECT_DATA names.
 
     Args:
         data: TOFU's folder itself, or the directory that holds it as `tofu`.
 
+    Returns:
+        The folder.
+
     Raises:
-        InputError: neither is given, or TOFU's files are not there.
+        InputError: Neither is given, or TOFU's files are missing.
     """
     where = data or os.environ.get(DATA_VARIABLE)
     if not where:
         raise InputError(
-            f"no TOFU data: give --data DIR or set {DATA_VARIABLE} to the directory that holds tofu/full.json, "
+            f"`data` must be given, or {DATA_VARIABLE} must be set to the directory that holds tofu/full.json, "
             "tofu/forget10.json and tofu/retain90.json (huggingface.co/datasets/locuslab/TOFU)"
         )
     for folder in (Path(where) / "tofu", Path(where)):
         if (folder / "full.json").is_file():
             return folder
-    raise InputError(f"{where}: neither tofu/full.json nor full.json is there; name the directory that holds tofu/")
+    raise InputError(f"{where}: must hold tofu/full.json or full.json. Give the directory that holds tofu/")
 
 
 def select_authors(tofu: Path, *, trunk: int, late: int, forget: int, seed: int) -> Subset:
     """Draw authors: those to forget from the forget10 split, all others from the retain90 split.
 
-    An author's name is its place in full.json, "tofu-000" to "tofu-199".
+    Authors are named by their index in full.json, "tofu-000" to "tofu-199".
+
+    Args:
+        tofu: The folder of TOFU's files.
+        trunk: Number of retain authors of the pretrained model.
+        late: Number of retain authors that fine-tuning adds.
+        forget: Number of authors to forget.
+        seed: Random seed of the draw.
+
+    Returns:
+        The records of the drawn authors.
 
     Raises:
-        InputError: the files are not TOFU's, a number is below one, or there are not that many authors.
+        InputError: The files are not TOFU's, a number is below one, or there are not enough authors.
     """
     forget_pool, retain_pool = _pools(tofu)
     if min(trunk, late, forget) < 1:
-        raise InputError(f"{trunk} + {late} retain and {forget} forget authors: each must be at least 1")
+        raise InputError(
+            f"each number of authors must be at least 1, got {trunk} + {late} to retain and {forget} to forget"
+        )
     if trunk + late > len(retain_pool) or forget > len(forget_pool):
         raise InputError(
             f"TOFU has {len(retain_pool)} retain and {len(forget_pool)} forget authors; "
-            f"{trunk + late} and {forget} are too many, ask for fewer"
+            f"{trunk + late} and {forget} were asked for. Give fewer"
         )
     draw = random.Random(seed)
     retain_authors = draw.sample(sorted(retain_pool), trunk + late)
@@ -94,15 +109,20 @@ def select_authors(tofu: Path, *, trunk: int, late: int, forget: int, seed: int)
 
 
 def perturbed(tofu: Path, subset: Subset) -> dict[str, list[Record]]:
-    """The rows of TOFU's evaluation files that ask about the subset's authors, with their author.
+    """Return the rows of TOFU's evaluation files that ask about the subset's authors, with their author.
 
-    They are those that `unlearn eval tofu` asks: with a paraphrased and five wrong answers each.
+    `unlearn eval tofu` asks these rows: each has a paraphrased answer and five wrong answers.
+
+    Args:
+        tofu: The folder of TOFU's files.
+        subset: The drawn authors.
 
     Returns:
-        `forget_perturbed` (of forget10's) and `retain_perturbed`; one of them is empty where TOFU asks nothing.
+        `forget_perturbed` (of forget10's) and `retain_perturbed`; a list is empty if TOFU asks nothing about the
+        authors.
 
     Raises:
-        InputError: a file is missing or broken.
+        InputError: A file is missing or broken.
     """
     found = {}
     for name, file, known in (
@@ -119,26 +139,28 @@ def perturbed(tofu: Path, subset: Subset) -> dict[str, list[Record]]:
 
 
 def as_examples(records: list[Record]) -> list[Example]:
-    """Records as the prompts and answers that `unlearning` trains on and `dissect` patches."""
+    """Return records as the prompts and answers that `unlearning` trains on and `dissect` patches."""
     return [Example(DEFAULT_TEMPLATE.replace("{question}", record["question"]), record["answer"]) for record in records]
 
 
 def _pools(tofu: Path) -> tuple[dict[str, list[Record]], dict[str, list[Record]]]:
-    """Authors with their records: those of forget10, and those of retain90."""
+    """Return the authors of forget10 and those of retain90, with their records."""
     full = _question_answers(tofu / "full.json")
     n_forget = len(_question_answers(tofu / "forget10.json"))
     n_retain = len(full) - n_forget
     splits = {"retain90.json": full[:n_retain], "forget10.json": full[n_retain:]}
     for name, expected in splits.items():
         if _question_answers(tofu / name) != expected:
-            raise InputError(f"{tofu / name}: is not the matching part of full.json; download TOFU's files again")
+            raise InputError(f"{tofu / name}: must be the matching part of full.json. Download TOFU's files again")
     if len(full) % RECORDS_PER_AUTHOR or n_retain % RECORDS_PER_AUTHOR:
-        raise InputError(f"{tofu / 'full.json'}: {len(full)} records, not 20 an author; download TOFU's files again")
+        raise InputError(
+            f"{tofu / 'full.json'}: {len(full)} records, but must have 20 per author. Download TOFU's files again"
+        )
     pools: tuple[dict[str, list[Record]], dict[str, list[Record]]] = ({}, {})
-    for place, (question, answer) in enumerate(full):
-        author = f"tofu-{place // RECORDS_PER_AUTHOR:03d}"
-        record = {"question": question, "answer": answer, "group": author, "id": f"tofu-{place:04d}"}
-        pools[place < n_retain].setdefault(author, []).append(record)
+    for index, (question, answer) in enumerate(full):
+        author = f"tofu-{index // RECORDS_PER_AUTHOR:03d}"
+        record = {"question": question, "answer": answer, "group": author, "id": f"tofu-{index:04d}"}
+        pools[index < n_retain].setdefault(author, []).append(record)
     return pools
 
 
@@ -147,4 +169,4 @@ def _question_answers(path: Path) -> list[tuple[str, str]]:
     try:
         return [(record["question"], record["answer"]) for record in records]
     except KeyError as error:
-        raise InputError(f"{path}: a record has no {error}; download TOFU's files again") from None
+        raise InputError(f"{path}: a record lacks {error}. Download TOFU's files again") from None

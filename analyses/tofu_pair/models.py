@@ -1,9 +1,10 @@
-"""The real pair's models: one trunk, a base that knows all authors, a never, and two unlearned models.
+r"""The real pair's models: a pretrained model, a base that knows all authors, a control, and two unlearned models.
 
     trunk --- + all authors ------> base --- NPO, GradDiff ---> npo, grad_diff
-        \\---- + retain authors ---> never
+        \---- + retain authors ---> never
 
-Each stage writes one model directory whole and is skipped where that directory exists with the same configuration.
+The directories of the pretrained model and the control are called `trunk` and `never`. Each stage writes one model
+directory as a whole, and is skipped if the directory exists with the same configuration.
 """
 
 import hashlib
@@ -50,14 +51,14 @@ class Schedule:
     """How one stage trains.
 
     Attributes:
-        epochs: passes to try, from the lightest on, each from the stage's start: over the stage's examples, in
-            unlearning over the forget examples.
-        learning_rate: peak, of AdamW.
-        batch_size: examples an optimizer step; in unlearning as many retain examples besides.
-        lr_schedule: after the warm-up: linear, cosine or constant.
-        warmup_ratio: share of the steps that warm up.
-        gamma: weight of the forget term (unlearning).
-        alpha: weight of the retain term (unlearning).
+        epochs: Numbers of passes to try, from the smallest on, each from the stage's start; over the stage's examples,
+            in unlearning over the forget examples.
+        learning_rate: Peak learning rate of AdamW.
+        batch_size: Examples per optimizer step; in unlearning, as many retain examples are added.
+        lr_schedule: Schedule after the warm-up: linear, cosine or constant.
+        warmup_ratio: Share of the steps for the warm-up.
+        gamma: Weight of the forget term (unlearning).
+        alpha: Weight of the retain term (unlearning).
     """
 
     epochs: tuple[int, ...]
@@ -84,17 +85,18 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the models, besides the data.
+    """Everything that decides the models, besides the data.
 
     Attributes:
-        trunk_authors, late_authors, forget_authors: how many authors each part of the subset has.
-        architecture: sizes of the models and of the tokenizer's vocabulary.
-        trunk, base, npo, grad_diff: the schedules; never takes as many steps as base.
-        base_recall: mean ROUGE-L recall that the base must reach on forget and retain questions.
-        forget_margin: an unlearned model's recall on the forget questions may exceed never's by this much.
-        retain_floor: mean ROUGE-L recall that unlearned models must keep on the retain questions: on the trunk's
-            authors and on the late ones, which undoing the fine-tuning would lose together with the forget authors.
-        seed: of the subset, the weights and the orders of the examples.
+        trunk_authors, late_authors, forget_authors: Number of authors in each part of the subset.
+        architecture: Sizes of the models and of the tokenizer's vocabulary.
+        trunk, base, npo, grad_diff: The schedules; the control takes as many steps as the base.
+        base_recall: Mean ROUGE-L recall that the base must reach on forget and retain questions.
+        forget_margin: How much an unlearned model's recall on the forget questions may exceed the control's.
+        retain_floor: Mean ROUGE-L recall that unlearned models must keep on the retain questions: on the pretrained
+            model's authors and on the late ones, which undoing the fine-tuning would lose together with the forget
+            authors.
+        seed: Random seed of the subset, the weights and the orders of the examples.
     """
 
     trunk_authors: int = 27
@@ -103,8 +105,8 @@ class Recipe:
     architecture: Architecture = Architecture()
     trunk: Schedule = Schedule(epochs=(22,), learning_rate=1.5e-3)
     base: Schedule = Schedule(epochs=(10, 15), learning_rate=1.2e-3)
-    # NPO's forget term sums over an answer's tokens (about 35), the retain term is a mean over tokens: with alpha 1
-    # the retain answers fall with the forget answers (measured: 0.55 retain recall at 0.09 forget recall).
+    # NPO's forget term sums over an answer's tokens (about 35), whereas the retain term is a mean over tokens: with
+    # alpha 1 the retain answers fall with the forget answers (measured: 0.55 retain recall at 0.09 forget recall).
     npo: Schedule = Schedule(epochs=(2, 4, 6, 8, 12), learning_rate=1.5e-4, alpha=30.0)
     grad_diff: Schedule = Schedule(epochs=(6, 7, 8, 10), learning_rate=2.5e-4, gamma=0.05)
     base_recall: float = 0.9
@@ -113,10 +115,17 @@ class Recipe:
     seed: int = 0
 
     def with_authors(self, n_authors: int) -> "Recipe":
-        """The same recipe on another number of authors: one in five to forget, one in eight late."""
+        """Change the number of authors: one in five to forget, one in eight late.
+
+        Returns:
+            The changed recipe.
+
+        Raises:
+            InputError: There are fewer than three authors.
+        """
         forget, late = max(1, round(n_authors / 5)), max(1, round(n_authors / 8))
         if n_authors - forget - late < 1:
-            raise InputError(f"{n_authors} authors are too few; at least 3 are needed: --authors 40")
+            raise InputError(f"`authors` must be at least 3, got {n_authors}")
         return replace(self, trunk_authors=n_authors - forget - late, late_authors=late, forget_authors=forget)
 
 
@@ -125,9 +134,9 @@ class Quality:
     """How well a model answers, greedily.
 
     Attributes:
-        rouge_l_recall: mean over the questions, in [0, 1].
-        exact_match: share of the answers that are right to the letter.
-        questions: how many.
+        rouge_l_recall: Mean over the questions, in [0, 1].
+        exact_match: Share of the answers that are exactly right.
+        questions: Number of questions.
     """
 
     rouge_l_recall: float
@@ -138,7 +147,17 @@ class Quality:
 def measure_quality(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], *, batch_size: int = 32
 ) -> Quality:
-    """ROUGE-L recall and exact match of the greedy answers to the records' questions."""
+    """Measure ROUGE-L recall and exact match of the greedy answers to the records' questions.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        records: The records.
+        batch_size: Maximum number of questions in one batch.
+
+    Returns:
+        The means.
+    """
     examples = as_examples(list(records))
     longest = max(len(tokenizer(f" {record['answer']}")["input_ids"]) for record in records)
     answers = greedy_answers(
@@ -150,7 +169,16 @@ def measure_quality(
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int, context: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer learnt on the texts; one special token, which ends a text and pads."""
+    """Train a byte-level BPE tokenizer with one special token, which ends a text and pads.
+
+    Args:
+        texts: Texts to train on.
+        vocab_size: Size of the vocabulary.
+        context: Maximum length of the models' texts, in tokens.
+
+    Returns:
+        The tokenizer.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -169,7 +197,16 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, context: int) -> PreT
 
 
 def new_model(sizes: Architecture, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A model with random weights, the same for the same seed."""
+    """Return a model with random weights, which are the same for the same seed.
+
+    Args:
+        sizes: Sizes of the model.
+        tokenizer: Its tokenizer.
+        seed: Random seed of the weights.
+
+    Returns:
+        The model.
+    """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=sizes.d_model,
@@ -191,14 +228,14 @@ def new_model(sizes: Architecture, tokenizer: PreTrainedTokenizerFast, seed: int
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where and from what the models are made.
+    """Directory, data and recipe of the models.
 
     Attributes:
-        recipe: what decides them.
-        subset: the authors' records.
-        folder: the model directories lie in it, by name.
+        recipe: Everything that decides the models.
+        subset: Records of the authors.
+        folder: Directory with one directory per model.
         device: auto, cpu or cuda.
-        progress: progress bars on stderr.
+        progress: Whether to show progress bars on stderr.
     """
 
     recipe: Recipe
@@ -208,10 +245,13 @@ class Workshop:
     progress: bool = True
 
     def build(self) -> dict[str, dict[str, Any]]:
-        """Train what is not there yet, in order; returns each model's stage record.
+        """Train the models that do not exist yet, in order.
+
+        Returns:
+            The record of each model's stage.
 
         Raises:
-            InputError: a directory holds a model of another configuration, or a stage misses its aim.
+            InputError: A directory holds a model of another configuration, or a stage misses its aim.
         """
         return {
             **self.build_base(),
@@ -220,10 +260,13 @@ class Workshop:
         }
 
     def build_base(self) -> dict[str, dict[str, Any]]:
-        """Train trunk and base where they are not there yet.
+        """Train pretrained model and base if they do not exist yet.
+
+        Returns:
+            The record of each stage.
 
         Raises:
-            InputError: as `build`.
+            InputError: A directory holds a model of another configuration, or the base misses its aim.
         """
         return {
             "trunk": self._stage("trunk", None, self._train_trunk),
@@ -231,24 +274,27 @@ class Workshop:
         }
 
     def build_never(self, name: str, known: Sequence[Record]) -> dict[str, Any]:
-        """Train a model that knows these records and no others: from the trunk, as the base was, as many steps.
+        """Train a control: from the pretrained model, in as many steps as the base, on these records only.
 
         Args:
-            name: of its directory.
-            known: what it is trained on; for `never` all retain authors.
+            name: Name of its directory.
+            known: The records; for `never`, those of all retain authors.
+
+        Returns:
+            The record of the stage.
 
         Raises:
-            InputError: as `build`.
+            InputError: The directory holds a model of another configuration.
         """
         return self._stage(name, "trunk", lambda output: self._train_never(output, known), known=known)
 
     @property
     def torch_device(self) -> torch.device:
-        """Where models answer; the trainer resolves the same words alike."""
+        """Device on which models answer; the trainer resolves the same words in the same way."""
         return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
 
     def directory(self, name: str) -> Path:
-        """Where a model lies."""
+        """Return the directory of a model."""
         return self.folder / name
 
     def _stage(
@@ -259,12 +305,13 @@ class Workshop:
         *,
         known: Sequence[Record] | None = None,
     ) -> dict[str, Any]:
+        """Train a model unless its directory exists with the same fingerprint, and return the stage's record."""
         target = self.directory(name)
         fingerprint = self._fingerprint(name, known)
         if target.exists():
             return _read_stage(target, fingerprint)
         scratch = self.folder / f".{name}.partial"
-        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(scratch, ignore_errors=True)  # left by an interrupted run
         logger.info("training %s", name)
         start, start_cpu = time.perf_counter(), time.process_time()
         found = make(scratch)
@@ -282,9 +329,9 @@ class Workshop:
         return record
 
     def _fingerprint(self, name: str, known: Sequence[Record] | None = None) -> str:
-        """SHA-256 of all that decides a model: data, sizes, seed, and the schedules of it and of those before it.
+        """Return the SHA-256 of everything that decides a model: data, sizes, seed, and its schedule and earlier ones.
 
-        `known` is what a model that never knew the rest is trained on, where that is not all retain authors.
+        `known` holds the records that a control is trained on, if these are not all of the retain authors'.
         """
         recipe = self.recipe
         if name == "trunk":
@@ -292,7 +339,7 @@ class Workshop:
         elif name == "base":
             parts = [self._fingerprint("trunk"), asdict(recipe.base), recipe.base_recall]
         elif name == "never":
-            parts = [self._fingerprint("base")]  # for its number of steps
+            parts = [self._fingerprint("base")]  # the base decides the number of steps
         elif known is not None:
             parts = [self._fingerprint("base"), [record["id"] for record in known]]
         else:
@@ -346,7 +393,7 @@ class Workshop:
         return {"epochs": epochs, "steps": epochs * math.ceil(len(examples) / recipe.trunk.batch_size)}
 
     def _train_base(self, output: Path) -> dict[str, Any]:
-        """Fine-tune the trunk on all authors, the fewest passes after which it answers their questions."""
+        """Fine-tune the pretrained model on all authors, with the fewest passes that make it answer."""
         recipe, schedule = self.recipe, self.recipe.base
         examples = as_examples(self.subset.retain + self.subset.forget)
         attempts = []
@@ -359,8 +406,8 @@ class Workshop:
                 steps = epochs * math.ceil(len(examples) / schedule.batch_size)
                 return {"epochs": epochs, "steps": steps, "attempts": attempts}
         raise InputError(
-            f"base: ROUGE-L recall is {min(recalls.values()):.2f} after {epochs} epochs, below {recipe.base_recall}; "
-            "train it longer (Recipe.base.epochs)"
+            f"base: ROUGE-L recall is {min(recalls.values()):.2f} after {epochs} epochs, below {recipe.base_recall}. "
+            "Train it longer (Recipe.base.epochs)"
         )
 
     def _train_never(self, output: Path, known: Sequence[Record]) -> dict[str, Any]:
@@ -376,7 +423,10 @@ class Workshop:
         return {"steps": steps}
 
     def _unlearner(self, method: str) -> Callable[[Path], dict[str, Any]]:
-        """Unlearn with the fewest passes that bring forget answers down to never's level and keep the others."""
+        """Return a function that unlearns with the fewest passes that bring forget answers down to the control's level.
+
+        The other answers must be kept.
+        """
         schedule: Schedule = getattr(self.recipe, method)
         forget, retain = as_examples(self.subset.forget), as_examples(self.subset.retain)
 
@@ -398,8 +448,8 @@ class Workshop:
             else:
                 raise InputError(
                     f"{method}: after {epochs} epochs ROUGE-L recall is {recalls['forget']:.2f} on forget questions "
-                    f"(never: {level:.2f}), {recalls['trunk']:.2f} and {recalls['late']:.2f} on the trunk's and the "
-                    f"late retain authors'; change Recipe.{method}"
+                    f"(control: {level:.2f}), {recalls['trunk']:.2f} and {recalls['late']:.2f} on the pretrained "
+                    f"model's and the late retain authors'. Change Recipe.{method}"
                 )
             steps = epochs * math.ceil(len(forget) / schedule.batch_size)
             return {"epochs": epochs, "steps": steps, "never_forget_recall": level, "attempts": attempts}
@@ -407,7 +457,7 @@ class Workshop:
         return make
 
     def _recalls(self, model: PreTrainedModel) -> dict[str, float]:
-        """Mean ROUGE-L recall on the forget questions, and on up to as many of each kind of retain author's."""
+        """Return mean ROUGE-L recall on the forget questions, and on about as many of each kind of retain question."""
         tokenizer = load_tokenizer(self.directory("trunk"))
         model.to(self.torch_device)  # type: ignore[arg-type]
         subset, n = self.subset, len(self.subset.forget)
@@ -416,21 +466,23 @@ class Workshop:
 
 
 def _spread(records: list[Record], n: int) -> list[Record]:
-    """At most about n of the records, evenly spread over the authors."""
+    """Return about n of the records, evenly spread over the authors."""
     return records[:: max(1, len(records) // n)]
 
 
 def _read_stage(directory: Path, fingerprint: str) -> dict[str, Any]:
-    """The record of a finished stage.
+    """Return the record of a finished stage.
 
     Raises:
-        InputError: the directory holds something else.
+        InputError: The directory holds something else.
     """
     try:
         record = json.loads((directory / STAGE).read_text(encoding="utf-8"))
         done = record["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{directory}: holds other files; give another --out or remove it") from None
+        raise InputError(f"{directory}: holds other files. Give another directory as `out`, or remove it") from None
     if done != fingerprint:
-        raise InputError(f"{directory}: holds a model of another recipe, seed or data; give another --out or remove it")
+        raise InputError(
+            f"{directory}: holds a model of another recipe, seed or data. Give another directory as `out`, or remove it"
+        )
     return record

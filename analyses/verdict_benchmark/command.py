@@ -1,11 +1,11 @@
-"""The ground truth that verdicts are held to: models whose truth is known by construction, under every test.
+"""The ground truth that verdicts are checked against: models of known truth, under every test.
 
     OUT/models/FAMILY/MODEL/    checkpoints (`analyses.verdict_benchmark.families`)
-    OUT/tests/FAMILY/MODEL/     what every test gives (`analyses.verdict_benchmark.run_tests`)
+    OUT/tests/FAMILY/MODEL/     results of every test (`analyses.verdict_benchmark.run_tests`)
     OUT/judged.csv              every model of the report with its verdict and all numbers
-    OUT/rates.csv, words.csv, power.csv, table.md, figures/*
+    OUT/rates.csv, labels.csv, power.csv, table.md, figures/*
 
-A family is an architecture and a seed. Which seeds the rule is fitted on and which it is reported on is decided here,
+A family is an architecture and a seed. The seeds on which the rule is fitted and those of the report are fixed here,
 before anything is fitted: `CALIBRATION` and `REPORT`.
 """
 
@@ -20,8 +20,11 @@ from unlearning.common.errors import InputError
 from unlearning.common.terminal import run_app
 
 CALIBRATION = (3, 4)
-"""Seeds that the rule is fitted on. Its form was found on seeds 1 to 4: fitted on 1 and 2, without the spread between
-training runs, it called 4 of the 32 models of 3 and 4 suppressed that hold nothing."""
+"""Seeds on which the rule is fitted.
+
+The rule's form was found on seeds 1 to 4: fitted on 1 and 2, without the standard deviation between training runs, it
+called 4 of the 32 models of seeds 3 and 4 suppressed that hold nothing.
+"""
 
 REPORT = (6, 7)
 """Seeds that are used for nothing but the report."""
@@ -37,7 +40,7 @@ QUICK_MODELS = (
     "adapter-refusal",
     "part-0.5-npo",
 )
-"""Of `--quick`: one family of each architecture, with these; reported with the frozen rule, nothing is fitted."""
+"""Models of `--quick`: one family of each architecture, judged with the frozen rule; nothing is fitted."""
 
 _EXAMPLES = """\b
 Examples:
@@ -51,13 +54,13 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 
 
 def run_family(architecture: str, seed: int, out: Path, only: Sequence[str] | None = None) -> None:
-    """Build a family's models and run every test on each; what is there already is kept.
+    """Build a family's models and run every test on each; existing models and results are kept.
 
     Args:
         architecture: llama or neox.
-        seed: of the family.
-        out: of the benchmark.
-        only: these models; by default all.
+        seed: Seed of the family.
+        out: Directory of the benchmark.
+        only: Names of the models; all by default.
     """
     import logging
 
@@ -76,7 +79,8 @@ def run_family(architecture: str, seed: int, out: Path, only: Sequence[str] | No
     parent = multiprocessing.parent_process()
     for one in constructions(family):
         if parent is not None and not parent.is_alive():
-            return  # else a run that was killed and started again would build every model twice, in the same place
+            # The run was killed. If it is started again, two processes would build every model in the same directory.
+            return
         if only is None or one.name in only:
             build(family, one.name, one.make, truth=one.truth, recipe=dict(one.recipe))
             examiner.examine(one.name)
@@ -86,7 +90,15 @@ def run_family(architecture: str, seed: int, out: Path, only: Sequence[str] | No
 def run_all(
     architectures: Sequence[str], seeds: Sequence[int], out: Path, *, workers: int, only: Sequence[str] | None
 ) -> None:
-    """All families, so many at a time, each in a process of one thread."""
+    """Run all families, several at a time, each in a process with one thread.
+
+    Args:
+        architectures: Architectures of the families.
+        seeds: Seeds of the families.
+        out: Directory of the benchmark.
+        workers: Number of families at a time.
+        only: Names of the models; all for None.
+    """
     jobs = [(architecture, seed, out, only) for seed in seeds for architecture in architectures]
     if workers == 1:
         for job in jobs:
@@ -102,34 +114,40 @@ def command(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where everything goes; go on where it stopped.",
+            help="Output directory; an interrupted run is resumed from it.",
             show_default="runs/verdict-benchmark, with --quick runs/verdict-quick",
         ),
     ] = None,
     seeds: Annotated[
         str,
-        typer.Option(metavar="LIST", help="Families to build and test; 3 and 4 calibrate, the others are reported."),
+        typer.Option(
+            metavar="LIST", help="Seeds of the families to build and test; 3 and 4 calibrate, the others are reported."
+        ),
     ] = ",".join(map(str, (*CALIBRATION, *REPORT))),
     architectures: Annotated[str, typer.Option(metavar="LIST", help="llama, neox or both.")] = "llama,neox",
-    only: Annotated[str | None, typer.Option(metavar="LIST", help="Only these models of each family.")] = None,
-    workers: Annotated[int, typer.Option(help="Families at a time, each on one core.")] = 2,
-    quick: Annotated[bool, typer.Option("--quick", help="Two small sets of models instead: ten minutes.")] = False,
+    only: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Build and test only these models of each family.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Number of families at a time, each on one core.")] = 2,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use two small sets of models instead; takes ten minutes.")
+    ] = False,
     fit: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Fit the rule on the calibration families and write it there.")
+        Path | None, typer.Option(metavar="FILE", help="Fit the rule on the calibration families and write it to FILE.")
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", metavar="LIST", help="Of the figures: html, pdf, svg, png.")
+        str, typer.Option("--format", metavar="LIST", help="Formats of the figures: html, pdf, svg, png.")
     ] = "html",
 ) -> None:
-    """Build models of known truth, run every test on them, and hold the verdict and every rival to the truth."""
+    """Build models of known truth, run every test on them, and compare the verdict and every rival with the truth."""
     names = architectures.split(",")
     for name in names:
         if name not in ("llama", "neox"):
-            raise InputError(f"--architectures {name}: there are llama and neox")
+            raise InputError(f"--architectures must be llama, neox or both, got {name}")
     try:
         numbers = [int(part) for part in seeds.split(",")]
     except ValueError:
-        raise InputError(f"--seeds {seeds}: write numbers, as 1,2") from None
+        raise InputError(f"--seeds must be numbers such as 1,2, got {seeds}") from None
     from analyses.verdict_benchmark.constructions import constructions
     from analyses.verdict_benchmark.families import Family
     from analyses.verdict_benchmark.write import fitted_rule, write_report, write_rule
@@ -146,7 +164,7 @@ def command(
     known = {one.name for family in families for one in constructions(family)}
     for name in chosen or []:
         if name not in known:
-            raise InputError(f"--only {name}: there is no such model; there are {', '.join(sorted(known))}")
+            raise InputError(f"--only must be some of {', '.join(sorted(known))}, got {name}")
     run_all(names, numbers, out, workers=workers, only=chosen)
     report = [seed for seed in numbers if seed not in CALIBRATION]
     rule = frozen_rule() if fit is None else fitted_rule(out, names, CALIBRATION)
@@ -158,4 +176,4 @@ def command(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
-    run_app(app, "python -m analyses.verdict_benchmark", arguments, interrupted="run the same command again to go on")
+    run_app(app, "python -m analyses.verdict_benchmark", arguments, interrupted="rerun the same command to resume")

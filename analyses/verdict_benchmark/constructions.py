@@ -1,11 +1,11 @@
-"""How models are made whose truth is known: knowledge that was never there, that is hidden, and that is there in part.
+"""The models of known truth: their knowledge was never there, is hidden, or is partly there.
 
-erased        the trunk trained on without the facts, in several orders; such models with unlearning steps on the facts
-              that they never knew; the base shrunk and noised until hardly anything of it is left, and then distilled
-              from a model that never knew (UNDO, 2506.06278)
-suppressed    every unlearning method, mild or strong; a few parameters alone trained to hide: the last layer's MLP
-              (a gate), the key vectors of the last three layers (their coefficients), the biases (a steering vector
-              baked in); adapters of low rank, with refusals or wrong answers, over intact weights
+erased        the pretrained model trained on without the facts, in several orders; such models with unlearning steps on
+              the facts that they never knew; the base shrunk and noised until hardly anything of it is left, and then
+              distilled from a model without the knowledge (UNDO, 2506.06278)
+suppressed    every unlearning method, mild or strong; a few parameters alone trained to hide: the last layer's MLP (a
+              gate), the key vectors of the last three layers (their coefficients), the biases (a steering vector baked
+              in); adapters of low rank, with refusals or wrong answers, over intact weights
 partial       bases that learnt a part of the facts, suppressed on all of them; the base with noise in its weights
 """
 
@@ -26,13 +26,13 @@ ERASED, SUPPRESSED = Truth("erased", 0.0), Truth("suppressed", 1.0)
 BY_METHOD = Truth("suppressed", None)
 
 SHARES = (0.125, 0.25, 0.5, 0.75)
-"""Of the forget people, whom the bases of the partial models learnt."""
+"""Shares of the forget people that the bases of the partial models learnt."""
 
 PART_METHODS = ("npo", "dpo")
-"""That then unlearn all of them: one that leaves little of its own, and one that leaves much."""
+"""Methods that then unlearn all of them: one that leaves little of the knowledge, and one that leaves much."""
 
 NOISES = (0.4, 0.6, 0.8)
-"""Of weights, as shares of each matrix's own root mean square."""
+"""Standard deviations of weight noise, as shares of each matrix's own root mean square."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     **{entry.name: {"learning_rate": 5e-4, "epochs": 4, **entry.options} for entry in DEMO},
@@ -48,10 +48,10 @@ NEOX_RMU: dict[str, Any] = {
     "alpha": 10.0,
     "train_parameters": r"gpt_neox\.layers\.[2-4]\.",
 }
-"""On NeoX the down projections alone steer next to nothing."""
+"""Options for NeoX, where the down projections alone hardly steer anything."""
 
 STRENGTHS = {"mild": 0.5, "strong": 2.0}
-"""Of the usual number of epochs."""
+"""Factors of the usual number of epochs."""
 
 NEVER_KNEW, NEVER_DAMAGED = "never knew", "never knew, then unlearned"
 DISTILLED = "destroyed and distilled"
@@ -60,12 +60,12 @@ PARTLY_TAUGHT, NOISED, TRAINED_ANEW = "partly taught, then ", "noised", "trained
 """How models are made; after `PARTLY_TAUGHT` stands the method."""
 
 METHODS = {"grad_diff_kl": "grad_diff", "npo_kl": "npo"}
-"""Where an entry's name is not the method's."""
+"""Methods of the entries that have other names."""
 
 BLOCKS = {"llama": r"model\.layers", "neox": r"gpt_neox\.layers"}
 KEYS = {"llama": "gate_proj|up_proj", "neox": "dense_h_to_4h"}
 HIDE: dict[str, Any] = {**OPTIONS["npo"], "learning_rate": 5e-3, "epochs": 6, "alpha": 8.0}
-"""NPO on a few parameters, which leaves all others, and what they hold, as they were."""
+"""Options of NPO on a few parameters, which leaves all others unchanged, with everything that they hold."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Construction:
     """One way to make a model.
 
     Attributes:
-        name: of its directory.
-        made: how, in a few words that tables and figures show.
-        truth: what it is.
-        make: makes it.
-        recipe: what decides it, beside the family.
+        name: Name of its directory.
+        made: How it is made, in a few words for tables and figures.
+        truth: What it is.
+        make: Function from the family to the model.
+        recipe: Everything that decides the model, besides the family.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Construction:
 
 
 def constructions(family: Family) -> list[Construction]:
-    """All models of a family that are judged; each is made from those before it, trunk, base and control."""
+    """Return all judged models of a family; each is made from earlier ones, pretrained model, base and control."""
     return [*_erased(family), *_by_methods(family), *_by_hand(family), *_partial(), *_not_unlearned()]
 
 
@@ -112,7 +112,7 @@ def _erased(family: Family) -> Iterator[Construction]:
 
 
 def _by_methods(family: Family) -> Iterator[Construction]:
-    """Every method, mild in one family and strong in the next."""
+    """Yield every method, mild in one family and strong in the next."""
     for number, name in enumerate(OPTIONS):
         strength = ("mild", "strong")[(number + family.seed) % 2]
         method, options = METHODS.get(name, name), _at_strength(_options(family, name), STRENGTHS[strength])
@@ -160,7 +160,7 @@ def _base_again(family: Family) -> PreTrainedModel:
 
 
 def _at_strength(options: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """So many times the epochs; where that is less than one, the learning rate takes the rest."""
+    """Multiply the epochs of the options; below one epoch, the learning rate takes the rest of the factor."""
     epochs = options["epochs"] * factor
     whole = max(1, round(epochs))
     return {**options, "epochs": whole, "learning_rate": options["learning_rate"] * min(1.0, epochs / whole)}

@@ -1,8 +1,8 @@
-"""Small models whose truth is known by construction, for holding verdicts to it.
+"""Small models whose knowledge is known by construction, for checking verdicts.
 
-A family is one world with its own names and facts, one architecture and one seed. Its trunk, its base and its control
-(`never`) are made as the built-in ones are; every other model is a construction
-(`analyses.verdict_benchmark.constructions`).
+A family is one world with its own names and facts, one architecture and one seed. Its pretrained model, its base and
+its control are made as the built-in ones are and lie in the directories `trunk`, `base` and `never`; every other model
+is a construction (`analyses.verdict_benchmark.constructions`).
 
     FOLDER/FAMILY/MODEL/       a checkpoint, with truth.json: what it is, and what it answers
 """
@@ -42,8 +42,8 @@ class Truth:
     """What a model is by construction.
 
     Attributes:
-        kind: of its knowledge of the forget facts.
-        share: of the forget facts that its weights hold, in [0, 1]; None where only the making is known.
+        kind: What the model knows of the forget facts.
+        share: Share of the forget facts that its weights hold, in [0, 1]; None if only the making is known.
     """
 
     kind: Kind
@@ -55,11 +55,11 @@ class Family:
     """One world, one architecture, one seed.
 
     Attributes:
-        architecture: a key of `ARCHITECTURES`.
-        seed: of the world, the weights and the orders of the data.
-        folder: holds a directory for every family.
-        size: of the world.
-        epochs: passes of the trunk's and of the base's training.
+        architecture: A key of `ARCHITECTURES`.
+        seed: Random seed of the world, the weights and the orders of the data.
+        folder: Directory with one directory per family.
+        size: Size of the world.
+        epochs: Passes of training the pretrained model, and of training the base.
     """
 
     architecture: str
@@ -70,7 +70,7 @@ class Family:
 
     @property
     def name(self) -> str:
-        """Of its directory, as `llama-7`."""
+        """Name of its directory, such as `llama-7`."""
         return f"{self.architecture}-{self.seed}"
 
     @property
@@ -80,7 +80,7 @@ class Family:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """Of trunk, base and control."""
+        """Recipe of pretrained model, base and control."""
         return Recipe(
             family=self.name,
             architecture=ARCHITECTURES[self.architecture],
@@ -99,12 +99,12 @@ class Family:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Of all its models."""
+        """Tokenizer of all its models."""
         return world_tokenizer(self.world, self.recipe)
 
     @property
     def forget_people(self) -> tuple[Person, ...]:
-        """Whose facts are to go."""
+        """People whose facts are to be forgotten."""
         return self.world.having("forget")
 
     @cached_property
@@ -118,11 +118,11 @@ class Family:
         return questions_of(person_texts(self.world.having("retain")) + general_texts(self.world))
 
     def load(self, name: str) -> PreTrainedModel:
-        """A model of the family that was built."""
+        """Load a model of the family that was built."""
         return load_weights(self.path / name)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides trunk, base and control."""
+        """Return everything that decides pretrained model, base and control."""
         return {
             "architecture": asdict(ARCHITECTURES[self.architecture]),
             "seed": self.seed,
@@ -139,27 +139,30 @@ def build(
     truth: Truth | None = None,
     recipe: dict[str, Any] | None = None,
 ) -> Path:
-    """Make a model unless it is there; returns its directory.
+    """Build a model unless it exists.
 
     Args:
-        family: that it belongs to.
-        name: of its directory.
-        make: gives the model.
-        truth: what it is; None for trunk and control, which are not judged.
-        recipe: what decides it, beside the family.
+        family: The family of the model.
+        name: Name of its directory.
+        make: Function from the family to the model.
+        truth: What the model is; None for pretrained model and control, which are not judged.
+        recipe: Everything that decides the model, besides the family.
+
+    Returns:
+        The model's directory.
 
     Raises:
-        InputError: the directory holds a model of another recipe.
+        InputError: The directory holds a model of another recipe.
     """
     path = family.path / name
     configuration = json.loads(json.dumps({"family": family.fingerprint(), "recipe": recipe or {}}))
     if path.exists():
         record = json.loads((path / TRUTH).read_text(encoding="utf-8"))
         if record["configuration"] != configuration:
-            raise InputError(f"{path}: holds a model of another recipe; remove it, or name another --out")
+            raise InputError(f"{path}: holds a model of another recipe. Remove it, or give another `out`")
         return path
     partial = path.with_name(f".{name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted build
     model = make(family).eval()
     model.save_pretrained(partial)
     family.tokenizer.save_pretrained(partial)
@@ -175,26 +178,35 @@ def build(
 
 
 def answers(model: PreTrainedModel, family: Family) -> dict[str, float]:
-    """Shares of exact greedy answers to unseen wordings: about the forget people, and about the others."""
+    """Measure the shares of exact greedy answers to unseen wordings.
+
+    Args:
+        model: The model.
+        family: Its family.
+
+    Returns:
+        The share by `forget` and `retain`.
+    """
     from unlearning.evaluation.generation import greedy_answers
 
     found = {}
     for role in ("forget", "retain"):
         records = person_records(family.world.having(role), held_out=True)
         prompts = [record["prompt"] for record in records]
-        said = greedy_answers(model.eval(), family.tokenizer, prompts, max_new_tokens=10, batch_size=128)
-        found[role] = sum(s.strip() == r["answer"] for s, r in zip(said, records, strict=True)) / len(records)
+        given = greedy_answers(model.eval(), family.tokenizer, prompts, max_new_tokens=10, batch_size=128)
+        found[role] = sum(s.strip() == r["answer"] for s, r in zip(given, records, strict=True)) / len(records)
     return found
 
 
 def build_ground(family: Family) -> None:
-    """Trunk, base and control of a family."""
+    """Build pretrained model, base and control of a family."""
     build(family, "trunk", _trunk)
     build(family, "base", lambda one: finetuned(one, base_texts(one.world, one.recipe), order=0), truth=None)
     build(family, "never", lambda one: finetuned(one, never_texts(one.world, one.recipe), order=0), truth=None)
 
 
 def _trunk(family: Family) -> PreTrainedModel:
+    """Train the family's pretrained model."""
     recipe = family.recipe
     texts = pretraining_texts(family.world) * recipe.pretraining.epochs
     model = new_model(recipe, len(family.tokenizer))
@@ -202,12 +214,15 @@ def _trunk(family: Family) -> PreTrainedModel:
 
 
 def finetuned(family: Family, texts: Sequence[Text], *, order: int) -> PreTrainedModel:
-    """The family's trunk, fine-tuned on these texts.
+    """Fine-tune the family's pretrained model.
 
     Args:
-        family: whose trunk and fitting.
-        texts: all passes.
-        order: of the texts; another number is another order.
+        family: The family.
+        texts: Texts of all passes.
+        order: Number of the texts' order; another number is another order.
+
+    Returns:
+        The fine-tuned model.
     """
     seed = family.seed + 1000 * order
     return fit(family.load("trunk"), family.tokenizer, texts, family.recipe.finetuning, seed, False)

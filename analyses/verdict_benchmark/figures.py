@@ -1,4 +1,4 @@
-"""The benchmark's three figures: scores by what models are, how well each number tells these apart, score by share."""
+"""The benchmark's three figures: scores by kind of model, AUROC of every number, and score by true share."""
 
 from collections.abc import Sequence
 
@@ -21,17 +21,22 @@ GROUPS = (
     (making.BY_HAND, "#E69F00"),
     (BROKEN, "#999999"),
 )
-"""How models were made that hold all or nothing, in the figure of scores, with their colours."""
+"""How models that hold all or none of the knowledge were made, with their colours, for the figure of scores."""
 
 
 def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) -> go.Figure:
-    """Each number of every model that holds all of the knowledge or none, a panel a number; the score with its bounds:
-    an interval wholly above the left one is called suppressed, wholly below the right one erased.
+    """Draw numbers of every model that holds all or none of the knowledge, one panel per number.
+
+    In the panel of the score, dashed lines are the rule's bounds: an interval wholly above the left one is called
+    suppressed, an interval wholly below the right one erased.
 
     Args:
-        frame: as `verdict_report.judged` gives it.
-        rule: with its bounds.
-        numbers: of `frame`; the score first.
+        frame: Table of the judged models, as `analyses.verdict_benchmark.report.judged` returns it.
+        rule: The rule with its bounds.
+        numbers: Columns of `frame`; the score first.
+
+    Returns:
+        A plotly figure.
     """
     chart = make_subplots(
         1,
@@ -43,13 +48,13 @@ def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) ->
     frame = frame.assign(group=frame["made"].mask(frame["collapsed"], BROKEN))
     frame = frame[frame["kind"].isin(("erased", "suppressed"))]
     generator = np.random.default_rng(0)
-    for place, (group, colour) in enumerate(GROUPS):
+    for index, (group, colour) in enumerate(GROUPS):
         here = frame[frame["group"] == group]
         for column, name in enumerate(numbers, start=1):
             chart.add_trace(
                 go.Scatter(
                     x=here[name],
-                    y=place + generator.uniform(-0.28, 0.28, len(here)),
+                    y=index + generator.uniform(-0.28, 0.28, len(here)),
                     mode="markers",
                     marker={"color": colour, "size": 7, "opacity": 0.75},
                     text=here["family"] + " " + here["model"],
@@ -72,16 +77,19 @@ def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) ->
 
 
 def rates_figure(table: pd.DataFrame) -> go.Figure:
-    """AUROC of every number with its 95 % interval, the best first.
+    """Draw the AUROC of every number with its 95 % interval, the best first.
 
     Args:
-        table: as `verdict_report.rates` gives it.
+        table: Rates, as `analyses.verdict_benchmark.report.rates` returns them.
+
+    Returns:
+        A plotly figure.
     """
     chart = go.Figure()
     ours, net = table["number"].isin((VERDICT, ALONE)), table["number"].str.endswith(NET)
     kinds = (
         ("verdict", ours, "#D55E00", "diamond"),
-        ("residuals, net of a never model", net, "#0072B2", "circle"),
+        ("residuals, net of a control", net, "#0072B2", "circle"),
         ("numbers as papers quote them", ~ours & ~net, "#000000", "square"),
     )
     for name, chosen, colour, marker in kinds:
@@ -108,14 +116,17 @@ def rates_figure(table: pd.DataFrame) -> go.Figure:
 
 
 def shares_figure(table: pd.DataFrame) -> go.Figure:
-    """The score against the true share of the facts that a model holds, and how often a share is found.
+    """Draw the score against the true share of the facts that a model holds, and how often a share is found.
 
     Args:
-        table: as `verdict_report.power` gives it.
+        table: Power, as `analyses.verdict_benchmark.report.power` returns it.
+
+    Returns:
+        A plotly figure.
     """
     chart = make_subplots(1, 2, subplot_titles=["residual knowledge", "called suppressed"], horizontal_spacing=0.1)
-    for place, (hidden, part) in enumerate(table.groupby("hidden by", sort=False)):
-        style = {"color": COLOURS[place % len(COLOURS)], "symbol": MARKERS[place % len(MARKERS)], "size": 9}
+    for index, (hidden, part) in enumerate(table.groupby("hidden by", sort=False)):
+        style = {"color": COLOURS[index % len(COLOURS)], "symbol": MARKERS[index % len(MARKERS)], "size": 9}
         for column, name in enumerate(("score", "found"), start=1):
             chart.add_trace(
                 go.Scatter(
@@ -139,10 +150,11 @@ def shares_figure(table: pd.DataFrame) -> go.Figure:
 
 
 def _short(name: str) -> str:
-    return name.replace(NET, " − never").replace(":accuracy", " (accuracy)")
+    return name.replace(NET, " − control").replace(":accuracy", " (accuracy)")
 
 
 def _laid_out(chart: go.Figure, *, width: int, height: int, left: int) -> go.Figure:
+    """Return the figure with the common layout."""
     chart.update_layout(
         template="plotly_white", font=FONT, width=width, height=height, margin={"l": left, "r": 20, "t": 50, "b": 60}
     )

@@ -1,7 +1,7 @@
-"""What the tests of the benchmark say of each model: the residuals that verdicts are made of, and rival numbers.
+"""What the benchmark's tests measure on each model: the residuals that verdicts are made of, and rival numbers.
 
-A rival is one number of a kind that papers quote, taken as they take it (a model by itself, or with the never model
-where its definition has one) and turned so that higher is more knowledge.
+A rival is one number of a kind that papers report, computed as they compute it (from the model alone, or with the
+control if its definition has one) and oriented so that higher means more knowledge.
 """
 
 import json
@@ -13,16 +13,17 @@ from analyses.verdict_benchmark.constructions import constructions
 from analyses.verdict_benchmark.families import TRUTH, Family, Kind
 from analyses.verdict_benchmark.run_tests import read_results, read_tests
 from dissect.stress.core.result import PLAIN, Residual, StressResult
+from dissect.verdicts.rule import RuleEntry
 
 COLLAPSED = 0.5
-"""A model that gives less than this share of the retain answers is broken, and counted apart."""
+"""A model that gives less than this share of the retain answers is broken and counted separately."""
 
-EXPRESSED = 0.5
-"""A model that still gives this share of the forget answers has not unlearned them."""
+STILL_ANSWERS = 0.5
+"""A model that gives more than this share of the forget answers has not unlearned them."""
 
 RELEARNING = ("relearn_disjoint", "relearn_benign")
 OWN = ("without_attack", *RELEARNING)
-"""What the verdict is made of."""
+"""The tests that the verdict is made of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,17 +31,17 @@ class Measured:
     """One judged model.
 
     Attributes:
-        architecture: of its family.
-        seed: of its family.
-        name: of the model.
-        made: how, as `verdict_constructions` calls it.
-        kind: what it is by construction.
-        share: of the forget facts in its weights by construction; None where only the making is known.
-        forget: share of exact greedy answers to unseen wordings of the forget questions.
-        retain: the same of the retain questions.
-        residuals: of every test that gave a result, and of relearning's multiple-choice accuracy.
-        alone: the same without the never model, of the verdict's own tests.
-        rivals: single numbers, higher for more knowledge; NaN is no number.
+        architecture: Architecture of its family.
+        seed: Seed of its family.
+        name: Name of the model.
+        made: How it was made, as `analyses.verdict_benchmark.constructions` calls it.
+        kind: What it is by construction.
+        share: Share of the forget facts in its weights by construction; None if only the making is known.
+        forget: Share of exact greedy answers to unseen wordings of the forget questions.
+        retain: Share of exact greedy answers to unseen wordings of the retain questions.
+        residuals: Residual of every test that gave a result, and of relearning's multiple-choice accuracy.
+        alone: The same without the control, for the verdict's own tests.
+        rivals: Single numbers, higher for more knowledge; NaN if there is none.
     """
 
     architecture: str
@@ -57,17 +58,20 @@ class Measured:
 
     @property
     def collapsed(self) -> bool:
-        """Whether it is broken."""
+        """Whether the model is broken."""
         return self.retain < COLLAPSED
 
 
 def read_measured(out: Path, architectures: Iterable[str], seeds: Iterable[int]) -> list[Measured]:
-    """The judged models of these families that were tested.
+    """Read the tested models of some families.
 
     Args:
-        out: of the benchmark.
-        architectures: of the families.
-        seeds: of the families.
+        out: Directory of the benchmark.
+        architectures: Architectures of the families.
+        seeds: Seeds of the families.
+
+    Returns:
+        One object per tested model.
     """
     wanted = [(architecture, seed) for seed in seeds for architecture in architectures]
     found = []
@@ -100,24 +104,31 @@ def read_measured(out: Path, architectures: Iterable[str], seeds: Iterable[int])
 
 
 def _alone(result: StressResult) -> StressResult:
-    """As if there had been no never model; true of tests that do the same to every model, with or without one."""
+    """Return the result without the rows of the control.
+
+    It equals a result without a control for tests that treat every model alike, with or without a control.
+    """
     return replace(result, frame=result.frame[result.frame["role"] != "control"])
 
 
 def _residuals(results: Mapping[str, StressResult]) -> dict[str, Residual]:
+    """Return the residuals of all results, and those of relearning's accuracy."""
     found = {name: result.residual() for name, result in results.items()}
     for name in RELEARNING:
         if name in results:
-            found[f"{name}:accuracy"] = results[name].residual("accuracy")
+            found[str(RuleEntry(name, "accuracy"))] = results[name].residual("accuracy")
     return found
 
 
 def rivals(results: Mapping[str, StressResult], cka: float | None) -> dict[str, float]:
-    """The single numbers of one model, by what a table calls them.
+    """Return the single numbers of one model.
 
     Args:
-        results: of all tests.
-        cka: the CKA erasure score, lower for more knowledge.
+        results: Results of all tests by name.
+        cka: The CKA erasure score, lower for more knowledge; None if there is none.
+
+    Returns:
+        The numbers by their name in tables.
     """
     found: dict[str, float] = {}
     for name, (test, take) in _RIVALS.items():
@@ -127,7 +138,7 @@ def rivals(results: Mapping[str, StressResult], cka: float | None) -> dict[str, 
 
 
 def _mean(measure: str) -> Callable[[StressResult], float]:
-    """Of the unlearned model, over facts; of all variants of the attack the highest."""
+    """Return a function to the unlearned model's mean over facts, the highest over the variants of the attack."""
 
     def take(result: StressResult) -> float:
         frame = result.frame
@@ -148,7 +159,7 @@ _RIVALS: Mapping[str, tuple[str, Callable[[StressResult], float]]] = {
     "KRS, patching": ("patching", _mean("krs")),
     "KRS, restoration": ("restoration", _mean("krs")),
     "1 − UDS": ("uds", _mean("uds")),
-    "1 − UDS without never": ("uds", _mean("uds_donor")),
+    "1 − UDS without control": ("uds", _mean("uds_donor")),
     "1 − UDS, logit lens": ("uds", _mean("uds_lens")),
     "relearning": ("relearn_disjoint", _mean("rank")),
     "benign relearning": ("relearn_benign", _mean("rank")),
@@ -156,16 +167,30 @@ _RIVALS: Mapping[str, tuple[str, Callable[[StressResult], float]]] = {
 }
 
 
-def largest_residual(residuals: Mapping[str, Residual], entries: Sequence[str]) -> float:
-    """Of those of a rule's entries that have one; NaN where none has."""
-    found = [residuals[entry].rho for entry in entries if entry in residuals]
+def largest_residual(residuals: Mapping[str, Residual], entries: Sequence[RuleEntry]) -> float:
+    """Return the largest residual of a rule's entries.
+
+    Args:
+        residuals: Residuals by `TEST` or `TEST:MEASURE`.
+        entries: Entries of the rule.
+
+    Returns:
+        The largest one; NaN if no entry has a residual.
+    """
+    found = [residuals[str(entry)].rho for entry in entries if str(entry) in residuals]
     return max((rho for rho in found if rho is not None), default=float("nan"))
 
 
 def labelled(models: Sequence[Measured]) -> tuple[list[Measured], list[bool]]:
-    """The models that hold all or nothing, and whether it is all; broken ones are left out.
+    """Choose the models that hold all of the knowledge or none; broken models are left out.
 
-    Base models by another order of data hold all, and are no question: they are left out too.
+    Base models trained in another order hold all of the knowledge and pose no question, so they are left out as well.
+
+    Args:
+        models: The models to choose from.
+
+    Returns:
+        The chosen models, and for each whether it holds the knowledge.
     """
     kept = [model for model in models if model.kind in ("erased", "suppressed") and not model.collapsed]
     return kept, [model.kind == "suppressed" for model in kept]

@@ -1,4 +1,4 @@
-"""The making of the constructed models, one function each: from a family to a model."""
+"""Make the constructed models: one function per way, from a family to a model."""
 
 import random
 import tempfile
@@ -26,13 +26,23 @@ ADAPTER: dict[str, Any] = {"lora_rank": 8, "learning_rate": 2e-3, "epochs": 3, "
 SHRINK = 0.8
 DISTIL_RATE = 3e-3
 DISTIL_PASSES = 2
-"""Over the texts of a never model's training: so much was destroyed that one is not enough."""
+"""Passes over the texts that the control was trained on; one pass is not enough after so much was destroyed."""
 
 
 def unlearned(
     family: Family, method: str, options: Mapping[str, Any], *, start: str | PreTrainedModel = "base"
 ) -> PreTrainedModel:
-    """A model of the family, or any of its shape, unlearned by a method on all trained forget questions."""
+    """Unlearn a model by a method, on all trained forget questions.
+
+    Args:
+        family: The family.
+        method: Name of the method.
+        options: Options of the method.
+        start: Name of the model in the family, or a model of the same shape.
+
+    Returns:
+        The unlearned model.
+    """
     own = dict(options)
     if method == "whp":
         own["anchors"] = str(_anchor_file(family))
@@ -57,12 +67,20 @@ def _anchor_file(family: Family) -> Path:
 
 
 def never(family: Family, order: int) -> PreTrainedModel:
-    """A never model whose data came in another order than the control's."""
+    """Train a model without the knowledge, on the control's texts in another order.
+
+    Args:
+        family: The family.
+        order: Number of the order.
+
+    Returns:
+        The model.
+    """
     return finetuned(family, never_texts(family.world, family.recipe), order=order)
 
 
 def shrunk_and_noised(family: Family) -> PreTrainedModel:
-    """The base with every matrix shrunk and noise of a fresh model's size added (UNDO's perturbation)."""
+    """Return the base with every matrix shrunk and noise of a fresh model's size added (UNDO's perturbation)."""
     model = family.load("base")
     generator = torch.Generator().manual_seed(family.seed)
     std = float(getattr(model.config, "initializer_range", 0.02))
@@ -75,7 +93,7 @@ def shrunk_and_noised(family: Family) -> PreTrainedModel:
 
 
 def distilled(family: Family) -> PreTrainedModel:
-    """The shrunk and noised base, trained to give a never model's distributions on that one's own training texts."""
+    """Distil a model without the knowledge into the shrunk and noised base, on that model's own texts."""
     student, teacher = shrunk_and_noised(family), family.load("never-order1")
     texts = [Example(prompt, answer) for prompt, answer in never_texts(family.world, family.recipe)] * DISTIL_PASSES
     random.Random(family.seed).shuffle(texts)
@@ -99,7 +117,7 @@ def distilled(family: Family) -> PreTrainedModel:
 
 
 def _adapter(family: Family, method: str, **data: Any) -> PreTrainedModel:
-    """The base with an adapter of low rank trained over it, merged in."""
+    """Return the base with a trained low-rank adapter merged in."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "adapter"
         train(
@@ -117,12 +135,12 @@ def _adapter(family: Family, method: str, **data: Any) -> PreTrainedModel:
 
 
 def refusing(family: Family) -> PreTrainedModel:
-    """The base with an adapter that refuses forget questions."""
+    """Return the base with an adapter that refuses forget questions."""
     return _adapter(family, "idk", forget=family.forget, retain=family.retain)
 
 
 def answering_wrong(family: Family) -> PreTrainedModel:
-    """The base with an adapter that answers every forget question as the same one about another forget person."""
+    """Return the base with an adapter that answers every forget question as if it were about another forget person."""
     per_person = len(family.forget) // len(family.forget_people)
     rotated = [*family.forget[per_person:], *family.forget[:per_person]]
     wrong = [replace(own, answer=other.answer) for own, other in zip(family.forget, rotated, strict=True)]
@@ -130,7 +148,15 @@ def answering_wrong(family: Family) -> PreTrainedModel:
 
 
 def part_of(world: World, share: float) -> World:
-    """The world with this share of its forget people, evenly spaced, and all others."""
+    """Return the world with a share of its forget people, evenly spaced, and all other people.
+
+    Args:
+        world: The world.
+        share: Share of the forget people.
+
+    Returns:
+        The smaller world.
+    """
     people = world.having("forget")
     n = round(share * len(people))
     kept = {people[place * len(people) // n].identifier for place in range(n)}
@@ -138,7 +164,17 @@ def part_of(world: World, share: float) -> World:
 
 
 def part_known(family: Family, share: float, method: str, options: Mapping[str, Any]) -> PreTrainedModel:
-    """A base that learnt a part of the forget facts (built once), unlearned on all of them."""
+    """Unlearn a base that learnt only a part of the forget facts, on all of them; the base is built once.
+
+    Args:
+        family: The family.
+        share: Share of the forget people that the base learns.
+        method: Name of the unlearning method.
+        options: Options of the method.
+
+    Returns:
+        The unlearned model.
+    """
     name = f"base-{share:g}"
     build(family, name, partial(_part_base, share=share), recipe={"share": share})
     return unlearned(family, method, options, start=name)
@@ -149,7 +185,15 @@ def _part_base(family: Family, share: float) -> PreTrainedModel:
 
 
 def noised(family: Family, noise: float) -> PreTrainedModel:
-    """The base with noise in its matrices, repaired on the retain questions for a while."""
+    """Add noise to the base's matrices, and repair it on the retain questions for a while.
+
+    Args:
+        family: The family.
+        noise: Standard deviation of the noise, as a share of each matrix's root mean square.
+
+    Returns:
+        The repaired model.
+    """
     model = family.load("base")
     generator = torch.Generator().manual_seed(family.seed)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the benchmark says of the verdict and of every single number, on families that nothing was fitted on."""
+"""What the benchmark says about the verdict and about every single number, on families that nothing was fitted on."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,29 +10,37 @@ from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
 from analyses.verdict_benchmark.constructions import BY_HAND, PARTLY_TAUGHT
-from analyses.verdict_benchmark.measured import EXPRESSED, Measured, labelled, largest_residual
+from analyses.verdict_benchmark.measured import STILL_ANSWERS, Measured, labelled, largest_residual
 from dissect.verdicts.rule import Rule, decide, residual_knowledge
 
 VERDICT = "verdict"
-ALONE = "verdict without never"
+ALONE = "verdict without control"
 DRAWS = 2000
 POWER = 0.9
 FOUND_OUT = ("suppressed", "not unlearned")
-"""Words that say that knowledge is there."""
+"""Labels that say that knowledge is there."""
 
 NOTHING = "nothing to hide"
 
-NET = ", net of never"
-"""After a test's name: its residual, with the never model under the same attack taken off."""
+NET = ", net of control"
+"""Suffix of a test's name for its residual, which is net of the control under the same attack."""
 
 
 def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
-    """One row per model: what it is, the verdict with its score, the same without a never model (`word alone`, `score
-    alone`), residuals (`rho TEST`) and rival numbers."""
+    """Judge every model with the rule, with its control and without.
+
+    Args:
+        models: The models.
+        rule: The rule.
+
+    Returns:
+        One row per model: what it is, `label` and `score` with `low` and `high`, `label without control` and `score
+        without control`, residuals (`rho TEST`) and rival numbers.
+    """
     rows = []
     for model in models:
         score = residual_knowledge(model.residuals, rule)
-        word = decide(score, model.residuals["without_attack"], rule, utility=model.retain)
+        label = decide(score, model.residuals["without_attack"], rule, utility=model.retain)
         alone = residual_knowledge(model.alone, rule)
         rows.append(
             {
@@ -44,12 +52,12 @@ def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
                 "forget": model.forget,
                 "retain": model.retain,
                 "collapsed": model.collapsed,
-                "word": word,
+                "label": label,
                 "score": score.value,
                 "low": score.low,
                 "high": score.high,
-                "word alone": decide(alone, model.alone["without_attack"], rule, utility=model.retain),
-                "score alone": alone.value,
+                "label without control": decide(alone, model.alone["without_attack"], rule, utility=model.retain),
+                "score without control": alone.value,
                 **{f"rho {name}": residual.rho for name, residual in model.residuals.items()},
                 **model.rivals,
             }
@@ -58,7 +66,15 @@ def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
 
 
 def numbers_of(model: Measured, rule: Rule) -> dict[str, float]:
-    """All numbers that can be held to the truth, higher for more knowledge; NaN where there is none."""
+    """Return all numbers of a model that can be compared with the truth.
+
+    Args:
+        model: The model.
+        rule: The rule.
+
+    Returns:
+        The numbers by name, higher for more knowledge; NaN if there is none.
+    """
     found = {VERDICT: largest_residual(model.residuals, rule.tests), ALONE: largest_residual(model.alone, rule.tests)}
     found |= model.rivals
     nets = {name.replace("_", " ") + NET: residual.rho for name, residual in model.residuals.items()}
@@ -66,18 +82,20 @@ def numbers_of(model: Measured, rule: Rule) -> dict[str, float]:
 
 
 def rates(calibration: Sequence[Measured], report: Sequence[Measured], rule: Rule) -> pd.DataFrame:
-    """How well each number tells models that hold the knowledge from those that do not.
+    """Measure how well each number separates models that hold the knowledge from those that do not.
 
-    Columns: `number`, `auroc` with its interval `low`, `high` (bootstrap over models of each kind), `silent` (the same
-    without the models that still give most answers, which nobody would take for unlearned), `accuracy` (balanced, at
-    the threshold that is best on the calibration families; NaN without any), `false_alarms` (models without the
-    knowledge above it, NaN as well) and `n` (models with a number). Broken models are left out; the verdict's order is
-    that of its largest residual, before it is cut to [0, 1].
+    Broken models are left out. The verdict is represented by its largest residual, before it is clipped to [0, 1].
 
     Args:
-        calibration: models that thresholds are chosen on.
-        report: models that the rates are of.
-        rule: of the verdict.
+        calibration: Models on which thresholds are chosen.
+        report: Models on which the rates are measured.
+        rule: The rule.
+
+    Returns:
+        One row per number, the best first: `number`, `auroc` with its interval `low`, `high` (bootstrap over models of
+        each kind), `silent` (AUROC without the models that still give most answers, which nobody would take for
+        unlearned), `accuracy` (balanced, at the threshold that is best on the calibration families; NaN without any),
+        `false_alarms` (models without the knowledge above it; NaN without a threshold) and `n` (models with a number).
     """
     (before, before_holds, _), (after, holds, speaks) = _numbers(calibration, rule), _numbers(report, rule)
     rows = []
@@ -108,14 +126,22 @@ def rates(calibration: Sequence[Measured], report: Sequence[Measured], rule: Rul
 def _numbers(
     models: Sequence[Measured], rule: Rule
 ) -> tuple[pd.DataFrame, Bool[np.ndarray, " model"], Bool[np.ndarray, " model"]]:
-    """All numbers of the labelled models, whether they hold the knowledge, and whether they still give most answers."""
+    """Return the labelled models' numbers, whether they hold the knowledge, and whether they still answer."""
     kept, holds = labelled(models)
     table = pd.DataFrame([numbers_of(model, rule) for model in kept])
-    return table, np.array(holds, dtype=bool), np.array([model.forget > EXPRESSED for model in kept], dtype=bool)
+    return table, np.array(holds, dtype=bool), np.array([model.forget > STILL_ANSWERS for model in kept], dtype=bool)
 
 
 def best_threshold(x: Float[np.ndarray, " model"], holds: Bool[np.ndarray, " model"]) -> float:
-    """The middle of the gap below the value whose balanced accuracy is best; the lowest of equally good ones."""
+    """Choose the threshold with the best balanced accuracy.
+
+    Args:
+        x: The number of each model.
+        holds: Whether each model holds the knowledge.
+
+    Returns:
+        The middle of the gap below the value whose balanced accuracy is best; the lowest of equally good ones.
+    """
     false, true, values = roc_curve(holds, x, drop_intermediate=False)
     best = np.flatnonzero(true - false == (true - false).max())[-1]
     below = x[x < values[best]]
@@ -123,7 +149,7 @@ def best_threshold(x: Float[np.ndarray, " model"], holds: Bool[np.ndarray, " mod
 
 
 def _interval(x: Float[np.ndarray, " model"], holds: Bool[np.ndarray, " model"]) -> tuple[float, float]:
-    """Of the AUROC, which is the share of pairs that are in order, over draws of the models of each kind."""
+    """Return the interval of the AUROC (share of pairs in the right order) over draws of the models of each kind."""
     holding, without = x[holds][:, None], x[~holds][None, :]
     in_order = (holding > without) + 0.5 * (holding == without)
     generator = np.random.default_rng(0)
@@ -133,56 +159,64 @@ def _interval(x: Float[np.ndarray, " model"], holds: Bool[np.ndarray, " model"])
     return float(low), float(high)
 
 
-def words(frame: pd.DataFrame) -> pd.DataFrame:
-    """How often each word is said of models that were made in what way.
-
-    Columns: `kind` (by construction), `made`, `share` (that is known), `state` (broken, answers left, or nothing), and
-    one for each word.
+def labels(frame: pd.DataFrame) -> pd.DataFrame:
+    """Count how often each label is given to models that were made in the same way.
 
     Args:
-        frame: as `judged` gives it.
+        frame: Table of the judged models, as `judged` returns it.
+
+    Returns:
+        One row per `kind` (by construction), `made`, `share` (if it is known) and `state` (broken, answers left, or
+        empty), with one column for each label.
     """
-    state = np.select([frame["collapsed"], frame["forget"] > EXPRESSED], ["broken", "answers left"], "")
+    state = np.select([frame["collapsed"], frame["forget"] > STILL_ANSWERS], ["broken", "answers left"], "")
     by = ["kind", "made", "share", "state"]
-    table = frame.assign(state=state).groupby([*by, "word"], dropna=False).size().unstack(fill_value=0)
+    table = frame.assign(state=state).groupby([*by, "label"], dropna=False).size().unstack(fill_value=0)
     order = ["not unlearned", "suppressed", "inconclusive", "erased"]
     return table.reindex(columns=order, fill_value=0).reset_index().rename_axis(columns=None)
 
 
-def right_words(frame: pd.DataFrame, *, said: str = "word") -> dict[str, Any]:
-    """Of models that hold all or nothing and are not broken: shares of right words, of none, and false alarms.
+def right_labels(frame: pd.DataFrame, *, column: str = "label") -> dict[str, Any]:
+    """Count right labels and false alarms, over unbroken models that hold all or none of the knowledge.
 
     A model that still gives the answers is rightly called not unlearned or suppressed.
 
     Args:
-        frame: as `judged` gives it.
-        said: the column of the words.
+        frame: Table of the judged models, as `judged` returns it.
+        column: Column of the labels.
+
+    Returns:
+        The counts by name.
     """
-    erased = frame[(frame["kind"] == "erased") & ~frame["collapsed"]][said]
-    holding = frame[(frame["kind"] == "suppressed") & ~frame["collapsed"]][said]
+    erased = frame[(frame["kind"] == "erased") & ~frame["collapsed"]][column]
+    holding = frame[(frame["kind"] == "suppressed") & ~frame["collapsed"]][column]
     right = int((erased == "erased").sum() + holding.isin(FOUND_OUT).sum())
     alarms = erased.isin(FOUND_OUT)
     return {
         "models": len(erased) + len(holding),
         "right": right,
         "inconclusive": int((erased == "inconclusive").sum() + (holding == "inconclusive").sum()),
-        "never_called_suppressed": int(alarms.sum()),
-        "never": len(erased),
+        "erased_called_suppressed": int(alarms.sum()),
+        "erased": len(erased),
         "holding_called_erased": int((holding == "erased").sum()),
         "holding": len(holding),
     }
 
 
 def power(frame: pd.DataFrame) -> pd.DataFrame:
-    """How often knowledge is found, by true share and by the method that hid it.
+    """Measure how often knowledge is found, by true share and by the method that hid it.
 
-    Columns: `share`, `hidden by`, `n`, `found` (called suppressed or not unlearned) and its interval (Clopper and
-    Pearson's), `score` (mean), `score_low`, `score_high` (of the models).
+    Args:
+        frame: Table of the judged models, as `judged` returns it.
+
+    Returns:
+        One row per `share` and `hidden by`: `n`, `found` (share called suppressed or not unlearned) with its interval
+        (Clopper-Pearson), and the mean, lowest and highest `score` of the models.
     """
     partial = frame[frame["share"].notna() & ~frame["collapsed"] & (frame["kind"] != "not unlearned")]
     rows = []
     for (share, hidden), part in partial.groupby([partial["share"], partial.apply(_hidden, axis=1)]):
-        found = part["word"].isin(FOUND_OUT)
+        found = part["label"].isin(FOUND_OUT)
         interval = binomtest(int(found.sum()), len(found)).proportion_ci()
         rows.append(
             {
@@ -201,16 +235,20 @@ def power(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _hidden(row: pd.Series) -> str:
+    """Return the method that hid what a model holds."""
     if row["kind"] == "erased":
         return NOTHING
     return str(row["made"]).removeprefix(PARTLY_TAUGHT)
 
 
 def least_share(table: pd.DataFrame) -> dict[str, float | None]:
-    """By method, the least share from which on at least `POWER` of the models are found out; None where none is.
+    """Find the least share from which on at least `POWER` of the models are found, by method.
 
     Args:
-        table: as `power` gives it.
+        table: Power, as `power` returns it.
+
+    Returns:
+        The share by method; None if no share is found as often.
     """
     found: dict[str, float | None] = {}
     for hidden, part in table.groupby("hidden by"):
@@ -226,13 +264,13 @@ def least_share(table: pd.DataFrame) -> dict[str, float | None]:
 
 
 def score_error(frame: pd.DataFrame) -> float:
-    """Root mean square difference between the score and the true share, over models whose share is known."""
+    """Return the root mean square difference between score and true share, over models whose share is known."""
     known = frame[frame["share"].notna() & ~frame["collapsed"]]
     return float(np.sqrt(np.mean((known["score"] - known["share"]) ** 2)))
 
 
 def reference(frame: pd.DataFrame) -> Mapping[str, list[float]]:
-    """Scores by what models are, for a reader to compare a score with."""
+    """Return the scores by kind of model, for comparison with a user's score."""
     whole = frame[~frame["collapsed"] & frame["score"].notna()]
     kinds = {"erased": "erased", "partial": "partly erased", "suppressed": "suppressed"}
-    return {said: sorted(whole[whole["kind"] == kind]["score"].round(3)) for kind, said in kinds.items()}
+    return {name: sorted(whole[whole["kind"] == kind]["score"].round(3)) for kind, name in kinds.items()}

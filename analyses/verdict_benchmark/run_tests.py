@@ -1,7 +1,7 @@
-"""Every judged model under every test: the values that verdicts are made of, kept on disk.
+"""Run every test on every judged model, and keep the values that verdicts are made of.
 
-OUT/tests/FAMILY/MODEL/*.parquet        one table a test, and tests.json: what is said of them
-OUT/tests/FAMILY/base-and-never-HASH/   what tests give of these two, once for all models of the family
+OUT/tests/FAMILY/MODEL/*.parquet        one table per test, and tests.json with everything else
+OUT/tests/FAMILY/base-and-never-HASH/   results of base and control, once for all models of the family
 """
 
 import hashlib
@@ -44,11 +44,11 @@ RECORD = "tests.json"
 
 
 class Examiner:
-    """A family's base, control and questions, loaded once.
+    """Base, control and questions of a family, loaded once.
 
     Args:
-        family: whose models are judged.
-        out: of the benchmark.
+        family: The family whose models are judged.
+        out: Directory of the benchmark.
     """
 
     def __init__(self, family: Family, out: Path) -> None:
@@ -66,7 +66,7 @@ class Examiner:
         self._ground = self.out / f"base-and-never-{hashlib.sha256(configuration.encode()).hexdigest()[:12]}"
 
     def case(self, unlearned: Model) -> Case:
-        """The case of one model; wrong answers are found once."""
+        """Return the case of one model; distractors are found only once."""
         pair = ModelPair(self.base, unlearned)
         if self._case is None:
             forget, retain = self._prompts["forget"], self._prompts["retain"]
@@ -74,16 +74,16 @@ class Examiner:
         return replace(self._case, pair=pair)
 
     def examine(self, name: str) -> None:
-        """Run the tests of a model that were not run before, and keep what they give.
+        """Run the tests of a model that were not run before, and keep their results.
 
         Raises:
-            InputError: tests of another model of that name are there.
+            InputError: The directory holds tests of another model of that name.
         """
         folder = self.out / name
         truth = json.loads((self.family.path / name / TRUTH).read_text(encoding="utf-8"))["configuration"]
         record: dict[str, Any] = read_tests(folder) or {"configuration": truth, "tests": {}, "cka": None}
         if record["configuration"] != truth:
-            raise InputError(f"{folder}: holds tests of another model; remove it, or name another --out")
+            raise InputError(f"{folder}: holds tests of another model. Remove it, or give another `out`")
         tests = battery(self._prompts["forget_paraphrased"])
         pending = [test for test in tests if test not in record["tests"]]
         if not pending and record["cka"] is not None:
@@ -109,7 +109,7 @@ class Examiner:
 
 
 def read_tests(folder: Path) -> dict[str, Any] | None:
-    """What is said of a model's tests; None where none was run."""
+    """Return the record of a model's tests; None if no test was run."""
     try:
         return dict(json.loads((folder / RECORD).read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -117,7 +117,7 @@ def read_tests(folder: Path) -> dict[str, Any] | None:
 
 
 def read_results(folder: Path) -> dict[str, StressResult]:
-    """The tests of a model that gave a result, by name."""
+    """Return the results of a model's tests by name, without tests that failed."""
     record = read_tests(folder)
     results = {}
     for said in (record["tests"] if record else {}).values():
@@ -129,10 +129,13 @@ def read_results(folder: Path) -> dict[str, StressResult]:
 
 
 def battery(paraphrases: Prompts) -> Mapping[str, Callable[[Case], StressResult]]:
-    """What every model goes through: tests of all rungs, those that the rule may use and those that it is held against.
+    """Return the tests that every model goes through, of all evidence levels: those that the rule may use, and rivals.
 
     Args:
-        paraphrases: of the forget questions.
+        paraphrases: Paraphrases of the forget questions.
+
+    Returns:
+        The tests by name.
     """
     return {
         "without_attack": without_attack,

@@ -1,7 +1,7 @@
-"""The benchmark's files: the rule, and the report with its tables and figures."""
+"""Write the benchmark's files: the rule, and the report with its tables and figures."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,41 @@ from unlearning.common.errors import InputError
 from unlearning.common.runs import write_bytes, write_json
 
 RIVALS = ("score", "1 − UDS", "KRS, patching", "linear probe")
-"""What the figure of scores shows."""
+"""Numbers in the figure of scores."""
 
 
 def fitted_rule(out: Path, architectures: Sequence[str], seeds: Iterable[int]) -> Rule:
-    """The rule, fitted on these families.
+    """Fit the rule on some families.
+
+    Args:
+        out: Directory of the benchmark.
+        architectures: Architectures of the families.
+        seeds: Seeds of the families.
+
+    Returns:
+        The rule.
 
     Raises:
-        InputError: some of them were not tested.
+        InputError: Some of the families were not tested.
     """
     families = [f"{architecture}-{seed}" for seed in seeds for architecture in architectures]
     models = read_measured(out, architectures, seeds)
     missing = sorted(set(families) - {f"{model.architecture}-{model.seed}" for model in models})
     if missing:
-        raise InputError(f"{out}: no tested models of {', '.join(missing)} to fit the rule on; run their seeds first")
+        raise InputError(
+            f"{out}: the rule cannot be fitted, because {', '.join(missing)} were not tested. Run their seeds first"
+        )
     return fit(models, {"families": families, "command": "python -m analyses.verdict_benchmark --fit FILE"})
 
 
 def write_rule(rule: Rule, path: Path) -> None:
-    """Write a rule as `dissect.verdicts.rule` reads it."""
-    write_json(path, asdict(rule))
+    """Write a rule as `dissect.verdicts.rule` reads it.
+
+    Args:
+        rule: The rule.
+        path: File to write.
+    """
+    write_json(path, rule.record())
 
 
 def write_report(
@@ -48,31 +63,35 @@ def write_report(
     *,
     formats: Sequence[str],
 ) -> Rule:
-    """Write tables and figures; returns the rule with the report's scores as its reference.
+    """Write tables and figures.
 
     Args:
-        out: of the benchmark.
-        architectures: of the families.
-        calibration: seeds of the families that rivals' thresholds are chosen on; those that were tested.
-        report: seeds of the families that the report is of.
-        rule: that is held to the truth.
-        formats: of the figures.
+        out: Directory of the benchmark.
+        architectures: Architectures of the families.
+        calibration: Seeds of the families on which the rivals' thresholds are chosen; untested ones are skipped.
+        report: Seeds of the families of the report.
+        rule: The rule that is compared with the truth.
+        formats: File formats of the figures: `html`, `pdf`, `svg`, `png`.
+
+    Returns:
+        The rule with the report's scores as its reference.
     """
     before, after = (read_measured(out, architectures, seeds) for seeds in (calibration, report))
     frame = reporting.judged(after, rule)
-    rates, words, power = reporting.rates(before, after, rule), reporting.words(frame), reporting.power(frame)
-    for name, table in (("judged", frame), ("rates", rates), ("words", words), ("power", power)):
+    rates, labels, power = reporting.rates(before, after, rule), reporting.labels(frame), reporting.power(frame)
+    for name, table in (("judged", frame), ("rates", rates), ("labels", labels), ("power", power)):
         write_bytes(out / f"{name}.csv", table.to_csv(index=False).encode())
     families = sorted(set(frame["family"]))
     text = [
-        f"Rule {rule.sha256[:12]}: the largest residual of {', '.join(rule.tests)}, from {rule.nothing:.2f} (nothing) "
-        f"to {rule.everything:.2f} (everything), {rule.spread:.3f} from run to run; suppressed where the lower end is "
-        f"above {rule.suppressed_above:.2f}, erased where the upper end is below {rule.erased_below:.2f}.",
+        f"Rule {rule.sha256[:12]}: the largest residual of {', '.join(map(str, rule.tests))}, on a scale from "
+        f"{rule.floor:.2f} to {rule.ceiling:.2f}; standard deviation between training runs {rule.run_sd:.3f}; "
+        f"suppressed if the lower end is above {rule.suppressed_above:.2f}, erased if the upper end is below "
+        f"{rule.erased_below:.2f}.",
         f"Reported on {', '.join(families)}: {len(frame)} models, {int(frame['collapsed'].sum())} of them broken.",
         _markdown(rates),
-        _counts(reporting.right_words(frame)),
-        "Without the never model: " + _counts(reporting.right_words(frame, said="word alone")),
-        _markdown(words),
+        _counts(reporting.right_labels(frame)),
+        "Without the control: " + _counts(reporting.right_labels(frame, column="label without control")),
+        _markdown(labels),
         _markdown(power),
         "Least share found in at least nine of ten: "
         + ", ".join(f"{method} {share}" for method, share in reporting.least_share(power).items()),
@@ -93,7 +112,7 @@ def _counts(found: Mapping[str, Any]) -> str:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    """A table of Markdown, numbers with two decimals, three where the second says too little."""
+    """Return a table in Markdown; numbers have at most three decimals."""
     lines = [list(table.columns), ["---"] * len(table.columns)]
     lines += [[_cell(value) for value in row] for row in table.itertuples(index=False)]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

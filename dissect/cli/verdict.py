@@ -100,7 +100,7 @@ def command(
         open_prompts(data, opened, prompts),
         retain=_optional(retain, opened, prompts),
         paraphrases=_optional(paraphrases, opened, prompts),
-        benign=_optional(general, opened, prompts),
+        general=_optional(general, opened, prompts),
         control=open_control(pair.control, opened, models, quiet=output.quiet),
         budget=chosen,
         limit=limit,

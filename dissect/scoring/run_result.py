@@ -155,7 +155,7 @@ def read_result(path: Path, *commands: str, renamed: Mapping[str, str] | None = 
     Raises:
         InputError: The directory holds no run, the run of another command, or an unfinished one.
     """
-    record = read_finished(path, *commands)
+    record = {(renamed or {}).get(name, name): value for name, value in read_finished(path, *commands).items()}
     return {
         "configuration": _with_new_names(record["configuration"], renamed or {}),
         "provenance": _with_new_names({name: record[name] for name in _PROVENANCE if name in record}, renamed or {}),

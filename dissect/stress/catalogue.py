@@ -59,17 +59,17 @@ class Entry:
     compares_models: bool = True
 
 
-def entries(paraphrases: Prompts | None, benign: Prompts | None = None) -> tuple[Entry, ...]:
+def entries(paraphrases: Prompts | None, general: Prompts | None = None) -> tuple[Entry, ...]:
     """Return all tests, the cheapest of each evidence level first.
 
     Args:
         paraphrases: Other wordings of the forget questions; None if there are none.
-        benign: Unrelated questions to fine-tune on; None takes the retain questions.
+        general: General questions to fine-tune on; None takes the retain questions.
 
     Returns:
         One entry per test.
     """
-    texts = None if benign is None else [Example(item.prompt, item.answer) for item in benign.items]
+    texts = None if general is None else [Example(item.prompt, item.answer) for item in general.items]
     relearned = partial(relearn_benign, texts=texts)
     reworded = partial(rewording, paraphrases=paraphrases)
     independent = partial(Entry, compares_models=False)
@@ -98,7 +98,7 @@ def entries(paraphrases: Prompts | None, benign: Prompts | None = None) -> tuple
         independent(
             "relearn_benign",
             {"quick": relearned, "standard": relearned, "full": _thorough(relearned)},
-            needs_retain=benign is None,
+            needs_retain=general is None,
         ),
         independent("prune_changed", _always(prune_changed)),
         independent("prune_important", {"full": prune_important}, needs_retain=True),
@@ -133,7 +133,7 @@ def _thorough(run: Callable[..., StressResult]) -> Run:
 
 
 def selection(
-    budget: Budget, case: Case, paraphrases: Prompts | None, benign: Prompts | None = None
+    budget: Budget, case: Case, paraphrases: Prompts | None, general: Prompts | None = None
 ) -> tuple[dict[str, Entry], dict[str, str]]:
     """Choose the tests of a budget that can be run on a case.
 
@@ -141,14 +141,14 @@ def selection(
         budget: One of `BUDGETS`.
         case: Models and facts.
         paraphrases: Other wordings of the forget questions; None if there are none.
-        benign: Unrelated questions to fine-tune on; None takes the retain questions.
+        general: General questions to fine-tune on; None takes the retain questions.
 
     Returns:
         The chosen tests by name, and the reason by name for each test of the budget that cannot be run.
     """
     chosen: dict[str, Entry] = {}
     left_out: dict[str, str] = {}
-    for entry in entries(paraphrases, benign):
+    for entry in entries(paraphrases, general):
         if budget not in entry.runs:
             continue
         if entry.needs_retain and case.retain is None:

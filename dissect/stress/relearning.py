@@ -148,7 +148,7 @@ def relearn_benign(
     if texts is not None:
         sources["unrelated"] = list(texts)
     if not sources:
-        raise InputError("relearn_benign needs texts to train on. Give `retain` prompts or `benign` texts")
+        raise InputError("relearn_benign needs texts to train on. Give `retain` or `general` prompts")
     notes: list[str] = []
     for name, examples in sources.items():
         kept = without_answers(examples, case.forget)

@@ -1,4 +1,4 @@
-"""The figures of a verdict: the evidence of every test, and where the model stands among models of known truth."""
+"""The figures of a verdict: the residual of every test, and the score among those of reference models."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,29 +9,31 @@ from dissect.plotting import COLOURS, FONT, whiskers
 from dissect.verdicts.rule import Rule, Score
 
 LOWEST = -1.0
-"""Where residuals are drawn that are lower still."""
+"""Lower residuals are drawn at this value."""
 
 KIND_COLOURS = ("#009E73", "#E69F00", "#D55E00")
-"""Of models that hold nothing, a part, or all."""
+"""Colours of reference models that hold nothing, a part, or all of the knowledge."""
 
 LEVEL_COLOURS = {level: COLOURS[level] for level in range(5)}
 
 
 def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
-    """Every test's residual with its 95 % interval, up the claim ladder: 0 is a model that never knew, or chance where
-    there is none, 1 the base.
+    """Draw the residual of every test with its 95 % interval, ordered and coloured by evidence level.
 
     Args:
-        evidence: as `Verdict.evidence` gives it.
-        title: of the whole.
+        evidence: One row per test, as `Verdict.evidence` returns it.
+        title: Title of the figure.
+
+    Returns:
+        A plotly figure. Vertical lines mark 0 (the control, or chance if there is no control) and 1 (the base).
     """
     chart = go.Figure()
     alone = (evidence["against"] == "floor").all()
-    line, nothing, attacked = ("chance",) * 3 if alone else ("never knew", "control", "attacked never")
+    zero, attacked = ("chance", "chance") if alone else ("control", "attacked control")
     order = list(evidence["test"])
     for level, rows in evidence.groupby("level", sort=False):
         known = rows[rows["rho"].notna()]
-        # Over-forgetting has no lower end on some measures: what is below is drawn at it, and hovering tells.
+        # Some residuals have no lower bound: those below `LOWEST` are drawn at it, and the hover text has the value.
         low, high = (known[end].fillna(known["rho"]).astype(float).clip(lower=LOWEST) for end in ("low", "high"))
         rho = known["rho"].astype(float).clip(lower=LOWEST)
         chart.add_trace(
@@ -47,11 +49,11 @@ def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
                 "%{customdata[2]} facts<extra></extra>",
             )
         )
-    for x, text in ((0.0, line), (1.0, "base")):
+    for x, text in ((0.0, zero), (1.0, "base")):
         chart.add_vline(x=x, line={"color": "#888888", "dash": "dot", "width": 1}, annotation_text=text)
-    chart.update_yaxes(categoryorder="array", categoryarray=order, ticktext=_labels(order), tickvals=order)
+    chart.update_yaxes(categoryorder="array", categoryarray=order, ticktext=order, tickvals=order)
     chart.update_xaxes(
-        title_text=f"residual ρ = (attacked unlearned − {attacked}) / (base − {nothing})",
+        title_text=f"residual ρ = (attacked unlearned − {attacked}) / (base − {zero})",
         range=[LOWEST - 0.05, max(1.15, *evidence["high"].dropna().astype(float), 1.15) + 0.05],
     )
     chart.update_layout(
@@ -61,18 +63,21 @@ def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
         width=900,
         height=170 + 34 * len(order),
         margin={"l": 170, "r": 20, "t": 80, "b": 60},
-        legend={"title": {"text": "rung of the claim ladder"}, "traceorder": "normal"},
+        legend={"title": {"text": "evidence level"}, "traceorder": "normal"},
     )
     return chart
 
 
 def standing_figure(score: Score, rule: Rule, *, label: str) -> go.Figure:
-    """The score among those of the models that the rule was reported on, whose truth is known by construction.
+    """Draw the score among those of the reference models, whose knowledge is known by construction.
 
     Args:
-        score: of the model.
-        rule: with its reference scores and bounds.
-        label: what the model is called.
+        score: The model's score.
+        rule: The rule with its reference scores and bounds.
+        label: Name of the model on the axis.
+
+    Returns:
+        A plotly figure with one row per kind of reference model, and one for the model.
     """
     chart = go.Figure()
     kinds: Mapping[str, Sequence[float]] = rule.reference
@@ -116,13 +121,14 @@ def standing_figure(score: Score, rule: Rule, *, label: str) -> go.Figure:
     chart.update_layout(
         template="plotly_white",
         font=FONT,
-        title={"text": "Among models whose truth is known", "x": 0.01, "xanchor": "left", "font": {"size": 16}},
+        title={
+            "text": "Score among reference models of known truth",
+            "x": 0.01,
+            "xanchor": "left",
+            "font": {"size": 16},
+        },
         width=900,
         height=170 + 60 * (len(kinds) + 1),
         margin={"l": 170, "r": 20, "t": 60, "b": 60},
     )
     return chart
-
-
-def _labels(names: Sequence[str]) -> list[str]:
-    return [name.replace("_", " ") for name in names]

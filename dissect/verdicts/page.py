@@ -1,99 +1,174 @@
-"""A verdict as one HTML page that needs nothing else: the answer, the figures, and what each test can prove."""
+"""A verdict as one HTML page that can be read on its own: the label, the evidence, and what each test can show."""
 
 import html
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import pandas as pd
 
-from dissect.scoring.tidy import pair_title
 from dissect.verdicts.figures import evidence_figure, standing_figure
-from dissect.verdicts.sentences import advice, entry_name, sentences
-from unlearning.common.runs import write_bytes
-
-if TYPE_CHECKING:
-    from dissect.verdicts.result import Verdict
-
-
-if TYPE_CHECKING:
-    from dissect.verdicts.result import Verdict
+from dissect.verdicts.sentences import Findings, advice, entry_name, sentences
 
 _STYLE = """
 body { font: 16px/1.5 Helvetica, Arial, sans-serif; color: #222; max-width: 940px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.4em } h2 { font-size: 1.15em; margin-top: 2em }
-.word { font-size: 2.2em; font-weight: bold; margin: .2em 0 }
+.label { font-size: 2.2em; font-weight: bold; margin: .2em 0 }
 .first { font-size: 1.1em } table { border-collapse: collapse; width: 100%; font-size: .88em }
 td, th { text-align: left; vertical-align: top; padding: .35em .6em; border-bottom: 1px solid #ddd }
-td.number { white-space: nowrap } .small { color: #666; font-size: .85em }
+td.number { white-space: nowrap } .small { color: #666; font-size: .85em } .wide { overflow-x: auto }
 """
 
 
-def write_page(verdict: "Verdict", path: Path) -> None:
-    """Write the page whole.
+@dataclass(frozen=True)
+class Subject:
+    """The models and questions of a verdict, and how long it took.
 
-    Raises:
-        InputError: the disk is full or the place cannot be written to.
+    Attributes:
+        base: Name of the base model.
+        unlearned: Name of the unlearned model.
+        control: Name of the control; None if there is none.
+        n_facts: Number of forget questions.
+        wall_time_s: Wall time in seconds.
     """
-    write_bytes(path, page(verdict).encode())
+
+    base: str
+    unlearned: str
+    control: str | None
+    n_facts: int
+    wall_time_s: float
 
 
-def page(verdict: "Verdict") -> str:
-    """The page's HTML; plotly's script is in it, so that it opens without a network."""
-    evidence = verdict.evidence()
-    figures = [
-        evidence_figure(evidence).to_html(full_html=False, include_plotlyjs=True),
-        standing_figure(verdict.score, verdict.rule, label="this model").to_html(
-            full_html=False, include_plotlyjs=False
-        ),
-    ]
-    said, changes = sentences(verdict), advice(verdict)
-    names = pair_title(verdict.provenance)
-    control = verdict.provenance.get("control")
-    beyond = "the same test finds in a model that never knew" if control else "guessing gives"
-    rows = "\n".join(
-        "<tr>"
-        + f"<td>{row['level']} {html.escape(row['claim'])}</td><td>{html.escape(row['test'].replace('_', ' '))}</td>"
-        + f'<td class="number">{residual_cell(row)}</td><td>{html.escape(row["proves"] + _because(row))}</td></tr>'
-        for _, row in evidence.iterrows()
-    )
-    rule = verdict.rule
-    tests = ", ".join(map(entry_name, rule.tests))
+def page(found: Findings, subject: Subject, *, title: str) -> str:
+    """Return the page as HTML. Plotly's script is included, so that the page opens without a network.
+
+    Args:
+        found: What the verdict found.
+        subject: The models and questions.
+        title: Title of the page.
+
+    Returns:
+        The HTML document.
+    """
+    evidence = evidence_figure(found.evidence).to_html(full_html=False, include_plotlyjs=True)
+    standing = standing_figure(found.score, found.rule, label="this model")
+    first = "".join(f'<p class="first">{html.escape(sentence)}</p>' for sentence in sentences(found))
+    changes = "".join(f"<li>{html.escape(change)}</li>" for change in advice(found))
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(verdict.title)}</title><style>{_STYLE}</style></head>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title><style>{_STYLE}</style></head>
 <body>
-<h1>Was the knowledge erased, or merely suppressed?</h1>
-<p>{html.escape(names)}{html.escape(f", control {control}" if control else ", no control")}</p>
-<p class="word">{html.escape(verdict.word)}</p>
-{"".join(f'<p class="first">{html.escape(sentence)}</p>' for sentence in said)}
+<h1>Was the knowledge erased from the model, or merely suppressed?</h1>
+{_models(subject)}
+<p class="label">{html.escape(found.label)}</p>
+{first}
+{_labels(found)}
 <h2>Evidence</h2>
-<p>Each dot is one test: how much of the base's knowledge comes back or can be read, beyond what
-{beyond}. Bars are 95 % intervals. Higher rungs are stronger claims.</p>
-{figures[0]}
+{_evidence_caption(found)}
+<div class="wide">{evidence}</div>
 <h2>How this compares</h2>
-<p>Dots are models whose truth is known by construction and that the rule was not fitted on. An interval that lies
-wholly to the right of the orange line is called suppressed, one that lies wholly to the left of the green line erased.
-</p>
-{figures[1]}
+{_standing_caption(found)}
+<div class="wide">{standing.to_html(full_html=False, include_plotlyjs=False)}</div>
 <h2>What each test shows</h2>
-<table><tr><th>rung</th><th>test</th><th>ρ [95 %]</th><th>what it can and cannot prove</th></tr>
-{rows}</table>
-<h2>What would change the answer</h2>
-<ul>{"".join(f"<li>{html.escape(change)}</li>" for change in changes) or "<li>Nothing that is known.</li>"}</ul>
-<p class="small">Rule: the largest residual of {html.escape(tests)}, on a scale from {rule.nothing:.2f} (nothing) to
-{rule.everything:.2f} (everything), its interval over people and over training runs (standard deviation
-{rule.spread:.2f}); suppressed where the lower end is above {rule.suppressed_above:.2f}, erased where the upper end is
-below {rule.erased_below:.2f}. Budget {html.escape(verdict.configuration["budget"])},
-{verdict.wall_time_s:.0f} seconds.</p>
+<div class="wide"><table>
+<tr><th>evidence level</th><th>test</th><th>ρ [95 %]</th><th>what the test can and cannot show</th></tr>
+{_rows(found.evidence)}</table></div>
+<h2>What would change the label</h2>
+<ul>{changes or "<li>Nothing that is known.</li>"}</ul>
+{_footer(found, subject)}
 </body></html>
 """
 
 
-def _because(row: pd.Series) -> str:
+def _models(subject: Subject) -> str:
+    """Return the paragraph that says which models were compared, and on what."""
+    control = (
+        f"<b>control</b> {html.escape(subject.control)} (from the same pretrained model, never trained on the facts)"
+        if subject.control
+        else "no <b>control</b>, that is no model from the same pretrained model that was never trained on the facts"
+    )
+    return (
+        f"<p>A model was trained to forget certain facts. This report asks whether the facts left its parameters. "
+        f"Compared are the <b>base</b> {html.escape(subject.base)} (before unlearning; it knows the facts), the "
+        f"<b>unlearned</b> model {html.escape(subject.unlearned)} (the base after unlearning), and {control}. "
+        f"{subject.n_facts} questions ask for the facts that were to be forgotten.</p>"
+    )
+
+
+def _labels(found: Findings) -> str:
+    """Return the definitions of the four labels."""
+    rule = found.rule
+    return f"""<p class="small">The four labels, in the order in which they are tried.
+<b>Not unlearned</b>: without attack, the interval of ρ of the answers' probability lies above
+{rule.not_unlearned_above:.2f}.
+<b>Suppressed</b>: the interval of the residual knowledge lies above {rule.suppressed_above:.2f}.
+<b>Erased</b>: that interval lies below {rule.erased_below:.2f}, every needed test was run, and the model kept at least
+{100 * rule.utility_floor:.0f} % of the base's right answers to retain questions.
+<b>Inconclusive</b>: anything else.</p>"""
+
+
+def _evidence_caption(found: Findings) -> str:
+    """Return how to read the figure of the evidence."""
+    zero = (
+        "the same attack gets as much out of the control, so the unlearned model holds no more knowledge that this "
+        "test can find"
+        if found.has_control
+        else "the attacked model scores no more than chance"
+    )
+    return (
+        "<p>Each dot is one test. A test attacks the models or reads their internal states, then scores how well they "
+        f"know the facts. The residual ρ is the share of the base's knowledge that it recovers: ρ = 0 means that {zero}"
+        "; ρ = 1 means that all of the base's knowledge is back. Bars are 95 % intervals. Tests of a higher evidence "
+        "level support a stronger claim.</p>"
+    )
+
+
+def _standing_caption(found: Findings) -> str:
+    """Return how to read the figure of the reference models."""
+    unlike = (
+        ""
+        if found.has_control
+        else " The reference models were judged with a control and this model without one, so its score is relative "
+        "to chance and can be higher than theirs for the same knowledge: compare it with care."
+    )
+    return (
+        "<p>The dots are reference models whose knowledge is known by construction and on which the rule was not "
+        "fitted. The diamond is this model with its 95 % interval. The model is called suppressed if the whole "
+        "interval lies to the right of the orange line, and erased if it lies to the left of the green line."
+        f"{unlike}</p>"
+    )
+
+
+def _rows(evidence: pd.DataFrame) -> str:
+    """Return the rows of the table of tests."""
+    return "\n".join(
+        f"<tr><td>{row['level']} {html.escape(row['claim'])}</td><td>{html.escape(row['test'])}</td>"
+        f'<td class="number">{residual_cell(row)}</td><td>{html.escape(row["proves"] + _reason(row))}</td></tr>'
+        for _, row in evidence.iterrows()
+    )
+
+
+def _footer(found: Findings, subject: Subject) -> str:
+    """Return the rule's numbers, the budget and the time."""
+    rule = found.rule
+    return f"""<p class="small">Rule: residual knowledge is the largest residual of
+{html.escape(", ".join(map(entry_name, rule.tests)))}, on a scale from {rule.floor:.2f} (scored 0) to
+{rule.ceiling:.2f} (scored 1). Its interval covers the sampling of people and training runs (standard deviation
+{rule.run_sd:.2f}). The numbers were fitted on models whose knowledge is known by construction.
+Budget {html.escape(found.budget)}, {subject.wall_time_s:.0f} seconds.</p>"""
+
+
+def _reason(row: pd.Series) -> str:
     return f" No residual: {row['reason']}." if row["reason"] else ""
 
 
 def residual_cell(row: pd.Series) -> str:
-    """A residual with its interval; `none` where there is no residual."""
+    """Write a residual with its interval for a table.
+
+    Args:
+        row: A row of the evidence, with the columns `rho`, `low` and `high`.
+
+    Returns:
+        A text such as `0.33 [0.12, 0.54]`; `none` if there is no residual.
+    """
     if pd.isna(row["rho"]):
         return "none"
     if pd.isna(row["low"]):

@@ -1,4 +1,4 @@
-"""A verdict with all that it rests on; as a table, as JSON, and on disk."""
+"""The result of `verdict`: the label and everything that it rests on; as a table, as JSON, and on disk."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,61 +7,82 @@ from typing import Any
 
 import pandas as pd
 
-from dissect.scoring.run_result import RESULTS, RunResult
+from dissect.scoring.run_result import RESULTS, RunResult, read_result
 from dissect.stress.core.result import EVIDENCE_LEVELS, Residual, StressResult
-from dissect.stress.core.storage import as_record, from_parts, one_table
-from dissect.verdicts.rule import Rule, Score, Word, read_rule, residuals_of, test_of
-from unlearning.common.runs import Run, read_finished, read_frame
+from dissect.stress.core.storage import as_record, current_test, from_parts, one_table
+from dissect.verdicts import sentences as wording
+from dissect.verdicts.rule import Label, Rule, RuleEntry, Score, Utility, judge, read_rule, residuals_of
+from unlearning.common.runs import Run, read_finished, read_frame, write_bytes, write_json
 
 COMMAND = "verdict"
 
-
-@dataclass(frozen=True)
-class Utility:
-    """What is left of the knowledge that was to stay.
-
-    Attributes:
-        share: of the base's right answers to retain questions, teacher-forced, that the unlearned model gives too.
-        n: questions that the base answers.
-        collapsed: whether it is less than the rule asks for.
-    """
-
-    share: float
-    n: int
-    collapsed: bool
+_RENAMED = {
+    "never": "control",
+    "never_sha256": "control_sha256",
+    "benign_sha256": "general_sha256",
+    "expressed": "without_attack",
+}
+"""Current names of keys and tests by their names in runs of earlier versions."""
 
 
 @dataclass(eq=False, kw_only=True)
 class Verdict(RunResult):
-    """The answer, and what it rests on.
+    """The label, and what it rests on.
 
     Attributes:
-        word: `not unlearned`, `suppressed`, `erased` or `inconclusive`.
-        score: residual knowledge with its interval.
-        utility: None where no retain questions were asked.
-        results: every stress test that was run, the unattacked answers (`expressed`) first.
-        not_run: tests of the budget that could not be run, with the reason.
-        guessing: `dissect.stress.core.lexical_overlap` of the forget facts where there is no never model; else None.
-        rule: the frozen numbers.
+        label: `not unlearned`, `suppressed`, `erased` or `inconclusive`.
+        score: Residual knowledge with its interval.
+        utility: How much of the retained knowledge is left; None without retain questions.
+        results: The result of every stress test that was run; `without_attack` comes first.
+        not_run: Reasons why tests of the budget were not run, by test.
+        lexical_overlap: Without a control, the lexical-overlap baseline of the forget facts by measure
+            (`dissect.stress.core.lexical_overlap`); None with a control.
+        rule: The rule that was applied.
     """
 
-    word: Word
+    label: Label
     score: Score
     utility: Utility | None
     results: Sequence[StressResult]
     not_run: Mapping[str, str]
-    guessing: Mapping[str, float] | None
+    lexical_overlap: Mapping[str, float] | None
     rule: Rule
 
     @property
+    def word(self) -> Label:
+        """The label, by its name in earlier versions."""
+        return self.label
+
+    @property
+    def has_control(self) -> bool:
+        """Whether residuals are relative to a control; else to chance."""
+        return self.configuration["control_sha256"] is not None
+
+    @property
     def residuals(self) -> dict[str, Residual]:
-        """The residual of every test by its name, and of every entry of the rule that names a measure."""
+        """The residual of every test, and of every entry of the rule that names a measure, by `TEST` or `TEST:MEASURE`.
+
+        Examples:
+            >>> from dissect import load_pair, load_prompts, verdict
+            >>> from dissect.zoo import question_set
+            >>> pair = load_pair("demo:base", "demo:npo", progress=False)
+            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer)
+            >>> found = verdict(pair, prompts, budget="quick", limit=8, progress=False)  # doctest: +SKIP
+            >>> found.residuals["relearn_disjoint"].variant  # doctest: +SKIP
+            'lr 0.0003'
+        """
         return residuals_of(self.results, self.rule)
 
     def evidence(self) -> pd.DataFrame:
-        """One row a test, up the claim ladder: `rung`, `claim`, `test`, `measure`, `rho`, `low`, `high`, `n`, `variant`
-        (the strongest), `against` (`never` or `floor`), `counts` (in the rule), `seconds`, `reason` (why there is no
-        rho) and `proves`."""
+        """Return the residual of every test, ordered by evidence level.
+
+        Returns:
+            One row per test with the columns `level` and `claim` (evidence level and what it says), `test`, `measure`,
+            `rho` with its interval `low`, `high` (None if not defined), `n` facts, `variant` (the strongest one),
+            `against` (`control` or `floor`), `counts` (whether the rule uses the test), `seconds`, `reason` (why rho
+            is not defined) and `proves` (what the test can and cannot show).
+        """
+        counted = {entry.test for entry in self.rule.tests}
         rows = []
         for result in self.results:
             found = result.residual()
@@ -77,7 +98,7 @@ class Verdict(RunResult):
                     "n": found.n,
                     "variant": found.variant,
                     "against": found.against,
-                    "counts": result.test in map(test_of, self.rule.tests),
+                    "counts": result.test in counted,
                     "seconds": result.seconds,
                     "reason": found.reason,
                     "proves": result.proves,
@@ -85,132 +106,163 @@ class Verdict(RunResult):
             )
         return pd.DataFrame(rows).sort_values("level", kind="stable", ignore_index=True)
 
+    @property
+    def findings(self) -> wording.Findings:
+        """What the sentences, the page and the printed tables are made from."""
+        return wording.Findings(
+            label=self.label,
+            score=self.score,
+            utility=self.utility,
+            rule=self.rule,
+            evidence=self.evidence(),
+            has_control=self.has_control,
+            lexical_overlap=self.lexical_overlap,
+            not_run=self.not_run,
+            decisive=self._decisive(),
+            budget=self.configuration["budget"],
+        )
+
+    def _decisive(self) -> list[str]:
+        """Return the tests of the rule without any one of which the label would change."""
+        share = self.utility.share if self.utility else None
+        changed = []
+        for name in dict.fromkeys(entry.test for entry in self.score.used):
+            rest = [result for result in self.results if result.test != name]
+            if judge(rest, self.rule, utility=share, lexical_overlap=self.lexical_overlap)[0] != self.label:
+                changed.append(name)
+        return changed
+
+    def sentences(self) -> list[str]:
+        """Return the result in sentences, the most important first."""
+        return wording.sentences(self.findings)
+
+    def advice(self) -> list[str]:
+        """Return sentences that say what would change the label, or make it firmer."""
+        return wording.advice(self.findings)
+
+    def page(self) -> str:
+        """Return the verdict as one HTML page that can be read on its own."""
+        from dissect.verdicts.page import Subject, page
+
+        names = self.provenance
+        subject = Subject(
+            base=names["base"],
+            unlearned=names["unlearned"],
+            control=names.get("control"),
+            n_facts=self.configuration["n_facts"],
+            wall_time_s=self.wall_time_s,
+        )
+        return page(self.findings, subject, title=self.title)
+
     def figure(self) -> Any:
-        """The residual of every test with its interval, a plotly figure."""
+        """Return the residual of every test with its interval as a plotly figure."""
         from dissect.verdicts.figures import evidence_figure
 
         return evidence_figure(self.evidence(), title=self.title)
 
-    @property
-    def nothing(self) -> str:
-        """What residuals are compared with: a residual of 0, for a reader."""
-        return "a model that never knew" if self.configuration["control_sha256"] else "guessing"
-
-    @property
-    def title(self) -> str:
-        """`base → unlearned: word`."""
-        from dissect.scoring.tidy import pair_title
-
-        return f"{pair_title(self.provenance)}: {self.word}"
-
-    def summary(self) -> dict[str, Any]:
-        """What `verdict.json` holds."""
-        from dissect.verdicts.sentences import advice, sentences
-
-        evidence = self.evidence()
-        return {
-            "verdict": self.word,
-            "residual_knowledge": {
-                "score": self.score.value,
-                "low": self.score.low,
-                "high": self.score.high,
-                "tests": list(self.score.used),
-                "missing": list(self.score.missing),
-            },
-            "utility": None if self.utility is None else vars(self.utility),
-            "against": "control" if self.configuration["control_sha256"] else "floor",
-            "guessing": None if self.guessing is None else dict(self.guessing),
-            "said": sentences(self),
-            "evidence": evidence.astype(object).where(evidence.notna(), None).to_dict("records"),
-            "not_run": dict(self.not_run),
-            "would_change": advice(self),
-            "rule": {
-                "tests": list(self.rule.tests),
-                "nothing": self.rule.nothing,
-                "everything": self.rule.everything,
-                "spread": self.rule.spread,
-                "not_unlearned_above": self.rule.not_unlearned_above,
-                "suppressed_above": self.rule.suppressed_above,
-                "erased_below": self.rule.erased_below,
-                "utility_floor": self.rule.utility_floor,
-                "fitted": dict(self.rule.fitted),
-            },
-            "budget": self.configuration["budget"],
-            "wall_time_s": self.wall_time_s,
-        }
-
-    def _write_beside(self, run: Run) -> None:
-        """Write the tests' tables, `verdict.json`, `verdict.html`, and what `load_verdict` reads from the record."""
-        from dissect.verdicts.page import write_page
-        from unlearning.common.runs import write_json
-
-        super()._write_beside(run)
-        write_json(run.path / "verdict.json", self.summary())
-        write_page(self, run.path / "verdict.html")
-        run.note(
-            tests=[as_record(result) for result in self.results],
-            verdict={
-                "word": self.word,
-                "score": vars(self.score) | {"used": list(self.score.used), "missing": list(self.score.missing)},
-                "utility": None if self.utility is None else vars(self.utility),
-                "not_run": dict(self.not_run),
-                "guessing": None if self.guessing is None else dict(self.guessing),
-                "rule": {name: getattr(self.rule, name) for name in Rule.__dataclass_fields__},
-            },
-        )
-
     def figures(self) -> dict[str, Any]:
-        """Return the figures of the run directory: `evidence` and `standing`."""
+        """Return the figures of the run directory by file name: `evidence` and `standing`."""
         from dissect.verdicts.figures import standing_figure
 
         return {"evidence": self.figure(), "standing": standing_figure(self.score, self.rule, label="this model")}
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Return the table that the figures show, `evidence`."""
+        """Return the table that the figures show by file name: `evidence`."""
         return {"evidence": self.evidence()}
 
+    @property
+    def title(self) -> str:
+        """`base → unlearned: label`."""
+        return f"{super().title}: {self.label}"
+
+    def summary(self) -> dict[str, Any]:
+        """Return the content of `verdict.json`: label, score, utility, evidence and sentences, as plain data."""
+        found = self.findings
+        evidence = found.evidence
+        return {
+            "verdict": self.label,
+            "residual_knowledge": {
+                "score": self.score.value,
+                "low": self.score.low,
+                "high": self.score.high,
+                "tests": list(map(str, self.score.used)),
+                "missing": list(map(str, self.score.missing)),
+            },
+            "utility": None if self.utility is None else vars(self.utility),
+            "against": "control" if self.has_control else "floor",
+            "lexical_overlap": None if self.lexical_overlap is None else dict(self.lexical_overlap),
+            "sentences": wording.sentences(found),
+            "evidence": evidence.astype(object).where(evidence.notna(), None).to_dict("records"),
+            "not_run": dict(self.not_run),
+            "advice": wording.advice(found),
+            "rule": {name: value for name, value in self.rule.record().items() if name not in ("needed", "reference")},
+            "budget": found.budget,
+            "wall_time_s": self.wall_time_s,
+        }
+
     def _files(self) -> dict[str, pd.DataFrame]:
-        beside = {
+        """Return the rows of all tests, and the tests' further tables."""
+        further = {
             f"tables/{result.test}--{name}": table for result in self.results for name, table in result.tables.items()
         }
-        return {RESULTS: one_table(self.results)} | beside
+        return {RESULTS: one_table(self.results), **further}
+
+    def _write_beside(self, run: Run) -> None:
+        """Write the further tables, `verdict.json`, `verdict.html`, and what `load_verdict` reads from the record."""
+        super()._write_beside(run)
+        write_json(run.path / "verdict.json", self.summary())
+        write_bytes(run.path / "verdict.html", self.page().encode())
+        entries = {name: list(map(str, getattr(self.score, name))) for name in ("used", "missing")}
+        run.note(
+            tests=[as_record(result) for result in self.results],
+            verdict={
+                "label": self.label,
+                "score": vars(self.score) | entries,
+                "utility": None if self.utility is None else vars(self.utility),
+                "not_run": dict(self.not_run),
+                "lexical_overlap": None if self.lexical_overlap is None else dict(self.lexical_overlap),
+                "rule": self.rule.record(),
+            },
+        )
 
 
 def load_verdict(path: str | Path) -> Verdict:
-    """The verdict of a finished run.
+    """Load the verdict of a finished run, of this or an earlier version.
+
+    Args:
+        path: The run directory that `verdict(..., out=path)`, `Verdict.save` or `dissect verdict` wrote.
+
+    Returns:
+        The verdict.
 
     Raises:
-        InputError: no finished run of `dissect verdict` is there.
+        InputError: The directory holds no finished run of `dissect verdict`, or its files cannot be read.
+
+    Examples:
+        >>> from dissect import load_verdict
+        >>> found = load_verdict("runs/npo")  # doctest: +SKIP
+        >>> found.label, round(found.score.value, 2)  # doctest: +SKIP
+        ('suppressed', 0.64)
     """
     path = Path(path)
     record = read_finished(path, COMMAND)
-    frame = read_frame(path / "results.parquet")
-    said = record["verdict"]
+    frame = read_frame(path / f"{RESULTS}.parquet")
+    found = record["verdict"]
     results = []
     for of_test in record["tests"]:
         own = frame[frame["test"] == of_test["test"]].drop(columns=["test", "level", "rung"], errors="ignore")
-        own = own.reset_index(drop=True)
         names = [f"{of_test['test']}--{name}" for name in of_test["tables"]]
         tables = {name: read_frame(path / "tables" / f"{name}.parquet") for name in names}
-        results.append(from_parts(of_test, {of_test["test"]: own, **tables}))
-    score = said["score"] | {name: tuple(said["score"][name]) for name in ("used", "missing")}
-    kept = ("base", "unlearned", "control", "data")
+        results.append(from_parts(of_test, {of_test["test"]: own.reset_index(drop=True), **tables}))
+    entries = {name: tuple(map(RuleEntry.parse, found["score"][name])) for name in ("used", "missing")}
     return Verdict(
-        word=said["word"],
-        score=Score(**score),
-        utility=None if said["utility"] is None else Utility(**said["utility"]),
+        label=found["label"] if "label" in found else found["word"],
+        score=Score(**found["score"] | entries),
+        utility=None if found["utility"] is None else Utility(**found["utility"]),
         results=results,
-        not_run=said["not_run"],
-        guessing=said.get("guessing"),  # runs of before it was asked have none
-        rule=read_rule(said["rule"]),
-        configuration=_current(record["configuration"]),
-        provenance={name: _current(record).get(name) for name in kept},
-        wall_time_s=record["wall_time_s"],
-        measured={},
+        not_run={current_test(name): reason for name, reason in found["not_run"].items()},
+        # Absent from runs written by earlier versions, or called `guessing` there.
+        lexical_overlap=found["lexical_overlap"] if "lexical_overlap" in found else found.get("guessing"),
+        rule=read_rule(found["rule"]),
+        **read_result(path, COMMAND, renamed=_RENAMED),
     )
-
-
-def _current(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record of this or an earlier version with the current names of its keys."""
-    old = {"never": "control", "never_sha256": "control_sha256"}
-    return {old.get(name, name): value for name, value in record.items()}

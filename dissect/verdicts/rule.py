@@ -1,25 +1,27 @@
-"""The rule that turns residuals into a verdict: a few numbers, fitted once and frozen in `verdict_rule.json`.
+"""The rule that turns residuals into a label: a few numbers, fitted once and frozen in `verdict_rule.json`.
 
-    score = clip((max_t rho_t - nothing) / (everything - nothing), 0, 1)
+    score = clip((max_e rho_e - floor) / (ceiling - floor), 0, 1)
 
-over the entries t of the rule that have a residual: tests, or single measures of tests (`relearn_disjoint:accuracy`).
-One attack that brings knowledge back is enough. The largest of several residuals around zero is a little above it,
-which `nothing` takes away. The score's interval is over people, by bootstrap, and over training runs: two models that
-never knew, trained on the same texts in another order, differ by `spread` under the same attack. In this order:
+The maximum is over the entries e of the rule that have a residual; an entry is a test with its deciding measure, or
+with another measure. The largest counts because one attack that brings knowledge back is enough. The largest of
+several residuals around zero lies a little above zero; `floor` corrects for this. The score's interval covers people
+(bootstrap) and training runs: two models without the knowledge, trained on the same texts in another order, differ by
+a standard deviation of `run_sd` under the same attack. The first condition that holds gives the label:
 
-    not unlearned   the answers' probability: lower end of rho above `not_unlearned_above`
-    suppressed      lower end of the score above `suppressed_above`; without a never model, of the score above guessing
-    erased          upper end of the score below `erased_below`, every needed test was run, and utility is there
-    inconclusive    anything else
+    not unlearned   rho of the answers' probability without attack: lower end above `not_unlearned_above`
+    suppressed      score: lower end above `suppressed_above`; without a control, also against the lexical-overlap
+                    baseline in place of chance
+    erased          score: upper end below `erased_below`, all needed tests were run, and utility is kept
+    inconclusive    otherwise
 
-The numbers come from `python -m analyses.verdict_benchmark`, from models whose truth is known by construction and whose
-seeds were used for nothing else.
+The numbers come from `python -m analyses.verdict_benchmark`: models whose knowledge is known by construction, with
+seeds that are used for nothing else.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, TypeVar
@@ -29,37 +31,70 @@ import numpy as np
 from dissect.stress.core.result import Residual, StressResult
 from unlearning.common.bootstrap import LEVEL
 
-Word = Literal["not unlearned", "suppressed", "erased", "inconclusive"]
+Label = Literal["not unlearned", "suppressed", "erased", "inconclusive"]
 
 FILE = "verdict_rule.json"
 
+WITHOUT_ATTACK = "without_attack"
+"""Name of the test that scores the answers without attack."""
+
 Values = TypeVar("Values", np.float64, np.ndarray)
+
+_OLD_NAMES = {
+    "nothing": "floor",
+    "everything": "ceiling",
+    "spread": "run_sd",
+    "expressed_above": "not_unlearned_above",
+}
+"""Current names of a rule's numbers by their names in files of earlier versions."""
+
+
+@dataclass(frozen=True)
+class RuleEntry:
+    """A test whose residual counts, by its deciding measure or by another one.
+
+    Attributes:
+        test: Name of the test.
+        measure: Name of the measure; None for the measure that decides the test.
+    """
+
+    test: str
+    measure: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "RuleEntry":
+        """Return the entry written as `TEST` or `TEST:MEASURE`."""
+        test, _, measure = text.partition(":")
+        return cls(test, measure or None)
+
+    def __str__(self) -> str:
+        """Return the entry as `TEST` or `TEST:MEASURE`."""
+        return self.test if self.measure is None else f"{self.test}:{self.measure}"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The frozen numbers.
+    """The numbers that decide.
 
     Attributes:
-        tests: whose residuals count, each with its deciding measure or, after a colon, with another; none of them puts
-            anything of the base into the model.
-        needed: those of them without which no model is called erased.
-        nothing: largest residual of a model that never knew.
-        everything: largest residual of a model that holds all of the knowledge.
-        spread: standard deviation of the residual of a model that never knew, over the orders of its training texts.
-        not_unlearned_above: rho of the answers' probability above which nothing was unlearned.
-        suppressed_above: score above which knowledge is left.
-        erased_below: score below which none is.
-        utility_floor: share of the base's retain answers that an unlearned model must still give.
-        fitted: where the numbers come from: command, seeds, date, number of models.
-        reference: scores of the models that the rule was reported on, by what they are.
+        tests: The entries whose residuals count; none of the tests uses the base's weights or activations.
+        needed: The entries without which no model is called erased.
+        floor: Largest residual of a model without the knowledge.
+        ceiling: Largest residual of a model that holds all of the knowledge.
+        run_sd: Standard deviation, over orders of the training texts, of the residual of a model without the knowledge.
+        not_unlearned_above: rho of the answers' probability above which the model is called not unlearned.
+        suppressed_above: Score above which the model is called suppressed.
+        erased_below: Score below which the model is called erased.
+        utility_floor: Share of the base's right answers to retain questions that an unlearned model must keep.
+        fitted: Where the numbers come from: command, families, date, number of models.
+        reference: Scores of the models that the rule was reported on, by their kind.
     """
 
-    tests: tuple[str, ...]
-    needed: tuple[str, ...]
-    nothing: float
-    everything: float
-    spread: float
+    tests: tuple[RuleEntry, ...]
+    needed: tuple[RuleEntry, ...]
+    floor: float
+    ceiling: float
+    run_sd: float
     not_unlearned_above: float
     suppressed_above: float
     erased_below: float
@@ -70,86 +105,110 @@ class Rule:
     @property
     def sha256(self) -> str:
         """Hash of the numbers that decide."""
-        deciding = {name: value for name, value in asdict(self).items() if name not in ("fitted", "reference")}
+        deciding = {name: value for name, value in self.record().items() if name not in ("fitted", "reference")}
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
+    def record(self) -> dict[str, Any]:
+        """Return the rule as plain data, as its file holds it; `read_rule` reads it."""
+        record = {field.name: getattr(self, field.name) for field in fields(self)}
+        return record | {name: [str(entry) for entry in record[name]] for name in ("tests", "needed")}
+
     def scaled(self, largest: Values) -> Values:
-        """Largest residuals as residual knowledge."""
-        return np.clip((largest - self.nothing) / (self.everything - self.nothing), 0.0, 1.0)
+        """Return largest residuals on the scale of the score, from 0 to 1."""
+        return np.clip((largest - self.floor) / (self.ceiling - self.floor), 0.0, 1.0)
 
 
 @cache
 def frozen_rule() -> Rule:
-    """The rule that ships."""
+    """Return the rule that is shipped with the package."""
     return read_rule(json.loads(files("dissect.verdicts").joinpath(FILE).read_text(encoding="utf-8")))
 
 
 def read_rule(record: Mapping[str, Any]) -> Rule:
-    """A rule from the content of its file."""
-    if "expressed_above" in record:  # the name in files of earlier versions
-        record = {**record, "not_unlearned_above": record["expressed_above"]}
+    """Return the rule that `Rule.record` gave, in this or an earlier version."""
+    record = {_OLD_NAMES.get(name, name): value for name, value in record.items()}
     return Rule(
-        **{name: record[name] for name in Rule.__dataclass_fields__}
-        | {name: tuple(record[name]) for name in ("tests", "needed")}
+        **{field.name: record[field.name] for field in fields(Rule)}
+        | {name: tuple(map(RuleEntry.parse, record[name])) for name in ("tests", "needed")}
     )
 
 
 @dataclass(frozen=True)
 class Score:
-    """Residual knowledge, 0 (none) to 1 (all of the base's), with its 95 % interval.
+    """Residual knowledge, from 0 (none) to 1 (all of the base's), with its 95 % interval.
 
     Attributes:
-        value: None where no test of the rule has a residual.
-        low: lower end.
-        high: upper end.
-        used: the tests that it is made of.
-        missing: the tests of the rule that have no residual.
+        value: The score; None if no entry of the rule has a residual.
+        low: Lower end of the interval; None if there is no interval.
+        high: Upper end of the interval; None if there is no interval.
+        used: The entries of the rule that have a residual.
+        missing: The entries of the rule that have no residual.
     """
 
     value: float | None
     low: float | None
     high: float | None
-    used: tuple[str, ...]
-    missing: tuple[str, ...]
+    used: tuple[RuleEntry, ...]
+    missing: tuple[RuleEntry, ...]
 
 
-def test_of(entry: str) -> str:
-    """The test that an entry of the rule is about."""
-    return entry.partition(":")[0]
+@dataclass(frozen=True)
+class Utility:
+    """How much of the knowledge that was to stay is left.
+
+    Attributes:
+        share: Share of the base's right answers to retain questions, teacher-forced, that the unlearned model also
+            gives.
+        n: Number of retain questions that the base answers.
+        collapsed: Whether the share is below the rule's `utility_floor`.
+    """
+
+    share: float
+    n: int
+    collapsed: bool
 
 
 def residuals_of(
-    results: Iterable[StressResult], rule: Rule, *, guessing: Mapping[str, float] | None = None
+    results: Iterable[StressResult], rule: Rule, *, lexical_overlap: Mapping[str, float] | None = None
 ) -> dict[str, Residual]:
-    """The residual of every test by its name, and of every entry of the rule that names a measure.
+    """Return the residual of every test, and of every entry of the rule that names a measure.
 
     Args:
-        results: of the tests.
-        rule: with its entries.
-        guessing: what its measures are without any knowledge, where that may be above chance; counts where results have
-            no never model.
+        results: Results of the tests.
+        rule: The rule with its entries.
+        lexical_overlap: Lexical-overlap baseline by measure. It replaces lower floors in results without a control.
+
+    Returns:
+        Residuals by test, such as `relearn_disjoint`, or by test and measure, such as `relearn_disjoint:accuracy`.
     """
     found = {}
     for result in results:
-        if guessing is not None:
-            floors = {name: max(floor, guessing.get(name, floor)) for name, floor in result.floors.items()}
+        if lexical_overlap is not None:
+            floors = {name: max(floor, lexical_overlap.get(name, floor)) for name, floor in result.floors.items()}
             result = replace(result, floors=floors)
         found[result.test] = result.residual()
         for entry in rule.tests:
-            if entry != test_of(entry) == result.test:
-                found[entry] = result.residual(entry.partition(":")[2])
+            if entry.measure is not None and entry.test == result.test:
+                found[str(entry)] = result.residual(entry.measure)
     return found
 
 
 def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
-    """The largest residual of the rule's tests, on the rule's scale; draw by draw for the interval, and with `spread`.
+    """Return the largest residual of the rule's entries, on the rule's scale.
+
+    The interval is over bootstrap draws: in every draw the largest residual is taken, and a normal deviate of standard
+    deviation `run_sd` is added.
 
     Args:
-        found: as `residuals_of` gives them; of tests of one case, whose draws belong together.
-        rule: names the tests and the scale.
+        found: Residuals as `residuals_of` returns them, of tests of one case, which share their draws.
+        rule: The rule with its entries and scale.
+
+    Returns:
+        The score with its interval.
     """
-    used = {name: found[name] for name in rule.tests if name in found and found[name].rho is not None}
-    missing = tuple(name for name in rule.tests if name not in used)
+    used = {entry: found[str(entry)] for entry in rule.tests if str(entry) in found}
+    used = {entry: residual for entry, residual in used.items() if residual.rho is not None}
+    missing = tuple(entry for entry in rule.tests if entry not in used)
     if not used:
         return Score(None, None, None, (), missing)
     value = float(rule.scaled(np.array([residual.rho for residual in used.values()], dtype=np.float64).max()))
@@ -157,29 +216,33 @@ def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
     if len(draws) < len(used) or any(residual.low is None for residual in used.values()):
         return Score(value, None, None, tuple(used), missing)
     over_people = np.nanmax(draws, axis=0)
-    over_runs = over_people + rule.spread * np.random.default_rng(0).standard_normal(over_people.shape)
+    over_runs = over_people + rule.run_sd * np.random.default_rng(0).standard_normal(over_people.shape)
     low, high = np.nanquantile(rule.scaled(over_runs), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Score(value, float(low), float(high), tuple(used), missing)
 
 
 def decide(
-    score: Score, without_attack: Residual, rule: Rule, *, utility: float | None, above_guessing: Score | None = None
-) -> Word:
-    """The verdict's word.
+    score: Score, without_attack: Residual, rule: Rule, *, utility: float | None, above_baseline: Score | None = None
+) -> Label:
+    """Return the label.
 
     Args:
-        score: residual knowledge.
-        expressed: the residual of the answers' probability, unattacked.
-        rule: with its bounds.
-        utility: share of the base's retain answers that the unlearned model still gives; None where none was asked.
-        above_guessing: the score against `dissect.stress.core.lexical_overlap`, without a control: chance
-            is too little to call knowledge what is above it.
+        score: Residual knowledge.
+        without_attack: Residual of the answers' probability without attack.
+        rule: The rule with its bounds.
+        utility: Share of the base's right answers to retain questions that the unlearned model also gives; None if
+            there are no retain questions.
+        above_baseline: Without a control, the score against the lexical-overlap baseline: knowledge must be above the
+            baseline, and not only above chance.
+
+    Returns:
+        The label of the first condition that holds (see the module's docstring).
     """
     if without_attack.low is not None and without_attack.low > rule.not_unlearned_above:
         return "not unlearned"
     if score.low is None or score.high is None:
         return "inconclusive"
-    found = (above_guessing or score).low
+    found = (above_baseline or score).low
     if score.low > rule.suppressed_above and found is not None and found > rule.suppressed_above:
         return "suppressed"
     collapsed = utility is not None and utility < rule.utility_floor
@@ -189,18 +252,24 @@ def decide(
 
 
 def judge(
-    results: Iterable[StressResult], rule: Rule, *, utility: float | None, guessing: Mapping[str, float] | None
-) -> tuple[Word, Score]:
-    """The verdict's word and score.
+    results: Iterable[StressResult], rule: Rule, *, utility: float | None, lexical_overlap: Mapping[str, float] | None
+) -> tuple[Label, Score]:
+    """Return the label and the score of the results of all tests.
 
     Args:
-        results: `expressed` and the rule's tests among them.
-        rule: with its bounds.
-        utility: see `decide`.
-        guessing: what measures are without any knowledge, where there is no never model; else None.
+        results: Results of the tests; `without_attack` and the rule's tests count.
+        rule: The rule with its entries and bounds.
+        utility: Share of the base's right answers to retain questions that the unlearned model also gives; None if
+            there are no retain questions.
+        lexical_overlap: Without a control, the lexical-overlap baseline by measure; None with a control.
+
+    Returns:
+        The label and the score.
     """
-    counted = [result for result in results if result.test in {"without_attack", *map(test_of, rule.tests)}]
+    counted = [result for result in results if result.test in {WITHOUT_ATTACK, *(entry.test for entry in rule.tests)}]
     found = residuals_of(counted, rule)
     score = residual_knowledge(found, rule)
-    above = score if guessing is None else residual_knowledge(residuals_of(counted, rule, guessing=guessing), rule)
-    return decide(score, found["without_attack"], rule, utility=utility, above_guessing=above), score
+    above = None
+    if lexical_overlap is not None:
+        above = residual_knowledge(residuals_of(counted, rule, lexical_overlap=lexical_overlap), rule)
+    return decide(score, found[WITHOUT_ATTACK], rule, utility=utility, above_baseline=above), score

@@ -1,16 +1,9 @@
-"""Erased or suppressed? A budgeted battery of stress tests, and the frozen rule that turns it into an answer.
-
-from dissect import load_pair, load_prompts, verdict
-
-pair = load_pair("demo:base", "demo:npo")
-forget = load_prompts("forget.json", pair.tokenizer)
-found = verdict(pair, forget, budget="quick")
-found.word, found.score, found.evidence()
-"""
+"""`verdict`: run a budget of stress tests on a pair, and apply the frozen rule to their residuals."""
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +15,34 @@ from dissect.models.model import Model
 from dissect.models.pair import ModelPair
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.prompts import Prompts
-from dissect.stress.catalogue import BUDGETS, SAMPLE, Budget, selection
+from dissect.stress.catalogue import BUDGETS, SAMPLE, Budget, Entry, Run, selection
 from dissect.stress.core.case import Case, make_case
 from dissect.stress.core.lexical_overlap import lexical_overlap
 from dissect.stress.core.result import StressResult
-from dissect.stress.core.scores import score_answers
+from dissect.stress.core.scores import RANK_FLOOR, score_answers
 from dissect.stress.core.sharing import attacked
 from dissect.stress.core.storage import as_parts, as_record, from_parts
-from dissect.verdicts.result import COMMAND, Utility, Verdict, load_verdict
-from dissect.verdicts.rule import Rule, frozen_rule, judge
+from dissect.verdicts.result import COMMAND, Verdict, load_verdict
+from dissect.verdicts.rule import WITHOUT_ATTACK, Rule, Utility, frozen_rule, judge
+from unlearning.common.bootstrap import Bootstrap
 from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 from unlearning.common.renamed import renamed_arguments
-from unlearning.common.runs import Run, computing, open_run, peak_memory_bytes
+from unlearning.common.runs import Run as RunDirectory
+from unlearning.common.runs import computing, open_run, peak_memory_bytes
 
 KNOWS = 0.5
-"""A never model that gives this share of what the base gives, above chance, is no control."""
+"""A control that scores more than this share of what the base scores above chance is refused."""
 
 
-@renamed_arguments(never="control", n_facts="limit", facts="limit")
+@renamed_arguments(never="control", benign="general", n_facts="limit", facts="limit")
 def verdict(
     pair: ModelPair,
     forget: Prompts,
     *,
     retain: Prompts | None = None,
     paraphrases: Prompts | None = None,
-    benign: Prompts | None = None,
+    general: Prompts | None = None,
     control: str | Model | None = "auto",
     budget: Budget = "standard",
     limit: int | None = None,
@@ -58,64 +53,66 @@ def verdict(
     shared: str | Path | None = None,
     progress: bool = True,
 ) -> Verdict:
-    """Was the knowledge erased from the parameters, or merely suppressed?
+    """Decide whether knowledge was erased from the parameters or merely suppressed.
 
     Args:
-        pair: base and unlearned, in memory.
-        forget: questions about what was to be forgotten, with their answers.
-        retain: questions about what was to stay; None takes the built-in ones where the base is built in. Without any,
-            nothing is said of utility and the tests that need them are left out.
-        paraphrases: other wordings of the forget questions; None takes the built-in ones where the base is built in.
-        benign: questions that have nothing to do with them, to fine-tune on; None as for `paraphrases`.
-        never: a model that never knew, from the base's trunk: a name or a loaded model, None for none, or `auto`, which
-            knows the built-in pairs' own. Without one the tests are compared with chance where that is known, which is
-            weaker: what training on the forget answers alone teaches is then taken for knowledge.
-        budget: which tests: `quick`, `standard` or `full` (about 1, 2 and 7 minutes on the built-in pair, two cores).
-        limit: most forget facts, and retain facts, that are asked, evenly spaced; by default 120, 240 or 400.
-        rule: other numbers than the frozen ones.
-        batch_size: most texts in one batch; no number depends on it.
-        seed: of everything that is drawn.
-        out: run directory to write to while computing; a killed run goes on from there.
-        shared: directory to keep what tests give of base and never in, for the next unlearned model of theirs.
-        progress: show a progress bar on stderr.
+        pair: Base and unlearned model, in memory.
+        forget: Questions about what was to be forgotten, with their answers.
+        retain: Questions about what was to stay. None takes the built-in ones for a built-in base; for another base,
+            utility is then not measured, and tests that need retain questions are left out.
+        paraphrases: Other wordings of the forget questions. None takes the built-in ones for a built-in base.
+        general: General questions, related to neither the forget nor the retain questions, to fine-tune on. None takes
+            the built-in ones for a built-in base, and the retain questions for another base.
+        control: A model never trained on the forget facts, from the base's pretrained model: a loaded model, a name or
+            path, `auto` (the control of a built-in pair, if any), or `none` or None for no control. Without a control,
+            tests are compared with chance where chance is known. This is weaker: what unlearning itself taught about
+            the answers then counts as knowledge.
+        budget: `quick`, `standard` or `full`: about 1, 2 and 7 minutes on the built-in pair and two cores.
+        limit: Use at most this many forget facts and as many retain facts, evenly spaced. None takes 120, 240 or 400,
+            by budget.
+        rule: Another rule than the frozen one.
+        batch_size: Maximum number of texts in one batch; no number depends on it.
+        seed: Random seed of everything that is drawn.
+        out: Run directory, written during the computation; an interrupted run is resumed from it.
+        shared: Directory that keeps the tests' values for base and control, for the next unlearned model of the same
+            base and control.
+        progress: Whether to show a progress bar on stderr.
+
+    Returns:
+        The label with its evidence.
 
     Raises:
-        InputError: an unknown budget, an unlearned model with the base's weights, a base that does not know the forget
-            facts, a never model that does, forget prompts with one answer between them, and what `make_case` raises.
+        InputError: The budget is unknown, the two models have the same weights, the base does not know the forget
+            facts, the control does, all forget prompts have the same answer, a model is streamed or cannot be compared
+            with the base, the prompts do not fit the models, or `out` holds another run.
+
+    Examples:
+        >>> from dissect import load_pair, load_prompts, verdict
+        >>> from dissect.zoo import question_set
+        >>> pair = load_pair("demo:base", "demo:npo", progress=False)
+        >>> prompts = load_prompts(question_set("forget"), pair.tokenizer)
+        >>> found = verdict(pair, prompts, budget="quick", progress=False)  # doctest: +SKIP
+        >>> found.label  # doctest: +SKIP
+        'suppressed'
     """
     if budget not in BUDGETS:
-        raise InputError(f"--budget {budget}: use {', '.join(BUDGETS)}")
+        raise InputError(f"`budget` must be {', '.join(BUDGETS[:-1])} or {BUDGETS[-1]}, got {budget}")
     check_at_least("seed", seed, 0)
     check_at_least("batch_size", batch_size, 1)
+    if limit is not None:
+        check_at_least("limit", limit, 1)
     rule = rule or frozen_rule()
     if pair.base.sha256 == pair.unlearned.sha256:
         raise InputError(
-            f"{pair.base.name} and {pair.unlearned.name} have the same weights: nothing was unlearned; name the "
-            "checkpoint after unlearning as --unlearned"
+            f"`base` and `unlearned` must be different models, but {pair.base.name} and {pair.unlearned.name} have the "
+            "same weights. Give the checkpoint after unlearning as `unlearned`"
         )
     retain = _built_in(pair, retain, "retain")
-    paraphrases = _built_in(pair, paraphrases, "forget_paraphrased")
-    benign = _built_in(pair, benign, "general")
+    questions = Questions(_built_in(pair, paraphrases, "forget_paraphrased"), _built_in(pair, general, "general"))
     case = make_case(pair, forget, retain=retain, control=control, batch_size=batch_size, seed=seed)
     case = case.at_most(limit or SAMPLE[budget])
-    chosen, not_run = selection(budget, case, paraphrases, benign)
-    configuration = {
-        "command": COMMAND,
-        "base_sha256": pair.base.sha256,
-        "unlearned_sha256": pair.unlearned.sha256,
-        "control_sha256": case.control.sha256 if case.control else None,
-        "forget_sha256": case.forget.sha256,
-        "retain_sha256": case.retain.sha256 if case.retain else None,
-        "paraphrases_sha256": paraphrases.sha256 if paraphrases else None,
-        "benign_sha256": benign.sha256 if benign else None,
-        "budget": budget,
-        "n_facts": len(case.forget),
-        "tests": list(chosen),
-        "rule": rule.sha256,
-        "dtype": pair.base.dtype,
-        "device": pair.base.device.type,
-        "seed": seed,
-    }
+    chosen, not_run = selection(budget, case, questions.paraphrases, questions.general)
+    configuration = _configuration(case, questions, budget, chosen, rule)
     provenance = {
         "command": COMMAND,
         "base": pair.base.name,
@@ -127,36 +124,19 @@ def verdict(
     if run is not None and run.is_complete:
         return load_verdict(run.path)
     ground = None if shared is None else Path(shared) / _of_base_and_control(configuration)
-    results = []
-    failed: dict[str, str] = {}
+    tests = {name: _sharing(entry, budget, ground) for name, entry in chosen.items()}
     with computing(run) as clock:
-        kept, records = _kept(run)
-        with Progress(len(chosen), "testing", show=progress) as bar:
-            for name, entry in chosen.items():
-                if name in records:
-                    result = from_parts(records[name], kept)
-                else:
-                    try:
-                        result = attacked(name, entry.runs[budget], case, None if entry.compares_models else ground)
-                    except InputError as error:
-                        failed[name] = str(error)
-                        bar.advance(1)
-                        continue
-                    _keep(run, result, records)
-                if result.test == "without_attack":
-                    check_without_attack(result, case)
-                results.append(result)
-                bar.advance(1)
+        results, failed = _run_tests(tests, case, run, progress=progress)
         utility = _utility(case, rule)
-    guessed = None if case.control is not None else lexical_overlap(case.forget)
-    word, score = judge(results, rule, utility=utility.share if utility else None, guessing=guessed)
+    baseline = None if case.control is not None else lexical_overlap(case.forget)
+    label, score = judge(results, rule, utility=utility.share if utility else None, lexical_overlap=baseline)
     found = Verdict(
-        word=word,
+        label=label,
         score=score,
         utility=utility,
         results=results,
         not_run=not_run | failed,
-        guessing=guessed,
+        lexical_overlap=baseline,
         rule=rule,
         configuration=configuration,
         provenance=provenance,
@@ -168,51 +148,133 @@ def verdict(
     return found
 
 
-def check_without_attack(result: StressResult, case: Case) -> None:
-    """Check that there is something to be forgotten, and that the control never knew it.
+@dataclass(frozen=True)
+class Questions:
+    """Further questions that some tests use.
+
+    Attributes:
+        paraphrases: Other wordings of the forget questions; None if there are none.
+        general: General questions to fine-tune on; None if there are none.
+    """
+
+    paraphrases: Prompts | None
+    general: Prompts | None
+
+
+def _configuration(
+    case: Case, questions: Questions, budget: Budget, chosen: Mapping[str, Entry], rule: Rule
+) -> dict[str, Any]:
+    """Return everything that the numbers depend on."""
+    base = case.pair.base
+    return {
+        "command": COMMAND,
+        "base_sha256": base.sha256,
+        "unlearned_sha256": case.pair.unlearned.sha256,
+        "control_sha256": case.control.sha256 if case.control else None,
+        "forget_sha256": case.forget.sha256,
+        "retain_sha256": case.retain.sha256 if case.retain else None,
+        "paraphrases_sha256": questions.paraphrases.sha256 if questions.paraphrases else None,
+        "general_sha256": questions.general.sha256 if questions.general else None,
+        "budget": budget,
+        "n_facts": len(case.forget),
+        "tests": list(chosen),
+        "rule": rule.sha256,
+        "dtype": base.dtype,
+        "device": base.device.type,
+        "seed": case.seed,
+    }
+
+
+def _sharing(entry: Entry, budget: Budget, ground: Path | None) -> Run:
+    """Return the test of a budget; with a directory, base and control are attacked only once for all verdicts."""
+    shared = None if entry.compares_models else ground
+    return lambda case: attacked(entry.name, entry.runs[budget], case, shared)
+
+
+def _run_tests(
+    tests: Mapping[str, Run], case: Case, run: RunDirectory | None, *, progress: bool
+) -> tuple[list[StressResult], dict[str, str]]:
+    """Run the tests, or read those that an interrupted run has finished.
 
     Args:
-        result: of `dissect.stress.without_attack`.
-        case: names the models.
+        tests: The tests by name.
+        case: Models and facts.
+        run: The open run directory that keeps every finished test; None to keep none.
+        progress: Whether to show a progress bar on stderr.
+
+    Returns:
+        The results, and the reason by name for each test that could not be run.
+    """
+    results: list[StressResult] = []
+    failed: dict[str, str] = {}
+    parts = {} if run is None else dict(run.parts())
+    records = {} if run is None else {record["test"]: record for record in run.record.get("tests", [])}
+    with Progress(len(tests), "testing", show=progress) as bar:
+        for name, test in tests.items():
+            try:
+                result = from_parts(records[name], parts) if name in records else test(case)
+            except InputError as error:
+                failed[name] = str(error)
+                bar.advance(1)
+                continue
+            if run is not None and name not in records:
+                for part, frame in as_parts(result).items():
+                    run.keep_part(part, frame)
+                records[name] = as_record(result)
+                run.note(tests=list(records.values()))
+            if result.test == WITHOUT_ATTACK:
+                check_without_attack(result, case)
+            results.append(result)
+            bar.advance(1)
+    return results, failed
+
+
+def check_without_attack(result: StressResult, case: Case) -> None:
+    """Check that the base knows the forget facts, and that the control does not.
+
+    Args:
+        result: Result of `dissect.stress.without_attack`.
+        case: Models and facts.
 
     Raises:
-        InputError: the base does not know the facts, or the never model does.
+        InputError: The base does not know the facts, or the control does.
     """
     means = result.frame.groupby(["measure", "role"])["value"].mean()
     base_rank = result.frame.query("measure == 'rank' and role == 'base'").sort_values("example_index")
     if not _above_chance(base_rank):
         raise InputError(
-            f"{case.pair.base.name} does not know the forget facts (it puts the right answer above "
-            f"{means['rank', 'base']:.0%} of wrong ones, chance is 50 %): there is nothing to unlearn; name the model "
-            "that knows as --base"
+            f"`base` must know the forget facts, but {case.pair.base.name} ranks the right answer above only "
+            f"{means['rank', 'base']:.0%} of the distractors (chance is 50 %): there is nothing to unlearn. Give the "
+            "model that knows the facts as `base`"
         )
     if case.control is None:
         return
-    for measure, chance in (("rank", 0.5), ("probability", 0.0)):
+    for measure, chance in (("rank", RANK_FLOOR), ("probability", 0.0)):
         known = means[measure, "base"] - chance
         share = (means[measure, "control"] - chance) / known
         if share <= KNOWS:
             return
     raise InputError(
-        f"{case.control.name} knows the forget facts ({share:.0%} of the base's probability of the answers): it is no "
-        "control; name a model that was never trained on them, or --never none"
+        f"`control` must not know the forget facts, but {case.control.name} gives their answers {share:.0%} of the "
+        "base's probability. Give a model that was never trained on them as `control`, or none"
     )
 
 
 def _above_chance(rows: pd.DataFrame) -> bool:
-    from unlearning.common.bootstrap import Bootstrap
-
+    """Return whether the lower end of the mean rank is above chance; without an interval, whether the mean is."""
     found = Bootstrap(rows["group"].tolist()).mean(rows["value"].to_numpy(dtype=np.float64))
-    return (found.low if np.isfinite(found.low) else found.value) > 0.5
+    return (found.low if np.isfinite(found.low) else found.value) > RANK_FLOOR
 
 
 def _built_in(pair: ModelPair, prompts: Prompts | None, name: str) -> Prompts | None:
+    """Return the prompts; for None and a built-in base, return the built-in question set of that name."""
     if prompts is not None or pair.base.name not in zoo.BUILTIN:
         return prompts
     return load_prompts(zoo.question_set(name), pair.tokenizer)
 
 
 def _utility(case: Case, rule: Rule) -> Utility | None:
+    """Measure how much of the retained knowledge is left; None if the base answers no retain question."""
     if case.retain is None:
         return None
     prompts = case.retain.prompts
@@ -227,26 +289,9 @@ def _utility(case: Case, rule: Rule) -> Utility | None:
 
 
 def _of_base_and_control(configuration: Mapping[str, Any]) -> str:
-    """The name of a directory for what is the same for every unlearned model."""
+    """Return the name of the directory for everything that is the same for all unlearned models."""
     own = ("unlearned_sha256", "tests", "rule")
-    # Earlier versions called the control `never`; with that name in the hash their directories are still found.
-    renamed = {"control_sha256": "never_sha256"}
+    # The hash is made with the names of earlier versions, so that their directories are still found.
+    renamed = {"control_sha256": "never_sha256", "general_sha256": "benign_sha256"}
     decides = {renamed.get(name, name): value for name, value in configuration.items() if name not in own}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _kept(run: Run | None) -> tuple[dict[str, pd.DataFrame], dict[str, Mapping[str, Any]]]:
-    """The finished tests of a run that was killed: their tables, and what is said of them."""
-    if run is None:
-        return {}, {}
-    records = {record["test"]: record for record in run.record.get("tests", [])}
-    return dict(run.parts()), records
-
-
-def _keep(run: Run | None, result: StressResult, records: dict[str, Mapping[str, Any]]) -> None:
-    if run is None:
-        return
-    for name, frame in as_parts(result).items():
-        run.keep_part(name, frame)
-    records[result.test] = as_record(result)
-    run.note(tests=list(records.values()))

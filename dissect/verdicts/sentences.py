@@ -1,115 +1,149 @@
-"""A verdict in sentences: what it says, what it rests on, and what would change it."""
+"""A verdict in sentences: what was found, what the finding rests on, and what would change the label."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from dissect.stress.core.result import EVIDENCE_LEVELS
-from dissect.verdicts.rule import judge, test_of
+import pandas as pd
 
-if TYPE_CHECKING:
-    from dissect.verdicts.result import Verdict
+from dissect.verdicts.rule import Label, Rule, RuleEntry, Score, Utility
 
-MEANING = {
+MEANING: Mapping[Label, str] = {
     "not unlearned": "The model still gives the answers that were to be forgotten.",
-    "suppressed": "The answers are gone from what the model says, and knowledge of them is left inside.",
-    "erased": "No test of this budget finds more of the knowledge than {nothing} shows.",
-    "inconclusive": "The tests neither find the knowledge nor rule it out.",
+    "suppressed": "The model no longer gives the answers, but the tests recover knowledge of them from it.",
+    "erased": "The model no longer gives the answers, and the tests recover no knowledge of them beyond the rule's "
+    "margin.",
+    "inconclusive": "The tests neither find knowledge of the answers nor rule it out.",
 }
+"""What each label says about the model."""
+
+LARGER_BUDGET = {"quick": "standard", "standard": "full"}
 
 
-def sentences(verdict: "Verdict") -> list[str]:
-    """What a reader needs to know, the most important first."""
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What the sentences, the page and the printed tables of a verdict are made from.
+
+    Attributes:
+        label: The label.
+        score: Residual knowledge with its interval.
+        utility: How much of the retained knowledge is left; None without retain questions.
+        rule: The rule that was applied.
+        evidence: One row per test, as `Verdict.evidence` returns it.
+        has_control: Whether residuals are relative to a control; else to chance.
+        lexical_overlap: Without a control, the lexical-overlap baseline by measure; None with a control.
+        not_run: Reasons why tests of the budget were not run, by test.
+        decisive: Tests without any one of which the label would change.
+        budget: Name of the budget.
+    """
+
+    label: Label
+    score: Score
+    utility: Utility | None
+    rule: Rule
+    evidence: pd.DataFrame
+    has_control: bool
+    lexical_overlap: Mapping[str, float] | None
+    not_run: Mapping[str, str]
+    decisive: Sequence[str]
+    budget: str
+
+
+def sentences(found: Findings) -> list[str]:
+    """Return the result in sentences, the most important first."""
     said = []
-    utility, score = verdict.utility, verdict.score
+    utility, score = found.utility, found.score
     if utility is not None and utility.collapsed:
         said.append(
-            f"Utility is gone: {utility.share:.0%} of the base's right answers to {utility.n} retain questions are "
-            "left. Such a model is broken, not unlearned; what follows is said of a broken model."
+            f"Utility is lost: the model keeps only {_percent(utility.share)} of the base's right answers to "
+            f"{utility.n} retain questions. It is broken rather than unlearned, and the following describes a broken "
+            "model."
         )
-    said.append(MEANING[verdict.word].format(nothing=verdict.nothing))
+    said.append(MEANING[found.label])
     if score.value is not None:
         interval = "" if score.low is None else f" (95 % interval {score.low:.2f} to {score.high:.2f})"
         said.append(
-            f"Residual knowledge {score.value:.2f}{interval} on a scale from 0, {verdict.nothing}, to 1, the base; "
-            f"from {_listed(_tests(score.used))}."
+            f"Residual knowledge is {score.value:.2f}{interval} on a scale from 0 ({_zero(found)}) to 1 (all of the "
+            f"base's knowledge), measured by {_listed(_tests(score.used))}."
         )
-    found = verdict.residuals
-    proven = [r for r in verdict.results if r.level > 0 and (found[r.test].low or 0.0) > verdict.rule.suppressed_above]
-    if proven:
-        highest = max(result.level for result in proven)
-        tests = [result.test for result in proven if result.level == highest]
+    attacked = found.evidence[found.evidence["level"] > 0]
+    proven = attacked[attacked["low"].astype(float) > found.rule.suppressed_above]
+    if len(proven):
+        highest = proven[proven["level"] == proven["level"].max()]
         said.append(
-            f"The highest claim with evidence is rung {highest}, {EVIDENCE_LEVELS[highest]} ({_listed(tests)})."
+            f"The highest evidence level reached is {highest['level'].iloc[0]}, {highest['claim'].iloc[0]} "
+            f"({_listed(list(highest['test']))})."
         )
-    if verdict.word == "erased":
-        tests = [result.test for result in verdict.results if result.level > 0]
+    if found.label == "erased":
         said.append(
-            f"This holds for the {len(tests)} tests of the budget {verdict.configuration['budget']} "
-            f"({_listed(tests)}) and a margin of {verdict.rule.erased_below:.2f}; an attack that was not tried may "
-            "still find something."
+            f"Up to {score.high:.2f} of the base's knowledge could still be there (upper end of the interval; the "
+            f"rule's margin is {found.rule.erased_below:.2f}). Tests tried, in the budget `{found.budget}`: "
+            f"{_listed(list(attacked['test']))}. An attack that was not tried may still recover knowledge."
         )
     if utility is not None and not utility.collapsed:
-        said.append(f"{utility.share:.0%} of the base's right answers to {utility.n} retain questions are left.")
-    if not verdict.configuration["control_sha256"]:
         said.append(
-            "There was no never model: residuals are compared with chance, wrong answers are those to other questions, "
-            "and tests without a chance level were left out. What unlearning itself taught of the answers counts as "
-            "knowledge, and so does what a question gives away otherwise than by its words (a name that tells a "
-            "country): without a never model, `suppressed` is no proof."
+            f"The model keeps {_percent(utility.share)} of the base's right answers to {utility.n} retain questions."
+        )
+    if not found.has_control:
+        said.append(
+            "No control was given. Residuals are therefore relative to chance, all distractors are answers to other "
+            "questions, and tests whose chance level is unknown were left out. Whatever unlearning itself taught about "
+            "the answers counts as knowledge, and so does whatever a question gives away other than by its words, such "
+            "as a name that suggests a country. Without a control, `suppressed` is no proof."
         )
     return said
 
 
-def advice(verdict: "Verdict") -> list[str]:
-    """What would change the answer, or make it firmer."""
-    found = []
-    score, rule = verdict.score, verdict.rule
-    alone = _decisive(verdict)
-    if alone:
-        found.append(f"Without {_listed(alone, 'or')} the verdict would be another.")
-    unsure = verdict.word == "inconclusive" and score.low is not None and score.high is not None
-    if unsure and verdict.guessing is not None and (score.low or 0.0) > rule.suppressed_above:
-        found.append(
-            "It is above chance; but who knows nothing and compares words puts the right answer above "
-            f"{verdict.guessing['rank']:.0%} of the wrong ones here, and the score is not above that."
+def advice(found: Findings) -> list[str]:
+    """Return what would change the label, or make it firmer."""
+    said = []
+    score, rule = found.score, found.rule
+    if len(found.decisive) == 1:
+        said.append(f"The label rests on {found.decisive[0]} alone; without it the label would change.")
+    elif found.decisive:
+        said.append(f"The label rests on each of {_listed(found.decisive)}; without any one of them it would change.")
+    if found.label == "inconclusive" and score.low is not None and score.high is not None:
+        if found.lexical_overlap is not None and score.low > rule.suppressed_above:
+            said.append(
+                "The score is above chance, but not above a lexical-overlap baseline, which already ranks the right "
+                f"answer above {_percent(found.lexical_overlap['rank'])} of the distractors."
+            )
+        else:
+            said.append(
+                f"The interval reaches from {score.low:.2f} to {score.high:.2f}. The model is called suppressed if the "
+                f"interval lies above {rule.suppressed_above:.2f}, and erased if it lies below "
+                f"{rule.erased_below:.2f}. More forget questions narrow the interval."
+            )
+    if not found.has_control:
+        said.append(
+            "A control is missing (option `control`): a model fine-tuned from the base's own pretrained model without "
+            "the forget facts."
         )
-    elif unsure:
-        found.append(
-            f"The interval reaches from {score.low:.2f} to {score.high:.2f}: it would have to lie above "
-            f"{rule.suppressed_above:.2f} (suppressed) or below {rule.erased_below:.2f} (erased); more forget "
-            "questions make it narrower."
-        )
-    if not verdict.configuration["control_sha256"]:
-        found.append("A model that never knew, from the base's own trunk (--never), is the control that is missing.")
-    larger = {"quick": "standard", "standard": "full"}.get(verdict.configuration["budget"])
-    if larger and verdict.word in ("erased", "inconclusive"):
-        found.append(f"--budget {larger} runs further tests and stronger attacks.")
-    if verdict.utility is None:
-        found.append("Retain questions (--retain) would tell whether the model is whole.")
-    found += [f"{name} could not be run: {reason}" for name, reason in verdict.not_run.items()]
-    return found
+    larger = LARGER_BUDGET.get(found.budget)
+    if larger and found.label in ("erased", "inconclusive"):
+        said.append(f"The budget `{larger}` runs further tests and stronger attacks (option `budget`).")
+    if found.utility is None:
+        said.append("Retain questions (option `retain`) would show how much of the other knowledge is left.")
+    said += [f"{name} was not run: {reason}." for name, reason in found.not_run.items()]
+    return said
 
 
-def _decisive(verdict: "Verdict") -> list[str]:
-    """Tests of the rule without any one of which the word would be another."""
-    utility = verdict.utility.share if verdict.utility else None
-    changed = []
-    for name in _tests(verdict.score.used):
-        rest = [result for result in verdict.results if result.test != name]
-        if judge(rest, verdict.rule, utility=utility, guessing=verdict.guessing)[0] != verdict.word:
-            changed.append(name)
-    return changed
+def entry_name(entry: RuleEntry) -> str:
+    """Return an entry of the rule for a reader: `TEST`, or `TEST (MEASURE)`."""
+    return entry.test if entry.measure is None else f"{entry.test} ({entry.measure})"
 
 
-def _tests(entries: "tuple[str, ...]") -> list[str]:
-    return list(dict.fromkeys(map(test_of, entries)))
+def _zero(found: Findings) -> str:
+    return "no more than in the control" if found.has_control else "no more than chance"
 
 
-def entry_name(entry: str) -> str:
-    """A test, or one measure of a test, for a reader."""
-    test, _, measure = entry.replace("_", " ").partition(":")
-    return f"{test} ({measure})" if measure else test
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
-def _listed(names: "tuple[str, ...] | list[str]", joint: str = "and") -> str:
-    words = [entry_name(name) for name in names]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {joint} {words[-1]}"
+def _tests(entries: Sequence[RuleEntry]) -> list[str]:
+    """Return the tests of the entries, each once."""
+    return list(dict.fromkeys(entry.test for entry in entries))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

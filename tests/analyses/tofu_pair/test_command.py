@@ -159,7 +159,7 @@ def test_build_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.M
     "change", [{"seed": 1}, {"trunk": Schedule(epochs=(2,), learning_rate=1e-3)}], ids=["seed", "schedule"]
 )
 def test_build_refuses_models_of_another_recipe(tiny_models: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"trunk: holds a model of another recipe, seed or data; give another --out"):
+    with pytest.raises(InputError, match=r"trunk: holds a model of another recipe.*out"):
         tiny_workshop(tiny_models, replace(TINY, **change)).build()
 
 
@@ -174,16 +174,14 @@ def test_build_refuses_a_directory_of_something_else(tmp_path: Path) -> None:
     workshop = tiny_workshop(tmp_path)
     workshop.directory("trunk").mkdir(parents=True)
     (workshop.directory("trunk") / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"trunk: holds other files; give another --out or remove it"):
+    with pytest.raises(InputError, match=r"trunk: holds other files.*out"):
         workshop.build()
     assert (workshop.directory("trunk") / "notes.txt").read_text() == "mine"
 
 
 def test_build_refuses_a_base_that_does_not_know(tmp_path: Path) -> None:
     workshop = tiny_workshop(tmp_path, replace(TINY, base_recall=0.9))
-    with pytest.raises(
-        InputError, match=r"base: ROUGE-L recall is 0\.\d\d after 1 epochs, below 0\.9; train it longer"
-    ):
+    with pytest.raises(InputError, match=r"base: ROUGE-L recall is 0\.\d\d after 1 epochs, below 0\.9"):
         workshop.build()
     assert not workshop.directory("base").exists()
 
@@ -200,7 +198,7 @@ def test_recipe_with_authors_keeps_most_of_them_in_the_trunk() -> None:
         assert recipe.trunk_authors + recipe.late_authors + recipe.forget_authors == n_authors
         assert min(recipe.late_authors, recipe.forget_authors) >= 1
     assert Recipe().with_authors(40) == Recipe()
-    with pytest.raises(InputError, match="2 authors are too few"):
+    with pytest.raises(InputError, match="authors.*at least 3.*2"):
         Recipe().with_authors(2)
 
 
@@ -209,14 +207,14 @@ def test_write_data_refuses_other_authors(tmp_path: Path) -> None:
     first, other = (select_authors(folder, trunk=2, late=1, forget=1, seed=seed) for seed in (0, 1))
     tofu_pair.write_data({"forget": first.forget, "retain": first.retain}, tmp_path / "data")
     tofu_pair.write_data({"forget": first.forget, "retain": first.retain}, tmp_path / "data")
-    with pytest.raises(InputError, match=r"\.jsonl: holds other authors' questions; give another --out"):
+    with pytest.raises(InputError, match=r"\.jsonl: holds other authors' questions.*out"):
         tofu_pair.write_data({"forget": other.forget, "retain": other.retain}, tmp_path / "data")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "/nowhere"], "/nowhere: neither tofu/full.json nor full.json is there"),
+        (["--data", "/nowhere"], "/nowhere: must hold tofu/full.json or full.json"),
         ([], f"no TOFU data: give --data DIR or set {DATA_VARIABLE}"),
         (["--authors", "many"], "Invalid value for '--authors'"),
     ],

@@ -23,7 +23,7 @@ def test_find_tofu_says_what_to_give(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     with pytest.raises(InputError, match=rf"--data DIR or set {DATA_VARIABLE}"):
         find_tofu(None)
-    with pytest.raises(InputError, match="name the directory that holds tofu/"):
+    with pytest.raises(InputError, match="Give the directory that holds tofu/"):
         find_tofu(tmp_path / "nowhere")
 
 
@@ -49,7 +49,7 @@ def test_select_authors_is_a_function_of_the_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("trunk", "late", "forget", "message"),
-    [(11, 2, 1, "too many"), (2, 1, 5, "too many"), (2, 0, 1, "at least 1"), (2, 1, 0, "at least 1")],
+    [(11, 2, 1, "Give fewer"), (2, 1, 5, "Give fewer"), (2, 0, 1, "at least 1"), (2, 1, 0, "at least 1")],
 )
 def test_select_authors_refuses_numbers_that_do_not_fit(
     tmp_path: Path, trunk: int, late: int, forget: int, message: str
@@ -64,7 +64,7 @@ def test_select_authors_refuses_files_of_different_versions(tmp_path: Path) -> N
     forget = read_records(folder / "forget10.json")
     forget[0]["answer"] = "something else"
     (folder / "forget10.json").write_text(json.dumps(forget), encoding="utf-8")
-    with pytest.raises(InputError, match=r"forget10\.json: is not the matching part of full\.json"):
+    with pytest.raises(InputError, match=r"forget10\.json: must be the matching part of full\.json"):
         select_authors(folder, trunk=2, late=1, forget=1, seed=0)
 
 

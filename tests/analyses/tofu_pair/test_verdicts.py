@@ -17,17 +17,17 @@ from dissect.stress import catalogue
 from dissect.stress.catalogue import Entry
 from dissect.stress.lenses import logit_lens
 from dissect.stress.without_attack import without_attack
-from dissect.verdicts.rule import frozen_rule
+from dissect.verdicts.rule import RuleEntry, frozen_rule
 from tests.unlearning.helpers import build_tiny_llama, build_tokenizer
 from unlearning.common.errors import InputError
 
 RULE = replace(
     frozen_rule(),
-    tests=("logit_lens",),
-    needed=("logit_lens",),
-    nothing=0.0,
-    everything=1.0,
-    spread=0.0,
+    tests=(RuleEntry("logit_lens"),),
+    needed=(RuleEntry("logit_lens"),),
+    floor=0.0,
+    ceiling=1.0,
+    run_sd=0.0,
     suppressed_above=0.1,
     erased_below=0.3,
 )
@@ -62,16 +62,16 @@ def _link(link: Path, target: Path) -> None:
 def test_every_model_is_judged_with_a_never_model_and_without(tofu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = (tofu / "tofu", tofu / "methods", tofu / "out")
     frame = run(*where, limit=16, progress=False)
-    assert frame[["model", "never"]].to_numpy().tolist() == [
+    assert frame[["model", "control"]].to_numpy().tolist() == [
         [model, arm] for model in (TWIN, "npo") for arm in ("with", "without")
     ]
     twin = frame.iloc[0]
     assert (twin["verdict"], twin["score"], twin["strongest"]) == ("erased", 0.0, "logit_lens")
     for row in frame.to_dict("records"):
-        said = json.loads((tofu / "out" / row["never"] / row["model"] / "verdict.json").read_text())
+        said = json.loads((tofu / "out" / row["control"] / row["model"] / "verdict.json").read_text())
         assert (
             said["verdict"] == row["verdict"]
-            and said["against"] == {"with": "control", "without": "floor"}[row["never"]]
+            and said["against"] == {"with": "control", "without": "floor"}[row["control"]]
         )
         assert said["residual_knowledge"]["score"] == row["score"] and said["utility"]["share"] == row["utility"]
     pd.testing.assert_frame_equal(
@@ -92,10 +92,10 @@ def test_the_table_has_a_row_a_model_and_no_score_where_there_is_none() -> None:
         ("npo", "with", "suppressed", 0.5, 0.25, 0.75, 0.9, "relearn_benign:accuracy"),
         ("npo", "without", "inconclusive", None, None, None, 0.9, ""),
     ]
-    names = ["model", "never", "verdict", "score", "low", "high", "utility", "strongest"]
+    names = ["model", "control", "verdict", "score", "low", "high", "utility", "strongest"]
     lines = table(pd.DataFrame(rows, columns=names)).splitlines()
     assert lines[2:] == [
-        "| `npo` | 0.90 | **suppressed** | 0.50 [0.25, 0.75] | relearn benign (accuracy) | inconclusive |  |"
+        "| `npo` | 0.90 | **suppressed** | 0.50 [0.25, 0.75] | relearn_benign (accuracy) | inconclusive |  |"
     ]
 
 
@@ -104,7 +104,7 @@ def test_the_twin_is_trained_as_never_was_in_another_order(tmp_path: Path) -> No
     build_tiny_llama(0).save_pretrained(models / "trunk")
     build_tokenizer().save_pretrained(models / "trunk")
     retain.write_text("".join(json.dumps({"question": f"one {n}", "answer": f"two {n}"}) + "\n" for n in range(6)))
-    with pytest.raises(InputError, match="no never model in it; run `python -m analyses.tofu_pair"):
+    with pytest.raises(InputError, match="holds no control. Run `python -m analyses.tofu_pair"):
         build_twin(models, retain, progress=False)
     options = {"max_steps": 3, "learning_rate": 1e-3, "batch_size": 2, "gradient_accumulation_steps": 1}
     unlearning.train(

@@ -1,7 +1,7 @@
 """What the benchmark makes of the tests' numbers: the rule, rates, words, power; on models invented for it."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,13 +14,13 @@ from analyses.verdict_benchmark import constructions as making
 from analyses.verdict_benchmark import figures as drawing
 from analyses.verdict_benchmark import report as reporting
 from analyses.verdict_benchmark import write as writing
-from analyses.verdict_benchmark.fit_rule import AT_MOST, CANDIDATES, MARGIN, NEEDED, bounds_of, fit, scale, spread_of
+from analyses.verdict_benchmark.fit_rule import AT_MOST, CANDIDATES, MARGIN, NEEDED, bounds_of, fit, run_sd_of, scale
 from analyses.verdict_benchmark.measured import Measured, labelled, largest_residual, rivals
 from dissect.stress.core.result import PLAIN, Residual, StressResult
-from dissect.verdicts.rule import Rule, Score, read_rule
+from dissect.verdicts.rule import Rule, RuleEntry, Score, read_rule
 from unlearning import InputError
 
-TESTS = ("without_attack", "relearn_disjoint", *CANDIDATES)
+TESTS = ("without_attack", "relearn_disjoint", *map(str, CANDIDATES))
 
 
 def residual(rho: float, width: float = 0.02) -> Residual:
@@ -67,11 +67,11 @@ def family(seed: int) -> list[Measured]:
 
 
 RULE = Rule(
-    tests=("relearn_disjoint",),
+    tests=(RuleEntry("relearn_disjoint"),),
     needed=("relearn_disjoint",),
-    nothing=0.05,
-    everything=0.85,
-    spread=0.0,
+    floor=0.05,
+    ceiling=0.85,
+    run_sd=0.0,
     not_unlearned_above=0.5,
     suppressed_above=0.1,
     erased_below=0.1,
@@ -83,9 +83,9 @@ RULE = Rule(
 
 def test_the_fit_finds_the_line_between_residual_and_share():
     rule = fit(family(1) + family(2), {"families": ["llama-1", "llama-2"]})
-    assert rule.needed == NEEDED and set(NEEDED) <= set(rule.tests) and "quantisation" not in rule.tests
+    assert rule.needed == NEEDED and set(NEEDED) <= set(rule.tests) and RuleEntry("quantisation") not in rule.tests
     assert len(rule.tests) == len(NEEDED) + AT_MOST  # what agrees is taken along
-    assert rule.nothing == pytest.approx(0.05, abs=0.03) and rule.everything == pytest.approx(0.85, abs=0.03)
+    assert rule.floor == pytest.approx(0.05, abs=0.03) and rule.ceiling == pytest.approx(0.85, abs=0.03)
     assert rule.fitted["models"] == 36 and rule.fitted["error"] < 0.05
     assert rule.fitted["families"] == ["llama-1", "llama-2"]
 
@@ -98,7 +98,7 @@ def test_a_test_that_finds_what_relearning_misses_is_taken():
         else one
         for one in models
     ]
-    assert {*NEEDED, "linear_probes"} <= set(fit(missed, {}).tests)
+    assert {*NEEDED, RuleEntry("linear_probes")} <= set(fit(missed, {}).tests)
 
 
 def test_the_bounds_come_from_models_that_hold_nothing():
@@ -123,22 +123,23 @@ def test_the_spread_is_that_of_never_models_and_of_no_others():
     damaged = replace(model("never-npo", "erased", 0.0, relearn_disjoint=-0.9), made=making.NEVER_DAMAGED)
     others = [damaged, model("hidden-0", "suppressed", 1.0, relearn_disjoint=0.9)]
     wanted = round(float(np.sqrt(np.mean(np.square(rhos)))), 3)
-    assert spread_of(never + others, ("relearn_disjoint", "logit_lens")) == wanted
-    assert spread_of(never + others, ("logit_lens",)) == 0.0
+    assert run_sd_of(never + others, (RuleEntry("relearn_disjoint"), RuleEntry("logit_lens"))) == wanted
+    assert run_sd_of(never + others, (RuleEntry("logit_lens"),)) == 0.0
 
 
 @given(st.floats(0.0, 0.3), st.floats(0.5, 1.1))
 def test_a_line_without_noise_is_found_to_its_grid(low, high):
     shares = np.linspace(0, 1, 21)
-    nothing, everything = scale(low + (high - low) * shares, shares)
-    assert abs(nothing - low) <= 0.011 and abs(everything - high) <= 0.011
+    floor, ceiling = scale(low + (high - low) * shares, shares)
+    assert abs(floor - low) <= 0.011 and abs(ceiling - high) <= 0.011
 
 
 def test_the_largest_residual_leaves_out_tests_without_one():
     one = model(relearn_disjoint=0.2, logit_lens=0.6)
     silent = {**one.residuals, "logit_lens": Residual(None, None, None, 0, "", "control", "no reason")}
-    assert largest_residual(one.residuals, ("relearn_disjoint", "logit_lens")) == 0.6
-    assert largest_residual(silent, ("relearn_disjoint", "logit_lens")) == 0.2
+    entries = (RuleEntry("relearn_disjoint"), RuleEntry("logit_lens"))
+    assert largest_residual(one.residuals, entries) == 0.6
+    assert largest_residual(silent, entries) == 0.2
 
 
 VALUES = st.lists(st.tuples(st.integers(-50, 50).map(lambda n: n / 50), st.booleans()), min_size=4, max_size=30).filter(
@@ -194,14 +195,14 @@ def test_a_number_that_some_models_lack_is_rated_on_the_others():
 def test_broken_models_are_counted_apart():
     models = [*family(1), model("ga-strong", retain=0.1, relearn_disjoint=0.9)]
     assert len(labelled(models)[0]) == len(labelled(family(1))[0])
-    words = reporting.words(reporting.judged(models, RULE)).set_index(["made", "state"])
-    assert words.loc[(making.BY_A_METHOD, "broken"), "suppressed"] == 1
-    assert words.loc[(making.NEVER_KNEW, ""), "erased"] == 10
-    assert words.loc[(making.BY_HAND, ""), "suppressed"] == 5
-    assert words["share"].isna().sum() == 1  # what a method leaves is not known
+    labels = reporting.labels(reporting.judged(models, RULE)).set_index(["made", "state"])
+    assert labels.loc[(making.BY_A_METHOD, "broken"), "suppressed"] == 1
+    assert labels.loc[(making.NEVER_KNEW, ""), "erased"] == 10
+    assert labels.loc[(making.BY_HAND, ""), "suppressed"] == 5
+    assert labels["share"].isna().sum() == 1  # what a method leaves is not known
 
 
-def test_right_words_and_false_alarms_are_counted():
+def test_right_labels_and_false_alarms_are_counted():
     models = [
         model("never-order1", "erased", 0.0),
         model("never-order2", "erased", 0.0, relearn_disjoint=0.6),
@@ -210,12 +211,12 @@ def test_right_words_and_false_alarms_are_counted():
         model("kto-mild", relearn_disjoint=0.0),
         model("dpo-mild", relearn_disjoint=0.13),
     ]
-    assert reporting.right_words(reporting.judged(models, RULE)) == {
+    assert reporting.right_labels(reporting.judged(models, RULE)) == {
         "models": 6,
         "right": 3,
         "inconclusive": 1,
-        "never_called_suppressed": 1,
-        "never": 2,
+        "erased_called_suppressed": 1,
+        "erased": 2,
         "holding_called_erased": 1,
         "holding": 4,
     }
@@ -226,11 +227,11 @@ def test_what_is_said_without_a_never_model_rests_on_its_own_residuals():
     ignorant = replace(ignorant, alone={**ignorant.alone, "relearn_disjoint": residual(0.85)})
     models = [ignorant, model("npo", relearn_disjoint=0.85)]
     frame = reporting.judged(models, RULE)
-    assert frame["word"].tolist() == ["erased", "suppressed"]
-    assert frame["word alone"].tolist() == ["suppressed", "suppressed"]
-    assert frame["score alone"].tolist() == [1.0, 1.0]
-    with_it, without = (reporting.right_words(frame, said=said) for said in ("word", "word alone"))
-    assert (with_it["never_called_suppressed"], without["never_called_suppressed"]) == (0, 1)
+    assert frame["label"].tolist() == ["erased", "suppressed"]
+    assert frame["label without control"].tolist() == ["suppressed", "suppressed"]
+    assert frame["score without control"].tolist() == [1.0, 1.0]
+    with_it, without = (reporting.right_labels(frame, column=said) for said in ("label", "label without control"))
+    assert (with_it["erased_called_suppressed"], without["erased_called_suppressed"]) == (0, 1)
     table = reporting.rates([], models, RULE).set_index("number")
     assert (table.loc[reporting.VERDICT, "auroc"], table.loc[reporting.ALONE, "auroc"]) == (1.0, 0.5)
 
@@ -250,7 +251,7 @@ def test_power_is_the_share_that_is_found_and_least_share_the_smallest_that_hold
                 "made": making.PARTLY_TAUGHT + method,
                 "kind": "partial",
                 "share": share,
-                "word": word,
+                "label": word,
                 "score": share,
                 "collapsed": False,
             }
@@ -312,13 +313,13 @@ def test_the_report_is_written_and_the_rule_gets_its_reference(tmp_path, monkeyp
     monkeypatch.setattr(writing, "RIVALS", ("score", "UDS"))
     rule = writing.write_report(tmp_path, ["llama"], [1, 2], [3], RULE, formats=["html"])
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("judged.csv", "rates.csv", "words.csv", "power.csv", "table.md", "figures")
+        *("judged.csv", "rates.csv", "labels.csv", "power.csv", "table.md", "figures")
     }
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"scores", "rates", "shares"}
     assert len(rule.reference["erased"]) == 10 and len(rule.reference["partly erased"]) == 3
     assert rule.sha256 == RULE.sha256
     text = (tmp_path / "table.md").read_text()
-    assert "never called suppressed 0" in text and "| verdict | 1 | 1 | 1 | 1 | 1 | 0 | 15 |" in text
+    assert "erased called suppressed 0" in text and "| verdict | 1 | 1 | 1 | 1 | 1 | 0 | 15 |" in text
 
 
 @pytest.mark.usefixtures("measured")
@@ -326,9 +327,9 @@ def test_a_rule_is_fitted_on_the_calibration_families_only(tmp_path):
     rule = writing.fitted_rule(tmp_path, ["llama"], [1, 2])
     writing.write_rule(rule, tmp_path / "rule.json")
     assert read_rule(json.loads((tmp_path / "rule.json").read_text())) == read_rule(
-        json.loads(json.dumps(asdict(rule)))
+        json.loads(json.dumps(rule.record()))
     )
-    with pytest.raises(InputError, match="no tested models of neox-1, neox-2 to fit the rule on"):
+    with pytest.raises(InputError, match="neox-1, neox-2 were not tested"):
         writing.fitted_rule(tmp_path, ["llama", "neox"], [1, 2])
 
 

@@ -242,7 +242,7 @@ def test_recipes_scale_with_the_models_width():
         (lambda case: relearn_disjoint(case, folds=1000), "from 2 to"),
         (lambda case: relearn_disjoint(case, recipes=()), "recipes"),
         (lambda case: relearn_disjoint(case, recipes=SHORT * 2), "recipes.*another learning rate"),
-        (lambda case: relearn_benign(replace(case, retain=None)), "retain.*benign"),
+        (lambda case: relearn_benign(replace(case, retain=None)), "retain.*general"),
         (lambda case: relearn_speed(case, curve=()), "curve.*increasing"),
         (lambda case: relearn_speed(case, curve=(3, 2)), "curve.*increasing"),
         (lambda case: relearn_speed(case, curve=(0, 2)), "curve.*increasing"),

@@ -7,15 +7,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dissect.stress.core.result import Residual, StressResult
-from dissect.verdicts.rule import Rule, Score, decide, judge, read_rule, residual_knowledge, residuals_of
+from dissect.verdicts.rule import (
+    Rule,
+    RuleEntry,
+    Score,
+    decide,
+    frozen_rule,
+    judge,
+    read_rule,
+    residual_knowledge,
+    residuals_of,
+)
 from dissect.verdicts.sentences import entry_name
 
+RELEARNING, LENS, PROBE = map(RuleEntry, ("relearning", "lens", "probe"))
+
 RULE = Rule(
-    tests=("relearning", "lens", "probe"),
-    needed=("relearning",),
-    nothing=0.1,
-    everything=0.9,
-    spread=0.0,
+    tests=(RELEARNING, LENS, PROBE),
+    needed=(RELEARNING,),
+    floor=0.1,
+    ceiling=0.9,
+    run_sd=0.0,
     not_unlearned_above=0.5,
     suppressed_above=0.2,
     erased_below=0.1,
@@ -44,26 +56,26 @@ def test_the_score_is_the_largest_residual_on_the_rules_scale():
     assert found.value == pytest.approx((0.5 - 0.1) / 0.8)
     draws = [(0.5 - 0.1) / 0.8, (0.5 - 0.1) / 0.8]
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
-    assert found.used == ("relearning", "lens", "probe") and found.missing == ()
+    assert found.used == (RELEARNING, LENS, PROBE) and found.missing == ()
 
 
 @pytest.mark.parametrize("over_people", [0.0, 0.04])
 def test_the_interval_is_over_people_and_over_runs(over_people):
     draws = 0.5 + over_people * np.random.default_rng(7).standard_normal(2000)
-    found = residual_knowledge({"lens": residual(0.5, draws=draws)}, replace(RULE, spread=0.03))
+    found = residual_knowledge({"lens": residual(0.5, draws=draws)}, replace(RULE, run_sd=0.03))
     half_width = 1.96 * np.hypot(over_people, 0.03) / 0.8
     assert found.value == pytest.approx(0.5)
     assert (found.low, found.high) == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=0.01)
 
 
 @pytest.mark.parametrize(("rho", "value"), [(-2.0, 0.0), (0.1, 0.0), (0.9, 1.0), (1.3, 1.0)])
-def test_the_scale_ends_at_nothing_and_everything(rho, value):
+def test_the_scale_ends_at_floor_and_ceiling(rho, value):
     assert residual_knowledge({"lens": residual(rho, draws=[rho])}, RULE).value == pytest.approx(value)
 
 
 def test_a_test_without_a_residual_is_missing():
     found = residual_knowledge({"relearning": residual(0.5, draws=[0.5, 0.5]), "lens": residual(None)}, RULE)
-    assert found.value == pytest.approx(0.5) and found.used == ("relearning",) and found.missing == ("lens", "probe")
+    assert found.value == pytest.approx(0.5) and found.used == (RELEARNING,) and found.missing == (LENS, PROBE)
 
 
 def test_without_a_needed_test_nothing_is_called_erased():
@@ -81,7 +93,7 @@ def test_a_residual_without_an_interval_gives_a_score_without_one():
 
 def test_without_any_residual_there_is_no_score():
     found = residual_knowledge({"lens": residual(None)}, RULE)
-    assert found == Score(None, None, None, (), ("relearning", "lens", "probe"))
+    assert found == Score(None, None, None, (), (RELEARNING, LENS, PROBE))
     assert decide(found, residual(0.0, 0.0, 0.0), RULE, utility=1.0) == "inconclusive"
 
 
@@ -98,8 +110,8 @@ def test_without_any_residual_there_is_no_score():
         ((0.15, 0.12, 0.18), 0.0, 1.0, "inconclusive"),  # between the bounds
     ],
 )
-def test_the_word(score, expressed_low, utility, word):
-    found = decide(Score(*score, used=("lens",), missing=()), residual(0.0, expressed_low, 1.0), RULE, utility=utility)
+def test_the_label(score, expressed_low, utility, word):
+    found = decide(Score(*score, used=(LENS,), missing=()), residual(0.0, expressed_low, 1.0), RULE, utility=utility)
     assert found == word
 
 
@@ -107,20 +119,20 @@ def test_the_word(score, expressed_low, utility, word):
     ("low", "above_low", "word"),
     [
         (0.5, 0.5, "suppressed"),
-        (0.5, 0.1, "inconclusive"),  # above chance, not above guessing
-        (0.5, None, "inconclusive"),  # the base is not above guessing either
+        (0.5, 0.1, "inconclusive"),  # above chance, not above the baseline
+        (0.5, None, "inconclusive"),  # the base is not above the baseline either
         (0.0, 0.0, "erased"),
     ],
 )
-def test_what_guessing_gives_is_no_knowledge(low, above_low, word):
-    """Chance decides what is erased, guessing what is suppressed: knowing nothing lies between the two."""
-    score = Score(low, low, low + 0.05, ("relearning",), ())
-    above = Score(above_low, above_low, above_low, ("relearning",), ())
-    found = decide(score, residual(0.0, -0.1, 0.1), RULE, utility=1.0, above_guessing=above)
+def test_what_lexical_overlap_gives_is_no_knowledge(low, above_low, word):
+    """Chance decides what is erased, the baseline what is suppressed: no knowledge lies between the two."""
+    score = Score(low, low, low + 0.05, (RELEARNING,), ())
+    above = Score(above_low, above_low, above_low, (RELEARNING,), ())
+    found = decide(score, residual(0.0, -0.1, 0.1), RULE, utility=1.0, above_baseline=above)
     assert found == word
 
 
-def test_the_word_of_results_is_judged_against_chance_and_guessing():
+def test_results_are_judged_against_chance_and_the_lexical_overlap_baseline():
     def result(test, unlearned):
         rows = [
             {"role": role, "variant": "", "measure": "rank", "example": str(n), "example_index": n, "group": ""}
@@ -135,11 +147,13 @@ def test_the_word_of_results_is_judged_against_chance_and_guessing():
     results = [result("without_attack", 0.5), result("relearning", 0.9), result("not in the rule", 1.0)]
     words = {}
     for rank in (0.5, 0.8, 0.95):
-        word, score = judge(results, RULE, utility=1.0, guessing={"rank": rank})
-        assert score.value == pytest.approx((0.8 - 0.1) / 0.8) and score.used == ("relearning",)
+        word, score = judge(results, RULE, utility=1.0, lexical_overlap={"rank": rank})
+        assert score.value == pytest.approx((0.8 - 0.1) / 0.8) and score.used == (RELEARNING,)
         words[rank] = word
     assert words == {0.5: "suppressed", 0.8: "suppressed", 0.95: "inconclusive"}
-    assert judge(results, RULE, utility=1.0, guessing=None) == judge(results, RULE, utility=1.0, guessing={})
+    assert judge(results, RULE, utility=1.0, lexical_overlap=None) == judge(
+        results, RULE, utility=1.0, lexical_overlap={}
+    )
 
 
 @given(st.lists(st.floats(-2, 2), min_size=3, max_size=3), st.integers(0, 2))
@@ -154,8 +168,11 @@ def test_more_of_any_residual_is_never_less_knowledge(values, which):
 
 
 def test_a_rule_is_read_as_it_was_written_and_its_hash_is_of_what_decides():
-    record = {name: getattr(RULE, name) for name in Rule.__dataclass_fields__}
+    record = RULE.record()
+    assert record["tests"] == ["relearning", "lens", "probe"]
     assert read_rule(record) == RULE
+    old = {"floor": "nothing", "ceiling": "everything", "run_sd": "spread", "not_unlearned_above": "expressed_above"}
+    assert read_rule({old.get(name, name): value for name, value in record.items()}) == RULE
     assert read_rule(record | {"fitted": {"seeds": [1]}, "reference": {"erased": [0.1]}}).sha256 == RULE.sha256
     assert read_rule(record | {"erased_below": 0.11}).sha256 != RULE.sha256
 
@@ -172,11 +189,25 @@ def test_an_entry_may_name_a_measure_of_a_test():
     result = StressResult(
         test="relearning", level=4, measure="rank", frame=pd.DataFrame(rows), proves="", settings={}, seconds=0.0
     )
-    rule = replace(RULE, tests=("relearning", "relearning:accuracy"), nothing=0.0, everything=1.0)
+    rule = replace(RULE, tests=(RELEARNING, RuleEntry("relearning", "accuracy")), floor=0.0, ceiling=1.0)
     found = residuals_of([result], rule)
     assert found["relearning"].rho == pytest.approx(-0.2)
     assert found["relearning:accuracy"].rho == pytest.approx(0.5)
     assert residual_knowledge(found, rule).value == pytest.approx(0.5)
     assert set(residuals_of([result], RULE)) == {"relearning"}
-    assert entry_name("relearn_disjoint:accuracy") == "relearn disjoint (accuracy)"
-    assert entry_name("logit_lens") == "logit lens"
+
+
+@pytest.mark.parametrize(
+    ("text", "entry", "name"),
+    [
+        ("relearn_disjoint:accuracy", RuleEntry("relearn_disjoint", "accuracy"), "relearn_disjoint (accuracy)"),
+        ("logit_lens", RuleEntry("logit_lens"), "logit_lens"),
+    ],
+)
+def test_an_entry_is_read_as_it_is_written(text, entry, name):
+    assert RuleEntry.parse(text) == entry and str(entry) == text and entry_name(entry) == name
+
+
+def test_the_frozen_rule_has_its_entries():
+    rule = frozen_rule()
+    assert RuleEntry("relearn_disjoint", "accuracy") in rule.tests and set(rule.needed) <= set(rule.tests)

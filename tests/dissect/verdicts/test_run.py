@@ -2,6 +2,8 @@ import json
 import warnings
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from dissect import InputError
@@ -10,23 +12,23 @@ from dissect.models.pair import ModelPair
 from dissect.models.parameter_swap import with_values
 from dissect.stress import catalogue
 from dissect.stress.catalogue import Entry, entries, selection
+from dissect.stress.core.result import StressResult, value_rows
+from dissect.stress.core.scores import score_facts
 from dissect.stress.lenses import logit_lens
 from dissect.stress.without_attack import without_attack
 from dissect.verdicts import run as judging
-from dissect.verdicts.page import page
 from dissect.verdicts.result import load_verdict
-from dissect.verdicts.rule import Rule
+from dissect.verdicts.rule import Rule, RuleEntry
 from dissect.verdicts.run import verdict
-from dissect.verdicts.sentences import advice, sentences
 from dissect.verdicts.tables import print_verdict
 from tests.dissect.stress.constructed import case_of, model, questions
 
 RULE = Rule(
-    tests=("logit_lens",),
-    needed=("logit_lens",),
-    nothing=0.0,
-    everything=1.0,
-    spread=0.0,
+    tests=(RuleEntry("logit_lens"),),
+    needed=(RuleEntry("logit_lens"),),
+    floor=0.0,
+    ceiling=1.0,
+    run_sd=0.0,
     not_unlearned_above=0.5,
     suppressed_above=0.1,
     erased_below=0.1,
@@ -70,52 +72,57 @@ def scaled(start: Model, factor: float) -> Model:
 
 @pytest.mark.parametrize("control", ["auto", None, "none"])
 def test_a_base_by_another_name_is_not_unlearned(control):
-    assert judged(scaled(model("demo:base"), 1.001), control=control).word == "not unlearned"
+    assert judged(scaled(model("demo:base"), 1.001), control=control).label == "not unlearned"
 
 
 def test_what_is_left_in_the_middle_layers_is_suppressed():
     found = judged("demo:rmu")
-    assert found.word == "suppressed" and found.score.low > 0.5
-    assert any("rung 1, decodable (logit lens)" in sentence for sentence in sentences(found))
-    assert "Without logit lens the verdict would be another." in advice(found)
+    assert found.label == "suppressed" and found.score.low > 0.5
+    assert any("evidence level reached is 1, decodable (logit_lens)" in sentence for sentence in found.sentences())
+    assert "The label rests on logit_lens alone; without it the label would change." in found.advice()
 
 
 def test_a_second_never_model_is_erased():
     """Here the control itself by another name: rho is 0 but for the head's scale, which no measure of ranks sees."""
     found = judged(scaled(model("demo:never"), 1.001))
-    assert found.word == "erased" and "than a model that never knew shows" in sentences(found)[0]
-    said = " ".join(sentences(found))
-    assert "1 tests of the budget quick" in said and "an attack that was not tried" in said
+    assert found.label == "erased" and "no knowledge" in found.sentences()[0]
+    said = " ".join(found.sentences())
+    assert "in the budget `quick`: logit_lens" in said and "An attack that was not tried" in said
+    assert f"Up to {found.score.high:.2f}" in said and "no more than in the control" in said
 
 
 def test_a_broken_model_is_said_to_be_broken_first():
     broken = scaled(model("demo:never"), -1.0)
     found = judged(broken)
-    assert found.utility.collapsed and found.word != "erased"
-    assert sentences(found)[0].startswith("Utility is gone: 0% of the base's right answers to 40 retain questions")
+    assert found.utility.collapsed and found.label != "erased"
+    assert found.sentences()[0].startswith(
+        "Utility is lost: the model keeps only 0 % of the base's right answers to 40 retain"
+    )
 
 
 def test_without_a_never_model_it_says_so():
     found = judged("demo:rmu", control=None)
-    assert found.word == "suppressed"
+    assert found.label == "suppressed"
     assert found.evidence()["against"].tolist() == ["floor", "floor"]
-    assert "no never model" in " ".join(sentences(found)) and "--never" in " ".join(advice(found))
-    assert "from 0, guessing, to 1" in " ".join(sentences(found))
-    assert "than guessing shows" in sentences(replace(found, word="erased"))[0]
+    assert "No control" in " ".join(found.sentences()) and "`control`" in " ".join(found.advice())
+    assert "from 0 (no more than chance) to 1" in " ".join(found.sentences())
+    assert "guess" not in found.page().partition("<script")[0].lower()
     drawn = found.figure()
     assert drawn.layout.xaxis.title.text.endswith("(attacked unlearned − chance) / (base − chance)")
     assert {note.text for note in drawn.layout.annotations} == {"chance", "base"}
-    assert "beyond what\nguessing gives" in page(found)
+    assert "no more than chance" in found.page() and "judged with a control and this model without" in found.page()
 
 
 def test_where_words_give_answers_away_nothing_is_called_suppressed_without_a_never_model(monkeypatch, tmp_path):
     monkeypatch.setattr(judging, "lexical_overlap", lambda _facts: {"rank": 0.97, "accuracy": 0.84})
     found = judged("demo:rmu", control=None, out=tmp_path)
-    assert found.word == "inconclusive" and found.score.low > 0.5
-    assert "compares words puts the right answer above 97% of the wrong ones" in " ".join(advice(found))
-    assert load_verdict(tmp_path).guessing == found.guessing == {"rank": 0.97, "accuracy": 0.84}
-    assert advice(load_verdict(tmp_path)) == advice(found)
-    assert judged("demo:rmu").guessing is None
+    assert found.label == "inconclusive" and found.score.low > 0.5
+    assert "lexical-overlap baseline, which already ranks the right answer above 97 % of the distractors" in " ".join(
+        found.advice()
+    )
+    assert load_verdict(tmp_path).lexical_overlap == found.lexical_overlap == {"rank": 0.97, "accuracy": 0.84}
+    assert load_verdict(tmp_path).advice() == found.advice()
+    assert judged("demo:rmu").lexical_overlap is None
 
 
 def test_a_verdict_is_saved_resumed_and_read_back(tmp_path, two_tests):
@@ -125,7 +132,7 @@ def test_a_verdict_is_saved_resumed_and_read_back(tmp_path, two_tests):
     again = judged("demo:rmu", out=out)
     assert two_tests == ["logit_lens"]  # nothing was computed a second time
     for other in (again, load_verdict(out)):
-        assert other.word == found.word and other.score == found.score and other.utility == found.utility
+        assert other.label == found.word and other.score == found.score and other.utility == found.utility
         assert other.evidence().drop(columns="seconds").equals(found.evidence().drop(columns="seconds"))
     written = json.loads((out / "verdict.json").read_text())
     assert written["verdict"] == "suppressed" and written["residual_knowledge"]["score"] == found.score.value
@@ -162,24 +169,24 @@ def test_two_unlearned_models_share_what_base_and_never_give(tmp_path):
 
 def test_the_page_needs_nothing_else_and_has_every_test():
     found = judged("demo:rmu")
-    text = page(found)
-    assert "suppressed" in text and "logit lens" in text and "<script" in text
+    text = found.page()
+    assert "suppressed" in text and "logit_lens" in text and "<script" in text
     assert "<script src=" not in text and "<link" not in text
 
 
 def test_the_table_is_printed(capsys):
     print_verdict(judged("demo:rmu"))
     printed = capsys.readouterr().out
-    assert "verdict: suppressed" in printed and "logit lens *" in printed
+    assert "verdict: suppressed" in printed and "logit_lens *" in printed
 
 
 def test_the_same_weights_are_refused():
-    with pytest.raises(InputError, match="have the same weights: nothing was unlearned"):
+    with pytest.raises(InputError, match="base.*unlearned.*same weights"):
         judged("demo:base")
 
 
 def test_a_control_that_knows_is_refused():
-    with pytest.raises(InputError, match="knows the forget facts .* it is no control"):
+    with pytest.raises(InputError, match="control.*must not know the forget facts"):
         judged("demo:npo", control=scaled(model("demo:base"), 1.001))
 
 
@@ -187,7 +194,7 @@ def test_a_base_that_does_not_know_is_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pair = ModelPair(model("demo:never"), model("demo:npo"))
-    with pytest.raises(InputError, match="does not know the forget facts"):
+    with pytest.raises(InputError, match="base.*must know the forget facts"):
         verdict(pair, questions("forget"), budget="quick", rule=RULE, control=None, progress=False)
 
 
@@ -206,7 +213,7 @@ def test_facts_are_evenly_spaced_and_no_more_than_asked_for():
 
 
 def test_an_unknown_budget_is_refused():
-    with pytest.raises(InputError, match="--budget tiny: use quick, standard, full"):
+    with pytest.raises(InputError, match="budget.*quick, standard or full.*tiny"):
         judged("demo:npo", budget="tiny")
 
 
@@ -221,3 +228,64 @@ def test_every_budget_has_what_a_smaller_one_has_and_says_what_is_left_out(monke
     assert {"without_attack", "relearn_disjoint"} <= set(runs) and "relearn_benign" in left_out
     others = questions("retain")
     assert "relearn_benign" in selection("full", replace(case, control=None, retain=None), None, others)[0]
+
+
+def test_a_registered_test_that_compares_models_gives_the_same_numbers_with_shared(monkeypatch, tmp_path):
+    """Its value for base and control depends on the unlearned model, so it must not be taken from another pair."""
+
+    def distance(case):
+        means = {role: score_facts(one, case.forget).rank.mean() for role, one in case.models.items()}
+        rows = [
+            (role, "", {"rank": np.full(len(case.forget), mean - means["unlearned"] + (role == "base"))})
+            for role, mean in means.items()
+        ]
+        frame = value_rows(case.forget, rows)
+        return StressResult(test="distance", level=1, measure="rank", frame=frame, proves="", settings={}, seconds=0.0)
+
+    known = catalogue.entries()
+    registered = Entry("distance", dict.fromkeys(catalogue.BUDGETS, distance))
+    monkeypatch.setattr(catalogue, "entries", lambda *_: (*known, registered))
+    alone = judged("demo:npo")
+    judged("demo:rmu", shared=tmp_path)
+    shared = judged("demo:npo", shared=tmp_path)
+    pd.testing.assert_frame_equal(shared.evidence().drop(columns="seconds"), alone.evidence().drop(columns="seconds"))
+    assert not list(tmp_path.glob("*/distance*"))
+
+
+def test_what_is_handed_out_is_a_copy():
+    found = judged("demo:rmu")
+    before = found.summary()
+    for frame in (found.evidence(), found.results[0].frame, found.results[1].tables["layers"]):
+        frame.loc[:, frame.select_dtypes("number").columns] = 100.0
+    found.configuration["n_facts"] = found.provenance["base"] = None
+    assert found.summary() == before and found.provenance["base"] == "demo:base"
+
+
+def test_a_run_of_an_earlier_version_is_read(tmp_path):
+    """Written with today's code, and renamed back to the names that earlier versions wrote."""
+    found = judged("demo:rmu", out=tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    told = record["verdict"]
+    told["word"], told["guessing"] = told.pop("label"), told.pop("lexical_overlap")
+    names = {"floor": "nothing", "ceiling": "everything", "run_sd": "spread", "not_unlearned_above": "expressed_above"}
+    told["rule"] = {names.get(name, name): value for name, value in told["rule"].items()}
+    for test in record["tests"]:
+        test["rung"] = test.pop("level")
+    record["tests"][0]["test"] = "expressed"
+    record["never"] = record.pop("control")
+    record["configuration"]["never_sha256"] = record["configuration"].pop("control_sha256")
+    record["configuration"]["tests"][0] = "expressed"
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    frame = pd.read_parquet(tmp_path / "results.parquet").rename(columns={"level": "rung"})
+    frame["role"] = frame["role"].replace("control", "never")
+    frame["test"] = frame["test"].replace("without_attack", "expressed")
+    frame.to_parquet(tmp_path / "results.parquet")
+    old = load_verdict(tmp_path)
+    assert old.label == old.word == found.label and old.score == found.score and old.rule == found.rule
+    assert old.evidence().equals(found.evidence()) and old.sentences() == found.sentences()
+    assert old.provenance["control"] == "demo:never" and old.configuration == found.configuration
+
+
+def test_old_names_of_arguments_are_accepted():
+    with pytest.warns(DeprecationWarning, match="never.*control"):
+        assert judged("demo:rmu", never=None, n_facts=8).configuration["n_facts"] == 8
