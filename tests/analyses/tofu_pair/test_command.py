@@ -215,7 +215,7 @@ def test_write_data_refuses_other_authors(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--data", "/nowhere"], "/nowhere: must hold tofu/full.json or full.json"),
-        ([], f"no TOFU data: give --data DIR or set {DATA_VARIABLE}"),
+        ([], f"--data must be given, or {DATA_VARIABLE}"),
         (["--authors", "many"], "Invalid value for '--authors'"),
     ],
 )

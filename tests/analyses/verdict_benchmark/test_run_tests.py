@@ -139,10 +139,10 @@ def test_two_orders_of_the_data_are_two_models(family):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"architectures": "llama,gpt"}, "--architectures gpt: there are llama and neox"),
-        ({"seeds": "1,two"}, "--seeds 1,two: write numbers"),
+        ({"architectures": "llama,gpt"}, "--architectures.*gpt"),
+        ({"seeds": "1,two"}, "--seeds.*1,two"),
         ({"formats": "html,bmp"}, "format.*bmp"),
-        ({"only": "never-order1,nothing"}, "--only nothing: there is no such model"),
+        ({"only": "never-order1,nothing"}, "--only must be.*got nothing"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_built(options, message, tmp_path):
