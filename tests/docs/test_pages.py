@@ -88,3 +88,10 @@ def test_every_column_is_explained(command: str, tmp_path: Path) -> None:
         layers = section("docs/own_checkpoints.md", f"### {COLUMNS['probe']['layers']}")
         known = set(re.findall(r"`(\w+)`", own + shared + layers))
         assert set(pd.read_parquet(tmp_path / command / f"{table}.parquet").columns) - known == set()
+
+
+def test_every_column_of_a_verdict_is_explained() -> None:
+    from dissect.stress.core.result import COLUMNS as OF_A_TEST
+
+    known = set(re.findall(r"`(\w+)`", section("docs/own_checkpoints.md", "### verdict")))
+    assert {"test", "level", *OF_A_TEST} - known == set()
