@@ -1,5 +1,7 @@
 """What the pages promise: short, complete, and without dead links."""
 
+import importlib
+import importlib.util
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -37,6 +39,24 @@ def test_every_public_name_is_in_the_reference() -> None:
         page = PAGES[f"docs/api/{package.__name__}.md"].read_text(encoding="utf-8")
         missing = [name for name in package.__all__ if f"::: {package.__name__}.{name}\n" not in page]
         assert missing == []
+
+
+def test_everything_in_the_reference_exists() -> None:
+    for page in (name for name in PAGES if name.startswith("docs/api/")):
+        for name in re.findall(r"^::: ([\w.]+)$", PAGES[page].read_text(encoding="utf-8"), re.MULTILINE):
+            module, _, attribute = name.rpartition(".")
+            assert (
+                importlib.util.find_spec(name)
+                if page.endswith("_modules.md")
+                else hasattr(importlib.import_module(module), attribute)
+            ), name
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    pages = [name.removeprefix("docs/") for name in PAGES if name.startswith("docs/")]
+    notebooks = [f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert sorted(re.findall(r": ([\w/]+\.md)$", navigation, re.MULTILINE)) == sorted(pages + notebooks)
 
 
 def test_every_method_has_a_section_with_its_options() -> None:
