@@ -365,7 +365,7 @@ def command(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
-    run_app(app, "python -m analyses.unlearning_methods", arguments, interrupted="run the same command again to go on")
+    run_app(app, "python -m analyses.unlearning_methods", arguments, interrupted="rerun the same command to resume")
 
 
 def _chosen(world: World, names: Sequence[str] | None) -> list[Entry]:

@@ -108,7 +108,7 @@ def _show(result: "Race", settings: dict[str, Any], *, to_stderr: bool) -> None:
         f"{settings['processor']}, {settings['threads']} threads; seconds of an optimizer step, medians of "
         f"{settings['repeats']} runs, interleaved; ratio: plain over ours. Memory of the run before them, model and "
         "all; x finetune: ours over the plain finetune's.",
-        "before: what ours does ahead of its first step (constants of the start model, its first evaluation).",
+        "before: what ours does ahead of its first step (constants of the reference model, its first evaluation).",
         f"Losses of every step agree to {result.difference:.1e}.",
     ]
     if result.case.device.type == "cpu":

@@ -19,7 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 # No test reaches for the network; what would, fails at once instead of after a minute of retries.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# The start model's constants of test models, which nobody needs again.
+# The reference model's constants of test models, which nobody needs again.
 os.environ["UNLEARNING_CACHE"] = _CACHE.name
 
 

@@ -232,4 +232,4 @@ def command(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the analysis; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
-    run_app(app, "python -m analyses.dissecting", arguments, interrupted="run the same command again to go on")
+    run_app(app, "python -m analyses.dissecting", arguments, interrupted="rerun the same command to resume")

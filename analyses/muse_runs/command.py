@@ -1,6 +1,6 @@
 """MUSE's scalability and sustainability (2407.06460, C5 and C6): does unlearning hold as the requests grow?
 
-    scal    forget sets 1 to 4, each holding the one before it; each is unlearned from the start model
+    scal    forget sets 1 to 4, each holding the one before it; each is unlearned from the base
     sust    four disjoint requests, unlearned one after the other, each from the model that the last one left
 
 Every model is evaluated as `unlearn eval muse` does. A method that scales and sustains keeps its KnowMem on retain.
@@ -310,4 +310,4 @@ def command(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
-    run_app(app, "python -m analyses.muse_runs", arguments, interrupted="run the same command again to go on")
+    run_app(app, "python -m analyses.muse_runs", arguments, interrupted="rerun the same command to resume")

@@ -224,7 +224,7 @@ def command(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
-    run_app(app, "python -m analyses.npo_synthetic", arguments, interrupted="run the same command again to go on")
+    run_app(app, "python -m analyses.npo_synthetic", arguments, interrupted="rerun the same command to resume")
 
 
 def read_seeds(text: str) -> tuple[int, ...]:

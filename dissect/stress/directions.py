@@ -196,6 +196,9 @@ def _ablations(n_layers: int, layers: Sequence[int]) -> dict[str, _Variant]:
 def _run(case: Case, attack: _Attack, limit: int) -> StressResult:
     """Run every variant of an attack on every model, on at most `limit` facts.
 
+    Returns:
+        The scores of every model under every variant.
+
     Raises:
         InputError: There are fewer groups than folds, or a negative number of random directions.
     """

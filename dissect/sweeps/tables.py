@@ -31,7 +31,7 @@ def print_plan(plan: "Plan") -> None:
     for label, text in (
         ("passes over the layers", f"{record['passes']}"),
         ("examples in a batch", f"{record['examples_per_batch']} at most"),
-        ("interventions in a pass", f"{record['interventions_per_pass']} at most, as {plan.max_branches} streams"),
+        ("interventions in a pass", f"{record['interventions_per_pass']} at most, in {plan.max_branches} branches"),
         ("tokens through a block at once", f"{plan.chunk_tokens}"),
         ("operations", f"{plan.flops / 1e12:.3g} TFLOP, {saved:.1f} times fewer than a forward per intervention"),
         ("memory beside the weights", in_bytes(plan.bytes)),
