@@ -194,13 +194,21 @@ def _ablations(n_layers: int, layers: Sequence[int]) -> dict[str, _Variant]:
 
 
 def _run(case: Case, attack: _Attack, limit: int) -> StressResult:
-    """Run every variant of an attack on every model, on at most `limit` facts.
+    """Run every variant of an attack on every model.
+
+    Args:
+        case: Models and facts.
+        attack: Description of the test.
+        limit: Use at most this many facts.
+
+    Returns:
+        The test's result.
 
     Returns:
         The scores of every model under every variant.
 
     Raises:
-        InputError: There are fewer groups than folds, or a negative number of random directions.
+        InputError: There are fewer groups than folds, or the number of random directions is negative.
     """
     clock = time.monotonic()
     check_at_least("random", attack.random, 0)

@@ -1,6 +1,7 @@
 """A verdict as one HTML page that can be read on its own: the label, the evidence, and what each test can show."""
 
 import html
+import re
 from dataclasses import dataclass
 
 import pandas as pd
@@ -50,8 +51,8 @@ def page(found: Findings, subject: Subject, *, title: str) -> str:
     """
     evidence = evidence_figure(found.evidence).to_html(full_html=False, include_plotlyjs=True)
     standing = standing_figure(found.score, found.rule, label="this model")
-    first = "".join(f'<p class="first">{html.escape(sentence)}</p>' for sentence in sentences(found))
-    changes = "".join(f"<li>{html.escape(change)}</li>" for change in advice(found))
+    first = "".join(f'<p class="first">{_code(sentence)}</p>' for sentence in sentences(found))
+    changes = "".join(f"<li>{_code(change)}</li>" for change in advice(found))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title><style>{_STYLE}</style></head>
@@ -68,6 +69,7 @@ def page(found: Findings, subject: Subject, *, title: str) -> str:
 {_standing_caption(found)}
 <div class="wide">{standing.to_html(full_html=False, include_plotlyjs=False)}</div>
 <h2>What each test shows</h2>
+{_tests_caption(found)}
 <div class="wide"><table>
 <tr><th>evidence level</th><th>test</th><th>ρ [95 %]</th><th>what the test can and cannot show</th></tr>
 {_rows(found.evidence)}</table></div>
@@ -137,11 +139,25 @@ def _standing_caption(found: Findings) -> str:
     )
 
 
+def _tests_caption(found: Findings) -> str:
+    """Return how to read the table of tests."""
+    compared = "" if found.has_control else " Without a control, read chance where a text names the control."
+    return (
+        "<p>The attacked model is the unlearned one, and the control under the same attack is what it is compared with."
+        f"{compared}</p>"
+    )
+
+
+def _code(sentence: str) -> str:
+    """Return a sentence as HTML, with names in backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(sentence))
+
+
 def _rows(evidence: pd.DataFrame) -> str:
     """Return the rows of the table of tests."""
     return "\n".join(
         f"<tr><td>{row['level']} {html.escape(row['claim'])}</td><td>{html.escape(row['test'])}</td>"
-        f'<td class="number">{residual_cell(row)}</td><td>{html.escape(row["proves"] + _reason(row))}</td></tr>'
+        f'<td class="number">{residual_cell(row)}</td><td>{html.escape(_shows(row))}</td></tr>'
         for _, row in evidence.iterrows()
     )
 
@@ -156,8 +172,10 @@ def _footer(found: Findings, subject: Subject) -> str:
 Budget {html.escape(found.budget)}, {subject.wall_time_s:.0f} seconds.</p>"""
 
 
-def _reason(row: pd.Series) -> str:
-    return f" No residual: {row['reason']}." if row["reason"] else ""
+def _shows(row: pd.Series) -> str:
+    """Return what a test can and cannot show, and why it has no residual if it has none."""
+    reason = f" No residual: {row['reason']}." if row["reason"] else ""
+    return str(row["proves"]).replace("rho", "ρ") + reason
 
 
 def residual_cell(row: pd.Series) -> str:

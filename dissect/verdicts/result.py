@@ -63,13 +63,10 @@ class Verdict(RunResult):
         """The residual of every test, and of every entry of the rule that names a measure, by `TEST` or `TEST:MEASURE`.
 
         Examples:
-            >>> from dissect import load_pair, load_prompts, verdict
-            >>> from dissect.zoo import question_set
-            >>> pair = load_pair("demo:base", "demo:npo", progress=False)
-            >>> prompts = load_prompts(question_set("forget"), pair.tokenizer)
-            >>> found = verdict(pair, prompts, budget="quick", limit=8, progress=False)  # doctest: +SKIP
+            >>> from dissect import load_verdict
+            >>> found = load_verdict("runs/verdict-npo")  # doctest: +SKIP
             >>> found.residuals["relearn_disjoint"].variant  # doctest: +SKIP
-            'lr 0.0003'
+            'lr 0.001'
         """
         return residuals_of(self.results, self.rule)
 
@@ -81,6 +78,12 @@ class Verdict(RunResult):
             `rho` with its interval `low`, `high` (None if not defined), `n` facts, `variant` (the strongest one),
             `against` (`control` or `floor`), `counts` (whether the rule uses the test), `seconds`, `reason` (why rho
             is not defined) and `proves` (what the test can and cannot show).
+
+        Examples:
+            >>> from dissect import load_verdict
+            >>> found = load_verdict("runs/verdict-npo")  # doctest: +SKIP
+            >>> found.evidence()[["level", "test", "rho", "low", "high"]].iloc[0]["test"]  # doctest: +SKIP
+            'without_attack'
         """
         counted = {entry.test for entry in self.rule.tests}
         rows = []
@@ -133,15 +136,45 @@ class Verdict(RunResult):
         return changed
 
     def sentences(self) -> list[str]:
-        """Return the result in sentences, the most important first."""
+        """Return the result in sentences, the most important first.
+
+        Returns:
+            One string per sentence.
+
+        Examples:
+            >>> from dissect import load_verdict
+            >>> found = load_verdict("runs/verdict-npo")  # doctest: +SKIP
+            >>> found.sentences()[0]  # doctest: +SKIP
+            'The model no longer gives the answers, but the tests recover knowledge of them from it.'
+        """
         return wording.sentences(self.findings)
 
     def advice(self) -> list[str]:
-        """Return sentences that say what would change the label, or make it firmer."""
+        """Return sentences that say what would change the label, or make it firmer.
+
+        Returns:
+            One string per sentence; empty if there is no advice.
+
+        Examples:
+            >>> from dissect import load_verdict
+            >>> found = load_verdict("runs/verdict-npo")  # doctest: +SKIP
+            >>> found.advice()[0]  # doctest: +SKIP
+            'The label rests on relearn_disjoint alone; without it the label would change.'
+        """
         return wording.advice(self.findings)
 
     def page(self) -> str:
-        """Return the verdict as one HTML page that can be read on its own."""
+        """Return the verdict as one HTML page that can be read on its own.
+
+        Returns:
+            The HTML document, which needs no network.
+
+        Examples:
+            >>> from dissect import load_verdict
+            >>> found = load_verdict("runs/verdict-npo")  # doctest: +SKIP
+            >>> found.page().startswith("<!doctype html>")  # doctest: +SKIP
+            True
+        """
         from dissect.verdicts.page import Subject, page
 
         names = self.provenance
@@ -155,7 +188,16 @@ class Verdict(RunResult):
         return page(self.findings, subject, title=self.title)
 
     def figure(self) -> Any:
-        """Return the residual of every test with its interval as a plotly figure."""
+        """Return the residual of every test with its interval as a plotly figure.
+
+        Returns:
+            One dot per test.
+
+        Examples:
+            >>> from dissect import load_verdict
+            >>> found = load_verdict("runs/verdict-npo")  # doctest: +SKIP
+            >>> found.figure().write_html("evidence.html")  # doctest: +SKIP
+        """
         from dissect.verdicts.figures import evidence_figure
 
         return evidence_figure(self.evidence(), title=self.title)
@@ -176,7 +218,17 @@ class Verdict(RunResult):
         return f"{super().title}: {self.label}"
 
     def summary(self) -> dict[str, Any]:
-        """Return the content of `verdict.json`: label, score, utility, evidence and sentences, as plain data."""
+        """Return the content of `verdict.json`: label, score, utility, evidence and sentences, as plain data.
+
+        Returns:
+            A dictionary that JSON takes.
+
+        Examples:
+            >>> from dissect import load_verdict
+            >>> found = load_verdict("runs/verdict-npo")  # doctest: +SKIP
+            >>> found.summary()["verdict"]  # doctest: +SKIP
+            'suppressed'
+        """
         found = self.findings
         evidence = found.evidence
         return {
@@ -240,9 +292,9 @@ def load_verdict(path: str | Path) -> Verdict:
 
     Examples:
         >>> from dissect import load_verdict
-        >>> found = load_verdict("runs/npo")  # doctest: +SKIP
-        >>> found.label, round(found.score.value, 2)  # doctest: +SKIP
-        ('suppressed', 0.64)
+        >>> found = load_verdict("runs/verdict-npo")  # doctest: +SKIP
+        >>> found.label  # doctest: +SKIP
+        'suppressed'
     """
     path = Path(path)
     record = read_finished(path, COMMAND)

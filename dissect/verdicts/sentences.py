@@ -85,10 +85,11 @@ def sentences(found: Findings) -> list[str]:
         )
     if not found.has_control:
         said.append(
-            "No control was given. Residuals are therefore relative to chance, all distractors are answers to other "
-            "questions, and tests whose chance level is unknown were left out. Whatever unlearning itself taught about "
-            "the answers counts as knowledge, and so does whatever a question gives away other than by its words, such "
-            "as a name that suggests a country. Without a control, `suppressed` is no proof."
+            "No control was given. Residuals are therefore relative to chance, all distractors (the wrong answers "
+            "that the right one is ranked among) are answers to other questions, and tests whose chance level is "
+            "unknown were left out. Whatever unlearning itself taught about the answers counts as knowledge, and so "
+            "does whatever a question gives away other than by its words, such as a name that suggests a country. "
+            "Without a control, `suppressed` is no proof."
         )
     return said
 

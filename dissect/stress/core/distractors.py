@@ -37,6 +37,7 @@ class Facts:
     distractors: tuple[tuple[Prompt, ...], ...]
 
     def __len__(self) -> int:
+        """Return the number of facts."""
         return len(self.prompts)
 
     @property
