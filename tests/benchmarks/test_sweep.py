@@ -82,8 +82,8 @@ def test_a_contestant_that_is_not_installed_is_named_with_the_command(monkeypatc
         (["--shape", "7b"], ["--shape 7b: unknown"]),
         (["--repeats", "2"], ["--repeats 2", "--quick"]),
         (["--quick", "--threads", "0"], ["--threads 0: at least 1"]),
-        (["--quick", "--dtype", "bfloat16"], ["--dtype bfloat16", "CPU"]),
-        (["--quick", "--device", "tpu9"], ["--device tpu9"]),
+        (["--quick", "--dtype", "bfloat16"], ["--dtype", "bfloat16", "CPU"]),
+        (["--quick", "--device", "tpu9"], ["--device", "tpu9"]),
         (["--quick", "--json", "/proc/none/x.json", "--against", ""], ["/proc/none/x.json", "cannot be written"]),
     ],
 )

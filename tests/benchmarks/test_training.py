@@ -91,7 +91,7 @@ def test_another_loss_is_an_error(shift: float, monkeypatch: pytest.MonkeyPatch)
         (["--repeats", "2"], ["--repeats 2", "--quick"]),
         (["--steps", "1"], ["--steps 1: at least 2"]),
         (["--quick", "--json", "/proc/none/x.json"], ["/proc/none/x.json", "cannot be written"]),
-        (["--quick", "--device", "tpu9"], ["--device tpu9"]),
+        (["--quick", "--device", "tpu9"], ["--device", "tpu9"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(arguments: list[str], phrases: list[str]) -> None:
