@@ -121,11 +121,11 @@ def check_place(model: Model, concept: Concept) -> None:
     if concept.layer >= model.n_layers:
         raise InputError(
             f"the vector of concept {concept.name!r} is in layer {concept.layer}, but {model.name} has layers 0 to "
-            f"{model.n_layers - 1}. It was found in another model: leave the concepts out (`concepts`)."
+            f"{model.n_layers - 1}. It was found in another model: leave the concepts out (`concepts=()`)."
         )
     width = len(value_vectors(model, concept.layer))
     if concept.neuron >= width:
         raise InputError(
             f"the vector of concept {concept.name!r} is neuron {concept.neuron}, but the MLPs of {model.name} have "
-            f"0 to {width - 1}. It was found in another model: leave the concepts out (`concepts`)."
+            f"0 to {width - 1}. It was found in another model: leave the concepts out (`concepts=()`)."
         )

@@ -35,13 +35,14 @@ def with_flags(message: str, flags: Mapping[str, str]) -> str:
     """Replace every argument in backticks by its flag.
 
     Args:
-        message: A message that names arguments in backticks, or their being switched off (`vectors=False`).
+        message: A message that names arguments in backticks, or what switches them off, such as
+            `vectors=False` and `concepts=()`.
         flags: Flag of each argument; an argument without one keeps its name and loses its backticks.
 
     Returns:
         The message as the command line shows it.
     """
-    return re.sub(r"`([A-Za-z_]\w*(?:=False)?)`", lambda found: flags.get(found[1], found[1]), message)
+    return re.sub(r"`([A-Za-z_]\w*(?:=False|=\(\))?)`", lambda found: flags.get(found[1], found[1]), message)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

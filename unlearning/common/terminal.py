@@ -15,7 +15,7 @@ from unlearning.common.errors import InputError, with_flags
 if TYPE_CHECKING:
     import typer
 
-FLAGS = {"prompts": "--data", "output_dir": "--out", "formats": "--format", "concepts": "--no-concepts"}
+FLAGS = {"prompts": "--data", "output_dir": "--out", "formats": "--format", "concepts=()": "--no-concepts"}
 """Flags of Python arguments whose names differ from the options'; all others follow from the command's options."""
 
 # Parameters of mallopt, from malloc.h.
