@@ -38,7 +38,7 @@ RETAIN = "muse-news:raw:retain1"
 _EXAMPLES = """\b
 Examples:
   python -m analyses.muse_runs --model muse-bench/MUSE-News_target --method npo --set alpha=1 --set epochs=5
-  python -m analyses.muse_runs --model ./news --method simnpo --data ../data --retain-model ./news-retrained
+  python -m analyses.muse_runs --model ./news --method simnpo --data ../data --control ./news-retrained
   python -m analyses.muse_runs --model ./news --method ga --kind sust --out runs/ga --format html,svg
 """
 
@@ -55,7 +55,7 @@ class Study:
         options: Options of the method and of the trainer.
         data: Directory that holds `muse-news/`; None reads $DISSECT_DATA, then the hub.
         retain: Retain data, as `unlearn train` reads them.
-        retain_model: Control, for PrivLeak and for comparison.
+        control: Control, for PrivLeak and for comparison.
         auc_retain: AUC of the control, if the model itself is not available.
         kinds: Members of `KINDS`.
         limit: Ask only the first `limit` rows of each of MUSE's sets.
@@ -66,7 +66,7 @@ class Study:
     options: Mapping[str, Any] = field(default_factory=dict)
     data: Path | None = None
     retain: str = RETAIN
-    retain_model: str | None = None
+    control: str | None = None
     auc_retain: float | None = None
     kinds: Sequence[str] = tuple(KINDS)
     limit: int | None = None
@@ -168,8 +168,8 @@ def _check(study: Study) -> None:
     for kind in study.kinds:
         if kind not in KINDS:
             raise InputError(f"--kind {kind}: there are {', '.join(KINDS)}")
-    if study.auc_retain is not None and study.retain_model is not None:
-        raise InputError("--auc-retain stands in for a retain model, and one is named too; give one of them")
+    if study.auc_retain is not None and study.control is not None:
+        raise InputError("--auc-retain takes the place of --control, and both are given; give one of them")
 
 
 def _read(source: str, data: Path | None) -> "list[Example]":
@@ -204,7 +204,7 @@ class _Evaluator:
         self._auc_retain = study.auc_retain
         self._data = read_muse("news", study.data, limit=study.limit)
         self._open = partial(open_subject, device=device if device != "auto" else None)
-        self._control = None if study.retain_model is None else self._open(study.retain_model)
+        self._control = None if study.control is None else self._open(study.control)
 
     def __call__(self, model: str, name: str) -> "Evaluation":
         from unlearning.evaluation.benchmarks.muse import benchmark as muse
@@ -259,7 +259,7 @@ def command(
         typer.Option(metavar="DIR", help="Directory that holds muse-news/.  [default: $DISSECT_DATA, then the hub]"),
     ] = None,
     retain: Annotated[str, typer.Option(metavar="R", help="Retain data, as `unlearn train` reads it.")] = RETAIN,
-    retain_model: Annotated[
+    control: Annotated[
         str | None, typer.Option(metavar="N", help="Control, trained without any forget set; for PrivLeak.")
     ] = None,
     auc_retain: Annotated[
@@ -290,9 +290,7 @@ def command(
         if not equals or not name:
             raise InputError(f"--set {setting}: write it as --set KEY=VALUE")
         options[name] = value
-    study = Study(
-        model, method, options, data, retain, retain_model, auc_retain, tuple(dict.fromkeys(kind or KINDS)), limit
-    )
+    study = Study(model, method, options, data, retain, control, auc_retain, tuple(dict.fromkeys(kind or KINDS)), limit)
     frame = run(study, out, device=device, batch_size=batch_size, progress=not quiet)
     exported = export(figure(frame, f"MUSE-News, {method}"), out / "figures" / "muse_runs", formats=wanted)
     if as_json:
@@ -310,4 +308,10 @@ def command(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
-    run_app(app, "python -m analyses.muse_runs", arguments, interrupted="rerun the same command to resume")
+    run_app(
+        app,
+        "python -m analyses.muse_runs",
+        arguments,
+        interrupted="rerun the same command to resume",
+        renamed={"": {"--retain-model": "--control"}},
+    )

@@ -199,7 +199,13 @@ def command(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits 0, 2 on bad input with one line on stderr, 130 on Ctrl-C."""
-    run_app(app, "python -m analyses.tofu_pair.verdicts", arguments, interrupted="rerun the same command to resume")
+    run_app(
+        app,
+        "python -m analyses.tofu_pair.verdicts",
+        arguments,
+        interrupted="rerun the same command to resume",
+        renamed={"": {"--facts": "--limit"}},
+    )
 
 
 if __name__ == "__main__":

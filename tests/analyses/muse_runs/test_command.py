@@ -62,7 +62,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
             "eval_every": 9,
         },
         data=root / "data",
-        retain_model=str(root / "never"),
+        control=str(root / "never"),
         limit=1,
     )
 
@@ -100,7 +100,7 @@ def test_every_model_is_evaluated_as_the_command_does(study: Study, done: tuple[
     assert len(frame[frame["metric"] == "retain_knowmem"]) == 1 + 4 + 4 + 1  # start, both kinds, the retain model
     told = call_main(
         unlearn, "eval", "muse", "--corpus", "news", "--model", out / "models" / "sust-3", "--quiet", "--json",
-        "--data-dir", study.data or "", "--control", study.retain_model or "", "--limit", "2", "--out", out / "again",
+        "--data-dir", study.data or "", "--control", study.control or "", "--limit", "2", "--out", out / "again",
     )  # fmt: skip
     assert told.code == 0, told.err
     expected = json.loads(told.out)["metrics"]
@@ -124,7 +124,7 @@ def test_it_goes_on_where_it_stopped_and_refuses_another_study(
 
     monkeypatch.setattr("unlearning.evaluation.benchmarks.muse.benchmark.greedy_answers", not_called)
     monkeypatch.setattr("unlearning.training.train.run_steps", not_called)
-    without = replace(study, limit=2, retain_model=None, auc_retain=0.4772)  # which no row depends on
+    without = replace(study, limit=2, control=None, auc_retain=0.4772)  # which no row depends on
     again = run(without, out, progress=False)
     keys = ["kind", "number", "metric"]
     both = frame.merge(again, on=keys, suffixes=("", "_again"))
@@ -187,7 +187,7 @@ def test_bad_input_ends_with_one_line(study: Study, tmp_path: Path) -> None:
         ([*here, "--kind", "scale"], "--kind scale: there are scal, sust"),
         ([*here, "--set", "epochs"], "--set KEY=VALUE"),
         ([*here, "--format", "jpg"], "--format must be"),
-        ([*here, "--auc-retain", "0.5", "--retain-model", "a"], "give one of them"),
+        ([*here, "--auc-retain", "0.5", "--control", "a"], "give one of them"),
         ([*here, "--retain", "muse-news:raw:retain9"], "no split 'retain9'"),
         ([*command, "--data", tmp_path / "empty"], "muse-news:scal:forget_1: "),
     ]
