@@ -40,7 +40,7 @@ def _layers_table(result: "ProbeResult") -> Table:
     if has_retain:
         table.add_column("retain")
         for target in result.targets:
-            table.add_column("selectivity" if target == "unlearned" else "of control")
+            table.add_column("selectivity" if target == "unlearned" else "control's")
     table.add_column("share from here")
     for layer in _some(n_layers):
         here = curve[(curve["layer"] == layer) & (curve["target"] == "unlearned")]
@@ -96,9 +96,9 @@ def _scaling_table(result: "ProbeResult") -> Table:
     layers = result.frame.loc[result.frame["intervention"] == "scaling", "selection"].iloc[0]
     table = _table(f"coefficients of {layers} scaled towards the base's", "factor")
     for target in result.targets:
-        table.add_column("KRS, forget" if target == "unlearned" else "control")
+        table.add_column("KRS, forget" if target == "unlearned" else "control's KRS")
         if "retain" in result.sets:
-            table.add_column("damage, retain" if target == "unlearned" else "control")
+            table.add_column("damage, retain" if target == "unlearned" else "control's damage")
     for factor in _FACTORS:
         cells = [f"{factor:g}"]
         for target in result.targets:
@@ -140,7 +140,8 @@ def _reading(result: "ProbeResult") -> list[str]:
         )
     lines.append(
         "[95 % intervals]. Change: |m_u - m_b| / |m_b| at the answer positions. Selectivity: change on forget prompts "
-        "divided by change on retain prompts. Damage: KL from the model's own unscaled output, in nats."
+        "divided by change on retain prompts. Share from here: part of the squared change on forget prompts that is in "
+        "this layer and later ones. Damage: KL from the model's own unscaled output, in nats."
     )
     if "control" not in result.targets:
         lines.append(
