@@ -20,6 +20,7 @@ seeds that are used for nothing else.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -215,7 +216,10 @@ def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
     draws = [residual.draws for residual in used.values() if residual.draws is not None]
     if len(draws) < len(used) or any(residual.low is None for residual in used.values()):
         return Score(value, None, None, tuple(used), missing)
-    over_people = np.nanmax(draws, axis=0)
+    with warnings.catch_warnings():
+        # A draw of few people may hold none whose residual is defined: it stays NaN, and is left out below.
+        warnings.filterwarnings("ignore", "All-NaN")
+        over_people = np.nanmax(draws, axis=0)
     over_runs = over_people + rule.run_sd * np.random.default_rng(0).standard_normal(over_people.shape)
     low, high = np.nanquantile(rule.scaled(over_runs), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Score(value, float(low), float(high), tuple(used), missing)

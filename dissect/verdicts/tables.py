@@ -8,6 +8,10 @@ from rich.table import Column, Table
 from dissect.scoring.tidy import pair_title
 from dissect.verdicts.page import residual_cell
 from dissect.verdicts.result import Verdict
+from unlearning.common.errors import with_flags
+
+_FLAGS = {name: f"--{name}" for name in ("budget", "control", "retain")}
+"""Flags of the arguments that the advice names."""
 
 
 def print_verdict(verdict: Verdict) -> None:
@@ -22,7 +26,7 @@ def print_verdict(verdict: Verdict) -> None:
         out.print(sentence, highlight=False, markup=False)
     out.print(_evidence_table(verdict))
     for line in verdict.advice():
-        out.print(f"- {line}", highlight=False, markup=False)
+        out.print(f"- {with_flags(line, _FLAGS)}", highlight=False, markup=False)
 
 
 def _evidence_table(verdict: Verdict) -> Table:
@@ -49,5 +53,10 @@ def _evidence_table(verdict: Verdict) -> Table:
         )
         before = level
     zero = "the control" if verdict.has_control else "chance"
-    table.caption = f"* counts in the score; rho: 0 as {zero}, 1 as the base"
+    rule = verdict.rule
+    table.caption = (
+        f"rho: 0 as {zero}, 1 as the base\n"
+        f"* counts in the score: the largest rho of these tests, by rank or by accuracy, on a scale from "
+        f"{rule.floor:g} (score 0) to {rule.ceiling:g} (score 1)"
+    )
     return table
