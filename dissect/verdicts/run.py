@@ -34,6 +34,9 @@ from unlearning.common.runs import computing, open_run, peak_memory_bytes
 KNOWS = 0.5
 """A control that scores more than this share of what the base scores above chance is refused."""
 
+MINIMUM = 4
+"""Smallest number of facts that `limit` may leave."""
+
 
 @renamed_arguments(never="control", benign="general", n_facts="limit", facts="limit")
 def verdict(
@@ -68,8 +71,8 @@ def verdict(
             tests are compared with chance where chance is known. This is weaker: what unlearning itself taught about
             the answers then counts as knowledge.
         budget: `quick`, `standard` or `full`: about 1, 2 and 7 minutes on the built-in pair and two cores.
-        limit: Use at most this many forget facts and as many retain facts, evenly spaced. None takes 120, 240 or 400,
-            by budget.
+        limit: Use at most this many forget facts and as many retain facts, evenly spaced; at least 4. None takes
+            120, 240 or 400, by budget.
         rule: Another rule than the frozen one.
         batch_size: Maximum number of texts in one batch; no number depends on it.
         seed: Random seed of everything that is drawn.
@@ -83,8 +86,10 @@ def verdict(
 
     Raises:
         InputError: The budget is unknown, the two models have the same weights, the base does not know the forget
-            facts, the control does, all forget prompts have the same answer, a model is streamed or cannot be compared
-            with the base, the prompts do not fit the models, or `out` holds another run.
+            facts, the control does, all forget prompts have the same answer or
+            are of one group, a model is streamed or cannot be compared
+            with the base, the prompts do not fit the models, `out` holds another run, or `shared` is a
+            file.
 
     Examples:
         >>> from dissect import load_pair, load_prompts, verdict
@@ -100,7 +105,9 @@ def verdict(
     check_at_least("seed", seed, 0)
     check_at_least("batch_size", batch_size, 1)
     if limit is not None:
-        check_at_least("limit", limit, 1)
+        check_at_least("limit", limit, MINIMUM)
+    if shared is not None and any(path.is_file() for path in (Path(shared), *Path(shared).parents)):
+        raise InputError(f"`shared` must be a directory, got {shared}, which is a file or in a file")
     rule = rule or frozen_rule()
     if pair.base.sha256 == pair.unlearned.sha256:
         raise InputError(
@@ -214,6 +221,8 @@ def _run_tests(
             try:
                 result = from_parts(records[name], parts) if name in records else test(case)
             except InputError as error:
+                if name == WITHOUT_ATTACK:  # there is no label without it
+                    raise
                 failed[name] = str(error)
                 bar.advance(1)
                 continue

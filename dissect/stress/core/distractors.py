@@ -77,7 +77,7 @@ def with_distractors(
         The prompts with their distractors.
 
     Raises:
-        InputError: The prompts have `notebook` scoring, or all have the same answer.
+        InputError: The prompts have `notebook` scoring, or all have the same answer, or are all of one group.
     """
     if prompts.scoring != "answer":
         raise InputError(
@@ -106,6 +106,12 @@ def with_distractors(
         allowed = [other for other in candidates if prompts.items[other].group != item.group or not item.group]
         allowed.sort(key=lambda other: -jaccard(words[index], words[other]))
         found.append(tuple(_different(item, [prompts.items[other] for other in allowed], n)))
+    if not any(found):
+        raise InputError(
+            f"the {name} prompts must be of at least two groups, but all are of {prompts.items[0].group[:40]!r}, and a "
+            "question's distractors are answers to questions of other groups. Give prompts of more groups, or none of "
+            "them a `group`"
+        )
     return Facts(prompts, tuple(found))
 
 

@@ -57,10 +57,10 @@ def two_tests(monkeypatch):
     return calls
 
 
-def judged(name, **options):
+def judged(name, forget=None, **options):
     unlearned = model(name) if isinstance(name, str) else name
     options = {"budget": "quick", "rule": RULE, "progress": False} | options
-    return verdict(ModelPair(model("demo:base"), unlearned), questions("forget"), **options)
+    return verdict(ModelPair(model("demo:base"), unlearned), forget or questions("forget"), **options)
 
 
 def scaled(start: Model, factor: float) -> Model:
@@ -203,6 +203,23 @@ def test_forget_prompts_without_variation_are_refused():
     same = replace(prompts, items=(prompts.items[0], replace(prompts.items[1], answer=prompts.items[0].answer)))
     with pytest.raises(InputError, match="all have one answer"):
         verdict(ModelPair(model("demo:base"), model("demo:npo")), same, budget="quick", rule=RULE, progress=False)
+
+
+def test_facts_of_one_group_are_refused():
+    prompts = questions("forget")
+    one = replace(prompts, items=tuple(item for item in prompts.items if item.group == prompts.items[0].group))
+    with pytest.raises(InputError, match="forget prompts must be of at least two groups"):
+        judged("demo:npo", forget=one)
+
+
+def test_too_few_facts_and_a_file_as_shared_are_refused(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(InputError, match="`limit` must be at least 4, got 3"):
+        judged("demo:npo", limit=3)
+    for path in (file, file / "in"):
+        with pytest.raises(InputError, match="`shared` must be a directory"):
+            judged("demo:npo", shared=path)
 
 
 def test_facts_are_evenly_spaced_and_no_more_than_asked_for():
