@@ -15,7 +15,7 @@ from dissect.runtime.processes import ALONE, Processes
 from dissect.runtime.sizes import in_bytes
 from unlearning.checkpoints.locate import check_files, locate_checkpoint, weights_directory
 from unlearning.checkpoints.safetensors_files import TensorFiles
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, naming
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +95,9 @@ def load_pair(
         >>> pair.n_layers == pair.base.n_layers == pair.unlearned.n_layers
         True
     """
+    for role, name in (("base", base), ("unlearned", unlearned)):
+        with naming(role):
+            locate_checkpoint(name)
     if stream is None:
         stream = processes.once(lambda: not allow_pickle and not _fits((base, unlearned), device, dtype, max_memory))
     base_model, unlearned_model = (

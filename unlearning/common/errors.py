@@ -6,7 +6,8 @@ lines show the flag instead ("--batch-size must be at least 1, got 0"): `with_fl
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -29,6 +30,26 @@ def check_at_least(name: str, value: float, minimum: float) -> None:
     """
     if value < minimum:
         raise InputError(f"`{name}` must be at least {minimum}, got {value}")
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Put an argument before the message of an InputError that names no argument, such as one about a file.
+
+    Args:
+        name: Name of the argument, as Python spells it.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InputError: The block raises one.
+    """
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if message.startswith("`") else f"`{name}`: {message}") from None
 
 
 def with_flags(message: str, flags: Mapping[str, str]) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from unlearning.common.errors import InputError, check_at_least, nearest, with_flags
+from unlearning.common.errors import InputError, check_at_least, naming, nearest, with_flags
 
 
 def test_arguments_in_backticks_become_flags_and_others_keep_their_name() -> None:
@@ -25,3 +25,13 @@ def test_a_number_below_its_minimum_is_refused_by_name() -> None:
 def test_a_similar_name_is_offered() -> None:
     assert "'npo'" in nearest("nppo", ["npo", "dpo"])
     assert nearest("something", ["npo"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [("no.json: no such file", "`forget`: no.json: no such file"), ("`limit` must be 1", "`limit` must be 1")],
+)
+def test_naming_puts_the_argument_before_a_message_that_names_none(message: str, named: str) -> None:
+    with pytest.raises(InputError) as caught, naming("forget"):
+        raise InputError(message)
+    assert str(caught.value) == named

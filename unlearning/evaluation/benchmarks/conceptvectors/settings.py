@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from unlearning.common.errors import InputError, check_at_least
+from unlearning.common.errors import InputError, check_at_least, naming
 from unlearning.data.concept_vectors import find_concepts
 from unlearning.data.named import data_directory
 from unlearning.data.records import Record, read_records
@@ -68,7 +68,8 @@ class ConceptVectorsSettings:
     def _records(self) -> tuple[list[Record], str]:
         """Return the concepts' records and the names of their files."""
         if self.concepts is not None:
-            return read_records(self.concepts), str(self.concepts)
+            with naming("concepts"):
+                return read_records(self.concepts), str(self.concepts)
         found = find_concepts(data_directory(self.data_dir))
         files = sorted({str(file) for _, file in found.values()})
         return [found[name][0] for name in sorted(found)], ", ".join(files)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from unlearning.common.errors import naming
 from unlearning.evaluation.benchmarks.familiarity import benchmark
 from unlearning.evaluation.harness import Prepare
 from unlearning.evaluation.judges import load_judge
@@ -34,7 +35,9 @@ class FamiliaritySettings:
 
     def open(self, _runtime: Runtime) -> Prepare:
         """Read the prompts and load the judge; see `Settings.open`."""
-        prompts, judge = benchmark.read_prompts(self.prompts), given(self.judge)
+        judge = given(self.judge)
+        with naming("prompts"):
+            prompts = benchmark.read_prompts(self.prompts)
         return partial(
             benchmark.prepare,
             prompts=prompts,

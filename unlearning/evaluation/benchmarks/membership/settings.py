@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from unlearning.common.errors import naming
 from unlearning.evaluation.benchmarks.membership import benchmark
 from unlearning.evaluation.benchmarks.membership.benchmark import Attacking
 from unlearning.evaluation.benchmarks.membership.texts import check_sets, note_of_sizes, read_source
@@ -52,7 +53,10 @@ class MembershipSettings:
         attacks = None if self.attacks is None else names_of(self.attacks)
         chosen = benchmark.chosen_attacks(attacks, has_reference=reference_model is not None)
         benchmark.check_numbers(fraction=self.min_k, max_tokens=self.max_tokens, limit=self.limit)
-        sources = [read_source(name, self.data_dir) for name in (self.forget, self.holdout)]
+        sources = []
+        for name, source in (("forget", self.forget), ("holdout", self.holdout)):
+            with naming(name):
+                sources.append(read_source(source, self.data_dir))
         check_sets(*(source.texts()[: self.limit] for source in sources))  # before models are loaded
         reference = None if reference_model is None else runtime.open(reference_model)
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, naming
 from unlearning.data.choice_questions import Question, read_questions
 from unlearning.evaluation.benchmarks.multiple_choice import benchmark
 from unlearning.evaluation.benchmarks.multiple_choice.benchmark import SCORINGS, Asking
@@ -115,7 +115,8 @@ class ChoiceSettings:
         return sources
 
     def _read(self, source: str | Path) -> list[Question]:
-        return read_questions(source, data_dir=self.data_dir, subject=self.subject)
+        with naming("few_shot" if source == self.few_shot else "questions"):
+            return read_questions(source, data_dir=self.data_dir, subject=self.subject)
 
 
 def _set_name(source: str) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from unlearning.common.errors import InputError, check_at_least
+from unlearning.common.errors import InputError, check_at_least, naming
 from unlearning.evaluation.benchmarks.quality import benchmark
 from unlearning.evaluation.benchmarks.quality.prompts import read_prompts, read_texts
 from unlearning.evaluation.harness import Benchmark, Prepare
@@ -58,9 +58,11 @@ class QualitySettings:
         classifier, base = given(self.classifier), given(self.base)
         if classifier is None and self.clean_label is not None:
             raise InputError("`clean_label` needs `classifier`, whose class it is.")
-        texts = None if self.texts is None else read_texts(self.texts)
+        with naming("texts"):
+            texts = None if self.texts is None else read_texts(self.texts)
         if self.prompts is not None:  # errors in them are reported before a model is loaded
-            read_prompts(self.prompts, template=self.template, data_dir=self.data_dir)
+            with naming("prompts"):
+                read_prompts(self.prompts, template=self.template, data_dir=self.data_dir)
         judge = None
         if classifier is not None:
             label, length = self.clean_label, self.classifier_tokens

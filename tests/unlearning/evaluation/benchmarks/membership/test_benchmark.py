@@ -309,7 +309,7 @@ def test_bad_input_ends_with_one_line(
     cases: list[tuple[list[str | Path], str]] = [
         (["--forget", files["forget"]], "--holdout"),
         (["--forget", files["forget"], "--holdout", empty], "the file is empty"),
-        (["--forget", files["forget"], "--holdout", tmp_path / "no.json"], "no such file"),
+        (["--forget", files["forget"], "--holdout", tmp_path / "no.json"], "--holdout: .*no such file"),
         (["--forget", files["forget"], "--holdout", files["forget"]], "8 of the 8 forget rows"),
         ([*both, "--attacks", "los"], "did you mean 'loss'"),
         ([*both, "--attacks", "reference"], "--reference-model"),
