@@ -1,13 +1,13 @@
 """The result of `verdict`: the label and everything that it rests on; as a table, as JSON, and on disk."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from dissect.scoring.run_result import RESULTS, RunResult, read_result
+from dissect.scoring.run_result import RESULTS, Copied, RunResult, read_result
 from dissect.stress.core.result import EVIDENCE_LEVELS, Residual, StressResult
 from dissect.stress.core.storage import as_record, current_test, from_parts, one_table
 from dissect.verdicts import sentences as wording
@@ -43,10 +43,13 @@ class Verdict(RunResult):
     label: Label
     score: Score
     utility: Utility | None
-    results: Sequence[StressResult]
-    not_run: Mapping[str, str]
-    lexical_overlap: Mapping[str, float] | None
+    results: Copied[Sequence[StressResult]] = Copied()
+    not_run: Copied[Mapping[str, str]] = Copied()
+    lexical_overlap: Copied[Mapping[str, float] | None] = Copied()
     rule: Rule
+    _results: Sequence[StressResult] = field(init=False, repr=False)
+    _not_run: Mapping[str, str] = field(init=False, repr=False)
+    _lexical_overlap: Mapping[str, float] | None = field(init=False, repr=False)
 
     @property
     def word(self) -> Label:
@@ -68,7 +71,7 @@ class Verdict(RunResult):
             >>> found.residuals["relearn_disjoint"].variant  # doctest: +SKIP
             'lr 0.001'
         """
-        return residuals_of(self.results, self.rule)
+        return residuals_of(self._results, self.rule)
 
     def evidence(self) -> pd.DataFrame:
         """Return the residual of every test, ordered by evidence level.
@@ -87,7 +90,7 @@ class Verdict(RunResult):
         """
         counted = {entry.test for entry in self.rule.tests}
         rows = []
-        for result in self.results:
+        for result in self._results:
             found = result.residual()
             rows.append(
                 {
@@ -130,8 +133,8 @@ class Verdict(RunResult):
         share = self.utility.share if self.utility else None
         changed = []
         for name in dict.fromkeys(entry.test for entry in self.score.used):
-            rest = [result for result in self.results if result.test != name]
-            if judge(rest, self.rule, utility=share, lexical_overlap=self.lexical_overlap)[0] != self.label:
+            rest = [result for result in self._results if result.test != name]
+            if judge(rest, self.rule, utility=share, lexical_overlap=self._lexical_overlap)[0] != self.label:
                 changed.append(name)
         return changed
 
@@ -242,10 +245,10 @@ class Verdict(RunResult):
             },
             "utility": None if self.utility is None else vars(self.utility),
             "against": "control" if self.has_control else "floor",
-            "lexical_overlap": None if self.lexical_overlap is None else dict(self.lexical_overlap),
+            "lexical_overlap": None if self._lexical_overlap is None else dict(self._lexical_overlap),
             "sentences": wording.sentences(found),
             "evidence": evidence.astype(object).where(evidence.notna(), None).to_dict("records"),
-            "not_run": dict(self.not_run),
+            "not_run": dict(self._not_run),
             "advice": wording.advice(found),
             "rule": {name: value for name, value in self.rule.record().items() if name not in ("needed", "reference")},
             "budget": found.budget,
@@ -255,9 +258,9 @@ class Verdict(RunResult):
     def _files(self) -> dict[str, pd.DataFrame]:
         """Return the rows of all tests, and the tests' further tables."""
         further = {
-            f"tables/{result.test}--{name}": table for result in self.results for name, table in result.tables.items()
+            f"tables/{result.test}--{name}": table for result in self._results for name, table in result.tables.items()
         }
-        return {RESULTS: one_table(self.results), **further}
+        return {RESULTS: one_table(self._results), **further}
 
     def _write_beside(self, run: Run) -> None:
         """Write the further tables, `verdict.json`, `verdict.html`, and what `load_verdict` reads from the record."""
@@ -266,13 +269,13 @@ class Verdict(RunResult):
         write_bytes(run.path / "verdict.html", self.page().encode())
         entries = {name: list(map(str, getattr(self.score, name))) for name in ("used", "missing")}
         run.note(
-            tests=[as_record(result) for result in self.results],
+            tests=[as_record(result) for result in self._results],
             verdict={
                 "label": self.label,
                 "score": vars(self.score) | entries,
                 "utility": None if self.utility is None else vars(self.utility),
-                "not_run": dict(self.not_run),
-                "lexical_overlap": None if self.lexical_overlap is None else dict(self.lexical_overlap),
+                "not_run": dict(self._not_run),
+                "lexical_overlap": None if self._lexical_overlap is None else dict(self._lexical_overlap),
                 "rule": self.rule.record(),
             },
         )

@@ -275,6 +275,8 @@ def test_what_is_handed_out_is_a_copy():
     for frame in (found.evidence(), found.results[0].frame, found.results[1].tables["layers"]):
         frame.loc[:, frame.select_dtypes("number").columns] = 100.0
     found.configuration["n_facts"] = found.provenance["base"] = None
+    found.not_run["relearn_disjoint"] = "edited"
+    found.results.clear()
     assert found.summary() == before and found.provenance["base"] == "demo:base"
 
 
