@@ -10,6 +10,7 @@ from dissect.behaviour.prompts import Questions, Reading, Sources, read_question
 from dissect.models.model import Model
 from dissect.prompts.overlap import without_shared
 from tests.dissect.helpers import RECORDS, build_model, build_prompts, build_tokenizer, save_records
+from tests.unlearning.data.helpers import REAL_DATA
 from unlearning.common.errors import InputError
 from unlearning.evaluation.generation import greedy_answers
 
@@ -94,7 +95,7 @@ def test_limit_holds_for_every_set(tmp_path: Path, base: Model) -> None:
 
 
 def test_released_file_is_read_whole() -> None:
-    path = Path(__file__).parents[4] / "shared/data/conceptvectors/llama2-7b_concepts_test_30tokens_answers.json"
+    path = REAL_DATA / "conceptvectors/llama2-7b_concepts_test_30tokens_answers.json"
     if not path.is_file():
         pytest.skip("ConceptVectors' data is not on this machine")
     assert Sources(path).has_own_retain
@@ -144,7 +145,7 @@ def test_shared_prompts_are_found_whatever_their_white_space(tmp_path: Path) -> 
 
 
 def test_built_record_has_the_keys_of_the_released_file() -> None:
-    path = Path(__file__).parents[4] / "shared/data/conceptvectors/llama2-7b_concepts_test_30tokens_answers.json"
+    path = REAL_DATA / "conceptvectors/llama2-7b_concepts_test_30tokens_answers.json"
     if not path.is_file():
         pytest.skip("ConceptVectors' data is not on this machine")
     (released, *_) = json.loads(path.read_text(encoding="utf-8"))

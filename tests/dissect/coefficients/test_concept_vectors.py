@@ -11,10 +11,11 @@ from dissect.coefficients.concept_vectors import Concept, concept_vectors, read_
 from dissect.coefficients.neurons import value_vectors, vocabulary_scores
 from dissect.models.model import Model
 from tests.dissect.helpers import assert_close, build_model, build_tokenizer, decoder_blocks
+from tests.unlearning.data.helpers import REAL_DATA
 from unlearning.common.errors import InputError
 from unlearning.evaluation.metrics.concept_vectors import readout
 
-RELEASED = Path("/work/shared/data/conceptvectors/llama2-7b_concepts_test_30tokens_answers.json")
+RELEASED = REAL_DATA / "conceptvectors/llama2-7b_concepts_test_30tokens_answers.json"
 
 
 def write(folder: Path, records: list[dict[str, Any]]) -> Path:
