@@ -96,7 +96,7 @@ def test_decomposition_has_the_terms_of_decompose():
             rows = split[(split["arm"] == arm) & (split["term"] == term)]
             for first, last, where in ((2, 2, "layer 2"), (0, 7, "layers 0-7")):
                 here = rows[(rows["first_layer"] == first) & (rows["last_layer"] == last)].sort_values("example_index")
-                np.testing.assert_allclose(_values(result, role, f"mlp {term}, {where}"), here["krs"], atol=1e-4)
+                np.testing.assert_allclose(_values(result, role, f"mlp_out {term}, {where}"), here["krs"], atol=1e-4)
 
 
 def test_without_a_never_model_another_question_stands_in():
