@@ -6,6 +6,7 @@ import typer
 
 from dissect.cli import behave, decompose, models, patch, plot, probe, restore, verdict
 from dissect.runtime.processes import silence_other_processes
+from unlearning.common.option_groups import expand_groups
 from unlearning.common.terminal import run_app
 
 # click does not rewrap the lines after \b.
@@ -39,7 +40,7 @@ for name, module in (
     ("plot", plot),
     ("models", models),
 ):
-    app.command(name, epilog=module.EXAMPLES)(module.command)
+    app.command(name, epilog=module.EXAMPLES)(expand_groups(module.command))
 
 
 RENAMED = {

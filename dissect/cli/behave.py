@@ -24,7 +24,6 @@ Examples:
 """
 
 
-@options.expand_groups
 def command(
     *,
     pair: options.PairOptions,

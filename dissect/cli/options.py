@@ -1,14 +1,12 @@
 """Options that several commands share: name, help and default of each, declared once.
 
-A command takes a group of options as one parameter (`pair: PairOptions`); `expand_groups` declares an option per field.
+A command takes a group of options as one parameter (`pair: PairOptions`); `unlearning.common.option_groups` declares an
+option per field.
 """
 
-import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -195,47 +193,3 @@ def choice(flag: str, value: str, *known: str) -> Any:
     if value not in known:
         raise InputError(f"{flag} must be {', '.join(known[:-1])} or {known[-1]}, got {value!r}")
     return value
-
-
-def expand_groups(function: Callable[..., None]) -> Callable[..., None]:
-    """Declare one option per field of each parameter that is a dataclass.
-
-    Args:
-        function: A command whose options are keyword arguments, single or grouped in a dataclass.
-
-    Returns:
-        A function with one keyword argument per option, from which typer declares the command line.
-    """
-    hints = get_type_hints(function, include_extras=True)
-    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
-    declared = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.name in groups:
-            declared += _declare_fields(groups[parameter.name])
-        else:
-            declared.append(parameter.replace(annotation=hints[parameter.name]))
-
-    @functools.wraps(function)
-    def command(**values: Any) -> None:
-        grouped = {
-            name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
-            for name, kind in groups.items()
-        }
-        function(**values, **grouped)
-
-    command.__signature__ = inspect.Signature(declared)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in declared}
-    return command
-
-
-def _declare_fields(group: Any) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(group)
-    ]

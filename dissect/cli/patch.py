@@ -21,7 +21,6 @@ Examples:
 """
 
 
-@options.expand_groups
 def command(
     *,
     pair: options.PairOptions,

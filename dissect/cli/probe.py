@@ -27,7 +27,6 @@ Examples:
 """
 
 
-@options.expand_groups
 def command(
     *,
     pair: options.PairOptions,

@@ -18,7 +18,6 @@ Examples:
 """
 
 
-@options.expand_groups
 def command(
     *,
     pair: options.PairOptions,

@@ -33,7 +33,6 @@ Examples:
 """
 
 
-@options.expand_groups
 def command(
     *,
     pair: options.PairOptions,

@@ -7,8 +7,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from dissect.cli.options import PromptOptions, SweepOptions, choice, expand_groups
+from dissect.cli.options import PromptOptions, SweepOptions, choice
 from unlearning.common.errors import InputError
+from unlearning.common.option_groups import expand_groups
 
 
 @dataclass(frozen=True, kw_only=True)

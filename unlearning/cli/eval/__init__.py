@@ -5,6 +5,7 @@ from types import ModuleType
 import typer
 
 from unlearning.cli.eval import choice, conceptvectors, familiarity, lm_eval, mia, muse, quality, tofu, wmdp
+from unlearning.common.option_groups import expand_groups
 
 COMMANDS: dict[str, ModuleType] = {
     "muse": muse,
@@ -39,7 +40,7 @@ eval_app = typer.Typer(
     no_args_is_help=True,
 )
 for name, module in COMMANDS.items():
-    eval_app.command(name, epilog=module.EXAMPLES)(module.command)
+    eval_app.command(name, epilog=module.EXAMPLES)(expand_groups(module.command))
 
 RENAMED = {"--retain-model": "--control", "--retain-result": "--control-result", "--data": "--data-dir"}
 """Old spellings of flags, which work in this version only."""

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from unlearning.cli.eval import options
-from unlearning.cli.eval.running import Common, run_benchmark
+from unlearning.cli.eval.running import run_benchmark
 
 EXAMPLES = """\b
 Examples:
@@ -21,6 +21,7 @@ right choice, from 0, or its letter. "subject", "group" (drawn whole by the boot
 
 
 def command(
+    *,
     model: options.Model,
     questions: Annotated[
         list[str],
@@ -49,38 +50,19 @@ def command(
         str | None, typer.Option(metavar="FILE", help="Show solved questions of the same subject from this file.")
     ] = None,
     shots: Annotated[int, typer.Option(metavar="K", help="Show the first K of them.")] = 5,
-    control: options.Control = None,
-    control_result: options.ControlResult = None,
+    control: options.ControlOptions,
     data_dir: options.DataDir = None,
     chat: options.Chat = False,
     limit: options.Limit = None,
     seed: options.Seed = 0,
-    out: options.Out = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    batch_size: options.BatchSize = 16,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    run: options.RunOptions,
 ) -> None:
     """Ask any multiple-choice questions, by letter, by the options' texts, and without showing the options."""
-    common = Common(
-        model,
-        control,
-        control_result,
-        out,
-        device,
-        dtype,
-        batch_size,
-        allow_pickle,
-        trust_remote_code,
-        quiet,
-        as_json,
-    )
     run_benchmark(
         "choice",
-        common,
+        model,
+        control,
+        run,
         questions=questions,
         role=role,
         scoring=scoring,

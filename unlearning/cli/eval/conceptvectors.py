@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from unlearning.cli.eval import options
-from unlearning.cli.eval.running import Common, run_benchmark
+from unlearning.cli.eval.running import run_benchmark
 
 EXAMPLES = """\b
 Examples:
@@ -23,6 +23,7 @@ base's texts about that concept should change, and no others.
 
 
 def command(
+    *,
     model: options.Model,
     base: Annotated[
         str | None, typer.Option(metavar="B", help="The model before unlearning, which every score compares with.")
@@ -36,8 +37,7 @@ def command(
     noise: Annotated[
         str, typer.Option(metavar="S,S", help="Standard deviations of noise on the base's vectors; the paper's: 0.1.")
     ] = "",
-    control: options.Control = None,
-    control_result: options.ControlResult = None,
+    control: options.ControlOptions,
     data_dir: options.DataDir = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Maximum tokens of a text.")] = 100,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Use only the first N concepts.")] = None,
@@ -45,32 +45,14 @@ def command(
         int | None, typer.Option(metavar="N", help="Use only the first N questions of each kind per concept.")
     ] = None,
     seed: options.Seed = 0,
-    out: options.Out = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    batch_size: options.BatchSize = 16,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    run: options.RunOptions,
 ) -> None:
     """Measure whether concepts were erased from the parameters, and from what the model says."""
-    common = Common(
-        model,
-        control,
-        control_result,
-        out,
-        device,
-        dtype,
-        batch_size,
-        allow_pickle,
-        trust_remote_code,
-        quiet,
-        as_json,
-    )
     run_benchmark(
         "conceptvectors",
-        common,
+        model,
+        control,
+        run,
         base=base,
         concepts=concepts,
         vectors=vectors,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from unlearning.cli.eval import options
-from unlearning.cli.eval.running import Common, run_benchmark
+from unlearning.cli.eval.running import run_benchmark
 
 EXAMPLES = """\b
 Examples:
@@ -27,43 +27,25 @@ coincidence) or 4 (nothing). Without a judge, a rule looks for whole words that 
 
 
 def command(
+    *,
     model: options.Model,
     prompts: Annotated[Path, typer.Option(metavar="FILE", help="Prompts with candidates, or with names and themes.")],
     judge: Annotated[
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="Judge completions by this function instead of the rule."),
     ] = None,
-    control: options.Control = None,
-    control_result: options.ControlResult = None,
+    control: options.ControlOptions,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Maximum tokens of a completion.")] = 100,
     limit: options.Limit = None,
     seed: options.Seed = 0,
-    out: options.Out = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    batch_size: options.BatchSize = 16,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    run: options.RunOptions,
 ) -> None:
     """Measure how familiar a text still is, by next tokens and by completions (Who's Harry Potter)."""
-    common = Common(
-        model,
-        control,
-        control_result,
-        out,
-        device,
-        dtype,
-        batch_size,
-        allow_pickle,
-        trust_remote_code,
-        quiet,
-        as_json,
-    )
     run_benchmark(
         "familiarity",
-        common,
+        model,
+        control,
+        run,
         prompts=prompts,
         judge=judge,
         max_new_tokens=max_new_tokens,

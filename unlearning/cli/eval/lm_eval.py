@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from unlearning.cli.eval import options
-from unlearning.cli.eval.running import Common, run_benchmark
+from unlearning.cli.eval.running import run_benchmark
 
 EXAMPLES = """\b
 Examples:
@@ -24,6 +24,7 @@ The rest comes from the hub, unless HF_HUB_OFFLINE=1.
 
 
 def command(
+    *,
     model: options.Model,
     tasks: Annotated[
         str, typer.Option(metavar="LIST", help="Tasks, groups or tags of lm-evaluation-harness.")
@@ -32,38 +33,19 @@ def command(
     num_fewshot: Annotated[
         int | None, typer.Option(metavar="K", min=0, help="Solved examples shown.  [default: each task's own]")
     ] = None,
-    control: options.Control = None,
-    control_result: options.ControlResult = None,
+    control: options.ControlOptions,
     data_dir: options.DataDir = None,
     chat: options.Chat = False,
     limit: options.Limit = None,
     seed: options.Seed = 0,
-    out: options.Out = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    batch_size: options.BatchSize = 16,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    run: options.RunOptions,
 ) -> None:
     """Run MMLU, WinoGrande, HellaSwag, ARC, BoolQ, PIQA, OpenBookQA and every other task of lm-evaluation-harness."""
-    common = Common(
-        model,
-        control,
-        control_result,
-        out,
-        device,
-        dtype,
-        batch_size,
-        allow_pickle,
-        trust_remote_code,
-        quiet,
-        as_json,
-    )
     run_benchmark(
         "lm-eval",
-        common,
+        model,
+        control,
+        run,
         tasks=tasks,
         tasks_dir=tasks_dir,
         num_fewshot=num_fewshot,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from unlearning.cli.eval import options
-from unlearning.cli.eval.running import Common, run_benchmark, unescaped
+from unlearning.cli.eval.running import run_benchmark, unescaped
 
 EXAMPLES = """\b
 Examples:
@@ -22,6 +22,7 @@ only if forget and hold-out texts have the same distribution.
 
 
 def command(
+    *,
     model: options.Model,
     forget: Annotated[
         str, typer.Option(metavar="F", help="Forget set: a file, tofu:forget05, muse-news:raw:forget, ...")
@@ -30,8 +31,7 @@ def command(
         str,
         typer.Option(metavar="H", help="Texts of the same kind that no model was trained on: a file or a named set."),
     ],
-    control: options.Control = None,
-    control_result: options.ControlResult = None,
+    control: options.ControlOptions,
     reference_model: Annotated[
         str | None,
         typer.Option(metavar="REF", help="Model not trained on the forget set, for the attack `reference`."),
@@ -53,32 +53,14 @@ def command(
     chat: options.Chat = False,
     limit: options.Limit = None,
     seed: options.Seed = 0,
-    out: options.Out = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    batch_size: options.BatchSize = 16,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    run: options.RunOptions,
 ) -> None:
     """Attack the forget set by membership inference."""
-    common = Common(
-        model,
-        control,
-        control_result,
-        out,
-        device,
-        dtype,
-        batch_size,
-        allow_pickle,
-        trust_remote_code,
-        quiet,
-        as_json,
-    )
     run_benchmark(
         "mia",
-        common,
+        model,
+        control,
+        run,
         forget=forget,
         holdout=holdout,
         reference_model=reference_model,

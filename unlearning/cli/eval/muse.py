@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from unlearning.cli.eval import options
-from unlearning.cli.eval.running import Common, run_benchmark
+from unlearning.cli.eval.running import run_benchmark
 from unlearning.common.errors import InputError
 
 EXAMPLES = """\b
@@ -21,10 +21,10 @@ knowmem/, privleak/. Metrics without data are listed as left out.
 
 
 def command(
+    *,
     model: options.Model,
     corpus: Annotated[str, typer.Option(metavar="NAME", help="Corpus: news or books.")],
-    control: options.Control = None,
-    control_result: options.ControlResult = None,
+    control: options.ControlOptions,
     auc_retain: Annotated[
         float | None,
         typer.Option(
@@ -36,29 +36,11 @@ def command(
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
-    out: options.Out = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    batch_size: options.BatchSize = 16,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    run: options.RunOptions,
 ) -> None:
     """Evaluate on MUSE: VerbMem, KnowMem on forget and retain questions, PrivLeak."""
-    if auc_retain is not None and (control is not None or control_result is not None):
+    if auc_retain is not None and (control.control is not None or control.control_result is not None):
         raise InputError("--auc-retain replaces a control, and a control is given too. Give one of them.")
-    common = Common(
-        model,
-        control,
-        control_result,
-        out,
-        device,
-        dtype,
-        batch_size,
-        allow_pickle,
-        trust_remote_code,
-        quiet,
-        as_json,
+    run_benchmark(
+        "muse", model, control, run, corpus=corpus, auc_retain=auc_retain, data_dir=data_dir, limit=limit, seed=seed
     )
-    run_benchmark("muse", common, corpus=corpus, auc_retain=auc_retain, data_dir=data_dir, limit=limit, seed=seed)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from unlearning.cli.eval import options
-from unlearning.cli.eval.running import Common, run_benchmark, unescaped
+from unlearning.cli.eval.running import run_benchmark, unescaped
 
 EXAMPLES = """\b
 Examples:
@@ -24,6 +24,7 @@ entropy.
 
 
 def command(
+    *,
     model: options.Model,
     prompts: Annotated[
         str | None,
@@ -48,40 +49,21 @@ def command(
     classifier_tokens: Annotated[
         int, typer.Option(metavar="N", help="Tokens of a text that the classifier reads.")
     ] = 32,
-    control: options.Control = None,
-    control_result: options.ControlResult = None,
+    control: options.ControlOptions,
     data_dir: options.DataDir = None,
     template: options.Template = None,
     chat: options.Chat = False,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Maximum tokens of a continuation.")] = 100,
     limit: options.Limit = None,
     seed: options.Seed = 0,
-    out: options.Out = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    batch_size: options.BatchSize = 16,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    run: options.RunOptions,
 ) -> None:
     """Measure repetition, entropy, gibberish and perplexity of what the model writes."""
-    common = Common(
-        model,
-        control,
-        control_result,
-        out,
-        device,
-        dtype,
-        batch_size,
-        allow_pickle,
-        trust_remote_code,
-        quiet,
-        as_json,
-    )
     run_benchmark(
         "quality",
-        common,
+        model,
+        control,
+        run,
         prompts=prompts,
         texts=texts,
         base=base,

@@ -1,10 +1,10 @@
 """Evaluate a model and show the metrics: the common part of the `unlearn eval` commands."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearning.cli.eval.options import ControlOptions, RunOptions
 from unlearning.common.terminal import write_json
 
 if TYPE_CHECKING:
@@ -13,65 +13,36 @@ if TYPE_CHECKING:
     from unlearning.evaluation.harness import Evaluation
 
 
-@dataclass(frozen=True)
-class Common:
-    """Values of the options that every benchmark has.
-
-    Attributes:
-        model: Name of the evaluated model.
-        control: Name of the control.
-        control_result: Run directory of the control's evaluation, instead.
-        out: Run directory.
-        device: Device of the models.
-        dtype: Floating-point type of the models.
-        batch_size: Number of rows scored at a time.
-        allow_pickle: Read pickled weights.
-        trust_remote_code: Run the code of a hub model.
-        quiet: Show no progress bar and no table.
-        as_json: Write the summary as JSON.
-    """
-
-    model: str
-    control: str | None
-    control_result: Path | None
-    out: Path | None
-    device: str | None
-    dtype: str | None
-    batch_size: int
-    allow_pickle: bool
-    trust_remote_code: bool
-    quiet: bool
-    as_json: bool
-
-
-def run_benchmark(name: str, common: Common, **options: Any) -> None:
+def run_benchmark(name: str, model: str, control: ControlOptions, run: RunOptions, **options: Any) -> None:
     """Evaluate a model, write its run directory and show the metrics.
 
     Args:
         name: Name of the benchmark.
-        common: Values of the shared options.
+        model: Name of the evaluated model.
+        control: Values of the options that name the control.
+        run: Values of the options that every benchmark has.
         **options: Values of the benchmark's own options.
     """
     from unlearning import evaluate
 
-    out = common.out or Path("runs") / f"eval-{name}-{short_name(common.model)}"
+    out = run.out or Path("runs") / f"eval-{name}-{short_name(model)}"
     evaluation = evaluate(
         name,
-        model=common.model,
-        control=common.control,
-        control_result=common.control_result,
+        model=model,
+        control=control.control,
+        control_result=control.control_result,
         output_dir=out,
-        device=common.device,
-        dtype=common.dtype,
-        batch_size=common.batch_size,
-        allow_pickle=common.allow_pickle,
-        trust_remote_code=common.trust_remote_code,
-        progress=not common.quiet,
+        device=run.device,
+        dtype=run.dtype,
+        batch_size=run.batch_size,
+        allow_pickle=run.allow_pickle,
+        trust_remote_code=run.trust_remote_code,
+        progress=not run.quiet,
         **options,
     )
-    if common.as_json:
+    if run.as_json:
         write_json({**evaluation.summary(), "run": str(out)})
-    elif not common.quiet:
+    elif not run.quiet:
         show(evaluation, out)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from unlearning.cli.eval import options
-from unlearning.cli.eval.running import Common, run_benchmark, unescaped
+from unlearning.cli.eval.running import run_benchmark, unescaped
 
 EXAMPLES = """\b
 Examples:
@@ -17,6 +17,7 @@ Examples:
 
 
 def command(
+    *,
     model: options.Model,
     forget: Annotated[
         str, typer.Option(metavar="F", help="Forget set: forget01 to forget99, or a file with records of that shape.")
@@ -27,8 +28,7 @@ def command(
     sets: Annotated[
         str, typer.Option(metavar="LIST", help="Sets that are asked; model utility needs all of them.")
     ] = "forget,retain,real_authors,world_facts",
-    control: options.Control = None,
-    control_result: options.ControlResult = None,
+    control: options.ControlOptions,
     data_dir: options.DataDir = None,
     template: options.Template = None,
     chat: options.Chat = False,
@@ -38,32 +38,14 @@ def command(
     ] = True,
     limit: options.Limit = None,
     seed: options.Seed = 0,
-    out: options.Out = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    batch_size: options.BatchSize = 16,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    run: options.RunOptions,
 ) -> None:
     """Evaluate on TOFU: forget quality, model utility, truth ratios, ROUGE, memorisation, paraphrases."""
-    common = Common(
-        model,
-        control,
-        control_result,
-        out,
-        device,
-        dtype,
-        batch_size,
-        allow_pickle,
-        trust_remote_code,
-        quiet,
-        as_json,
-    )
     run_benchmark(
         "tofu",
-        common,
+        model,
+        control,
+        run,
         forget=forget,
         retain=retain,
         sets=sets,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from unlearning.cli.eval import options
-from unlearning.cli.eval.running import Common, run_benchmark
+from unlearning.cli.eval.running import run_benchmark
 
 EXAMPLES = """\b
 Examples:
@@ -20,6 +20,7 @@ or a copy of the hub's cais/wmdp as wmdp/ (wmdp-bio/test-00000-of-00001.parquet,
 
 
 def command(
+    *,
     model: options.Model,
     sets: Annotated[str, typer.Option(metavar="LIST", help="Question sets, of bio, chem, cyber.")] = "bio,chem,cyber",
     scoring: Annotated[
@@ -32,38 +33,19 @@ def command(
     permute: Annotated[
         int, typer.Option(metavar="N", help="Ask every question again in N other orders of its options.")
     ] = 0,
-    control: options.Control = None,
-    control_result: options.ControlResult = None,
+    control: options.ControlOptions,
     data_dir: options.DataDir = None,
     chat: options.Chat = False,
     limit: options.Limit = None,
     seed: options.Seed = 0,
-    out: options.Out = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    batch_size: options.BatchSize = 16,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
+    run: options.RunOptions,
 ) -> None:
     """Ask WMDP's questions on biology, chemistry and cybersecurity, zero-shot; chance is 0.25."""
-    common = Common(
-        model,
-        control,
-        control_result,
-        out,
-        device,
-        dtype,
-        batch_size,
-        allow_pickle,
-        trust_remote_code,
-        quiet,
-        as_json,
-    )
     run_benchmark(
         "wmdp",
-        common,
+        model,
+        control,
+        run,
         sets=sets,
         scoring=scoring,
         permute=permute,
