@@ -25,7 +25,7 @@ from dissect.coefficients.changes import coefficient_changes
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.overlap import without_shared
-from dissect.prompts.prompts import Prompts, check_fits, check_in_memory
+from dissect.prompts.prompts import Prompts, check_fits, check_in_memory, check_loaded
 from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 from unlearning.common.renamed import renamed_arguments
@@ -141,7 +141,9 @@ def _questions(
     Raises:
         InputError: A retain set has the name of another set, or `true_answers` names an unknown set.
     """
-    named = {RETAIN: retain} if isinstance(retain, Prompts) else dict(retain)
+    named = dict(retain) if isinstance(retain, Mapping) else {RETAIN: retain}
+    for name, prompts in (("forget", forget), *(("retain", prompts) for prompts in named.values())):
+        check_loaded(prompts, name)
     if not named or named.keys() & {FORGET, COMPLETION}:
         raise InputError(f"`retain` must hold sets of other names than {FORGET} and {COMPLETION}, got {list(named)}")
     kept = {name: without_shared(forget, prompts, name) for name, prompts in named.items()}

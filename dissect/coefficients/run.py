@@ -35,7 +35,7 @@ from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.overlap import without_shared
-from dissect.prompts.prompts import Prompts, check_fits
+from dissect.prompts.prompts import Prompts, check_fits, check_loaded
 from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 from unlearning.common.renamed import renamed_arguments
@@ -111,8 +111,10 @@ def probe(
         check_place(pair.base, concept)
     if retain is None and pair.base.name in zoo.BUILTIN:
         retain = load_prompts(zoo.question_set("retain"), pair.tokenizer)
+    check_loaded(forget, "forget")
     asked = {"forget": forget}
     if retain is not None:
+        check_loaded(retain, "retain")
         asked["retain"] = without_shared(forget, retain, "retain")
     control_model = resolve_control(pair, control)
     targets = {"unlearned": pair.unlearned} | ({} if control_model is None else {"control": control_model})

@@ -38,7 +38,7 @@ from dissect.decomposition.terms import (
 from dissect.models.model import Model
 from dissect.models.null_models import check_null, null_model
 from dissect.models.pair import ModelPair, resolve_control
-from dissect.prompts.prompts import Batch, Prompts, check_fits, check_in_memory
+from dissect.prompts.prompts import Batch, Prompts, check_fits, check_in_memory, check_loaded
 from dissect.scoring.rows import RecoveryScorer
 from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
@@ -110,6 +110,7 @@ def decompose(
     """
     for name, value, minimum in (("seed", seed, 0), ("batch_size", batch_size, 1), ("null", null, 0)):
         check_at_least(name, value, minimum)
+    check_loaded(prompts, "prompts")
     known = parse_decomposed(sites)
     for model in (pair.base, pair.unlearned):
         check_in_memory(model, _PURPOSE)

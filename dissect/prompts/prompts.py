@@ -199,6 +199,23 @@ class Prompts:
         )
 
 
+def check_loaded(prompts: object, name: str) -> None:
+    """Check that an argument holds loaded prompts, and not the file that holds them.
+
+    Args:
+        prompts: Value of the argument.
+        name: Name of the argument.
+
+    Raises:
+        InputError: The value is something else.
+    """
+    if not isinstance(prompts, Prompts):
+        raise InputError(
+            f"`{name}` must be loaded prompts, got {type(prompts).__name__} {prompts!r}. "
+            "Load them with load_prompts(file, pair.tokenizer)"
+        )
+
+
 def check_fits(model: "Model", prompts: Prompts, name: str = "") -> None:
     """Check that a model can read prompts.
 

@@ -19,7 +19,7 @@ from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.models.sites import SITES, SiteSet, is_regex, is_weight, regex_of, site_label
 from dissect.models.weights import Location
-from dissect.prompts.prompts import Prompts, check_fits
+from dissect.prompts.prompts import Prompts, check_fits, check_loaded
 from dissect.runtime.memory import memory_budget
 from dissect.runtime.precision import Precision, matmul_precision
 from dissect.runtime.processes import ALONE, Processes
@@ -174,6 +174,7 @@ def _prepare(pair: ModelPair, prompts: Prompts, settings: Settings) -> _Prepared
     """Check the whole input before anything is computed."""
     check_at_least("seed", settings.seed, 0)
     check_at_least("batch_size", settings.batch_size, 1)
+    check_loaded(prompts, "prompts")
     windows = parse_windows(settings.window, pair.n_layers)
     run_engine = find_engine(settings.engine)
     if settings.engine == "reference" and pair.base.streamed is not None:

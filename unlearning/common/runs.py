@@ -274,7 +274,13 @@ def read_frame(path: Path) -> pd.DataFrame:
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     keys = [key for key in dict.fromkeys([*theirs, *ours]) if theirs.get(key) != ours.get(key)]
-    return [f"its {key} is {_short(theirs.get(key))}, not {_short(ours.get(key))}" for key in keys]
+    return [f"its {_in_words(key)} is {_short(theirs.get(key))}, not {_short(ours.get(key))}" for key in keys]
+
+
+def _in_words(key: str) -> str:
+    """Return a key of a configuration in words, such as `hash of retain` for `retain_sha256`."""
+    name = f"hash of {key.removesuffix('_sha256')}" if key.endswith("_sha256") else key
+    return (f"number of {name.removeprefix('n_')}" if name.startswith("n_") else name).replace("_", " ")
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
-from dissect.prompts.prompts import Prompts, check_fits
+from dissect.prompts.prompts import Prompts, check_fits, check_loaded
 from dissect.stress.core.distractors import N_DISTRACTORS, Facts, with_distractors
 from unlearning.common.errors import InputError
 
@@ -102,6 +102,9 @@ def make_case(
         InputError: A model is streamed, the control cannot be compared with the base, the prompts have `notebook`
             scoring or do not fit a model, or all forget prompts have the same answer.
     """
+    for name, prompts in (("forget", forget), ("retain", retain)):
+        if prompts is not None:
+            check_loaded(prompts, name)
     control_model = resolve_control(pair, None if control == "none" else control)
     find = partial(with_distractors, from_file=control_model is not None, n=n_distractors, seed=seed)
     case = Case(

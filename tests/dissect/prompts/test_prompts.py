@@ -12,10 +12,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+import dissect
 from dissect import load_prompts
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompts
-from tests.dissect.helpers import RECORDS, build_model, build_tokenizer, save_records
+from tests.dissect.helpers import RECORDS, build_model, build_pair, build_tokenizer, save_records
 from unlearning.common.errors import InputError
 from unlearning.data.concept_vectors import cut_continuation
 
@@ -285,3 +286,20 @@ def test_batches_hold_every_token_and_every_scored_position(side: Any, batch_siz
         assert list(zip(batch.rows.tolist(), batch.columns.tolist(), strict=True)) == scored
         following = [batch.input_ids[row, column + 1].item() for row, column in scored]
         assert batch.next_tokens.tolist() == following
+
+
+@pytest.mark.parametrize("command", ["patch", "restore", "decompose", "probe", "behave", "verdict"])
+def test_a_file_in_place_of_loaded_prompts_is_refused(command: str, tmp_path: Path) -> None:
+    file = save_records(tmp_path / "questions.json", RECORDS)
+    pair = build_pair("llama", tokenizer=TOKENIZER)
+    arguments = (pair, file, file) if command == "behave" else (pair, file)
+    with pytest.raises(InputError, match=r"`(prompts|forget)` must be loaded prompts.*load_prompts"):
+        getattr(dissect, command)(*arguments)
+
+
+@pytest.mark.parametrize("command", ["probe", "behave", "verdict"])
+def test_a_file_of_retain_prompts_is_refused(command: str, tmp_path: Path) -> None:
+    file = save_records(tmp_path / "questions.json", RECORDS)
+    pair = build_pair("llama", tokenizer=TOKENIZER)
+    with pytest.raises(InputError, match="`retain` must be loaded prompts"):
+        getattr(dissect, command)(pair, load_prompts(file, pair.tokenizer), retain=file)

@@ -137,7 +137,7 @@ def test_a_verdict_is_saved_resumed_and_read_back(tmp_path, two_tests):
     written = json.loads((out / "verdict.json").read_text())
     assert written["verdict"] == "suppressed" and written["residual_knowledge"]["score"] == found.score.value
     assert [row["test"] for row in written["evidence"]] == ["without_attack", "logit_lens"]
-    with pytest.raises(InputError, match="holds another run: its unlearned_sha256"):
+    with pytest.raises(InputError, match="holds another run: its hash of unlearned"):
         judged("demo:npo", out=out)
 
 

@@ -128,7 +128,7 @@ def test_finished_run_is_not_scored_again(subject: Subject, tmp_path: Path) -> N
 
 def test_run_of_another_model_or_split_is_refused(subject: Subject, never: Subject, tmp_path: Path) -> None:
     quiet(Asked(), subject, out=tmp_path / "run")
-    with pytest.raises(InputError, match="holds another run: its model_sha256 is"):
+    with pytest.raises(InputError, match="holds another run: its hash of model is"):
         quiet(Asked(), never, out=tmp_path / "run")
     with pytest.raises(InputError, match="its split is forget10, not forget05"):
         quiet(Asked(split="forget05"), subject, out=tmp_path / "run")
