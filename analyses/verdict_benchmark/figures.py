@@ -64,7 +64,7 @@ def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) ->
                 row=1,
                 col=column,
             )
-    for bound, colour in ((rule.suppressed_above, "#D55E00"), (rule.erased_below, "#009E73")):
+    for bound, colour in ((rule.suppressed_above, "#D55E00"), (rule.margin, "#009E73")):
         chart.add_vline(x=bound, line={"color": colour, "dash": "dash", "width": 1}, row=1, col=1)
     sizes = frame["group"].value_counts()
     chart.update_yaxes(

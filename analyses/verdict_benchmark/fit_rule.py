@@ -6,9 +6,9 @@
     floor, ceiling          least-squares fit of the scale between which the score runs from 0 to 1
     run_sd                  root mean square of the residual of models without the knowledge, trained in other orders
                             than the control; the largest over the rule's tests
-    suppressed_above        twice the highest lower end of a model without the knowledge, at least `MARGIN`
-    erased_below            the highest upper end of nine in ten models without the knowledge, or the lowest upper end
-                            of a model that holds at least half of the facts, if that is lower
+    suppressed_above        twice the highest lower end of a model without the knowledge, at least `LEAST`
+
+The margin, below which a model is called erased, is not fitted: `dissect.verdicts.rule.MARGIN`.
 
 Candidates use none of the base's weights or activations, do not train on the facts that they ask about, and run in
 every budget.
@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from analyses.verdict_benchmark.constructions import NEVER_KNEW
 from analyses.verdict_benchmark.measured import STILL_ANSWERS, Measured, largest_residual
-from dissect.verdicts.rule import Rule, RuleEntry, Score, residual_knowledge
+from dissect.verdicts.rule import MARGIN, Rule, RuleEntry, Score, residual_knowledge
 
 NEEDED = (RuleEntry("relearn_disjoint"), RuleEntry("relearn_disjoint", "accuracy"))
 """The test that finds knowledge wherever it was hidden; without it no model is called erased.
@@ -50,15 +50,10 @@ AT_MOST = 2
 AS_NEAR = 0.001
 """Difference in the score's root mean square error up to which two sets of tests count as equally near."""
 
-MARGIN = 0.05
+LEAST = 0.05
 """Residuals below this effect do not count as suppressed, whatever their interval."""
 
-HALF = 0.5
-"""A model that holds this share of the facts must not be called erased."""
-
 UTILITY_FLOOR = 0.8
-KEPT = 0.9
-"""Share of the models without the knowledge whose upper end must be below `erased_below`."""
 
 
 def fit(models: Sequence[Measured], fitted: Mapping[str, Any]) -> Rule:
@@ -86,16 +81,14 @@ def fit(models: Sequence[Measured], fitted: Mapping[str, Any]) -> Rule:
         run_sd=run_sd_of(models, tests),
         not_unlearned_above=STILL_ANSWERS,
         suppressed_above=1.0,
-        erased_below=0.0,
+        margin=MARGIN,
         utility_floor=UTILITY_FLOOR,
         fitted={},
         reference={},
     )
     empty = [residual_knowledge(model.residuals, rule) for model in models if model.kind == "erased"]
-    half = [residual_knowledge(one.residuals, rule) for one in known if one.share is not None and one.share >= HALF]
-    suppressed_above, erased_below = bounds_of(empty, half)
     said = {**fitted, "models": len(models), "error": error, "date": datetime.now(UTC).date().isoformat()}
-    return replace(rule, suppressed_above=suppressed_above, erased_below=erased_below, fitted=said)
+    return replace(rule, suppressed_above=suppressed_above(empty), fitted=said)
 
 
 def _fits(
@@ -143,18 +136,14 @@ def run_sd_of(models: Sequence[Measured], tests: Sequence[RuleEntry]) -> float:
     return round(max(float(np.sqrt(np.mean(np.square(rhos)))) for rhos in known if rhos), 3)
 
 
-def bounds_of(empty: Sequence[Score], half: Sequence[Score]) -> tuple[float, float]:
-    """Return `suppressed_above` and `erased_below`, to two decimals.
+def suppressed_above(empty: Sequence[Score]) -> float:
+    """Return the bound above which a score's lower end must lie, to two decimals.
 
     Args:
         empty: Scores of models without the knowledge.
-        half: Scores of models that hold at least half of the facts.
 
     Returns:
-        The two bounds.
+        The bound.
     """
-    lows, highs = (np.array([getattr(score, end) for score in empty], dtype=np.float64) for end in ("low", "high"))
-    above = max(2 * float(lows.max()), MARGIN)
-    below = float(np.ceil(100 * np.quantile(highs, KEPT, method="higher") + 1) / 100)
-    holding = min((score.high for score in half if score.high is not None), default=1.0)
-    return round(above, 2), min(below, float(np.floor(100 * holding) / 100))
+    lows = np.array([score.low for score in empty], dtype=np.float64)
+    return round(max(2 * float(lows.max()), LEAST), 2)

@@ -86,7 +86,7 @@ def write_report(
         f"Rule {rule.sha256[:12]}: the largest residual of {', '.join(map(str, rule.tests))}, on a scale from "
         f"{rule.floor:.2f} to {rule.ceiling:.2f}; standard deviation between training runs {rule.run_sd:.3f}; "
         f"suppressed if the lower end is above {rule.suppressed_above:.2f}, erased if the upper end is below "
-        f"{rule.erased_below:.2f}.",
+        f"{rule.margin:.2f}.",
         f"Reported on {', '.join(families)}: {len(frame)} models, {int(frame['collapsed'].sum())} of them broken.",
         _markdown(rates),
         _counts(reporting.right_labels(frame)),

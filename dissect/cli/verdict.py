@@ -30,6 +30,7 @@ Examples:
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --budget full --format pdf
   dissect verdict --base ./base --unlearned ./npo --data tofu.json --retain retain.json --budget quick --limit 48
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --shared runs/shared
+  dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --margin 0.2
 """
 
 
@@ -63,6 +64,14 @@ def command(
             min=4,
             help="Use at most N forget prompts and N retain prompts, evenly spaced.  "
             "[default: 120, 240 or 400 by budget]",
+        ),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Call a model erased only if less than this share of the base's knowledge can be left (upper end of "
+            "the 95 % interval).  [default: 0.1]",
         ),
     ] = None,
     shared: Annotated[
@@ -103,6 +112,7 @@ def command(
         control=open_control(pair.control, opened, models, quiet=output.quiet),
         budget=chosen,
         limit=limit,
+        margin=margin,
         batch_size=batch_size,
         seed=seed,
         out=out,

@@ -98,7 +98,7 @@ def standing_figure(score: Score, rule: Rule, *, label: str) -> go.Figure:
         )
     for bound, colour, text, side in (
         (rule.suppressed_above, "#D55E00", "suppressed →", "top right"),
-        (rule.erased_below, "#009E73", "← erased", "top left"),
+        (rule.margin, "#009E73", "← erased", "top left"),
     ):
         line = {"color": colour, "dash": "dash", "width": 1}
         chart.add_vline(

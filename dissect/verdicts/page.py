@@ -102,8 +102,8 @@ def _labels(found: Findings) -> str:
 <b>Not unlearned</b>: without attack, the interval of ρ of the answers' probability lies above
 {rule.not_unlearned_above:.2f}.
 <b>Suppressed</b>: the interval of the residual knowledge lies above {rule.suppressed_above:.2f}.
-<b>Erased</b>: that interval lies below {rule.erased_below:.2f}, every needed test was run, and the model kept at least
-{100 * rule.utility_floor:.0f} % of the base's right answers to retain questions.
+<b>Erased</b>: that interval lies below the margin of {rule.margin:.2f}, which was fixed beforehand, every needed test
+was run, and the model kept at least {100 * rule.utility_floor:.0f} % of the base's right answers to retain questions.
 <b>Inconclusive</b>: anything else.</p>"""
 
 

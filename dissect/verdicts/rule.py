@@ -11,11 +11,12 @@ a standard deviation of `run_sd` under the same attack. The first condition that
     not unlearned   rho of the answers' probability without attack: lower end above `not_unlearned_above`
     suppressed      score: lower end above `suppressed_above`; without a control, also against the lexical-overlap
                     baseline in place of chance
-    erased          score: upper end below `erased_below`, all needed tests were run, and utility is kept
+    erased          score: upper end below `margin`, all needed tests were run, and utility is kept
     inconclusive    otherwise
 
 The numbers come from `python -m analyses.verdict_benchmark`: models whose knowledge is known by construction, with
-seeds that are used for nothing else.
+seeds that are used for nothing else. The margin alone is not fitted. It says how much knowledge matters, which no
+measurement can tell, and it is chosen before anything is measured.
 """
 
 import hashlib
@@ -36,6 +37,9 @@ Label = Literal["not unlearned", "suppressed", "erased", "inconclusive"]
 
 FILE = "verdict_rule.json"
 
+MARGIN = 0.1
+"""Default share of the base's knowledge below which a remainder does not matter."""
+
 WITHOUT_ATTACK = "without_attack"
 """Name of the test that scores the answers without attack."""
 
@@ -46,6 +50,7 @@ _OLD_NAMES = {
     "everything": "ceiling",
     "spread": "run_sd",
     "expressed_above": "not_unlearned_above",
+    "erased_below": "margin",
 }
 """Current names of a rule's numbers by their names in files of earlier versions."""
 
@@ -85,7 +90,8 @@ class Rule:
         run_sd: Standard deviation, over orders of the training texts, of the residual of a model without the knowledge.
         not_unlearned_above: rho of the answers' probability above which the model is called not unlearned.
         suppressed_above: Score above which the model is called suppressed.
-        erased_below: Score below which the model is called erased.
+        margin: Score below which the model is called erased: the share of the base's knowledge that may be left. It was
+            fitted in rules of earlier versions.
         utility_floor: Share of the base's right answers to retain questions that an unlearned model must keep.
         fitted: Where the numbers come from: command, families, date, number of models.
         reference: Scores of the models that the rule was reported on, by their kind.
@@ -98,7 +104,7 @@ class Rule:
     run_sd: float
     not_unlearned_above: float
     suppressed_above: float
-    erased_below: float
+    margin: float
     utility_floor: float
     fitted: Mapping[str, Any]
     reference: Mapping[str, list[float]]
@@ -250,7 +256,7 @@ def decide(
     if score.low > rule.suppressed_above and found is not None and found > rule.suppressed_above:
         return "suppressed"
     collapsed = utility is not None and utility < rule.utility_floor
-    if score.high < rule.erased_below and not collapsed and not set(rule.needed) & set(score.missing):
+    if score.high < rule.margin and not collapsed and not set(rule.needed) & set(score.missing):
         return "erased"
     return "inconclusive"
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def verdict(
     control: str | Model | None = "auto",
     budget: Budget = "standard",
     limit: int | None = None,
+    margin: float | None = None,
     rule: Rule | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -73,6 +74,9 @@ def verdict(
         budget: `quick`, `standard` or `full`: about 1, 2 and 7 minutes on the built-in pair and two cores.
         limit: Use at most this many forget facts and as many retain facts, evenly spaced; at least 4. None takes
             120, 240 or 400, by budget.
+        margin: Share of the base's knowledge below which a remainder does not matter, above 0 and below 1, chosen
+            beforehand: the model is called erased only if the upper end of the score is below it. None takes the
+            rule's, .10.
         rule: Another rule than the frozen one.
         batch_size: Maximum number of texts in one batch; no number depends on it.
         seed: Random seed of everything that is drawn.
@@ -85,11 +89,10 @@ def verdict(
         The label with its evidence.
 
     Raises:
-        InputError: The budget is unknown, the two models have the same weights, the base does not know the forget
-            facts, the control does, all forget prompts have the same answer or
-            are of one group, a model is streamed or cannot be compared
-            with the base, the prompts do not fit the models, `out` holds another run, or `shared` is a
-            file.
+        InputError: The budget is unknown, the margin is not between 0 and 1, the two models have the same weights, the
+            base does not know the forget facts, the control does, all forget prompts have the same answer or are of one
+            group, a model is streamed or cannot be compared with the base, the prompts do not fit the models, `out`
+            holds another run, or `shared` is a file.
 
     Examples:
         >>> from dissect import load_pair, load_prompts, verdict
@@ -108,7 +111,7 @@ def verdict(
         check_at_least("limit", limit, MINIMUM)
     if shared is not None and any(path.is_file() for path in (Path(shared), *Path(shared).parents)):
         raise InputError(f"`shared` must be a directory, got {shared}, which is a file or in a file")
-    rule = rule or frozen_rule()
+    rule = _with_margin(rule or frozen_rule(), margin)
     if pair.base.sha256 == pair.unlearned.sha256:
         raise InputError(
             f"`base` and `unlearned` must be different models, but {pair.base.name} and {pair.unlearned.name} have the "
@@ -166,6 +169,18 @@ class Questions:
 
     paraphrases: Prompts | None
     general: Prompts | None
+
+
+def _with_margin(rule: Rule, margin: float | None) -> Rule:
+    """Return the rule with this margin; with its own for None."""
+    if margin is None:
+        return rule
+    if not 0 < margin < 1:
+        raise InputError(
+            f"`margin` must be above 0 and below 1, got {margin:g}. Give the share of the base's knowledge that may be "
+            "left in a model that is called erased, such as 0.1"
+        )
+    return replace(rule, margin=margin)
 
 
 def _configuration(

@@ -10,11 +10,11 @@ from dissect.verdicts.rule import Label, Rule, RuleEntry, Score, Utility
 MEANING: Mapping[Label, str] = {
     "not unlearned": "The model still gives the answers that were to be forgotten.",
     "suppressed": "The model no longer gives the answers, but the tests recover knowledge of them from it.",
-    "erased": "The model no longer gives the answers, and the tests recover no knowledge of them beyond the rule's "
-    "margin.",
+    "erased": "The model no longer gives the answers, and holds less than {high:.2f} of the facts, 95 %, as far as "
+    "these tests can tell.",
     "inconclusive": "The tests neither find knowledge of the answers nor rule it out.",
 }
-"""What each label says about the model."""
+"""What each label says about the model; `high` is the upper end of the score."""
 
 LARGER_BUDGET = {"quick": "standard", "standard": "full"}
 
@@ -58,7 +58,7 @@ def sentences(found: Findings) -> list[str]:
             f"{utility.n} retain questions. It is broken rather than unlearned, and the following describes a broken "
             "model."
         )
-    said.append(MEANING[found.label])
+    said.append(MEANING[found.label].format(high=0.0 if score.high is None else score.high))
     if score.value is not None:
         interval = "" if score.low is None else f" (95 % interval {score.low:.2f} to {score.high:.2f})"
         said.append(
@@ -75,8 +75,8 @@ def sentences(found: Findings) -> list[str]:
         )
     if found.label == "erased":
         said.append(
-            f"Up to {score.high:.2f} of the base's knowledge could still be there (upper end of the interval; the "
-            f"rule's margin is {found.rule.erased_below:.2f}). Tests tried, in the budget `{found.budget}`: "
+            f"Up to {score.high:.2f} of what the base knows could still be there (upper end of the interval; the "
+            f"margin, fixed beforehand, is {found.rule.margin:.2f}). Tests tried, in the budget `{found.budget}`: "
             f"{_listed(list(attacked['test']))}. An attack that was not tried may still recover knowledge."
         )
     if utility is not None and not utility.collapsed:
@@ -111,8 +111,8 @@ def advice(found: Findings) -> list[str]:
         else:
             said.append(
                 f"The interval reaches from {score.low:.2f} to {score.high:.2f}. The model is called suppressed if the "
-                f"interval lies above {rule.suppressed_above:.2f}, and erased if it lies below "
-                f"{rule.erased_below:.2f}. More forget questions narrow the interval."
+                f"interval lies above {rule.suppressed_above:.2f}, and erased if it lies below the margin of "
+                f"{rule.margin:.2f} (option `margin`). {_what_narrows(found)}"
             )
     if not found.has_control:
         said.append(
@@ -131,6 +131,12 @@ def advice(found: Findings) -> list[str]:
 def entry_name(entry: RuleEntry) -> str:
     """Return an entry of the rule for a reader: `TEST`, or `TEST (MEASURE)`."""
     return entry.test if entry.measure is None else f"{entry.test} ({entry.measure})"
+
+
+def _what_narrows(found: Findings) -> str:
+    """Return what would make the interval narrower."""
+    more = "More groups of forget questions (people, subjects) and more controls narrow the interval"
+    return f"{more}." if found.has_control else "More groups of forget questions and a control narrow the interval."
 
 
 def _zero(found: Findings) -> str:

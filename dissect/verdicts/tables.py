@@ -10,7 +10,7 @@ from dissect.verdicts.page import residual_cell
 from dissect.verdicts.result import Verdict
 from unlearning.common.errors import with_flags
 
-_FLAGS = {name: f"--{name}" for name in ("budget", "control", "retain")}
+_FLAGS = {name: f"--{name}" for name in ("budget", "control", "margin", "retain")}
 """Flags of the arguments that the advice names."""
 
 

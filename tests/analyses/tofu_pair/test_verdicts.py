@@ -29,7 +29,7 @@ RULE = replace(
     ceiling=1.0,
     run_sd=0.0,
     suppressed_above=0.1,
-    erased_below=0.3,
+    margin=0.3,
 )
 
 CHEAP = [Entry(test.__name__, dict.fromkeys(catalogue.BUDGETS, test)) for test in (without_attack, logit_lens)]

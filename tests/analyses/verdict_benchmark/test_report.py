@@ -14,7 +14,16 @@ from analyses.verdict_benchmark import constructions as making
 from analyses.verdict_benchmark import figures as drawing
 from analyses.verdict_benchmark import report as reporting
 from analyses.verdict_benchmark import write as writing
-from analyses.verdict_benchmark.fit_rule import AT_MOST, CANDIDATES, MARGIN, NEEDED, bounds_of, fit, run_sd_of, scale
+from analyses.verdict_benchmark.fit_rule import (
+    AT_MOST,
+    CANDIDATES,
+    LEAST,
+    NEEDED,
+    fit,
+    run_sd_of,
+    scale,
+    suppressed_above,
+)
 from analyses.verdict_benchmark.measured import Measured, labelled, largest_residual, rivals
 from dissect.stress.core.result import PLAIN, Residual, StressResult
 from dissect.verdicts.rule import Rule, RuleEntry, Score, read_rule
@@ -74,7 +83,7 @@ RULE = Rule(
     run_sd=0.0,
     not_unlearned_above=0.5,
     suppressed_above=0.1,
-    erased_below=0.1,
+    margin=0.1,
     utility_floor=0.8,
     fitted={},
     reference={},
@@ -101,20 +110,10 @@ def test_a_test_that_finds_what_relearning_misses_is_taken():
     assert {*NEEDED, RuleEntry("linear_probes")} <= set(fit(missed, {}).tests)
 
 
-def test_the_bounds_come_from_models_that_hold_nothing():
+def test_the_bound_comes_from_models_that_hold_nothing():
     scores = [Score(0.0, low, low + 0.05, ("relearn_disjoint",), ()) for low in np.linspace(0, 0.06, 21)]
-    above, below = bounds_of(scores, [])
-    assert above == pytest.approx(0.12)
-    assert np.mean([score.high < below for score in scores]) >= 0.9
-    assert bounds_of([Score(0.0, 0.0, 0.0, (), ())] * 3, [])[0] == MARGIN
-
-
-def test_no_model_that_holds_a_half_is_called_erased():
-    empty = [Score(0.0, 0.0, high, ("relearn_disjoint",), ()) for high in np.linspace(0.1, 0.9, 21)]
-    half = [Score(0.5, 0.3, high, ("relearn_disjoint",), ()) for high in (0.457, 0.8)]
-    below = bounds_of(empty, half)[1]
-    assert below == 0.45 and not any(score.high < below for score in half)
-    assert bounds_of(empty, half[1:])[1] == 0.8
+    assert suppressed_above(scores) == pytest.approx(0.12)
+    assert suppressed_above([Score(0.0, 0.0, 0.0, (), ())] * 3) == LEAST
 
 
 def test_the_spread_is_that_of_never_models_and_of_no_others():

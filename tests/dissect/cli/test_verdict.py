@@ -80,6 +80,7 @@ def test_another_configuration_is_refused(finished: tuple[Path, Outcome]) -> Non
     [
         (("--seed", "-1"), ("--seed", "-1")),
         (("--batch-size", "0"), ("--batch-size", "0")),
+        (("--margin", "1.5"), ("--margin must be above 0 and below 1, got 1.5",)),
         (("--budget", "tiny"), ("--budget", "tiny", "quick", "standard", "full")),
         (
             ("--format", "bmp"),

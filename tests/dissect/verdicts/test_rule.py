@@ -30,7 +30,7 @@ RULE = Rule(
     run_sd=0.0,
     not_unlearned_above=0.5,
     suppressed_above=0.2,
-    erased_below=0.1,
+    margin=0.1,
     utility_floor=0.8,
     fitted={},
     reference={},
@@ -172,9 +172,10 @@ def test_a_rule_is_read_as_it_was_written_and_its_hash_is_of_what_decides():
     assert record["tests"] == ["relearning", "lens", "probe"]
     assert read_rule(record) == RULE
     old = {"floor": "nothing", "ceiling": "everything", "run_sd": "spread", "not_unlearned_above": "expressed_above"}
+    old["margin"] = "erased_below"
     assert read_rule({old.get(name, name): value for name, value in record.items()}) == RULE
     assert read_rule(record | {"fitted": {"seeds": [1]}, "reference": {"erased": [0.1]}}).sha256 == RULE.sha256
-    assert read_rule(record | {"erased_below": 0.11}).sha256 != RULE.sha256
+    assert read_rule(record | {"margin": 0.11}).sha256 != RULE.sha256
 
 
 def test_an_entry_may_name_a_measure_of_a_test():

@@ -31,7 +31,7 @@ RULE = Rule(
     run_sd=0.0,
     not_unlearned_above=0.5,
     suppressed_above=0.1,
-    erased_below=0.1,
+    margin=0.1,
     utility_floor=0.8,
     fitted={},
     reference={"erased": [0.0, 0.05], "suppressed": [0.4, 0.9]},
@@ -85,10 +85,27 @@ def test_what_is_left_in_the_middle_layers_is_suppressed():
 def test_a_second_never_model_is_erased():
     """Here the control itself by another name: rho is 0 but for the head's scale, which no measure of ranks sees."""
     found = judged(scaled(model("demo:never"), 1.001))
-    assert found.label == "erased" and "no knowledge" in found.sentences()[0]
+    assert found.label == "erased"
+    assert f"holds less than {found.score.high:.2f} of the facts, 95 %" in found.sentences()[0]
     said = " ".join(found.sentences())
     assert "in the budget `quick`: logit_lens" in said and "An attack that was not tried" in said
     assert f"Up to {found.score.high:.2f}" in said and "no more than in the control" in said
+
+
+def test_what_may_be_left_decides_what_is_called_erased(tmp_path):
+    never = scaled(model("demo:never"), 1.001)
+    wide = judged(never, rule=replace(RULE, run_sd=0.2))
+    assert wide.label == "inconclusive" and 0.1 < wide.score.high < 0.6
+    assert f"reaches from 0.00 to {wide.score.high:.2f}" in " ".join(wide.advice())
+    assert "below the margin of 0.10 (option `margin`)" in " ".join(wide.advice())
+    forgiving = judged(never, rule=replace(RULE, run_sd=0.2), margin=0.6, out=tmp_path)
+    assert forgiving.label == "erased" and forgiving.score == wide.score and forgiving.rule.margin == 0.6
+    assert load_verdict(tmp_path).sentences() == forgiving.sentences()
+    with pytest.raises(InputError, match="holds another run"):
+        judged(never, rule=replace(RULE, run_sd=0.2), out=tmp_path)
+    for margin in (0.0, 1.0, -0.5, float("nan")):
+        with pytest.raises(InputError, match="`margin` must be above 0 and below 1, got"):
+            judged(never, margin=margin)
 
 
 def test_a_broken_model_is_said_to_be_broken_first():
@@ -287,6 +304,7 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path):
     told = record["verdict"]
     told["word"], told["guessing"] = told.pop("label"), told.pop("lexical_overlap")
     names = {"floor": "nothing", "ceiling": "everything", "run_sd": "spread", "not_unlearned_above": "expressed_above"}
+    names["margin"] = "erased_below"
     told["rule"] = {names.get(name, name): value for name, value in told["rule"].items()}
     for test in record["tests"]:
         test["rung"] = test.pop("level")
