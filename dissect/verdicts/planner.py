@@ -1,0 +1,559 @@
+"""How many people, facts and controls a verdict takes, from the spread of residuals.
+
+A verdict's score is the largest of several residuals (`dissect.verdicts.rule`). In the plan, the residuals of the
+rule's entries are jointly normal around what the model knows:
+
+    rho = share * ceiling * strength + N(0, f (between / people + within / facts)) + N(0, f run_sd^2)
+
+`between` and `within` are the covariances of the entries over people and over the facts of one person. The last term is
+common to all entries: two models without the knowledge, trained on the same texts in another order, differ by it. With
+k controls, the control's half of the variance is that of a mean of k: f = (1 + 1/k) / 2. The verdict's interval is
+computed for many such models, as the rule computes it, on fixed random numbers; so a plan is reproducible, and smooth
+in people and controls.
+
+What a plan does not know: attacks that do not take hold, utility, and the tests outside the score.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from dissect.stress.core.result import PLAIN, StressResult
+from dissect.verdicts.rule import Rule, RuleEntry
+from unlearning.common.bootstrap import LEVEL, clusters
+from unlearning.common.errors import InputError, check_at_least
+
+POWER = 0.9
+"""Probability with which a plan finds what it is to find."""
+
+MOST_PEOPLE = 5000
+"""More people than this are not proposed."""
+
+MOST_CONTROLS = 16
+"""More controls than this are not proposed."""
+
+_MODELS, _DRAWS = 400, 800
+"""Simulated models, and draws of the interval of each."""
+
+_STEP = 0.01
+"""Step of the shares of facts that are tried."""
+
+
+_ENTRIES = ("relearn_disjoint", "relearn_disjoint:accuracy", "relearn_benign", "relearn_benign:accuracy")
+"""Entries whose spread was measured, by `spread_of` on `demo:npo` with `demo:never` as the control (quick budget, 120
+facts of 24 people). There rho is small (.24, .16, -.04, -.11), so the spread is close to that without the knowledge:
+two ranks that are independent and uniform, over a gap of 1/2, give `between` + `within` = 2 (1/12) / (1/2)^2 = .67."""
+
+_BETWEEN = np.array(
+    [[0.068, -0.011, -0.006, -0.01], [-0.011, 0.003, 0.002, 0.002], [-0.006, 0.002, 0.001, 0.001]]
+    + [[-0.01, 0.002, 0.001, 0.002]]
+)
+_WITHIN = np.array(
+    [[0.712, 0.382, 0.228, 0.072], [0.382, 0.504, 0.113, 0.027], [0.228, 0.113, 0.842, 0.304]]
+    + [[0.072, 0.027, 0.304, 0.532]]
+)
+_STRENGTH = np.array([1.0, 0.84, 0.48, 0.43])
+"""Means of `demo:npo` (1, .69, 0, 0) and `demo:rmu` (.99, 1, .95, .87)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How the residuals of a rule's entries vary, in units of rho.
+
+    Attributes:
+        between: Covariance over people (groups) of the entries' means of one person, [entry, entry].
+        within: Covariance over the facts of one person, [entry, entry].
+        strength: rho of each entry, divided by the largest, for a model that knows, [entry].
+    """
+
+    between: Float[np.ndarray, "entry entry"]
+    within: Float[np.ndarray, "entry entry"]
+    strength: Float[np.ndarray, " entry"]
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What a verdict on so many people with so many controls can decide.
+
+    Attributes:
+        people: Number of people (groups of facts).
+        facts: Number of facts.
+        controls: Number of controls.
+        high: Median of the upper end of the score of a model without the knowledge.
+        margin_met: Margin below which such a model's upper end lies with the plan's power.
+        power: Probability that such a model's upper end lies below the rule's margin.
+        smallest_share: Smallest share of the facts whose presence is found (lower end above the rule's
+            `suppressed_above`) with the plan's power; None if not even all of them are.
+    """
+
+    people: int
+    facts: int
+    controls: int
+    high: float
+    margin_met: float
+    power: float
+    smallest_share: float | None
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What it takes to call a model without the knowledge erased, with the plan's power.
+
+    Attributes:
+        people: Number of people with the controls at hand; None if no number is enough.
+        facts: The same in facts.
+        controls: Number of controls with the people at hand; None if no number is enough.
+        together: Number of people and of controls where neither alone is enough, or where both together take fewer
+            people; None if there are none.
+        text: The same in one sentence or two.
+    """
+
+    people: int | None
+    facts: int | None
+    controls: int | None
+    together: tuple[int, int] | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Prospects of several numbers of people and controls.
+
+    Attributes:
+        rows: The prospects, the smallest numbers first.
+        needed: What it takes from the first of them.
+        margin: The rule's margin.
+    """
+
+    rows: tuple[Prospect, ...]
+    needed: Needed
+    margin: float
+
+    def table(self) -> pd.DataFrame:
+        """Return the prospects as a table, one row each, with the columns of `Prospect`."""
+        return pd.DataFrame([vars(row) for row in self.rows])
+
+    def sentences(self) -> list[str]:
+        """Return what the plan says in words."""
+        first = self.rows[0]
+        found = (
+            f"{first.smallest_share:.0%} of the facts or more are"
+            if first.smallest_share is not None
+            else "not even all of the facts are"
+        )
+        return [
+            f"With {_counted(first.people, 'group')}, {_counted(first.facts, 'fact')} and "
+            f"{_counted(first.controls, 'control')}, {found} found with {POWER:.0%} power, and a model that knows "
+            f"nothing has an upper end of {first.high:.2f} (median).",
+            self.needed.text,
+            "A plan assumes attacks that take hold and a model that keeps its utility. Its spread is that of the "
+            "built-in models, where no run is given.",
+        ]
+
+
+def plan(
+    rule: Rule,
+    *,
+    people: int,
+    facts: int,
+    controls: int = 1,
+    spread: Spread | None = None,
+) -> Plan:
+    """Plan a verdict before anything is run.
+
+    Args:
+        rule: The rule with its margin, scale and `run_sd`.
+        people: Number of people (groups of forget facts) at hand; at least 2. Facts without groups count as one each.
+        facts: Number of forget facts at hand.
+        controls: Number of controls at hand; at least 1.
+        spread: Spread of the residuals; None takes that of the built-in models.
+
+    Returns:
+        Prospects for 1, 2, 4 and 8 times as many people with 1, 2, 4 and more controls.
+
+    Raises:
+        InputError: There are fewer than 2 people, fewer facts than people, or no control.
+
+    Examples:
+        >>> from dissect.verdicts.rule import frozen_rule
+        >>> planned = plan(frozen_rule(), people=20, facts=120)
+        >>> planned.rows[0].people, planned.rows[0].controls
+        (20, 1)
+        >>> planned.rows[-1].margin_met < planned.rows[0].margin_met
+        True
+    """
+    _check(people, facts, controls)
+    spread = spread or shipped(rule)
+    numbers = sorted({controls, *(n for n in (2, 4) if n > controls)})
+    rows = tuple(
+        prospect(spread, rule, people=people * times, facts=facts * times, controls=n)
+        for times in (1, 2, 4, 8)
+        for n in numbers
+    )
+    return Plan(rows, needed(spread, rule, people=people, facts=facts, controls=controls), rule.margin)
+
+
+def needed_for(results: Iterable[StressResult], rule: Rule) -> Needed:
+    """Say what it takes to decide, from the spread of a run's own results.
+
+    The people of the plan vary as those of the run do. Where the model knows part of the facts, this includes the
+    spread of what it knows, and the numbers are too high rather than too low.
+
+    Args:
+        results: The results of a verdict, such as `Verdict.results`; those of the rule's tests count.
+        rule: The rule that is applied, such as `Verdict.rule`.
+
+    Returns:
+        What a model without the knowledge takes to be called erased.
+
+    Raises:
+        InputError: No test of the rule has a control and two groups.
+
+    Examples:
+        >>> from dissect import load_verdict
+        >>> found = load_verdict("runs/verdict-npo")  # doctest: +SKIP
+        >>> needed_for(found.results, found.rule).text  # doctest: +SKIP
+        '...'
+    """
+    results = [result for result in results if any(entry.test == result.test for entry in rule.tests)]
+    spread, sizes = _measured(results, rule)
+    return needed(spread, rule, people=len(sizes), facts=int(sizes.sum()), controls=_n_controls(results))
+
+
+def spread_of(results: Iterable[StressResult], rule: Rule) -> Spread:
+    """Measure how the residuals of a rule's entries vary over people and facts, from results with a control.
+
+    rho is a ratio of means, so a fact counts with (unlearned - control - rho (base - control)) / mean(base - control),
+    the strongest variant each. Between and within are the components of a one-way analysis of variance by the method of
+    moments, for groups of unequal size; negative eigenvalues of `between` are set to 0.
+
+    Args:
+        results: Results of the rule's tests, of one case.
+        rule: The rule with its entries.
+
+    Returns:
+        The spread of the entries that have a control, in the order of the rule.
+
+    Raises:
+        InputError: No test of the rule has a control and two groups.
+    """
+    return _measured(results, rule)[0]
+
+
+def shipped(rule: Rule) -> Spread:
+    """Return the spread of the built-in models for a rule's entries.
+
+    Args:
+        rule: The rule with its entries.
+
+    Returns:
+        The spread; an entry that was not measured varies as the first one of the same measure, apart from it.
+    """
+    names = [str(entry) for entry in rule.tests]
+    like = [name if name in _ENTRIES else _stand_in(entry) for name, entry in zip(names, rule.tests, strict=True)]
+    index = [_ENTRIES.index(name) for name in like]
+    pick = np.ix_(index, index)
+    return Spread(_BETWEEN[pick].copy(), _WITHIN[pick].copy(), _STRENGTH[index].copy())
+
+
+def prospect(spread: Spread, rule: Rule, *, people: int, facts: int, controls: int = 1) -> Prospect:
+    """Compute what a verdict can decide.
+
+    Args:
+        spread: Spread of the residuals.
+        rule: The rule with its margin, scale and `run_sd`.
+        people: Number of people; at least 2.
+        facts: Number of facts.
+        controls: Number of controls; at least 1.
+
+    Returns:
+        The prospect.
+
+    Raises:
+        InputError: There are fewer than 2 people, fewer facts than people, or no control.
+    """
+    _check(people, facts, controls)
+    high = ends(spread, rule, people=people, facts=facts, controls=controls, share=0.0)[1]
+
+    def is_found(share: float) -> bool:
+        low = ends(spread, rule, people=people, facts=facts, controls=controls, share=share)[0]
+        return float((low > rule.suppressed_above).mean()) >= POWER
+
+    steps = round(1 / _STEP)
+    smallest = _smallest(lambda step: is_found(step * _STEP), 1, steps)
+    return Prospect(
+        people=people,
+        facts=facts,
+        controls=controls,
+        high=float(np.median(high)),
+        margin_met=float(np.quantile(high, POWER)),
+        power=float((high < rule.margin).mean()),
+        smallest_share=None if smallest is None else smallest * _STEP,
+    )
+
+
+def needed(spread: Spread, rule: Rule, *, people: int, facts: int, controls: int = 1) -> Needed:
+    """Find how many people or controls it takes to call a model without the knowledge erased.
+
+    Args:
+        spread: Spread of the residuals.
+        rule: The rule with its margin, scale and `run_sd`.
+        people: Number of people at hand; at least 2.
+        facts: Number of facts at hand; more people come with as many facts each.
+        controls: Number of controls at hand; at least 1.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        InputError: There are fewer than 2 people, fewer facts than people, or no control.
+    """
+    _check(people, facts, controls)
+    each = facts / people
+
+    def high(n_people: int, n_controls: int) -> Float[np.ndarray, " model"]:
+        n_facts = round(n_people * each)
+        return ends(spread, rule, people=n_people, facts=n_facts, controls=n_controls, share=0.0)[1]
+
+    def is_enough(n_controls: int, n_people: int) -> bool:
+        return float((high(n_people, n_controls) < rule.margin).mean()) >= POWER
+
+    more_people = _smallest(partial(is_enough, controls), people, MOST_PEOPLE)
+    more_controls = _smallest(lambda n: is_enough(n, people), controls, MOST_CONTROLS)
+    together = None
+    for n in (2, 4, 8, MOST_CONTROLS):
+        if n > controls and (found := _smallest(partial(is_enough, n), people, MOST_PEOPLE)):
+            together = (found, n)
+            break
+    text = _text(
+        rule,
+        (people, facts, controls),
+        more_people,
+        more_controls,
+        together,
+        reached=[float(np.median(high(MOST_PEOPLE, n))) for n in (controls, max(4, controls), MOST_CONTROLS)],
+    )
+    return Needed(
+        people=more_people,
+        facts=None if more_people is None else round(more_people * each),
+        controls=more_controls,
+        together=together,
+        text=text,
+    )
+
+
+def ends(
+    spread: Spread, rule: Rule, *, people: int, facts: int, controls: int, share: float
+) -> tuple[Float[np.ndarray, " model"], Float[np.ndarray, " model"]]:
+    """Simulate the lower and the upper end of the scores of models that hold a share of the facts.
+
+    Who is known is known with all facts, so that the share varies over people.
+
+    Args:
+        spread: Spread of the residuals.
+        rule: The rule with its scale and `run_sd`.
+        people: Number of people.
+        facts: Number of facts.
+        controls: Number of controls.
+        share: Share of the people that the model knows, 0 to 1.
+
+    Returns:
+        Lower and upper ends of the 95 % intervals, one per simulated model.
+    """
+    of_control = (1 + 1 / controls) / 2
+    knows = rule.ceiling * spread.strength
+    over_people = of_control * spread.between + share * (1 - share) * np.outer(knows, knows)
+    root = _root(over_people / people + of_control * spread.within / facts)
+    run_sd = rule.run_sd * math.sqrt(of_control)
+    models, runs, draws, run_draws = _numbers(len(root))
+    rho = share * knows + models @ root.T + run_sd * runs[:, None]
+    # The bootstrap over n groups has (n - 1) / n of the variance of a mean of n.
+    around = math.sqrt((people - 1) / people) * draws @ root.T
+    largest = rho[:, None, 0] + around[None, :, 0]
+    for entry in range(1, len(root)):
+        np.maximum(largest, rho[:, None, entry] + around[None, :, entry], out=largest)
+    largest += run_sd * run_draws
+    low, high = np.quantile(largest, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+    return rule.scaled(low), rule.scaled(high)
+
+
+@lru_cache(maxsize=4)
+def _numbers(
+    n_entries: int,
+) -> tuple[
+    Float[np.ndarray, "model entry"],
+    Float[np.ndarray, " model"],
+    Float[np.ndarray, "draw entry"],
+    Float[np.ndarray, " draw"],
+]:
+    """Return the standard normal numbers of every simulation: of models, of their runs, and of the draws of both."""
+    generator = np.random.default_rng(0)
+    shapes = ((_MODELS, n_entries), (_MODELS,), (_DRAWS, n_entries), (_DRAWS,))
+    models, runs, draws, run_draws = (generator.standard_normal(shape) for shape in shapes)
+    return models, runs, draws, run_draws
+
+
+def _root(covariance: Float[np.ndarray, "entry entry"]) -> Float[np.ndarray, "entry entry"]:
+    """Return the symmetric square root of a covariance; negative eigenvalues count as 0."""
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
+
+
+def _smallest(holds: Callable[[int], bool], low: int, high: int) -> int | None:
+    """Return the smallest integer from `low` to `high` from which on something holds; None if there is none."""
+    if not holds(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _text(
+    rule: Rule,
+    at_hand: tuple[int, int, int],
+    more_people: int | None,
+    more_controls: int | None,
+    together: tuple[int, int] | None,
+    *,
+    reached: Sequence[float],
+) -> str:
+    people, facts, controls = at_hand
+    each = facts / people
+    if more_people == people:
+        return (
+            f"{_counted(people, 'group')} and {_counted(controls, 'control')} are enough: a model that knows nothing "
+            f"is called erased (upper end below {rule.margin:.2f}) with {POWER:.0%} power."
+        )
+    goal = f"To call a model that knows nothing erased (upper end below {rule.margin:.2f}) with {POWER:.0%} power"
+    ways = []
+    if more_people is not None:
+        ways.append(f"{more_people} groups ({round(more_people * each)} facts) with {_counted(controls, 'control')}")
+    if more_controls is not None:
+        ways.append(f"{more_controls} controls with {_counted(people, 'group')}")
+    if together is not None and more_controls is None:
+        ways.append(f"{together[0]} groups ({round(together[0] * each)} facts) with {together[1]} controls")
+    if more_people is not None:
+        return f"{goal}, it takes {', or '.join(ways)}."
+    alone = (
+        f"The margin of {rule.margin:.2f} cannot be reached by more groups alone: two training runs differ by "
+        f"{rule.run_sd:.3f} (run_sd), so that even {MOST_PEOPLE} groups with {_counted(controls, 'control')} give an "
+        f"upper end of {reached[0]:.2f} (median)."
+    )
+    if ways:
+        return f"{alone} {goal}, it takes {', or '.join(ways)}."
+    return (
+        f"{alone} Nor by more controls: {max(4, controls)} give {reached[1]:.2f}, {MOST_CONTROLS} give "
+        f"{reached[2]:.2f}. Set `margin` to what these give, or use attacks whose results vary less between runs."
+    )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "s")
+
+
+def _check(people: int, facts: int, controls: int) -> None:
+    check_at_least("people", people, 2)
+    check_at_least("controls", controls, 1)
+    if facts < people:
+        raise InputError(f"`facts` must be at least the number of people, {people}, got {facts}")
+
+
+def _n_controls(results: Iterable[StressResult]) -> int:
+    """Return the number of controls: of the roles `control`, `control 2` and so on."""
+    roles = {role for result in results for role in result.frame["role"].unique()}
+    return max(1, sum(str(role).split()[0] == "control" for role in roles))
+
+
+def _measured(results: Iterable[StressResult], rule: Rule) -> tuple[Spread, Int[np.ndarray, " group"]]:
+    """Return the spread, and the number of facts of every group."""
+    by_test = {result.test: result for result in results}
+    columns: list[pd.Series[float]] = []
+    rhos = []
+    groups: pd.Series[str] | None = None
+    for entry in rule.tests:
+        if entry.test not in by_test:
+            continue
+        found = _contributions(by_test[entry.test].frame, entry.measure or by_test[entry.test].measure)
+        if found is None:
+            continue
+        columns.append(found[0])
+        rhos.append(found[1])
+        groups = found[2]
+    if groups is None:
+        raise InputError("`results` must hold a test of the rule with a control, and there is none")
+    table = pd.concat(columns, axis=1).dropna()
+    values = table.to_numpy(dtype=np.float64)
+    group = clusters(groups.loc[table.index].tolist())
+    sizes = np.bincount(group)
+    if len(sizes) < 2:
+        raise InputError(f"`results` must be of at least 2 groups, got {len(sizes)}")
+    between, within = components(values, group)
+    strength = np.array(rhos) / max(rhos) if max(rhos) > rule.ceiling / 4 else shipped(rule).strength[: len(rhos)]
+    return Spread(between, within, np.clip(strength, 0.0, 1.0)), sizes
+
+
+def components(
+    values: Float[np.ndarray, "fact entry"], group: Int[np.ndarray, " fact"]
+) -> tuple[Float[np.ndarray, "entry entry"], Float[np.ndarray, "entry entry"]]:
+    """Estimate the covariances between and within groups by the method of moments.
+
+    Args:
+        values: Values of every fact.
+        group: Number of each fact's group, from 0.
+
+    Returns:
+        Covariance of the groups' true means, without negative eigenvalues, and covariance within a group; 0 within
+        where every group has one fact.
+    """
+    sizes = np.bincount(group).astype(np.float64)
+    n, n_groups = len(values), len(sizes)
+    means = np.stack([np.bincount(group, weights=column) for column in values.T], axis=1) / sizes[:, None]
+    apart = means - values.mean(0)
+    inside = values - means[group]
+    over_groups = (apart * sizes[:, None]).T @ apart / (n_groups - 1)
+    within = inside.T @ inside / (n - n_groups) if n > n_groups else np.zeros_like(over_groups)
+    typical = (n - (sizes**2).sum() / n) / (n_groups - 1)
+    root = _root((over_groups - within) / typical)
+    return root @ root, within
+
+
+def _contributions(frame: pd.DataFrame, measure: str) -> "tuple[pd.Series[float], float, pd.Series[str]] | None":
+    """Return what every fact adds to a residual, the residual, and the facts' groups; None without a control."""
+    here = frame[frame["measure"] == measure]
+    tables = {
+        str(role): rows.pivot(index="example_index", columns="variant", values="value")
+        for role, rows in here.groupby("role")
+    }
+    controls = [table for role, table in tables.items() if role.split()[0] == "control"]
+    if not controls:
+        return None
+
+    def best(table: pd.DataFrame, variants: Sequence[str]) -> "pd.Series[float]":
+        return table[table[list(variants)].mean().idxmax()]
+
+    def mean_of(series: Sequence["pd.Series[float]"]) -> "pd.Series[float]":
+        return sum(series[1:], series[0]) / len(series)
+
+    attacked = [name for name in tables["unlearned"].columns if name != PLAIN] or [PLAIN]
+    before = [PLAIN] if PLAIN in tables["base"].columns else attacked
+    gap = best(tables["base"], before) - mean_of([best(table, before) for table in controls])
+    ours = best(tables["unlearned"], attacked) - mean_of([best(table, attacked) for table in controls])
+    if not gap.mean() > 0:
+        return None
+    rho = float(ours.mean() / gap.mean())
+    groups = here.drop_duplicates("example_index").set_index("example_index")["group"]
+    return (ours - rho * gap) / gap.mean(), rho, groups
+
+
+def _stand_in(entry: RuleEntry) -> str:
+    """Return the measured entry that an unmeasured one is taken to vary like: that of the same measure."""
+    return next((name for name in _ENTRIES if RuleEntry.parse(name).measure == entry.measure), _ENTRIES[0])
