@@ -144,18 +144,7 @@ class Model:
         with warnings.catch_warnings():
             # The adapter offers a hook that this architecture lacks; `check_sites` reports it.
             warnings.filterwarnings("ignore", message="Hook alias")
-            bridge = build_bridge_from_module(tree, architecture, hf_config=tree.config)
-        for norm in bridge.modules():
-            _give_epsilon(norm)
-        return bridge
-
-
-def _give_epsilon(norm: Any) -> None:
-    """Let a bridge's norm compute with its module's own epsilon; it would take the one of the configuration."""
-    epsilon = getattr(getattr(norm, "original_component", None), "eps", None)
-    if epsilon is not None and getattr(getattr(norm, "config", None), "eps", epsilon) != epsilon:
-        norm.config = copy.copy(norm.config)
-        norm.config.eps = epsilon
+            return build_bridge_from_module(tree, architecture, hf_config=tree.config)
 
 
 def load_model(

@@ -13,6 +13,8 @@ from dissect.prompts.prompts import Prompts
 from dissect.stress.coefficient_scaling import coefficient_scaling
 from dissect.stress.core.case import Case
 from dissect.stress.core.result import StressResult
+from dissect.stress.crossover import crossover
+from dissect.stress.deranged import deranged_relearning
 from dissect.stress.directions import oracle_direction, own_direction
 from dissect.stress.interpolation import interpolation
 from dissect.stress.lenses import logit_lens, tuned_lens
@@ -47,6 +49,7 @@ class Entry:
         runs: The test with its options, by budget; a budget without an entry does not run the test.
         needs_retain: Whether the test needs retain questions.
         needs_control: Whether the test has no floor without a control.
+        replaces_control: Whether the test is one that does without a control. With one, `quick` does not run it.
         compares_models: Whether the values for one model depend on another model than the base. Such a test is run on
             all models every time; with False, `shared` keeps its values for base and control and uses them again. The
             default is True, because a test that is wrongly marked as independent would give wrong values.
@@ -56,6 +59,7 @@ class Entry:
     runs: Mapping[Budget, Run]
     needs_retain: bool = False
     needs_control: bool = False
+    replaces_control: bool = False
     compares_models: bool = True
 
 
@@ -81,6 +85,7 @@ def entries(paraphrases: Prompts | None, general: Prompts | None = None) -> tupl
         comparing("linear_probes", _always(linear_probes), needs_retain=True, needs_control=True),
         comparing("tuned_lens", _from_standard(tuned_lens), needs_retain=True, needs_control=True),
         independent("relearn_speed", {"full": relearn_speed}, needs_control=True),
+        independent("crossover", {"full": crossover}),
         comparing("patching", _from_standard(patching_sweep), needs_control=True),
         comparing("restoration", _from_standard(restoration_sweep), needs_control=True),
         comparing("decomposition", {"full": decomposition_sweep}, needs_control=True),
@@ -100,6 +105,7 @@ def entries(paraphrases: Prompts | None, general: Prompts | None = None) -> tupl
             {"quick": relearned, "standard": relearned, "full": _thorough(relearned)},
             needs_retain=general is None,
         ),
+        independent("deranged_relearning", _always(deranged_relearning), replaces_control=True),
         independent("prune_changed", _always(prune_changed)),
         independent("prune_important", {"full": prune_important}, needs_retain=True),
         independent(
@@ -155,6 +161,8 @@ def selection(
             left_out[entry.name] = "it needs retain questions"
         elif entry.needs_control and case.control is None:
             left_out[entry.name] = "it needs a control, because no floor is known without one"
+        elif entry.replaces_control and budget == "quick" and case.control is not None:
+            left_out[entry.name] = "it is for cases without a control; larger budgets run it in all cases"
         else:
             chosen[entry.name] = entry
     return chosen, left_out

@@ -84,7 +84,7 @@ def with_distractors(
             f"`scoring` of the {name} prompts must be 'answer', got {prompts.scoring!r}. "
             "Load them with scoring='answer'."
         )
-    answers = [_normal(item.answer) for item in prompts.items]
+    answers = [normal(item.answer) for item in prompts.items]
     given = any(item.wrong for item in prompts.items)
     if len(set(answers)) < 2 and not (from_file and given):
         raise InputError(
@@ -117,17 +117,22 @@ def with_distractors(
 
 def _different(item: Prompt, others: Sequence[Prompt], n: int) -> list[Prompt]:
     """Return the question with the answers of the first `n` others whose answers differ from it and each other."""
-    taken = {_normal(item.answer)}
+    taken = {normal(item.answer)}
     found: list[Prompt] = []
     for other in others:
         if len(found) == n:
             break
-        answer = _normal(other.answer)
+        answer = normal(other.answer)
         if answer not in taken:
             taken.add(answer)
-            ids = (*item.input_ids[: item.answer_start], *other.input_ids[other.answer_start :])
-            found.append(_with_answer(item, ids, other.answer))
+            found.append(with_answer_of(item, other))
     return found
+
+
+def with_answer_of(item: Prompt, other: Prompt) -> Prompt:
+    """Return a question with the answer to another question in place of its own."""
+    ids = (*item.input_ids[: item.answer_start], *other.input_ids[other.answer_start :])
+    return _with_answer(item, ids, other.answer)
 
 
 def _with_answer(item: Prompt, ids: tuple[int, ...], answer: str) -> Prompt:
@@ -154,5 +159,6 @@ def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
     return len(first & second) / (len(first | second) or 1)
 
 
-def _normal(answer: str) -> str:
+def normal(answer: str) -> str:
+    """Return an answer without the differences of case, spaces and full stop that make no other answer."""
     return " ".join(answer.lower().split()).rstrip(".")

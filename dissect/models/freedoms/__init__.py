@@ -1,1 +1,0 @@
-"""Freedoms in how a model's weights are written: what they are, and where a model may have them."""

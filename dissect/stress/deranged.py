@@ -1,0 +1,304 @@
+"""Deranged relearning: a test of what a model knows that needs neither a base nor a control.
+
+The model is fine-tuned on the forget questions with the answers of other groups (a derangement: no question keeps its
+own), and the truth is ranked among the answers that were not taught for its question. Nothing true is taught. The
+attack touches the very questions that were unlearned, so whatever keeps their answers back, for these people or in this
+form, has to give way; what the weights know of the truth then shows between answers that were all taught to somebody
+else.
+
+Why a model without the knowledge scores 1/2: an answer is taught as often as it is right, always to another group.
+The right answer and those that it is compared with are of one kind, right equally often, and not taught to this group.
+Such answers could be exchanged in everything that was drawn and taught, and only in the truth would it make a
+difference, which a model without the knowledge does not have. So the expected rank is 1/2 whatever the model prefers,
+if the answers can be exchanged: a name that tells a country, or a question of another kind than the others, can still
+give the truth away (see `dissect.stress.core.prior`).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from transformers import PreTrainedTokenizerBase
+
+from dissect.models.model import Model
+from dissect.prompts.prompts import Prompts
+from dissect.stress.core.case import Case
+from dissect.stress.core.distractors import Facts
+from dissect.stress.core.finetuning import Recipe, fine_tuned
+from dissect.stress.core.kinds import SMALLEST, Kind, derangement, find_kinds
+from dissect.stress.core.prior import answer_matrix, crossed, double_centred, ranks_of
+from dissect.stress.core.result import PLAIN, StressResult, value_rows
+from dissect.stress.core.scores import RANK_FLOOR, all_answers, right_indices, score_answers
+from dissect.stress.core.subjects import Questions, read_questions
+from unlearning import Example
+from unlearning.common.errors import InputError, check_at_least
+
+DERANGEMENTS = 4
+"""Default number of derangements; each is a training of its own."""
+
+RECIPE = Recipe(rate=0.03, steps=12)
+"""Default strength."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One derangement of the answers.
+
+    Attributes:
+        examples: The questions with the answers that are taught.
+        given: For each kind, and each of its questions, the number of the answer that is taught.
+        compared: For each kind, [question, answer]: whether the right answer is compared with this one.
+    """
+
+    examples: tuple[Example, ...]
+    given: tuple[tuple[int, ...], ...]
+    compared: tuple[Bool[np.ndarray, "question answer"], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """Derangements of the answers to one set of questions.
+
+    Attributes:
+        kinds: The questions that take part, by kind.
+        facts: All questions; those that take part with all other answers of their kind.
+        several: The derangements.
+        notes: What was left out, and why.
+    """
+
+    kinds: tuple[Kind, ...]
+    facts: Facts
+    several: tuple[Lesson, ...]
+    notes: tuple[str, ...]
+
+
+def deranged_relearning(
+    case: Case, *, recipes: Sequence[Recipe] | None = None, derangements: int = DERANGEMENTS
+) -> StressResult:
+    """Fine-tune on the forget questions with answers of other groups, and rank the truth among answers not taught.
+
+    Args:
+        case: Models and facts.
+        recipes: Strengths of the attack, one variant each; `RECIPE` by default.
+        derangements: Number of derangements. A fact's value is its mean over them.
+
+    Returns:
+        The result of the test `deranged_relearning`, with the tables `validity` (`role`, `variant`, `loss_before`,
+        `loss_after`, in nats per answer token, and `utility`, the share of the retain questions answered before that
+        are still answered after) and `derangements` (`role`, `variant`, `derangement`, `rank`).
+
+    Raises:
+        InputError: There are fewer than three groups, or no answers that can be deranged and compared.
+
+    Examples:
+        >>> from dissect import load_pair, load_prompts
+        >>> from dissect.stress.core.case import make_case
+        >>> from dissect.stress.deranged import deranged_relearning
+        >>> pair = load_pair("demo:base", "demo:npo")
+        >>> case = make_case(pair, load_prompts("questions.json", pair.tokenizer), control=None)  # doctest: +SKIP
+        >>> deranged_relearning(case).residual()  # doctest: +SKIP
+    """
+    started = time.perf_counter()
+    recipes = (RECIPE,) if recipes is None else tuple(recipes)
+    if not recipes or len({recipe.variant for recipe in recipes}) < len(recipes):
+        raise InputError("`recipes` must not be empty, and each must have another rate or adapter")
+    lessons = deranged_lessons(case.forget.prompts, derangements, case.pair.tokenizer, seed=case.seed)
+    scored: list[tuple[str, str, dict[str, Float[np.ndarray, " fact"]]]] = []
+    validity, points = [], []
+    for role, model in case.models.items():
+        scored.append((role, PLAIN, _mean_scores([_scores(model, lessons, None, case)])))
+        answered = _answered(model, case)
+        for recipe in recipes:
+            found, trained = [], []
+            for number, lesson in enumerate(lessons.several):
+                after = fine_tuned(model, lesson.examples, recipe, case=replace(case, seed=case.seed + number))
+                trained.append((after.loss_before, after.loss_after, _kept(answered, _answered(after.model, case))))
+                found.append(_scores(after.model, lessons, lesson, case))
+                points.append(
+                    {"role": role, "variant": recipe.variant, "derangement": number, "rank": _mean(found[-1]["rank"])}
+                )
+            scored.append((role, recipe.variant, _mean_scores(found)))
+            before, after_, utility = np.mean(trained, axis=0)
+            validity.append(
+                {
+                    "role": role,
+                    "variant": recipe.variant,
+                    "loss_before": before,
+                    "loss_after": after_,
+                    "utility": utility,
+                }
+            )
+    return StressResult(
+        test="deranged_relearning",
+        level=4,
+        measure="rank",
+        frame=value_rows(lessons.facts, scored),
+        proves=(
+            "rho > 0: after training on the forgotten questions with other people's answers, the model still prefers "
+            "the truth to answers that were taught as often, for others, so its weights held it; nothing true was "
+            "taught. rho = 0: this attack recovered nothing; another might."
+        ),
+        settings={
+            "derangements": derangements,
+            "recipes": [asdict(recipe) for recipe in recipes],
+            "kinds": [len(kind) for kind in lessons.kinds],
+        },
+        seconds=time.perf_counter() - started,
+        floors={"rank": RANK_FLOOR, "accuracy": _chance(lessons)},
+        notes=lessons.notes,
+        seed=case.seed,
+        tables={"validity": pd.DataFrame(validity), "derangements": pd.DataFrame(points)},
+    )
+
+
+def deranged_lessons(prompts: Prompts, n: int, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> Lessons:
+    """Draw derangements of the answers to questions, kind by kind.
+
+    Args:
+        prompts: The questions; the group of each is its subject.
+        n: Number of derangements.
+        tokenizer: Tokenizer of the prompts.
+        seed: Random seed.
+
+    Returns:
+        The derangements. No question is taught a right answer to any question about its subject.
+
+    Raises:
+        InputError: There are fewer than three groups, or no answers that can be deranged and compared.
+    """
+    check_at_least("derangements", n, 1)
+    questions = read_questions(prompts.items)
+    _check(questions)
+    found = find_kinds(questions, seed=seed)
+    drawn = [
+        [derangement(kind, questions, np.random.default_rng((seed, at, number))) for number in range(n)]
+        for at, kind in enumerate(found)
+    ]
+    kept = [at for at, given in enumerate(drawn) if all(given)]
+    kinds = tuple(found[at] for at in kept)
+    if not kinds:
+        most = max((max(kind.times) / len(kind) for kind in found), default=0.0)
+        raise InputError(
+            "the forget prompts must have answers that can be exchanged between groups, but in every kind of question "
+            f"some answer would stay right (the commonest is the answer to {most:.0%} of a kind). "
+            "Give prompts of which no answer is shared by more than half"
+        )
+    several = tuple(
+        _lesson(questions, kinds, [drawn[at][d] for at in kept])  # type: ignore[misc]
+        for d in range(n)
+    )
+    used = {index for kind in kinds for index in kind.indices}
+    ranked = {
+        index
+        for number, kind in enumerate(kinds)
+        for row, index in enumerate(kind.indices)
+        if any(lesson.compared[number][row].any() for lesson in several)
+    }
+    if not ranked:
+        raise InputError(
+            "the forget prompts must have at least three different answers to one kind of question that are right "
+            "equally often: the right one, one that is taught, and one to compare with. Give more prompts"
+        )
+    notes = []
+    if len(used) < len(prompts):
+        notes.append(
+            f"{len(prompts) - len(used)} of {len(prompts)} facts have no others of their kind, or no derangement"
+        )
+    if len(ranked) < len(used):
+        notes.append(f"{len(used) - len(ranked)} of {len(prompts)} facts have no answer to be compared with: no rank")
+    return Lessons(kinds, crossed(prompts, questions, kinds, tokenizer), several, tuple(notes))
+
+
+def _check(questions: Questions) -> None:
+    n = len(set(questions.subjects))
+    if n < SMALLEST:
+        raise InputError(
+            f"the forget prompts must be of at least {SMALLEST} groups, got {n}: answers are exchanged between groups. "
+            "Give prompts of more groups, or none of them a `group`"
+        )
+    n = len(set(questions.answers))
+    if n < SMALLEST:
+        raise InputError(
+            f"the forget prompts must have at least {SMALLEST} different answers, got {n}. "
+            "Give prompts with different answers"
+        )
+
+
+def _lesson(questions: Questions, kinds: Sequence[Kind], given: Sequence[tuple[int, ...]]) -> Lesson:
+    """Return what is taught, and which answers the truth is then compared with."""
+    examples, taught_to = [], dict[str, set[str]]()
+    for kind, answers in zip(kinds, given, strict=True):
+        for index, answer in zip(kind.indices, answers, strict=True):
+            example = kind.examples[answer]
+            examples.append(Example(questions.items[index].prompt, questions.answer_to(index, example)))
+            taught_to.setdefault(questions.subjects[index], set()).add(questions.answers[example])
+    compared = []
+    for kind in kinds:
+        texts = [questions.answers[index] for index in kind.examples]
+        times = np.array(kind.times)
+        mask = times[None, :] == times[list(kind.answers), None]
+        for row, index in enumerate(kind.indices):
+            not_for_it = questions.own[index] | taught_to[questions.subjects[index]]
+            mask[row] &= np.array([text not in not_for_it for text in texts])
+        compared.append(mask)
+    return Lesson(tuple(examples), tuple(given), tuple(compared))
+
+
+def _scores(model: Model, lessons: Lessons, lesson: Lesson | None, case: Case) -> dict[str, Float[np.ndarray, " fact"]]:
+    """Score all facts; without a lesson, the truth is compared with every answer that some lesson compares it with."""
+    logprob, correct = all_answers(model, lessons.facts, batch_size=case.batch_size)
+    rank = np.full(len(lessons.facts), np.nan)
+    for number, kind in enumerate(lessons.kinds):
+        chosen = [lesson] if lesson is not None else lessons.several
+        compared = np.any([one.compared[number] for one in chosen], axis=0)
+        scores = answer_matrix(lessons.facts, kind, logprob)
+        # How probable an answer is for everybody only adds noise. What was taught is no part of that.
+        counted = np.ones(scores.shape, dtype=bool)
+        if lesson is not None:
+            counted[np.arange(len(kind)), list(lesson.given[number])] = False
+        rank[list(kind.indices)] = ranks_of(double_centred(scores, counted), kind.answers, compared)
+    right = right_indices(lessons.facts)
+    accuracy = np.where(np.isnan(rank), np.nan, rank == 1)
+    return {"rank": rank, "logprob": logprob[right], "correct": correct[right], "accuracy": accuracy}
+
+
+def _mean_scores(
+    several: Sequence[dict[str, Float[np.ndarray, " fact"]]],
+) -> dict[str, Float[np.ndarray, " fact"]]:
+    """Return the mean of every score over derangements, leaving out those without a rank."""
+    return {name: _nanmean(np.array([scores[name] for scores in several])) for name in several[0]}
+
+
+def _nanmean(values: Float[np.ndarray, "derangement fact"]) -> Float[np.ndarray, " fact"]:
+    n = (~np.isnan(values)).sum(0)
+    return np.divide(np.nansum(values, axis=0), n, out=np.full(values.shape[1], np.nan), where=n > 0)
+
+
+def _mean(values: Float[np.ndarray, " fact"]) -> float:
+    return float(np.nanmean(values))
+
+
+def _chance(lessons: Lessons) -> float:
+    """Return the expected accuracy of choosing at random, over facts and derangements."""
+    chances = np.full((len(lessons.several), len(lessons.facts)), np.nan)
+    for number, lesson in enumerate(lessons.several):
+        for kind, compared in zip(lessons.kinds, lesson.compared, strict=True):
+            others = compared.sum(1)  # the right answer is not among them
+            chances[number, list(kind.indices)] = np.where(others > 0, 1 / (others + 1), np.nan)
+    return _mean(_nanmean(chances))
+
+
+def _answered(model: Model, case: Case) -> Bool[np.ndarray, " fact"] | None:
+    """Return which of the retain questions the model answers, teacher-forced; None without retain questions."""
+    if case.retain is None:
+        return None
+    prompts = case.retain.prompts
+    return score_answers(model, prompts, prompts.items, batch_size=case.batch_size)[1] == 1
+
+
+def _kept(before: Bool[np.ndarray, " fact"] | None, after: Bool[np.ndarray, " fact"] | None) -> float:
+    """Return the share of the questions answered before that are still answered; NaN if there are none."""
+    return float(after[before].mean()) if before is not None and after is not None and before.any() else float("nan")
