@@ -163,6 +163,6 @@ def test_the_quick_benchmark_tells_what_was_erased_from_what_was_suppressed(tmp_
     frame = judged(read_measured(tmp_path, ["llama", "neox"], [QUICK_SEED]), frozen_rule())
     assert len(frame) == 2 * len(QUICK_MODELS)
     erased, suppressed = (frame[frame["kind"] == kind] for kind in ("erased", "suppressed"))
-    assert not erased["word"].isin(["suppressed", "not unlearned"]).any()
-    assert suppressed["word"].isin(["suppressed", "not unlearned"]).all()
+    assert not erased["label"].isin(["suppressed", "not unlearned"]).any()
+    assert suppressed["label"].isin(["suppressed", "not unlearned"]).all()
     assert erased["score"].max() < suppressed["score"].min()
