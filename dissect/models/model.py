@@ -144,7 +144,18 @@ class Model:
         with warnings.catch_warnings():
             # The adapter offers a hook that this architecture lacks; `check_sites` reports it.
             warnings.filterwarnings("ignore", message="Hook alias")
-            return build_bridge_from_module(tree, architecture, hf_config=tree.config)
+            bridge = build_bridge_from_module(tree, architecture, hf_config=tree.config)
+        for norm in bridge.modules():
+            _give_epsilon(norm)
+        return bridge
+
+
+def _give_epsilon(norm: Any) -> None:
+    """Let a bridge's norm compute with its module's own epsilon; it would take the one of the configuration."""
+    epsilon = getattr(getattr(norm, "original_component", None), "eps", None)
+    if epsilon is not None and getattr(getattr(norm, "config", None), "eps", epsilon) != epsilon:
+        norm.config = copy.copy(norm.config)
+        norm.config.eps = epsilon
 
 
 def load_model(
