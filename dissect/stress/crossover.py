@@ -10,7 +10,9 @@ In a pair of facts the same two questions and the same two answers stand on both
 everybody cancels. Without the knowledge, nothing but the random halves tells true from exchanged: the test draws the
 halves anew, all of them or many, and p is the share of draws in which the effect is at least as large.
 
-The attack teaches the facts, so it is evidence of speed only (level 1). It needs neither base nor control.
+The attack teaches the facts, so it is evidence of speed only (level 1). It needs neither base nor control. A negative
+effect is a trace as well: a model that was taught to avoid the right answers starts further away from them, and learns
+them more slowly. Of the two tests that need no control, `dissect.stress.deranged` tells more models apart.
 """
 
 import time
@@ -35,8 +37,8 @@ from dissect.stress.core.subjects import Questions, read_questions
 from unlearning import Example
 from unlearning.common.errors import InputError
 
-CURVE = (4, 8, 16)
-"""Numbers of steps after which the answers are scored."""
+CURVE = (8, 16)
+"""Numbers of steps after which the answers are scored. Earlier, suppressed answers are still avoided."""
 
 RECIPE = Recipe(rate=0.01, batch_size=40)
 """Default strength; its number of steps is not used."""
@@ -46,6 +48,10 @@ EXACT = 200_000
 
 DRAWS = 10_000
 """Number of halves that are drawn if there are more."""
+
+
+ROUNDING = 1e-12
+"""Differences of effects that count as ties."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,14 @@ class Permutation:
     Attributes:
         effect: Mean over facts of the speed, in nats per answer token.
         p: Share of the halves whose effect is at least as large, the drawn one included.
+        p_two_sided: Share of the halves whose effect is at least as far from the mean of all.
         z: Effect in standard deviations of the effects of all halves.
         exact: Whether all halves were tried.
     """
 
     effect: float
     p: float
+    p_two_sided: float
     z: float
     exact: bool
 
@@ -88,7 +96,7 @@ def crossover(case: Case, *, recipe: Recipe = RECIPE, curve: Sequence[int] = CUR
 
     Returns:
         The result of the test `crossover` with the measure `speed`, and the table `permutation` (`role`, `effect`, `p`,
-        `z`, `exact`, `pairs`).
+        `p_two_sided`, `z`, `exact`, `pairs`).
 
     Raises:
         InputError: There are fewer than four groups with questions alike and different answers, or the curve does not
@@ -200,10 +208,11 @@ def permutation_test(speed: Float[np.ndarray, " fact"], pairs: Sequence[PairedGr
     else:
         chosen = np.random.default_rng(seed).permuted(np.tile(np.arange(n), (DRAWS, 1)), axis=1)[:, :half]
     effects = 2 * runs[chosen].sum(1) - runs.sum()
-    at_least = int((effects >= effect - 1e-12).sum())
-    p = at_least / len(effects) if exact else (1 + at_least) / (1 + len(effects))
-    spread = float(effects.std())
-    return Permutation(effect, p, (effect - float(effects.mean())) / spread if spread else 0.0, exact)
+    mean, spread = float(effects.mean()), float(effects.std())
+    as_large, as_far = effects >= effect - ROUNDING, np.abs(effects - mean) >= abs(effect - mean) - ROUNDING
+    # The half that was drawn is among all halves, but not among those that are drawn for the test.
+    p, two_sided = ((int(some.sum()) + (not exact)) / (len(some) + (not exact)) for some in (as_large, as_far))
+    return Permutation(effect, p, two_sided, (effect - mean) / spread if spread else 0.0, exact)
 
 
 def _matched(

@@ -11,7 +11,12 @@ The right answer and those that it is compared with are of one kind, right equal
 Such answers could be exchanged in everything that was drawn and taught, and only in the truth would it make a
 difference, which a model without the knowledge does not have. So the expected rank is 1/2 whatever the model prefers,
 if the answers can be exchanged: a name that tells a country, or a question of another kind than the others, can still
-give the truth away (see `dissect.stress.core.prior`).
+give the truth away (see `dissect.stress.core.prior`). A rank far below 1/2 shows no knowledge, but that a model was
+trained to avoid the right answers, which also one that never knew them can be.
+
+Mean ranks with the defaults, on 120 or 144 facts: six models that never knew .50 to .53, at most 1.4 standard errors
+above 1/2; two more, unlearned on the facts that they never knew, .27 and .36; nine suppressed ones .59 to .89, at least
+3.1 standard errors above 1/2.
 """
 
 import time
@@ -40,7 +45,9 @@ DERANGEMENTS = 4
 """Default number of derangements; each is a training of its own."""
 
 RECIPE = Recipe(rate=0.03, steps=12)
-"""Default strength."""
+"""Default strength. With weaker training, answers that NPO suppressed stay avoided; with longer training, truth wears
+off.
+"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,7 @@ class Questions:
         subjects: The subject of each: its group, or a key of its own without a group.
         templates: The words of each question, with one empty word where the subject is named.
         names: The name of each question's subject; empty for a subject of one question, whose name is not known.
-        words: The words of each question's subject.
+        words: The words of each question's subject: those of its name, if that is known.
         answers: Each answer in a form that is the same for the same answer about another subject: normalised, without
             the subject's name.
         own: For each question, the right answers to all questions about its subject, and to the same text, in that
@@ -116,6 +116,7 @@ def read_questions(items: Sequence[Prompt]) -> Questions:
         for subject, found in runs.items()
     }
     names = tuple(name_of[subject] for subject in subjects)
+    words_of = tuple(frozenset(_words(name)) or words for name, words in zip(names, words_of, strict=True))
     answers = tuple(
         normal(_renamed(item.answer, words, name, "\0"))
         for item, words, name in zip(items, words_of, names, strict=True)
@@ -159,15 +160,15 @@ def _runs(text: str, words: frozenset[str]) -> list[tuple[int, int]]:
 
 
 def _renamed(text: str, words: frozenset[str], name: str, other: str) -> str:
-    """Replace a name by another: the whole by the whole, its last word by the other's last, and its first likewise."""
+    """Replace a name by another: the whole by the whole, its end by the last word, its beginning by the first one."""
     if not name or not other:
         return text
     ours, theirs = _words(name), other.split()
     for start, end in reversed(_runs(text, words)):
         run, part = _words(text[start:end]), other
-        if len(ours) > 1 and len(run) == 1 and run[0] in (ours[0], ours[-1]):
-            is_first = run[0] == ours[0]
-            # A first or last word that is part of somebody else's name is left alone.
+        is_first, is_last = run == ours[: len(run)], run == ours[-len(run) :]
+        if is_first != is_last:
+            # A first or last name that is part of somebody else's name is left alone.
             if re.match(r" [^\W\d_a-z]", text[end:]) if is_first else re.search(r"\b[^\W\d_a-z]\w* $", text[:start]):
                 continue
             part = theirs[0] if is_first else theirs[-1]

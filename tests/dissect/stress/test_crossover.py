@@ -54,6 +54,8 @@ def test_p_is_the_share_of_halves_with_as_large_an_effect(values, seed):
     runs[[at for at in range(n) if at not in first]] *= -1
     effects = [runs[list(half)].sum() - np.delete(runs, half).sum() for half in combinations(range(n), n // 2)]
     assert found.p == pytest.approx(np.mean(np.array(effects) >= speed.sum() - 1e-9))
+    far = np.abs(np.array(effects) - np.mean(effects))
+    assert found.p_two_sided == pytest.approx(np.mean(far >= abs(speed.sum() - np.mean(effects)) - 1e-9))
 
 
 def test_p_is_uniform_over_the_halves_and_drawn_ones_agree():

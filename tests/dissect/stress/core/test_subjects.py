@@ -14,13 +14,18 @@ WRITERS = asked(
     "b: What does Bo Ek write? Songs",
     "c: Where was Cy Orr born? Cy Orr was born in Rome",
     "c: What does Cy Orr write? Plays by Cy Young and Orr",
+    "a: What did Ann Lee-Roy sing? Lee-Roy's first songs",
 )
 
 
 def test_subjects_are_named_as_their_questions_name_them():
     found = read_questions(WRITERS)
-    assert found.names == ("Ann Lee-Roy",) * 2 + ("Bo Ek",) * 2 + ("Cy Orr",) * 2
-    assert set(found.templates) == {("where", "was", "", "born"), ("what", "does", "", "write")}
+    assert found.names == (*["Ann Lee-Roy"] * 2, *["Bo Ek"] * 2, *["Cy Orr"] * 2, "Ann Lee-Roy")
+    assert set(found.templates) == {
+        ("where", "was", "", "born"),
+        ("what", "does", "", "write"),
+        ("what", "did", "", "sing"),
+    }
     of_the_world = read_questions(questions("forget").items)
     for item, name, subject in zip(of_the_world.items, of_the_world.names, of_the_world.subjects, strict=True):
         assert name == item.group == subject
@@ -32,6 +37,7 @@ def test_an_answer_about_another_subject_gets_the_asked_ones_name():
     assert found.answer_to(2, 1) == "Bo's books, or Ek's as she signs, are of Bo Ek's sorrows."
     assert found.answer_to(0, 2) == "Ann Lee-Roy was born in Oslo."
     assert found.answer_to(0, 3) == "Songs"
+    assert found.answer_to(2, 6) == "Ek's first songs"
     assert found.answer_to(2, 5) == "Plays by Cy Young and Ek"
     assert all(found.answer_to(index, index) == item.answer for index, item in enumerate(WRITERS) if index != 1)
 
@@ -39,7 +45,7 @@ def test_an_answer_about_another_subject_gets_the_asked_ones_name():
 def test_the_same_answer_about_two_subjects_is_one_answer():
     found = read_questions(WRITERS)
     assert found.answers[0] == found.answers[4] != found.answers[2]
-    assert found.own[0] == found.own[1] == {found.answers[0], found.answers[1]}
+    assert found.own[0] == found.own[1] == {found.answers[0], found.answers[1], found.answers[6]}
 
 
 def test_a_subject_of_one_question_has_no_name_and_its_answer_is_left_alone():
