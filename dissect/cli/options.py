@@ -44,12 +44,16 @@ Formats = Annotated[str, typer.Option("--format", metavar="LIST", help="Formats 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
+Base = Annotated[str, typer.Option(metavar="B", help="Base model: directory, hub id or built-in name.")]
+Unlearned = Annotated[str, typer.Option(metavar="U", help="The base model after unlearning.")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairOptions:
     """Names of the models that are compared."""
 
-    base: Annotated[str, typer.Option(metavar="B", help="Base model: directory, hub id or built-in name.")]
-    unlearned: Annotated[str, typer.Option(metavar="U", help="The base model after unlearning.")]
+    base: Base
+    unlearned: Unlearned
     control: Annotated[
         str,
         typer.Option(

@@ -1,5 +1,6 @@
 """`dissect verdict`: was the knowledge erased, or merely suppressed?"""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +18,10 @@ from dissect.cli.loading import (
 )
 from dissect.cli.report import earlier_run, figure_formats, report
 from dissect.runtime.processes import ALONE
+from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
+    from dissect.models.model import Model
     from dissect.models.pair import ModelPair
     from dissect.prompts.prompts import Prompts
 
@@ -31,12 +34,23 @@ Examples:
   dissect verdict --base ./base --unlearned ./npo --data tofu.json --retain retain.json --budget quick --limit 48
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --shared runs/shared
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --margin 0.2
+  dissect verdict --base ./base --unlearned ./npo --control ./control-1 --control ./control-2 --data forget.json
 """
 
 
 def command(
     *,
-    pair: options.PairOptions,
+    base: options.Base,
+    unlearned: options.Unlearned,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="C",
+            help="Control: never trained on the forget facts, from the base's pretrained model; may be given several "
+            "times; none for no control.  [default: a built-in pair's own]",
+            show_default=False,
+        ),
+    ] = None,
     data: options.Data = None,
     retain: Annotated[
         Path | None, typer.Option(metavar="R", help="File of retain prompts.  [default: a built-in pair's own]")
@@ -92,15 +106,18 @@ def command(
     """Decide whether knowledge was erased from the parameters or merely suppressed, and show the evidence."""
     formats = figure_formats(output.formats)
     chosen = options.choice("--budget", budget, "quick", "standard", "full")
-    data = find_data(data, pair.base)
+    names = control or ["auto"]
+    if len(names) > 1 and {"auto", "none"} & set(names):
+        raise InputError(f"--control must name models where it is given several times, got {', '.join(names)}")
+    data = find_data(data, base)
     for flag, file in (("--retain", retain), ("--general", general), ("--paraphrases", paraphrases)):
         check_data(flag, file)
     check_one_process("verdict")
-    opened = open_pair(pair, models, ALONE, quiet=output.quiet)
+    opened = open_pair(options.PairOptions(base=base, unlearned=unlearned), models, ALONE, quiet=output.quiet)
     from dissect.verdicts.run import verdict
     from dissect.verdicts.tables import print_verdict
 
-    out = output.out or Path("runs") / f"verdict-{short_name(pair.unlearned)}"
+    out = output.out or Path("runs") / f"verdict-{short_name(unlearned)}"
     earlier = earlier_run(out)
     prompts = options.PromptOptions(template=template, chat=chat)
     found = verdict(
@@ -109,7 +126,7 @@ def command(
         retain=_optional(retain, opened, prompts),
         paraphrases=_optional(paraphrases, opened, prompts),
         general=_optional(general, opened, prompts),
-        control=open_control(pair.control, opened, models, quiet=output.quiet),
+        control=_opened(names, opened, models, quiet=output.quiet),
         budget=chosen,
         limit=limit,
         margin=margin,
@@ -120,6 +137,14 @@ def command(
         progress=not output.quiet,
     )
     report(found, out, formats, output, print_tables=print_verdict, page=("page", "verdict.html"), earlier=earlier)
+
+
+def _opened(
+    names: Sequence[str], pair: "ModelPair", models: options.ModelOptions, *, quiet: bool
+) -> "Sequence[Model | str] | Model | str | None":
+    """Load the controls; one alone may be `auto` or `none`."""
+    found = [open_control(name, pair, models, quiet=quiet) for name in names]
+    return found[0] if len(found) == 1 else [model for model in found if model is not None]
 
 
 def _optional(file: Path | None, pair: "ModelPair", prompts: options.PromptOptions) -> "Prompts | None":

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompt, Prompts
@@ -28,6 +27,7 @@ from dissect.stress.core.case import Case, spread
 from dissect.stress.core.distractors import Facts, jaccard, words_of
 from dissect.stress.core.result import PLAIN, StressResult, fact_rows
 from dissect.stress.core.scores import MEASURES, FactScores, score_facts
+from dissect.stress.core.texts import takes_special_tokens
 from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 from unlearning.data.question_answer import DEFAULT_TEMPLATE
@@ -331,20 +331,3 @@ def question_of(prompt: str, wrapping: str) -> str | None:
     before, after = wrapping.split("{question}")
     inside = prompt[len(before) : len(prompt) - len(after)]
     return inside if inside and prompt == before + inside + after else None
-
-
-def takes_special_tokens(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Check whether prompts were tokenised with the tokenizer's special tokens; prompts of a chat template were not.
-
-    Args:
-        prompts: The prompts.
-        tokenizer: The tokenizer.
-
-    Returns:
-        True if the first prompts have the special tokens.
-    """
-    return all(
-        encode_answer(tokenizer, item.prompt, item.answer).input_ids[: item.answer_start]
-        == list(item.input_ids[: item.answer_start])
-        for item in prompts.items[:8]
-    )

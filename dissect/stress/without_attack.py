@@ -9,6 +9,7 @@ from dissect.stress.core.case import Case
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.result import PLAIN, StressResult, value_rows
 from dissect.stress.core.scores import MEASURES, RANK_FLOOR, all_answers, fact_scores, right_indices
+from dissect.stress.core.texts import TEXTS, answer_texts, text_rows
 from unlearning.evaluation.metrics.truth_ratio import knowledge_truth_ratio, log_truth_ratio
 
 
@@ -25,18 +26,21 @@ def without_attack(case: Case) -> StressResult:
         case: Models and facts.
 
     Returns:
-        The result of the test `without_attack`.
+        The result of the test `without_attack`, with the table `texts` of the models' greedy answers
+        (`dissect.stress.core.texts`).
 
     Raises:
         InputError: A model gives logits that are not finite.
     """
     started = time.perf_counter()
-    measured = []
+    measured, texts = [], []
+    everything = range(len(case.forget))
     for role, model in case.models.items():
         logprob, correct = all_answers(model, case.forget, batch_size=case.batch_size)
         scores = fact_scores(case.forget, logprob, correct)
         own = {"probability": np.exp(scores.logprob), "truth_ratio": _truth_ratios(case.forget, logprob)}
         measured.append((role, PLAIN, own | scores.columns()))
+        texts.append((role, PLAIN, everything, answer_texts(model, case.forget, batch_size=case.batch_size)))
     return StressResult(
         test="without_attack",
         level=0,
@@ -50,6 +54,7 @@ def without_attack(case: Case) -> StressResult:
         seconds=time.perf_counter() - started,
         floors={"probability": 0.0, "rank": RANK_FLOOR, "truth_ratio": 0.5},
         seed=case.seed,
+        tables={TEXTS: text_rows(texts)},
     )
 
 

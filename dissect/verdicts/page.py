@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from dissect.verdicts.facts import FALSE_DISCOVERIES
 from dissect.verdicts.figures import evidence_figure, standing_figure
 from dissect.verdicts.sentences import Findings, advice, entry_name, sentences
+from dissect.verdicts.signs import did_not_take_hold
 
 _STYLE = """
 body { font: 16px/1.5 Helvetica, Arial, sans-serif; color: #222; max-width: 940px; margin: 2em auto; padding: 0 1em }
@@ -73,6 +75,7 @@ def page(found: Findings, subject: Subject, *, title: str) -> str:
 <div class="wide"><table>
 <tr><th>evidence level</th><th>test</th><th>ρ [95 %]</th><th>what the test can and cannot show</th></tr>
 {_rows(found.evidence)}</table></div>
+{_facts(found)}
 <h2>What would change the label</h2>
 <ul>{changes or "<li>Nothing that is known.</li>"}</ul>
 {_footer(found, subject)}
@@ -103,7 +106,8 @@ def _labels(found: Findings) -> str:
 {rule.not_unlearned_above:.2f}.
 <b>Suppressed</b>: the interval of the residual knowledge lies above {rule.suppressed_above:.2f}.
 <b>Erased</b>: that interval lies below the margin of {rule.margin:.2f}, which was fixed beforehand, every needed test
-was run, and the model kept at least {100 * rule.utility_floor:.0f} % of the base's right answers to retain questions.
+was run, attacks of two tests took hold, no test without an attack finds knowledge, the answers are not avoided, and the
+model kept at least {100 * rule.utility_floor:.0f} % of the base's right answers to retain questions.
 <b>Inconclusive</b>: anything else.</p>"""
 
 
@@ -162,13 +166,47 @@ def _rows(evidence: pd.DataFrame) -> str:
     )
 
 
+def _facts(found: Findings) -> str:
+    """Return the table of facts, folded up, those that came back first."""
+    table = found.facts.sort_values(["came_back", "p"], ascending=[False, True], kind="stable")
+    attack = html.escape(str(table["attack"].iloc[0]) or "no attack")
+    variant = html.escape(str(table["variant"].iloc[0]) or "without attack")
+    rows = "\n".join(_fact_row(row) for _, row in table.iterrows())
+    return f"""<h2>Which facts came back</h2>
+<p>Each fact by itself, under the strongest attack that counts in the score ({attack}, {variant}). p is the probability
+that a model without the knowledge prefers the right answer to its distractors as clearly; q is the share of false ones
+expected among all facts with a q as low. A fact came back at q ≤ {FALSE_DISCOVERIES}. The texts are greedy answers.</p>
+<details><summary>{int(table["came_back"].sum())} of {len(table)} facts came back</summary>
+<div class="wide"><table>
+<tr><th>came back</th><th>question</th><th>answer</th><th>base</th><th>unlearned</th><th>attacked</th><th>control</th>
+<th>p</th><th>q</th></tr>
+{rows}</table></div></details>"""
+
+
+def _fact_row(row: pd.Series) -> str:
+    """Return the table's row of one fact."""
+    came_back = "yes" + (", in the control too" if row["control_too"] else "") if row["came_back"] else "no"
+    texts = [
+        row[name] for name in ("question", "answer", "text_base", "text_unlearned", "text_attacked", "text_control")
+    ]
+    cells = [came_back, *("" if text is None or pd.isna(text) else str(text) for text in texts)]
+    numbers = ["" if pd.isna(row[name]) else f"{row[name]:.3f}" for name in ("p", "q")]
+    return (
+        "<tr>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        + "".join(f'<td class="number">{number}</td>' for number in numbers)
+        + "</tr>"
+    )
+
+
 def _footer(found: Findings, subject: Subject) -> str:
     """Return the rule's numbers, the budget and the time."""
     rule = found.rule
+    run_sd = found.score.spread.sd if found.score.spread else rule.run_sd
     return f"""<p class="small">Rule: residual knowledge is the largest residual of
 {html.escape(", ".join(map(entry_name, rule.tests)))}, on a scale from {rule.floor:.2f} (scored 0) to
 {rule.ceiling:.2f} (scored 1). Its interval covers the sampling of people and training runs (standard deviation
-{rule.run_sd:.2f}). The numbers were fitted on models whose knowledge is known by construction.
+{run_sd:.2f}). The numbers were fitted on models whose knowledge is known by construction.
 Budget {html.escape(found.budget)}, {subject.wall_time_s:.0f} seconds.</p>"""
 
 
@@ -182,13 +220,13 @@ def residual_cell(row: pd.Series) -> str:
     """Write a residual with its interval for a table.
 
     Args:
-        row: A row of the evidence, with the columns `rho`, `low` and `high`.
+        row: A row of the evidence, with the columns `rho`, `low`, `high` and `reason`.
 
     Returns:
-        A text such as `0.33 [0.12, 0.54]`; `none` if there is no residual.
+        A text such as `0.33 [0.12, 0.54]`; `did not take hold` or `none` if there is no residual.
     """
     if pd.isna(row["rho"]):
-        return "none"
+        return "did not take hold" if did_not_take_hold(row["reason"]) else "none"
     if pd.isna(row["low"]):
         return f"{row['rho']:.2f}"
     return f"{row['rho']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"

@@ -11,10 +11,16 @@ from dissect.scoring.run_result import RESULTS, Copied, RunResult, read_result
 from dissect.stress.core.result import EVIDENCE_LEVELS, Residual, StressResult
 from dissect.stress.core.storage import as_record, current_test, from_parts, one_table
 from dissect.verdicts import sentences as wording
+from dissect.verdicts.facts import QUESTIONS, counts, fact_table
 from dissect.verdicts.rule import Label, Rule, RuleEntry, Score, Utility, judge, read_rule, residuals_of
+from dissect.verdicts.signs import Signs
+from dissect.verdicts.spread import RunSpread
 from unlearning.common.runs import Run, read_finished, read_frame, write_bytes, write_json
 
 COMMAND = "verdict"
+
+FACTS = "facts"
+"""The table of facts in a run directory, `facts.parquet`."""
 
 _RENAMED = {
     "never": "control",
@@ -33,23 +39,32 @@ class Verdict(RunResult):
         label: `not unlearned`, `suppressed`, `erased` or `inconclusive`.
         score: Residual knowledge with its interval.
         utility: How much of the retained knowledge is left; None without retain questions.
+        signs: What decides about *erased* beside the score; None in runs of earlier versions.
         results: The result of every stress test that was run; `without_attack` comes first.
         not_run: Reasons why tests of the budget were not run, by test.
         lexical_overlap: Without a control, the lexical-overlap baseline of the forget facts by measure
             (`dissect.stress.core.lexical_overlap`); None with a control.
         rule: The rule that was applied.
+        needed: How many people, facts or controls it would take to call a model without the knowledge erased
+            (`dissect.verdicts.planner`); None if the label is not *inconclusive* or no plan can be made.
+        questions: The forget facts with the columns `id`, `group`, `question` and `answer`; question and answer are
+            None in runs of earlier versions.
     """
 
     label: Label
     score: Score
     utility: Utility | None
+    signs: Signs | None
     results: Copied[Sequence[StressResult]] = Copied()
     not_run: Copied[Mapping[str, str]] = Copied()
     lexical_overlap: Copied[Mapping[str, float] | None] = Copied()
     rule: Rule
+    needed: str | None = None
+    questions: Copied[pd.DataFrame] = Copied()
     _results: Sequence[StressResult] = field(init=False, repr=False)
     _not_run: Mapping[str, str] = field(init=False, repr=False)
     _lexical_overlap: Mapping[str, float] | None = field(init=False, repr=False)
+    _questions: pd.DataFrame = field(init=False, repr=False)
 
     @property
     def word(self) -> Label:
@@ -112,6 +127,21 @@ class Verdict(RunResult):
             )
         return pd.DataFrame(rows).sort_values("level", kind="stable", ignore_index=True)
 
+    def facts(self) -> pd.DataFrame:
+        """Return one row per fact: which came back under the strongest attack, and what the models say.
+
+        Returns:
+            A table with the columns of `dissect.verdicts.facts.fact_table`, among them `question`, `answer`, `p`, `q`,
+            `came_back`, `attack`, `variant`, and the greedy answers `text_base`, `text_unlearned`, `text_attacked` and
+            `text_control`. p and q are NaN for a fact that has too few distractors, and in runs of earlier versions.
+
+        Examples:
+            >>> from dissect import load_verdict
+            >>> found = load_verdict("runs/verdict-npo")  # doctest: +SKIP
+            >>> found.facts().query("came_back")[["question", "text_attacked"]]  # doctest: +SKIP
+        """
+        return fact_table(self._results, self.residuals, self.rule, self._questions)
+
     @property
     def findings(self) -> wording.Findings:
         """What the sentences, the page and the printed tables are made from."""
@@ -119,22 +149,27 @@ class Verdict(RunResult):
             label=self.label,
             score=self.score,
             utility=self.utility,
+            signs=self.signs,
             rule=self.rule,
             evidence=self.evidence(),
             has_control=self.has_control,
             lexical_overlap=self.lexical_overlap,
             not_run=self.not_run,
             decisive=self._decisive(),
+            facts=self.facts(),
+            needed=self.needed,
             budget=self.configuration["budget"],
         )
 
     def _decisive(self) -> list[str]:
         """Return the tests of the rule without any one of which the label would change."""
         share = self.utility.share if self.utility else None
+        # A run of an earlier version is judged again, because its label is that of an earlier rule.
+        label, _, _ = judge(self._results, self.rule, utility=share, lexical_overlap=self._lexical_overlap)
         changed = []
         for name in dict.fromkeys(entry.test for entry in self.score.used):
             rest = [result for result in self._results if result.test != name]
-            if judge(rest, self.rule, utility=share, lexical_overlap=self._lexical_overlap)[0] != self.label:
+            if judge(rest, self.rule, utility=share, lexical_overlap=self._lexical_overlap)[0] != label:
                 changed.append(name)
         return changed
 
@@ -243,11 +278,15 @@ class Verdict(RunResult):
                 "tests": list(map(str, self.score.used)),
                 "missing": list(map(str, self.score.missing)),
             },
+            "run_spread": None if self.score.spread is None else vars(self.score.spread),
+            "signs": None if self.signs is None else vars(self.signs),
             "utility": None if self.utility is None else vars(self.utility),
             "against": "control" if self.has_control else "floor",
             "lexical_overlap": None if self._lexical_overlap is None else dict(self._lexical_overlap),
             "sentences": wording.sentences(found),
+            "facts": counts(found.facts),
             "evidence": evidence.astype(object).where(evidence.notna(), None).to_dict("records"),
+            "needed": self.needed,
             "not_run": dict(self._not_run),
             "advice": wording.advice(found),
             "rule": {name: value for name, value in self.rule.record().items() if name not in ("needed", "reference")},
@@ -260,7 +299,7 @@ class Verdict(RunResult):
         further = {
             f"tables/{result.test}--{name}": table for result in self._results for name, table in result.tables.items()
         }
-        return {RESULTS: one_table(self._results), **further}
+        return {RESULTS: one_table(self._results), FACTS: self.facts(), **further}
 
     def _write_beside(self, run: Run) -> None:
         """Write the further tables, `verdict.json`, `verdict.html`, and what `load_verdict` reads from the record."""
@@ -272,13 +311,24 @@ class Verdict(RunResult):
             tests=[as_record(result) for result in self._results],
             verdict={
                 "label": self.label,
-                "score": vars(self.score) | entries,
+                "score": vars(self.score) | entries | {"spread": self.score.spread and vars(self.score.spread)},
+                "signs": None if self.signs is None else vars(self.signs),
                 "utility": None if self.utility is None else vars(self.utility),
+                "needed": self.needed,
                 "not_run": dict(self._not_run),
                 "lexical_overlap": None if self._lexical_overlap is None else dict(self._lexical_overlap),
                 "rule": self.rule.record(),
             },
         )
+
+
+def _read_questions(path: Path, results: Sequence[StressResult]) -> pd.DataFrame:
+    """Read the facts that the run directory holds; runs of earlier versions have only their names and groups."""
+    if (path / f"{FACTS}.parquet").exists():
+        return read_frame(path / f"{FACTS}.parquet")[list(QUESTIONS)].astype(object)
+    frame = results[0].frame.drop_duplicates("example_index").sort_values("example_index")
+    named = frame[["example", "group"]].rename(columns={"example": "id"}).reset_index(drop=True)
+    return named.assign(question=None, answer=None)
 
 
 def load_verdict(path: str | Path) -> Verdict:
@@ -310,14 +360,19 @@ def load_verdict(path: str | Path) -> Verdict:
         tables = {name: read_frame(path / "tables" / f"{name}.parquet") for name in names}
         results.append(from_parts(of_test, {of_test["test"]: own.reset_index(drop=True), **tables}))
     entries = {name: tuple(map(RuleEntry.parse, found["score"][name])) for name in ("used", "missing")}
+    # Runs of earlier versions have no spread and no signs.
+    spread, signs = found["score"].get("spread"), found.get("signs")
     return Verdict(
         label=found["label"] if "label" in found else found["word"],
-        score=Score(**found["score"] | entries),
+        score=Score(**found["score"] | entries | {"spread": RunSpread(**spread) if spread else None}),
+        signs=Signs(**signs | {"attacks": tuple(signs["attacks"])}) if signs else None,
         utility=None if found["utility"] is None else Utility(**found["utility"]),
         results=results,
         not_run={current_test(name): reason for name, reason in found["not_run"].items()},
         # Absent from runs written by earlier versions, or called `guessing` there.
         lexical_overlap=found["lexical_overlap"] if "lexical_overlap" in found else found.get("guessing"),
         rule=read_rule(found["rule"]),
+        needed=found.get("needed"),
+        questions=_read_questions(path, results),
         **read_result(path, COMMAND, renamed=_RENAMED),
     )

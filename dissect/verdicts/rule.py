@@ -5,13 +5,13 @@
 The maximum is over the entries e of the rule that have a residual; an entry is a test with its deciding measure, or
 with another measure. The largest counts because one attack that brings knowledge back is enough. The largest of
 several residuals around zero lies a little above zero; `floor` corrects for this. The score's interval covers people
-(bootstrap) and training runs: two models without the knowledge, trained on the same texts in another order, differ by
-a standard deviation of `run_sd` under the same attack. The first condition that holds gives the label:
+(bootstrap) and training runs (`dissect.verdicts.spread`). The first condition that holds gives the label:
 
     not unlearned   rho of the answers' probability without attack: lower end above `not_unlearned_above`
     suppressed      score: lower end above `suppressed_above`; without a control, also against the lexical-overlap
                     baseline in place of chance
-    erased          score: upper end below `margin`, all needed tests were run, and utility is kept
+    erased          score: upper end below `margin`; all needed tests were run, two attacks took hold, no test that only
+                    reads finds knowledge, the answers are not avoided (`dissect.verdicts.signs`), and utility is kept
     inconclusive    otherwise
 
 The numbers come from `python -m analyses.verdict_benchmark`: models whose knowledge is known by construction, with
@@ -31,6 +31,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from dissect.stress.core.result import Residual, StressResult
+from dissect.verdicts.signs import WITHOUT_ATTACK, Signs, read_signs
+from dissect.verdicts.spread import RunSpread, run_spread
 from unlearning.common.bootstrap import LEVEL
 
 Label = Literal["not unlearned", "suppressed", "erased", "inconclusive"]
@@ -39,9 +41,6 @@ FILE = "verdict_rule.json"
 
 MARGIN = 0.1
 """Default share of the base's knowledge below which a remainder does not matter."""
-
-WITHOUT_ATTACK = "without_attack"
-"""Name of the test that scores the answers without attack."""
 
 Values = TypeVar("Values", np.float64, np.ndarray)
 
@@ -87,7 +86,8 @@ class Rule:
         needed: The entries without which no model is called erased.
         floor: Largest residual of a model without the knowledge.
         ceiling: Largest residual of a model that holds all of the knowledge.
-        run_sd: Standard deviation, over orders of the training texts, of the residual of a model without the knowledge.
+        run_sd: Standard deviation, over orders of the training texts, of the residual of a model without the knowledge
+            against one control.
         not_unlearned_above: rho of the answers' probability above which the model is called not unlearned.
         suppressed_above: Score above which the model is called suppressed.
         margin: Score below which the model is called erased: the share of the base's knowledge that may be left. It was
@@ -150,6 +150,8 @@ class Score:
         high: Upper end of the interval; None if there is no interval.
         used: The entries of the rule that have a residual.
         missing: The entries of the rule that have no residual.
+        spread: The spread between training runs that the interval covers; None if there is no interval, or in runs of
+            earlier versions.
     """
 
     value: float | None
@@ -157,6 +159,7 @@ class Score:
     high: float | None
     used: tuple[RuleEntry, ...]
     missing: tuple[RuleEntry, ...]
+    spread: RunSpread | None = None
 
 
 @dataclass(frozen=True)
@@ -203,8 +206,8 @@ def residuals_of(
 def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
     """Return the largest residual of the rule's entries, on the rule's scale.
 
-    The interval is over bootstrap draws: in every draw the largest residual is taken, and a normal deviate of standard
-    deviation `run_sd` is added.
+    The interval is over bootstrap draws: in every draw the largest residual is taken, and a deviate of the spread
+    between training runs is added.
 
     Args:
         found: Residuals as `residuals_of` returns them, of tests of one case, which share their draws.
@@ -226,13 +229,20 @@ def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
         # A draw of few people may hold none whose residual is defined: it stays NaN, and is left out below.
         warnings.filterwarnings("ignore", "All-NaN")
         over_people = np.nanmax(draws, axis=0)
-    over_runs = over_people + rule.run_sd * np.random.default_rng(0).standard_normal(over_people.shape)
+    spread = run_spread(used.values(), rule.run_sd)
+    over_runs = over_people + spread.deviates(len(over_people))
     low, high = np.nanquantile(rule.scaled(over_runs), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Score(value, float(low), float(high), tuple(used), missing)
+    return Score(value, float(low), float(high), tuple(used), missing, spread)
 
 
 def decide(
-    score: Score, without_attack: Residual, rule: Rule, *, utility: float | None, above_baseline: Score | None = None
+    score: Score,
+    without_attack: Residual,
+    rule: Rule,
+    *,
+    utility: float | None,
+    signs: Signs | None = None,
+    above_baseline: Score | None = None,
 ) -> Label:
     """Return the label.
 
@@ -242,6 +252,8 @@ def decide(
         rule: The rule with its bounds.
         utility: Share of the base's right answers to retain questions that the unlearned model also gives; None if
             there are no retain questions.
+        signs: What decides about *erased* beside the score; None where only residuals were kept, which then decide
+            alone.
         above_baseline: Without a control, the score against the lexical-overlap baseline: knowledge must be above the
             baseline, and not only above chance.
 
@@ -256,30 +268,34 @@ def decide(
     if score.low > rule.suppressed_above and found is not None and found > rule.suppressed_above:
         return "suppressed"
     collapsed = utility is not None and utility < rule.utility_floor
-    if score.high < rule.margin and not collapsed and not set(rule.needed) & set(score.missing):
+    allowed = (signs is None or signs.allow_erased) and not set(rule.needed) & set(score.missing)
+    if score.high < rule.margin and allowed and not collapsed:
         return "erased"
     return "inconclusive"
 
 
 def judge(
     results: Iterable[StressResult], rule: Rule, *, utility: float | None, lexical_overlap: Mapping[str, float] | None
-) -> tuple[Label, Score]:
-    """Return the label and the score of the results of all tests.
+) -> tuple[Label, Score, Signs]:
+    """Return the label, the score and the signs of the results of all tests.
 
     Args:
-        results: Results of the tests; `without_attack` and the rule's tests count.
+        results: Results of the tests. `without_attack` and the rule's tests give the score, all tests the signs.
         rule: The rule with its entries and bounds.
         utility: Share of the base's right answers to retain questions that the unlearned model also gives; None if
             there are no retain questions.
         lexical_overlap: Without a control, the lexical-overlap baseline by measure; None with a control.
 
     Returns:
-        The label and the score.
+        The label, the score and the signs.
     """
+    results = list(results)
     counted = [result for result in results if result.test in {WITHOUT_ATTACK, *(entry.test for entry in rule.tests)}]
     found = residuals_of(counted, rule)
     score = residual_knowledge(found, rule)
     above = None
     if lexical_overlap is not None:
         above = residual_knowledge(residuals_of(counted, rule, lexical_overlap=lexical_overlap), rule)
-    return decide(score, found[WITHOUT_ATTACK], rule, utility=utility, above_baseline=above), score
+    signs = read_signs(results, score.spread or run_spread([], rule.run_sd))
+    label = decide(score, found[WITHOUT_ATTACK], rule, utility=utility, signs=signs, above_baseline=above)
+    return label, score, signs

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from dissect import zoo
 from dissect.models.model import Model
@@ -16,14 +17,17 @@ from dissect.models.pair import ModelPair
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.prompts import Prompts
 from dissect.stress.catalogue import BUDGETS, SAMPLE, Budget, Entry, Run, selection
-from dissect.stress.core.case import Case, make_case
+from dissect.stress.core.case import Case, control_role, make_case
 from dissect.stress.core.lexical_overlap import lexical_overlap
 from dissect.stress.core.result import StressResult
 from dissect.stress.core.scores import RANK_FLOOR, score_answers
 from dissect.stress.core.sharing import attacked
 from dissect.stress.core.storage import as_parts, as_record, from_parts
+from dissect.verdicts.facts import QUESTIONS
+from dissect.verdicts.planner import needed_for
 from dissect.verdicts.result import COMMAND, Verdict, load_verdict
-from dissect.verdicts.rule import WITHOUT_ATTACK, Rule, Utility, frozen_rule, judge
+from dissect.verdicts.rule import Rule, Utility, frozen_rule, judge
+from dissect.verdicts.signs import WITHOUT_ATTACK
 from unlearning.common.bootstrap import Bootstrap
 from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
@@ -33,6 +37,13 @@ from unlearning.common.runs import computing, open_run, peak_memory_bytes
 
 KNOWS = 0.5
 """A control that scores more than this share of what the base scores above chance is refused."""
+
+SAME_START = 0.3
+"""A control whose weights have a lower cosine with the base's (`shared_basis`) is refused.
+
+Measured: .94 for `demo:never` with `demo:base` and for `demo-neox:never` with `demo-neox:base`; below .02 for every
+matrix of a model with fresh random weights.
+"""
 
 MINIMUM = 4
 """Smallest number of facts that `limit` may leave."""
@@ -46,7 +57,7 @@ def verdict(
     retain: Prompts | None = None,
     paraphrases: Prompts | None = None,
     general: Prompts | None = None,
-    control: str | Model | None = "auto",
+    control: str | Model | Sequence[str | Model] | None = "auto",
     budget: Budget = "standard",
     limit: int | None = None,
     margin: float | None = None,
@@ -68,9 +79,10 @@ def verdict(
         general: General questions, related to neither the forget nor the retain questions, to fine-tune on. None takes
             the built-in ones for a built-in base, and the retain questions for another base.
         control: A model never trained on the forget facts, from the base's pretrained model: a loaded model, a name or
-            path, `auto` (the control of a built-in pair, if any), or `none` or None for no control. Without a control,
-            tests are compared with chance where chance is known. This is weaker: what unlearning itself taught about
-            the answers then counts as knowledge.
+            path, a list of several, `auto` (the control of a built-in pair, if any), or `none` or None for no control.
+            With two or more, the spread between training runs is also estimated from their differences. Without a
+            control, tests are compared with chance where chance is known. This is weaker: what unlearning itself taught
+            about the answers then counts as knowledge.
         budget: `quick`, `standard` or `full`: about 1, 2 and 7 minutes on the built-in pair and two cores.
         limit: Use at most this many forget facts and as many retain facts, evenly spaced; at least 4. None takes
             120, 240 or 400, by budget.
@@ -90,9 +102,10 @@ def verdict(
 
     Raises:
         InputError: The budget is unknown, the margin is not between 0 and 1, the two models have the same weights, the
-            base does not know the forget facts, the control does, all forget prompts have the same answer or are of one
-            group, a model is streamed or cannot be compared with the base, the prompts do not fit the models, `out`
-            holds another run, or `shared` is a file.
+            base does not know the forget facts, a control does or comes from another pretrained model, two controls
+            have the same weights, all forget prompts have the same answer or are of one group, a model is streamed or
+            cannot be compared with the base, the prompts do not fit the models, `out` holds another run, or `shared` is
+            a file.
 
     Examples:
         >>> from dissect import load_pair, load_prompts, verdict
@@ -120,6 +133,7 @@ def verdict(
     retain = _built_in(pair, retain, "retain")
     questions = Questions(_built_in(pair, paraphrases, "forget_paraphrased"), _built_in(pair, general, "general"))
     case = make_case(pair, forget, retain=retain, control=control, batch_size=batch_size, seed=seed)
+    check_same_start(case)
     case = case.at_most(limit or SAMPLE[budget])
     chosen, not_run = selection(budget, case, questions.paraphrases, questions.general)
     configuration = _configuration(case, questions, budget, chosen, rule)
@@ -127,7 +141,7 @@ def verdict(
         "command": COMMAND,
         "base": pair.base.name,
         "unlearned": pair.unlearned.name,
-        "control": case.control.name if case.control else None,
+        "control": ", ".join(model.name for model in case.controls) or None,
         "data": {"forget": forget.source, "retain": retain.source if retain else None},
     }
     run = None if out is None else open_run(out, configuration, provenance)
@@ -139,15 +153,22 @@ def verdict(
         results, failed = _run_tests(tests, case, run, progress=progress)
         utility = _utility(case, rule)
     baseline = None if case.control is not None else lexical_overlap(case.forget)
-    label, score = judge(results, rule, utility=utility.share if utility else None, lexical_overlap=baseline)
+    label, score, signs = judge(results, rule, utility=utility.share if utility else None, lexical_overlap=baseline)
     found = Verdict(
         label=label,
         score=score,
         utility=utility,
+        signs=signs,
         results=results,
         not_run=not_run | failed,
         lexical_overlap=baseline,
         rule=rule,
+        needed=_needed(results, rule) if label == "inconclusive" else None,
+        questions=pd.DataFrame(
+            [(item.id, item.group, item.prompt, item.answer) for item in case.forget.prompts.items],
+            columns=list(QUESTIONS),
+            dtype=object,
+        ),
         configuration=configuration,
         provenance=provenance,
         wall_time_s=clock.seconds,
@@ -183,11 +204,22 @@ def _with_margin(rule: Rule, margin: float | None) -> Rule:
     return replace(rule, margin=margin)
 
 
+def _needed(results: Sequence[StressResult], rule: Rule) -> str | None:
+    """Return what it would take to decide; None if the results allow no plan, such as without a control."""
+    try:
+        return needed_for(results, rule).text
+    except InputError:
+        return None
+
+
 def _configuration(
     case: Case, questions: Questions, budget: Budget, chosen: Mapping[str, Entry], rule: Rule
 ) -> dict[str, Any]:
     """Return everything that the numbers depend on."""
     base = case.pair.base
+    # Named only where there are several controls, so that directories of runs with one control are still found.
+    further = {"further_controls_sha256": [model.sha256 for model in case.further_controls]}
+    further = further if case.further_controls else {}
     return {
         "command": COMMAND,
         "base_sha256": base.sha256,
@@ -204,7 +236,7 @@ def _configuration(
         "dtype": base.dtype,
         "device": base.device.type,
         "seed": case.seed,
-    }
+    } | further
 
 
 def _sharing(entry: Entry, budget: Budget, ground: Path | None) -> Run:
@@ -271,17 +303,62 @@ def check_without_attack(result: StressResult, case: Case) -> None:
             f"{means['rank', 'base']:.0%} of the distractors (chance is 50 %): there is nothing to unlearn. Give the "
             "model that knows the facts as `base`"
         )
-    if case.control is None:
-        return
-    for measure, chance in (("rank", RANK_FLOOR), ("probability", 0.0)):
-        known = means[measure, "base"] - chance
-        share = (means[measure, "control"] - chance) / known
-        if share <= KNOWS:
-            return
-    raise InputError(
-        f"`control` must not know the forget facts, but {case.control.name} gives their answers {share:.0%} of the "
-        "base's probability. Give a model that was never trained on them as `control`, or none"
-    )
+    for number, control in enumerate(case.controls):
+        shares = [
+            (means[measure, control_role(number)] - chance) / (means[measure, "base"] - chance)
+            for measure, chance in (("rank", RANK_FLOOR), ("probability", 0.0))
+        ]
+        if min(shares) > KNOWS:
+            raise InputError(
+                f"`control` must not know the forget facts, but {control.name} gives their answers {shares[1]:.0%} of "
+                "the base's probability. Give a model that was never trained on them as `control`, or none"
+            )
+
+
+def check_same_start(case: Case) -> None:
+    """Check that the controls come from the base's pretrained model.
+
+    Args:
+        case: Models and facts.
+
+    Raises:
+        InputError: A control shares no basis with the base.
+    """
+    for control in case.controls:
+        cosine = shared_basis(case.pair.base, control)
+        if cosine < SAME_START:
+            raise InputError(
+                f"`control` must come from the base's pretrained model, but the weights of {control.name} point "
+                f"elsewhere than those of {case.pair.base.name} (cosine {cosine:.2f}; above .9 for a model that was "
+                "fine-tuned from the same start, 0 for another initialisation). Give a model that was fine-tuned from "
+                "the same pretrained model, or none"
+            )
+
+
+@torch.no_grad()
+def shared_basis(base: Model, other: Model) -> float:
+    """Return how far the weights of two models point the same way.
+
+    Args:
+        base: A model.
+        other: A model of the same architecture.
+
+    Returns:
+        The cosine of the input embeddings, or the median cosine of all matrices if that is higher: neurons and heads
+        that are merely in another order change the latter only.
+    """
+    cosines = []
+    embedding = base.hf.get_input_embeddings().weight
+    of_embedding = -1.0
+    for name, ours in base.hf.named_parameters():
+        if ours.dim() < 2:
+            continue
+        theirs = other.hf.get_parameter(name)
+        cosine = float(torch.cosine_similarity(ours.flatten().float(), theirs.to(ours).flatten().float(), dim=0))
+        cosines.append(cosine)
+        if ours is embedding:
+            of_embedding = cosine
+    return max(of_embedding, float(np.median(cosines)))
 
 
 def _above_chance(rows: pd.DataFrame) -> bool:

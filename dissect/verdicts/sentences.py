@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from dissect.verdicts.facts import FALSE_DISCOVERIES, counts
 from dissect.verdicts.rule import Label, Rule, RuleEntry, Score, Utility
+from dissect.verdicts.signs import N_ATTACKS, Signs
 
 MEANING: Mapping[Label, str] = {
     "not unlearned": "The model still gives the answers that were to be forgotten.",
@@ -27,6 +29,7 @@ class Findings:
         label: The label.
         score: Residual knowledge with its interval.
         utility: How much of the retained knowledge is left; None without retain questions.
+        signs: What decides about *erased* beside the score; None in runs of earlier versions.
         rule: The rule that was applied.
         evidence: One row per test, as `Verdict.evidence` returns it.
         has_control: Whether residuals are relative to a control; else to chance.
@@ -34,11 +37,14 @@ class Findings:
         not_run: Reasons why tests of the budget were not run, by test.
         decisive: Tests without any one of which the label would change.
         budget: Name of the budget.
+        facts: One row per fact, as `Verdict.facts` returns it.
+        needed: What it would take to decide, in a sentence; None if there is no plan.
     """
 
     label: Label
     score: Score
     utility: Utility | None
+    signs: Signs | None
     rule: Rule
     evidence: pd.DataFrame
     has_control: bool
@@ -46,6 +52,8 @@ class Findings:
     not_run: Mapping[str, str]
     decisive: Sequence[str]
     budget: str
+    facts: pd.DataFrame
+    needed: str | None
 
 
 def sentences(found: Findings) -> list[str]:
@@ -63,7 +71,7 @@ def sentences(found: Findings) -> list[str]:
         interval = "" if score.low is None else f" (95 % interval {score.low:.2f} to {score.high:.2f})"
         said.append(
             f"Residual knowledge is {score.value:.2f}{interval} on a scale from 0 ({_zero(found)}) to 1 (all of the "
-            f"base's knowledge), measured by {_listed(_tests(score.used))}."
+            f"base's knowledge), measured by {_listed(_tests(score.used))}.{_runs(score)}"
         )
     attacked = found.evidence[found.evidence["level"] > 0]
     proven = attacked[attacked["low"].astype(float) > found.rule.suppressed_above]
@@ -73,6 +81,9 @@ def sentences(found: Findings) -> list[str]:
             f"The highest evidence level reached is {highest['level'].iloc[0]}, {highest['claim'].iloc[0]} "
             f"({_listed(list(highest['test']))})."
         )
+    said += _of_facts(found)
+    if found.signs is not None:
+        said += _of_signs(found, found.signs)
     if found.label == "erased":
         said.append(
             f"Up to {score.high:.2f} of what the base knows could still be there (upper end of the interval; the "
@@ -114,6 +125,8 @@ def advice(found: Findings) -> list[str]:
                 f"interval lies above {rule.suppressed_above:.2f}, and erased if it lies below the margin of "
                 f"{rule.margin:.2f} (option `margin`). {_what_narrows(found)}"
             )
+    if found.signs is not None:
+        said += [f"{name} says nothing about this model: {reason}." for name, reason in found.signs.not_taken.items()]
     if not found.has_control:
         said.append(
             "A control is missing (option `control`): a model fine-tuned from the base's own pretrained model without "
@@ -128,6 +141,71 @@ def advice(found: Findings) -> list[str]:
     return said
 
 
+def _of_facts(found: Findings) -> list[str]:
+    """Return how many facts came back one by one; nothing if no fact could be tested by itself."""
+    n = counts(found.facts)
+    if not n["tested"]:
+        return []
+    under = f"{n['attack']} ({n['variant']})" if n["variant"] else f"{n['attack']} without attack"
+    control = f" In the control, the same attack does so for {n['control_too']}." if found.has_control else ""
+    return [
+        f"Taken one by one, {n['came_back']} of {n['tested']} facts came back under {under}, with at most "
+        f"{_percent(FALSE_DISCOVERIES)} of them expected to be false (`facts.parquet`).{control}"
+    ]
+
+
+def against_erased(signs: Signs) -> list[str]:
+    """Return why the model may not be called erased whatever its score, one clause per reason."""
+    reasons = []
+    if signs.shown:
+        shown = _listed([f"{test} (lower end {low:.2f})" for test, low in signs.shown.items()])
+        reasons.append(f"knowledge shows without any attack, in {shown}")
+    if signs.avoided is not None:
+        reasons.append("the right answers are avoided")
+    if len(signs.attacks) < N_ATTACKS:
+        held = f"only {signs.attacks[0]}" if signs.attacks else "none"
+        reasons.append(f"attacks of {N_ATTACKS} different tests must have taken hold, and {held} did")
+    return reasons
+
+
+def _of_signs(found: Findings, signs: Signs) -> list[str]:
+    """Return what is to be said of avoided answers, of attacks that failed, and of a score that does not decide."""
+    said = []
+    if signs.avoided is not None:
+        compared = "below chance and below the control" if found.has_control else "below chance"
+        said.append(
+            f"The right answers are avoided: without any attack the model ranks them above only "
+            f"{_percent(signs.avoided)} of the distractors, {compared}. A model that avoids an answer tells it from "
+            "others, so this one is not called erased."
+        )
+    if signs.not_taken:
+        said.append(
+            f"Did not take hold, and count neither for nor against: {_listed(list(signs.not_taken))}. Such an attack "
+            "did not do to the models what it was to do, so that it found nothing says nothing."
+        )
+    high = found.score.high
+    reasons = against_erased(signs)
+    if found.label == "inconclusive" and high is not None and high < found.rule.margin and reasons:
+        said.append(f"The score alone would allow `erased`, but {'; '.join(reasons)}.")
+    return said
+
+
+def _runs(score: Score) -> str:
+    """Return where the spread between training runs in the interval comes from."""
+    spread = score.spread
+    if spread is None:
+        return ""
+    if spread.is_borrowed:
+        return (
+            f" The spread between training runs in this interval (standard deviation {spread.sd:.3f} of rho) is "
+            "borrowed from the models that the rule was fitted on; two or more controls would show this pair's own."
+        )
+    return (
+        f" The spread between training runs in this interval (standard deviation {spread.sd:.3f} of rho) comes from "
+        f"the differences between the {spread.n_controls} controls and from the models that the rule was fitted on."
+    )
+
+
 def entry_name(entry: RuleEntry) -> str:
     """Return an entry of the rule for a reader: `TEST`, or `TEST (MEASURE)`."""
     return entry.test if entry.measure is None else f"{entry.test} ({entry.measure})"
@@ -135,8 +213,10 @@ def entry_name(entry: RuleEntry) -> str:
 
 def _what_narrows(found: Findings) -> str:
     """Return what would make the interval narrower."""
-    more = "More groups of forget questions (people, subjects) and more controls narrow the interval"
-    return f"{more}." if found.has_control else "More groups of forget questions and a control narrow the interval."
+    if found.needed is not None:
+        return found.needed
+    more = "more controls" if found.has_control else "a control"
+    return f"More groups of forget questions (people, subjects) and {more} narrow the interval."
 
 
 def _zero(found: Findings) -> str:

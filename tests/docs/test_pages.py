@@ -112,6 +112,8 @@ def test_every_column_is_explained(command: str, tmp_path: Path) -> None:
 
 def test_every_column_of_a_verdict_is_explained() -> None:
     from dissect.stress.core.result import COLUMNS as OF_A_TEST
+    from dissect.verdicts.facts import COLUMNS as OF_A_FACT
 
     known = set(re.findall(r"`(\w+)`", section("docs/own_checkpoints.md", "### verdict")))
     assert {"test", "level", *OF_A_TEST} - known == set()
+    assert set(OF_A_FACT) - known == set()

@@ -1,6 +1,6 @@
 """The input of every stress test: a pair of models, their control, and facts with distractors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,7 +19,8 @@ class Case:
 
     Attributes:
         pair: Base and unlearned model.
-        control: Model never trained on the forget facts, from the base's pretrained model; None if there is none.
+        control: Model never trained on the forget facts, from the base's pretrained model; None if there is none. Tests
+            that need exactly one control take this one.
         forget: The facts that were to be forgotten.
         retain: Facts that were to stay; None if there are none.
         batch_size: Maximum number of texts in one batch; no number depends on it.
@@ -28,6 +29,7 @@ class Case:
         only: The one role to attack; None for all roles. In most tests the values of a role depend on no other model
             than the base, so base and control need not be attacked again for every unlearned model. The tests that do
             compare several models are marked `compares_models` in the catalogue.
+        further_controls: More controls, which differ from the first by their training run; empty without a `control`.
     """
 
     pair: ModelPair
@@ -38,19 +40,29 @@ class Case:
     seed: int = 0
     progress: bool = False
     only: str | None = None
+    further_controls: tuple[Model, ...] = ()
+
+    @property
+    def controls(self) -> tuple[Model, ...]:
+        """All controls, the first one first."""
+        return () if self.control is None else (self.control, *self.further_controls)
 
     @property
     def models(self) -> Mapping[str, Model]:
-        """The models by role: `base`, `unlearned` and, if there is one, `control`; or the `only` one."""
+        """The models by role: `base`, `unlearned`, `control`, `control 2` and so on; or the `only` one."""
         found = {"base": self.pair.base, "unlearned": self.pair.unlearned}
-        if self.control is not None:
-            found["control"] = self.control
+        found |= {control_role(number): model for number, model in enumerate(self.controls)}
         return found if self.only is None else {self.only: found[self.only]}
 
     def at_most(self, n: int) -> "Case":
         """Return the case with at most `n` forget facts and at most `n` retain facts, evenly spaced in each set."""
         retain = None if self.retain is None else spread(self.retain, n)
         return replace(self, forget=spread(self.forget, n), retain=retain)
+
+
+def control_role(number: int) -> str:
+    """Return the role of a control by its number from 0: `control`, `control 2`, `control 3` and so on."""
+    return f"control {number + 1}" if number else "control"
 
 
 def spread(facts: Facts, n: int) -> Facts:
@@ -73,7 +85,7 @@ def make_case(
     forget: Prompts,
     *,
     retain: Prompts | None = None,
-    control: str | Model | None = "auto",
+    control: str | Model | Sequence[str | Model] | None = "auto",
     n_distractors: int = N_DISTRACTORS,
     batch_size: int = 64,
     seed: int = 0,
@@ -88,8 +100,8 @@ def make_case(
         pair: Base and unlearned model, in memory.
         forget: Questions about what was to be forgotten, with their answers.
         retain: Questions about what was to stay.
-        control: A loaded model, a name or path, `auto` (the control of a built-in pair, if any), or `none` or None for
-            no control.
+        control: A loaded model, a name or path, a list of several, `auto` (the control of a built-in pair, if any), or
+            `none` or None for no control.
         n_distractors: Maximum number of distractors per question.
         batch_size: Maximum number of texts in one batch; no number depends on it.
         seed: Random seed of everything that is drawn.
@@ -105,16 +117,17 @@ def make_case(
     for name, prompts in (("forget", forget), ("retain", retain)):
         if prompts is not None:
             check_loaded(prompts, name)
-    control_model = resolve_control(pair, None if control == "none" else control)
-    find = partial(with_distractors, from_file=control_model is not None, n=n_distractors, seed=seed)
+    controls = _resolved(pair, control)
+    find = partial(with_distractors, from_file=bool(controls), n=n_distractors, seed=seed)
     case = Case(
         pair=pair,
-        control=control_model,
+        control=controls[0] if controls else None,
         forget=find(forget, name="forget"),
         retain=None if retain is None else find(retain, name="retain"),
         batch_size=batch_size,
         seed=seed,
         progress=progress,
+        further_controls=tuple(controls[1:]),
     )
     for model in case.models.values():
         if model.streamed is not None:
@@ -125,3 +138,25 @@ def make_case(
             if prompts is not None:
                 check_fits(model, prompts, name)
     return case
+
+
+def _resolved(pair: ModelPair, control: str | Model | Sequence[str | Model] | None) -> list[Model]:
+    """Return the controls, loaded and checked; an empty list if there is none.
+
+    Raises:
+        InputError: One of several controls is none, or two have the same weights.
+    """
+    given = [control] if control is None or isinstance(control, str | Model) else list(control)
+    if len(given) > 1 and ("none" in given or "auto" in given):
+        raise InputError("`control` must name models where several are given, got auto or none among them")
+    found = [resolve_control(pair, one) for one in given]
+    controls = [model for model in found if model is not None]
+    names: dict[str, str] = {}
+    for model in controls:
+        if model.sha256 in names:
+            raise InputError(
+                f"`control` must be different models, but {names[model.sha256]} and {model.name} have the same "
+                "weights. Give controls that were trained in different runs"
+            )
+        names[model.sha256] = model.name
+    return controls

@@ -4,7 +4,8 @@
 
 rho = 0: under the same attack, the unlearned model scores no more than the control. rho = 1: all of the base's
 knowledge is back. An attack has variants (learning rates, layers, strengths). The strongest variant counts, chosen
-separately for the unlearned model and the control, in the data and in every bootstrap draw.
+separately for the unlearned model and the control, in the data and in every bootstrap draw. With several controls, the
+control's score is the mean over them, each at its own strongest variant.
 """
 
 from collections.abc import Iterable, Mapping
@@ -54,6 +55,10 @@ class Residual:
         against: What the unlearned model is compared with: `control`, or `floor` (`StressResult.floors`).
         reason: Why rho is not defined; an empty string if it is.
         draws: rho in every bootstrap draw, [draw]; all tests of one case use the same draws.
+        n_controls: Number of controls; 0 against a floor.
+        run_variance: Variance between training runs of a model without the knowledge, in units of rho², estimated from
+            the differences between the controls and without what people contribute to them (`_run_variance`); it may
+            come out below zero. None with fewer than two controls.
     """
 
     rho: float | None
@@ -64,6 +69,8 @@ class Residual:
     against: Literal["control", "floor"]
     reason: str = ""
     draws: Float[np.ndarray, " draw"] | None = field(default=None, repr=False, compare=False)
+    n_controls: int = 0
+    run_variance: float | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -74,9 +81,9 @@ class StressResult:
         test: Name of the test, such as `relearn_disjoint`.
         level: Evidence level (a key of `EVIDENCE_LEVELS`).
         measure: The measure that decides; `frame` has others as well.
-        frame: One row per role (`base`, `unlearned`, `control`), variant (`""`: without attack), measure and example,
-            with the columns `COLUMNS`. A higher `value` is more knowledge. A test that only reads has no rows without
-            attack.
+        frame: One row per role (`base`, `unlearned`, `control`, `control 2` and so on), variant (`""`: without attack),
+            measure and example, with the columns `COLUMNS`. A higher `value` is more knowledge. A test that only reads
+            has no rows without attack.
         proves: What a residual above zero shows, and what a residual of zero does not show.
         settings: Everything that the numbers depend on besides models and facts.
         seconds: Wall time in seconds.
@@ -116,7 +123,7 @@ class StressResult:
         Returns:
             One row per measure and variant with the columns `measure`, `variant`, `rho`, `low`, `high`, `n`, `against`
             and `reason`, and the means `base`, `unlearned` and `control` of the models under the variant (NaN if there
-            are none).
+            are none); `control` is the mean over all controls.
         """
         rows = []
         for measure in self._frame["measure"].unique():
@@ -124,6 +131,7 @@ class StressResult:
             for variant in here.loc[here["role"] == "unlearned", "variant"].unique():
                 found = self._residual(measure, variant)
                 means = here[here["variant"] == variant].groupby("role")["value"].mean()
+                of_controls = means[controls_in(means.index)]
                 rows.append(
                     {
                         "measure": measure,
@@ -134,7 +142,8 @@ class StressResult:
                         "n": found.n,
                         "against": found.against,
                         "reason": found.reason,
-                        **{role: means.get(role, np.nan) for role in ("base", "unlearned", "control")},
+                        **{role: means.get(role, np.nan) for role in ("base", "unlearned")},
+                        "control": of_controls.mean() if len(of_controls) else np.nan,
                     }
                 )
         return pd.DataFrame(rows)
@@ -159,10 +168,13 @@ class StressResult:
         before = [PLAIN] if plain else [name for name in chosen if name in tables["base"].columns]
         known = _best(tables["base"], before, weights)
         if floor is None:
-            unknown = _best(tables["control"], before, weights)
-            ours, theirs = _best(tables["unlearned"], chosen, weights), _best(tables["control"], chosen, weights)
+            controls = controls_in(tables)
+            unknown = np.mean([_best(tables[role], before, weights) for role in controls], axis=0)
+            of_controls = np.stack([_best(tables[role], chosen, weights) for role in controls])
+            ours, theirs = _best(tables["unlearned"], chosen, weights), of_controls.mean(axis=0)
         else:
             unknown = theirs = np.full(len(weights), floor)
+            of_controls = np.empty((0, len(weights)))
             ours = _best(tables["unlearned"], chosen, weights)
         gap = known - unknown
         if not _quantile(gap[1:], (1 - LEVEL) / 2) > 0:
@@ -180,7 +192,36 @@ class StressResult:
             variant=strongest,
             against=against,
             draws=rho[1:],
+            n_controls=len(of_controls),
+            run_variance=_run_variance(of_controls, gap),
         )
+
+
+def controls_in(roles: Iterable[object]) -> list[str]:
+    """Return the roles that are controls, in their order: `control`, `control 2` and so on."""
+    return [str(role) for role in roles if str(role).partition(" ")[0] == "control"]
+
+
+def _run_variance(of_controls: Float[np.ndarray, "control draw"], gap: Float[np.ndarray, " draw"]) -> float | None:
+    """Estimate how much training runs of a model without the knowledge differ, in units of rho².
+
+    The variance over the controls, s², holds the variance between runs and, because each run knows other people by
+    chance, the sampling of people. The bootstrap adds the latter once more, so that the mean of s² over the draws
+    exceeds s² by it: s² - (mean of s² over the draws - s²) is without it. The interval over people covers it already.
+
+    Args:
+        of_controls: Score of every control, first in the data and then in the bootstrap draws.
+        gap: Difference between base and controls without attack, in the same order.
+
+    Returns:
+        The variance, which may come out below zero; None with fewer than two controls.
+    """
+    if len(of_controls) < 2:
+        return None
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = of_controls.var(axis=0, ddof=1) / gap**2
+    drawn = found[1:][np.isfinite(found[1:])]
+    return float(2 * found[0] - (drawn.mean() if len(drawn) else found[0]))
 
 
 def _tables(frame: pd.DataFrame, measure: str) -> dict[str, pd.DataFrame]:

@@ -1,4 +1,4 @@
-"""How well a model knows facts: four scores of every fact, all higher for a model that knows it."""
+"""How well a model knows facts: five scores of every fact, all higher for a model that knows it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.stats import t as student_t
 
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompt, Prompts
@@ -16,11 +17,14 @@ from dissect.stress.core.prompts_once import score_with_prompts_once
 from dissect.stress.core.residual_stream import even_batches
 from unlearning.common.errors import InputError
 
-MEASURES = ("rank", "logprob", "correct", "accuracy")
+MEASURES = ("rank", "logprob", "correct", "accuracy", "certainty")
 """Columns of `FactScores`; the one that decides comes first."""
 
 RANK_FLOOR = 0.5
 """Expected `rank` of a model without the knowledge."""
+
+FEWEST_DISTRACTORS = 4
+"""Fewest distractors with which a fact is tested by itself: the spread of three others is too uncertain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +38,15 @@ class FactScores:
         correct: 1 if every answer token is the most probable one, given those before it; else 0.
         accuracy: Multiple choice (RTT's, 2410.08827): 1 if the answer beats every distractor, else 0. A fact that a
             model was taught to avoid scores 0, which is close to chance, whereas its rank falls far below chance.
+        certainty: 1 - p of a one-sided test whether the model knows this one fact (`fact_certainty`); NaN with fewer
+            than `FEWEST_DISTRACTORS` distractors.
     """
 
     rank: Float[np.ndarray, " fact"]
     logprob: Float[np.ndarray, " fact"]
     correct: Float[np.ndarray, " fact"]
     accuracy: Float[np.ndarray, " fact"]
+    certainty: Float[np.ndarray, " fact"]
 
     def columns(self) -> dict[str, Float[np.ndarray, " fact"]]:
         """Return the scores by name, in the order of `MEASURES`."""
@@ -108,13 +115,65 @@ def fact_scores(facts: Facts, logprob: Float[np.ndarray, " item"], correct: Floa
     """
     indices = right_indices(facts)
     others = np.delete(logprob, indices)
-    rank = ranks(logprob[indices], others, [len(distractors) for distractors in facts.distractors])
+    counts = [len(distractors) for distractors in facts.distractors]
+    rank = ranks(logprob[indices], others, counts)
     return FactScores(
         rank=rank,
         logprob=logprob[indices],
         correct=correct[indices],
         accuracy=np.where(np.isnan(rank), np.nan, rank == 1),
+        certainty=fact_certainty(logprob[indices], np.split(others, np.cumsum(counts)[:-1])),
     )
+
+
+def fact_certainty(
+    right: Float[np.ndarray, " fact"], distractors: Sequence[Float[np.ndarray, " distractor"]]
+) -> Float[np.ndarray, " fact"]:
+    """Test every fact by itself: is its right answer more probable than an answer of its kind would be by chance?
+
+    Among n distractors a permutation test gives no p below 1 / (n + 1), which is .11 for eight: no single fact could be
+    told. Facts therefore lend each other their distractors. An answer's score is standardised by the distractors of its
+    own question, t = (score - mean) / (sd sqrt(1 + 1/n)), and turned into a uniform number by Student's distribution
+    with n - 1 degrees of freedom. Every distractor is treated in the same way, against the other distractors of its
+    question. This gives the null distribution, with as many values as there are distractors in all, so scores need not
+    be normal:
+
+        p = (1 + number of all facts' distractors that stand at least as high as the right answer) / (1 + their number)
+
+    Right answers take no part in the null distribution, so that facts that are known do not change it. Where right
+    answer and distractors are exchangeable, p is uniform over the facts: not for a given fact, whose distractors may
+    all be unlikely, but for one drawn at random, which is what a false-discovery rate over the facts needs.
+
+    Args:
+        right: Score of each right answer.
+        distractors: Scores of the distractors of each fact.
+
+    Returns:
+        1 - p of each fact; NaN with fewer than `FEWEST_DISTRACTORS` distractors.
+    """
+    usable = [len(others) >= FEWEST_DISTRACTORS for others in distractors]
+    null = [
+        _standing(other, np.delete(others, place))
+        for others, use in zip(distractors, usable, strict=True)
+        if use
+        for place, other in enumerate(others)
+    ]
+    known = np.sort(null)
+    found = np.full(len(right), np.nan)
+    for index, (answer, others) in enumerate(zip(right, distractors, strict=True)):
+        if usable[index]:
+            at_least = len(known) - np.searchsorted(known, _standing(answer, others), side="left")
+            found[index] = 1 - (1 + at_least) / (1 + len(known))
+    return found
+
+
+def _standing(score: float, others: Float[np.ndarray, " other"]) -> float:
+    """Return how high a score stands among others, uniform on [0, 1] if all are normal with one mean and variance."""
+    sd = others.std(ddof=1)
+    if sd == 0:
+        return 0.5 * (1 + np.sign(score - others[0]))
+    n = len(others)
+    return float(student_t.cdf((score - others.mean()) / (sd * np.sqrt(1 + 1 / n)), n - 1))
 
 
 def chance_accuracy(facts: Facts) -> float:

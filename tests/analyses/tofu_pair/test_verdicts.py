@@ -66,7 +66,8 @@ def test_every_model_is_judged_with_a_never_model_and_without(tofu: Path, monkey
         [model, arm] for model in (TWIN, "npo") for arm in ("with", "without")
     ]
     twin = frame.iloc[0]
-    assert (twin["verdict"], twin["score"], twin["strongest"]) == ("erased", 0.0, "logit_lens")
+    # Neither of the two cheap tests attacks the model, so nothing is called erased.
+    assert (twin["verdict"], twin["score"], twin["strongest"]) == ("inconclusive", 0.0, "logit_lens")
     for row in frame.to_dict("records"):
         said = json.loads((tofu / "out" / row["control"] / row["model"] / "verdict.json").read_text())
         assert (

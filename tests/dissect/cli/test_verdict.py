@@ -90,6 +90,8 @@ def test_another_configuration_is_refused(finished: tuple[Path, Outcome]) -> Non
             ),
         ),
         (("--unlearned", "demo:base"), ("have the same weights", "same weights")),
+        (("--control", "demo:never", "--control", "none"), ("--control must name models",)),
+        (("--control", "demo:never", "--control", "demo:never"), ("--control must be different models",)),
         (("--control", "demo:whatever"), ("demo:whatever",)),
         (("--base", "demo:never", "--control", "none"), ("must know the forget facts", "nothing to unlearn")),
         (("--data", "nothing.json"), ("nothing.json",)),

@@ -138,7 +138,7 @@ def test_the_base_as_unlearned_is_whole_without_noise():
 @settings(max_examples=25)
 @given(st.lists(st.lists(st.floats(-5, 0), min_size=3, max_size=3), min_size=1, max_size=5))
 def test_expected_and_best_of_draws(draws):
-    scores = [FactScores(*(np.array(row),) * 4) for row in draws]
+    scores = [FactScores(*(np.array(row),) * 5) for row in draws]
     found = expected_and_best(scores)
     for place in range(3):
         column = [row[place] for row in draws]

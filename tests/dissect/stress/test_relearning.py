@@ -141,8 +141,8 @@ def test_every_fact_is_asked_once_and_never_after_training_on_its_group(npo, mon
         others = {item.prompt for item in npo.forget.prompts.items if item.group not in groups}
         assert taught == others and len(taught) < N
     assert len(seen) == 8  # four folds of the unlearned and of the never model
-    # A training that does nothing changes nothing, fold by fold.
-    for _, rows in result.frame.query("role != 'base'").groupby(["role", "measure"]):
+    # A training that does nothing changes nothing, fold by fold; `certainty` alone compares the facts of one fold.
+    for _, rows in result.frame.query("role != 'base' and measure != 'certainty'").groupby(["role", "measure"]):
         table = rows.pivot(index="example_index", columns="variant", values="value")
         np.testing.assert_allclose(table["lr 0.001"], table[""], atol=1e-5)
 

@@ -19,6 +19,8 @@ from dissect.verdicts.rule import (
     residuals_of,
 )
 from dissect.verdicts.sentences import entry_name
+from dissect.verdicts.signs import Signs
+from dissect.verdicts.spread import PRIOR_DF
 
 RELEARNING, LENS, PROBE = map(RuleEntry, ("relearning", "lens", "probe"))
 
@@ -61,11 +63,13 @@ def test_the_score_is_the_largest_residual_on_the_rules_scale():
 
 @pytest.mark.parametrize("over_people", [0.0, 0.04])
 def test_the_interval_is_over_people_and_over_runs(over_people):
-    draws = 0.5 + over_people * np.random.default_rng(7).standard_normal(2000)
+    rng = np.random.default_rng(7)
+    draws = 0.5 + over_people * rng.standard_normal(2000)
     found = residual_knowledge({"lens": residual(0.5, draws=draws)}, replace(RULE, run_sd=0.03))
-    half_width = 1.96 * np.hypot(over_people, 0.03) / 0.8
+    exact = over_people * rng.standard_normal(400_000) + 0.03 * rng.standard_t(PRIOR_DF, 400_000)
+    low, high = np.quantile(exact, [0.025, 0.975]) / 0.8
     assert found.value == pytest.approx(0.5)
-    assert (found.low, found.high) == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=0.01)
+    assert (found.low, found.high) == pytest.approx((0.5 + low, 0.5 + high), abs=0.01)
 
 
 @pytest.mark.parametrize(("rho", "value"), [(-2.0, 0.0), (0.1, 0.0), (0.9, 1.0), (1.3, 1.0)])
@@ -132,6 +136,28 @@ def test_what_lexical_overlap_gives_is_no_knowledge(low, above_low, word):
     assert found == word
 
 
+@pytest.mark.parametrize(
+    ("signs", "label"),
+    [
+        (Signs(attacks=("one", "two")), "erased"),
+        (Signs(attacks=("one",)), "inconclusive"),
+        (Signs(attacks=()), "inconclusive"),
+        (Signs(attacks=("one", "two"), not_taken={"three": "the attack did not take hold"}), "erased"),
+        (Signs(attacks=("one", "two"), shown={"lens": 0.01}), "inconclusive"),
+        (Signs(attacks=("one", "two"), avoided=0.3), "inconclusive"),
+    ],
+)
+def test_what_speaks_of_knowledge_forbids_erased(signs, label):
+    score = Score(0.0, 0.0, 0.05, (RELEARNING,), ())
+    assert decide(score, residual(0.0, -0.1, 0.1), RULE, utility=1.0, signs=signs) == label
+
+
+@pytest.mark.parametrize("signs", [Signs(), Signs(shown={"lens": 0.3}, avoided=0.2, attacks=("one", "two"))])
+def test_signs_change_no_other_label(signs):
+    score = Score(0.5, 0.3, 0.7, (RELEARNING,), ())
+    assert decide(score, residual(0.0, -0.1, 0.1), RULE, utility=1.0, signs=signs) == "suppressed"
+
+
 def test_results_are_judged_against_chance_and_the_lexical_overlap_baseline():
     def result(test, unlearned):
         rows = [
@@ -147,7 +173,7 @@ def test_results_are_judged_against_chance_and_the_lexical_overlap_baseline():
     results = [result("without_attack", 0.5), result("relearning", 0.9), result("not in the rule", 1.0)]
     words = {}
     for rank in (0.5, 0.8, 0.95):
-        word, score = judge(results, RULE, utility=1.0, lexical_overlap={"rank": rank})
+        word, score, _ = judge(results, RULE, utility=1.0, lexical_overlap={"rank": rank})
         assert score.value == pytest.approx((0.8 - 0.1) / 0.8) and score.used == (RELEARNING,)
         words[rank] = word
     assert words == {0.5: "suppressed", 0.8: "suppressed", 0.95: "inconclusive"}

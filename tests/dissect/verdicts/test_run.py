@@ -1,10 +1,12 @@
 import json
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from dissect import InputError
 from dissect.models.model import Model
@@ -12,7 +14,7 @@ from dissect.models.pair import ModelPair
 from dissect.models.parameter_swap import with_values
 from dissect.stress import catalogue
 from dissect.stress.catalogue import Entry, entries, selection
-from dissect.stress.core.result import StressResult, value_rows
+from dissect.stress.core.result import StressResult, fact_rows, value_rows
 from dissect.stress.core.scores import score_facts
 from dissect.stress.lenses import logit_lens
 from dissect.stress.without_attack import without_attack
@@ -20,6 +22,7 @@ from dissect.verdicts import run as judging
 from dissect.verdicts.result import load_verdict
 from dissect.verdicts.rule import Rule, RuleEntry
 from dissect.verdicts.run import verdict
+from dissect.verdicts.signs import NOT_TAKEN
 from dissect.verdicts.tables import print_verdict
 from tests.dissect.stress.constructed import case_of, model, questions
 
@@ -28,7 +31,7 @@ RULE = Rule(
     needed=(RuleEntry("logit_lens"),),
     floor=0.0,
     ceiling=1.0,
-    run_sd=0.0,
+    run_sd=0.01,
     not_unlearned_above=0.5,
     suppressed_above=0.1,
     margin=0.1,
@@ -36,6 +39,8 @@ RULE = Rule(
     fitted={},
     reference={"erased": [0.0, 0.05], "suppressed": [0.4, 0.9]},
 )
+
+HARMLESS = ("first attack", "second attack")
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +55,20 @@ def two_tests(monkeypatch):
     cheap = (
         Entry("without_attack", dict.fromkeys(catalogue.BUDGETS, without_attack)),
         Entry("logit_lens", dict.fromkeys(catalogue.BUDGETS, counted), compares_models=False),
+        *(Entry(name, dict.fromkeys(catalogue.BUDGETS, partial(harmless, name))) for name in HARMLESS),
     )
     monkeypatch.setattr(catalogue, "entries", lambda *_: cheap)
     monkeypatch.setattr(catalogue, "SAMPLE", dict.fromkeys(catalogue.BUDGETS, 40))
     monkeypatch.setattr("dissect.verdicts.run.SAMPLE", dict.fromkeys(catalogue.BUDGETS, 40))
     return calls
+
+
+def harmless(name, case):
+    """An attack of level 4 that does nothing to any model."""
+    scored = {role: score_facts(one, case.forget) for role, one in case.models.items()}
+    rows = [(role, variant, scores) for role, scores in scored.items() for variant in ("", "as it is")]
+    frame = fact_rows(case.forget, rows)
+    return StressResult(test=name, level=4, measure="rank", frame=frame, proves="", settings={}, seconds=0.0)
 
 
 def judged(name, forget=None, **options):
@@ -88,7 +102,10 @@ def test_a_second_never_model_is_erased():
     assert found.label == "erased"
     assert f"holds less than {found.score.high:.2f} of the facts, 95 %" in found.sentences()[0]
     said = " ".join(found.sentences())
-    assert "in the budget `quick`: logit_lens" in said and "An attack that was not tried" in said
+    assert (
+        "in the budget `quick`: logit_lens, first attack and second attack" in said
+        and "An attack that was not tried" in said
+    )
     assert f"Up to {found.score.high:.2f}" in said and "no more than in the control" in said
 
 
@@ -98,6 +115,7 @@ def test_what_may_be_left_decides_what_is_called_erased(tmp_path):
     assert wide.label == "inconclusive" and 0.1 < wide.score.high < 0.6
     assert f"reaches from 0.00 to {wide.score.high:.2f}" in " ".join(wide.advice())
     assert "below the margin of 0.10 (option `margin`)" in " ".join(wide.advice())
+    assert wide.needed is not None and wide.needed in " ".join(wide.advice())
     forgiving = judged(never, rule=replace(RULE, run_sd=0.2), margin=0.6, out=tmp_path)
     assert forgiving.label == "erased" and forgiving.score == wide.score and forgiving.rule.margin == 0.6
     assert load_verdict(tmp_path).sentences() == forgiving.sentences()
@@ -120,7 +138,7 @@ def test_a_broken_model_is_said_to_be_broken_first():
 def test_without_a_never_model_it_says_so():
     found = judged("demo:rmu", control=None)
     assert found.label == "suppressed"
-    assert found.evidence()["against"].tolist() == ["floor", "floor"]
+    assert found.evidence()["against"].tolist() == ["floor"] * 4
     assert "No control" in " ".join(found.sentences()) and "`control`" in " ".join(found.advice())
     assert "from 0 (no more than chance) to 1" in " ".join(found.sentences())
     assert "guess" not in found.page().partition("<script")[0].lower()
@@ -153,7 +171,7 @@ def test_a_verdict_is_saved_resumed_and_read_back(tmp_path, two_tests):
         assert other.evidence().drop(columns="seconds").equals(found.evidence().drop(columns="seconds"))
     written = json.loads((out / "verdict.json").read_text())
     assert written["verdict"] == "suppressed" and written["residual_knowledge"]["score"] == found.score.value
-    assert [row["test"] for row in written["evidence"]] == ["without_attack", "logit_lens"]
+    assert [row["test"] for row in written["evidence"]] == ["without_attack", "logit_lens", *HARMLESS]
     with pytest.raises(InputError, match="holds another run: its hash of unlearned"):
         judged("demo:npo", out=out)
 
@@ -205,6 +223,107 @@ def test_the_same_weights_are_refused():
 def test_a_control_that_knows_is_refused():
     with pytest.raises(InputError, match="control.*must not know the forget facts"):
         judged("demo:npo", control=scaled(model("demo:base"), 1.001))
+
+
+def another_run(seed: int, size: float = 0.5) -> Model:
+    """A control that stands for another training run: the built-in one with noise on its third layer."""
+    start, values = model("demo:never"), {}
+    generator = torch.Generator().manual_seed(seed)
+    for name in start.weights.all_names:
+        if ".2." in name and start.hf.get_parameter(name).dim() == 2:
+            weight = start.hf.get_parameter(name).data
+            noise = torch.randn(weight.shape, generator=generator)
+            values[name] = weight + size * weight.std() * noise
+    return Model.wrap(with_values(start.hf, values), start.tokenizer, name=f"another run {seed}")
+
+
+def test_several_controls_are_compared_with_and_show_their_own_spread(tmp_path):
+    rule = replace(RULE, run_sd=0.05)
+    controls = [model("demo:never"), another_run(1), another_run(2)]
+    found = judged("demo:rmu", control=controls, rule=rule, out=tmp_path / "run", shared=tmp_path / "shared")
+    assert found.score.spread.n_controls == 3 and not found.score.spread.is_borrowed
+    assert found.label == "suppressed" and found.provenance["control"] == "demo:never, another run 1, another run 2"
+    assert "differences between the 3 controls" in " ".join(found.sentences())
+    again = load_verdict(tmp_path / "run")
+    assert again.score == found.score and again.signs == found.signs and again.sentences() == found.sentences()
+    alone = judged("demo:rmu", rule=rule)
+    assert "is borrowed from" in " ".join(alone.sentences())
+    both = found.residuals["logit_lens"], alone.residuals["logit_lens"]
+    assert both[0].rho != both[1].rho and both[0].run_variance is not None and both[1].run_variance is None
+    shared = judged("demo:npo", control=controls, rule=rule, shared=tmp_path / "shared")
+    assert shared.score.spread.n_controls == 3
+    roles = set(shared.results[1].frame["role"])
+    assert roles == {"base", "unlearned", "control", "control 2", "control 3"}
+
+
+def test_a_control_from_another_start_is_refused():
+    start = model("demo:never")
+    torch.manual_seed(0)
+    fresh = type(start.hf)(start.hf.config).eval()
+    with pytest.raises(InputError, match="`control` must come from the base's pretrained model.*fresh.*cosine 0.0"):
+        judged("demo:rmu", control=["demo:never", Model.wrap(fresh, start.tokenizer, name="fresh")])
+
+
+def test_a_second_control_that_knows_is_refused():
+    with pytest.raises(InputError, match="demo:base x 1.001 gives their answers"):
+        judged("demo:npo", control=["demo:never", scaled(model("demo:base"), 1.001)])
+
+
+def test_one_attack_that_took_hold_is_too_few_for_erased(monkeypatch):
+    known = catalogue.entries()
+    monkeypatch.setattr(catalogue, "entries", lambda *_: known[:-1])
+    found = judged(scaled(model("demo:never"), 1.001))
+    assert found.label == "inconclusive" and found.signs.attacks == HARMLESS[:1]
+    wanted = "attacks of 2 different tests must have taken hold, and only first attack did."
+    assert f"The score alone would allow `erased`, but {wanted}" in " ".join(found.sentences())
+
+
+def test_an_attack_that_did_not_take_hold_is_said_to_say_nothing(monkeypatch, capsys, tmp_path):
+    why = f"{NOT_TAKEN}: its own training loss did not fall"
+    residual = StressResult.residual
+
+    def failing(self, measure=None):
+        found = residual(self, measure)
+        return replace(found, rho=None, low=None, high=None, draws=None, reason=why) if "first" in self.test else found
+
+    monkeypatch.setattr(StressResult, "residual", failing)
+    found = judged(scaled(model("demo:never"), 1.001), out=tmp_path)
+    assert found.label == "inconclusive" and found.signs.not_taken == {"first attack": why}
+    assert "Did not take hold, and count neither for nor against: first attack." in " ".join(found.sentences())
+    assert f"first attack says nothing about this model: {why}." in found.advice()
+    written = json.loads((tmp_path / "verdict.json").read_text())
+    assert written["signs"]["not_taken"] == {"first attack": why} and written["signs"]["attacks"] == ["second attack"]
+    assert "did not take hold</td>" in found.page()
+    print_verdict(found)
+    assert "did not take hold" in capsys.readouterr().out
+    assert load_verdict(tmp_path).signs == found.signs
+
+
+def test_every_fact_is_shown_with_what_the_models_say(tmp_path):
+    rule = replace(RULE, tests=(RuleEntry("first attack"),), needed=(RuleEntry("first attack"),))
+    knowing, never = (scaled(model(f"demo:{name}"), 1.001) for name in ("base", "never"))
+    found = judged(knowing, rule=rule, out=tmp_path / "run")
+    facts = found.facts()
+    items = questions("forget").items
+    answers = {item.id: (item.prompt, item.answer) for item in items}
+    assert [answers[row["id"]] for _, row in facts.iterrows()] == list(
+        zip(facts["question"], facts["answer"], strict=True)
+    )
+    assert facts["came_back"].mean() > 0.8 and facts["control_too"].sum() <= 2
+    assert (facts["text_base"] == facts["text_unlearned"]).all() and facts["text_attacked"].isna().all()
+    assert (facts["text_control"] != facts["text_base"]).mean() > 0.5
+    came_back = int(facts["came_back"].sum())
+    assert f"Taken one by one, {came_back} of 40 facts came back under first attack (as it is)" in " ".join(
+        found.sentences()
+    )
+    told = json.loads((tmp_path / "run" / "verdict.json").read_text())["facts"]
+    assert (told["came_back"], told["tested"], told["attack"]) == (came_back, 40, "first attack")
+    written = pd.read_parquet(tmp_path / "run" / "facts.parquet")
+    pd.testing.assert_frame_equal(written, facts, check_dtype=False)
+    pd.testing.assert_frame_equal(load_verdict(tmp_path / "run").facts(), facts)
+    page = found.page()
+    assert f"<summary>{came_back} of 40 facts came back</summary>" in page and page.count("<td>yes</td>") == came_back
+    assert judged(never, rule=rule).facts()["came_back"].mean() < 0.1
 
 
 def test_a_base_that_does_not_know_is_refused():
@@ -302,13 +421,15 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path):
     found = judged("demo:rmu", out=tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
     told = record["verdict"]
+    (tmp_path / "facts.parquet").unlink()
     told["word"], told["guessing"] = told.pop("label"), told.pop("lexical_overlap")
+    del told["signs"], told["score"]["spread"]
     names = {"floor": "nothing", "ceiling": "everything", "run_sd": "spread", "not_unlearned_above": "expressed_above"}
     names["margin"] = "erased_below"
     told["rule"] = {names.get(name, name): value for name, value in told["rule"].items()}
     for test in record["tests"]:
         test["rung"] = test.pop("level")
-    record["tests"][0]["test"] = "expressed"
+    record["tests"][0] |= {"test": "expressed", "tables": []}
     record["never"] = record.pop("control")
     record["configuration"]["never_sha256"] = record["configuration"].pop("control_sha256")
     record["configuration"]["tests"][0] = "expressed"
@@ -318,8 +439,11 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path):
     frame["test"] = frame["test"].replace("without_attack", "expressed")
     frame.to_parquet(tmp_path / "results.parquet")
     old = load_verdict(tmp_path)
-    assert old.label == old.word == found.label and old.score == found.score and old.rule == found.rule
-    assert old.evidence().equals(found.evidence()) and old.sentences() == found.sentences()
+    assert old.label == old.word == found.label and old.score == replace(found.score, spread=None)
+    assert old.rule == found.rule and old.signs is None and "spread between" not in " ".join(old.sentences())
+    assert old.evidence().equals(found.evidence()) and old.sentences()[0] == found.sentences()[0]
+    assert old.facts()["question"].isna().all() and list(old.facts()["id"]) == list(found.facts()["id"])
+    assert old.advice() == found.advice() and "suppressed" in old.page()
     assert old.provenance["control"] == "demo:never" and old.configuration == found.configuration
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dissect.stress.core.result import StressResult, fact_rows, value_rows
+from dissect.stress.core.result import StressResult, _run_variance, fact_rows, value_rows
 from dissect.stress.core.scores import score_facts
 from tests.dissect.stress.constructed import case_of, model
 
@@ -140,6 +140,40 @@ def test_noise_in_the_never_models_variants_is_not_taken_for_knowledge(facts):
     assert found.low < 0 < found.high
     alone = _result(facts, {key: row for key, row in values.items() if key[0] != "control"}).residual()
     assert alone.low > found.low  # against a floor nothing corrects for the best of twenty
+
+
+def test_several_controls_count_as_the_mean_of_each_ones_best(facts):
+    values = {("base", ""): np.ones(N), ("unlearned", "a"): np.full(N, 0.8), ("unlearned", "b"): np.full(N, 0.1)}
+    values |= {("control", ""): np.zeros(N), ("control 2", ""): np.full(N, 0.2)}
+    values |= {("control", "a"): np.full(N, 0.4), ("control", "b"): np.zeros(N)}
+    values |= {("control 2", "a"): np.full(N, 0.1), ("control 2", "b"): np.full(N, 0.6)}
+    result = _result(facts, values)
+    found = result.residual()
+    assert found.rho == pytest.approx((0.8 - (0.4 + 0.6) / 2) / (1 - (0.0 + 0.2) / 2))
+    assert found.n_controls == 2 and found.against == "control"
+    np.testing.assert_allclose(found.draws, found.rho)
+    assert found.run_variance == pytest.approx(np.var([0.4, 0.6], ddof=1) / 0.9**2)
+    assert result.residuals().set_index("variant").loc["a", "control"] == pytest.approx(0.25)
+    one = _result(facts, {key: row for key, row in values.items() if key[0] != "control 2"}).residual()
+    assert one.n_controls == 1 and one.run_variance is None and one.rho == pytest.approx(0.8 - 0.4)
+    alone = _result(facts, {key: row for key, row in values.items() if "control" not in key[0]}).residual()
+    assert alone.n_controls == 0 and alone.run_variance is None and alone.against == "floor"
+
+
+def test_the_variance_between_runs_is_without_that_of_people():
+    """Each of many simulated cases has controls that differ by a run's own effect and by what each person adds."""
+    of_runs, of_people, k = 0.05, 0.3, 3
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(N, np.full(N, 1 / N), size=400) / N
+    weights = np.concatenate([np.full((1, N), 1 / N), draws])
+    estimates, naive = [], []
+    for _ in range(2000):
+        scores = rng.normal(0, of_runs, (k, 1)) + rng.normal(0, of_people, (k, N))
+        of_controls = scores @ weights.T
+        estimates.append(_run_variance(of_controls, np.ones(len(weights))))
+        naive.append(of_controls[:, 0].var(ddof=1))
+    assert np.mean(naive) == pytest.approx(of_runs**2 + of_people**2 / N, rel=0.1)
+    assert np.mean(estimates) == pytest.approx(of_runs**2, rel=0.15)
 
 
 def test_a_floor_stands_in_for_never(facts):
