@@ -3,15 +3,20 @@
     hidden        invented people whose facts the copy was taught and then made to hide: what the attack can find
     never shown   invented people of whom the copy was told nothing: what the attack finds where there is nothing
 
-Each half is put through the attack as the user's own facts are, alone. The score of the user's facts on this scale is
+All of them go through the attack as the user's own facts do, in the copy and, before anybody is planted, in the model
+itself, where the hidden people are as unknown as the others. With r the mean rank under the attack,
 
-    (attacked user's facts - attacked never shown) / (attacked hidden - attacked never shown)
+    zero    = r of the people whom the attacked model was never shown: all in the model, the never shown in the copy
+    gain    = r of the hidden people in the copy - r of the same people in the model
+    score   = (r of the user's facts - zero) / gain
 
-0 where the attack finds as little as of people that do not exist, 1 where it finds as much as of what was hidden a
-moment ago. It needs neither a base nor a control, and takes nothing from other models.
+The score is 0 where the attack finds as little as of people who do not exist, and 1 where it finds as much as of facts
+that were hidden a moment ago (ceiling = zero + gain). It needs neither a base nor a control, and takes nothing from
+other models. Both terms of the gain are of the same questions, answers and distractors, so that an invented answer
+that happens to suit its question cancels.
 
-Spike-ins are hidden by a mild unlearning (NPO, 2404.05868), so the ceiling is that of suppressed knowledge, and not
-that of knowledge that is still shown.
+People are hidden by a mild unlearning (NPO with cross-entropy on what is to stay, 2404.05868), so the ceiling is that
+of suppressed knowledge, and not that of knowledge that is still shown.
 """
 
 import copy
@@ -30,15 +35,15 @@ from dissect.models.pair import ModelPair
 from dissect.prompts.prompts import Prompt, Prompts
 from dissect.scoring.run_result import Copied
 from dissect.stress.core.case import Case
-from dissect.stress.core.distractors import Facts, with_distractors
+from dissect.stress.core.distractors import N_DISTRACTORS, Facts, with_distractors
 from dissect.stress.core.finetuning import Descent, Recipe, fine_tuned_at, scales_of, spans_of
 from dissect.stress.core.invented import InventedPerson, invented_people
 from dissect.stress.core.result import DRAWS, PLAIN, StressResult
-from dissect.stress.core.scores import MEASURES, score_facts
-from dissect.stress.relearning import relearn_disjoint
+from dissect.stress.core.scores import MEASURES, score_answers, score_facts
+from dissect.stress.relearning import relearn_disjoint, same_exposure
 from unlearning import Example
-from unlearning.common.bootstrap import LEVEL, Estimate, clusters, times_drawn
-from unlearning.common.errors import InputError, check_at_least
+from unlearning.common.bootstrap import LEVEL, Estimate, times_drawn
+from unlearning.common.errors import check_at_least
 from unlearning.data.batches import collate
 from unlearning.data.chat import chat_format
 from unlearning.data.spans import encode_answer
@@ -55,7 +60,10 @@ FEWEST = 4
 HIDDEN, NEVER_SHOWN, USER = "hidden", "never shown", "forget"
 """The three sets of facts, values of the column `facts`."""
 
-COLUMNS = ("attack", "facts", "stage", "measure", "example", "group", "value")
+MODEL, COPY = "model", "copy"
+"""The attacked models, values of the column `model`: the user's unlearned model, and its copy with planted people."""
+
+COLUMNS = ("attack", "facts", "model", "stage", "measure", "example", "group", "value")
 """Columns of `SpikeIns.frame`."""
 
 Attack = Callable[[Case], StressResult]
@@ -71,7 +79,8 @@ class Teaching:
     Attributes:
         known: Share of the taught facts whose every answer token must be the most probable one.
         teach: Recipe of the teaching; its `steps` are the most steps.
-        check_every: Steps between two checks.
+        depth: Teaching goes on to this many times the steps after which the facts were known.
+        check_every: Steps between two checks of the teaching; hiding is checked after every step.
         hidden_below: Mean probability per answer token (geometric mean over an answer) at which hiding ends.
         hide: Recipe of the hiding; its `steps` are the most steps.
         beta: NPO's inverse temperature.
@@ -79,7 +88,8 @@ class Teaching:
 
     known: float = 0.9
     teach: Recipe = field(default_factory=lambda: Recipe(rate=0.01, steps=480, batch_size=40))
-    check_every: int = 24
+    depth: float = 2.0
+    check_every: int = 8
     hidden_below: float = 0.1
     hide: Recipe = field(default_factory=lambda: Recipe(rate=0.003, steps=120, batch_size=20))
     beta: float = 0.1
@@ -109,13 +119,15 @@ class Scale:
 
     Attributes:
         attack: Name of the attack.
-        zero: Mean rank of the never shown people's facts under the attack, with its interval over people.
-        ceiling: The same of the hidden people's facts.
-        user: The same of the user's facts.
-        score: (user - zero) / (ceiling - zero), with its interval over people of all three sets; None if the attack
-            does not find more of the hidden people than of the never shown.
-        power: Share of the hidden people whose mean rank is above that of 95 % of never shown people (normal
-            approximation).
+        zero: Mean rank under the attack of people whom the attacked model was never shown.
+        ceiling: Zero, plus what planting and hiding added to the hidden people's mean rank under the attack.
+        user: Mean rank of the user's facts under the attack.
+        score: (user - zero) / (ceiling - zero); None if the attack does not find the hidden people.
+        power: Share of the hidden people who were found: planting added more to their rank under the attack than it
+            adds to that of 95 % of the never shown (normal approximation).
+        moved: What planting added to the rank of the never shown people, which should be about 0.
+
+    All intervals are over people.
     """
 
     attack: str
@@ -124,6 +136,7 @@ class Scale:
     user: Estimate
     score: Estimate | None
     power: float
+    moved: Estimate
 
 
 @dataclass(eq=False, kw_only=True)
@@ -131,8 +144,9 @@ class SpikeIns:
     """What attacks find of invented people in the user's own model, and of the user's facts.
 
     Attributes:
-        frame: One row per attack, set of facts (`hidden`, `never shown`, `forget`: the user's), stage (`before` the
-            attack or `attacked`), measure and example, with the columns `COLUMNS`.
+        frame: One row per attack, set of facts (`hidden`, `never shown`, `forget`: the user's), attacked model
+            (`model`, or its `copy` with planted people), stage (`before` the attack or `attacked`), measure and
+            example, with the columns `COLUMNS`.
         stages: How teaching and hiding went (see `Spiked`).
         people: The invented people's `facts` (their set), `name`, `prompt` and `answer`.
         settings: Everything that the numbers depend on besides models and facts.
@@ -158,8 +172,8 @@ class SpikeIns:
         """Return one row per attack and number: `attack`, `number`, `value`, `low`, `high`, `n`."""
         rows = []
         for scale in self.scales():
-            numbers = {"zero": scale.zero, "ceiling": scale.ceiling, "user": scale.user, "score": scale.score}
-            for name, estimate in numbers.items():
+            for name in ("zero", "ceiling", "user", "score", "moved"):
+                estimate = getattr(scale, name)
                 if estimate is not None:
                     rows.append({"attack": scale.attack, "number": name, **asdict(estimate)})
             n = len({*self.people.query("facts == @HIDDEN")["name"]})
@@ -173,6 +187,21 @@ class SpikeIns:
             return [self.reason]
         return [sentence(scale) for scale in self.scales()]
 
+    def parts(self) -> dict[str, pd.DataFrame]:
+        """Return the tables by the names of their files in a run directory."""
+        return {"spike_ins": self.frame, "spike_ins--stages": self.stages, "spike_ins--people": self.people}
+
+    def record(self) -> dict[str, Any]:
+        """Return everything but the tables, as plain data for JSON."""
+        return {"settings": self.settings, "seconds": self.seconds, "seed": self.seed, "reason": self.reason}
+
+    @classmethod
+    def from_parts(cls, record: Mapping[str, Any], parts: Mapping[str, pd.DataFrame]) -> "SpikeIns":
+        """Put spike-ins together from what `record` and `parts` gave."""
+        return cls(
+            frame=parts["spike_ins"], stages=parts["spike_ins--stages"], people=parts["spike_ins--people"], **record
+        )
+
 
 def spike_ins(
     case: Case,
@@ -181,6 +210,7 @@ def spike_ins(
     attacks: Mapping[str, Attack] | None = None,
     teaching: Teaching | None = None,
     found: Mapping[str, StressResult] | None = None,
+    prompts: Prompts | None = None,
 ) -> SpikeIns:
     """Teach invented people to a copy of the unlearned model, hide them again, and attack them and the user's facts.
 
@@ -190,7 +220,8 @@ def spike_ins(
         attacks: The attacks by name; each takes a case and attacks the role `case.only`. By default the verdict's
             `relearn_disjoint`.
         teaching: How people are taught and hidden.
-        found: Results of the same attacks on the user's facts, if they are known already.
+        found: Results of the same attacks on the user's facts by name, if they are known already.
+        prompts: The prompts to invent people from, where the case holds only some of them; by default the case's.
 
     Returns:
         What the attacks found, or why the spike-ins failed.
@@ -212,29 +243,32 @@ def spike_ins(
     teaching = teaching or Teaching()
     attacks = {"relearn_disjoint": relearn_disjoint} if attacks is None else attacks
     texts = [] if case.retain is None else [f"{item.prompt}\n{item.answer}" for item in case.retain.prompts.items]
-    people = invented_people(case.forget.prompts, n, seed=case.seed, known=texts)
-    of_set = {HIDDEN: people[: n // 2], NEVER_SHOWN: people[n // 2 :]}
-    sets = {name: facts_of(some, case, name) for name, some in of_set.items()}
-    spiked = spike(case, sets[HIDDEN], teaching)
+    people = invented_people(prompts or case.forget.prompts, n, seed=case.seed, known=texts)
+    set_of = {person.name: HIDDEN if number < n // 2 else NEVER_SHOWN for number, person in enumerate(people)}
+    facts = facts_of(people, case)
+    planted = [index for index, group in enumerate(facts.groups) if set_of[group] == HIDDEN]
+    items = [facts.prompts.items[index] for index in planted]
+    facts = same_exposure(facts, [f"{item.prompt} {item.answer}" for item in items])
+    facts = Facts(facts.prompts, tuple(others[:N_DISTRACTORS] for others in facts.distractors))
+    spiked = spike(case, facts.select(planted), teaching)
     frames = []
     for name, attack in attacks.items() if not spiked.reason else ():
         theirs = (found or {}).get(name) or attack(replace(case, only="unlearned"))
-        frames.append(_attacked_rows(name, USER, theirs))
-        pair = ModelPair(spiked.taught, spiked.hidden)
-        for facts in (HIDDEN, NEVER_SHOWN):
-            own = replace(case, pair=pair, control=None, forget=sets[facts], only="unlearned")
-            frames.append(_attacked_rows(name, facts, attack(own)))
+        frames.append(_rows_of(theirs).assign(attack=name, facts=USER, model=MODEL))
+        for model, unlearned in ((MODEL, case.pair.unlearned), (COPY, spiked.hidden)):
+            pair = ModelPair(spiked.taught, unlearned)
+            own = attack(replace(case, pair=pair, control=None, forget=facts, only="unlearned"))
+            rows = _rows_of(own)
+            frames.append(rows.assign(attack=name, facts=rows["group"].map(set_of), model=model))
+    table = [
+        {"facts": set_of[person.name], "name": person.name, "prompt": prompt, "answer": answer}
+        for person in people
+        for prompt, answer in person.facts
+    ]
     return SpikeIns(
-        frame=pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS)),
+        frame=pd.concat(frames, ignore_index=True)[list(COLUMNS)] if frames else pd.DataFrame(columns=list(COLUMNS)),
         stages=spiked.stages,
-        people=pd.DataFrame(
-            [
-                {"facts": name, "name": person.name, "prompt": prompt, "answer": answer}
-                for name, some in of_set.items()
-                for person in some
-                for prompt, answer in person.facts
-            ]
-        ),
+        people=pd.DataFrame(table),
         settings={"n": n, "attacks": list(attacks), "teaching": asdict(teaching)},
         seconds=time.perf_counter() - started,
         seed=case.seed,
@@ -242,30 +276,27 @@ def spike_ins(
     )
 
 
-def facts_of(people: Sequence[InventedPerson], case: Case, name: str = "invented") -> Facts:
+def facts_of(people: Sequence[InventedPerson], case: Case) -> Facts:
     """Return the facts of invented people, tokenised as the case's questions are; a person is a group.
 
-    Their distractors are answers to the same people's similar questions.
+    Their distractors are the answers to similar questions about the others, one of each if the wording is the same.
 
     Args:
         people: The people.
         case: Gives tokenizer, chat template and seed.
-        name: Name of the set in ids.
 
     Returns:
         The facts with distractors.
     """
-    tokenizer, prompts = case.pair.tokenizer, case.forget.prompts
-    first = prompts.items[0]
-    of_a_chat = encode_answer(tokenizer, first.prompt, first.answer).input_ids != list(first.input_ids)
-    chat = chat_format(tokenizer) if of_a_chat else None
+    tokenizer = case.pair.tokenizer
+    chat = chat_format(tokenizer) if _is_chat(case) else None
     items = []
     for person in people:
         for number, (prompt, answer) in enumerate(person.facts):
             span = encode_answer(tokenizer, prompt, answer, chat=chat)
             items.append(
                 Prompt(
-                    id=f"{name}-{person.name}-{number}",
+                    id=f"{person.name}-{number}",
                     group=person.name,
                     prompt=prompt,
                     answer=answer,
@@ -274,8 +305,8 @@ def facts_of(people: Sequence[InventedPerson], case: Case, name: str = "invented
                     scored=range(span.answer_start - 1, len(span.input_ids) - 1),
                 )
             )
-    invented = Prompts(items=tuple(items), scoring="answer", pad_token_id=prompts.pad_token_id, source=name)
-    return with_distractors(invented, from_file=False, seed=case.seed, name=name)
+    invented = replace(case.forget.prompts, items=tuple(items), source="invented")
+    return with_distractors(invented, from_file=False, n=len(people) - 1, seed=case.seed, name="invented")
 
 
 def spike(case: Case, facts: Facts, teaching: Teaching) -> Spiked:
@@ -293,38 +324,37 @@ def spike(case: Case, facts: Facts, teaching: Teaching) -> Spiked:
         The model after both, or the reason why it failed.
     """
     start = case.pair.unlearned
-    taught_texts = [Example(item.prompt, item.answer) for item in facts.prompts.items]
-    keep = _kept_texts(case, len(taught_texts))
-    stages = [{"stage": "start", "steps": 0, **_state(start, facts, case)}]
+    texts = [Example(item.prompt, item.answer) for item in facts.prompts.items]
+    keep = _kept_texts(case, len(texts))
+    stages = [_stage("start", 0, start, facts, case)]
     checks = range(teaching.check_every, teaching.teach.steps + 1, teaching.check_every)
-    taught, state = start, stages[0]
-    for steps, found in fine_tuned_at(start, taught_texts + keep, teaching.teach, steps=list(checks), case=case):
-        taught, state = found.model, _state(found.model, facts, case)
-        if state["known"] >= teaching.known:
+    known_at = 0
+    for steps, found in fine_tuned_at(start, texts + keep, teaching.teach, steps=list(checks), case=case):
+        taught, known = found.model, _shown(found.model, facts, case)["known"]
+        known_at = known_at or (steps if known >= teaching.known else 0)
+        if known_at and steps >= teaching.depth * known_at:
             break
-    stages.append({"stage": "taught", "steps": steps, **state})
-    if state["known"] < teaching.known:
+    stages.append(_stage("taught", steps, taught, facts, case))
+    if known < teaching.known:
         return Spiked(
             taught,
             taught,
             pd.DataFrame(stages),
-            f"The spike-ins failed: after {steps} steps of teaching the model answers {state['known']:.0%} of the "
-            f"invented people's questions (needed: {teaching.known:.0%}). It does not learn facts of this form, so that "
-            "nothing is known of the attack's power. Ask for fewer invented people (`spike_ins`), or judge the model "
-            "with a control",
+            f"The spike-ins failed: after {steps} steps of teaching the model answers {known:.0%} of the invented "
+            f"people's questions (needed: {teaching.known:.0%}). It does not learn facts of this form, so that nothing "
+            "is known of the attack's power. Invent fewer people (`spike_ins`), or judge the model with a control",
         )
-    hidden = taught
-    for steps, model in _hidden(taught, taught_texts, keep, teaching, case):
-        hidden, state = model, _state(model, facts, case)
-        if state["probability"] <= teaching.hidden_below:
+    for steps, hidden in _hidden(taught, texts, keep, teaching, case):
+        probability = _shown(hidden, facts, case)["probability"]
+        if probability <= teaching.hidden_below or steps == teaching.hide.steps:
             break
-    stages.append({"stage": "hidden", "steps": steps, **state})
+    stages.append(_stage("hidden", steps, hidden, facts, case))
     reason = ""
-    if state["probability"] > teaching.hidden_below:
+    if probability > teaching.hidden_below:
         reason = (
             f"The spike-ins failed: after {steps} steps of unlearning the model still gives the invented people's "
-            f"answers a probability of {state['probability']:.0%} (needed: {teaching.hidden_below:.0%}), so that "
-            "nothing is hidden for the attack to find. Judge the model with a control"
+            f"answers a probability of {probability:.0%} (needed: {teaching.hidden_below:.0%}), so that nothing is "
+            "hidden for the attack to find. Judge the model with a control"
         )
     return Spiked(taught, hidden, pd.DataFrame(stages), reason)
 
@@ -359,14 +389,16 @@ def _is_chat(case: Case) -> bool:
     return encode_answer(case.pair.tokenizer, item.prompt, item.answer).input_ids != list(item.input_ids)
 
 
-def _state(model: Model, facts: Facts, case: Case) -> dict[str, float]:
-    """Return the share of the facts that the model knows, and their mean probability and rank."""
-    scores = score_facts(model, facts, batch_size=case.batch_size)
-    return {
-        "known": float(scores.correct.mean()),
-        "probability": float(np.exp(scores.logprob).mean()),
-        "rank": float(np.nanmean(scores.rank)),
-    }
+def _shown(model: Model, facts: Facts, case: Case) -> dict[str, float]:
+    """Return the share of the facts that the model answers, and the mean probability of their answers."""
+    logprob, correct = score_answers(model, facts.prompts, facts.prompts.items, batch_size=case.batch_size)
+    return {"known": float(correct.mean()), "probability": float(np.exp(logprob).mean())}
+
+
+def _stage(name: str, steps: int, model: Model, facts: Facts, case: Case) -> dict[str, Any]:
+    """Return the row of a stage (see `Spiked`)."""
+    rank = float(np.nanmean(score_facts(model, facts, batch_size=case.batch_size).rank))
+    return {"stage": name, "steps": steps, **_shown(model, facts, case), "rank": rank}
 
 
 def _hidden(
@@ -382,7 +414,7 @@ def _hidden(
         case: Gives tokenizer, chat template and seed.
 
     Yields:
-        The number of steps and a copy of the model after them.
+        The number of steps and the model after them, which later steps change.
     """
     recipe = teaching.hide
     hf = copy.deepcopy(taught.hf).float().requires_grad_(True).eval()
@@ -390,7 +422,7 @@ def _hidden(
     tensors = list(hf.parameters())
     descent = Descent(tensors, scales_of(hf, [*forget, *stay]), recipe.rate)
     rng = np.random.default_rng(case.seed)
-    every = max(1, teaching.check_every // 6)
+    hidden = replace(taught, hf=hf, sha256=f"{taught.sha256} hidden")
     for step in range(1, recipe.steps + 1):
         chosen = rng.choice(len(forget), min(recipe.batch_size, len(forget)), replace=False)
         batch = collate([forget[index] for index in chosen]).to(taught.device)
@@ -401,52 +433,63 @@ def _hidden(
         if stay:
             chosen = rng.choice(len(stay), min(recipe.batch_size, len(stay)), replace=False)
             loss = loss + answer_nll(hf, collate([stay[index] for index in chosen]).to(taught.device)).mean()
-        for tensor, gradient in zip(tensors, torch.autograd.grad(loss, tensors, allow_unused=True), strict=True):
-            tensor.grad = gradient
-        descent.step()
-        if step % every == 0 or step == recipe.steps:
-            yield step, replace(taught, hf=copy.deepcopy(hf).requires_grad_(False), sha256=f"{taught.sha256} hidden")
+        descent.step(torch.autograd.grad(loss, tensors, allow_unused=True))
+        yield step, hidden
 
 
-def _attacked_rows(attack: str, facts: str, result: StressResult) -> pd.DataFrame:
-    """Return the rows of a result's unlearned model before and under its strongest variant."""
+def _rows_of(result: StressResult) -> pd.DataFrame:
+    """Return the rows of a result's unlearned model before and under its strongest variant, with their `stage`."""
     frame = result.frame
     frame = frame[frame["role"] == "unlearned"]
     decides = frame[(frame["measure"] == result.measure) & (frame["variant"] != PLAIN)]
     strongest = decides.groupby("variant")["value"].mean().idxmax()
     rows = frame[frame["variant"].isin([PLAIN, strongest])]
-    stage = np.where(rows["variant"] == PLAIN, "before", "attacked")
-    return rows.assign(attack=attack, facts=facts, stage=stage)[list(COLUMNS)]
+    return rows.assign(stage=np.where(rows["variant"] == PLAIN, "before", "attacked"))
 
 
 def _scale(attack: str, rows: pd.DataFrame, seed: int) -> Scale:
     """Return the scale of one attack from its rows of the frame."""
-    rank = rows[(rows["measure"] == MEASURES[0]) & (rows["stage"] == "attacked") & rows["value"].notna()]
-    values, draws, people = {}, {}, {}
-    for number, facts in enumerate((NEVER_SHOWN, HIDDEN, USER)):
-        of_set = rank[rank["facts"] == facts]
-        values[facts], draws[facts] = _mean(of_set, seed=(seed, number))
-        people[facts] = of_set.groupby("group")["value"].mean().to_numpy()
-    zero, ceiling, user = (values[facts] for facts in (NEVER_SHOWN, HIDDEN, USER))
-    spread = float(people[NEVER_SHOWN].std(ddof=1))
-    found = people[HIDDEN] > zero.value + _ONE_SIDED * spread
-    gap = draws[HIDDEN] - draws[NEVER_SHOWN]
-    score = None
-    if np.quantile(gap, (1 - LEVEL) / 2) > 0:
-        drawn = (draws[USER] - draws[NEVER_SHOWN]) / gap
-        low, high = np.quantile(drawn[np.isfinite(drawn)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        value = (user.value - zero.value) / (ceiling.value - zero.value)
-        score = Estimate(float(value), float(low), float(high), user.n)
-    return Scale(attack, zero, ceiling, user, score, float(found.mean()))
+    ranks = rows[(rows["measure"] == MEASURES[0]) & (rows["stage"] == "attacked")]
+    user = ranks[ranks["facts"] == USER].dropna(subset="value")
+    invented = ranks[ranks["facts"] != USER].pivot(index=["facts", "group", "example"], columns="model", values="value")
+    invented = invented.dropna().groupby(level=["facts", "group"]).mean()  # one row per person
+    hidden, never = invented.loc[HIDDEN], invented.loc[NEVER_SHOWN]
+    unknown = [hidden[MODEL].to_numpy(), never.mean(axis=1).to_numpy()]
+    added, moved = ((people[COPY] - people[MODEL]).to_numpy() for people in (hidden, never))
+
+    def draws(number: int, n: int) -> Float[np.ndarray, "draw person"]:
+        """Return how often each person is drawn: first as the data are, then in every bootstrap draw."""
+        drawn = times_drawn(np.arange(n), draws=DRAWS, seed=[seed, number])
+        return np.concatenate([np.ones((1, n)), drawn]) / n
+
+    of_hidden, of_never = draws(0, len(hidden)), draws(1, len(never))
+    persons = user.groupby("group")["value"].agg(["sum", "size"]) if user["group"].ne("").all() else None
+    if persons is None:  # facts without a group are groups of one
+        persons = pd.DataFrame({"sum": user["value"], "size": 1})
+    of_user = draws(2, len(persons))
+    n_people = len(hidden) + len(never)
+    zero = (of_hidden @ unknown[0] * len(hidden) + of_never @ unknown[1] * len(never)) / n_people
+    gain = of_hidden @ added
+    theirs = (of_user @ persons["sum"].to_numpy()) / (of_user @ persons["size"].to_numpy())
+    found = np.quantile(gain[1:], (1 - LEVEL) / 2) > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        score = _estimate((theirs - zero) / gain, len(persons)) if found else None
+    return Scale(
+        attack=attack,
+        zero=_estimate(zero, n_people),
+        ceiling=_estimate(zero + gain, len(hidden)),
+        user=_estimate(theirs, len(persons)),
+        score=score,
+        power=float((added > moved.mean() + _ONE_SIDED * moved.std(ddof=1)).mean()),
+        moved=_estimate(of_never @ moved, len(never)),
+    )
 
 
-def _mean(rows: pd.DataFrame, *, seed: Sequence[int]) -> tuple[Estimate, Float[np.ndarray, " draw"]]:
-    """Return the mean value with its interval, and the means of the bootstrap draws over groups."""
-    values = rows["value"].to_numpy(dtype=np.float64)
-    weights = times_drawn(clusters(rows["group"].tolist()), draws=DRAWS, seed=list(seed))
-    draws = weights @ values / weights.sum(axis=1)
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(values.mean()), float(low), float(high), len(values)), draws
+def _estimate(values: Float[np.ndarray, " draw"], n: int) -> Estimate:
+    """Return the first value with the interval of the others."""
+    drawn = values[1:][np.isfinite(values[1:])]
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(values[0]), float(low), float(high), n)
 
 
 def sentence(scale: Scale) -> str:
@@ -470,8 +513,8 @@ def sentence(scale: Scale) -> str:
     )
     if scale.score is None:
         return (
-            f"{text} It does not tell the planted people from people who were never there, so that in this model it "
-            "can show nothing."
+            f"{text} It does not find the planted people, so that in this model it can show nothing. Plant more people "
+            "(`spike_ins`) or use another attack."
         )
     score = scale.score
     return f"{text} On the scale between the two that is {score.value:.2f} [{score.low:.2f}, {score.high:.2f}]."

@@ -145,7 +145,7 @@ def fine_tuned_at(
     """
     if not steps or list(steps) != sorted(set(steps)) or steps[0] < 1:
         raise InputError(f"`steps` must be increasing numbers from 1, got {', '.join(map(str, steps)) or 'none'}")
-    spans = _spans(model, examples, case)
+    spans = spans_of(model, examples, case)
     hf = copy.deepcopy(model.hf).float().requires_grad_(True).eval()
     before = mean_loss(hf, spans)
     if recipe.lora_rank:
@@ -153,8 +153,8 @@ def fine_tuned_at(
         scales = [1.0] * len(tensors)
     else:
         tensors = list(hf.parameters())  # tied ones once
-        scales = _scales(hf, spans)
-    descent = _Descent(tensors, scales, recipe.rate)
+        scales = scales_of(hf, spans)
+    descent = Descent(tensors, scales, recipe.rate)
     losses: list[Tensor] = []
     for batch in _batches(spans, recipe.batch_size, steps[-1], seed=case.seed):
         loss = answer_nll(hf, collate(batch).to(model.device)).mean()
@@ -184,10 +184,17 @@ def mean_loss(hf: PreTrainedModel, spans: Sequence[AnswerSpan]) -> float:
     return float(torch.cat(nll).double().mean())
 
 
-class _Descent:
+class Descent:
     """Adam with relative steps, as the module's docstring has it."""
 
     def __init__(self, tensors: Sequence[Tensor], scales: Sequence[float], rate: float) -> None:
+        """Start from averages of zero.
+
+        Args:
+            tensors: What to train; changed in place.
+            scales: Size of each tensor, as `scales_of` returns it.
+            rate: Size of a step, as a share of the size of each tensor.
+        """
         self.tensors, self.scales, self.rate = tensors, scales, rate
         self.means = [torch.zeros_like(tensor) for tensor in tensors]
         self.squares = [torch.zeros_like(tensor) for tensor in tensors]
@@ -195,6 +202,7 @@ class _Descent:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
+        """Take one step along the gradients, one per tensor; None for a tensor that the loss does not depend on."""
         self.steps += 1
         first, second = (1 - beta**self.steps for beta in BETAS)
         for gradient, scale, mean, square in zip(gradients, self.scales, self.means, self.squares, strict=True):
@@ -210,7 +218,7 @@ class _Descent:
             tensor.addcdiv_(mean, denominator, value=-self.rate * scale / first)
 
 
-def _spans(model: Model, examples: Sequence[Example], case: Case) -> list[AnswerSpan]:
+def spans_of(model: Model, examples: Sequence[Example], case: Case) -> list[AnswerSpan]:
     """Return the tokens of the examples, wrapped as the case's questions are."""
     tokenizer = case.pair.tokenizer
     item = case.forget.prompts.items[0]
@@ -239,7 +247,7 @@ def _rms(tensor: Tensor) -> float:
     return float(tensor.detach().double().square().mean().sqrt())
 
 
-def _scales(hf: PreTrainedModel, spans: Sequence[AnswerSpan]) -> list[float]:
+def scales_of(hf: PreTrainedModel, spans: Sequence[AnswerSpan]) -> list[float]:
     """Return the size of every parameter: its root mean square, or of a vector that of its module's output."""
     of_outputs = _output_sizes(hf, spans)
     vectors = {

@@ -237,7 +237,7 @@ def test_models_on_the_way_are_those_of_shorter_trainings():
 
 def test_batches_are_whole_and_every_text_comes_up_equally_often():
     case = npo()
-    spans = finetuning._spans(case.pair.base, examples_of(case.forget, 10), case)
+    spans = finetuning.spans_of(case.pair.base, examples_of(case.forget, 10), case)
     batches = list(finetuning._batches(spans, 4, 5, seed=0))
     assert [len(batch) for batch in batches] == [4] * 5
     counts = [sum(span is one for batch in batches for one in batch) for span in spans]
