@@ -40,6 +40,7 @@ from dissect.stress.core.finetuning import Descent, Recipe, fine_tuned_at, scale
 from dissect.stress.core.invented import InventedPerson, invented_people
 from dissect.stress.core.result import DRAWS, PLAIN, StressResult
 from dissect.stress.core.scores import MEASURES, score_answers, score_facts
+from dissect.stress.deranged import deranged_relearning
 from dissect.stress.relearning import relearn_disjoint, same_exposure
 from unlearning import Example
 from unlearning.common.bootstrap import LEVEL, Estimate, times_drawn
@@ -67,6 +68,9 @@ COLUMNS = ("attack", "facts", "model", "stage", "measure", "example", "group", "
 """Columns of `SpikeIns.frame`."""
 
 Attack = Callable[[Case], StressResult]
+
+ATTACKS: Mapping[str, Attack] = {"relearn_disjoint": relearn_disjoint, "deranged_relearning": deranged_relearning}
+"""The default attacks by name."""
 
 _ONE_SIDED = 1.645
 """Standard normal quantile of .95."""
@@ -217,8 +221,7 @@ def spike_ins(
     Args:
         case: Models and facts; only the unlearned model is used.
         n: Number of invented people; half of them are taught and hidden, the others never shown.
-        attacks: The attacks by name; each takes a case and attacks the role `case.only`. By default the verdict's
-            `relearn_disjoint`.
+        attacks: The attacks by name; each takes a case, and attacks the role `case.only`.
         teaching: How people are taught and hidden.
         found: Results of the same attacks on the user's facts by name, if they are known already.
         prompts: The prompts to invent people from, where the case holds only some of them; by default the case's.
@@ -241,7 +244,7 @@ def spike_ins(
     started = time.perf_counter()
     check_at_least("n", n, FEWEST)
     teaching = teaching or Teaching()
-    attacks = {"relearn_disjoint": relearn_disjoint} if attacks is None else attacks
+    attacks = ATTACKS if attacks is None else attacks
     texts = [] if case.retain is None else [f"{item.prompt}\n{item.answer}" for item in case.retain.prompts.items]
     people = invented_people(prompts or case.forget.prompts, n, seed=case.seed, known=texts)
     set_of = {person.name: HIDDEN if number < n // 2 else NEVER_SHOWN for number, person in enumerate(people)}

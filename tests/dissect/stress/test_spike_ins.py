@@ -14,6 +14,7 @@ from dissect.stress.core.distractors import with_distractors
 from dissect.stress.core.finetuning import Recipe
 from dissect.stress.core.result import StressResult, fact_rows
 from dissect.stress.core.scores import score_facts
+from dissect.stress.deranged import deranged_relearning
 from dissect.stress.spike_ins import COLUMNS, COPY, HIDDEN, MODEL, NEVER_SHOWN, USER, SpikeIns, Teaching, spike_ins
 from tests.dissect.helpers import build_model, build_tokenizer, save_records, torch_state
 from tests.dissect.stress.constructed import case_of, model
@@ -185,10 +186,9 @@ def test_a_suppressed_model_is_above_one_that_never_knew():
     for name in ("npo", "never"):
         case = replace(case_of(model(f"demo:{name}"), n=120), control=None)
         prompts = load_prompts(zoo.question_set("forget"), case.pair.tokenizer)
-        (scale,) = spike_ins(case, prompts=prompts).scales()
-        assert scale.ceiling.low > scale.zero.value
-        assert scale.power > 0.3
+        (scale,) = spike_ins(case, prompts=prompts, attacks={"deranged_relearning": deranged_relearning}).scales()
+        assert scale.score is not None
         assert abs(scale.moved.value) < 0.1
         scores[name] = scale.score
-    assert scores["npo"].value > 0.25 > scores["never"].value
     assert scores["npo"].low > 0 > scores["never"].low
+    assert scores["npo"].value > 0.25 > scores["never"].value
