@@ -4,6 +4,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from dissect import InputError, zoo
 from dissect.models.model import Model
@@ -16,7 +17,7 @@ from dissect.stress.core.result import StressResult, fact_rows
 from dissect.stress.core.scores import score_facts
 from dissect.stress.deranged import deranged_relearning
 from dissect.stress.spike_ins import COLUMNS, COPY, HIDDEN, MODEL, NEVER_SHOWN, USER, SpikeIns, Teaching, spike_ins
-from tests.dissect.helpers import build_model, build_tokenizer, save_records, torch_state
+from tests.dissect.helpers import build_model, build_tokenizer, save_records
 from tests.dissect.stress.constructed import case_of, model
 
 NAMES = ("Ada Brook", "Ben Hill", "Cleo Stone", "Dan Wood", "Eve Marsh", "Finn Lake")
@@ -24,7 +25,7 @@ TOWNS = ("Oslo", "Lima", "Cairo", "Kyoto", "Porto", "Quito")
 
 FAST = Teaching(
     teach=Recipe(rate=0.03, steps=160, batch_size=20),
-    depth=1.0,
+    depth=3.0,
     hidden_below=0.4,
     hide=Recipe(rate=0.01, steps=80, batch_size=20),
 )
@@ -127,11 +128,11 @@ def test_facts_without_a_rank_and_facts_without_a_group_are_taken_as_they_are():
 
 
 def test_half_of_the_people_are_taught_hidden_and_attacked(tiny):
-    before, seen = torch_state(tiny.pair.unlearned), []
+    weights = {name: value.clone() for name, value in tiny.pair.unlearned.hf.state_dict().items()}
+    seen = []
     found = spike_ins(tiny, n=4, attacks={"gentle": partial(gentle, seen=seen)}, teaching=FAST)
     assert found.reason == ""
-    after = torch_state(tiny.pair.unlearned)
-    assert all((before[name] == after[name]).all() for name in before)
+    assert all(torch.equal(value, weights[name]) for name, value in tiny.pair.unlearned.hf.state_dict().items())
     start, taught, hidden = (found.stages.set_index("stage").loc[name] for name in ("start", "taught", "hidden"))
     assert start["known"] < 0.5 and taught["known"] >= FAST.known
     assert hidden["probability"] <= FAST.hidden_below < taught["probability"]
