@@ -456,9 +456,12 @@ def _scale(attack: str, rows: pd.DataFrame, seed: int) -> Scale:
     user = ranks[ranks["facts"] == USER].dropna(subset="value")
     invented = ranks[ranks["facts"] != USER].pivot(index=["facts", "group", "example"], columns="model", values="value")
     invented = invented.dropna().groupby(level=["facts", "group"]).mean()  # one row per person
-    hidden, never = invented.loc[HIDDEN], invented.loc[NEVER_SHOWN]
-    unknown = [hidden[MODEL].to_numpy(), never.mean(axis=1).to_numpy()]
-    added, moved = ((people[COPY] - people[MODEL]).to_numpy() for people in (hidden, never))
+    people = invented[[MODEL, COPY]]
+    hidden, never = (
+        people[people.index.get_level_values("facts") == name].to_numpy() for name in (HIDDEN, NEVER_SHOWN)
+    )
+    unknown = hidden[:, 0], never.mean(axis=1)
+    added, moved = (of_person[:, 1] - of_person[:, 0] for of_person in (hidden, never))
 
     def draws(number: int, n: int) -> Float[np.ndarray, "draw person"]:
         """Return how often each person is drawn: first as the data are, then in every bootstrap draw."""
