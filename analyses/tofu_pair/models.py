@@ -33,7 +33,6 @@ import unlearning
 from analyses.tofu_pair.data import Subset, as_examples
 from unlearning.checkpoints.load import load_tokenizer, load_weights
 from unlearning.common.errors import InputError
-from unlearning.data.question_answer import Example
 from unlearning.data.records import Record
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.metrics.text_match import exact_match, rouge_l_recall
@@ -353,21 +352,13 @@ class Workshop:
         start: str | Path | PreTrainedModel,
         schedule: Schedule,
         output: Path,
-        *,
-        retain: list[Example],
-        forget: list[Example] | None = None,
-        tokenizer: PreTrainedTokenizerFast | None = None,
-        epochs: int | None = None,
-        steps: int | None = None,
+        **data: Any,
     ) -> PreTrainedModel:
+        """Train with a schedule; `data` are the texts, the tokenizer and `epochs` or `max_steps`, for `unlearning`."""
         weights: dict[str, Any] = {} if method == "finetune" else {"gamma": schedule.gamma, "alpha": schedule.alpha}
-        length: dict[str, Any] = {"max_steps": steps} if steps else {"epochs": epochs}
         return unlearning.train(
             method,
             model=start,
-            tokenizer=tokenizer,
-            forget=forget,
-            retain=retain,
             output_dir=output,
             progress=self.progress,
             learning_rate=schedule.learning_rate,
@@ -378,7 +369,7 @@ class Workshop:
             weight_decay=0.0,
             seed=self.recipe.seed,
             device=self.device,
-            **length,
+            **data,
             **weights,
         ).model
 
@@ -418,7 +409,7 @@ class Workshop:
             self.recipe.base,
             output,
             retain=as_examples(list(known)),
-            steps=steps,
+            max_steps=steps,
         )
         return {"steps": steps}
 
