@@ -34,6 +34,7 @@ Examples:
   dissect verdict --base ./base --unlearned ./npo --data tofu.json --retain retain.json --budget quick --limit 48
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --shared runs/shared
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --margin 0.2
+  dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --plan
   dissect verdict --base ./base --unlearned ./npo --control ./control-1 --control ./control-2 --data forget.json
 """
 
@@ -96,6 +97,13 @@ def command(
             "of the time.",
         ),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Only show how many groups of prompts and how many controls it takes to decide; loads no model.",
+        ),
+    ] = False,
     template: options.Template = None,
     chat: options.Chat = False,
     seed: options.Seed = 0,
@@ -112,6 +120,11 @@ def command(
     data = find_data(data, base)
     for flag, file in (("--retain", retain), ("--general", general), ("--paraphrases", paraphrases)):
         check_data(flag, file)
+    if plan:
+        from dissect.stress.catalogue import SAMPLE
+
+        _show_plan(data, len(names), margin, limit or SAMPLE[chosen], output)
+        return
     check_one_process("verdict")
     opened = open_pair(options.PairOptions(base=base, unlearned=unlearned), models, ALONE, quiet=output.quiet)
     from dissect.verdicts.run import verdict
@@ -137,6 +150,37 @@ def command(
         progress=not output.quiet,
     )
     report(found, out, formats, output, print_tables=print_verdict, page=("page", "verdict.html"), earlier=earlier)
+
+
+def _show_plan(data: Path, n_controls: int, margin: float | None, facts: int, output: options.OutputOptions) -> None:
+    """Print what a verdict on these prompts can decide, before anything is run.
+
+    Args:
+        data: File of forget prompts.
+        n_controls: Number of controls; a plan has at least one.
+        margin: The margin; None takes the rule's.
+        facts: Use at most so many of the prompts, evenly spaced.
+        output: Whether to print a table, JSON or nothing.
+    """
+    import numpy as np
+
+    from dissect.prompts.records import questions
+    from dissect.verdicts.planner import plan
+    from dissect.verdicts.rule import frozen_rule
+    from dissect.verdicts.run import with_margin
+    from dissect.verdicts.tables import print_plan
+    from unlearning.common.bootstrap import clusters
+    from unlearning.common.terminal import write_json
+    from unlearning.data.records import read_records
+
+    groups = [question.group for question in questions(read_records(data), data, None, None, verbatim_rows=False)]
+    chosen = sorted(set(np.linspace(0, len(groups) - 1, min(facts, len(groups))).round().astype(int).tolist()))
+    people = len(set(clusters([groups[index] for index in chosen])))
+    found = plan(with_margin(frozen_rule(), margin), people=people, facts=len(chosen), controls=n_controls)
+    if output.as_json:
+        write_json({"plan": found.table().to_dict("records"), "needed": vars(found.needed), "margin": found.margin})
+    elif not output.quiet:
+        print_plan(found)
 
 
 def _opened(

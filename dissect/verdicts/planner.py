@@ -7,24 +7,25 @@ rule's entries are jointly normal around what the model knows:
 
 `between` and `within` are the covariances of the entries over people and over the facts of one person. The last term is
 common to all entries: two models without the knowledge, trained on the same texts in another order, differ by it. With
-k controls, the control's half of the variance is that of a mean of k: f = (1 + 1/k) / 2. The verdict's interval is
-computed for many such models, as the rule computes it, on fixed random numbers; so a plan is reproducible, and smooth
-in people and controls.
+k controls, the control's half of the variance is that of a mean of k: f = (1 + 1/k) / 2, as in
+`dissect.verdicts.spread`. The verdict's interval is computed for many such models, as the rule computes it, on fixed
+random numbers; so a plan is reproducible, and smooth in people and controls.
 
 What a plan does not know: attacks that do not take hold, utility, and the tests outside the score.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from dissect.stress.core.result import PLAIN, StressResult
-from dissect.verdicts.rule import Rule, RuleEntry
+from dissect.stress.core.result import PLAIN, StressResult, controls_in
+from dissect.verdicts.rule import Rule, RuleEntry, residuals_of
+from dissect.verdicts.spread import PRIOR_DF, RunSpread, run_spread
 from unlearning.common.bootstrap import LEVEL, clusters
 from unlearning.common.errors import InputError, check_at_least
 
@@ -39,6 +40,9 @@ MOST_CONTROLS = 16
 
 _MODELS, _DRAWS = 400, 800
 """Simulated models, and draws of the interval of each."""
+
+A_PART = 0.25
+"""Share of the facts for which a plan says what it takes to find them."""
 
 _STEP = 0.01
 """Step of the shares of facts that are tried."""
@@ -127,11 +131,14 @@ class Plan:
     Attributes:
         rows: The prospects, the smallest numbers first.
         needed: What it takes from the first of them.
+        to_find_a_part: Number of people with which a model that holds `A_PART` of the facts is found, with the controls
+            at hand; None if no number is enough.
         margin: The rule's margin.
     """
 
     rows: tuple[Prospect, ...]
     needed: Needed
+    to_find_a_part: int | None
     margin: float
 
     def table(self) -> pd.DataFrame:
@@ -150,6 +157,9 @@ class Plan:
             f"With {_counted(first.people, 'group')}, {_counted(first.facts, 'fact')} and "
             f"{_counted(first.controls, 'control')}, {found} found with {POWER:.0%} power, and a model that knows "
             f"nothing has an upper end of {first.high:.2f} (median).",
+            f"To find a model that holds {A_PART:.0%} of the facts takes {self.to_find_a_part} groups."
+            if self.to_find_a_part is not None
+            else f"A model that holds {A_PART:.0%} of the facts is not found with any number of groups.",
             self.needed.text,
             "A plan assumes attacks that take hold and a model that keeps its utility. Its spread is that of the "
             "built-in models, where no run is given.",
@@ -195,7 +205,16 @@ def plan(
         for times in (1, 2, 4, 8)
         for n in numbers
     )
-    return Plan(rows, needed(spread, rule, people=people, facts=facts, controls=controls), rule.margin)
+    return Plan(
+        rows,
+        needed(spread, rule, people=people, facts=facts, controls=controls),
+        _smallest(
+            lambda n: is_found(A_PART, spread, rule, people=n, facts=round(n * facts / people), controls=controls),
+            people,
+            MOST_PEOPLE,
+        ),
+        rule.margin,
+    )
 
 
 def needed_for(results: Iterable[StressResult], rule: Rule) -> Needed:
@@ -222,7 +241,11 @@ def needed_for(results: Iterable[StressResult], rule: Rule) -> Needed:
     """
     results = [result for result in results if any(entry.test == result.test for entry in rule.tests)]
     spread, sizes = _measured(results, rule)
-    return needed(spread, rule, people=len(sizes), facts=int(sizes.sum()), controls=_n_controls(results))
+    used = [found for found in residuals_of(results, rule).values() if found.rho is not None]
+    runs = run_spread(used, rule.run_sd)
+    controls = max(1, runs.n_controls)
+    rule = replace(rule, run_sd=runs.sd / math.sqrt(_of_controls(controls)))
+    return needed(spread, rule, people=len(sizes), facts=int(sizes.sum()), controls=controls)
 
 
 def spread_of(results: Iterable[StressResult], rule: Rule) -> Spread:
@@ -280,12 +303,11 @@ def prospect(spread: Spread, rule: Rule, *, people: int, facts: int, controls: i
     _check(people, facts, controls)
     high = ends(spread, rule, people=people, facts=facts, controls=controls, share=0.0)[1]
 
-    def is_found(share: float) -> bool:
-        low = ends(spread, rule, people=people, facts=facts, controls=controls, share=share)[0]
-        return float((low > rule.suppressed_above).mean()) >= POWER
-
-    steps = round(1 / _STEP)
-    smallest = _smallest(lambda step: is_found(step * _STEP), 1, steps)
+    smallest = _smallest(
+        lambda step: is_found(step * _STEP, spread, rule, people=people, facts=facts, controls=controls),
+        1,
+        round(1 / _STEP),
+    )
     return Prospect(
         people=people,
         facts=facts,
@@ -295,6 +317,12 @@ def prospect(spread: Spread, rule: Rule, *, people: int, facts: int, controls: i
         power=float((high < rule.margin).mean()),
         smallest_share=None if smallest is None else smallest * _STEP,
     )
+
+
+def is_found(share: float, spread: Spread, rule: Rule, *, people: int, facts: int, controls: int) -> bool:
+    """Return whether a model that holds a share of the facts is called suppressed with the plan's power."""
+    low = ends(spread, rule, people=people, facts=facts, controls=controls, share=share)[0]
+    return float((low > rule.suppressed_above).mean()) >= POWER
 
 
 def needed(spread: Spread, rule: Rule, *, people: int, facts: int, controls: int = 1) -> Needed:
@@ -365,19 +393,19 @@ def ends(
     Returns:
         Lower and upper ends of the 95 % intervals, one per simulated model.
     """
-    of_control = (1 + 1 / controls) / 2
+    of_control = _of_controls(controls)
     knows = rule.ceiling * spread.strength
     over_people = of_control * spread.between + share * (1 - share) * np.outer(knows, knows)
     root = _root(over_people / people + of_control * spread.within / facts)
-    run_sd = rule.run_sd * math.sqrt(of_control)
-    models, runs, draws, run_draws = _numbers(len(root))
-    rho = share * knows + models @ root.T + run_sd * runs[:, None]
+    run_spread = RunSpread(rule.run_sd * math.sqrt(of_control), PRIOR_DF + controls - 1, controls)
+    models, runs, draws = _numbers(len(root))
+    rho = share * knows + models @ root.T + run_spread.sd * runs[:, None]
     # The bootstrap over n groups has (n - 1) / n of the variance of a mean of n.
     around = math.sqrt((people - 1) / people) * draws @ root.T
     largest = rho[:, None, 0] + around[None, :, 0]
     for entry in range(1, len(root)):
         np.maximum(largest, rho[:, None, entry] + around[None, :, entry], out=largest)
-    largest += run_sd * run_draws
+    largest += run_spread.deviates(_DRAWS)
     low, high = np.quantile(largest, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     return rule.scaled(low), rule.scaled(high)
 
@@ -389,13 +417,11 @@ def _numbers(
     Float[np.ndarray, "model entry"],
     Float[np.ndarray, " model"],
     Float[np.ndarray, "draw entry"],
-    Float[np.ndarray, " draw"],
 ]:
-    """Return the standard normal numbers of every simulation: of models, of their runs, and of the draws of both."""
-    generator = np.random.default_rng(0)
-    shapes = ((_MODELS, n_entries), (_MODELS,), (_DRAWS, n_entries), (_DRAWS,))
-    models, runs, draws, run_draws = (generator.standard_normal(shape) for shape in shapes)
-    return models, runs, draws, run_draws
+    """Return the standard normal numbers of every simulation: of models, their runs, and the draws over people."""
+    generator = np.random.default_rng(1)  # not that of the runs' deviates
+    models, runs, draws = (generator.standard_normal(n) for n in ((_MODELS, n_entries), _MODELS, (_DRAWS, n_entries)))
+    return models, runs, draws
 
 
 def _root(covariance: Float[np.ndarray, "entry entry"]) -> Float[np.ndarray, "entry entry"]:
@@ -467,38 +493,32 @@ def _check(people: int, facts: int, controls: int) -> None:
         raise InputError(f"`facts` must be at least the number of people, {people}, got {facts}")
 
 
-def _n_controls(results: Iterable[StressResult]) -> int:
-    """Return the number of controls: of the roles `control`, `control 2` and so on."""
-    roles = {role for result in results for role in result.frame["role"].unique()}
-    return max(1, sum(str(role).split()[0] == "control" for role in roles))
+def _of_controls(controls: int) -> float:
+    """Return the variance of a residual against the mean of several controls, divided by that against one control."""
+    return (1 + 1 / controls) / 2
 
 
 def _measured(results: Iterable[StressResult], rule: Rule) -> tuple[Spread, Int[np.ndarray, " group"]]:
     """Return the spread, and the number of facts of every group."""
     by_test = {result.test: result for result in results}
-    columns: list[pd.Series[float]] = []
-    rhos = []
-    groups: pd.Series[str] | None = None
-    for entry in rule.tests:
-        if entry.test not in by_test:
-            continue
-        found = _contributions(by_test[entry.test].frame, entry.measure or by_test[entry.test].measure)
-        if found is None:
-            continue
-        columns.append(found[0])
-        rhos.append(found[1])
-        groups = found[2]
-    if groups is None:
+    found = {
+        entry: contributions
+        for entry in rule.tests
+        if entry.test in by_test and (contributions := _contributions(by_test[entry.test], entry.measure)) is not None
+    }
+    if not found:
         raise InputError("`results` must hold a test of the rule with a control, and there is none")
-    table = pd.concat(columns, axis=1).dropna()
-    values = table.to_numpy(dtype=np.float64)
-    group = clusters(groups.loc[table.index].tolist())
+    first, *_ = found.values()
+    table = pd.concat([entry.values for entry in found.values()], axis=1).dropna()
+    group = clusters(first.groups.loc[table.index].tolist())
     sizes = np.bincount(group)
     if len(sizes) < 2:
         raise InputError(f"`results` must be of at least 2 groups, got {len(sizes)}")
-    between, within = components(values, group)
-    strength = np.array(rhos) / max(rhos) if max(rhos) > rule.ceiling / 4 else shipped(rule).strength[: len(rhos)]
-    return Spread(between, within, np.clip(strength, 0.0, 1.0)), sizes
+    between, within = components(table.to_numpy(dtype=np.float64), group)
+    against_one = 1 / _of_controls(first.n_controls)
+    rho = np.array([entry.rho for entry in found.values()])
+    strength = rho / rho.max() if rho.max() > rule.ceiling / 4 else shipped(replace(rule, tests=tuple(found))).strength
+    return Spread(between * against_one, within * against_one, np.clip(strength, 0.0, 1.0)), sizes
 
 
 def components(
@@ -526,32 +546,50 @@ def components(
     return root @ root, within
 
 
-def _contributions(frame: pd.DataFrame, measure: str) -> "tuple[pd.Series[float], float, pd.Series[str]] | None":
-    """Return what every fact adds to a residual, the residual, and the facts' groups; None without a control."""
-    here = frame[frame["measure"] == measure]
+@dataclass(frozen=True, eq=False)
+class _Contributions:
+    """What every fact adds to the residual of one entry.
+
+    Attributes:
+        values: What a fact adds, in units of rho, around the residual; by index of the fact.
+        rho: The residual.
+        groups: Group of every fact.
+        n_controls: Number of controls.
+    """
+
+    values: "pd.Series[float]"
+    rho: float
+    groups: "pd.Series[str]"
+    n_controls: int
+
+
+def _contributions(result: StressResult, measure: str | None) -> _Contributions | None:
+    """Return what every fact adds to a residual; None without a control, or where the base knows no more than it."""
+    frame = result.frame
+    here = frame[frame["measure"] == (measure or result.measure)]
     tables = {
         str(role): rows.pivot(index="example_index", columns="variant", values="value")
         for role, rows in here.groupby("role")
     }
-    controls = [table for role, table in tables.items() if role.split()[0] == "control"]
+    controls = [tables[role] for role in controls_in(tables)]
     if not controls:
         return None
 
     def best(table: pd.DataFrame, variants: Sequence[str]) -> "pd.Series[float]":
         return table[table[list(variants)].mean().idxmax()]
 
-    def mean_of(series: Sequence["pd.Series[float]"]) -> "pd.Series[float]":
-        return sum(series[1:], series[0]) / len(series)
+    def mean_of_controls(variants: Sequence[str]) -> "pd.Series[float]":
+        return pd.concat([best(table, variants) for table in controls], axis=1).mean(axis=1, skipna=False)
 
     attacked = [name for name in tables["unlearned"].columns if name != PLAIN] or [PLAIN]
     before = [PLAIN] if PLAIN in tables["base"].columns else attacked
-    gap = best(tables["base"], before) - mean_of([best(table, before) for table in controls])
-    ours = best(tables["unlearned"], attacked) - mean_of([best(table, attacked) for table in controls])
+    gap = best(tables["base"], before) - mean_of_controls(before)
+    ours = best(tables["unlearned"], attacked) - mean_of_controls(attacked)
     if not gap.mean() > 0:
         return None
     rho = float(ours.mean() / gap.mean())
     groups = here.drop_duplicates("example_index").set_index("example_index")["group"]
-    return (ours - rho * gap) / gap.mean(), rho, groups
+    return _Contributions((ours - rho * gap) / gap.mean(), rho, groups, len(controls))
 
 
 def _stand_in(entry: RuleEntry) -> str:

@@ -159,6 +159,7 @@ class Verdict(RunResult):
             facts=self.facts(),
             needed=self.needed,
             budget=self.configuration["budget"],
+            outside=tuple(self.provenance.get("outside_parameters", ())),
         )
 
     def _decisive(self) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 
 from dissect import zoo
 from dissect.models.model import Model
+from dissect.models.outside import check_parameters_only
 from dissect.models.pair import ModelPair
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.prompts import Prompts
@@ -104,8 +105,9 @@ def verdict(
         InputError: The budget is unknown, the margin is not between 0 and 1, the two models have the same weights, the
             base does not know the forget facts, a control does or comes from another pretrained model, two controls
             have the same weights, all forget prompts have the same answer or are of one group, a model is streamed or
-            cannot be compared with the base, the prompts do not fit the models, `out` holds another run, or `shared` is
-            a file.
+            cannot be compared with the base, a model keeps something outside its parameters that can hold knowledge
+            (`dissect.models.outside`), the prompts do not fit the models, `out` holds another run, or `shared` is a
+            file.
 
     Examples:
         >>> from dissect import load_pair, load_prompts, verdict
@@ -124,7 +126,7 @@ def verdict(
         check_at_least("limit", limit, MINIMUM)
     if shared is not None and any(path.is_file() for path in (Path(shared), *Path(shared).parents)):
         raise InputError(f"`shared` must be a directory, got {shared}, which is a file or in a file")
-    rule = _with_margin(rule or frozen_rule(), margin)
+    rule = with_margin(rule or frozen_rule(), margin)
     if pair.base.sha256 == pair.unlearned.sha256:
         raise InputError(
             f"`base` and `unlearned` must be different models, but {pair.base.name} and {pair.unlearned.name} have the "
@@ -134,6 +136,7 @@ def verdict(
     questions = Questions(_built_in(pair, paraphrases, "forget_paraphrased"), _built_in(pair, general, "general"))
     case = make_case(pair, forget, retain=retain, control=control, batch_size=batch_size, seed=seed)
     check_same_start(case)
+    named = check_parameters_only(case.models)
     case = case.at_most(limit or SAMPLE[budget])
     chosen, not_run = selection(budget, case, questions.paraphrases, questions.general)
     configuration = _configuration(case, questions, budget, chosen, rule)
@@ -143,6 +146,7 @@ def verdict(
         "unlearned": pair.unlearned.name,
         "control": ", ".join(model.name for model in case.controls) or None,
         "data": {"forget": forget.source, "retain": retain.source if retain else None},
+        "outside_parameters": list(named),
     }
     run = None if out is None else open_run(out, configuration, provenance)
     if run is not None and run.is_complete:
@@ -192,8 +196,19 @@ class Questions:
     general: Prompts | None
 
 
-def _with_margin(rule: Rule, margin: float | None) -> Rule:
-    """Return the rule with this margin; with its own for None."""
+def with_margin(rule: Rule, margin: float | None) -> Rule:
+    """Return the rule with another margin.
+
+    Args:
+        rule: The rule.
+        margin: The margin; None keeps the rule's own.
+
+    Returns:
+        The rule with this margin.
+
+    Raises:
+        InputError: The margin is not between 0 and 1.
+    """
     if margin is None:
         return rule
     if not 0 < margin < 1:

@@ -39,6 +39,7 @@ class Findings:
         budget: Name of the budget.
         facts: One row per fact, as `Verdict.facts` returns it.
         needed: What it would take to decide, in a sentence; None if there is no plan.
+        outside: What the models have outside their parameters that no score depends on.
     """
 
     label: Label
@@ -54,6 +55,7 @@ class Findings:
     budget: str
     facts: pd.DataFrame
     needed: str | None
+    outside: Sequence[str] = ()
 
 
 def sentences(found: Findings) -> list[str]:
@@ -138,6 +140,7 @@ def advice(found: Findings) -> list[str]:
     if found.utility is None:
         said.append("Retain questions (option `retain`) would show how much of the other knowledge is left.")
     said += [f"{name} was not run: {reason}." for name, reason in found.not_run.items()]
+    said += [f"{what}." for what in found.outside]
     return said
 
 

@@ -7,6 +7,7 @@ from rich.table import Column, Table
 
 from dissect.scoring.tidy import pair_title
 from dissect.verdicts.page import residual_cell
+from dissect.verdicts.planner import Plan
 from dissect.verdicts.result import Verdict
 from unlearning.common.errors import with_flags
 
@@ -27,6 +28,26 @@ def print_verdict(verdict: Verdict) -> None:
     out.print(_evidence_table(verdict))
     for line in verdict.advice():
         out.print(f"- {with_flags(line, _FLAGS)}", highlight=False, markup=False)
+
+
+def print_plan(plan: Plan) -> None:
+    """Print what a verdict on so many people with so many controls can decide."""
+    out = Console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"margin {plan.margin:.2f}", title_justify="left")
+    headings = ("groups", "facts", "controls", "upper end", "margin met", "called erased", "smallest share found")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in plan.rows:
+        share = "none" if row.smallest_share is None else f"{row.smallest_share:.0%}"
+        counts = (str(row.people), str(row.facts), str(row.controls))
+        table.add_row(*counts, f"{row.high:.2f}", f"{row.margin_met:.2f}", f"{row.power:.0%}", share)
+    table.caption = (
+        "upper end: median, of a model that knows nothing; margin met: with 90 % power; called erased: probability at "
+        "this margin"
+    )
+    out.print(table)
+    for sentence in plan.sentences():
+        out.print(with_flags(sentence, _FLAGS), highlight=False, markup=False)
 
 
 def _evidence_table(verdict: Verdict) -> Table:

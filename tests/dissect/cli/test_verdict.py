@@ -75,6 +75,21 @@ def test_another_configuration_is_refused(finished: tuple[Path, Outcome]) -> Non
     assert (run / "verdict.json").read_bytes() == before
 
 
+def test_a_plan_loads_no_model_and_counts_groups(tmp_path: Path) -> None:
+    data = tmp_path / "forget.json"
+    records = [{"prompt": f"{n}?", "answer": str(n), "group": f"person {n % 20}"} for n in range(100)]
+    data.write_text(json.dumps(records))
+    files = ("verdict", "--base", "nowhere", "--unlearned", "nowhere", "--data", data, "--plan")
+    outcome = call(*files, "--control", "one", "--control", "two", "--margin", "0.3", "--json")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    first = found["plan"][0]
+    assert (first["people"], first["facts"], first["controls"], found["margin"]) == (20, 100, 2, 0.3)
+    shown = call(*files)
+    assert "cannot be reached by more groups alone" in " ".join(shown.out.split()) and "--margin" in shown.out
+    assert_refused(call(*files, "--margin", "2"), "--margin must be above 0 and below 1, got 2")
+
+
 @pytest.mark.parametrize(
     ("more", "phrases"),
     [

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from dissect import load_model
+from dissect import load_model, load_pair, load_prompts, verdict
 from dissect.models.model import Model
 from dissect.models.outside import Finding, check_parameters_only, outside_parameters
-from dissect.zoo import BUILTIN
+from dissect.zoo import BUILTIN, question_set
 from tests.dissect.helpers import build_model, build_tokenizer
 from unlearning.common.errors import InputError
 
@@ -250,3 +250,11 @@ def test_what_differs_from_the_bases_tokenizer_is_named(base: Model) -> None:
         (finding, *_rest) = outside_parameters(wrap(hf, tokenizer=tokenizer), base)
         assert finding.kind == "tokenizer" and not finding.refused
         assert what in finding.what and finding.what.endswith("used for all models")
+
+
+def test_a_verdict_refuses_before_anything_is_run() -> None:
+    pair = load_pair("demo:base", "demo:npo", device="cpu", progress=False)
+    prompts = load_prompts(question_set("forget"), pair.tokenizer, limit=12)
+    add_buffer(pair.unlearned.hf, persistent=False)
+    with pytest.raises(InputError, match="^`unlearned` must hold .* got demo:npo with the buffer model.layers.0.table"):
+        verdict(pair, prompts, budget="quick", progress=False)

@@ -214,6 +214,17 @@ def test_a_plan_starts_from_what_is_at_hand() -> None:
     assert planned.needed.text in planned.sentences()
 
 
+def test_a_plan_says_what_it_takes_to_find_a_quarter() -> None:
+    calm = replace(RULE, run_sd=0.01)
+    planned = plan(calm, people=20, facts=80, spread=SPREAD)
+    people = planned.to_find_a_part
+    assert people is not None and people > 20
+    shares = [prospect(SPREAD, calm, people=n, facts=4 * n).smallest_share for n in (people, people - 1)]
+    assert shares[0] is not None and shares[0] <= 0.25 < (shares[1] or 1.0)
+    wild = plan(replace(RULE, run_sd=0.2), people=20, facts=80, spread=SPREAD)
+    assert wild.to_find_a_part is None and "not found with any number" in wild.sentences()[1]
+
+
 def test_the_shipped_spread_of_ranks_is_that_of_two_independent_uniform_ranks() -> None:
     spread = shipped(frozen_rule())
     for index, entry in enumerate(frozen_rule().tests):
