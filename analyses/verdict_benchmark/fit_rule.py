@@ -4,8 +4,8 @@
                             all sets the one whose score is nearest to the true share where that is known, or a larger
                             set that is as near, because tests that look elsewhere still work where one is blocked
     floor, ceiling          least-squares fit of the scale between which the score runs from 0 to 1
-    run_sd                  root mean square of the residual of models without the knowledge, trained in other orders
-                            than the control; the largest over the rule's tests
+    run_sd                  standard deviation of the residual of models without the knowledge, trained in other orders
+                            than the control, without what people contribute; the largest over the rule's tests
     suppressed_above        twice the highest lower end of a model without the knowledge, at least `LEAST`
 
 The margin, below which a model is called erased, is not fitted: `dissect.verdicts.rule.MARGIN`.
@@ -121,7 +121,10 @@ def scale(largest: Float[np.ndarray, " model"], shares: Float[np.ndarray, " mode
 
 
 def run_sd_of(models: Sequence[Measured], tests: Sequence[RuleEntry]) -> float:
-    """Return the root mean square of the residuals of models without the knowledge, to three decimals.
+    """Return how far residuals of models without the knowledge vary beyond what people contribute, to three decimals.
+
+    The mean square of such a residual is the variance between training runs and that of people. The latter is the
+    variance of the residual's bootstrap draws. It is taken off, because a score's interval covers people by itself.
 
     Args:
         models: Models of the calibration families.
@@ -131,9 +134,17 @@ def run_sd_of(models: Sequence[Measured], tests: Sequence[RuleEntry]) -> float:
         The standard deviation between training runs.
     """
     controls = [model for model in models if model.made == NEVER_KNEW]
-    found = [[one.residuals[str(test)].rho for one in controls if str(test) in one.residuals] for test in tests]
-    known = [[rho for rho in rhos if rho is not None] for rhos in found]
-    return round(max(float(np.sqrt(np.mean(np.square(rhos)))) for rhos in known if rhos), 3)
+    variances = []
+    for test in tests:
+        found = [one.residuals[str(test)] for one in controls if str(test) in one.residuals]
+        beyond = [
+            residual.rho**2 - np.nanvar(residual.draws)
+            for residual in found
+            if residual.rho is not None and residual.draws is not None
+        ]
+        if beyond:
+            variances.append(max(float(np.mean(beyond)), 0.0))
+    return round(float(np.sqrt(max(variances))), 3)
 
 
 def suppressed_above(empty: Sequence[Score]) -> float:

@@ -87,7 +87,8 @@ class Rule:
         floor: Largest residual of a model without the knowledge.
         ceiling: Largest residual of a model that holds all of the knowledge.
         run_sd: Standard deviation, over orders of the training texts, of the residual of a model without the knowledge
-            against one control.
+            against one control, beyond what people contribute. (In the rule that was fitted on 2026-11-22 people are
+            contained in it, which makes it too large.)
         not_unlearned_above: rho of the answers' probability above which the model is called not unlearned.
         suppressed_above: Score above which the model is called suppressed.
         margin: Score below which the model is called erased: the share of the base's knowledge that may be left. It was
