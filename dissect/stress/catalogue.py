@@ -5,7 +5,7 @@ every test of a smaller one, on more facts or with more variants.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -113,6 +113,8 @@ def entries(paraphrases: Prompts | None, general: Prompts | None = None) -> tupl
             {"quick": partial(quantisation, schemes=("nf4",)), "standard": quantisation, "full": quantisation},
         ),
         independent("weight_noise", _without_quick(_sized(weight_noise, 40, 40, 120))),
+        independent("quantisation_as_written", _without_quick(_always(_as_written(quantisation)))),
+        independent("weight_noise_as_written", {"full": _as_written(partial(weight_noise, limit=120))}),
     )
 
 
@@ -136,6 +138,22 @@ def _without_quick(runs: Mapping[Budget, Run]) -> dict[Budget, Run]:
 def _thorough(run: Callable[..., StressResult]) -> Run:
     """Return the test with every learning rate, full-rank and low-rank; its result is the worst case over all."""
     return lambda case: run(case, recipes=full_recipes(case.pair.base))
+
+
+def _as_written(run: Run) -> Run:
+    """Return a test that runs on the models as they were given, not on their canonical forms.
+
+    Rounding and noise are about weights as somebody wrote them, and a rewriting changes what they do. So the test with
+    the plain name runs on canonical forms, and this one tells what a user of these very files would see.
+    """
+
+    def test(case: Case) -> StressResult:
+        found = run(case.as_written)
+        return replace(
+            found, test=f"{found.test}_as_written", proves=f"On the weights as they were given. {found.proves}"
+        )
+
+    return test
 
 
 def selection(

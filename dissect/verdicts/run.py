@@ -18,6 +18,7 @@ from dissect.models.pair import ModelPair
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.prompts import Prompts
 from dissect.stress.catalogue import BUDGETS, SAMPLE, Budget, Entry, Run, selection
+from dissect.stress.core.canonical_case import in_canonical_form
 from dissect.stress.core.case import Case, control_role, make_case
 from dissect.stress.core.lexical_overlap import lexical_overlap
 from dissect.stress.core.result import StressResult
@@ -135,9 +136,10 @@ def verdict(
     retain = _built_in(pair, retain, "retain")
     questions = Questions(_built_in(pair, paraphrases, "forget_paraphrased"), _built_in(pair, general, "general"))
     case = make_case(pair, forget, retain=retain, control=control, batch_size=batch_size, seed=seed)
-    check_same_start(case)
     named = check_parameters_only(case.models)
-    case = case.at_most(limit or SAMPLE[budget])
+    canonical = in_canonical_form(case.at_most(limit or SAMPLE[budget]))
+    check_same_start(canonical.case)
+    case = canonical.case.as_written
     chosen, not_run = selection(budget, case, questions.paraphrases, questions.general)
     configuration = _configuration(case, questions, budget, chosen, rule)
     provenance = {
@@ -147,6 +149,7 @@ def verdict(
         "control": ", ".join(model.name for model in case.controls) or None,
         "data": {"forget": forget.source, "retain": retain.source if retain else None},
         "outside_parameters": list(named),
+        "canonical_form": {"moved": canonical.moved, "not_fixed": canonical.unproven},
     }
     run = None if out is None else open_run(out, configuration, provenance)
     if run is not None and run.is_complete:
@@ -154,7 +157,7 @@ def verdict(
     ground = None if shared is None else Path(shared) / _of_base_and_control(configuration)
     tests = {name: _sharing(entry, budget, ground) for name, entry in chosen.items()}
     with computing(run) as clock:
-        results, failed = _run_tests(tests, case, run, progress=progress)
+        results, failed = _run_tests(tests, canonical.case, run, progress=progress)
         utility = _utility(case, rule)
     baseline = None if case.control is not None else lexical_overlap(case.forget)
     label, score, signs = judge(results, rule, utility=utility.share if utility else None, lexical_overlap=baseline)

@@ -30,6 +30,7 @@ class Case:
             than the base, so base and control need not be attacked again for every unlearned model. The tests that do
             compare several models are marked `compares_models` in the catalogue.
         further_controls: More controls, which differ from the first by their training run; empty without a `control`.
+        given: The case with the models as they were given, if these are in canonical form; else None.
     """
 
     pair: ModelPair
@@ -41,6 +42,17 @@ class Case:
     progress: bool = False
     only: str | None = None
     further_controls: tuple[Model, ...] = ()
+    given: "Case | None" = None
+
+    @property
+    def as_written(self) -> "Case":
+        """The case with the models as they were given, for tests that are about weights as they are written."""
+        if self.given is None:
+            return self
+        theirs = self.given
+        return replace(
+            self, pair=theirs.pair, control=theirs.control, further_controls=theirs.further_controls, given=None
+        )
 
     @property
     def controls(self) -> tuple[Model, ...]:
