@@ -86,7 +86,7 @@ def test_a_plan_loads_no_model_and_counts_groups(tmp_path: Path) -> None:
     first = found["plan"][0]
     assert (first["people"], first["facts"], first["controls"], found["margin"]) == (20, 100, 2, 0.3)
     shown = call(*files)
-    assert "cannot be reached by more groups alone" in " ".join(shown.out.split()) and "--margin" in shown.out
+    assert "With 20 groups, 100 facts and 1 control" in " ".join(shown.out.split())
     assert_refused(call(*files, "--margin", "2"), "--margin must be above 0 and below 1, got 2")
 
 
