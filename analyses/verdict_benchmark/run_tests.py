@@ -94,7 +94,7 @@ class Examiner:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 try:
-                    found = attacked(test, tests[test], case, None if test in comparing else self._ground)
+                    found = attacked(test, tests[test], case, self._ground, compares_models=test in comparing)
                 except InputError as error:
                     record["tests"][test] = {"failed": str(error)}
                     write_json(folder / RECORD, record)

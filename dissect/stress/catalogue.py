@@ -52,7 +52,8 @@ class Entry:
         replaces_control: Whether the test is one that does without a control. With one, `quick` does not run it.
         compares_models: Whether the values for one model depend on another model than the base. Such a test is run on
             all models every time; with False, `shared` keeps its values for base and control and uses them again. The
-            default is True, because a test that is wrongly marked as independent would give wrong values.
+            default is True, because a test that is wrongly marked as independent would give wrong values. It is True
+            also for tests that search a strength that takes hold on all models; these keep values by themselves.
     """
 
     name: str
@@ -84,7 +85,7 @@ def entries(paraphrases: Prompts | None, general: Prompts | None = None) -> tupl
         comparing("uds", _always(unlearning_depth)),
         comparing("linear_probes", _always(linear_probes), needs_retain=True, needs_control=True),
         comparing("tuned_lens", _from_standard(tuned_lens), needs_retain=True, needs_control=True),
-        independent("relearn_speed", {"full": relearn_speed}, needs_control=True),
+        comparing("relearn_speed", {"full": relearn_speed}, needs_control=True),
         independent("crossover", {"full": crossover}),
         comparing("patching", _from_standard(patching_sweep), needs_control=True),
         comparing("restoration", _from_standard(restoration_sweep), needs_control=True),
@@ -96,13 +97,17 @@ def entries(paraphrases: Prompts | None, general: Prompts | None = None) -> tupl
         independent("coefficient_scaling", _without_quick(_sized(coefficient_scaling, 40, 60, 120))),
         independent("activation_noise", _without_quick(_sized(activation_noise, 40, 40, 120))),
         independent("sampling", {"full": partial(sampling, limit=120)}),
-        independent(
+        comparing(
             "relearn_disjoint",
-            {"quick": relearn_disjoint, "standard": relearn_disjoint, "full": _thorough(relearn_disjoint)},
+            {
+                "quick": relearn_disjoint,
+                "standard": relearn_disjoint,
+                "full": partial(relearn_disjoint, recipes=full_recipes(), wordings=paraphrases),
+            },
         ),
-        independent(
+        comparing(
             "relearn_benign",
-            {"quick": relearned, "standard": relearned, "full": _thorough(relearned)},
+            {"quick": relearned, "standard": relearned, "full": partial(relearned, recipes=full_recipes())},
             needs_retain=general is None,
         ),
         independent("deranged_relearning", _always(deranged_relearning), replaces_control=True),
@@ -133,11 +138,6 @@ def _sized(run: Callable[..., StressResult], quick: int, standard: int, full: in
 
 def _without_quick(runs: Mapping[Budget, Run]) -> dict[Budget, Run]:
     return {budget: run for budget, run in runs.items() if budget != "quick"}
-
-
-def _thorough(run: Callable[..., StressResult]) -> Run:
-    """Return the test with every learning rate, full-rank and low-rank; its result is the worst case over all."""
-    return lambda case: run(case, recipes=full_recipes(case.pair.base))
 
 
 def _as_written(run: Run) -> Run:

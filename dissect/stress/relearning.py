@@ -8,120 +8,129 @@ The control is trained on the same texts in the same order. It therefore shows w
 general: a model learns the format, and prefers the answers that it was taught, wherever they are asked for. For this
 reason a held-out fact's right answer is compared only with distractors that the training texts treat like it: both
 occur in the texts, or neither does.
+
+The base is attacked too, and an attack counts only where it took hold (`dissect.stress.core.validity`). By default the
+middle one of `RATES` is tried first, then the next smaller and larger ones, on all models alike, until one takes hold.
 """
 
-import copy
-import gc
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
 import pandas as pd
 
 from dissect.models.model import Model
-from dissect.prompts.prompts import Prompt
+from dissect.prompts.prompts import Prompt, Prompts
 from dissect.stress.core.case import Case
 from dissect.stress.core.distractors import Facts
-from dissect.stress.core.result import PLAIN, StressResult, fact_rows
+from dissect.stress.core.finetuning import Recipe, fine_tuned, fine_tuned_at
+from dissect.stress.core.likeness import likeness, own_words
+from dissect.stress.core.result import COLUMNS, StressResult
 from dissect.stress.core.scores import MEASURES, RANK_FLOOR, FactScores, chance_accuracy, score_facts
-from unlearning import Example, train
+from dissect.stress.core.searching import Attacked, Attempt, Utility, score_trained, searched
+from dissect.stress.core.validity import TEACHES
+from unlearning import Example
 from unlearning.common.errors import InputError
-from unlearning.data.spans import encode_answer
 
-RATE = 0.128
-"""Learning rate times the model's width: 1e-3 for a width of 128, 6e-5 for 2048."""
+RATES = (0.02, 0.01, 0.04, 0.005, 0.08)
+"""Rates of the search, in the order in which they are tried."""
 
 CURVE = (2, 4, 8)
 """Numbers of steps after which `relearn_speed` scores the facts."""
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """One strength of the attack.
-
-    Attributes:
-        learning_rate: Constant learning rate of AdamW.
-        steps: Number of optimizer steps.
-        batch_size: Number of texts per step.
-        lora_rank: Rank of an adapter that is trained instead of the weights; 0 trains the weights.
-    """
-
-    learning_rate: float
-    steps: int = 24
-    batch_size: int = 20
-    lora_rank: int = 0
-
-    @property
-    def variant(self) -> str:
-        """Name of the recipe in tables."""
-        return f"lr {self.learning_rate:.2g}" + (f", lora {self.lora_rank}" if self.lora_rank else "")
+OTHER_WORDING = "other wording"
+"""Name of the variants of `relearn_disjoint` that teach facts in other words than are asked."""
 
 
-def quick_recipes(model: Model) -> tuple[Recipe, ...]:
-    """Return the one recipe that recovered most from the built-in unlearned models, scaled by this model's width."""
-    return (Recipe(RATE / model.adapter.cfg.d_model),)
+def quick_recipes() -> tuple[Recipe, ...]:
+    """Return one recipe per rate, in the order of the search."""
+    return tuple(Recipe(rate) for rate in RATES)
 
 
-def full_recipes(model: Model) -> tuple[Recipe, ...]:
-    """Return four learning rates with all weights, and two with an adapter."""
-    rate = RATE / model.adapter.cfg.d_model
-    whole = tuple(Recipe(rate * factor, steps=48) for factor in (0.1, 0.3, 1, 3))
-    return whole + tuple(Recipe(rate * factor, steps=48, lora_rank=16) for factor in (3, 10))
+def full_recipes() -> tuple[Recipe, ...]:
+    """Return four rates with all weights, and two with an adapter."""
+    whole = tuple(Recipe(rate, steps=48) for rate in (0.005, 0.01, 0.02, 0.04))
+    return whole + tuple(Recipe(rate, steps=48, lora_rank=16) for rate in (0.02, 0.05))
 
 
-def relearn_disjoint(case: Case, *, recipes: Sequence[Recipe] | None = None, folds: int = 2) -> StressResult:
+def relearn_disjoint(
+    case: Case, *, recipes: Sequence[Recipe] | None = None, folds: int = 2, wordings: Prompts | None = None
+) -> StressResult:
     """Fine-tune on the forget facts of some groups and score those of the others, until every fact was held out once.
 
     Args:
         case: Models and facts.
-        recipes: Strengths of the attack, one variant each; `quick_recipes` by default.
+        recipes: Strengths of the attack, one variant each, all of which are run. By default `quick_recipes` are tried
+            until one takes hold.
         folds: Number of parts into which the groups are split; each part is held out once.
+        wordings: The forget facts in other words, each with the group and answer of its fact. More variants teach them
+            in place of the facts as they are asked.
 
     Returns:
-        The result of the test `relearn_disjoint`.
+        The result of the test `relearn_disjoint`, with the table `validity`. Its setting `likeness` tells how alike
+        taught and asked questions are.
 
     Raises:
-        InputError: There are fewer groups than folds or fewer than two folds, or training diverges.
+        InputError: There are fewer groups than folds or fewer than two folds, or two recipes have one name.
     """
     started = time.perf_counter()
-    recipes = _checked(recipes, case)
-    parts = split(case.forget, folds, seed=case.seed)
-    everything = range(len(case.forget))
-    facts, taught = case.forget, {}
-    for held_out in parts:
-        rest = [case.forget.prompts.items[index] for index in sorted(set(everything) - set(held_out))]
-        taught[tuple(held_out)] = [Example(item.prompt, item.answer) for item in rest]
-        facts = same_exposure(facts, [f"{item.prompt} {item.answer}" for item in rest], indices=held_out)
+    searches = _recipes(recipes)
+    items = case.forget.prompts.items
+    facts, sources = case.forget, {"": Taught()}
+    if wordings is not None:
+        sources[OTHER_WORDING] = Taught()
+    for held_out in split(case.forget, folds, seed=case.seed):
+        rest = [item for index, item in enumerate(items) if index not in set(held_out)]
+        sources[""].append((held_out, rest))
+        if wordings is not None:
+            keys = {_key(item) for item in rest} - {_key(items[index]) for index in held_out}
+            sources[OTHER_WORDING].append((held_out, [item for item in wordings.items if _key(item) in keys]))
+        told = [f"{item.prompt} {item.answer}" for of_folds in sources.values() for item in of_folds[-1][1]]
+        facts = same_exposure(facts, told, indices=held_out)
+    notes = _unanswered(facts)
+    if not all(texts for of_folds in sources.values() for _, texts in of_folds):
+        del sources[OTHER_WORDING]
+        notes = (*notes, "too few of the given wordings have the group and answer of a forget fact to be taught")
 
-    def attacked(recipe: Recipe, model: Model) -> FactScores:
+    def attack(taught: Taught, recipe: Recipe, model: Model) -> Attacked:
+        utility = Utility(case, model)
         columns = {name: np.full(len(facts), np.nan) for name in MEASURES}
-        for held_out, examples in taught.items():
-            after = fine_tuned(model, examples, recipe, case=case)
-            scores = score_facts(after, facts.select(held_out), batch_size=case.batch_size)
+        measured = []
+        for held_out, texts in taught:
+            after = fine_tuned(model, _examples(texts), recipe, case=case)
+            scores = score_trained(after, facts.select(held_out), case=case)
             for name, values in scores.columns().items():
-                columns[name][list(held_out)] = values
-        return FactScores(**columns)
+                columns[name][held_out] = values
+            measured.append((after.loss_before, after.loss_after, utility.after(after)))
+        before, last, useful = np.mean(measured, axis=0).tolist()
+        return Attacked(FactScores(**columns), before, last, useful)
 
-    return StressResult(
+    alike = {
+        name: float(np.mean([_likeness([items[index] for index in held_out], texts) for held_out, texts in taught]))
+        for name, taught in sources.items()
+    }
+    result = StressResult(
         test="relearn_disjoint",
         level=4,
         measure=MEASURES[0],
-        frame=_rows(case, facts, {recipe.variant: partial(attacked, recipe) for recipe in recipes}),
+        frame=pd.DataFrame(columns=COLUMNS),
         proves=(
             "rho > 0: after training on other forgotten facts, which say nothing about these, the model knows these"
             " better than the control does, so its weights held them. rho = 0: this attack recovered nothing; "
             "another might."
         ),
-        settings={"folds": folds, "recipes": [asdict(recipe) for recipe in recipes]},
-        seconds=time.perf_counter() - started,
+        settings={"folds": folds, "likeness": {name or "as asked": value for name, value in alike.items()}},
+        seconds=0.0,
         floors=_floors(facts),
-        notes=_unanswered(facts),
+        notes=notes,
         seed=case.seed,
     )
+    attempts = [_attempts(name, searches, partial(attack, taught)) for name, taught in sources.items()]
+    result = searched(case, facts, attempts, result, every=recipes is not None)
+    return replace(result, seconds=time.perf_counter() - started)
 
 
 def relearn_benign(
@@ -131,20 +140,23 @@ def relearn_benign(
 
     Args:
         case: Models and facts; the retain facts, which are about other people, are the `related` texts.
-        recipes: Strengths of the attack; one variant for each and each source of texts. `quick_recipes` by default.
+        recipes: Strengths of the attack; one variant for each and each source of texts, all of which are run. By
+            default `quick_recipes` are tried until one takes hold, for each source.
         texts: The `unrelated` texts; without them there is no `unrelated` variant.
 
     Returns:
-        The result of the test `relearn_benign`.
+        The result of the test `relearn_benign`, with the table `validity`. Its setting `likeness` tells how alike the
+        texts and the asked questions are.
 
     Raises:
-        InputError: There are neither retain facts nor texts, all of them contain a forget answer, or training diverges.
+        InputError: There are neither retain facts nor texts, all of them contain a forget answer, or two recipes have
+            one name.
     """
     started = time.perf_counter()
-    recipes = _checked(recipes, case)
+    searches = _recipes(recipes)
     sources: dict[str, list[Example]] = {}
     if case.retain is not None:
-        sources["related"] = [Example(item.prompt, item.answer) for item in case.retain.prompts.items]
+        sources["related"] = _examples(case.retain.prompts.items)
     if texts is not None:
         sources["unrelated"] = list(texts)
     if not sources:
@@ -160,20 +172,21 @@ def relearn_benign(
             notes.append(f"{left_out} of {len(examples)} {name} texts contain a forget answer and were left out")
     facts = same_exposure(case.forget, [f"{text.prompt} {text.answer}" for kept in sources.values() for text in kept])
 
-    def attacked(examples: list[Example], recipe: Recipe, model: Model) -> FactScores:
+    def attack(examples: list[Example], recipe: Recipe, model: Model) -> Attacked:
+        utility = Utility(case, model)
         after = fine_tuned(model, examples, recipe, case=case)
-        return score_facts(after, facts, batch_size=case.batch_size)
+        scores = score_trained(after, facts, case=case)
+        return Attacked(scores, after.loss_before, after.loss_after, utility.after(after))
 
-    variants = {
-        f"{name}, {recipe.variant}": partial(attacked, kept, recipe)
-        for name, kept in sources.items()
-        for recipe in recipes
-    }
-    return StressResult(
+    items = case.forget.prompts.items
+    asked = [item.prompt for item in items]
+    others = () if case.retain is None else case.retain.prompts.items
+    names = own_words([item.prompt for item in (*items, *others)], [item.group for item in (*items, *others)])
+    result = StressResult(
         test="relearn_benign",
         level=4,
         measure=MEASURES[0],
-        frame=_rows(case, facts, variants),
+        frame=pd.DataFrame(columns=COLUMNS),
         proves=(
             "rho > 0: training on texts without any forget answer recovers facts that the same training does not "
             "give the control, so the model's weights held them. rho = 0: training on these texts recovered "
@@ -181,13 +194,19 @@ def relearn_benign(
         ),
         settings={
             "texts": {name: len(kept) for name, kept in sources.items()},
-            "recipes": [asdict(recipe) for recipe in recipes],
+            "likeness": {
+                name: likeness(asked, [one.prompt or one.answer for one in kept], without=names)
+                for name, kept in sources.items()
+            },
         },
-        seconds=time.perf_counter() - started,
+        seconds=0.0,
         floors=_floors(facts),
         notes=(*notes, *_unanswered(facts)),
         seed=case.seed,
     )
+    attempts = [_attempts(name, searches, partial(attack, kept)) for name, kept in sources.items()]
+    result = searched(case, facts, attempts, result, every=recipes is not None)
+    return replace(result, seconds=time.perf_counter() - started)
 
 
 def relearn_speed(case: Case, *, recipes: Sequence[Recipe] | None = None, curve: Sequence[int] = CURVE) -> StressResult:
@@ -198,59 +217,53 @@ def relearn_speed(case: Case, *, recipes: Sequence[Recipe] | None = None, curve:
 
     Args:
         case: Models and facts.
-        recipes: Strengths of the attack, one variant each; `quick_recipes` with larger batches by default. Their
-            `steps` are not used.
+        recipes: Strengths of the attack, one variant each, all of which are run. By default `quick_recipes` with larger
+            batches are tried until one takes hold. Their `steps` are not used.
         curve: Increasing numbers of steps after which the facts are scored.
 
     Returns:
-        The result of the test `relearn_speed`, with the table `curve`: `role`, `variant`, `steps` (0: not trained) and
-        the mean of each measure.
+        The result of the test `relearn_speed`, with the tables `validity` and `curve`: `role`, `variant`, `steps` (0:
+        not trained) and the mean of each measure.
 
     Raises:
-        InputError: The curve does not increase from 1 or more, or training diverges.
+        InputError: The curve does not increase from 1 or more, or two recipes have one name.
     """
     started = time.perf_counter()
-    if recipes is None:
-        recipes = [replace(recipe, batch_size=40) for recipe in quick_recipes(case.pair.base)]
-    recipes = _checked(recipes, case)
+    searches = [replace(recipe, batch_size=40) for recipe in _recipes(None)] if recipes is None else _recipes(recipes)
     if not curve or list(curve) != sorted(set(curve)) or curve[0] < 1:
         raise InputError(f"`curve` must be increasing numbers from 1, got {', '.join(map(str, curve)) or 'none'}")
-    examples = [Example(item.prompt, item.answer) for item in case.forget.prompts.items]
-    scored: list[tuple[str, str, FactScores]] = []
-    points = []
-    for role, model in case.models.items():
-        plain = score_facts(model, case.forget, batch_size=case.batch_size)
-        scored.append((role, PLAIN, plain))
-        for recipe in recipes:
-            found = {0: plain}
-            for steps in curve:
-                # Every number of steps is trained from the start, because the trainer cannot score facts on the
-                # way. If steps double, this costs at most twice as much. With a constant learning rate, a shorter
-                # run is the beginning of a longer one.
-                after = fine_tuned(model, examples, replace(recipe, steps=steps), case=case)
-                found[steps] = score_facts(after, case.forget, batch_size=case.batch_size)
-            of_curve = [found[steps].columns() for steps in curve]
-            area = {name: np.mean([columns[name] for columns in of_curve], axis=0) for name in MEASURES}
-            scored.append((role, recipe.variant, FactScores(**area)))
-            for steps, scores in found.items():
-                means = {name: float(np.nanmean(values)) for name, values in scores.columns().items()}
-                points.append({"role": role, "variant": recipe.variant, "steps": steps, **means})
-    return StressResult(
+    searches = [replace(recipe, steps=curve[-1]) for recipe in searches]
+    examples = _examples(case.forget.prompts.items)
+
+    def attack(recipe: Recipe, model: Model) -> Attacked:
+        found = {0: score_facts(model, case.forget, batch_size=case.batch_size)}
+        for steps, after in fine_tuned_at(model, examples, recipe, steps=curve, case=case):
+            found[steps] = score_trained(after, case.forget, case=case)
+        area = {name: np.mean([getattr(found[steps], name) for steps in curve], axis=0) for name in MEASURES}
+        points = [
+            {"steps": steps, **{name: float(np.nanmean(values)) for name, values in scores.columns().items()}}
+            for steps, scores in found.items()
+        ]
+        useful = Utility(case, model).after(after)
+        return Attacked(FactScores(**area), after.loss_before, after.loss_after, useful, points)
+
+    result = StressResult(
         test="relearn_speed",
         level=1,
         measure=MEASURES[0],
-        frame=fact_rows(case.forget, scored),
+        frame=pd.DataFrame(columns=COLUMNS),
         proves=(
             "Speed only, because the attack teaches the facts. rho > 0: the model learns them faster than the "
             "control does, so something was left that helps, which may be less than the facts. rho = 0: the model "
             "learns them no faster than the control."
         ),
-        settings={"curve": list(curve), "recipes": [asdict(recipe) for recipe in recipes]},
-        seconds=time.perf_counter() - started,
+        settings={"curve": list(curve), TEACHES: True},
+        seconds=0.0,
         floors={},  # no floor without a control: only a control shows how fast a model without the knowledge learns
         seed=case.seed,
-        tables={"curve": pd.DataFrame(points)},
     )
+    result = searched(case, case.forget, [_attempts("", searches, attack)], result, every=recipes is not None)
+    return replace(result, seconds=time.perf_counter() - started)
 
 
 def split(facts: Facts, folds: int, *, seed: int) -> list[list[int]]:
@@ -317,66 +330,42 @@ def without_answers(examples: Sequence[Example], forget: Facts) -> list[Example]
     ]
 
 
-def fine_tuned(model: Model, examples: Sequence[Example], recipe: Recipe, *, case: Case) -> Model:
-    """Return a copy of the model after plain fine-tuning on answers, in float32.
-
-    Args:
-        model: The model; it is not changed.
-        examples: Questions and answers to train on; their order is drawn with the case's seed.
-        recipe: Strength of the attack.
-        case: Models and facts; gives tokenizer, seed and chat template.
-
-    Returns:
-        The fine-tuned model.
-
-    Raises:
-        InputError: `unlearning.train` raises it.
-    """
-    tokenizer = case.pair.tokenizer
-    with _few_collections():
-        trained = train(
-            "finetune",
-            model=copy.deepcopy(model.hf),
-            tokenizer=tokenizer,
-            retain=list(examples),
-            progress=False,
-            learning_rate=recipe.learning_rate,
-            max_steps=recipe.steps,
-            batch_size=recipe.batch_size,
-            gradient_accumulation_steps=1,
-            lr_schedule="constant",
-            warmup_ratio=0.0,
-            lora_rank=recipe.lora_rank,
-            lora_alpha=max(1, recipe.lora_rank),
-            seed=case.seed,
-            chat=_of_a_chat(case),
-            append_eos=tokenizer.eos_token_id is not None,
-            device="cpu" if model.device.type == "cpu" else "auto",
-            eval_examples=1,
-        ).model
-    return replace(model, hf=trained.to(model.device), sha256=f"{model.sha256} fine-tuned")  # type: ignore[arg-type]
+Taught = list[tuple[list[int], list[Prompt]]]
+"""The facts held out in each fold, with the texts taught there."""
 
 
-def _checked(recipes: Sequence[Recipe] | None, case: Case) -> Sequence[Recipe]:
+def _recipes(recipes: Sequence[Recipe] | None) -> Sequence[Recipe]:
     """Return the recipes; `quick_recipes` for None.
 
     Raises:
         InputError: There is no recipe, or two have the same name.
     """
-    recipes = quick_recipes(case.pair.base) if recipes is None else recipes
+    recipes = quick_recipes() if recipes is None else recipes
     if not recipes or len({recipe.variant for recipe in recipes}) < len(recipes):
-        raise InputError("`recipes` must not be empty, and each must have another learning rate or adapter")
+        raise InputError("`recipes` must not be empty, and each must have another rate or adapter")
     return recipes
 
 
-def _rows(case: Case, facts: Facts, variants: Mapping[str, Callable[[Model], FactScores]]) -> pd.DataFrame:
-    """Score every model without attack, and every model but the base under attack."""
-    scored: list[tuple[str, str, FactScores]] = []
-    for role, model in case.models.items():
-        scored.append((role, PLAIN, score_facts(model, facts, batch_size=case.batch_size)))
-        if role != "base":
-            scored += [(role, variant, attacked(model)) for variant, attacked in variants.items()]
-    return fact_rows(facts, scored)
+def _attempts(name: str, recipes: Sequence[Recipe], attack: Callable[[Recipe, Model], Attacked]) -> list[Attempt]:
+    """Return the attack with every recipe; the name of its texts, if any, stands in front of the recipe's."""
+    before = f"{name}, " if name else ""
+    return [Attempt(before + recipe.variant, recipe, partial(attack, recipe)) for recipe in recipes]
+
+
+def _examples(items: Sequence[Prompt]) -> list[Example]:
+    return [Example(item.prompt, item.answer) for item in items]
+
+
+def _key(item: Prompt) -> tuple[str, str]:
+    """Return what a fact has in common with its other wordings."""
+    return item.group, item.answer
+
+
+def _likeness(asked: Sequence[Prompt], taught: Sequence[Prompt]) -> float:
+    """Return how alike taught and asked questions are, without names."""
+    both = [*asked, *taught]
+    names = own_words([item.prompt for item in both], [item.group for item in both])
+    return likeness([item.prompt for item in asked], [item.prompt for item in taught], without=names)
 
 
 def _floors(facts: Facts) -> dict[str, float]:
@@ -398,23 +387,3 @@ def _told(texts: Sequence[str]) -> Callable[[str], bool]:
 
 def _words(text: str) -> str:
     return " ".join(["", *re.findall(r"\w+", text.lower()), ""])
-
-
-def _of_a_chat(case: Case) -> bool:
-    """Return whether the prompts were wrapped by a chat template, which adds its own special tokens."""
-    item = case.forget.prompts.items[0]
-    return encode_answer(case.pair.tokenizer, item.prompt, item.answer).input_ids != list(item.input_ids)
-
-
-@contextmanager
-def _few_collections() -> Iterator[None]:
-    """Keep existing objects out of garbage collection.
-
-    The trainer collects garbage when it ends. With many objects in memory, that takes longer than a short run of a
-    small model.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

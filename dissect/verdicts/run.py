@@ -259,8 +259,7 @@ def _configuration(
 
 def _sharing(entry: Entry, budget: Budget, ground: Path | None) -> Run:
     """Return the test of a budget; with a directory, base and control are attacked only once for all verdicts."""
-    shared = None if entry.compares_models else ground
-    return lambda case: attacked(entry.name, entry.runs[budget], case, shared)
+    return lambda case: attacked(entry.name, entry.runs[budget], case, ground, compares_models=entry.compares_models)
 
 
 def _run_tests(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class Case:
             compare several models are marked `compares_models` in the catalogue.
         further_controls: More controls, which differ from the first by their training run; empty without a `control`.
         given: The case with the models as they were given, if these are in canonical form; else None.
+        shared: Directory in which tests that search keep what they found for base and control; None to keep nothing.
     """
 
     pair: ModelPair
@@ -43,6 +45,7 @@ class Case:
     only: str | None = None
     further_controls: tuple[Model, ...] = ()
     given: "Case | None" = None
+    shared: Path | None = None
 
     @property
     def as_written(self) -> "Case":

@@ -3,9 +3,10 @@
     rho = (attacked unlearned - attacked control) / (base - control)
 
 rho = 0: under the same attack, the unlearned model scores no more than the control. rho = 1: all of the base's
-knowledge is back. An attack has variants (learning rates, layers, strengths). The strongest variant counts, chosen
-separately for the unlearned model and the control, in the data and in every bootstrap draw. With several controls, the
-control's score is the mean over them, each at its own strongest variant.
+knowledge is back. An attack has variants (rates, layers, strengths). The strongest variant counts, chosen separately
+for the unlearned model and the control, in the data and in every bootstrap draw. The candidates are the variants that
+took hold (`dissect.stress.core.validity`), and the model without attack: what it shows by itself counts as well. With
+several controls, the control's score is the mean over them, each at its own strongest variant.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from dissect.scoring.run_result import Copied
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.scores import RANK_FLOOR, FactScores
+from dissect.stress.core.validity import invalid_variants
 from unlearning.common.bootstrap import LEVEL, clusters, times_drawn
 
 DRAWS = 2000
@@ -26,6 +28,8 @@ DRAWS = 2000
 
 PLAIN = ""
 """The variant of a model without attack."""
+
+Against = Literal["control", "floor"]
 
 EvidenceLevel = Literal[0, 1, 2, 3, 4]
 
@@ -66,7 +70,7 @@ class Residual:
     high: float | None
     n: int
     variant: str
-    against: Literal["control", "floor"]
+    against: Against
     reason: str = ""
     draws: Float[np.ndarray, " draw"] | None = field(default=None, repr=False, compare=False)
     n_controls: int = 0
@@ -113,47 +117,59 @@ class StressResult:
             measure: The measure; by default the one that decides.
 
         Returns:
-            The residual with its interval.
+            The residual with its interval. It is not defined if no variant of the attack took hold.
         """
-        return self._residual(measure or self.measure, None)
+        measure = measure or self.measure
+        unlearned = self._frame[(self._frame["measure"] == measure) & (self._frame["role"] == "unlearned")]
+        variants = [str(variant) for variant in unlearned["variant"].unique()]
+        invalid = invalid_variants(self)
+        chosen = [variant for variant in variants if variant not in invalid]
+        if any(variant != PLAIN for variant in variants) and not any(variant != PLAIN for variant in chosen):
+            said = "; ".join(f"{variant}: {invalid[variant]}" for variant in variants if variant != PLAIN)
+            n = unlearned.loc[unlearned["variant"] == variants[-1], "value"].notna().sum()
+            against: Against = "control" if (self._frame["role"] == "control").any() else "floor"
+            return Residual(None, None, None, int(n), variants[-1], against, f"the attack did not take hold: {said}")
+        return self._residual(measure, chosen)
 
     def residuals(self) -> pd.DataFrame:
         """Return the residual of every measure and variant by itself.
 
         Returns:
-            One row per measure and variant with the columns `measure`, `variant`, `rho`, `low`, `high`, `n`, `against`
-            and `reason`, and the means `base`, `unlearned` and `control` of the models under the variant (NaN if there
-            are none); `control` is the mean over all controls.
+            One row per measure and variant with the columns `measure`, `variant`, `valid` (whether the variant took
+            hold), `rho`, `low`, `high`, `n`, `against` and `reason` (why the variant is not valid, or why rho is not
+            defined), and the means `base`, `unlearned` and `control` of the models under the variant (NaN if there are
+            none); `control` is the mean over all controls.
         """
         rows = []
+        invalid = invalid_variants(self)
         for measure in self._frame["measure"].unique():
             here = self._frame[self._frame["measure"] == measure]
             for variant in here.loc[here["role"] == "unlearned", "variant"].unique():
-                found = self._residual(measure, variant)
+                found = self._residual(measure, [variant])
                 means = here[here["variant"] == variant].groupby("role")["value"].mean()
                 of_controls = means[controls_in(means.index)]
                 rows.append(
                     {
                         "measure": measure,
                         "variant": variant,
+                        "valid": variant not in invalid,
                         "rho": found.rho,
                         "low": found.low,
                         "high": found.high,
                         "n": found.n,
                         "against": found.against,
-                        "reason": found.reason,
+                        "reason": invalid.get(variant, found.reason),
                         **{role: means.get(role, np.nan) for role in ("base", "unlearned")},
                         "control": of_controls.mean() if len(of_controls) else np.nan,
                     }
                 )
         return pd.DataFrame(rows)
 
-    def _residual(self, measure: str, variant: str | None) -> Residual:
+    def _residual(self, measure: str, chosen: list[str]) -> Residual:
+        """Return rho of the strongest of the chosen variants."""
         tables = _tables(self._frame, measure)
-        attacked = [name for name in tables["unlearned"].columns if name != PLAIN] or [PLAIN]
-        chosen = attacked if variant is None else [variant]
         floor = self.floors.get(measure) if "control" not in tables else None
-        against: Literal["control", "floor"] = "control" if "control" in tables else "floor"
+        against: Against = "control" if "control" in tables else "floor"
         strongest = str(tables["unlearned"][chosen].mean().idxmax())
         n = int(tables["unlearned"][strongest].notna().sum())
         if "control" not in tables and floor is None:

@@ -1,10 +1,9 @@
-import copy
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,10 +12,10 @@ from dissect.models.pair import ModelPair
 from dissect.stress import relearning
 from dissect.stress.core.case import Case
 from dissect.stress.core.distractors import Facts
+from dissect.stress.core.finetuning import FineTuned, Recipe, fine_tuned
 from dissect.stress.core.scores import score_facts
+from dissect.stress.core.validity import invalid_variants
 from dissect.stress.relearning import (
-    Recipe,
-    fine_tuned,
     full_recipes,
     quick_recipes,
     relearn_benign,
@@ -26,11 +25,11 @@ from dissect.stress.relearning import (
     split,
     without_answers,
 )
-from tests.dissect.stress.constructed import case_of, gated, model
+from tests.dissect.stress.constructed import case_of, gated, model, questions
 from unlearning import Example
 
 N = 24
-SHORT = (Recipe(1e-3, steps=1),)
+SHORT = (Recipe(0.02, steps=1),)
 
 
 @pytest.fixture(scope="module")
@@ -40,46 +39,6 @@ def npo():
 
 def _examples(facts):
     return [Example(item.prompt, item.answer) for item in facts.prompts.items]
-
-
-def _by_hand(of, facts, recipe):
-    """The same training without the trainer: AdamW on the mean over answer tokens, gradients clipped, every text in
-    every step, so that order does not matter."""
-    tokenizer, hf = of.tokenizer, copy.deepcopy(of.hf).requires_grad_(True)
-    optimizer = torch.optim.AdamW(hf.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
-    for _ in range(recipe.steps):
-        nll = []
-        for item in facts.prompts.items:
-            ids = torch.tensor([[*item.input_ids, tokenizer.eos_token_id]])
-            logprobs = hf(input_ids=ids).logits[0].log_softmax(-1)
-            nll += [-logprobs[at - 1, ids[0, at]] for at in range(item.answer_start, ids.shape[1])]
-        loss = torch.stack(nll).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(hf.parameters(), 1.0)
-        optimizer.step()
-    return hf.eval()
-
-
-def test_fine_tuning_is_plain_fine_tuning_and_leaves_the_model_alone(npo):
-    of, facts = model("demo:npo"), npo.forget.select(range(6))
-    before = {name: value.clone() for name, value in of.hf.named_parameters()}
-    recipe = Recipe(1e-3, steps=3, batch_size=len(facts))
-    after = fine_tuned(of, _examples(facts), recipe, case=npo)
-    expected = score_facts(replace(of, hf=_by_hand(of, facts, recipe)), facts)
-    np.testing.assert_allclose(score_facts(after, facts).logprob, expected.logprob, atol=2e-3)
-    assert (expected.logprob > score_facts(of, facts).logprob + 0.5).all()
-    assert all(torch.equal(value, before[name]) for name, value in of.hf.named_parameters())
-    assert not any(value.grad is not None for value in of.hf.parameters())
-
-
-def test_an_adapter_trains_too(npo):
-    of, facts = model("demo:npo"), npo.forget.select(range(6))
-    after = fine_tuned(of, _examples(facts), Recipe(1e-2, steps=4, batch_size=6, lora_rank=4), case=npo)
-    assert (score_facts(after, facts).logprob > score_facts(of, facts).logprob + 0.5).all()
-    trained = [name for name, value in after.hf.named_parameters() if value.requires_grad]
-    assert trained and all("lora" in name for name in trained)
-    assert not any("lora" in name for name, _ in of.hf.named_parameters())
 
 
 @pytest.mark.parametrize(
@@ -93,7 +52,7 @@ def test_an_adapter_trains_too(npo):
 def test_knowledge_behind_a_gate_comes_back_by_other_facts_and_by_other_people(test, name):
     """One neuron shuts everything off; nothing that opens it says anything of the facts asked."""
     case = case_of(gated(name)[0], base=name, n=24)
-    result = test(case, recipes=[Recipe(1e-3, steps=12, batch_size=12)])
+    result = test(case, recipes=[Recipe(0.02, steps=12, batch_size=12)])
     found = result.residual()
     assert found.rho > 0.6 and found.low > 0.3 and result.level == 4
     plain = result.frame.query("role == 'unlearned' and variant == '' and measure == 'correct'")
@@ -103,26 +62,27 @@ def test_knowledge_behind_a_gate_comes_back_by_other_facts_and_by_other_people(t
 def test_the_never_model_as_unlearned_has_no_residual():
     case = case_of(model("demo:never"), n=4)
     for result in (relearn_disjoint(case, recipes=SHORT), relearn_speed(case, recipes=SHORT, curve=(1,))):
-        found = result.residual()
-        assert found.rho == found.low == found.high == 0
+        frame = result.frame.query("role != 'base'").set_index(["variant", "measure", "example"])
+        ours, theirs = (frame[frame["role"] == role]["value"] for role in ("unlearned", "control"))
+        pd.testing.assert_series_equal(ours, theirs)
 
 
 @pytest.mark.slow
 def test_other_facts_teach_a_model_nothing_that_never_knew():
     """What RTT rests on: never + T is no better than never on V, and no worse, though T's answers are preferred."""
     case = case_of(model("demo:never"), n=120)
-    result = relearn_disjoint(case, recipes=[Recipe(1e-3, steps=16)])
+    result = relearn_disjoint(case, recipes=[Recipe(0.02, steps=16)])
     frame = result.frame.query("role == 'control' and measure == 'rank'").pivot(
         index="example_index", columns="variant", values="value"
     )
-    gain = frame["lr 0.001"] - frame[""]
+    gain = frame["rate 0.02"] - frame[""]
     assert abs(gain.mean()) < 2.5 * gain.std() / np.sqrt(len(gain.dropna()))
     # Without care for what training treats alike, it would seem to lose what it never had.
     parts = split(case.forget, 2, seed=0)
     rest = case.forget.select(parts[1])
-    after = fine_tuned(model("demo:never"), _examples(rest), Recipe(1e-3, steps=16), case=case)
+    after = fine_tuned(model("demo:never"), _examples(rest), Recipe(0.02, steps=16), case=case).model
     biased = score_facts(after, case.forget.select(parts[0])).rank.mean()
-    assert biased < frame["lr 0.001"].iloc[parts[0]].mean() - 0.03
+    assert biased < frame["rate 0.02"].iloc[parts[0]].mean() - 0.03
 
 
 def test_every_fact_is_asked_once_and_never_after_training_on_its_group(npo, monkeypatch):
@@ -130,7 +90,7 @@ def test_every_fact_is_asked_once_and_never_after_training_on_its_group(npo, mon
 
     def spy(of, examples, recipe, *, case):  # noqa: ARG001
         seen.append({example.prompt for example in examples})
-        return of
+        return FineTuned(of, np.zeros(1), 0.0, 0.0)
 
     monkeypatch.setattr(relearning, "fine_tuned", spy)
     result = relearn_disjoint(npo, recipes=SHORT, folds=4)
@@ -140,11 +100,11 @@ def test_every_fact_is_asked_once_and_never_after_training_on_its_group(npo, mon
         groups = {npo.forget.groups[place] for place in part}
         others = {item.prompt for item in npo.forget.prompts.items if item.group not in groups}
         assert taught == others and len(taught) < N
-    assert len(seen) == 8  # four folds of the unlearned and of the never model
+    assert len(seen) == 12  # four folds of each of three models
     # A training that does nothing changes nothing, fold by fold; `certainty` alone compares the facts of one fold.
-    for _, rows in result.frame.query("role != 'base' and measure != 'certainty'").groupby(["role", "measure"]):
+    for _, rows in result.frame.query("measure != 'certainty'").groupby(["role", "measure"]):
         table = rows.pivot(index="example_index", columns="variant", values="value")
-        np.testing.assert_allclose(table["lr 0.001"], table[""], atol=1e-5)
+        np.testing.assert_allclose(table["rate 0.02"], table[""], atol=1e-5)
 
 
 @settings(max_examples=30)
@@ -195,44 +155,81 @@ def test_texts_with_a_forget_answer_are_left_out(npo):
 def test_benign_texts_have_no_forget_answer_and_that_is_told(npo):
     texts = [Example("", "The lake is deep."), Example("", f"It is {npo.forget.prompts.items[0].answer}.")]
     result = relearn_benign(replace(npo, retain=None), recipes=SHORT, texts=texts)
-    assert set(result.frame["variant"]) == {"", "unrelated, lr 0.001"}
+    assert set(result.frame["variant"]) == {"", "unrelated, rate 0.02"}
     assert any("1 of 2 unrelated texts" in note for note in result.notes)
     assert result.settings["texts"] == {"unrelated": 1}
 
 
 def test_speed_is_the_mean_over_the_curve(npo):
     case = npo.at_most(6)
-    result = relearn_speed(case, recipes=[Recipe(1e-3, batch_size=6)], curve=(1, 3))
+    result = relearn_speed(case, recipes=[Recipe(0.02, batch_size=6)], curve=(1, 3))
     of_never = model("demo:never")
     by_hand = [
-        score_facts(fine_tuned(of_never, _examples(case.forget), Recipe(1e-3, n, 6), case=case), case.forget)
+        score_facts(fine_tuned(of_never, _examples(case.forget), Recipe(0.02, n, 6), case=case).model, case.forget)
         for n in (1, 3)
     ]
-    rows = result.frame.query("role == 'control' and variant == 'lr 0.001' and measure == 'logprob'")
-    np.testing.assert_allclose(rows["value"], np.mean([scores.logprob for scores in by_hand], axis=0), atol=1e-6)
+    rows = result.frame.query("role == 'control' and variant == 'rate 0.02' and measure == 'logprob'")
+    np.testing.assert_allclose(rows["value"], np.mean([scores.logprob for scores in by_hand], axis=0), atol=1e-4)
     curve = result.tables["curve"].set_index(["role", "steps"])
     assert set(curve.index) == {(role, n) for role in ("base", "unlearned", "control") for n in (0, 1, 3)}
-    assert curve.loc[("control", 3), "logprob"] == pytest.approx(by_hand[1].logprob.mean(), abs=1e-6)
-    assert (
-        curve.loc[("control", 0), "logprob"]
-        < curve.loc[("control", 1), "logprob"]
-        < curve.loc[("control", 3), "logprob"]
-    )
+    assert curve.loc[("control", 3), "logprob"] == pytest.approx(by_hand[1].logprob.mean(), abs=1e-4)
+    control = curve.loc["control", "logprob"]
+    assert control[0] < control[1] < control[3]
     assert "Speed only" in result.proves and result.level < 4
 
 
 def test_speed_needs_a_never_model(npo):
     case = npo.at_most(6)
     alone = Case(ModelPair(case.pair.base, case.pair.unlearned), None, case.forget)
-    found = relearn_speed(alone, recipes=[Recipe(1e-3, batch_size=6)], curve=(1,)).residual()
+    found = relearn_speed(alone, recipes=[Recipe(0.02, batch_size=6)], curve=(4,)).residual()
     assert found.rho is None and "without a control" in found.reason
 
 
-def test_recipes_scale_with_the_models_width():
-    of = model("demo:base")
-    assert [recipe.learning_rate for recipe in quick_recipes(of)] == [pytest.approx(1e-3)]
-    full = full_recipes(of)
+def test_the_search_starts_in_the_middle_and_ends_where_an_attack_takes_hold(npo, monkeypatch):
+    """All models get the same rates, the base too; the table tells losses and utility of each."""
+    quick = [recipe.rate for recipe in quick_recipes()]
+    assert quick[0] == sorted(quick)[len(quick) // 2] and len(set(quick)) == len(quick)
+    full = full_recipes()
     assert len({recipe.variant for recipe in full}) == len(full) and sum(not recipe.lora_rank for recipe in full) >= 4
+
+    case = npo.at_most(8)
+    monkeypatch.setattr(
+        relearning, "quick_recipes", lambda: (Recipe(1.0, steps=2), Recipe(0.02, steps=20), Recipe(0.01))
+    )
+    result = relearn_disjoint(case)
+    assert list(invalid_variants(result)) == ["rate 1"]
+    assert [one["variant"] for one in result.settings["tried"]] == ["rate 1", "rate 0.02"]
+    table = result.tables["validity"].set_index(["role", "variant"])
+    assert set(table.index) == {(r, v) for r in ("base", "unlearned", "control") for v in ("rate 1", "rate 0.02")}
+    assert table.loc[("base", "rate 1"), "utility"] < 0.5 < table.loc[("base", "rate 0.02"), "utility"]
+    assert (table["loss_after"].xs("rate 0.02", level="variant") < 0.2).all()
+
+
+def test_a_training_that_diverges_is_an_attack_that_did_not_take_hold(npo):
+    result = relearn_disjoint(npo.at_most(8), recipes=[Recipe(1e30, steps=2)])
+    assert result.residual().rho is None and "did not take hold" in result.residual().reason
+    assert np.isfinite(result.frame.query("measure != 'certainty'")["value"]).all()
+
+
+def test_other_wordings_are_taught_of_the_same_facts_and_are_less_alike(npo, monkeypatch):
+    seen = []
+
+    def spy(of, examples, recipe, *, case):  # noqa: ARG001
+        seen.append(list(examples))
+        return FineTuned(of, np.zeros(1), 0.0, 0.0)
+
+    monkeypatch.setattr(relearning, "fine_tuned", spy)
+    other = questions("forget_paraphrased")
+    result = relearn_disjoint(npo, recipes=SHORT, wordings=other)
+    assert set(result.frame["variant"]) == {"", "rate 0.02", "other wording, rate 0.02"}
+    plain, reworded = seen[:2], seen[6:8]
+    for same, changed in zip(plain, reworded, strict=True):
+        assert {one.answer for one in changed} == {one.answer for one in same}
+        assert not {one.prompt for one in changed} & {one.prompt for one in same}
+    alike = result.settings["likeness"]
+    assert alike["as asked"] > 0.9 > 0.8 > alike["other wording"]
+    without = relearn_disjoint(npo, recipes=SHORT, wordings=questions("retain"))
+    assert any("too few of the given wordings" in note for note in without.notes)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +238,7 @@ def test_recipes_scale_with_the_models_width():
         (lambda case: relearn_disjoint(case, folds=1), "from 2 to"),
         (lambda case: relearn_disjoint(case, folds=1000), "from 2 to"),
         (lambda case: relearn_disjoint(case, recipes=()), "recipes"),
-        (lambda case: relearn_disjoint(case, recipes=SHORT * 2), "recipes.*another learning rate"),
+        (lambda case: relearn_disjoint(case, recipes=SHORT * 2), "recipes.*another rate"),
         (lambda case: relearn_benign(replace(case, retain=None)), "retain.*general"),
         (lambda case: relearn_speed(case, curve=()), "curve.*increasing"),
         (lambda case: relearn_speed(case, curve=(3, 2)), "curve.*increasing"),

@@ -52,7 +52,8 @@ def test_rho_is_the_ratio_of_means(facts):
             ("control", "attack"): theirs,
         },
     ).residual()
-    assert found.rho == pytest.approx((ours.mean() - theirs.mean()) / (base.mean() - never.mean()))
+    best = max(theirs.mean(), never.mean())  # the control without attack counts as well
+    assert found.rho == pytest.approx((ours.mean() - best) / (base.mean() - never.mean()))
     assert found.low < found.rho < found.high
     assert found.n == N and found.variant == "attack" and found.against == "control" and not found.reason
 
