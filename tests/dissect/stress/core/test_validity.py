@@ -120,6 +120,7 @@ def test_without_rows_of_the_base_nothing_is_asked():
 
 def test_only_valid_variants_count_and_so_does_the_model_without_attack():
     """For the control as well: what it shows without attack is in its best."""
+    assert not invalid_variants(made_up(ranks(base=0.8)))  # without training less is asked
     values = ranks(unlearned=0.9, base=0.6, plain=0.6)  # `a` wrecks the base
     values |= {("base", "b"): 1.0, ("unlearned", "b"): 0.55, ("control", "b"): 0.4}
     found = made_up(values).residual()
