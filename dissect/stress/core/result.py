@@ -123,12 +123,13 @@ class StressResult:
         unlearned = self._frame[(self._frame["measure"] == measure) & (self._frame["role"] == "unlearned")]
         variants = [str(variant) for variant in unlearned["variant"].unique()]
         invalid = invalid_variants(self)
+        variants.sort(key=lambda variant: variant == PLAIN)  # of two that are equally strong the attack is named
         chosen = [variant for variant in variants if variant not in invalid]
         if any(variant != PLAIN for variant in variants) and not any(variant != PLAIN for variant in chosen):
             said = "; ".join(f"{variant}: {invalid[variant]}" for variant in variants if variant != PLAIN)
-            n = unlearned.loc[unlearned["variant"] == variants[-1], "value"].notna().sum()
+            n = unlearned.loc[unlearned["variant"] == variants[0], "value"].notna().sum()
             against: Against = "control" if (self._frame["role"] == "control").any() else "floor"
-            return Residual(None, None, None, int(n), variants[-1], against, f"the attack did not take hold: {said}")
+            return Residual(None, None, None, int(n), variants[0], against, f"the attack did not take hold: {said}")
         return self._residual(measure, chosen)
 
     def residuals(self) -> pd.DataFrame:

@@ -51,6 +51,9 @@ texts, in nats per answer token) and `utility` (NaN if not measured), each the m
 TEACHES = "teaches"
 """Setting of a test whose attack teaches the facts, to the control too, which is then no measure of not knowing."""
 
+KEEPS = "base_keeps"
+"""Setting of a test whose attack overwrites the facts by false ones: the share that replaces `KEPT`."""
+
 
 def invalid_variants(result: "StressResult") -> dict[str, str]:
     """Return the variants of an attack that did not take hold, each with the reason.
@@ -63,7 +66,7 @@ def invalid_variants(result: "StressResult") -> dict[str, str]:
         be checked, because it has no values of the base under a variant.
     """
     reasons: dict[str, list[str]] = {}
-    needed = KEPT if TABLE in result.tables else KEPT_UNTRAINED
+    needed = float(result.settings.get(KEEPS, KEPT if TABLE in result.tables else KEPT_UNTRAINED))
     for variant, kept in _kept(result).items():
         if not kept >= needed:
             said = f"the base keeps {max(kept, 0):.0%} of its knowledge (needed: {needed:.0%})"

@@ -113,6 +113,12 @@ def test_an_attack_that_teaches_is_compared_with_the_control_before_it():
     assert not invalid_variants(made_up(values, rows, settings={"teaches": True}))
 
 
+def test_an_attack_that_overwrites_may_ask_less_of_the_base():
+    assert invalid_variants(made_up(ranks(base=0.7), training()))
+    assert not invalid_variants(made_up(ranks(base=0.7), training(), settings={"base_keeps": 0.25}))
+    assert invalid_variants(made_up(ranks(base=0.6), training(), settings={"base_keeps": 0.25}))
+
+
 def test_without_rows_of_the_base_nothing_is_asked():
     values = {key: value for key, value in ranks().items() if key != ("base", "a")}
     assert not invalid_variants(made_up(values)) and made_up(values).residual().rho == pytest.approx(0.4)
