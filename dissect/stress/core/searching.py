@@ -131,7 +131,7 @@ def _once(
     """Return what an attack gave; for base and control from the case's directory, if it is there."""
     if role == "unlearned" or case.shared is None:
         return compute()
-    decides = [facts.sha256, variant, recipe and asdict(recipe)]
+    decides = [case.models[role].sha256, facts.sha256, variant, recipe and asdict(recipe)]
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
     return once(case.shared / f"{test}-{role}-{name}.json", compute)
 
