@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from dissect.stress.core.result import PLAIN, Residual, StressResult
 from dissect.stress.core.texts import texts_of
+from dissect.stress.core.validity import invalid_variants
 from dissect.verdicts.rule import Rule
 from dissect.verdicts.signs import WITHOUT_ATTACK
 
@@ -121,12 +122,12 @@ def counts(table: pd.DataFrame) -> dict[str, object]:
 
 
 def _strongest_of(result: StressResult | None, role: str) -> str:
-    """Return the variant under which a model scores highest by the measure that decides."""
+    """Return the valid variant under which a model scores highest by the measure that decides."""
     if result is None:
         return PLAIN
     frame = result.frame
     here = frame[(frame["role"] == role) & (frame["measure"] == result.measure)]
-    means = here.groupby("variant")["value"].mean()
+    means = here[~here["variant"].isin(list(invalid_variants(result)))].groupby("variant")["value"].mean()
     return str(means.idxmax()) if len(means) else PLAIN
 
 

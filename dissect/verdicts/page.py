@@ -75,6 +75,7 @@ def page(found: Findings, subject: Subject, *, title: str) -> str:
 <div class="wide"><table>
 <tr><th>evidence level</th><th>test</th><th>ρ [95 %]</th><th>what the test can and cannot show</th></tr>
 {_rows(found.evidence)}</table></div>
+{_attacks(found)}
 {_facts(found)}
 <h2>What would change the label</h2>
 <ul>{changes or "<li>Nothing that is known.</li>"}</ul>
@@ -164,6 +165,42 @@ def _rows(evidence: pd.DataFrame) -> str:
         f'<td class="number">{residual_cell(row)}</td><td>{html.escape(_shows(row))}</td></tr>'
         for _, row in evidence.iterrows()
     )
+
+
+def _attacks(found: Findings) -> str:
+    """Return the table of attacks, folded up, those that did not take hold first."""
+    table = found.attacks
+    if table.empty:
+        return ""
+    parts = [part for _, part in table.groupby(["test", "variant"], sort=False)]
+    parts.sort(key=lambda part: bool(part["took_hold"].iloc[0]))
+    held = sum(bool(part["took_hold"].iloc[0]) for part in parts)
+    cells = "\n".join(map(_attack_row, parts))
+    return f"""<h2>Did the attacks take hold?</h2>
+<p>Every attack is done to the base as well, which knows the facts. A variant that wrecks the base, does not learn its
+own texts, or leaves no utility finds nothing in any model: it counts neither for nor against. Losses are of the texts
+that the attack teaches, before and after; utility is the share of the retain questions answered before that still
+are.</p>
+<details><summary>{held} of {len(parts)} variants took hold</summary>
+<div class="wide"><table>
+<tr><th>test</th><th>variant</th><th>took hold</th><th>rank under it</th><th>loss, nats</th><th>utility after</th></tr>
+{cells}</table></div></details>"""
+
+
+def _attack_row(part: pd.DataFrame) -> str:
+    """Return the table's row of one variant, from its rows by role."""
+    first = part.iloc[0]
+    by_role = part.set_index("role")
+
+    def said(*columns: str) -> str:
+        known = by_role[list(columns)].dropna()
+        return ", ".join(
+            f"{role} {' → '.join(f'{value:.2f}' for value in row)}" for role, *row in known.itertuples(name=None)
+        )
+
+    cells = (first["test"], first["variant"], "yes" if first["took_hold"] else f"no: {first['reason']}")
+    numbers = (said("rank"), said("loss_before", "loss_after"), said("utility"))
+    return "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in (*cells, *numbers)) + "</tr>"
 
 
 def _facts(found: Findings) -> str:

@@ -11,6 +11,7 @@ from dissect.scoring.run_result import RESULTS, Copied, RunResult, read_result
 from dissect.stress.core.result import EVIDENCE_LEVELS, Residual, StressResult
 from dissect.stress.core.storage import as_record, current_test, from_parts, one_table
 from dissect.verdicts import sentences as wording
+from dissect.verdicts.attacks import attack_table
 from dissect.verdicts.facts import QUESTIONS, counts, fact_table
 from dissect.verdicts.rule import Label, Rule, RuleEntry, Score, Utility, judge, read_rule, residuals_of
 from dissect.verdicts.signs import Signs
@@ -127,6 +128,19 @@ class Verdict(RunResult):
             )
         return pd.DataFrame(rows).sort_values("level", kind="stable", ignore_index=True)
 
+    def attacks(self) -> pd.DataFrame:
+        """Return how every variant of every attack went: whether it took hold, and by what.
+
+        Returns:
+            A table with the columns of `dissect.verdicts.attacks.attack_table`: one row per test, variant and role.
+
+        Examples:
+            >>> from dissect import load_verdict
+            >>> found = load_verdict("runs/verdict-npo")  # doctest: +SKIP
+            >>> found.attacks().query("not took_hold")[["test", "variant", "reason"]]  # doctest: +SKIP
+        """
+        return attack_table(self._results)
+
     def facts(self) -> pd.DataFrame:
         """Return one row per fact: which came back under the strongest attack, and what the models say.
 
@@ -157,6 +171,7 @@ class Verdict(RunResult):
             not_run=self.not_run,
             decisive=self._decisive(),
             facts=self.facts(),
+            attacks=self.attacks(),
             needed=self.needed,
             budget=self.configuration["budget"],
             outside=tuple(self.provenance.get("outside_parameters", ())),
@@ -286,7 +301,8 @@ class Verdict(RunResult):
             "lexical_overlap": None if self._lexical_overlap is None else dict(self._lexical_overlap),
             "sentences": wording.sentences(found),
             "facts": counts(found.facts),
-            "evidence": evidence.astype(object).where(evidence.notna(), None).to_dict("records"),
+            "attacks": _records(found.attacks),
+            "evidence": _records(evidence),
             "needed": self.needed,
             "not_run": dict(self._not_run),
             "advice": wording.advice(found),
@@ -321,6 +337,12 @@ class Verdict(RunResult):
                 "rule": self.rule.record(),
             },
         )
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows as plain data, with None for what is not there."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 def _read_questions(path: Path, results: Sequence[StressResult]) -> pd.DataFrame:

@@ -39,6 +39,7 @@ class Findings:
         budget: Name of the budget.
         facts: One row per fact, as `Verdict.facts` returns it.
         needed: What it would take to decide, in a sentence; None if there is no plan.
+        attacks: How every variant of every attack went, as `Verdict.attacks` returns it.
         outside: What the models have outside their parameters that no score depends on.
     """
 
@@ -55,6 +56,7 @@ class Findings:
     budget: str
     facts: pd.DataFrame
     needed: str | None
+    attacks: pd.DataFrame
     outside: Sequence[str] = ()
 
 

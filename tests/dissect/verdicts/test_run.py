@@ -322,7 +322,14 @@ def test_every_fact_is_shown_with_what_the_models_say(tmp_path):
     pd.testing.assert_frame_equal(written, facts, check_dtype=False)
     pd.testing.assert_frame_equal(load_verdict(tmp_path / "run").facts(), facts)
     page = found.page()
-    assert f"<summary>{came_back} of 40 facts came back</summary>" in page and page.count("<td>yes</td>") == came_back
+    assert "<summary>2 of 2 variants took hold</summary>" in page
+    told = json.loads((tmp_path / "run" / "verdict.json").read_text())["attacks"]
+    assert {(row["test"], row["variant"], row["took_hold"]) for row in told} == {
+        (n, "as it is", True) for n in HARMLESS
+    }
+    assert (
+        f"<summary>{came_back} of 40 facts came back</summary>" in page and page.count("<tr><td>yes</td>") == came_back
+    )
     assert judged(never, rule=rule).facts()["came_back"].mean() < 0.1
 
 
