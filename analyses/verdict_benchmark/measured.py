@@ -21,7 +21,7 @@ COLLAPSED = 0.5
 STILL_ANSWERS = 0.5
 """A model that gives more than this share of the forget answers has not unlearned them."""
 
-RELEARNING = ("relearn_disjoint", "relearn_benign")
+RELEARNING = ("relearn_disjoint", "relearn_benign", "deranged_relearning")
 OWN = ("without_attack", *RELEARNING)
 """The tests that the verdict is made of."""
 
@@ -81,7 +81,7 @@ def read_measured(out: Path, architectures: Iterable[str], seeds: Iterable[int])
         for folder in sorted((out / "tests" / family.name).glob("*/")):
             record = read_tests(folder)
             path = family.path / folder.name / TRUTH
-            if record is None or record["cka"] is None or not path.exists():
+            if record is None or not path.exists():
                 continue
             truth = json.loads(path.read_text(encoding="utf-8"))
             results = read_results(folder)

@@ -7,7 +7,7 @@ OUT/tests/FAMILY/base-and-never-HASH/   results of base and control, once for al
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,12 @@ from dissect.models.pair import ModelPair
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.prompts import Prompts
 from dissect.stress.catalogue import entries
+from dissect.stress.core.canonical_case import in_canonical_form
 from dissect.stress.core.case import Case, make_case
 from dissect.stress.core.result import StressResult
 from dissect.stress.core.sharing import attacked
 from dissect.stress.core.storage import as_parts, as_record, from_parts
+from dissect.stress.deranged import deranged_relearning
 from dissect.stress.directions import own_direction
 from dissect.stress.geometry import geometry
 from dissect.stress.lenses import logit_lens
@@ -66,15 +68,19 @@ class Examiner:
         self._ground = self.out / f"base-and-never-{hashlib.sha256(configuration.encode()).hexdigest()[:12]}"
 
     def case(self, unlearned: Model) -> Case:
-        """Return the case of one model; distractors are found only once."""
+        """Return the case of one model in canonical form; distractors are found only once."""
         pair = ModelPair(self.base, unlearned)
         if self._case is None:
             forget, retain = self._prompts["forget"], self._prompts["retain"]
             self._case = make_case(pair, forget, retain=retain, control=self.control)
-        return replace(self._case, pair=pair)
+        return in_canonical_form(replace(self._case, pair=pair)).case
 
-    def examine(self, name: str) -> None:
+    def examine(self, name: str, only: Sequence[str] | None = None) -> None:
         """Run the tests of a model that were not run before, and keep their results.
+
+        Args:
+            name: Name of the model.
+            only: Names of the tests to run; all of `battery` by default.
 
         Raises:
             InputError: The directory holds tests of another model of that name.
@@ -85,8 +91,9 @@ class Examiner:
         if record["configuration"] != truth:
             raise InputError(f"{folder}: holds tests of another model. Remove it, or give another `out`")
         tests = battery(self._prompts["forget_paraphrased"])
-        pending = [test for test in tests if test not in record["tests"]]
-        if not pending and record["cka"] is not None:
+        pending = [test for test in tests if test not in record["tests"] and (only is None or test in only)]
+        finished = only is not None or record["cka"] is not None
+        if not pending and finished:
             return
         case = self.case(load_model(self.family.path / name))
         comparing = {entry.name for entry in entries(None) if entry.compares_models}
@@ -104,8 +111,9 @@ class Examiner:
                 write_frame(folder / f"{part}.parquet", frame)
             record["tests"][test] = {**as_record(found), "parts": list(parts)}
             write_json(folder / RECORD, record)
-        record["cka"] = geometry(case).erasure
-        write_json(folder / RECORD, record)
+        if not finished:
+            record["cka"] = geometry(case).erasure
+            write_json(folder / RECORD, record)
 
 
 def read_tests(folder: Path) -> dict[str, Any] | None:
@@ -148,6 +156,7 @@ def battery(paraphrases: Prompts) -> Mapping[str, Callable[[Case], StressResult]
         "rewording": partial(rewording, paraphrases=paraphrases),
         "relearn_disjoint": relearn_disjoint,
         "relearn_benign": relearn_benign,
+        "deranged_relearning": deranged_relearning,
         "prune_changed": prune_changed,
         "quantisation": partial(quantisation, schemes=("nf4",)),
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from dissect.cli.loading import (
 from dissect.cli.report import earlier_run, figure_formats, report
 from dissect.runtime.processes import ALONE
 from unlearning.common.errors import InputError
+from unlearning.common.runs import write_bytes
 
 if TYPE_CHECKING:
     from dissect.models.model import Model
@@ -33,6 +34,7 @@ Examples:
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --budget full --format pdf
   dissect verdict --base ./base --unlearned ./npo --data tofu.json --retain retain.json --budget quick --limit 48
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --shared runs/shared
+  dissect verdict --base demo:base --unlearned demo:npo --budget quick --check-invariance
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --margin 0.2
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --plan
   dissect verdict --base ./base --unlearned ./npo --control ./control-1 --control ./control-2 --data forget.json
@@ -104,6 +106,14 @@ def command(
             help="Only show how many groups of prompts and how many controls it takes to decide; loads no model.",
         ),
     ] = False,
+    invariance: Annotated[
+        bool,
+        typer.Option(
+            "--check-invariance",
+            help="Also rewrite the unlearned model at random without changing its outputs, judge it again, and tell "
+            "whether anything moved; takes about as long again.",
+        ),
+    ] = False,
     template: options.Template = None,
     chat: options.Chat = False,
     seed: options.Seed = 0,
@@ -133,23 +143,37 @@ def command(
     out = output.out or Path("runs") / f"verdict-{short_name(unlearned)}"
     earlier = earlier_run(out)
     prompts = options.PromptOptions(template=template, chat=chat)
-    found = verdict(
-        opened,
-        open_prompts(data, opened, prompts),
-        retain=_optional(retain, opened, prompts),
-        paraphrases=_optional(paraphrases, opened, prompts),
-        general=_optional(general, opened, prompts),
-        control=_opened(names, opened, models, quiet=output.quiet),
-        budget=chosen,
-        limit=limit,
-        margin=margin,
-        batch_size=batch_size,
-        seed=seed,
-        out=out,
-        shared=shared,
-        progress=not output.quiet,
+    forget = open_prompts(data, opened, prompts)
+    chosen_options: dict[str, Any] = {
+        "retain": _optional(retain, opened, prompts),
+        "paraphrases": _optional(paraphrases, opened, prompts),
+        "general": _optional(general, opened, prompts),
+        "control": _opened(names, opened, models, quiet=output.quiet),
+        "budget": chosen,
+        "limit": limit,
+        "margin": margin,
+        "batch_size": batch_size,
+        "seed": seed,
+        "shared": shared,
+    }
+    found = verdict(opened, forget, out=out, progress=not output.quiet, **chosen_options)
+    notes = []
+    if invariance:
+        from dissect.verdicts.invariance import check_invariance
+
+        checked = check_invariance(found, opened, forget, **chosen_options)
+        write_bytes(out / "invariance.json", checked.frame.to_json(orient="records", indent=1).encode())
+        notes.append(checked.sentence())
+    report(
+        found,
+        out,
+        formats,
+        output,
+        print_tables=print_verdict,
+        page=("page", "verdict.html"),
+        earlier=earlier,
+        notes=notes,
     )
-    report(found, out, formats, output, print_tables=print_verdict, page=("page", "verdict.html"), earlier=earlier)
 
 
 def _show_plan(data: Path, n_controls: int, margin: float | None, facts: int, output: options.OutputOptions) -> None:

@@ -38,7 +38,7 @@ from dissect.stress.core.prior import answer_matrix, crossed, double_centred, ra
 from dissect.stress.core.result import PLAIN, StressResult, value_rows
 from dissect.stress.core.scores import RANK_FLOOR, all_answers, right_indices, score_answers
 from dissect.stress.core.subjects import Questions, read_questions
-from dissect.stress.core.validity import KEEPS
+from dissect.stress.core.validity import IS_USEFUL, KEEPS
 from unlearning import Example
 from unlearning.common.errors import InputError, check_at_least
 
@@ -153,7 +153,9 @@ def deranged_relearning(
             "derangements": derangements,
             "recipes": [asdict(recipe) for recipe in recipes],
             "kinds": [len(kind) for kind in lessons.kinds],
-            KEEPS: 0.25,  # the answers of other people that are taught replace the base's own
+            # The answers of other people that are taught replace the model's own, about whomever they are.
+            KEEPS: 0.2,
+            IS_USEFUL: 0.1,
         },
         seconds=time.perf_counter() - started,
         floors={"rank": RANK_FLOOR, "accuracy": _chance(lessons)},

@@ -54,6 +54,9 @@ TEACHES = "teaches"
 KEEPS = "base_keeps"
 """Setting of a test whose attack overwrites the facts by false ones: the share that replaces `KEPT`."""
 
+IS_USEFUL = "still_useful"
+"""Setting of a test whose attack teaches false answers, which cost utility: the share that replaces `USEFUL`."""
+
 
 def invalid_variants(result: "StressResult") -> dict[str, str]:
     """Return the variants of an attack that did not take hold, each with the reason.
@@ -72,8 +75,10 @@ def invalid_variants(result: "StressResult") -> dict[str, str]:
             said = f"the base keeps {max(kept, 0):.0%} of its knowledge (needed: {needed:.0%})"
             reasons.setdefault(variant, []).append(said)
     if TABLE in result.tables:
+        left = TAUGHT if result.settings.get(TEACHES) else UNLEARNT
+        useful = float(result.settings.get(IS_USEFUL, USEFUL))
         for name, rows in result.tables[TABLE].groupby("variant", sort=False):
-            said_of_training = _of_training(rows, left=TAUGHT if result.settings.get(TEACHES) else UNLEARNT)
+            said_of_training = _of_training(rows, left=left, useful=useful)
             if said_of_training:
                 reasons.setdefault(str(name), []).extend(said_of_training)
     return {variant: "; ".join(said) for variant, said in reasons.items()}
@@ -98,8 +103,14 @@ def _kept(result: "StressResult") -> dict[str, float]:
     return kept
 
 
-def _of_training(validity: pd.DataFrame, *, left: float) -> list[str]:
-    """Return why one variant's training did not take hold; `left` of the loss above the base's may remain."""
+def _of_training(validity: pd.DataFrame, *, left: float, useful: float) -> list[str]:
+    """Return why one variant's training did not take hold.
+
+    Args:
+        validity: The rows of the variant.
+        left: Largest share of the loss above the base's that may remain.
+        useful: Smallest share of the utility that must be left.
+    """
     rows: dict[Any, Any] = validity.set_index("role").to_dict("index")
     goal = rows["base"]["loss_after"] if "base" in rows else 0.0
     reasons = []
@@ -110,9 +121,9 @@ def _of_training(validity: pd.DataFrame, *, left: float) -> list[str]:
                 f"the {_NAMES.get(role, role)} did not learn the taught texts (loss {before:.2g} before, {after:.2g} "
                 f"after; the base's {goal:.2g})"
             )
-        if role in _NAMES and row.get("utility", float("nan")) < USEFUL:
+        if role in _NAMES and row.get("utility", float("nan")) < useful:
             reasons.append(
                 f"the {_NAMES[role]} still answers {row['utility']:.0%} of the retain questions that it answered "
-                f"(needed: {USEFUL:.0%})"
+                f"(needed: {useful:.0%})"
             )
     return reasons
