@@ -95,8 +95,9 @@ def _fits(
     models: Sequence[Measured], shares: Float[np.ndarray, " model"]
 ) -> Iterator[tuple[float, tuple[RuleEntry, ...], float, float]]:
     """Yield the score's root mean square error, the tests, and the ends of the scale, for every set of tests."""
+    measured = [entry for entry in CANDIDATES if any(str(entry) in model.residuals for model in models)]
     for n in range(AT_MOST + 1):
-        for others in combinations(CANDIDATES, n):
+        for others in combinations(measured, n):
             tests = NEEDED + others
             largest = np.array([largest_residual(model.residuals, tests) for model in models])
             floor, ceiling = scale(largest, shares)

@@ -136,9 +136,11 @@ def _standing_caption(found: Findings) -> str:
         else " The reference models were judged with a control and this model without one, so its score is relative "
         "to chance and can be higher than theirs for the same knowledge: compare it with care."
     )
+    of_fit = found.rule.fitted.get("reference") == "calibration"
+    held_out = "; the rule was fitted on them" if of_fit else " and on which the rule was not fitted"
     return (
-        "<p>The dots are reference models whose knowledge is known by construction and on which the rule was not "
-        "fitted. The diamond is this model with its 95 % interval. The model is called suppressed if the whole "
+        "<p>The dots are reference models whose knowledge is known by construction"
+        f"{held_out}. The diamond is this model with its 95 % interval. The model is called suppressed if the whole "
         "interval lies to the right of the orange line, and erased if it lies to the left of the green line."
         f"{unlike}</p>"
     )
