@@ -33,7 +33,11 @@ KEPT_UNTRAINED = 0.5
 """The same for other tests: another wording of the questions finds less in the base too, and what it finds counts."""
 
 UNLEARNT = 0.1
-"""Largest share that a valid variant leaves of a model's loss of the taught texts above the base's."""
+"""Largest share that a valid variant leaves of a model's loss of the taught texts above the base's.
+
+At the middle rate, no model of the calibration family (seed 3 of `analyses.verdict_benchmark`) keeps more than .08 or
+.15 nats; at a tenth of that rate, the built-in NPO model keeps .16.
+"""
 
 TAUGHT = 0.5
 """The same for an attack that teaches the tested facts, whose first steps count."""
@@ -41,8 +45,11 @@ TAUGHT = 0.5
 SLACK = 0.15
 """Loss above the base's, in nats per answer token, that always counts as learnt."""
 
-USEFUL = 0.3
-"""Smallest share of the answered retain questions that are still answered under a valid variant."""
+USEFUL = 0.25
+"""Smallest share of the answered retain questions that are still answered under a valid variant.
+
+At the middle rate, models of the calibration family keep .30 and more, also models that the attack recovers most from.
+"""
 
 TABLE = "validity"
 """Name of the table with one row per role and variant: `role`, `variant`, `loss_before`, `loss_after` (of the taught

@@ -69,7 +69,7 @@ def test_an_attack_under_which_the_base_knows_and_the_others_learn_took_hold(con
         (ranks(), training(unlearned=(6.0, 1.0, 0.9)), "the unlearned model did not learn"),
         (ranks(), training(control=(2.0, 1.0, 0.9)), "the control did not learn"),
         (ranks(), training(unlearned=(6.0, float("nan"), 0.9)), "the unlearned model did not learn"),
-        (ranks(), training(unlearned=(6.0, 0.1, 0.4)), "the unlearned model still answers 40 %"),
+        (ranks(), training(unlearned=(6.0, 0.1, 0.2)), "the unlearned model still answers 20 %"),
         (ranks(), training(base=(0.0, 0.0, 0.2)), "the base still answers 20 %"),
     ],
 )
@@ -99,6 +99,13 @@ def test_several_controls_are_averaged_and_all_must_learn():
     assert not invalid_variants(made_up(values, training()))
     rows = [*training(), ("control 2", "a", 2.0, 1.0, 0.9)]
     assert "the control 2 did not learn" in invalid_variants(made_up(values, rows))["a"]
+
+
+def test_an_attack_that_teaches_false_answers_may_ask_less_of_base_and_utility():
+    rows = training(base=(3.0, 0.0, 0.2), unlearned=(6.0, 0.0, 0.2), control=(2.0, 0.0, 0.2))
+    asked_less = {"base_keeps": 0.5, "still_useful": 0.1}
+    assert len(invalid_variants(made_up(ranks(base=0.8), rows))["a"].split("; ")) == 3
+    assert not invalid_variants(made_up(ranks(base=0.8), rows, settings=asked_less))
 
 
 def test_utility_that_was_not_measured_is_not_asked():
