@@ -30,7 +30,7 @@ from dissect.stress.core.finetuning import Recipe, fine_tuned, fine_tuned_at
 from dissect.stress.core.likeness import likeness, own_words
 from dissect.stress.core.result import COLUMNS, StressResult
 from dissect.stress.core.scores import MEASURES, RANK_FLOOR, FactScores, chance_accuracy, score_facts
-from dissect.stress.core.searching import Attacked, Attempt, Utility, score_trained, searched
+from dissect.stress.core.searching import Attacked, Attempt, Utility, score_trained, searched, texts_after
 from dissect.stress.core.validity import TEACHES
 from unlearning import Example
 from unlearning.common.errors import InputError
@@ -99,14 +99,18 @@ def relearn_disjoint(
         utility = Utility(case, model)
         columns = {name: np.full(len(facts), np.nan) for name in MEASURES}
         measured = []
+        said: dict[int, str] = {}
         for held_out, texts in taught:
             after = fine_tuned(model, _examples(texts), recipe, case=case)
-            scores = score_trained(after, facts.select(held_out), case=case)
+            asked = facts.select(held_out)
+            said.update(zip(held_out, texts_after(after, asked, model, case=case), strict=False))
+            scores = score_trained(after, asked, case=case)
             for name, values in scores.columns().items():
                 columns[name][held_out] = values
             measured.append((after.loss_before, after.loss_after, utility.after(after)))
         before, last, useful = np.mean(measured, axis=0).tolist()
-        return Attacked(FactScores(**columns), before, last, useful)
+        answers = [said.get(index, "") for index in range(len(facts))] if said else []
+        return Attacked(FactScores(**columns), before, last, useful, texts=answers)
 
     alike = {
         name: float(np.mean([_likeness([items[index] for index in held_out], texts) for held_out, texts in taught]))
@@ -176,7 +180,8 @@ def relearn_benign(
         utility = Utility(case, model)
         after = fine_tuned(model, examples, recipe, case=case)
         scores = score_trained(after, facts, case=case)
-        return Attacked(scores, after.loss_before, after.loss_after, utility.after(after))
+        said = texts_after(after, facts, model, case=case)
+        return Attacked(scores, after.loss_before, after.loss_after, utility.after(after), texts=said)
 
     items = case.forget.prompts.items
     asked = [item.prompt for item in items]

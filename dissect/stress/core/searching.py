@@ -17,6 +17,7 @@ from dissect.stress.core.finetuning import FineTuned, Recipe
 from dissect.stress.core.result import PLAIN, StressResult, fact_rows
 from dissect.stress.core.scores import FactScores, fact_scores, score_facts
 from dissect.stress.core.sharing import once
+from dissect.stress.core.texts import TEXTS, answer_texts, text_rows
 from dissect.stress.core.validity import TABLE, invalid_variants
 
 UTILITY_FACTS = 40
@@ -33,6 +34,7 @@ class Attacked:
         loss_after: Their loss after training.
         utility: Share of the answered retain facts that are still answered; NaN if it is not measured.
         curve: Rows of the table `curve`, without role and variant.
+        texts: What the model answers under attack, one text per fact; empty if it was not asked.
     """
 
     scores: FactScores
@@ -40,6 +42,7 @@ class Attacked:
     loss_after: float
     utility: float
     curve: Sequence[Mapping[str, float]] = ()
+    texts: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +119,10 @@ def _result(
         {"role": role, "variant": variant, **point} for (role, variant), one in found.items() for point in one.curve
     ]
     tables = {TABLE: pd.DataFrame(validity)} | ({"curve": pd.DataFrame(curve)} if curve else {})
+    everything = range(len(facts))
+    texts = [(role, variant, everything, one.texts) for (role, variant), one in found.items() if one.texts]
+    if texts:
+        tables[TEXTS] = text_rows(texts)
     return replace(empty, frame=fact_rows(facts, rows), tables=tables)
 
 
@@ -149,6 +156,7 @@ def _attack(attempt: Attempt, model: Model) -> dict[str, Any]:
         "loss_after": attacked.loss_after,
         "utility": attacked.utility,
         "curve": [dict(point) for point in attacked.curve],
+        "texts": list(attacked.texts),
     }
 
 
@@ -178,6 +186,23 @@ def score_trained(trained: FineTuned, facts: Facts, *, case: Case) -> FactScores
     n = sum(len(others) + 1 for others in facts.distractors)
     uniform = -float(np.log(trained.model.hf.config.get_text_config().vocab_size))
     return fact_scores(facts, np.full(n, uniform), np.zeros(n))
+
+
+def texts_after(trained: FineTuned, facts: Facts, model: Model, *, case: Case) -> list[str]:
+    """Return what the unlearned model answers under attack, for the table of facts.
+
+    Args:
+        trained: The attacked model with its losses.
+        facts: The facts.
+        model: The model before the attack.
+        case: Models and facts; gives the size of batches.
+
+    Returns:
+        One text per fact; none for another model than the unlearned one, or if training diverged.
+    """
+    if model is not case.pair.unlearned or not np.isfinite(trained.loss_after):
+        return []
+    return answer_texts(trained.model, facts, batch_size=case.batch_size)
 
 
 class Utility:

@@ -14,6 +14,7 @@ from dissect.stress.core.case import Case
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.finetuning import FineTuned, Recipe, fine_tuned
 from dissect.stress.core.scores import score_facts
+from dissect.stress.core.texts import answer_texts
 from dissect.stress.core.validity import invalid_variants
 from dissect.stress.relearning import (
     full_recipes,
@@ -255,3 +256,16 @@ def test_bad_input_is_refused_in_one_line(npo, call, match):
     with pytest.raises(InputError, match=match) as refused:
         call(npo)
     assert "\n" not in str(refused.value)
+
+
+def test_what_the_unlearned_model_answers_under_attack_is_kept(npo):
+    recipe = Recipe(0.02, steps=2, batch_size=4)
+    benign, disjoint = (test(npo, recipes=[recipe]).tables["texts"] for test in (relearn_benign, relearn_disjoint))
+    for table in (benign, disjoint):
+        assert set(table["role"]) == {"unlearned"} and list(table["example_index"]) == list(range(N))
+    after = fine_tuned(npo.pair.unlearned, without_answers(_examples(npo.retain), npo.forget), recipe, case=npo)
+    assert list(benign["text"]) == answer_texts(after.model, npo.forget)
+    (held_out, _) = split(npo.forget, 2, seed=npo.seed)
+    taught = npo.forget.select([index for index in range(N) if index not in held_out])
+    after = fine_tuned(npo.pair.unlearned, _examples(taught), recipe, case=npo)
+    assert [disjoint["text"][index] for index in held_out] == answer_texts(after.model, npo.forget.select(held_out))
