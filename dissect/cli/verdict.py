@@ -19,7 +19,6 @@ from dissect.cli.loading import (
 from dissect.cli.report import earlier_run, figure_formats, report
 from dissect.runtime.processes import ALONE
 from unlearning.common.errors import InputError
-from unlearning.common.runs import write_bytes
 
 if TYPE_CHECKING:
     from dissect.models.model import Model
@@ -160,6 +159,7 @@ def command(
     notes = []
     if invariance:
         from dissect.verdicts.invariance import check_invariance
+        from unlearning.common.runs import write_bytes
 
         checked = check_invariance(found, opened, forget, **chosen_options)
         write_bytes(out / "invariance.json", checked.frame.to_json(orient="records", indent=1).encode())

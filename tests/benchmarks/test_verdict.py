@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.verdict.__main__ import against, main, medians, reference
 from benchmarks.verdict.clock import ALL_MODELS, REST, cost_of, split_by_model
+from benchmarks.verdict.command import against, main, medians, reference
 from dissect.stress import catalogue
 from dissect.stress.catalogue import Entry
 from tests.benchmarks.helpers import assert_refused

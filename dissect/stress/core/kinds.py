@@ -70,7 +70,8 @@ def find_kinds(questions: Questions, *, seed: int = 0) -> list[Kind]:
         >>> from dissect import load_model, load_prompts
         >>> from dissect.stress.core.kinds import find_kinds
         >>> from dissect.stress.core.subjects import read_questions
-        >>> prompts = load_prompts("dissect/zoo/questions/forget.jsonl", load_model("demo:base").tokenizer)
+        >>> from dissect.zoo import question_set
+        >>> prompts = load_prompts(question_set("forget"), load_model("demo:base").tokenizer)
         >>> {len(kind) for kind in find_kinds(read_questions(prompts.items))}  # six questions about 40 people, halved
         {20}
     """

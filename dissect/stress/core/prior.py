@@ -78,7 +78,8 @@ def subject_centred(
         >>> from dissect import load_model, load_prompts
         >>> from dissect.stress.core.prior import subject_centred
         >>> model = load_model("demo:never")
-        >>> prompts = load_prompts("dissect/zoo/questions/forget.jsonl", model.tokenizer)
+        >>> from dissect.zoo import question_set
+        >>> prompts = load_prompts(question_set("forget"), model.tokenizer)
         >>> found = subject_centred(model, prompts)
         >>> bool(0.45 < found.rank.mean() < 0.55), found.floor
         (True, 0.5)

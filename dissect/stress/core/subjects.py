@@ -90,7 +90,8 @@ def read_questions(items: Sequence[Prompt]) -> Questions:
     Examples:
         >>> from dissect import load_model, load_prompts
         >>> from dissect.stress.core.subjects import read_questions
-        >>> prompts = load_prompts("dissect/zoo/questions/forget.jsonl", load_model("demo:base").tokenizer)
+        >>> from dissect.zoo import question_set
+        >>> prompts = load_prompts(question_set("forget"), load_model("demo:base").tokenizer)
         >>> questions = read_questions(prompts.items)
         >>> questions.names[0], questions.templates[0]
         ('Noutuk Howai', ('question', 'where', 'was', '', 'born', 'answer'))

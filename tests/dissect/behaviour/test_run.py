@@ -267,7 +267,7 @@ def test_finished_run_is_read_back_and_another_configuration_refused(
     again = run(pair, tmp_path, out=tmp_path / "run")
     assert_frame_equal(again.frame, first.frame)
     assert plain(again.summary()) == plain(first.summary())
-    with pytest.raises(InputError, match="its max_new_tokens is 6, not 7"):
+    with pytest.raises(InputError, match="its max new tokens is 6, not 7"):
         run(pair, tmp_path, out=tmp_path / "run", max_new_tokens=7)
 
 

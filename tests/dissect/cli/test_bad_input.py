@@ -343,8 +343,8 @@ def test_run_directory_of_another_configuration_is_refused(
         "Give another directory as --out",
     )
     fewer = write_records(tmp_path / "fewer.jsonl", build_records(4))
-    assert_refused(call(*world.patch(run, data=fewer)), "its data_sha256 is", "its examples is 6, not 4")
-    assert_refused(call(*world.patch(run, unlearned=world.control)), "its unlearned_sha256 is")
+    assert_refused(call(*world.patch(run, data=fewer)), "its hash of data is", "its examples is 6, not 4")
+    assert_refused(call(*world.patch(run, unlearned=world.control)), "its hash of unlearned is")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 

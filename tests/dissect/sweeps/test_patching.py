@@ -399,15 +399,15 @@ def test_a_run_of_another_configuration_is_refused_and_told_apart(
         patch(pair, prompts, sites="mlp_out", window=3, control=None, out=out, progress=False)
     with pytest.raises(InputError, match="its sites is mlp_out, not mlp_coef"):
         patch(pair, prompts, sites="mlp_coef", window=1, control=None, out=out, progress=False)
-    with pytest.raises(InputError, match="its control_sha256 is None, not "):
+    with pytest.raises(InputError, match="its hash of control is None, not "):
         patch(pair, prompts, sites="mlp_out", window=1, control=control, out=out, progress=False)
     other = ModelPair(base=pair.base, unlearned=control)
-    with pytest.raises(InputError, match="its base_sha256 is"):
+    with pytest.raises(InputError, match="its hash of base is"):
         patch(ModelPair(control, pair.unlearned), prompts, sites="mlp_out", window=1, control=None, out=out)
-    with pytest.raises(InputError, match="its unlearned_sha256 is"):
+    with pytest.raises(InputError, match="its hash of unlearned is"):
         patch(other, prompts, sites="mlp_out", window=1, control=None, out=out, progress=False)
     fewer = Prompts(prompts.items[:-1], prompts.scoring, prompts.pad_token_id, prompts.source)
-    with pytest.raises(InputError, match="its data_sha256 is"):
+    with pytest.raises(InputError, match="its hash of data is"):
         patch(pair, fewer, sites="mlp_out", window=1, control=None, out=out, progress=False)
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 

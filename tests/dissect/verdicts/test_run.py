@@ -109,6 +109,7 @@ def test_a_second_never_model_is_erased():
     assert f"Up to {found.score.high:.2f}" in said and "no more than in the control" in said
 
 
+@pytest.mark.slow
 def test_what_may_be_left_decides_what_is_called_erased(tmp_path):
     never = scaled(model("demo:never"), 1.001)
     wide = judged(never, rule=replace(RULE, run_sd=0.2))
@@ -237,6 +238,7 @@ def another_run(seed: int, size: float = 0.5) -> Model:
     return Model.wrap(with_values(start.hf, values), start.tokenizer, name=f"another run {seed}")
 
 
+@pytest.mark.slow
 def test_several_controls_are_compared_with_and_show_their_own_spread(tmp_path):
     rule = replace(RULE, run_sd=0.05)
     controls = [model("demo:never"), another_run(1), another_run(2)]
