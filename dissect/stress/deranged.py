@@ -32,7 +32,7 @@ from dissect.models.model import Model
 from dissect.prompts.prompts import Prompts
 from dissect.stress.core.case import Case
 from dissect.stress.core.distractors import Facts
-from dissect.stress.core.finetuning import Recipe, fine_tuned
+from dissect.stress.core.finetuning import Recipe, check_recipes, fine_tuned
 from dissect.stress.core.kinds import SMALLEST, Kind, derangement, find_kinds
 from dissect.stress.core.prior import answer_matrix, crossed, double_centred, ranks_of
 from dissect.stress.core.result import PLAIN, StressResult, value_rows
@@ -111,8 +111,7 @@ def deranged_relearning(
     """
     started = time.perf_counter()
     recipes = (RECIPE,) if recipes is None else tuple(recipes)
-    if not recipes or len({recipe.variant for recipe in recipes}) < len(recipes):
-        raise InputError("`recipes` must not be empty, and each must have another rate or adapter")
+    check_recipes(recipes)
     lessons = deranged_lessons(case.forget.prompts, derangements, case.pair.tokenizer, seed=case.seed)
     scored: list[tuple[str, str, dict[str, Float[np.ndarray, " fact"]]]] = []
     validity, points = [], []

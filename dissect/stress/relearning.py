@@ -26,7 +26,7 @@ from dissect.models.model import Model
 from dissect.prompts.prompts import Prompt, Prompts
 from dissect.stress.core.case import Case
 from dissect.stress.core.distractors import Facts
-from dissect.stress.core.finetuning import Recipe, fine_tuned, fine_tuned_at
+from dissect.stress.core.finetuning import Recipe, check_recipes, fine_tuned, fine_tuned_at
 from dissect.stress.core.likeness import likeness, own_words
 from dissect.stress.core.result import COLUMNS, StressResult
 from dissect.stress.core.scores import MEASURES, RANK_FLOOR, FactScores, chance_accuracy, score_facts
@@ -346,8 +346,7 @@ def _recipes(recipes: Sequence[Recipe] | None) -> Sequence[Recipe]:
         InputError: There is no recipe, or two have the same name.
     """
     recipes = quick_recipes() if recipes is None else recipes
-    if not recipes or len({recipe.variant for recipe in recipes}) < len(recipes):
-        raise InputError("`recipes` must not be empty, and each must have another rate or adapter")
+    check_recipes(recipes)
     return recipes
 
 

@@ -40,13 +40,13 @@ from dissect.stress.core.finetuning import Descent, Recipe, fine_tuned_at, scale
 from dissect.stress.core.invented import InventedPerson, invented_people
 from dissect.stress.core.result import DRAWS, PLAIN, StressResult
 from dissect.stress.core.scores import MEASURES, score_answers, score_facts
+from dissect.stress.core.texts import chat_of
 from dissect.stress.deranged import deranged_relearning
 from dissect.stress.relearning import relearn_disjoint, same_exposure
 from unlearning import Example
 from unlearning.common.bootstrap import LEVEL, Estimate, times_drawn
 from unlearning.common.errors import check_at_least
 from unlearning.data.batches import collate
-from unlearning.data.chat import chat_format
 from unlearning.data.spans import encode_answer
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.objectives import losses
@@ -292,7 +292,7 @@ def facts_of(people: Sequence[InventedPerson], case: Case) -> Facts:
         The facts with distractors.
     """
     tokenizer = case.pair.tokenizer
-    chat = chat_format(tokenizer) if _is_chat(case) else None
+    chat = chat_of(case.forget.prompts.items[0], tokenizer)
     items = []
     for person in people:
         for number, (prompt, answer) in enumerate(person.facts):
@@ -376,7 +376,7 @@ def _kept_texts(case: Case, n: int) -> list[Example]:
         asked,
         max_new_tokens=longest,
         batch_size=case.batch_size,
-        add_special_tokens=not _is_chat(case),
+        add_special_tokens=chat_of(case.forget.prompts.items[0], tokenizer) is None,
     )
     kept = [Example(prompt, answer) for prompt, answer in zip(asked, said, strict=True) if answer.strip()]
     if case.retain is not None:
@@ -384,12 +384,6 @@ def _kept_texts(case: Case, n: int) -> list[Example]:
         chosen = rng.permutation(len(others))[: n - half]
         kept += [Example(others[index].prompt, others[index].answer) for index in chosen]
     return kept
-
-
-def _is_chat(case: Case) -> bool:
-    """Return whether the prompts were wrapped by a chat template, which adds its own special tokens."""
-    item = case.forget.prompts.items[0]
-    return encode_answer(case.pair.tokenizer, item.prompt, item.answer).input_ids != list(item.input_ids)
 
 
 def _shown(model: Model, facts: Facts, case: Case) -> dict[str, float]:

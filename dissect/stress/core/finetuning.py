@@ -30,12 +30,12 @@ from transformers import PreTrainedModel
 
 from dissect.models.model import Model
 from dissect.stress.core.case import Case
+from dissect.stress.core.texts import chat_of
 from unlearning import Example
 from unlearning.common.errors import InputError, check_at_least
 from unlearning.data.batches import collate
-from unlearning.data.chat import chat_format
 from unlearning.data.encoding import encode
-from unlearning.data.spans import AnswerSpan, encode_answer
+from unlearning.data.spans import AnswerSpan
 from unlearning.objectives.forward import answer_nll
 
 EPS = 1e-6
@@ -104,6 +104,19 @@ class FineTuned:
     losses: Float[np.ndarray, " step"]
     loss_before: float
     loss_after: float
+
+
+def check_recipes(recipes: Sequence[Recipe]) -> None:
+    """Check that an attack has recipes, and that their names differ.
+
+    Args:
+        recipes: Strengths of the attack.
+
+    Raises:
+        InputError: There is no recipe, or two have the same name.
+    """
+    if not recipes or len({recipe.variant for recipe in recipes}) < len(recipes):
+        raise InputError("`recipes` must not be empty, and each must have another rate or adapter")
 
 
 def fine_tuned(model: Model, examples: Sequence[Example], recipe: Recipe, *, case: Case) -> FineTuned:
@@ -221,16 +234,13 @@ class Descent:
 def spans_of(model: Model, examples: Sequence[Example], case: Case) -> list[AnswerSpan]:
     """Return the tokens of the examples, wrapped as the case's questions are."""
     tokenizer = case.pair.tokenizer
-    item = case.forget.prompts.items[0]
-    # A chat template adds its own special tokens, so the prompt with other ones is no chat.
-    of_a_chat = encode_answer(tokenizer, item.prompt, item.answer).input_ids != list(item.input_ids)
     return encode(
         tokenizer,
         examples,
         append_eos=tokenizer.eos_token_id is not None,
         max_length=min(MAX_LENGTH, model.context),
         too_long="cut",
-        chat=chat_format(tokenizer) if of_a_chat else None,
+        chat=chat_of(case.forget.prompts.items[0], tokenizer),
     ).spans
 
 

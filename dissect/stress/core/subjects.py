@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dissect.prompts.prompts import Prompt
 from dissect.stress.core.distractors import normal, with_answer_of
-from unlearning.data.chat import chat_format
+from dissect.stress.core.texts import chat_of
 from unlearning.data.spans import encode_answer
 
 SHARED = 0.5
@@ -64,10 +64,7 @@ class Questions:
         item, text = self.items[index], self.answer_to(index, other)
         if text == self.items[other].answer:
             return with_answer_of(item, self.items[other])
-        chat = None
-        if encode_answer(tokenizer, item.prompt, item.answer).input_ids != list(item.input_ids):
-            chat = chat_format(tokenizer)
-        span = encode_answer(tokenizer, item.prompt, text, chat=chat)
+        span = encode_answer(tokenizer, item.prompt, text, chat=chat_of(item, tokenizer))
         return replace(
             item,
             answer=text,

@@ -6,8 +6,9 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from dissect.models.model import Model
-from dissect.prompts.prompts import Prompts
+from dissect.prompts.prompts import Prompt, Prompts
 from dissect.stress.core.distractors import Facts
+from unlearning.data.chat import ChatFormat, chat_format
 from unlearning.data.spans import encode_answer
 from unlearning.evaluation.generation import greedy_answers
 
@@ -72,6 +73,20 @@ def texts_of(tables: Mapping[str, pd.DataFrame], role: str, variant: str) -> dic
     table = tables[TEXTS]
     here = table[(table["role"] == role) & (table["variant"] == variant)]
     return dict(zip(here["example_index"].astype(int), here["text"], strict=True))
+
+
+def chat_of(item: Prompt, tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:
+    """Return the chat template that a prompt was wrapped in; None for a prompt without one.
+
+    Args:
+        item: The prompt.
+        tokenizer: The tokenizer that it was read with.
+
+    Returns:
+        The template. It adds its own special tokens, so a prompt with those of plain text is no chat.
+    """
+    plain = encode_answer(tokenizer, item.prompt, item.answer).input_ids
+    return None if plain == list(item.input_ids) else chat_format(tokenizer)
 
 
 def takes_special_tokens(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> bool:
