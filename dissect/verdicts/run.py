@@ -409,7 +409,7 @@ def _utility(case: Case, rule: Rule) -> Utility | None:
 def _of_base_and_control(configuration: Mapping[str, Any]) -> str:
     """Return the name of the directory for everything that is the same for all unlearned models."""
     own = ("unlearned_sha256", "tests", "rule")
-    # The hash is made with the names of earlier versions, so that their directories are still found.
-    renamed = {"control_sha256": "never_sha256", "general_sha256": "benign_sha256"}
-    decides = {renamed.get(name, name): value for name, value in configuration.items() if name not in own}
+    decides = {name: value for name, value in configuration.items() if name not in own}
+    # Values of earlier versions, which attacked weights as they were written, must not be mixed with those of now.
+    decides["attacks"] = "canonical forms"
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]

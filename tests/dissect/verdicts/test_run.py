@@ -1,3 +1,4 @@
+import hashlib
 import json
 import warnings
 from dataclasses import replace
@@ -459,3 +460,13 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path):
 def test_old_names_of_arguments_are_accepted():
     with pytest.warns(DeprecationWarning, match="never.*control"):
         assert judged("demo:rmu", never=None, n_facts=8).configuration["n_facts"] == 8
+
+
+def test_values_that_earlier_versions_shared_are_not_used() -> None:
+    """They come from attacks on weights as they were written; the name of their directory was this hash."""
+    configuration = {"base_sha256": "b", "unlearned_sha256": "u", "control_sha256": "c", "seed": 0, "rule": "r"}
+    earlier = json.dumps({"base_sha256": "b", "never_sha256": "c", "seed": 0}, sort_keys=True)
+    name = judging._of_base_and_control(configuration)
+    assert name != hashlib.sha256(earlier.encode()).hexdigest()[:12]
+    assert name == judging._of_base_and_control(configuration | {"unlearned_sha256": "other", "rule": "other"})
+    assert name != judging._of_base_and_control(configuration | {"control_sha256": "other"})
