@@ -96,13 +96,17 @@ def standing_figure(score: Score, rule: Rule, *, label: str) -> go.Figure:
                 showlegend=False,
             )
         )
-    for bound, colour, text, side in (
-        (rule.suppressed_above, "#D55E00", "suppressed →", "top right"),
-        (rule.margin, "#009E73", "← erased", "top left"),
+    # The two bounds may lie so near to each other that texts on one height would overlap.
+    for bound, colour, text, side, height in (
+        (rule.suppressed_above, "#D55E00", "suppressed →", "top right", 0),
+        (rule.margin, "#009E73", "← erased", "top left", 16),
     ):
         line = {"color": colour, "dash": "dash", "width": 1}
         chart.add_vline(
-            x=bound, line=line, annotation={"text": text, "font": {"color": colour}}, annotation_position=side
+            x=bound,
+            line=line,
+            annotation={"text": text, "font": {"color": colour}, "yshift": height},
+            annotation_position=side,
         )
     if score.value is not None:
         value, low, high = (pd.Series([end], dtype=float) for end in (score.value, score.low, score.high))
