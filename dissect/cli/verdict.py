@@ -132,7 +132,7 @@ def command(
     if plan:
         from dissect.stress.catalogue import SAMPLE
 
-        _show_plan(data, len(names), margin, limit or SAMPLE[chosen], output)
+        _show_plan(data, 0 if names == ["none"] else len(names), margin, limit or SAMPLE[chosen], output)
         return
     check_one_process("verdict")
     opened = open_pair(options.PairOptions(base=base, unlearned=unlearned), models, ALONE, quiet=output.quiet)
@@ -181,7 +181,7 @@ def _show_plan(data: Path, n_controls: int, margin: float | None, facts: int, ou
 
     Args:
         data: File of forget prompts.
-        n_controls: Number of controls; a plan has at least one.
+        n_controls: Number of controls; 0 without a control.
         margin: The margin; None takes the rule's.
         facts: Use at most so many of the prompts, evenly spaced.
         output: Whether to print a table, JSON or nothing.
@@ -189,7 +189,7 @@ def _show_plan(data: Path, n_controls: int, margin: float | None, facts: int, ou
     import numpy as np
 
     from dissect.prompts.records import questions
-    from dissect.verdicts.planner import plan
+    from dissect.verdicts.planning.plan import plan
     from dissect.verdicts.rule import frozen_rule
     from dissect.verdicts.run import with_margin
     from dissect.verdicts.tables import print_plan
@@ -202,7 +202,8 @@ def _show_plan(data: Path, n_controls: int, margin: float | None, facts: int, ou
     people = len(set(clusters([groups[index] for index in chosen])))
     found = plan(with_margin(frozen_rule(), margin), people=people, facts=len(chosen), controls=n_controls)
     if output.as_json:
-        write_json({"plan": found.table().to_dict("records"), "needed": vars(found.needed), "margin": found.margin})
+        needs = {name: vars(getattr(found, name)) for name in ("needed", "to_find_a_part", "to_find_a_part_avoiding")}
+        write_json({"plan": found.table().to_dict("records"), **needs, "margin": found.margin})
     elif not output.quiet:
         print_plan(found)
 

@@ -26,7 +26,7 @@ from dissect.stress.core.scores import RANK_FLOOR, score_answers
 from dissect.stress.core.sharing import attacked
 from dissect.stress.core.storage import as_parts, as_record, from_parts
 from dissect.verdicts.facts import QUESTIONS
-from dissect.verdicts.planner import needed_for
+from dissect.verdicts.planning.needs import needed_for
 from dissect.verdicts.result import COMMAND, Verdict, load_verdict
 from dissect.verdicts.rule import Rule, Utility, frozen_rule, judge
 from dissect.verdicts.signs import WITHOUT_ATTACK
@@ -223,7 +223,7 @@ def with_margin(rule: Rule, margin: float | None) -> Rule:
 
 
 def _needed(results: Sequence[StressResult], rule: Rule) -> str | None:
-    """Return what it would take to decide; None if the results allow no plan, such as without a control."""
+    """Return what it would take to decide; None if no attack took hold or all facts are of one group."""
     try:
         return needed_for(results, rule).text
     except InputError:

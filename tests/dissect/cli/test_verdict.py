@@ -86,7 +86,9 @@ def test_a_plan_loads_no_model_and_counts_groups(tmp_path: Path) -> None:
     first = found["plan"][0]
     assert (first["people"], first["facts"], first["controls"], found["margin"]) == (20, 100, 2, 0.3)
     shown = call(*files)
-    assert "With 20 groups, 100 facts and 1 control" in " ".join(shown.out.split())
+    assert "20 groups, 100 facts, with 1 control" in " ".join(shown.out.split())
+    alone = call(*files, "--control", "none")
+    assert "20 groups, 100 facts, without a control" in " ".join(alone.out.split())
     assert_refused(call(*files, "--margin", "2"), "--margin must be above 0 and below 1, got 2")
 
 
