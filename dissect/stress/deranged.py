@@ -21,7 +21,8 @@ above 1/2; two more, unlearned on the facts that they never knew, .27 and .36; n
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -35,8 +36,9 @@ from dissect.stress.core.distractors import Facts
 from dissect.stress.core.finetuning import Recipe, check_recipes, fine_tuned
 from dissect.stress.core.kinds import SMALLEST, Kind, derangement, find_kinds
 from dissect.stress.core.prior import answer_matrix, crossed, double_centred, ranks_of
-from dissect.stress.core.result import PLAIN, StressResult, value_rows
-from dissect.stress.core.scores import RANK_FLOOR, all_answers, right_indices, score_answers
+from dissect.stress.core.result import COLUMNS, StressResult
+from dissect.stress.core.scores import MEASURES, RANK_FLOOR, FactScores, all_answers, fact_certainty, right_indices
+from dissect.stress.core.searching import Attacked, Attempt, Utility, searched
 from dissect.stress.core.subjects import Questions, read_questions
 from dissect.stress.core.validity import IS_USEFUL, KEEPS
 from unlearning import Example
@@ -45,10 +47,14 @@ from unlearning.common.errors import InputError, check_at_least
 DERANGEMENTS = 4
 """Default number of derangements; each is a training of its own."""
 
-RECIPE = Recipe(rate=0.03, steps=12)
-"""Default strength. With weaker training, answers that NPO suppressed stay avoided; with longer training, truth wears
-off.
+RATES = (0.03, 0.015, 0.06)
+"""Rates that are tried one after another until the attack takes hold.
+
+With weaker training, answers that NPO suppressed stay avoided; with longer training, truth wears off.
 """
+
+STEPS = 12
+"""Default number of steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +96,13 @@ def deranged_relearning(
 
     Args:
         case: Models and facts.
-        recipes: Strengths of the attack, one variant each; `RECIPE` by default.
+        recipes: Strengths of the attack, one variant each, all of which are run. By default `RATES` are tried until one
+            takes hold.
         derangements: Number of derangements. A fact's value is its mean over them.
 
     Returns:
-        The result of the test `deranged_relearning`, with the tables `validity` (`role`, `variant`, `loss_before`,
-        `loss_after`, in nats per answer token, and `utility`, the share of the retain questions answered before that
-        are still answered after) and `derangements` (`role`, `variant`, `derangement`, `rank`).
+        The result of the test `deranged_relearning`, with the tables `validity` and `derangements` (`role`, `variant`,
+        `derangement`, and the mean `rank`).
 
     Raises:
         InputError: There are fewer than three groups, or no answers that can be deranged and compared.
@@ -110,39 +116,28 @@ def deranged_relearning(
         >>> deranged_relearning(case).residual()  # doctest: +SKIP
     """
     started = time.perf_counter()
-    recipes = (RECIPE,) if recipes is None else tuple(recipes)
+    every = recipes is not None
+    recipes = [Recipe(rate=rate, steps=STEPS) for rate in RATES] if recipes is None else list(recipes)
     check_recipes(recipes)
     lessons = deranged_lessons(case.forget.prompts, derangements, case.pair.tokenizer, seed=case.seed)
-    scored: list[tuple[str, str, dict[str, Float[np.ndarray, " fact"]]]] = []
-    validity, points = [], []
-    for role, model in case.models.items():
-        scored.append((role, PLAIN, _mean_scores([_scores(model, lessons, None, case)])))
-        answered = _answered(model, case)
-        for recipe in recipes:
-            found, trained = [], []
-            for number, lesson in enumerate(lessons.several):
-                after = fine_tuned(model, lesson.examples, recipe, case=replace(case, seed=case.seed + number))
-                trained.append((after.loss_before, after.loss_after, _kept(answered, _answered(after.model, case))))
-                found.append(_scores(after.model, lessons, lesson, case))
-                points.append(
-                    {"role": role, "variant": recipe.variant, "derangement": number, "rank": _mean(found[-1]["rank"])}
-                )
-            scored.append((role, recipe.variant, _mean_scores(found)))
-            before, after_, utility = np.mean(trained, axis=0)
-            validity.append(
-                {
-                    "role": role,
-                    "variant": recipe.variant,
-                    "loss_before": before,
-                    "loss_after": after_,
-                    "utility": utility,
-                }
-            )
-    return StressResult(
+
+    def attack(recipe: Recipe, model: Model) -> Attacked:
+        utility = Utility(case, model)
+        found, trained, points = [], [], []
+        for number, lesson in enumerate(lessons.several):
+            after = fine_tuned(model, lesson.examples, recipe, case=replace(case, seed=case.seed + number))
+            found.append(_centred(after.model, lessons, lesson, case, is_finite=np.isfinite(after.loss_after)))
+            trained.append((after.loss_before, after.loss_after, utility.after(after)))
+            rank = float(np.nanmean(_ranks(found[-1], lessons)))
+            points.append({"derangement": number, "rank": rank})
+        before, last, useful = np.mean(trained, axis=0).tolist()
+        return Attacked(_scores(found, lessons), before, last, useful, points)
+
+    result = StressResult(
         test="deranged_relearning",
         level=4,
-        measure="rank",
-        frame=value_rows(lessons.facts, scored),
+        measure=MEASURES[0],
+        frame=pd.DataFrame(columns=COLUMNS),
         proves=(
             "rho > 0: after training on the forgotten questions with other people's answers, the model still prefers "
             "the truth to answers that were taught as often, for others, so its weights held it; nothing true was "
@@ -150,18 +145,27 @@ def deranged_relearning(
         ),
         settings={
             "derangements": derangements,
-            "recipes": [asdict(recipe) for recipe in recipes],
             "kinds": [len(kind) for kind in lessons.kinds],
             # The answers of other people that are taught replace the model's own, about whomever they are.
             KEEPS: 0.2,
             IS_USEFUL: 0.1,
         },
-        seconds=time.perf_counter() - started,
+        seconds=0.0,
         floors={"rank": RANK_FLOOR, "accuracy": _chance(lessons)},
         notes=lessons.notes,
         seed=case.seed,
-        tables={"validity": pd.DataFrame(validity), "derangements": pd.DataFrame(points)},
     )
+    attempts = [Attempt(recipe.variant, recipe, partial(attack, recipe)) for recipe in recipes]
+    result = searched(
+        case,
+        lessons.facts,
+        [attempts],
+        result,
+        every=every,
+        plain=lambda model: _scores([_centred(model, lessons, None, case)], lessons),
+    )
+    tables = {"derangements" if name == "curve" else name: table for name, table in result.tables.items()}
+    return replace(result, tables=tables, seconds=time.perf_counter() - started)
 
 
 def deranged_lessons(prompts: Prompts, n: int, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> Lessons:
@@ -257,38 +261,96 @@ def _lesson(questions: Questions, kinds: Sequence[Kind], given: Sequence[tuple[i
     return Lesson(tuple(examples), tuple(given), tuple(compared))
 
 
-def _scores(model: Model, lessons: Lessons, lesson: Lesson | None, case: Case) -> dict[str, Float[np.ndarray, " fact"]]:
-    """Score all facts; without a lesson, the truth is compared with every answer that some lesson compares it with."""
-    logprob, correct = all_answers(model, lessons.facts, batch_size=case.batch_size)
-    rank = np.full(len(lessons.facts), np.nan)
+@dataclass(frozen=True, eq=False)
+class _Centred:
+    """Scores of all answers of one model, without what is probable for everybody.
+
+    Attributes:
+        right: Score of each right answer; NaN for a question of no kind.
+        others: For each kind, [question, answer]: the scores that right answers are compared with, NaN elsewhere.
+        logprob: Mean log-probability of each right answer's tokens, in nats.
+        correct: 1 if every token of the right answer is the most probable one, else 0.
+    """
+
+    right: Float[np.ndarray, " fact"]
+    others: tuple[Float[np.ndarray, "question answer"], ...]
+    logprob: Float[np.ndarray, " fact"]
+    correct: Float[np.ndarray, " fact"]
+
+
+def _centred(model: Model, lessons: Lessons, lesson: Lesson | None, case: Case, *, is_finite: bool = True) -> _Centred:
+    """Score all answers.
+
+    Args:
+        model: The model.
+        lessons: The derangements.
+        lesson: What the model was taught; None if nothing, and the truth is then compared with every answer that some
+            lesson compares it with.
+        case: Models and facts; gives the size of batches.
+        is_finite: Whether the training did not diverge. A model whose training did says nothing: it is scored as if it
+            gave all answers the same probability.
+
+    Returns:
+        The scores.
+    """
+    facts = lessons.facts
+    if is_finite:
+        logprob, correct = all_answers(model, facts, batch_size=case.batch_size)
+    else:
+        n = sum(len(others) + 1 for others in facts.distractors)
+        logprob, correct = np.full(n, -np.log(model.hf.config.get_text_config().vocab_size)), np.zeros(n)
+    right, several = np.full(len(facts), np.nan), []
     for number, kind in enumerate(lessons.kinds):
         chosen = [lesson] if lesson is not None else lessons.several
         compared = np.any([one.compared[number] for one in chosen], axis=0)
-        scores = answer_matrix(lessons.facts, kind, logprob)
+        scores = answer_matrix(facts, kind, logprob)
         # How probable an answer is for everybody only adds noise. What was taught is no part of that.
         counted = np.ones(scores.shape, dtype=bool)
         if lesson is not None:
             counted[np.arange(len(kind)), list(lesson.given[number])] = False
-        rank[list(kind.indices)] = ranks_of(double_centred(scores, counted), kind.answers, compared)
-    right = right_indices(lessons.facts)
-    accuracy = np.where(np.isnan(rank), np.nan, rank == 1)
-    return {"rank": rank, "logprob": logprob[right], "correct": correct[right], "accuracy": accuracy}
+        scores = double_centred(scores, counted)
+        right[list(kind.indices)] = scores[np.arange(len(kind)), list(kind.answers)]
+        several.append(np.where(compared, scores, np.nan))
+    at = right_indices(facts)
+    return _Centred(right, tuple(several), logprob[at], correct[at])
 
 
-def _mean_scores(
-    several: Sequence[dict[str, Float[np.ndarray, " fact"]]],
-) -> dict[str, Float[np.ndarray, " fact"]]:
-    """Return the mean of every score over derangements, leaving out those without a rank."""
-    return {name: _nanmean(np.array([scores[name] for scores in several])) for name in several[0]}
+def _scores(found: Sequence[_Centred], lessons: Lessons) -> FactScores:
+    """Return the mean of every score over derangements, leaving out those in which a fact is compared with nothing.
+
+    The certainty of a fact is computed once, from the means of the answers' scores, which are less noisy than those of
+    any one derangement.
+    """
+    ranks = np.array([_ranks(one, lessons) for one in found])
+    others: list[Float[np.ndarray, " answer"]] = [np.empty(0)] * len(lessons.facts)
+    for number, kind in enumerate(lessons.kinds):
+        means = _nanmean(np.array([one.others[number] for one in found]))
+        for index, row in zip(kind.indices, means, strict=True):
+            others[index] = row[~np.isnan(row)]
+    return FactScores(
+        rank=_nanmean(ranks),
+        logprob=np.mean([one.logprob for one in found], axis=0),
+        correct=np.mean([one.correct for one in found], axis=0),
+        accuracy=_nanmean(np.where(np.isnan(ranks), np.nan, ranks == 1)),
+        certainty=fact_certainty(np.mean([one.right for one in found], axis=0), others),
+    )
 
 
-def _nanmean(values: Float[np.ndarray, "derangement fact"]) -> Float[np.ndarray, " fact"]:
+def _ranks(found: _Centred, lessons: Lessons) -> Float[np.ndarray, " fact"]:
+    """Return the rank of each right answer among those that it is compared with; NaN without any."""
+    ranks = np.full(len(lessons.facts), np.nan)
+    for kind, others in zip(lessons.kinds, found.others, strict=True):
+        indices = list(kind.indices)
+        scores = np.where(np.isnan(others), 0.0, others)
+        scores[np.arange(len(kind)), list(kind.answers)] = found.right[indices]
+        ranks[indices] = ranks_of(scores, kind.answers, ~np.isnan(others))
+    return ranks
+
+
+def _nanmean(values: Float[np.ndarray, "derangement ..."]) -> Float[np.ndarray, "..."]:
+    """Return the mean over the first axis, without NaN; NaN where all are."""
     n = (~np.isnan(values)).sum(0)
-    return np.divide(np.nansum(values, axis=0), n, out=np.full(values.shape[1], np.nan), where=n > 0)
-
-
-def _mean(values: Float[np.ndarray, " fact"]) -> float:
-    return float(np.nanmean(values))
+    return np.divide(np.nansum(values, axis=0), n, out=np.full(values.shape[1:], np.nan), where=n > 0)
 
 
 def _chance(lessons: Lessons) -> float:
@@ -298,17 +360,4 @@ def _chance(lessons: Lessons) -> float:
         for kind, compared in zip(lessons.kinds, lesson.compared, strict=True):
             others = compared.sum(1)  # the right answer is not among them
             chances[number, list(kind.indices)] = np.where(others > 0, 1 / (others + 1), np.nan)
-    return _mean(_nanmean(chances))
-
-
-def _answered(model: Model, case: Case) -> Bool[np.ndarray, " fact"] | None:
-    """Return which of the retain questions the model answers, teacher-forced; None without retain questions."""
-    if case.retain is None:
-        return None
-    prompts = case.retain.prompts
-    return score_answers(model, prompts, prompts.items, batch_size=case.batch_size)[1] == 1
-
-
-def _kept(before: Bool[np.ndarray, " fact"] | None, after: Bool[np.ndarray, " fact"] | None) -> float:
-    """Return the share of the questions answered before that are still answered; NaN if there are none."""
-    return float(after[before].mean()) if before is not None and after is not None and before.any() else float("nan")
+    return float(np.nanmean(_nanmean(chances)))

@@ -152,28 +152,32 @@ def fact_certainty(
         1 - p of each fact; NaN with fewer than `FEWEST_DISTRACTORS` distractors.
     """
     usable = [len(others) >= FEWEST_DISTRACTORS for others in distractors]
-    null = [
-        _standing(other, np.delete(others, place))
-        for others, use in zip(distractors, usable, strict=True)
-        if use
-        for place, other in enumerate(others)
-    ]
-    known = np.sort(null)
+    null = [_standing(others, _without_each(others)) for others, use in zip(distractors, usable, strict=True) if use]
+    known = np.sort(np.concatenate(null)) if null else np.empty(0)
     found = np.full(len(right), np.nan)
     for index, (answer, others) in enumerate(zip(right, distractors, strict=True)):
         if usable[index]:
-            at_least = len(known) - np.searchsorted(known, _standing(answer, others), side="left")
+            standing = _standing(np.array([answer]), others[None])[0]
+            at_least = len(known) - np.searchsorted(known, standing, side="left")
             found[index] = 1 - (1 + at_least) / (1 + len(known))
     return found
 
 
-def _standing(score: float, others: Float[np.ndarray, " other"]) -> float:
-    """Return how high a score stands among others, uniform on [0, 1] if all are normal with one mean and variance."""
-    sd = others.std(ddof=1)
-    if sd == 0:
-        return 0.5 * (1 + np.sign(score - others[0]))
+def _without_each(others: Float[np.ndarray, " other"]) -> Float[np.ndarray, "other rest"]:
+    """Return, for each score, all the others."""
     n = len(others)
-    return float(student_t.cdf((score - others.mean()) / (sd * np.sqrt(1 + 1 / n)), n - 1))
+    return np.broadcast_to(others, (n, n))[~np.eye(n, dtype=bool)].reshape(n, n - 1)
+
+
+def _standing(
+    scores: Float[np.ndarray, " score"], others: Float[np.ndarray, "score other"]
+) -> Float[np.ndarray, " score"]:
+    """Return how high scores stand, each among others: uniform on [0, 1] if all are normal and of one kind."""
+    n = others.shape[1]
+    sd = others.std(1, ddof=1)
+    same = sd == 0
+    t = (scores - others.mean(1)) / np.where(same, 1.0, sd * np.sqrt(1 + 1 / n))
+    return np.where(same, 0.5 * (1 + np.sign(scores - others[:, 0])), student_t.cdf(t, n - 1))
 
 
 def chance_accuracy(facts: Facts) -> float:

@@ -61,7 +61,13 @@ class Attempt:
 
 
 def searched(
-    case: Case, facts: Facts, searches: Sequence[Sequence[Attempt]], empty: StressResult, *, every: bool
+    case: Case,
+    facts: Facts,
+    searches: Sequence[Sequence[Attempt]],
+    empty: StressResult,
+    *,
+    every: bool,
+    plain: Callable[[Model], FactScores] | None = None,
 ) -> StressResult:
     """Run every search on all models, each until an attempt takes hold.
 
@@ -71,13 +77,15 @@ def searched(
         searches: Attempts in the order in which they are tried; all models get the same ones.
         empty: The result without values.
         every: Run every attempt, also after one that took hold.
+        plain: Scores a model without attack; by default as `score_facts` does.
 
     Returns:
         The result with its values and the table `validity`. The settings `tried` list all attempts, and a note tells
         why each did not take hold that did not.
     """
-    plain = {
-        role: _scores(_once(case, empty.test, role, PLAIN, facts, None, partial(_plain, case, model, facts)))
+    score = plain or partial(score_facts, facts=facts, batch_size=case.batch_size)
+    unattacked = {
+        role: _scores(_once(case, empty, role, PLAIN, facts, None, lambda model=model: _columns(score(model))))
         for role, model in case.models.items()
     }
     found: dict[tuple[str, str], Attacked] = {}
@@ -87,11 +95,11 @@ def searched(
             tried.append(attempt)
             for role, model in case.models.items():
                 run = partial(_attack, attempt, model)
-                record = _once(case, empty.test, role, attempt.variant, facts, attempt.recipe, run)
+                record = _once(case, empty, role, attempt.variant, facts, attempt.recipe, run)
                 found[role, attempt.variant] = Attacked(**record | {"scores": _scores(record["scores"])})
-            if not every and attempt.variant not in invalid_variants(_result(empty, facts, plain, found)):
+            if not every and attempt.variant not in invalid_variants(_result(empty, facts, unattacked, found)):
                 break
-    result = _result(empty, facts, plain, found)
+    result = _result(empty, facts, unattacked, found)
     settings = {**empty.settings, "tried": [{"variant": one.variant, **asdict(one.recipe)} for one in tried]}
     notes = [f"{variant} did not take hold: {reason}" for variant, reason in invalid_variants(result).items()]
     return replace(result, settings=settings, notes=(*empty.notes, *notes))
@@ -128,7 +136,7 @@ def _result(
 
 def _once(
     case: Case,
-    test: str,
+    empty: StressResult,
     role: str,
     variant: str,
     facts: Facts,
@@ -138,13 +146,9 @@ def _once(
     """Return what an attack gave; for base and control from the case's directory, if it is there."""
     if role == "unlearned" or case.shared is None:
         return compute()
-    decides = [case.models[role].sha256, facts.sha256, variant, recipe and asdict(recipe)]
+    decides = [case.models[role].sha256, facts.sha256, dict(empty.settings), variant, recipe and asdict(recipe)]
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
-    return once(case.shared / f"{test}-{role}-{name}.json", compute)
-
-
-def _plain(case: Case, model: Model, facts: Facts) -> dict[str, Any]:
-    return _columns(score_facts(model, facts, batch_size=case.batch_size))
+    return once(case.shared / f"{empty.test}-{role}-{name}.json", compute)
 
 
 def _attack(attempt: Attempt, model: Model) -> dict[str, Any]:
