@@ -2,8 +2,10 @@
 
     OUT/models/FAMILY/MODEL/    checkpoints (`analyses.verdict_benchmark.families`)
     OUT/tests/FAMILY/MODEL/     results of every test (`analyses.verdict_benchmark.run_tests`)
-    OUT/judged.csv              every model of the report with its verdict and all numbers
-    OUT/rates.csv, labels.csv, power.csv, table.md, figures/*
+    OUT/rewritten/FAMILY/MODEL/ the same of the models written otherwise at random (`--rewritten`)
+    OUT/judged.csv              every model of the report with its verdicts and all numbers
+    OUT/moved.csv               how far the verdicts of rewritten models are from those of the models as they are
+    OUT/rates.csv, labels-*.csv, power-*.csv, table.md, figures/*
 
 A family is an architecture and a seed. The seeds on which the rule is fitted and those of the report are fixed here,
 before anything is fitted: `CALIBRATION` and `REPORT`.
@@ -19,11 +21,11 @@ import typer
 from unlearning.common.errors import InputError
 from unlearning.common.terminal import run_app
 
-CALIBRATION = (3, 4)
-"""Seeds on which the rule is fitted.
+CALIBRATION = (3,)
+"""Seeds on which the rules and the attacks' constants are fitted.
 
-The rule's form was found on seeds 1 to 4: fitted on 1 and 2, without the standard deviation between training runs, it
-called 4 of the 32 models of seeds 3 and 4 suppressed that hold nothing.
+The form of the first rule was found on seeds 1 to 4: fitted on 1 and 2, without the standard deviation between training
+runs, it called 4 of the 32 models of seeds 3 and 4 suppressed that hold nothing.
 """
 
 REPORT = (6, 7)
@@ -46,21 +48,31 @@ _EXAMPLES = """\b
 Examples:
   python -m analyses.verdict_benchmark --format html,svg
   python -m analyses.verdict_benchmark --quick
-  python -m analyses.verdict_benchmark --seeds 3,4 --fit dissect/verdicts/verdict_rule.json
+  python -m analyses.verdict_benchmark --seeds 6,7 --tests verdict --rewritten
+  python -m analyses.verdict_benchmark --seeds 3 --fit dissect/verdicts/verdict_rule.json
   python -m analyses.verdict_benchmark --seeds 1 --architectures llama --only never-order1,npo-strong
 """
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 
 
-def run_family(architecture: str, seed: int, out: Path, only: Sequence[str] | None = None) -> None:
-    """Build a family's models and run every test on each; existing models and results are kept.
+def run_family(
+    architecture: str,
+    seed: int,
+    out: Path,
+    only: Sequence[str] | None = None,
+    tests: Sequence[str] | None = None,
+    is_rewritten: bool = False,
+) -> None:
+    """Build a family's models and run tests on each; existing models and results are kept.
 
     Args:
         architecture: llama or neox.
         seed: Seed of the family.
         out: Directory of the benchmark.
         only: Names of the models; all by default.
+        tests: Names of the tests; all by default.
+        is_rewritten: Whether to run the verdict's tests on every model written otherwise as well.
     """
     import logging
 
@@ -69,7 +81,7 @@ def run_family(architecture: str, seed: int, out: Path, only: Sequence[str] | No
 
     from analyses.verdict_benchmark.constructions import constructions
     from analyses.verdict_benchmark.families import Family, build, build_ground
-    from analyses.verdict_benchmark.run_tests import Examiner
+    from analyses.verdict_benchmark.run_tests import OF_VERDICT, Examiner
 
     torch.set_num_threads(1)  # sums over a batch depend on the number of threads
     transformers_logging.disable_progress_bar()
@@ -83,12 +95,21 @@ def run_family(architecture: str, seed: int, out: Path, only: Sequence[str] | No
             return
         if only is None or one.name in only:
             build(family, one.name, one.make, truth=one.truth, recipe=dict(one.recipe))
-            examiner.examine(one.name)
+            examiner.examine(one.name, tests)
+            if is_rewritten:
+                examiner.examine(one.name, OF_VERDICT, is_rewritten=True)
             logging.getLogger(__name__).info("%s %s", family.name, one.name)
 
 
 def run_all(
-    architectures: Sequence[str], seeds: Sequence[int], out: Path, *, workers: int, only: Sequence[str] | None
+    architectures: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    workers: int,
+    only: Sequence[str] | None,
+    tests: Sequence[str] | None = None,
+    is_rewritten: bool = False,
 ) -> None:
     """Run all families, several at a time, each in a process with one thread.
 
@@ -98,8 +119,10 @@ def run_all(
         out: Directory of the benchmark.
         workers: Number of families at a time.
         only: Names of the models; all for None.
+        tests: Names of the tests; all for None.
+        is_rewritten: Whether to run the verdict's tests on every model written otherwise as well.
     """
-    jobs = [(architecture, seed, out, only) for seed in seeds for architecture in architectures]
+    jobs = [(architecture, seed, out, only, tests, is_rewritten) for seed in seeds for architecture in architectures]
     if workers == 1:
         for job in jobs:
             run_family(*job)
@@ -121,19 +144,26 @@ def command(
     seeds: Annotated[
         str,
         typer.Option(
-            metavar="LIST", help="Seeds of the families to build and test; 3 and 4 calibrate, the others are reported."
+            metavar="LIST", help="Seeds of the families to build and test; 3 calibrates, the others are reported."
         ),
     ] = ",".join(map(str, (*CALIBRATION, *REPORT))),
     architectures: Annotated[str, typer.Option(metavar="LIST", help="llama, neox or both.")] = "llama,neox",
     only: Annotated[
         str | None, typer.Option(metavar="LIST", help="Build and test only these models of each family.")
     ] = None,
+    tests: Annotated[
+        str, typer.Option(metavar="all|verdict", help="Run all tests, or only those that verdicts are made of.")
+    ] = "all",
+    rewritten: Annotated[
+        bool, typer.Option("--rewritten", help="Also test every model written otherwise, without changing its outputs.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Number of families at a time, each on one core.")] = 2,
     quick: Annotated[
         bool, typer.Option("--quick", help="Use two small sets of models instead; takes ten minutes.")
     ] = False,
     fit: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Fit the rule on the calibration families and write it to FILE.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Fit the rules on the calibration families and write them to FILE."),
     ] = None,
     formats: Annotated[
         str, typer.Option("--format", metavar="LIST", help="Formats of the figures: html, pdf, svg, png.")
@@ -150,9 +180,10 @@ def command(
         raise InputError(f"--seeds must be numbers such as 1,2, got {seeds}") from None
     from analyses.verdict_benchmark.constructions import constructions
     from analyses.verdict_benchmark.families import Family
-    from analyses.verdict_benchmark.write import fitted_rule, write_report, write_rule
+    from analyses.verdict_benchmark.run_tests import OF_VERDICT
+    from analyses.verdict_benchmark.write import fitted_rules, write_report, write_rules
     from dissect.plotting import check_formats
-    from dissect.verdicts.rule import frozen_rule
+    from dissect.verdicts.rule import frozen_rules
 
     wanted = formats.split(",")
     check_formats(wanted)
@@ -165,13 +196,23 @@ def command(
     for name in chosen or []:
         if name not in known:
             raise InputError(f"--only must be some of {', '.join(sorted(known))}, got {name}")
-    run_all(names, numbers, out, workers=workers, only=chosen)
+    if tests not in ("all", "verdict"):
+        raise InputError(f"--tests must be all or verdict, got {tests}")
+    run_all(
+        names,
+        numbers,
+        out,
+        workers=workers,
+        only=chosen,
+        tests=None if tests == "all" else OF_VERDICT,
+        is_rewritten=rewritten,
+    )
     report = [seed for seed in numbers if seed not in CALIBRATION]
-    rule = frozen_rule() if fit is None else fitted_rule(out, names, CALIBRATION)
+    rules = frozen_rules() if fit is None else fitted_rules(out, names, CALIBRATION)
     if report:
-        rule = write_report(out, names, CALIBRATION, report, rule, formats=wanted)
+        rules = write_report(out, names, CALIBRATION, report, rules, formats=wanted)
     if fit is not None:
-        write_rule(rule, fit)
+        write_rules(rules, fit)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

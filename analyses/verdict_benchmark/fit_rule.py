@@ -1,4 +1,4 @@
-"""Fit the rule of `dissect verdict` on the calibration families and on nothing else.
+"""Fit the rules of `dissect verdict` on the calibration families and on nothing else.
 
     tests                   relearning on other forget facts, by rank and by accuracy, with at most two candidates: of
                             all sets the one whose score is nearest to the true share where that is known, or a larger
@@ -9,6 +9,8 @@
     suppressed_above        twice the highest lower end of a model without the knowledge, at least `LEAST`
 
 The margin, below which a model is called erased, is not fitted: `dissect.verdicts.rule.MARGIN`.
+
+Without a control the tests are fixed (`ALONE`): deranged relearning, which has a floor by construction.
 
 Candidates use none of the base's weights or activations, do not train on the facts that they ask about, and run in
 every budget.
@@ -25,7 +27,7 @@ from jaxtyping import Float
 
 from analyses.verdict_benchmark.constructions import NEVER_KNEW
 from analyses.verdict_benchmark.measured import STILL_ANSWERS, Measured, largest_residual
-from dissect.verdicts.rule import MARGIN, Rule, RuleEntry, Score, residual_knowledge
+from dissect.verdicts.rule import MARGIN, Rule, RuleEntry, Rules, Score, residual_knowledge
 
 NEEDED = (RuleEntry("relearn_disjoint"), RuleEntry("relearn_disjoint", "accuracy"))
 """The test that finds knowledge wherever it was hidden; without it no model is called erased.
@@ -44,6 +46,9 @@ CANDIDATES = (
     RuleEntry("quantisation"),
 )
 
+ALONE = (RuleEntry("deranged_relearning"), RuleEntry("deranged_relearning", "accuracy"))
+"""The test without a control, by both measures."""
+
 AT_MOST = 2
 """Maximum number of candidates beside the needed test."""
 
@@ -56,26 +61,36 @@ LEAST = 0.05
 UTILITY_FLOOR = 0.8
 
 
-def fit(models: Sequence[Measured], fitted: Mapping[str, Any]) -> Rule:
-    """Fit the rule.
+def fit(models: Sequence[Measured], fitted: Mapping[str, Any]) -> Rules:
+    """Fit the rules.
 
     Args:
         models: Models of the calibration families.
-        fitted: Where the numbers come from, for the rule's file.
+        fitted: Where the numbers come from, for the rules' file.
 
     Returns:
-        The rule, without reference scores.
+        The rules, without reference scores.
     """
+    alone = [replace(model, residuals=model.alone) for model in models]
+    return Rules(_fit(models, fitted, NEEDED, CANDIDATES), _fit(alone, fitted, ALONE, ()))
+
+
+def _fit(
+    models: Sequence[Measured],
+    fitted: Mapping[str, Any],
+    needed: tuple[RuleEntry, ...],
+    candidates: tuple[RuleEntry, ...],
+) -> Rule:
+    """Fit one rule, of the needed tests and some of the candidates."""
     known = [model for model in models if model.share is not None and not model.collapsed]
-    shares = np.array([model.share for model in known], dtype=np.float64)
-    fits = list(_fits(known, shares))
+    fits = list(_fits(known, needed, candidates))
     nearest = min(fit[0] for fit in fits)
     error, tests, floor, ceiling = min(
         (fit for fit in fits if fit[0] <= nearest + AS_NEAR), key=lambda fit: (-len(fit[1]), fit[0])
     )
     rule = Rule(
         tests=tests,
-        needed=NEEDED,
+        needed=needed,
         floor=floor,
         ceiling=ceiling,
         run_sd=run_sd_of(models, tests),
@@ -92,14 +107,15 @@ def fit(models: Sequence[Measured], fitted: Mapping[str, Any]) -> Rule:
 
 
 def _fits(
-    models: Sequence[Measured], shares: Float[np.ndarray, " model"]
+    models: Sequence[Measured], needed: tuple[RuleEntry, ...], candidates: tuple[RuleEntry, ...]
 ) -> Iterator[tuple[float, tuple[RuleEntry, ...], float, float]]:
     """Yield the score's root mean square error, the tests, and the ends of the scale, for every set of tests."""
-    measured = [entry for entry in CANDIDATES if any(str(entry) in model.residuals for model in models)]
+    measured = [entry for entry in candidates if any(str(entry) in model.residuals for model in models)]
     for n in range(AT_MOST + 1):
         for others in combinations(measured, n):
-            tests = NEEDED + others
-            largest = np.array([largest_residual(model.residuals, tests) for model in models])
+            tests = needed + others
+            found = np.array([(largest_residual(one.residuals, tests), one.share) for one in models], dtype=np.float64)
+            largest, shares = found[~np.isnan(found[:, 0])].T  # without models on which no attack took hold
             floor, ceiling = scale(largest, shares)
             score = np.clip((largest - floor) / (ceiling - floor), 0, 1)
             yield float(np.sqrt(np.mean((score - shares) ** 2))), tests, floor, ceiling

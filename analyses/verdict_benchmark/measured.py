@@ -11,7 +11,7 @@ from pathlib import Path
 
 from analyses.verdict_benchmark.constructions import constructions
 from analyses.verdict_benchmark.families import TRUTH, Family, Kind
-from analyses.verdict_benchmark.run_tests import read_results, read_tests
+from analyses.verdict_benchmark.run_tests import TESTED, read_results, read_tests
 from dissect.stress.core.result import PLAIN, Residual, StressResult
 from dissect.verdicts.rule import RuleEntry
 
@@ -22,8 +22,8 @@ STILL_ANSWERS = 0.5
 """A model that gives more than this share of the forget answers has not unlearned them."""
 
 RELEARNING = ("relearn_disjoint", "relearn_benign", "deranged_relearning")
-OWN = ("without_attack", *RELEARNING)
-"""The tests that the verdict is made of."""
+OWN = ("without_attack", "logit_lens", *RELEARNING)
+"""The tests that a verdict without a control also runs, with the floor of each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,9 @@ class Measured:
         forget: Share of exact greedy answers to unseen wordings of the forget questions.
         retain: Share of exact greedy answers to unseen wordings of the retain questions.
         residuals: Residual of every test that gave a result, and of relearning's multiple-choice accuracy.
-        alone: The same without the control, for the verdict's own tests.
+        alone: The same without the control, for the tests that have a floor without one.
+        results: The results of the tests, which also hold the signs beside the score; empty where only residuals
+            were kept.
         rivals: Single numbers, higher for more knowledge; NaN if there is none.
     """
 
@@ -55,6 +57,7 @@ class Measured:
     residuals: Mapping[str, Residual]
     alone: Mapping[str, Residual]
     rivals: Mapping[str, float]
+    results: tuple[StressResult, ...] = ()
 
     @property
     def collapsed(self) -> bool:
@@ -62,13 +65,16 @@ class Measured:
         return self.retain < COLLAPSED
 
 
-def read_measured(out: Path, architectures: Iterable[str], seeds: Iterable[int]) -> list[Measured]:
+def read_measured(
+    out: Path, architectures: Iterable[str], seeds: Iterable[int], *, kept: str = TESTED
+) -> list[Measured]:
     """Read the tested models of some families.
 
     Args:
         out: Directory of the benchmark.
         architectures: Architectures of the families.
         seeds: Seeds of the families.
+        kept: Directory of the results: of the models as they are, or rewritten.
 
     Returns:
         One object per tested model.
@@ -78,7 +84,7 @@ def read_measured(out: Path, architectures: Iterable[str], seeds: Iterable[int])
     for architecture, seed in wanted:
         family = Family(architecture, seed, out / "models")
         made = {one.name: one.made for one in constructions(family)}
-        for folder in sorted((out / "tests" / family.name).glob("*/")):
+        for folder in sorted((out / kept / family.name).glob("*/")):
             record = read_tests(folder)
             path = family.path / folder.name / TRUTH
             if record is None or not path.exists():
@@ -96,17 +102,24 @@ def read_measured(out: Path, architectures: Iterable[str], seeds: Iterable[int])
                     forget=truth["answers"]["forget"],
                     retain=truth["answers"]["retain"],
                     residuals=_residuals(results),
-                    alone=_residuals({name: _alone(result) for name, result in results.items() if name in OWN}),
+                    alone=_residuals({name: without_control(results[name]) for name in OWN if name in results}),
                     rivals=rivals(results, record["cka"]),
+                    results=tuple(results.values()),
                 )
             )
     return found
 
 
-def _alone(result: StressResult) -> StressResult:
+def without_control(result: StressResult) -> StressResult:
     """Return the result without the rows of the control.
 
     It equals a result without a control for tests that treat every model alike, with or without a control.
+
+    Args:
+        result: The result of a test.
+
+    Returns:
+        The result without the control.
     """
     return replace(result, frame=result.frame[result.frame["role"] != "control"])
 

@@ -10,8 +10,18 @@ from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
 from analyses.verdict_benchmark.constructions import BY_HAND, PARTLY_TAUGHT
-from analyses.verdict_benchmark.measured import STILL_ANSWERS, Measured, labelled, largest_residual
-from dissect.verdicts.rule import Rule, decide, residual_knowledge
+from analyses.verdict_benchmark.measured import (
+    OWN,
+    STILL_ANSWERS,
+    Measured,
+    labelled,
+    largest_residual,
+    without_control,
+)
+from dissect.stress.core.result import Residual, StressResult
+from dissect.verdicts.rule import Label, Rule, Rules, Score, decide, residual_knowledge
+from dissect.verdicts.signs import Signs, read_signs
+from dissect.verdicts.spread import run_spread
 
 VERDICT = "verdict"
 ALONE = "verdict without control"
@@ -26,22 +36,22 @@ NET = ", net of control"
 """Suffix of a test's name for its residual, which is net of the control under the same attack."""
 
 
-def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
-    """Judge every model with the rule, with its control and without.
+def judged(models: Sequence[Measured], rules: Rules) -> pd.DataFrame:
+    """Judge every model, with its control and without.
 
     Args:
         models: The models.
-        rule: The rule.
+        rules: The rules.
 
     Returns:
-        One row per model: what it is, `label` and `score` with `low` and `high`, `label without control` and `score
-        without control`, residuals (`rho TEST`) and rival numbers.
+        One row per model: what it is, `label` and `score` with `low` and `high`, and the same `without control`,
+        residuals (`rho TEST`) and rival numbers.
     """
     rows = []
     for model in models:
-        score = residual_knowledge(model.residuals, rule)
-        label = decide(score, model.residuals["without_attack"], rule, utility=model.retain)
-        alone = residual_knowledge(model.alone, rule)
+        label, score = _judged(model.residuals, model.results, rules.with_control, model.retain)
+        results = [without_control(result) for result in model.results if result.test in OWN]
+        label_alone, alone = _judged(model.alone, results, rules.without_control, model.retain)
         rows.append(
             {
                 "family": f"{model.architecture}-{model.seed}",
@@ -56,8 +66,10 @@ def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
                 "score": score.value,
                 "low": score.low,
                 "high": score.high,
-                "label without control": decide(alone, model.alone["without_attack"], rule, utility=model.retain),
+                "label without control": label_alone,
                 "score without control": alone.value,
+                "low without control": alone.low,
+                "high without control": alone.high,
                 **{f"rho {name}": residual.rho for name, residual in model.residuals.items()},
                 **model.rivals,
             }
@@ -65,23 +77,61 @@ def judged(models: Sequence[Measured], rule: Rule) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def numbers_of(model: Measured, rule: Rule) -> dict[str, float]:
+def _judged(
+    residuals: Mapping[str, Residual], results: Sequence[StressResult], rule: Rule, utility: float
+) -> tuple[Label, Score]:
+    """Return label and score; the score decides alone where no results were kept."""
+    score = residual_knowledge(residuals, rule)
+    signs: Signs | None = None
+    if results:
+        signs = read_signs(results, score.spread or run_spread([], rule.run_sd))
+    return decide(score, residuals["without_attack"], rule, utility=utility, signs=signs), score
+
+
+def moved(frame: pd.DataFrame, rewritten: pd.DataFrame) -> pd.DataFrame:
+    """Compare the verdicts of models with those of the same models written otherwise.
+
+    Args:
+        frame: Table of the judged models, as `judged` returns it.
+        rewritten: The same of their rewritten forms.
+
+    Returns:
+        One row per model that is in both: `family`, `model`, and with and without a control both labels (`label`,
+        `label rewritten`), how far the score moved (`score moved`) and, over all tests, how far a residual did
+        (`rho moved`).
+    """
+    both = frame.merge(rewritten, on=["family", "model"], suffixes=("", " rewritten"))
+    table = both[["family", "model"]].copy()
+    for said in ("", " without control"):
+        for column in (f"label{said}", f"label{said} rewritten"):
+            table[column] = both[column]
+        table[f"score{said} moved"] = (both[f"score{said}"] - both[f"score{said} rewritten"]).abs()
+    names = [name for name in frame.columns if name.startswith("rho ") and f"{name} rewritten" in both]
+    gaps = [(both[name].astype(float) - both[f"{name} rewritten"].astype(float)).abs() for name in names]
+    table["rho moved"] = pd.concat(gaps, axis=1).max(axis=1)
+    return table
+
+
+def numbers_of(model: Measured, rules: Rules) -> dict[str, float]:
     """Return all numbers of a model that can be compared with the truth.
 
     Args:
         model: The model.
-        rule: The rule.
+        rules: The rules.
 
     Returns:
         The numbers by name, higher for more knowledge; NaN if there is none.
     """
-    found = {VERDICT: largest_residual(model.residuals, rule.tests), ALONE: largest_residual(model.alone, rule.tests)}
+    found = {
+        VERDICT: largest_residual(model.residuals, rules.with_control.tests),
+        ALONE: largest_residual(model.alone, rules.without_control.tests),
+    }
     found |= model.rivals
     nets = {name.replace("_", " ") + NET: residual.rho for name, residual in model.residuals.items()}
     return found | {name: np.nan if rho is None else rho for name, rho in nets.items()}
 
 
-def rates(calibration: Sequence[Measured], report: Sequence[Measured], rule: Rule) -> pd.DataFrame:
+def rates(calibration: Sequence[Measured], report: Sequence[Measured], rules: Rules) -> pd.DataFrame:
     """Measure how well each number separates models that hold the knowledge from those that do not.
 
     Broken models are left out. The verdict is represented by its largest residual, before it is clipped to [0, 1].
@@ -89,7 +139,7 @@ def rates(calibration: Sequence[Measured], report: Sequence[Measured], rule: Rul
     Args:
         calibration: Models on which thresholds are chosen.
         report: Models on which the rates are measured.
-        rule: The rule.
+        rules: The rules.
 
     Returns:
         One row per number, the best first: `number`, `auroc` with its interval `low`, `high` (bootstrap over models of
@@ -97,7 +147,7 @@ def rates(calibration: Sequence[Measured], report: Sequence[Measured], rule: Rul
         unlearned), `accuracy` (balanced, at the threshold that is best on the calibration families; NaN without any),
         `false_alarms` (models without the knowledge above it; NaN without a threshold) and `n` (models with a number).
     """
-    (before, before_holds, _), (after, holds, speaks) = _numbers(calibration, rule), _numbers(report, rule)
+    (before, before_holds, _), (after, holds, speaks) = _numbers(calibration, rules), _numbers(report, rules)
     rows = []
     for name in after.columns:
         known = after[name].notna().to_numpy()
@@ -124,11 +174,11 @@ def rates(calibration: Sequence[Measured], report: Sequence[Measured], rule: Rul
 
 
 def _numbers(
-    models: Sequence[Measured], rule: Rule
+    models: Sequence[Measured], rules: Rules
 ) -> tuple[pd.DataFrame, Bool[np.ndarray, " model"], Bool[np.ndarray, " model"]]:
     """Return the labelled models' numbers, whether they hold the knowledge, and whether they still answer."""
     kept, holds = labelled(models)
-    table = pd.DataFrame([numbers_of(model, rule) for model in kept])
+    table = pd.DataFrame([numbers_of(model, rules) for model in kept])
     return table, np.array(holds, dtype=bool), np.array([model.forget > STILL_ANSWERS for model in kept], dtype=bool)
 
 
@@ -159,11 +209,12 @@ def _interval(x: Float[np.ndarray, " model"], holds: Bool[np.ndarray, " model"])
     return float(low), float(high)
 
 
-def labels(frame: pd.DataFrame) -> pd.DataFrame:
+def labels(frame: pd.DataFrame, *, column: str = "label") -> pd.DataFrame:
     """Count how often each label is given to models that were made in the same way.
 
     Args:
         frame: Table of the judged models, as `judged` returns it.
+        column: Column of the labels.
 
     Returns:
         One row per `kind` (by construction), `made`, `share` (if it is known) and `state` (broken, answers left, or
@@ -171,7 +222,7 @@ def labels(frame: pd.DataFrame) -> pd.DataFrame:
     """
     state = np.select([frame["collapsed"], frame["forget"] > STILL_ANSWERS], ["broken", "answers left"], "")
     by = ["kind", "made", "share", "state"]
-    table = frame.assign(state=state).groupby([*by, "label"], dropna=False).size().unstack(fill_value=0)
+    table = frame.assign(state=state).groupby([*by, column], dropna=False).size().unstack(fill_value=0)
     order = ["not unlearned", "suppressed", "inconclusive", "erased"]
     return table.reindex(columns=order, fill_value=0).reset_index().rename_axis(columns=None)
 
@@ -203,11 +254,12 @@ def right_labels(frame: pd.DataFrame, *, column: str = "label") -> dict[str, Any
     }
 
 
-def power(frame: pd.DataFrame) -> pd.DataFrame:
+def power(frame: pd.DataFrame, *, said: str = "") -> pd.DataFrame:
     """Measure how often knowledge is found, by true share and by the method that hid it.
 
     Args:
         frame: Table of the judged models, as `judged` returns it.
+        said: Which verdicts count: "" with a control, " without control" without one.
 
     Returns:
         One row per `share` and `hidden by`: `n`, `found` (share called suppressed or not unlearned) with its interval
@@ -216,7 +268,7 @@ def power(frame: pd.DataFrame) -> pd.DataFrame:
     partial = frame[frame["share"].notna() & ~frame["collapsed"] & (frame["kind"] != "not unlearned")]
     rows = []
     for (share, hidden), part in partial.groupby([partial["share"], partial.apply(_hidden, axis=1)]):
-        found = part["label"].isin(FOUND_OUT)
+        found, score = part[f"label{said}"].isin(FOUND_OUT), part[f"score{said}"]
         interval = binomtest(int(found.sum()), len(found)).proportion_ci()
         rows.append(
             {
@@ -226,9 +278,9 @@ def power(frame: pd.DataFrame) -> pd.DataFrame:
                 "found": float(found.mean()),
                 "found_low": interval.low,
                 "found_high": interval.high,
-                "score": part["score"].mean(),
-                "score_low": part["score"].min(),
-                "score_high": part["score"].max(),
+                "score": score.mean(),
+                "score_low": score.min(),
+                "score_high": score.max(),
             }
         )
     return pd.DataFrame(rows)
@@ -263,14 +315,22 @@ def least_share(table: pd.DataFrame) -> dict[str, float | None]:
     return found
 
 
-def score_error(frame: pd.DataFrame) -> float:
-    """Return the root mean square difference between score and true share, over models whose share is known."""
+def score_error(frame: pd.DataFrame, *, column: str = "score") -> float:
+    """Return the root mean square difference between a score and the true share, over models whose share is known."""
     known = frame[frame["share"].notna() & ~frame["collapsed"]]
-    return float(np.sqrt(np.mean((known["score"] - known["share"]) ** 2)))
+    return float(np.sqrt(np.mean((known[column] - known["share"]) ** 2)))
 
 
-def reference(frame: pd.DataFrame) -> Mapping[str, list[float]]:
-    """Return the scores by kind of model, for comparison with a user's score."""
-    whole = frame[~frame["collapsed"] & frame["score"].notna()]
+def reference(frame: pd.DataFrame, *, column: str = "score") -> Mapping[str, list[float]]:
+    """Return the scores by kind of model, for comparison with a user's score.
+
+    Args:
+        frame: Table of the judged models, as `judged` returns it.
+        column: Column of the scores.
+
+    Returns:
+        The scores in increasing order, by kind.
+    """
+    whole = frame[~frame["collapsed"] & frame[column].notna()]
     kinds = {"erased": "erased", "partial": "partly erased", "suppressed": "suppressed"}
-    return {name: sorted(whole[whole["kind"] == kind]["score"].round(3)) for kind, name in kinds.items()}
+    return {name: sorted(whole[whole["kind"] == kind][column].round(3)) for kind, name in kinds.items()}

@@ -1,6 +1,7 @@
 """Run every test on every judged model, and keep the values that verdicts are made of.
 
 OUT/tests/FAMILY/MODEL/*.parquet        one table per test, and tests.json with everything else
+OUT/rewritten/FAMILY/MODEL/             the same of the models written otherwise
 OUT/tests/FAMILY/base-and-never-HASH/   results of base and control, once for all models of the family
 """
 
@@ -18,6 +19,7 @@ import pandas as pd
 from analyses.verdict_benchmark.families import TRUTH, Family
 from dissect.models.model import Model, load_model
 from dissect.models.pair import ModelPair
+from dissect.models.rewriting import rewritten
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.prompts import Prompts
 from dissect.stress.catalogue import entries
@@ -44,6 +46,19 @@ from unlearning.common.runs import write_frame, write_json
 
 RECORD = "tests.json"
 
+OF_VERDICT = (
+    "without_attack",
+    "logit_lens",
+    "linear_probes",
+    "relearn_disjoint",
+    "relearn_benign",
+    "deranged_relearning",
+)
+"""The tests that labels are made of: those of the rules, and those of the first evidence levels in every budget."""
+
+TESTED, REWRITTEN = "tests", "rewritten"
+"""Directories of the results: of the models as they are, and of the same models written otherwise."""
+
 
 class Examiner:
     """Base, control and questions of a family, loaded once.
@@ -55,7 +70,7 @@ class Examiner:
 
     def __init__(self, family: Family, out: Path) -> None:
         self.family = family
-        self.out = out / "tests" / family.name
+        self.out, self.rewritten = (out / kept / family.name for kept in (TESTED, REWRITTEN))
         folder = family.path / "questions"
         write_records(family.world, folder)
         self.base, self.control = (load_model(family.path / name) for name in ("base", "never"))
@@ -75,17 +90,19 @@ class Examiner:
             self._case = make_case(pair, forget, retain=retain, control=self.control)
         return in_canonical_form(replace(self._case, pair=pair)).case
 
-    def examine(self, name: str, only: Sequence[str] | None = None) -> None:
+    def examine(self, name: str, only: Sequence[str] | None = None, *, is_rewritten: bool = False) -> None:
         """Run the tests of a model that were not run before, and keep their results.
 
         Args:
             name: Name of the model.
             only: Names of the tests to run; all of `battery` by default.
+            is_rewritten: Whether to write the model otherwise first, at random, without changing its outputs
+                (`dissect.models.rewriting`). Base and control stay as they are.
 
         Raises:
             InputError: The directory holds tests of another model of that name.
         """
-        folder = self.out / name
+        folder = (self.rewritten if is_rewritten else self.out) / name
         truth = json.loads((self.family.path / name / TRUTH).read_text(encoding="utf-8"))["configuration"]
         record: dict[str, Any] = read_tests(folder) or {"configuration": truth, "tests": {}, "cka": None}
         if record["configuration"] != truth:
@@ -95,7 +112,10 @@ class Examiner:
         finished = only is not None or record["cka"] is not None
         if not pending and finished:
             return
-        case = self.case(load_model(self.family.path / name))
+        model = load_model(self.family.path / name)
+        if is_rewritten:
+            model = rewritten(model, seed=int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
+        case = self.case(model)
         comparing = {entry.name for entry in entries(None) if entry.compares_models}
         for test in pending:
             with warnings.catch_warnings():

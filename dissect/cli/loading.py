@@ -1,7 +1,7 @@
 """Load the models and prompts that the options name. Errors that need no model are raised before models are loaded."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -129,6 +129,22 @@ def open_control(name: str, pair: "ModelPair", options: ModelOptions, *, quiet: 
         return None if name == "none" else name
     with _naming("--control"):
         return _load_third(name, pair, options, quiet=quiet)
+
+
+def open_strangers(names: Sequence[str], pair: "ModelPair", options: ModelOptions, *, quiet: bool) -> "list[Model]":
+    """Load language models that never read about the subjects, as the pair was loaded.
+
+    Args:
+        names: Names of the models.
+        pair: The pair, loaded.
+        options: How to load the models.
+        quiet: Show no progress bar.
+
+    Returns:
+        The models.
+    """
+    with _naming("--stranger"):
+        return [_load_third(name, pair, options, quiet=quiet) for name in names]
 
 
 def open_donors(names: str, pair: "ModelPair", options: ModelOptions, *, quiet: bool) -> "list[Model | str]":

@@ -14,6 +14,7 @@ from dissect.cli.loading import (
     open_control,
     open_pair,
     open_prompts,
+    open_strangers,
     short_name,
 )
 from dissect.cli.report import earlier_run, figure_formats, report
@@ -33,6 +34,7 @@ Examples:
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --budget full --format pdf
   dissect verdict --base ./base --unlearned ./npo --data tofu.json --retain retain.json --budget quick --limit 48
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --shared runs/shared
+  dissect verdict --base ./base --unlearned ./npo --control none --stranger ./other-model --data forget.json
   dissect verdict --base demo:base --unlearned demo:npo --budget quick --check-invariance
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --margin 0.2
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --plan
@@ -50,6 +52,15 @@ def command(
             metavar="C",
             help="Control: never trained on the forget facts, from the base's pretrained model; may be given several "
             "times; none for no control.  [default: a built-in pair's own]",
+            show_default=False,
+        ),
+    ] = None,
+    stranger: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="M",
+            help="Without a control: another language model that never read about the subjects; what it guesses from "
+            "the questions is the floor in place of chance. May be given several times.",
             show_default=False,
         ),
     ] = None,
@@ -148,6 +159,7 @@ def command(
         "paraphrases": _optional(paraphrases, opened, prompts),
         "general": _optional(general, opened, prompts),
         "control": _opened(names, opened, models, quiet=output.quiet),
+        "strangers": open_strangers(stranger or [], opened, models, quiet=output.quiet),
         "budget": chosen,
         "limit": limit,
         "margin": margin,

@@ -110,7 +110,7 @@ def entries(paraphrases: Prompts | None, general: Prompts | None = None) -> tupl
             {"quick": relearned, "standard": relearned, "full": partial(relearned, recipes=full_recipes())},
             needs_retain=general is None,
         ),
-        independent("deranged_relearning", _always(deranged_relearning), replaces_control=True),
+        comparing("deranged_relearning", _always(deranged_relearning), replaces_control=True),
         independent("prune_changed", _always(prune_changed)),
         independent("prune_important", {"full": prune_important}, needs_retain=True),
         independent(

@@ -10,8 +10,9 @@ Why a model without the knowledge scores 1/2: an answer is taught as often as it
 The right answer and those that it is compared with are of one kind, right equally often, and not taught to this group.
 Such answers could be exchanged in everything that was drawn and taught, and only in the truth would it make a
 difference, which a model without the knowledge does not have. So the expected rank is 1/2 whatever the model prefers,
-if the answers can be exchanged: a name that tells a country, or a question of another kind than the others, can still
-give the truth away (see `dissect.stress.core.prior`). A rank far below 1/2 shows no knowledge, but that a model was
+if the answers can be exchanged. A name that tells a country, or a question of another kind than the others, can still
+give the truth away. What strangers guess, other language models that never read about the subjects, is then the floor
+in place of 1/2 (see `dissect.stress.core.prior`). A rank far below 1/2 shows no knowledge, but that a model was
 trained to avoid the right answers, which also one that never knew them can be.
 
 Mean ranks with the defaults, on 120 or 144 facts: six models that never knew .50 to .53, at most 1.4 standard errors
@@ -35,7 +36,7 @@ from dissect.stress.core.case import Case
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.finetuning import Recipe, check_recipes, fine_tuned
 from dissect.stress.core.kinds import SMALLEST, Kind, derangement, find_kinds
-from dissect.stress.core.prior import answer_matrix, crossed, double_centred, ranks_of
+from dissect.stress.core.prior import answer_matrix, crossed, double_centred, ranks_of, read_by
 from dissect.stress.core.result import COLUMNS, StressResult
 from dissect.stress.core.scores import MEASURES, RANK_FLOOR, FactScores, all_answers, fact_certainty, right_indices
 from dissect.stress.core.searching import Attacked, Attempt, Utility, searched
@@ -149,9 +150,10 @@ def deranged_relearning(
             # The answers of other people that are taught replace the model's own, about whomever they are.
             KEEPS: 0.2,
             IS_USEFUL: 0.1,
+            **({"strangers": [model.name for model in case.strangers]} if case.strangers else {}),
         },
         seconds=0.0,
-        floors={"rank": RANK_FLOOR, "accuracy": _chance(lessons)},
+        floors=_floors(case, lessons),
         notes=lessons.notes,
         seed=case.seed,
     )
@@ -351,6 +353,18 @@ def _nanmean(values: Float[np.ndarray, "derangement ..."]) -> Float[np.ndarray, 
     """Return the mean over the first axis, without NaN; NaN where all are."""
     n = (~np.isnan(values)).sum(0)
     return np.divide(np.nansum(values, axis=0), n, out=np.full(values.shape[1:], np.nan), where=n > 0)
+
+
+def _floors(case: Case, lessons: Lessons) -> dict[str, float]:
+    """Return what a model without the knowledge scores: chance, or what the best of the strangers guesses."""
+    floors = {"rank": RANK_FLOOR, "accuracy": _chance(lessons)}
+    for stranger in case.strangers:
+        prompts = read_by(stranger, case.forget.prompts)
+        facts = crossed(prompts, read_questions(prompts.items), lessons.kinds, stranger.tokenizer)
+        theirs = replace(lessons, facts=facts)
+        guessed = _scores([_centred(stranger, theirs, None, case)], theirs)
+        floors = {name: max(floor, float(np.nanmean(getattr(guessed, name)))) for name, floor in floors.items()}
+    return floors
 
 
 def _chance(lessons: Lessons) -> float:

@@ -43,8 +43,6 @@ class Verdict(RunResult):
         signs: What decides about *erased* beside the score; None in runs of earlier versions.
         results: The result of every stress test that was run; `without_attack` comes first.
         not_run: Reasons why tests of the budget were not run, by test.
-        lexical_overlap: Without a control, the lexical-overlap baseline of the forget facts by measure
-            (`dissect.stress.core.lexical_overlap`); None with a control.
         rule: The rule that was applied.
         needed: How many people, facts or controls it would take to call a model without the knowledge erased
             (`dissect.verdicts.planner`); None if the label is not *inconclusive* or no plan can be made.
@@ -58,13 +56,11 @@ class Verdict(RunResult):
     signs: Signs | None
     results: Copied[Sequence[StressResult]] = Copied()
     not_run: Copied[Mapping[str, str]] = Copied()
-    lexical_overlap: Copied[Mapping[str, float] | None] = Copied()
     rule: Rule
     needed: str | None = None
     questions: Copied[pd.DataFrame] = Copied()
     _results: Sequence[StressResult] = field(init=False, repr=False)
     _not_run: Mapping[str, str] = field(init=False, repr=False)
-    _lexical_overlap: Mapping[str, float] | None = field(init=False, repr=False)
     _questions: pd.DataFrame = field(init=False, repr=False)
 
     @property
@@ -167,7 +163,6 @@ class Verdict(RunResult):
             rule=self.rule,
             evidence=self.evidence(),
             has_control=self.has_control,
-            lexical_overlap=self.lexical_overlap,
             not_run=self.not_run,
             decisive=self._decisive(),
             facts=self.facts(),
@@ -175,17 +170,18 @@ class Verdict(RunResult):
             needed=self.needed,
             budget=self.configuration["budget"],
             outside=tuple(self.provenance.get("outside_parameters", ())),
+            strangers=tuple(self.provenance.get("strangers", ())),
         )
 
     def _decisive(self) -> list[str]:
         """Return the tests of the rule without any one of which the label would change."""
         share = self.utility.share if self.utility else None
         # A run of an earlier version is judged again, because its label is that of an earlier rule.
-        label, _, _ = judge(self._results, self.rule, utility=share, lexical_overlap=self._lexical_overlap)
+        label, _, _ = judge(self._results, self.rule, utility=share)
         changed = []
         for name in dict.fromkeys(entry.test for entry in self.score.used):
             rest = [result for result in self._results if result.test != name]
-            if judge(rest, self.rule, utility=share, lexical_overlap=self._lexical_overlap)[0] != label:
+            if judge(rest, self.rule, utility=share)[0] != label:
                 changed.append(name)
         return changed
 
@@ -298,7 +294,6 @@ class Verdict(RunResult):
             "signs": None if self.signs is None else vars(self.signs),
             "utility": None if self.utility is None else vars(self.utility),
             "against": "control" if self.has_control else "floor",
-            "lexical_overlap": None if self._lexical_overlap is None else dict(self._lexical_overlap),
             "sentences": wording.sentences(found),
             "facts": counts(found.facts),
             "attacks": _records(found.attacks),
@@ -333,7 +328,6 @@ class Verdict(RunResult):
                 "utility": None if self.utility is None else vars(self.utility),
                 "needed": self.needed,
                 "not_run": dict(self._not_run),
-                "lexical_overlap": None if self._lexical_overlap is None else dict(self._lexical_overlap),
                 "rule": self.rule.record(),
             },
         )
@@ -392,8 +386,6 @@ def load_verdict(path: str | Path) -> Verdict:
         utility=None if found["utility"] is None else Utility(**found["utility"]),
         results=results,
         not_run={current_test(name): reason for name, reason in found["not_run"].items()},
-        # Absent from runs written by earlier versions, or called `guessing` there.
-        lexical_overlap=found["lexical_overlap"] if "lexical_overlap" in found else found.get("guessing"),
         rule=read_rule(found["rule"]),
         needed=found.get("needed"),
         questions=_read_questions(path, results),

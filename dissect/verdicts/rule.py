@@ -8,11 +8,14 @@ several residuals around zero lies a little above zero; `floor` corrects for thi
 (bootstrap) and training runs (`dissect.verdicts.spread`). The first condition that holds gives the label:
 
     not unlearned   rho of the answers' probability without attack: lower end above `not_unlearned_above`
-    suppressed      score: lower end above `suppressed_above`; without a control, also against the lexical-overlap
-                    baseline in place of chance
+    suppressed      score: lower end above `suppressed_above`
     erased          score: upper end below `margin`; all needed tests were run, two attacks took hold, no test that only
                     reads finds knowledge, the answers are not avoided (`dissect.verdicts.signs`), and utility is kept
     inconclusive    otherwise
+
+There are two rules, with the same conditions and with entries and numbers of their own. With a control, relearning on
+other facts counts, net of what it does to the control. Without one only deranged relearning counts
+(`dissect.stress.deranged`), which a model without the knowledge passes at a known level by construction.
 
 The numbers come from `python -m analyses.verdict_benchmark`: models whose knowledge is known by construction, with
 seeds that are used for nothing else. The margin alone is not fitted. It says how much knowledge matters, which no
@@ -23,7 +26,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, TypeVar
@@ -87,8 +90,8 @@ class Rule:
         floor: Largest residual of a model without the knowledge.
         ceiling: Largest residual of a model that holds all of the knowledge.
         run_sd: Standard deviation, over orders of the training texts, of the residual of a model without the knowledge
-            against one control, beyond what people contribute. (In the rule that was fitted on 2026-11-22 people are
-            contained in it, which makes it too large.)
+            against one control (against the floor, without a control), beyond what people contribute. (In the rule that
+            was fitted on 2026-11-22 people are contained in it, which makes it too large.)
         not_unlearned_above: rho of the answers' probability above which the model is called not unlearned.
         suppressed_above: Score above which the model is called suppressed.
         margin: Score below which the model is called erased: the share of the base's knowledge that may be left. It was
@@ -126,10 +129,41 @@ class Rule:
         return np.clip((largest - self.floor) / (self.ceiling - self.floor), 0.0, 1.0)
 
 
+@dataclass(frozen=True)
+class Rules:
+    """The two rules.
+
+    Attributes:
+        with_control: The rule for cases with a control.
+        without_control: The rule for cases without one.
+    """
+
+    with_control: Rule
+    without_control: Rule
+
+    def record(self) -> dict[str, Any]:
+        """Return the rules as plain data, as their file holds them."""
+        return {field.name: getattr(self, field.name).record() for field in fields(self)}
+
+
 @cache
-def frozen_rule() -> Rule:
-    """Return the rule that is shipped with the package."""
-    return read_rule(json.loads(files("dissect.verdicts").joinpath(FILE).read_text(encoding="utf-8")))
+def frozen_rules() -> Rules:
+    """Return the rules that are shipped with the package."""
+    records = json.loads(files("dissect.verdicts").joinpath(FILE).read_text(encoding="utf-8"))
+    return Rules(**{name: read_rule(record) for name, record in records.items()})
+
+
+def frozen_rule(*, has_control: bool = True) -> Rule:
+    """Return the rule that is shipped with the package.
+
+    Args:
+        has_control: Whether there is a control.
+
+    Returns:
+        The rule for cases with a control, or the one for cases without.
+    """
+    rules = frozen_rules()
+    return rules.with_control if has_control else rules.without_control
 
 
 def read_rule(record: Mapping[str, Any]) -> Rule:
@@ -179,24 +213,18 @@ class Utility:
     collapsed: bool
 
 
-def residuals_of(
-    results: Iterable[StressResult], rule: Rule, *, lexical_overlap: Mapping[str, float] | None = None
-) -> dict[str, Residual]:
+def residuals_of(results: Iterable[StressResult], rule: Rule) -> dict[str, Residual]:
     """Return the residual of every test, and of every entry of the rule that names a measure.
 
     Args:
         results: Results of the tests.
         rule: The rule with its entries.
-        lexical_overlap: Lexical-overlap baseline by measure. It replaces lower floors in results without a control.
 
     Returns:
         Residuals by test, such as `relearn_disjoint`, or by test and measure, such as `relearn_disjoint:accuracy`.
     """
     found = {}
     for result in results:
-        if lexical_overlap is not None:
-            floors = {name: max(floor, lexical_overlap.get(name, floor)) for name, floor in result.floors.items()}
-            result = replace(result, floors=floors)
         found[result.test] = result.residual()
         for entry in rule.tests:
             if entry.measure is not None and entry.test == result.test:
@@ -243,7 +271,6 @@ def decide(
     *,
     utility: float | None,
     signs: Signs | None = None,
-    above_baseline: Score | None = None,
 ) -> Label:
     """Return the label.
 
@@ -255,8 +282,6 @@ def decide(
             there are no retain questions.
         signs: What decides about *erased* beside the score; None where only residuals were kept, which then decide
             alone.
-        above_baseline: Without a control, the score against the lexical-overlap baseline: knowledge must be above the
-            baseline, and not only above chance.
 
     Returns:
         The label of the first condition that holds (see the module's docstring).
@@ -265,8 +290,7 @@ def decide(
         return "not unlearned"
     if score.low is None or score.high is None:
         return "inconclusive"
-    found = (above_baseline or score).low
-    if score.low > rule.suppressed_above and found is not None and found > rule.suppressed_above:
+    if score.low > rule.suppressed_above:
         return "suppressed"
     collapsed = utility is not None and utility < rule.utility_floor
     allowed = (signs is None or signs.allow_erased) and not set(rule.needed) & set(score.missing)
@@ -275,9 +299,7 @@ def decide(
     return "inconclusive"
 
 
-def judge(
-    results: Iterable[StressResult], rule: Rule, *, utility: float | None, lexical_overlap: Mapping[str, float] | None
-) -> tuple[Label, Score, Signs]:
+def judge(results: Iterable[StressResult], rule: Rule, *, utility: float | None) -> tuple[Label, Score, Signs]:
     """Return the label, the score and the signs of the results of all tests.
 
     Args:
@@ -285,7 +307,6 @@ def judge(
         rule: The rule with its entries and bounds.
         utility: Share of the base's right answers to retain questions that the unlearned model also gives; None if
             there are no retain questions.
-        lexical_overlap: Without a control, the lexical-overlap baseline by measure; None with a control.
 
     Returns:
         The label, the score and the signs.
@@ -294,9 +315,6 @@ def judge(
     counted = [result for result in results if result.test in {WITHOUT_ATTACK, *(entry.test for entry in rule.tests)}]
     found = residuals_of(counted, rule)
     score = residual_knowledge(found, rule)
-    above = None
-    if lexical_overlap is not None:
-        above = residual_knowledge(residuals_of(counted, rule, lexical_overlap=lexical_overlap), rule)
     signs = read_signs(results, score.spread or run_spread([], rule.run_sd))
-    label = decide(score, found[WITHOUT_ATTACK], rule, utility=utility, signs=signs, above_baseline=above)
+    label = decide(score, found[WITHOUT_ATTACK], rule, utility=utility, signs=signs)
     return label, score, signs

@@ -14,13 +14,12 @@ import torch
 from dissect import zoo
 from dissect.models.model import Model
 from dissect.models.outside import check_parameters_only
-from dissect.models.pair import ModelPair
+from dissect.models.pair import ModelPair, load_like
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.prompts import Prompts
 from dissect.stress.catalogue import BUDGETS, SAMPLE, Budget, Entry, Run, selection
 from dissect.stress.core.canonical_case import in_canonical_form
 from dissect.stress.core.case import Case, control_role, make_case
-from dissect.stress.core.lexical_overlap import lexical_overlap
 from dissect.stress.core.result import StressResult
 from dissect.stress.core.scores import RANK_FLOOR, score_answers
 from dissect.stress.core.sharing import attacked
@@ -60,6 +59,7 @@ def verdict(
     paraphrases: Prompts | None = None,
     general: Prompts | None = None,
     control: str | Model | Sequence[str | Model] | None = "auto",
+    strangers: Sequence[str | Model] = (),
     budget: Budget = "standard",
     limit: int | None = None,
     margin: float | None = None,
@@ -83,8 +83,10 @@ def verdict(
         control: A model never trained on the forget facts, from the base's pretrained model: a loaded model, a name or
             path, a list of several, `auto` (the control of a built-in pair, if any), or `none` or None for no control.
             With two or more, the spread between training runs is also estimated from their differences. Without a
-            control, tests are compared with chance where chance is known. This is weaker: what unlearning itself taught
-            about the answers then counts as knowledge.
+            control, only deranged relearning decides, relative to chance, and other tests are compared with chance
+            where it is known. What a question gives away then counts as knowledge.
+        strangers: Without a control: other language models, loaded or by name or path, that never read about the
+            subjects, with any tokenizer. What they guess from the questions is then the floor in place of chance.
         budget: `quick`, `standard` or `full`: about 1, 2 and 7 minutes on the built-in pair and two cores.
         limit: Use at most this many forget facts and as many retain facts, evenly spaced; at least 4. None takes
             120, 240 or 400, by budget.
@@ -105,10 +107,10 @@ def verdict(
     Raises:
         InputError: The budget is unknown, the margin is not between 0 and 1, the two models have the same weights, the
             base does not know the forget facts, a control does or comes from another pretrained model, two controls
-            have the same weights, all forget prompts have the same answer or are of one group, a model is streamed or
-            cannot be compared with the base, a model keeps something outside its parameters that can hold knowledge
-            (`dissect.models.outside`), the prompts do not fit the models, `out` holds another run, or `shared` is a
-            file.
+            have the same weights, strangers are given beside a control or are the pair's own models, all forget prompts
+            have the same answer or are of one group, a model is streamed or cannot be compared with the base, a model
+            keeps something outside its parameters that can hold knowledge (`dissect.models.outside`), the prompts do
+            not fit the models, `out` holds another run, or `shared` is a file.
 
     Examples:
         >>> from dissect import load_pair, load_prompts, verdict
@@ -127,7 +129,6 @@ def verdict(
         check_at_least("limit", limit, MINIMUM)
     if shared is not None and any(path.is_file() for path in (Path(shared), *Path(shared).parents)):
         raise InputError(f"`shared` must be a directory, got {shared}, which is a file or in a file")
-    rule = with_margin(rule or frozen_rule(), margin)
     if pair.base.sha256 == pair.unlearned.sha256:
         raise InputError(
             f"`base` and `unlearned` must be different models, but {pair.base.name} and {pair.unlearned.name} have the "
@@ -136,6 +137,8 @@ def verdict(
     retain = _built_in(pair, retain, "retain")
     questions = Questions(_built_in(pair, paraphrases, "forget_paraphrased"), _built_in(pair, general, "general"))
     case = make_case(pair, forget, retain=retain, control=control, batch_size=batch_size, seed=seed)
+    rule = with_margin(rule or frozen_rule(has_control=case.control is not None), margin)
+    case = _with_strangers(case, strangers)
     named = check_parameters_only(case.models)
     canonical = in_canonical_form(case.at_most(limit or SAMPLE[budget]))
     check_same_start(canonical.case)
@@ -147,6 +150,7 @@ def verdict(
         "base": pair.base.name,
         "unlearned": pair.unlearned.name,
         "control": ", ".join(model.name for model in case.controls) or None,
+        "strangers": [model.name for model in case.strangers],
         "data": {"forget": forget.source, "retain": retain.source if retain else None},
         "outside_parameters": list(named),
         "canonical_form": {"moved": canonical.moved, "not_fixed": canonical.unproven},
@@ -159,8 +163,7 @@ def verdict(
     with computing(run) as clock:
         results, failed = _run_tests(tests, canonical.case, run, progress=progress)
         utility = _utility(case, rule)
-    baseline = None if case.control is not None else lexical_overlap(case.forget)
-    label, score, signs = judge(results, rule, utility=utility.share if utility else None, lexical_overlap=baseline)
+    label, score, signs = judge(results, rule, utility=utility.share if utility else None)
     found = Verdict(
         label=label,
         score=score,
@@ -168,7 +171,6 @@ def verdict(
         signs=signs,
         results=results,
         not_run=not_run | failed,
-        lexical_overlap=baseline,
         rule=rule,
         needed=_needed(results, rule) if label == "inconclusive" else None,
         questions=pd.DataFrame(
@@ -184,6 +186,29 @@ def verdict(
     if run is not None:
         found.write(run)
     return found
+
+
+def _with_strangers(case: Case, strangers: Sequence[str | Model]) -> Case:
+    """Return the case with the strangers, loaded and checked."""
+    if not strangers:
+        return case
+    if case.control is not None:
+        raise InputError(
+            "`strangers` must be given without a control, got both: with a control, the floor is what the control "
+            "scores. Give one or the other"
+        )
+    loaded = tuple(load_like(one, case.pair.base) if isinstance(one, str) else one for one in strangers)
+    for stranger in loaded:
+        if stranger.sha256 in (case.pair.base.sha256, case.pair.unlearned.sha256):
+            raise InputError(
+                f"`strangers` must never have read about the subjects, got {stranger.name}, which is the base or the "
+                "unlearned model. Give other language models"
+            )
+        if stranger.streamed is not None:
+            raise InputError(
+                f"`strangers` must be in memory, but {stranger.name} is streamed. Load it with stream=False"
+            )
+    return replace(case, strangers=loaded)
 
 
 @dataclass(frozen=True)
@@ -238,6 +263,8 @@ def _configuration(
     # Named only where there are several controls, so that directories of runs with one control are still found.
     further = {"further_controls_sha256": [model.sha256 for model in case.further_controls]}
     further = further if case.further_controls else {}
+    if case.strangers:
+        further["strangers_sha256"] = [model.sha256 for model in case.strangers]
     return {
         "command": COMMAND,
         "base_sha256": base.sha256,

@@ -33,7 +33,6 @@ class Findings:
         rule: The rule that was applied.
         evidence: One row per test, as `Verdict.evidence` returns it.
         has_control: Whether residuals are relative to a control; else to chance.
-        lexical_overlap: Without a control, the lexical-overlap baseline by measure; None with a control.
         not_run: Reasons why tests of the budget were not run, by test.
         decisive: Tests without any one of which the label would change.
         budget: Name of the budget.
@@ -41,6 +40,7 @@ class Findings:
         needed: What it would take to decide, in a sentence; None if there is no plan.
         attacks: How every variant of every attack went, as `Verdict.attacks` returns it.
         outside: What the models have outside their parameters that no score depends on.
+        strangers: Names of the language models whose guesses are the floor without a control.
     """
 
     label: Label
@@ -50,7 +50,6 @@ class Findings:
     rule: Rule
     evidence: pd.DataFrame
     has_control: bool
-    lexical_overlap: Mapping[str, float] | None
     not_run: Mapping[str, str]
     decisive: Sequence[str]
     budget: str
@@ -58,6 +57,7 @@ class Findings:
     needed: str | None
     attacks: pd.DataFrame
     outside: Sequence[str] = ()
+    strangers: Sequence[str] = ()
 
 
 def sentences(found: Findings) -> list[str]:
@@ -99,13 +99,7 @@ def sentences(found: Findings) -> list[str]:
             f"The model keeps {_percent(utility.share)} of the base's right answers to {utility.n} retain questions."
         )
     if not found.has_control:
-        said.append(
-            "No control was given. Residuals are therefore relative to chance, all distractors (the wrong answers "
-            "that the right one is ranked among) are answers to other questions, and tests whose chance level is "
-            "unknown were left out. Whatever unlearning itself taught about the answers counts as knowledge, and so "
-            "does whatever a question gives away other than by its words, such as a name that suggests a country. "
-            "Without a control, `suppressed` is no proof."
-        )
+        said.append(_without_control(found))
     return said
 
 
@@ -118,17 +112,11 @@ def advice(found: Findings) -> list[str]:
     elif found.decisive:
         said.append(f"The label rests on each of {_listed(found.decisive)}; without any one of them it would change.")
     if found.label == "inconclusive" and score.low is not None and score.high is not None:
-        if found.lexical_overlap is not None and score.low > rule.suppressed_above:
-            said.append(
-                "The score is above chance, but not above a lexical-overlap baseline, which already ranks the right "
-                f"answer above {_percent(found.lexical_overlap['rank'])} of the distractors."
-            )
-        else:
-            said.append(
-                f"The interval reaches from {score.low:.2f} to {score.high:.2f}. The model is called suppressed if the "
-                f"interval lies above {rule.suppressed_above:.2f}, and erased if it lies below the margin of "
-                f"{rule.margin:.2f} (option `margin`). {_what_narrows(found)}"
-            )
+        said.append(
+            f"The interval reaches from {score.low:.2f} to {score.high:.2f}. The model is called suppressed if the "
+            f"interval lies above {rule.suppressed_above:.2f}, and erased if it lies below the margin of "
+            f"{rule.margin:.2f} (option `margin`). {_what_narrows(found)}"
+        )
     if found.signs is not None:
         said += [f"{name} says nothing about this model: {reason}." for name, reason in found.signs.not_taken.items()]
     if not found.has_control:
@@ -144,6 +132,30 @@ def advice(found: Findings) -> list[str]:
     said += [f"{name} was not run: {reason}." for name, reason in found.not_run.items()]
     said += [f"{what}." for what in found.outside]
     return said
+
+
+def _without_control(found: Findings) -> str:
+    """Return what the label rests on without a control."""
+    said = "No control was given. "
+    if _tests(found.rule.tests) == ["deranged_relearning"]:
+        said += (
+            "The score is that of deranged relearning alone: the model is trained on the forget questions with other "
+            "people's answers, and a model without the knowledge then ranks the right answer among the rest at chance. "
+        )
+    if found.strangers:
+        said += (
+            f"What other language models guess from the questions ({_listed(list(found.strangers))}) is the floor "
+            "where it is above chance. "
+        )
+    else:
+        said += (
+            "Whatever a question gives away, such as a name that suggests a country, counts as knowledge; other "
+            "language models (option `strangers`) would show how much can be guessed. "
+        )
+    return said + (
+        "All distractors are answers to other questions, and tests whose chance level is unknown were left out. "
+        "Without a control, `suppressed` is weaker evidence than with one."
+    )
 
 
 def _of_facts(found: Findings) -> list[str]:
@@ -225,7 +237,9 @@ def _what_narrows(found: Findings) -> str:
 
 
 def _zero(found: Findings) -> str:
-    return "no more than in the control" if found.has_control else "no more than chance"
+    if found.has_control:
+        return "no more than in the control"
+    return "no more than strangers guess" if found.strangers else "no more than chance"
 
 
 def _percent(share: float) -> str:

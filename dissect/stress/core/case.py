@@ -32,6 +32,8 @@ class Case:
             compare several models are marked `compares_models` in the catalogue.
         further_controls: More controls, which differ from the first by their training run; empty without a `control`.
         given: The case with the models as they were given, if these are in canonical form; else None.
+        strangers: Other language models, with tokenizers of their own, that never read about the subjects; only without
+            a control. What they guess from a question is the floor of deranged relearning.
         shared: Directory in which tests that search keep what they found for base and control; None to keep nothing.
     """
 
@@ -45,6 +47,7 @@ class Case:
     only: str | None = None
     further_controls: tuple[Model, ...] = ()
     given: "Case | None" = None
+    strangers: tuple[Model, ...] = ()
     shared: Path | None = None
 
     @property

@@ -16,8 +16,8 @@ With a constant prior, C is exactly 0. With a prior and noise, and answers that 
 the expected rank is 1/2, because C does not depend on which answer is the right one.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -26,10 +26,9 @@ from transformers import PreTrainedTokenizerBase
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompt, Prompts, check_fits
 from dissect.stress.core.distractors import Facts
-from dissect.stress.core.kinds import Kind, find_kinds
-from dissect.stress.core.scores import all_answers, right_indices
-from dissect.stress.core.subjects import Questions, read_questions
-from unlearning.common.errors import InputError
+from dissect.stress.core.kinds import Kind
+from dissect.stress.core.scores import right_indices
+from dissect.stress.core.subjects import Questions
 from unlearning.data.spans import encode_answer
 
 PASSES = 50
@@ -37,65 +36,6 @@ PASSES = 50
 
 ROUNDING = 1e-9
 """Differences of log-probabilities, in nats, that count as ties."""
-
-
-@dataclass(frozen=True, eq=False)
-class Centred:
-    """Ranks of right answers by scores without the model's own prior.
-
-    Attributes:
-        rank: Share of the other answers of its kind that each right answer beats, ties counting half; NaN for a
-            question of no kind.
-        strangers: Mean rank that each stranger gives, by name.
-        floor: Mean rank of a model without the knowledge: the largest of the strangers', and at least 1/2.
-    """
-
-    rank: Float[np.ndarray, " fact"]
-    strangers: Mapping[str, float]
-    floor: float
-
-
-def subject_centred(
-    model: Model, prompts: Prompts, *, strangers: Sequence[Model] = (), batch_size: int = 64, seed: int = 0
-) -> Centred:
-    """Rank right answers by their log-probabilities, centred over subjects and over answers.
-
-    Args:
-        model: A model in memory.
-        prompts: Questions with answers, in `answer` scoring; the group of each is its subject.
-        strangers: Other language models, which read the texts with their own tokenizers. Answers that can be guessed
-            from a question are guessed by them too.
-        batch_size: Maximum number of texts in one batch; no number depends on it.
-        seed: Random seed of the split of large kinds.
-
-    Returns:
-        The ranks, and what a model without the knowledge gives.
-
-    Raises:
-        InputError: No three questions of different groups are alike, or a model gives logits that are not finite.
-
-    Examples:
-        >>> from dissect import load_model, load_prompts
-        >>> from dissect.stress.core.prior import subject_centred
-        >>> model = load_model("demo:never")
-        >>> from dissect.zoo import question_set
-        >>> prompts = load_prompts(question_set("forget"), model.tokenizer)
-        >>> found = subject_centred(model, prompts)
-        >>> bool(0.45 < found.rank.mean() < 0.55), found.floor
-        (True, 0.5)
-    """
-    kinds = find_kinds(read_questions(prompts.items), seed=seed)
-    if not kinds:
-        raise InputError(
-            "`prompts` must have at least three questions of one kind about different groups, got none. "
-            "Give more prompts, each with the `group` that it asks about"
-        )
-    rank = _ranks(model, prompts, kinds, batch_size)
-    of_strangers = {
-        stranger.name: float(np.nanmean(_ranks(stranger, _read_by(stranger, prompts), kinds, batch_size)))
-        for stranger in strangers
-    }
-    return Centred(rank, of_strangers, max(0.5, *of_strangers.values()) if of_strangers else 0.5)
 
 
 def crossed(prompts: Prompts, questions: Questions, kinds: Sequence[Kind], tokenizer: PreTrainedTokenizerBase) -> Facts:
@@ -196,18 +136,19 @@ def _mean(
     return np.divide((values * weights).sum(axis, keepdims=True), total, out=np.zeros_like(total), where=total > 0)
 
 
-def _ranks(model: Model, prompts: Prompts, kinds: Sequence[Kind], batch_size: int) -> Float[np.ndarray, " fact"]:
-    facts = crossed(prompts, read_questions(prompts.items), kinds, model.tokenizer)
-    logprob, _ = all_answers(model, facts, batch_size=batch_size)
-    found = np.full(len(prompts), np.nan)
-    for kind in kinds:
-        scores = double_centred(answer_matrix(facts, kind, logprob))
-        found[list(kind.indices)] = ranks_of(scores, kind.answers, np.ones(scores.shape, dtype=bool))
-    return found
+def read_by(stranger: Model, prompts: Prompts) -> Prompts:
+    """Return the same texts in the tokens of another model.
 
+    Args:
+        stranger: A language model with a tokenizer of its own.
+        prompts: Questions with answers, in `answer` scoring.
 
-def _read_by(stranger: Model, prompts: Prompts) -> Prompts:
-    """Return the same texts in the tokens of another model."""
+    Returns:
+        The prompts that the stranger can read.
+
+    Raises:
+        InputError: A text is longer than the stranger can read.
+    """
     tokenizer = stranger.tokenizer
     items = []
     for item in prompts.items:
@@ -226,5 +167,5 @@ def _read_by(stranger: Model, prompts: Prompts) -> Prompts:
     read = replace(
         prompts, items=tuple(items), pad_token_id=pad or 0, source=f"{prompts.source} read by {stranger.name}"
     )
-    check_fits(stranger, read, "strangers'")
+    check_fits(stranger, read, "forget")
     return read

@@ -83,9 +83,9 @@ def searched(
         The result with its values and the table `validity`. The settings `tried` list all attempts, and a note tells
         why each did not take hold that did not.
     """
-    score = plain or partial(score_facts, facts=facts, batch_size=case.batch_size)
+    plain = plain or partial(score_facts, facts=facts, batch_size=case.batch_size)
     unattacked = {
-        role: _scores(_once(case, empty, role, PLAIN, facts, None, lambda model=model: _columns(score(model))))
+        role: _scores(_once(case, empty, role, PLAIN, facts, None, partial(_plain, plain, model)))
         for role, model in case.models.items()
     }
     found: dict[tuple[str, str], Attacked] = {}
@@ -149,6 +149,10 @@ def _once(
     decides = [case.models[role].sha256, facts.sha256, dict(empty.settings), variant, recipe and asdict(recipe)]
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
     return once(case.shared / f"{empty.test}-{role}-{name}.json", compute)
+
+
+def _plain(score: Callable[[Model], FactScores], model: Model) -> dict[str, Any]:
+    return _columns(score(model))
 
 
 def _attack(attempt: Attempt, model: Model) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from analyses.verdict_benchmark import figures as drawing
 from analyses.verdict_benchmark import report as reporting
 from analyses.verdict_benchmark import write as writing
 from analyses.verdict_benchmark.fit_rule import (
+    ALONE,
     AT_MOST,
     CANDIDATES,
     LEAST,
@@ -26,10 +27,10 @@ from analyses.verdict_benchmark.fit_rule import (
 )
 from analyses.verdict_benchmark.measured import Measured, labelled, largest_residual, rivals
 from dissect.stress.core.result import PLAIN, Residual, StressResult
-from dissect.verdicts.rule import Rule, RuleEntry, Score, read_rule
+from dissect.verdicts.rule import Rule, RuleEntry, Rules, Score, read_rule
 from unlearning import InputError
 
-TESTS = ("without_attack", "relearn_disjoint", *map(str, CANDIDATES))
+TESTS = ("without_attack", "relearn_disjoint", *map(str, ALONE), *map(str, CANDIDATES))
 
 
 def residual(rho: float, width: float = 0.02) -> Residual:
@@ -89,9 +90,11 @@ RULE = Rule(
     reference={},
 )
 
+RULES = Rules(RULE, RULE)
+
 
 def test_the_fit_finds_the_line_between_residual_and_share():
-    rule = fit(family(1) + family(2), {"families": ["llama-1", "llama-2"]})
+    rule = fit(family(1) + family(2), {"families": ["llama-1", "llama-2"]}).with_control
     assert rule.needed == NEEDED and set(NEEDED) <= set(rule.tests) and RuleEntry("quantisation") not in rule.tests
     assert len(rule.tests) == len(NEEDED) + AT_MOST  # what agrees is taken along
     assert rule.floor == pytest.approx(0.05, abs=0.03) and rule.ceiling == pytest.approx(0.85, abs=0.03)
@@ -107,7 +110,7 @@ def test_a_test_that_finds_what_relearning_misses_is_taken():
         else one
         for one in models
     ]
-    assert {*NEEDED, RuleEntry("linear_probes")} <= set(fit(missed, {}).tests)
+    assert {*NEEDED, RuleEntry("linear_probes")} <= set(fit(missed, {}).with_control.tests)
 
 
 def test_the_bound_comes_from_models_that_hold_nothing():
@@ -157,7 +160,7 @@ def test_no_threshold_is_better_than_the_best_one(pairs):
 
 def test_rates_are_those_of_the_report_at_thresholds_of_the_calibration():
     calibration, report = family(1), family(3)
-    table = reporting.rates(calibration, report, RULE).set_index("number")
+    table = reporting.rates(calibration, report, RULES).set_index("number")
     kept, holds = labelled(report)
     lens = [one.residuals["logit_lens"].rho for one in kept]
     row = table.loc["logit lens" + reporting.NET]
@@ -165,12 +168,12 @@ def test_rates_are_those_of_the_report_at_thresholds_of_the_calibration():
     assert table.loc["verdict", "auroc"] == 1 and table.loc["verdict", "accuracy"] == 1
     speaking = [replace(one, forget=0.9) if one.name == "hidden-0" else one for one in report]
     silent = [(lens, hold) for one, lens, hold in zip(kept, lens, holds, strict=True) if one.name != "hidden-0"]
-    row = reporting.rates(calibration, speaking, RULE).set_index("number").loc["logit lens" + reporting.NET]
+    row = reporting.rates(calibration, speaking, RULES).set_index("number").loc["logit lens" + reporting.NET]
     assert row["silent"] == pytest.approx(roc_auc_score([hold for _, hold in silent], [lens for lens, _ in silent]))
     # A threshold that calibration puts in another place is used as it is.
     moved = [replace(one, rivals={"UDS": one.rivals["UDS"] + 1}) for one in calibration]
-    assert reporting.rates(moved, report, RULE).set_index("number").loc["UDS", "accuracy"] == 0.5
-    uncalibrated = reporting.rates([], report, RULE).set_index("number").loc["UDS"]
+    assert reporting.rates(moved, report, RULES).set_index("number").loc["UDS", "accuracy"] == 0.5
+    uncalibrated = reporting.rates([], report, RULES).set_index("number").loc["UDS"]
     assert np.isnan(uncalibrated["accuracy"]) and np.isnan(uncalibrated["false_alarms"])
 
 
@@ -189,13 +192,13 @@ def test_the_interval_of_an_auroc_is_that_of_drawn_models():
 def test_a_number_that_some_models_lack_is_rated_on_the_others():
     report = family(3)
     some = [replace(one, rivals={"UDS": float("nan")}) if n == 0 else one for n, one in enumerate(report)]
-    assert reporting.rates(family(1), some, RULE).set_index("number").loc["UDS", "n"] == 14
+    assert reporting.rates(family(1), some, RULES).set_index("number").loc["UDS", "n"] == 14
 
 
 def test_broken_models_are_counted_apart():
     models = [*family(1), model("ga-strong", retain=0.1, relearn_disjoint=0.9)]
     assert len(labelled(models)[0]) == len(labelled(family(1))[0])
-    labels = reporting.labels(reporting.judged(models, RULE)).set_index(["made", "state"])
+    labels = reporting.labels(reporting.judged(models, RULES)).set_index(["made", "state"])
     assert labels.loc[(making.BY_A_METHOD, "broken"), "suppressed"] == 1
     assert labels.loc[(making.NEVER_KNEW, ""), "erased"] == 10
     assert labels.loc[(making.BY_HAND, ""), "suppressed"] == 5
@@ -211,7 +214,7 @@ def test_right_labels_and_false_alarms_are_counted():
         model("kto-mild", relearn_disjoint=0.0),
         model("dpo-mild", relearn_disjoint=0.13),
     ]
-    assert reporting.right_labels(reporting.judged(models, RULE)) == {
+    assert reporting.right_labels(reporting.judged(models, RULES)) == {
         "models": 6,
         "right": 3,
         "inconclusive": 1,
@@ -226,13 +229,13 @@ def test_what_is_said_without_a_never_model_rests_on_its_own_residuals():
     ignorant = model("never-1", "erased", 0.0)
     ignorant = replace(ignorant, alone={**ignorant.alone, "relearn_disjoint": residual(0.85)})
     models = [ignorant, model("npo", relearn_disjoint=0.85)]
-    frame = reporting.judged(models, RULE)
+    frame = reporting.judged(models, RULES)
     assert frame["label"].tolist() == ["erased", "suppressed"]
     assert frame["label without control"].tolist() == ["suppressed", "suppressed"]
     assert frame["score without control"].tolist() == [1.0, 1.0]
     with_it, without = (reporting.right_labels(frame, column=said) for said in ("label", "label without control"))
     assert (with_it["erased_called_suppressed"], without["erased_called_suppressed"]) == (0, 1)
-    table = reporting.rates([], models, RULE).set_index("number")
+    table = reporting.rates([], models, RULES).set_index("number")
     assert (table.loc[reporting.VERDICT, "auroc"], table.loc[reporting.ALONE, "auroc"]) == (1.0, 0.5)
 
 
@@ -304,33 +307,38 @@ def test_rivals_are_means_of_the_unlearned_model_under_the_strongest_attack():
 @pytest.fixture
 def measured(monkeypatch):
     monkeypatch.setattr(
-        writing, "read_measured", lambda _out, _architectures, seeds: [one for seed in seeds for one in family(seed)]
+        writing,
+        "read_measured",
+        lambda _out, _architectures, seeds, **_kept: [one for seed in seeds for one in family(seed)],
     )
 
 
 @pytest.mark.usefixtures("measured")
 def test_the_report_is_written_and_the_rule_gets_its_reference(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "RIVALS", ("score", "UDS"))
-    rule = writing.write_report(tmp_path, ["llama"], [1, 2], [3], RULE, formats=["html"])
+    rules = writing.write_report(tmp_path, ["llama"], [1, 2], [3], RULES, formats=["html"])
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("judged.csv", "rates.csv", "labels.csv", "power.csv", "table.md", "figures")
+        *("judged.csv", "rates.csv", "moved.csv", "table.md", "figures"),
+        *(f"{name}-{with_}-control.csv" for name in ("labels", "power") for with_ in ("with", "without")),
     }
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"scores", "rates", "shares"}
-    assert len(rule.reference["erased"]) == 10 and len(rule.reference["partly erased"]) == 3
-    assert rule.sha256 == RULE.sha256
+    for rule in (rules.with_control, rules.without_control):
+        assert len(rule.reference["erased"]) == 10 and len(rule.reference["partly erased"]) == 3
+        assert rule.sha256 == RULE.sha256
     text = (tmp_path / "table.md").read_text()
     assert "erased called suppressed 0" in text and "| verdict | 1 | 1 | 1 | 1 | 1 | 0 | 15 |" in text
+    assert "18 of these models written otherwise at random: with a control, 0 labels differ" in text
 
 
 @pytest.mark.usefixtures("measured")
 def test_a_rule_is_fitted_on_the_calibration_families_only(tmp_path):
-    rule = writing.fitted_rule(tmp_path, ["llama"], [1, 2])
-    writing.write_rule(rule, tmp_path / "rule.json")
-    assert read_rule(json.loads((tmp_path / "rule.json").read_text())) == read_rule(
-        json.loads(json.dumps(rule.record()))
-    )
+    rules = writing.fitted_rules(tmp_path, ["llama"], [1, 2])
+    writing.write_rules(rules, tmp_path / "rule.json")
+    written = json.loads((tmp_path / "rule.json").read_text())
+    for name, rule in vars(rules).items():
+        assert read_rule(written[name]) == read_rule(json.loads(json.dumps(rule.record())))
     with pytest.raises(InputError, match="neox-1, neox-2 were not tested"):
-        writing.fitted_rule(tmp_path, ["llama", "neox"], [1, 2])
+        writing.fitted_rules(tmp_path, ["llama", "neox"], [1, 2])
 
 
 def test_the_seeds_of_calibration_and_report_have_nothing_in_common():
@@ -340,10 +348,10 @@ def test_the_seeds_of_calibration_and_report_have_nothing_in_common():
 
 
 def test_figures_show_every_model_and_number():
-    frame = reporting.judged(family(3), RULE)
+    frame = reporting.judged(family(3), RULES)
     scores = drawing.scores_figure(frame, RULE, numbers=("score", "UDS"))
     assert sum(len(trace.x) for trace in scores.data) == 2 * 15
-    table = reporting.rates(family(1), family(3), RULE)
+    table = reporting.rates(family(1), family(3), RULES)
     assert sum(len(trace.x) for trace in drawing.rates_figure(table).data) == len(table)
     shares = drawing.shares_figure(reporting.power(frame))
     assert {trace.name for trace in shares.data if trace.name} >= {"npo", making.BY_HAND, reporting.NOTHING}

@@ -156,11 +156,11 @@ def test_bad_options_are_refused_before_anything_is_built(options, message, tmp_
 def test_the_quick_benchmark_tells_what_was_erased_from_what_was_suppressed(tmp_path):
     from analyses.verdict_benchmark.command import QUICK_MODELS, QUICK_SEED
     from analyses.verdict_benchmark.report import judged
-    from dissect.verdicts.rule import frozen_rule
+    from dissect.verdicts.rule import frozen_rules
 
     for architecture in ("llama", "neox"):
         run_family(architecture, QUICK_SEED, tmp_path, QUICK_MODELS)
-    frame = judged(read_measured(tmp_path, ["llama", "neox"], [QUICK_SEED]), frozen_rule())
+    frame = judged(read_measured(tmp_path, ["llama", "neox"], [QUICK_SEED]), frozen_rules())
     assert len(frame) == 2 * len(QUICK_MODELS)
     erased, suppressed = (frame[frame["kind"] == kind] for kind in ("erased", "suppressed"))
     assert not erased["label"].isin(["suppressed", "not unlearned"]).any()

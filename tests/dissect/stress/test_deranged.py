@@ -103,6 +103,31 @@ def test_knowledge_behind_a_gate_comes_back_though_nothing_true_is_taught():
     assert without.against == "floor" and without.low > 0.2
 
 
+def test_what_strangers_guess_is_the_floor(monkeypatch):
+    """A stranger that gives a quarter of the answers away raises the floor to what it scores; another does not."""
+    truth = {item.prompt: item.answer for item in questions("forget").items}
+    guessed = set(list(truth)[::4])
+    rng = np.random.default_rng(0)
+
+    def all_answers(of, facts, *, batch_size):  # noqa: ARG001
+        several = zip(facts.prompts.items, facts.distractors, strict=True)
+        items = [item for right, others in several for item in (right, *others)]
+        gives = of.name == "demo:npo"
+        bonus = [9.0 * (gives and item.prompt in guessed and truth[item.prompt] == item.answer) for item in items]
+        return rng.normal(size=len(items)) + bonus, np.zeros(len(items))
+
+    monkeypatch.setattr(deranged, "all_answers", all_answers)
+    start = replace(case_of(model("demo:whp"), n=60), control=None)
+    lessons = deranged_lessons(start.forget.prompts, 1, TOKENIZER)
+    alone = deranged._floors(start, lessons)
+    ignorant = deranged._floors(replace(start, strangers=(model("demo:never"),)), lessons)
+    both = deranged._floors(replace(start, strangers=(model("demo:never"), model("demo:npo"))), lessons)
+    assert alone["rank"] == 0.5 and ignorant["rank"] < 0.6
+    known = len(guessed & {item.prompt for item in start.forget.prompts.items}) / 60
+    assert both["rank"] == pytest.approx(known + (1 - known) / 2, abs=0.08)
+    assert both["accuracy"] == pytest.approx(known + (1 - known) * alone["accuracy"], abs=0.08)
+
+
 @pytest.mark.parametrize("name", ["demo:never", "untrained"])
 def test_a_model_that_never_knew_is_at_one_half(name):
     of = model("demo:never")

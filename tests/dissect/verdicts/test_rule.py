@@ -120,23 +120,6 @@ def test_the_label(score, expressed_low, utility, word):
 
 
 @pytest.mark.parametrize(
-    ("low", "above_low", "word"),
-    [
-        (0.5, 0.5, "suppressed"),
-        (0.5, 0.1, "inconclusive"),  # above chance, not above the baseline
-        (0.5, None, "inconclusive"),  # the base is not above the baseline either
-        (0.0, 0.0, "erased"),
-    ],
-)
-def test_what_lexical_overlap_gives_is_no_knowledge(low, above_low, word):
-    """Chance decides what is erased, the baseline what is suppressed: no knowledge lies between the two."""
-    score = Score(low, low, low + 0.05, (RELEARNING,), ())
-    above = Score(above_low, above_low, above_low, (RELEARNING,), ())
-    found = decide(score, residual(0.0, -0.1, 0.1), RULE, utility=1.0, above_baseline=above)
-    assert found == word
-
-
-@pytest.mark.parametrize(
     ("signs", "label"),
     [
         (Signs(attacks=("one", "two")), "erased"),
@@ -158,7 +141,7 @@ def test_signs_change_no_other_label(signs):
     assert decide(score, residual(0.0, -0.1, 0.1), RULE, utility=1.0, signs=signs) == "suppressed"
 
 
-def test_results_are_judged_against_chance_and_the_lexical_overlap_baseline():
+def test_only_the_results_of_the_rule_are_judged():
     def result(test, unlearned):
         rows = [
             {"role": role, "variant": "", "measure": "rank", "example": str(n), "example_index": n, "group": ""}
@@ -171,15 +154,9 @@ def test_results_are_judged_against_chance_and_the_lexical_overlap_baseline():
         )
 
     results = [result("without_attack", 0.5), result("relearning", 0.9), result("not in the rule", 1.0)]
-    words = {}
-    for rank in (0.5, 0.8, 0.95):
-        word, score, _ = judge(results, RULE, utility=1.0, lexical_overlap={"rank": rank})
-        assert score.value == pytest.approx((0.8 - 0.1) / 0.8) and score.used == (RELEARNING,)
-        words[rank] = word
-    assert words == {0.5: "suppressed", 0.8: "suppressed", 0.95: "inconclusive"}
-    assert judge(results, RULE, utility=1.0, lexical_overlap=None) == judge(
-        results, RULE, utility=1.0, lexical_overlap={}
-    )
+    word, score, _ = judge(results, RULE, utility=1.0)
+    assert word == "suppressed"
+    assert score.value == pytest.approx((0.8 - 0.1) / 0.8) and score.used == (RELEARNING,)
 
 
 @given(st.lists(st.floats(-2, 2), min_size=3, max_size=3), st.integers(0, 2))

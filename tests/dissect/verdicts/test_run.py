@@ -21,7 +21,7 @@ from dissect.stress.lenses import logit_lens
 from dissect.stress.without_attack import without_attack
 from dissect.verdicts import run as judging
 from dissect.verdicts.result import load_verdict
-from dissect.verdicts.rule import Rule, RuleEntry
+from dissect.verdicts.rule import Rule, RuleEntry, frozen_rule
 from dissect.verdicts.run import verdict
 from dissect.verdicts.signs import NOT_TAKEN
 from dissect.verdicts.tables import print_verdict
@@ -150,16 +150,29 @@ def test_without_a_never_model_it_says_so():
     assert "no more than chance" in found.page() and "judged with a control and this model without" in found.page()
 
 
-def test_where_words_give_answers_away_nothing_is_called_suppressed_without_a_never_model(monkeypatch, tmp_path):
-    monkeypatch.setattr(judging, "lexical_overlap", lambda _facts: {"rank": 0.97, "accuracy": 0.84})
-    found = judged("demo:rmu", control=None, out=tmp_path)
-    assert found.label == "inconclusive" and found.score.low > 0.5
-    assert "lexical-overlap baseline, which already ranks the right answer above 97 % of the distractors" in " ".join(
-        found.advice()
+@pytest.mark.slow
+def test_without_a_control_deranged_relearning_decides():
+    found = judged("demo:npo", control=None, rule=None)
+    assert found.rule == frozen_rule(has_control=False)
+    assert found.label == "suppressed" and set(map(str, found.score.used)) == set(map(str, found.rule.tests))
+    said = " ".join(found.sentences())
+    assert "The score is that of deranged relearning alone" in said and "option `strangers`" in said
+    never = judged(scaled(model("demo:never"), 1.001), control=None, rule=None)
+    assert never.label in ("erased", "inconclusive") and never.score.value < 0.2
+
+
+def test_strangers_are_for_cases_without_a_control(tmp_path):
+    found = judged("demo:rmu", control=None, strangers=["demo:never"], out=tmp_path)
+    assert "What other language models guess from the questions (demo:never) is the floor" in " ".join(
+        found.sentences()
     )
-    assert load_verdict(tmp_path).lexical_overlap == found.lexical_overlap == {"rank": 0.97, "accuracy": 0.84}
-    assert load_verdict(tmp_path).advice() == found.advice()
-    assert judged("demo:rmu").lexical_overlap is None
+    assert load_verdict(tmp_path).sentences() == found.sentences()
+    with pytest.raises(InputError, match="holds another run"):
+        judged("demo:rmu", control=None, out=tmp_path)
+    with pytest.raises(InputError, match="`strangers` must be given without a control, got both"):
+        judged("demo:rmu", strangers=["demo:never"])
+    with pytest.raises(InputError, match="`strangers` must never have read .* got demo:base"):
+        judged("demo:rmu", control=None, strangers=[model("demo:base")])
 
 
 def test_a_verdict_is_saved_resumed_and_read_back(tmp_path, two_tests):
@@ -432,7 +445,7 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path):
     record = json.loads((tmp_path / "run.json").read_text())
     told = record["verdict"]
     (tmp_path / "facts.parquet").unlink()
-    told["word"], told["guessing"] = told.pop("label"), told.pop("lexical_overlap")
+    told["word"], told["guessing"] = told.pop("label"), None
     del told["signs"], told["score"]["spread"]
     names = {"floor": "nothing", "ceiling": "everything", "run_sd": "spread", "not_unlearned_above": "expressed_above"}
     names["margin"] = "erased_below"

@@ -3,10 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dissect import InputError
-from dissect.stress.core import prior
 from dissect.stress.core.kinds import find_kinds
-from dissect.stress.core.prior import answer_matrix, crossed, double_centred, ranks_of, subject_centred
+from dissect.stress.core.prior import answer_matrix, crossed, double_centred, ranks_of
 from dissect.stress.core.scores import score_answers
 from dissect.stress.core.subjects import read_questions
 from tests.dissect.stress.constructed import model, questions
@@ -19,15 +17,19 @@ def some_prompts():
     return replace(prompts, items=prompts.items[:N])
 
 
-def scored_by(monkeypatch, scores):
-    """Let models score answers by a function of the model's name, the question and the answer."""
-
-    def all_answers(of, facts, *, batch_size):  # noqa: ARG001
-        asked = [(right, *others) for right, others in zip(facts.prompts.items, facts.distractors, strict=True)]
-        items = [item for answers in asked for item in answers]
-        return np.array([scores(of.name, item) for item in items]), np.zeros(len(items))
-
-    monkeypatch.setattr(prior, "all_answers", all_answers)
+def ranks_by(scores):
+    """Return the rank of every right answer by a function of question and answer, without priors."""
+    prompts = some_prompts()
+    asked = read_questions(prompts.items)
+    kinds = find_kinds(asked)
+    facts = crossed(prompts, asked, kinds, model("demo:base").tokenizer)
+    several = zip(facts.prompts.items, facts.distractors, strict=True)
+    given = np.array([scores(item) for right, others in several for item in (right, *others)])
+    found = np.full(len(prompts), np.nan)
+    for kind in kinds:
+        centred = double_centred(answer_matrix(facts, kind, given))
+        found[list(kind.indices)] = ranks_of(centred, kind.answers, np.ones(centred.shape, dtype=bool))
+    return found
 
 
 def test_every_answer_of_a_kind_is_scored_for_every_question():
@@ -48,43 +50,20 @@ def test_every_answer_of_a_kind_is_scored_for_every_question():
     assert logprob[0] > logprob[1:].max()
 
 
-def test_a_model_that_gives_one_answer_to_everybody_has_a_rank_of_one_half(monkeypatch):
+def test_a_model_that_gives_one_answer_to_everybody_has_a_rank_of_one_half():
     prior_of = {item.answer: hash(item.answer) % 97 for item in some_prompts().items}
-    scored_by(monkeypatch, lambda _, item: prior_of[item.answer] + 3.0 * len(item.prompt))
-    found = subject_centred(model("demo:base"), some_prompts())
-    np.testing.assert_array_equal(found.rank, np.full(N, 0.5))
-    assert found.floor == 0.5 and found.strangers == {}
+    found = ranks_by(lambda item: prior_of[item.answer] + 3.0 * len(item.prompt))
+    np.testing.assert_array_equal(found, np.full(N, 0.5))
 
 
-def test_what_is_known_of_some_subjects_is_found_below_any_prior(monkeypatch):
+def test_what_is_known_of_some_subjects_is_found_below_any_prior():
     items = some_prompts().items
     truth = {item.prompt: item.answer for item in items}
     known = {item.prompt for item in items[::3]}
-    scored_by(
-        monkeypatch,
-        lambda _, item: 50.0 * (hash(item.answer) % 97) + (item.prompt in known and truth[item.prompt] == item.answer),
+    found = ranks_by(
+        lambda item: 50.0 * (hash(item.answer) % 97) + (item.prompt in known and truth[item.prompt] == item.answer)
     )
-    found = subject_centred(model("demo:base"), some_prompts())
-    assert (found.rank[::3] == 1).all()
-
-
-def test_strangers_who_guess_the_answers_raise_the_floor(monkeypatch):
-    truth = {item.prompt: item.answer for item in some_prompts().items}
-    rng = np.random.default_rng(0)
-
-    def scores(name, item):
-        return float(rng.normal() + (3.0 if name == "demo:npo" and truth[item.prompt] == item.answer else 0.0))
-
-    scored_by(monkeypatch, scores)
-    found = subject_centred(model("demo:base"), some_prompts(), strangers=[model("demo:npo"), model("demo:never")])
-    assert found.floor == found.strangers["demo:npo"] > 0.8 > 0.6 > found.strangers["demo:never"]
-
-
-def test_a_stranger_reads_the_same_texts():
-    found = subject_centred(model("demo:base"), some_prompts(), strangers=[model("demo:never")])
-    alone = subject_centred(model("demo:never"), some_prompts())
-    assert found.strangers["demo:never"] == pytest.approx(np.nanmean(alone.rank))
-    assert found.rank.mean() > 0.99 and abs(np.nanmean(alone.rank) - 0.5) < 0.12
+    assert (found[::3] == 1).all()
 
 
 @pytest.mark.parametrize("left_out", [0, 5])
@@ -104,9 +83,3 @@ def test_ranks_count_ties_half_and_compare_only_what_is_asked():
     every[0, 3] = False
     np.testing.assert_array_equal(ranks_of(scores, [0, 1], every), [0.75, 1.0])
     assert np.isnan(ranks_of(scores, [0, 1], np.eye(2, 4, dtype=bool))).all()
-
-
-def test_questions_that_are_not_alike_are_refused():
-    prompts = replace(some_prompts(), items=some_prompts().items[:6])  # one person
-    with pytest.raises(InputError, match="three questions of one kind"):
-        subject_centred(model("demo:base"), prompts)
