@@ -10,7 +10,8 @@
 
 The margin, below which a model is called erased, is not fitted: `dissect.verdicts.rule.MARGIN`.
 
-Without a control the tests are fixed (`ALONE`): deranged relearning, which has a floor by construction.
+Without a control the tests are fixed (`ALONE`): relearning on other forget facts and deranged relearning. Relearning on
+other people's facts is left out: what it does to a model without the knowledge depends on the texts.
 
 Candidates use none of the base's weights or activations, do not train on the facts that they ask about, and run in
 every budget.
@@ -46,8 +47,8 @@ CANDIDATES = (
     RuleEntry("quantisation"),
 )
 
-ALONE = (RuleEntry("deranged_relearning"), RuleEntry("deranged_relearning", "accuracy"))
-"""The test without a control, by both measures."""
+ALONE = (*NEEDED, RuleEntry("deranged_relearning"), RuleEntry("deranged_relearning", "accuracy"))
+"""The tests without a control, by both measures."""
 
 AT_MOST = 2
 """Maximum number of candidates beside the needed test."""

@@ -22,7 +22,10 @@ T = TypeVar("T")
 RESULTS = "results"
 """The table that every run has, `results.parquet`."""
 
-_PROVENANCE = ("command", "base", "unlearned", "control", "donors", "data")
+_PROVENANCE = (
+    *("command", "base", "unlearned", "control", "donors", "data"),
+    *("strangers", "outside_parameters", "canonical_form"),
+)
 
 
 class Copied(Generic[T]):

@@ -12,7 +12,7 @@ Such answers could be exchanged in everything that was drawn and taught, and onl
 difference, which a model without the knowledge does not have. So the expected rank is 1/2 whatever the model prefers,
 if the answers can be exchanged. A name that tells a country, or a question of another kind than the others, can still
 give the truth away. What strangers guess, other language models that never read about the subjects, is then the floor
-in place of 1/2 (see `dissect.stress.core.prior`). A rank far below 1/2 shows no knowledge, but that a model was
+in place of 1/2 (`dissect.stress.core.strangers`). A rank far below 1/2 shows no knowledge, but that a model was
 trained to avoid the right answers, which also one that never knew them can be.
 
 Mean ranks with the defaults, on 120 or 144 facts: six models that never knew .50 to .53, at most 1.4 standard errors
@@ -36,10 +36,11 @@ from dissect.stress.core.case import Case
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.finetuning import Recipe, check_recipes, fine_tuned
 from dissect.stress.core.kinds import SMALLEST, Kind, derangement, find_kinds
-from dissect.stress.core.prior import answer_matrix, crossed, double_centred, ranks_of, read_by
+from dissect.stress.core.prior import answer_matrix, crossed, double_centred, ranks_of
 from dissect.stress.core.result import COLUMNS, StressResult
 from dissect.stress.core.scores import MEASURES, RANK_FLOOR, FactScores, all_answers, fact_certainty, right_indices
 from dissect.stress.core.searching import Attacked, Attempt, Utility, searched
+from dissect.stress.core.strangers import facts_read_by, guessed_by, raised
 from dissect.stress.core.subjects import Questions, read_questions
 from dissect.stress.core.validity import IS_USEFUL, KEEPS
 from unlearning import Example
@@ -357,14 +358,12 @@ def _nanmean(values: Float[np.ndarray, "derangement ..."]) -> Float[np.ndarray, 
 
 def _floors(case: Case, lessons: Lessons) -> dict[str, float]:
     """Return what a model without the knowledge scores: chance, or what the best of the strangers guesses."""
-    floors = {"rank": RANK_FLOOR, "accuracy": _chance(lessons)}
-    for stranger in case.strangers:
-        prompts = read_by(stranger, case.forget.prompts)
-        facts = crossed(prompts, read_questions(prompts.items), lessons.kinds, stranger.tokenizer)
-        theirs = replace(lessons, facts=facts)
-        guessed = _scores([_centred(stranger, theirs, None, case)], theirs)
-        floors = {name: max(floor, float(np.nanmean(getattr(guessed, name)))) for name, floor in floors.items()}
-    return floors
+
+    def guessed(stranger: Model) -> FactScores:
+        theirs = replace(lessons, facts=facts_read_by(stranger, lessons.facts))
+        return _scores([_centred(stranger, theirs, None, case)], theirs)
+
+    return raised({"rank": RANK_FLOOR, "accuracy": _chance(lessons)}, guessed_by(case.strangers, guessed))
 
 
 def _chance(lessons: Lessons) -> float:

@@ -14,8 +14,9 @@ several residuals around zero lies a little above zero; `floor` corrects for thi
     inconclusive    otherwise
 
 There are two rules, with the same conditions and with entries and numbers of their own. With a control, relearning on
-other facts counts, net of what it does to the control. Without one only deranged relearning counts
-(`dissect.stress.deranged`), which a model without the knowledge passes at a known level by construction.
+facts about other subjects counts, net of what it does to the control. Without one, relearning on other forgotten facts
+and deranged relearning (`dissect.stress.deranged`) count, which leave a model without the knowledge at chance if the
+answers could be exchanged between questions.
 
 The numbers come from `python -m analyses.verdict_benchmark`: models whose knowledge is known by construction, with
 seeds that are used for nothing else. The margin alone is not fitted. It says how much knowledge matters, which no

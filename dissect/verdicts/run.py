@@ -21,9 +21,11 @@ from dissect.stress.catalogue import BUDGETS, SAMPLE, Budget, Entry, Run, select
 from dissect.stress.core.canonical_case import in_canonical_form
 from dissect.stress.core.case import Case, control_role, make_case
 from dissect.stress.core.result import StressResult
-from dissect.stress.core.scores import RANK_FLOOR, score_answers
+from dissect.stress.core.scores import RANK_FLOOR, score_answers, score_facts
 from dissect.stress.core.sharing import attacked
 from dissect.stress.core.storage import as_parts, as_record, from_parts
+from dissect.stress.core.strangers import facts_read_by, guessed_by, raised
+from dissect.stress.deranged import deranged_relearning
 from dissect.verdicts.facts import QUESTIONS
 from dissect.verdicts.planning.needs import needed_for
 from dissect.verdicts.result import COMMAND, Verdict, load_verdict
@@ -83,8 +85,8 @@ def verdict(
         control: A model never trained on the forget facts, from the base's pretrained model: a loaded model, a name or
             path, a list of several, `auto` (the control of a built-in pair, if any), or `none` or None for no control.
             With two or more, the spread between training runs is also estimated from their differences. Without a
-            control, only deranged relearning decides, relative to chance, and other tests are compared with chance
-            where it is known. What a question gives away then counts as knowledge.
+            control, tests are compared with chance where it is known, and deranged relearning decides beside relearning
+            on other facts. What a question gives away then counts as knowledge.
         strangers: Without a control: other language models, loaded or by name or path, that never read about the
             subjects, with any tokenizer. What they guess from the questions is then the floor in place of chance.
         budget: `quick`, `standard` or `full`: about 1, 2 and 7 minutes on the built-in pair and two cores.
@@ -162,6 +164,7 @@ def verdict(
     tests = {name: _sharing(entry, budget, ground) for name, entry in chosen.items()}
     with computing(run) as clock:
         results, failed = _run_tests(tests, canonical.case, run, progress=progress)
+        results = _above_guesses(results, case)
         utility = _utility(case, rule)
     label, score, signs = judge(results, rule, utility=utility.share if utility else None)
     found = Verdict(
@@ -287,6 +290,18 @@ def _configuration(
 def _sharing(entry: Entry, budget: Budget, ground: Path | None) -> Run:
     """Return the test of a budget; with a directory, base and control are attacked only once for all verdicts."""
     return lambda case: attacked(entry.name, entry.runs[budget], case, ground, compares_models=entry.compares_models)
+
+
+def _above_guesses(results: Sequence[StressResult], case: Case) -> list[StressResult]:
+    """Return the results with the floors that strangers set; deranged relearning has its own already."""
+    guessed = guessed_by(
+        case.strangers,
+        lambda stranger: score_facts(stranger, facts_read_by(stranger, case.forget), batch_size=case.batch_size),
+    )
+    own = deranged_relearning.__name__
+    return [
+        result if result.test == own else replace(result, floors=raised(result.floors, guessed)) for result in results
+    ]
 
 
 def _run_tests(

@@ -136,12 +136,10 @@ def advice(found: Findings) -> list[str]:
 
 def _without_control(found: Findings) -> str:
     """Return what the label rests on without a control."""
-    said = "No control was given. "
-    if _tests(found.rule.tests) == ["deranged_relearning"]:
-        said += (
-            "The score is that of deranged relearning alone: the model is trained on the forget questions with other "
-            "people's answers, and a model without the knowledge then ranks the right answer among the rest at chance. "
-        )
+    said = (
+        "No control was given, so the score is relative to chance: to what a model without the knowledge is expected "
+        "to show where the answers could be exchanged between the questions. "
+    )
     if found.strangers:
         said += (
             f"What other language models guess from the questions ({_listed(list(found.strangers))}) is the floor "

@@ -10,26 +10,23 @@ place of a floor from the comparison of words.
 
 It removes what depends on the answer alone, or on the question alone. It cannot remove what depends on both without
 being knowledge of the subject: a name that sounds French makes Paris more probable for this subject in any model that
-can read. For this the floor is what strangers give: other language models that have never read about the subjects.
+can read. For this the floor is what strangers give (`dissect.stress.core.strangers`).
 
 With a constant prior, C is exactly 0. With a prior and noise, and answers that are given to the questions at random,
 the expected rank is 1/2, because C does not depend on which answer is the right one.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float
 from transformers import PreTrainedTokenizerBase
 
-from dissect.models.model import Model
-from dissect.prompts.prompts import Prompt, Prompts, check_fits
+from dissect.prompts.prompts import Prompt, Prompts
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.kinds import Kind
 from dissect.stress.core.scores import right_indices
 from dissect.stress.core.subjects import Questions
-from unlearning.data.spans import encode_answer
 
 PASSES = 50
 """Maximum number of passes of the fit where entries are left out; a pass is exact where none are."""
@@ -134,38 +131,3 @@ def _mean(
 ) -> Float[np.ndarray, "..."]:
     total = weights.sum(axis, keepdims=True)
     return np.divide((values * weights).sum(axis, keepdims=True), total, out=np.zeros_like(total), where=total > 0)
-
-
-def read_by(stranger: Model, prompts: Prompts) -> Prompts:
-    """Return the same texts in the tokens of another model.
-
-    Args:
-        stranger: A language model with a tokenizer of its own.
-        prompts: Questions with answers, in `answer` scoring.
-
-    Returns:
-        The prompts that the stranger can read.
-
-    Raises:
-        InputError: A text is longer than the stranger can read.
-    """
-    tokenizer = stranger.tokenizer
-    items = []
-    for item in prompts.items:
-        span = encode_answer(tokenizer, item.prompt, item.answer)
-        scored = range(span.answer_start - 1, len(span.input_ids) - 1)
-        items.append(
-            replace(
-                item,
-                input_ids=tuple(span.input_ids),
-                answer_start=span.answer_start,
-                scored=scored,
-                wrong=(),
-            )
-        )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    read = replace(
-        prompts, items=tuple(items), pad_token_id=pad or 0, source=f"{prompts.source} read by {stranger.name}"
-    )
-    check_fits(stranger, read, "forget")
-    return read
