@@ -8,7 +8,6 @@ none they are models that never knew, unlearned by the same method. Only calibra
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,12 +19,11 @@ from jaxtyping import Float
 from analyses.verdict_benchmark.command import CALIBRATION
 from analyses.verdict_benchmark.constructions import DISTILLED, NEVER_KNEW, PART_METHODS, SHARES, constructions
 from analyses.verdict_benchmark.families import Family
+from analyses.verdict_benchmark.measured import without_control
 from analyses.verdict_benchmark.recipes import part_of
 from analyses.verdict_benchmark.run_tests import RECORD, read_results
-from dissect.stress.core.result import StressResult
 from dissect.verdicts.planning.measure import FactResiduals, components, fact_residuals, groups_of
 from dissect.verdicts.planning.populations import Population, Populations
-from dissect.verdicts.planning.scale import scale_of
 from dissect.verdicts.rule import Rule, frozen_rule
 from unlearning.common.errors import InputError
 from unlearning.common.runs import write_json
@@ -45,7 +43,7 @@ def measured(families: Sequence[Family], out: Path, rule: Rule) -> Populations:
     Args:
         families: The families.
         out: Directory of the benchmark.
-        rule: The rule on the scale with or without a control (`scale_of`); its entries are measured.
+        rule: The rule of cases with or without a control; its entries are measured.
 
     Returns:
         The populations.
@@ -97,15 +95,10 @@ def _population(
 def _facts(family: Family, name: str, out: Path, rule: Rule, *, has_control: bool) -> FactResiduals:
     """Return the facts of a model; all of the rule's entries must have a residual."""
     results = list(read_results(out / "tests" / family.name / name).values())
-    found = fact_residuals(results if has_control else map(alone, results), rule)
+    found = fact_residuals(results if has_control else map(without_control, results), rule)
     if found.ours.shape[1] < len(rule.tests):
         raise InputError(f"{family.name}/{name}: an attack of the rule did not take hold, so it has no spread")
     return found
-
-
-def alone(result: StressResult) -> StressResult:
-    """Return the result without the rows of the control."""
-    return replace(result, frame=result.frame[result.frame["role"] != "control"])
 
 
 def names(family: Family, share: float) -> set[str]:
@@ -143,8 +136,8 @@ def record(families: Sequence[Family], out: Path) -> dict[str, Any]:
         out: Directory of the benchmark.
     """
     sections = {}
-    for section, controls in (("control", 1), ("no control", 0)):
-        rule = scale_of(frozen_rule(), controls)
+    for section, has_control in (("control", True), ("no control", False)):
+        rule = frozen_rule(has_control=has_control)
         sections[section] = {"names": list(map(str, rule.tests)), **measured(families, out, rule).record()}
     n = sum(one.made in PLAIN_MADE for one in constructions(families[0])) + (len(SHARES) + 1) * len(PART_METHODS)
     return {

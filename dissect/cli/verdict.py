@@ -212,7 +212,8 @@ def _show_plan(data: Path, n_controls: int, margin: float | None, facts: int, ou
     groups = [question.group for question in questions(read_records(data), data, None, None, verbatim_rows=False)]
     chosen = sorted(set(np.linspace(0, len(groups) - 1, min(facts, len(groups))).round().astype(int).tolist()))
     people = len(set(clusters([groups[index] for index in chosen])))
-    found = plan(with_margin(frozen_rule(), margin), people=people, facts=len(chosen), controls=n_controls)
+    rule = with_margin(frozen_rule(has_control=n_controls > 0), margin)
+    found = plan(rule, people=people, facts=len(chosen), controls=n_controls)
     if output.as_json:
         needs = {name: vars(getattr(found, name)) for name in ("needed", "to_find_a_part", "to_find_a_part_avoiding")}
         write_json({"plan": found.table().to_dict("records"), **needs, "margin": found.margin})

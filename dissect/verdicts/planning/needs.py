@@ -9,7 +9,6 @@ import numpy as np
 from dissect.stress.core.result import StressResult
 from dissect.verdicts.planning.measure import components, fact_residuals, groups_of
 from dissect.verdicts.planning.populations import Population, shipped
-from dissect.verdicts.planning.scale import scale_of
 from dissect.verdicts.planning.simulation import Design, ends
 from dissect.verdicts.rule import Rule, residuals_of
 from dissect.verdicts.spread import run_spread
@@ -75,7 +74,7 @@ def to_call_erased(design: Design, population: Population, rule: Rule) -> Needed
     Args:
         design: People, facts and controls at hand; more people come with as many facts each.
         population: The models, of which those without the knowledge count.
-        rule: The rule on the scale of the design (`scale_of`).
+        rule: The rule, of cases with or without a control as the design has.
 
     Returns:
         The numbers.
@@ -97,7 +96,7 @@ def to_find(share: float, design: Design, population: Population, rule: Rule, *,
         share: Share of the facts.
         design: People, facts and controls at hand; more people come with as many facts each.
         population: The models.
-        rule: The rule on the scale of the design (`scale_of`).
+        rule: The rule, of cases with or without a control as the design has.
         where: What the sentence adds about the models.
 
     Returns:
@@ -135,8 +134,6 @@ def needed_for(results: Iterable[StressResult], rule: Rule) -> Needed:
         '...'
     """
     results = list(results)
-    has_control = any((result.frame["role"] == "control").any() for result in results)
-    rule = scale_of(rule, int(has_control))
     tests = {entry.test for entry in rule.tests}
     results = [result for result in results if result.test in tests]
     facts = fact_residuals(results, rule)

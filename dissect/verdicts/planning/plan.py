@@ -17,7 +17,6 @@ from dissect.verdicts.planning.needs import (
     to_find,
 )
 from dissect.verdicts.planning.populations import Populations, shipped
-from dissect.verdicts.planning.scale import scale_of
 from dissect.verdicts.planning.simulation import Design, ends
 from dissect.verdicts.rule import Rule
 
@@ -124,7 +123,6 @@ def plan(
         True
     """
     design = Design(people, facts, controls)
-    rule = scale_of(rule, controls)
     models = populations or shipped(rule)
     rows = tuple(
         prospect(design.with_people(people * times).with_controls(n), models, rule)
@@ -146,7 +144,7 @@ def prospect(design: Design, populations: Populations, rule: Rule) -> Prospect:
     Args:
         design: People, facts and controls.
         populations: How residuals vary.
-        rule: The rule on the scale of the design (`scale_of`).
+        rule: The rule, of cases with or without a control as the design has.
 
     Returns:
         The prospect.

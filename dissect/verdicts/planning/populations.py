@@ -81,7 +81,7 @@ def shipped(rule: Rule) -> Populations:
     """Return the populations of the calibration models for a rule's entries.
 
     Args:
-        rule: The rule with its entries; `scale_of` gives that of a verdict without a control.
+        rule: The rule with its entries, of cases with or without a control.
 
     Returns:
         The populations; an entry that was not measured is taken to vary as the first one of the same measure.

@@ -10,7 +10,6 @@ from analyses.verdict_benchmark import measure_spread
 from analyses.verdict_benchmark.families import Family
 from dissect.stress.core.result import StressResult
 from dissect.verdicts.planning.populations import Population
-from dissect.verdicts.planning.scale import scale_of
 from dissect.verdicts.rule import frozen_rule
 from tests.dissect.verdicts.planning.invented import results_of
 
@@ -39,7 +38,7 @@ def test_the_population_of_the_results_is_found_again(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(measure_spread, "read_results", read_results)
     # Floors of 1/2 and controls around 1/2: without the control's rows, the same residuals with more noise.
-    found = measure_spread.measured([family], tmp_path, scale_of(frozen_rule(), 0))
+    found = measure_spread.measured([family], tmp_path, frozen_rule(has_control=False))
     assert found.avoiding.known == pytest.approx(0.7 * np.ones((2, 1)), abs=0.12)
     for share in (0.0, 0.25, 0.75):
         assert found.avoiding.unknown_at(share).mean() == pytest.approx(true.unknown_at(share).item(), abs=0.1)

@@ -7,7 +7,6 @@ import pytest
 
 from dissect.verdicts.planning.plan import plan, prospect
 from dissect.verdicts.planning.populations import Population, Populations, shipped
-from dissect.verdicts.planning.scale import scale_of
 from dissect.verdicts.planning.simulation import Design
 from dissect.verdicts.rule import frozen_rule
 from tests.dissect.verdicts.planning.invented import POPULATIONS, RULE
@@ -53,9 +52,9 @@ def test_a_plan_starts_from_what_is_at_hand() -> None:
         assert needed.text in said
 
 
-def test_a_plan_without_a_control_is_about_deranged_relearning() -> None:
-    planned = plan(frozen_rule(), people=20, facts=120, controls=0)
+def test_a_plan_without_a_control_is_about_the_rule_of_such_cases() -> None:
+    rule = frozen_rule(has_control=False)
+    planned = plan(rule, people=20, facts=120, controls=0)
     assert {row.controls for row in planned.rows} == {0}
     assert "without a control" in planned.sentences()[0] and planned.needed.controls is None
-    rule = scale_of(frozen_rule(), 0)
     assert planned.rows[0] == prospect(Design(20, 120, 0), shipped(rule), rule)

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from dissect.verdicts.planning.populations import shipped
-from dissect.verdicts.planning.scale import scale_of
 from dissect.verdicts.rule import RuleEntry, frozen_rule
 from tests.dissect.verdicts.planning.invented import AVOIDING, RULE
 
 
 @pytest.mark.parametrize("controls", [0, 1])
 def test_shipped_populations_fit_the_rule(controls: int) -> None:
-    rule = scale_of(frozen_rule(), controls)
+    rule = frozen_rule(has_control=controls > 0)
     found = shipped(rule)
     for population in (found.plain, found.avoiding):
         assert population.known.shape[1] == len(rule.tests)
