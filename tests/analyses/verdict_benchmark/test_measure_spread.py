@@ -1,6 +1,7 @@
 """What a plan rests on is found again in results of models that vary as it says."""
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from analyses.verdict_benchmark import measure_spread
 from analyses.verdict_benchmark.families import Family
 from dissect.stress.core.result import StressResult
 from dissect.verdicts.planning.populations import Population
-from dissect.verdicts.rule import frozen_rule
+from dissect.verdicts.rule import RuleEntry, frozen_rule
 from tests.dissect.verdicts.planning.invented import results_of
 
 
@@ -38,7 +39,8 @@ def test_the_population_of_the_results_is_found_again(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(measure_spread, "read_results", read_results)
     # Floors of 1/2 and controls around 1/2: without the control's rows, the same residuals with more noise.
-    found = measure_spread.measured([family], tmp_path, frozen_rule(has_control=False))
+    rule = replace(frozen_rule(has_control=False), tests=(RuleEntry("deranged_relearning"),))
+    found = measure_spread.measured([family], tmp_path, rule)
     assert found.avoiding.known == pytest.approx(0.7 * np.ones((2, 1)), abs=0.12)
     for share in (0.0, 0.25, 0.75):
         assert found.avoiding.unknown_at(share).mean() == pytest.approx(true.unknown_at(share).item(), abs=0.1)

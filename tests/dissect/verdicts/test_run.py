@@ -41,6 +41,8 @@ RULE = Rule(
     reference={"erased": [0.0, 0.05], "suppressed": [0.4, 0.9]},
 )
 
+ALL_ENTRIES = catalogue.entries
+
 HARMLESS = ("first attack", "second attack")
 
 
@@ -150,13 +152,16 @@ def test_without_a_never_model_it_says_so():
 
 
 @pytest.mark.slow
-def test_without_a_control_deranged_relearning_decides_too():
-    found = judged("demo:npo", control=None, rule=None)
+def test_without_a_control_deranged_relearning_decides_too(monkeypatch):
+    deciding = ("without_attack", "relearn_disjoint", "deranged_relearning")
+    chosen = tuple(entry for entry in ALL_ENTRIES(None) if entry.name in deciding)
+    monkeypatch.setattr(catalogue, "entries", lambda *_: chosen)
+    found = judged("demo:npo", control=None, rule=None, limit=120)
     assert found.rule == frozen_rule(has_control=False)
     assert found.label == "suppressed" and set(map(str, found.score.used)) == set(map(str, found.rule.tests))
     said = " ".join(found.sentences())
     assert "so the score is relative to chance" in said and "option `strangers`" in said
-    never = judged(scaled(model("demo:never"), 1.001), control=None, rule=None)
+    never = judged(scaled(model("demo:never"), 1.001), control=None, rule=None, limit=60)
     assert never.label in ("erased", "inconclusive") and never.score.value < 0.2
 
 
