@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dissect.models.model import Model
-from dissect.prompts.prompts import Batch, Prompt, Prompts
+from dissect.prompts.chat import takes_special_tokens
+from dissect.prompts.prompts import Batch, Prompts
 from dissect.scoring.forward import scored_logits
 from dissect.scoring.recovery import answer_logprob, kl_from_base, per_example
 from unlearning.common.errors import InputError
@@ -59,7 +60,7 @@ def example_rows(
     """
     chosen = replace(prompts, items=tuple(prompts.items[index] for index in indices))
     (batch,) = chosen.batches(len(indices), padding_side="left")
-    special = _takes_special_tokens(models.base, chosen.items)
+    special = takes_special_tokens(chosen, models.base.tokenizer)
 
     def said(model: Model) -> list[str]:
         return greedy_answers(
@@ -135,9 +136,3 @@ def _answer_scores(
         "logprob": per_example(answer_logprob(logprobs, next_tokens), rows, n).cpu(),
         "kl": per_example(kl_from_base(base_logprobs.to(logprobs.device), logprobs), rows, n).cpu(),
     }
-
-
-def _takes_special_tokens(model: Model, items: Sequence[Prompt]) -> bool:
-    """Return whether the prompts were tokenised with special tokens; prompts of a chat template were not."""
-    tokens = ((model.tokenizer(item.prompt)["input_ids"], item) for item in items)
-    return all(tuple(ids[: item.answer_start]) == item.input_ids[: item.answer_start] for ids, item in tokens)

@@ -22,12 +22,12 @@ from dataclasses import replace
 import numpy as np
 
 from dissect.models.model import Model
+from dissect.prompts.chat import takes_special_tokens
 from dissect.prompts.prompts import Prompt, Prompts
 from dissect.stress.core.case import Case, spread
 from dissect.stress.core.distractors import Facts, jaccard, words_of
 from dissect.stress.core.result import PLAIN, StressResult, fact_rows
 from dissect.stress.core.scores import MEASURES, FactScores, score_facts
-from dissect.stress.core.texts import takes_special_tokens
 from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 from unlearning.data.question_answer import DEFAULT_TEMPLATE

@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dissect.models.model import Model
+from dissect.prompts.chat import takes_special_tokens
 from dissect.stress.core.case import Case, spread
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.result import StressResult, value_rows
-from dissect.stress.core.texts import takes_special_tokens
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
 from unlearning.evaluation.generation import sampled_answers

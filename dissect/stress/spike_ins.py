@@ -32,6 +32,7 @@ from jaxtyping import Float
 
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair
+from dissect.prompts.chat import chat_of
 from dissect.prompts.prompts import Prompt, Prompts
 from dissect.scoring.run_result import Copied
 from dissect.stress.core.case import Case
@@ -40,7 +41,6 @@ from dissect.stress.core.finetuning import Descent, Recipe, fine_tuned_at, scale
 from dissect.stress.core.invented import InventedPerson, invented_people
 from dissect.stress.core.result import DRAWS, PLAIN, StressResult
 from dissect.stress.core.scores import MEASURES, score_answers, score_facts
-from dissect.stress.core.texts import chat_of
 from dissect.stress.deranged import deranged_relearning
 from dissect.stress.relearning import relearn_disjoint, same_exposure
 from unlearning import Example

@@ -29,8 +29,8 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from dissect.models.model import Model
+from dissect.prompts.chat import chat_of
 from dissect.stress.core.case import Case
-from dissect.stress.core.texts import chat_of
 from unlearning import Example
 from unlearning.common.errors import InputError, check_at_least
 from unlearning.data.batches import collate

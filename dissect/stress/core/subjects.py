@@ -16,9 +16,9 @@ from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
+from dissect.prompts.chat import chat_of
 from dissect.prompts.prompts import Prompt
 from dissect.stress.core.distractors import normal, with_answer_of
-from dissect.stress.core.texts import chat_of
 from unlearning.data.spans import encode_answer
 
 SHARED = 0.5

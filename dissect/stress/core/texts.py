@@ -3,13 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
 
 from dissect.models.model import Model
-from dissect.prompts.prompts import Prompt, Prompts
+from dissect.prompts.chat import takes_special_tokens
 from dissect.stress.core.distractors import Facts
-from unlearning.data.chat import ChatFormat, chat_format
-from unlearning.data.spans import encode_answer
 from unlearning.evaluation.generation import greedy_answers
 
 TEXTS = "texts"
@@ -73,34 +70,3 @@ def texts_of(tables: Mapping[str, pd.DataFrame], role: str, variant: str) -> dic
     table = tables[TEXTS]
     here = table[(table["role"] == role) & (table["variant"] == variant)]
     return dict(zip(here["example_index"].astype(int), here["text"], strict=True))
-
-
-def chat_of(item: Prompt, tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:
-    """Return the chat template that a prompt was wrapped in; None for a prompt without one.
-
-    Args:
-        item: The prompt.
-        tokenizer: The tokenizer that it was read with.
-
-    Returns:
-        The template. It adds its own special tokens, so a prompt with those of plain text is no chat.
-    """
-    plain = encode_answer(tokenizer, item.prompt, item.answer).input_ids
-    return None if plain == list(item.input_ids) else chat_format(tokenizer)
-
-
-def takes_special_tokens(prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Check whether prompts were tokenised with the tokenizer's special tokens; prompts of a chat template were not.
-
-    Args:
-        prompts: The prompts.
-        tokenizer: The tokenizer.
-
-    Returns:
-        True if the first prompts have the special tokens.
-    """
-    return all(
-        encode_answer(tokenizer, item.prompt, item.answer).input_ids[: item.answer_start]
-        == list(item.input_ids[: item.answer_start])
-        for item in prompts.items[:8]
-    )

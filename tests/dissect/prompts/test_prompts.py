@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 import dissect
 from dissect import load_prompts
 from dissect.models.model import Model
+from dissect.prompts.chat import chat_of, takes_special_tokens
 from dissect.prompts.prompts import Prompts
 from tests.dissect.helpers import RECORDS, build_model, build_pair, build_tokenizer, save_records
 from unlearning.common.errors import InputError
@@ -134,7 +135,10 @@ def test_the_chat_template_wraps_without_a_second_bos(tmp_path: Path) -> None:
         "{% if add_generation_prompt %}[assistant] {% endif %}"
     )
     path = save_records(tmp_path / "p.json", [{"question": "Who?", "answer": "Ada Brook"}])
-    (item,) = load_prompts(path, tokenizer, chat=True).items
+    wrapped, plain = load_prompts(path, tokenizer, chat=True), load_prompts(path, tokenizer)
+    assert takes_special_tokens(plain, tokenizer) and not takes_special_tokens(wrapped, tokenizer)
+    (item,) = wrapped.items
+    assert chat_of(plain.items[0], tokenizer) is None and chat_of(item, tokenizer) is not None
     assert item.prompt == "<bos>[user] Who?\n[assistant] "
     assert item.input_ids.count(tokenizer.bos_token_id) == 1
     assert tokenizer.decode(item.input_ids) == "<bos>[user] Who?\n[assistant] Ada Brook"
