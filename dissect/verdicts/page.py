@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from dissect.verdicts.attacks import remarks, tried
 from dissect.verdicts.facts import FALSE_DISCOVERIES
 from dissect.verdicts.figures import evidence_figure, standing_figure
 from dissect.verdicts.sentences import Findings, advice, entry_name, sentences
@@ -74,7 +75,7 @@ def page(found: Findings, subject: Subject, *, title: str) -> str:
 {_tests_caption(found)}
 <div class="wide"><table>
 <tr><th>evidence level</th><th>test</th><th>ρ [95 %]</th><th>what the test can and cannot show</th></tr>
-{_rows(found.evidence)}</table></div>
+{_rows(found)}</table></div>
 {_attacks(found)}
 {_facts(found)}
 <h2>What would change the label</h2>
@@ -160,13 +161,22 @@ def _code(sentence: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(sentence))
 
 
-def _rows(evidence: pd.DataFrame) -> str:
-    """Return the rows of the table of tests."""
-    return "\n".join(
-        f"<tr><td>{row['level']} {html.escape(row['claim'])}</td><td>{html.escape(row['test'])}</td>"
-        f'<td class="number">{residual_cell(row)}</td><td>{html.escape(_shows(row))}</td></tr>'
-        for _, row in evidence.iterrows()
-    )
+def _rows(found: Findings) -> str:
+    """Return the rows of the table of tests; what a reader must know of an attack is in bold."""
+    warnings, strengths = remarks(found.attacks, found.evidence), tried(found.attacks)
+    rows = []
+    for _, row in found.evidence.iterrows():
+        test = row["test"]
+        shows = html.escape(_shows(row))
+        if test in warnings:
+            shows += f" <b>{html.escape(warnings[test])}</b>"
+        elif test in strengths:
+            shows += f" Tried: {html.escape(strengths[test])}."
+        rows.append(
+            f"<tr><td>{row['level']} {html.escape(row['claim'])}</td><td>{html.escape(test)}</td>"
+            f'<td class="number">{residual_cell(row)}</td><td>{shows}</td></tr>'
+        )
+    return "\n".join(rows)
 
 
 def _attacks(found: Findings) -> str:

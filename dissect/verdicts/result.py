@@ -11,7 +11,7 @@ from dissect.scoring.run_result import RESULTS, Copied, RunResult, read_result
 from dissect.stress.core.result import EVIDENCE_LEVELS, Residual, StressResult
 from dissect.stress.core.storage import as_record, current_test, from_parts, one_table
 from dissect.verdicts import sentences as wording
-from dissect.verdicts.attacks import attack_table
+from dissect.verdicts.attacks import attack_table, remarks
 from dissect.verdicts.facts import QUESTIONS, counts, fact_table
 from dissect.verdicts.rule import Label, Rule, RuleEntry, Score, Utility, judge, read_rule, residuals_of
 from dissect.verdicts.signs import Signs
@@ -48,6 +48,8 @@ class Verdict(RunResult):
             (`dissect.verdicts.planner`); None if the label is not *inconclusive* or no plan can be made.
         questions: The forget facts with the columns `id`, `group`, `question` and `answer`; question and answer are
             None in runs of earlier versions.
+        base_and_control_s: Wall seconds spent on base and control in tests whose values `shared` keeps for the next
+            unlearned model; None in runs of earlier versions.
     """
 
     label: Label
@@ -59,6 +61,7 @@ class Verdict(RunResult):
     rule: Rule
     needed: str | None = None
     questions: Copied[pd.DataFrame] = Copied()
+    base_and_control_s: float | None = None
     _results: Sequence[StressResult] = field(init=False, repr=False)
     _not_run: Mapping[str, str] = field(init=False, repr=False)
     _questions: pd.DataFrame = field(init=False, repr=False)
@@ -297,6 +300,7 @@ class Verdict(RunResult):
             "sentences": wording.sentences(found),
             "facts": counts(found.facts),
             "attacks": _records(found.attacks),
+            "remarks": remarks(found.attacks, evidence),
             "evidence": _records(evidence),
             "needed": self.needed,
             "not_run": dict(self._not_run),
@@ -304,6 +308,7 @@ class Verdict(RunResult):
             "rule": {name: value for name, value in self.rule.record().items() if name not in ("needed", "reference")},
             "budget": found.budget,
             "wall_time_s": self.wall_time_s,
+            "base_and_control_s": self.base_and_control_s,
         }
 
     def _files(self) -> dict[str, pd.DataFrame]:
@@ -327,6 +332,7 @@ class Verdict(RunResult):
                 "signs": None if self.signs is None else vars(self.signs),
                 "utility": None if self.utility is None else vars(self.utility),
                 "needed": self.needed,
+                "base_and_control_s": self.base_and_control_s,
                 "not_run": dict(self._not_run),
                 "rule": self.rule.record(),
             },
@@ -388,6 +394,7 @@ def load_verdict(path: str | Path) -> Verdict:
         not_run={current_test(name): reason for name, reason in found["not_run"].items()},
         rule=read_rule(found["rule"]),
         needed=found.get("needed"),
+        base_and_control_s=found.get("base_and_control_s"),
         questions=_read_questions(path, results),
         **read_result(path, COMMAND, renamed=_RENAMED),
     )

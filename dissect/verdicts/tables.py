@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from dissect.scoring.tidy import pair_title
+from dissect.verdicts.attacks import remarks
 from dissect.verdicts.page import residual_cell
 from dissect.verdicts.planning.plan import Plan
 from dissect.verdicts.result import Verdict
@@ -16,7 +17,7 @@ _FLAGS = {name: f"--{name}" for name in ("budget", "control", "margin", "retain"
 
 
 def print_verdict(verdict: Verdict) -> None:
-    """Print the label in sentences, the evidence, and what would change the label."""
+    """Print the label in sentences, the evidence, what wrecked models, and what would change the label."""
     out = Console()
     provenance = verdict.provenance
     control = provenance.get("control")
@@ -26,6 +27,17 @@ def print_verdict(verdict: Verdict) -> None:
     for sentence in verdict.sentences():
         out.print(sentence, highlight=False, markup=False)
     out.print(_evidence_table(verdict))
+    found = verdict.findings
+    for test, remark in remarks(found.attacks, found.evidence).items():
+        out.print(f"- {test}: {remark}", highlight=False, markup=False)
+    others = verdict.base_and_control_s
+    if others is not None and others >= 1:
+        out.print(
+            f"- base and control took {others:.0f} of {verdict.wall_time_s:.0f} seconds, which --shared saves the next "
+            "unlearned model",
+            highlight=False,
+            markup=False,
+        )
     for line in verdict.advice():
         out.print(f"- {with_flags(line, _FLAGS)}", highlight=False, markup=False)
 

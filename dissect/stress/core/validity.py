@@ -13,6 +13,7 @@ everything. So every attack is also run on the base, which knows the facts. A va
 of all tests that run the base without attack and under the variant.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -77,7 +78,7 @@ def invalid_variants(result: "StressResult") -> dict[str, str]:
     """
     reasons: dict[str, list[str]] = {}
     needed = float(result.settings.get(KEEPS, KEPT if TABLE in result.tables else KEPT_UNTRAINED))
-    for variant, kept in _kept(result).items():
+    for variant, kept in kept_by_base(result).items():
         if not kept >= needed:
             said = f"the base keeps {max(kept, 0):.0%} of its knowledge (needed: {needed:.0%})"
             reasons.setdefault(variant, []).append(said)
@@ -91,8 +92,16 @@ def invalid_variants(result: "StressResult") -> dict[str, str]:
     return {variant: "; ".join(said) for variant, said in reasons.items()}
 
 
-def _kept(result: "StressResult") -> dict[str, float]:
-    """Return the share of its knowledge that the base keeps under each variant."""
+def kept_by_base(result: "StressResult") -> dict[str, float]:
+    """Return the share of its knowledge that the base keeps under each variant.
+
+    Args:
+        result: Result of a test.
+
+    Returns:
+        Shares by variant, 1 for a variant that costs the base nothing, 0 for one that leaves no more than the control
+        shows under it (the floor without a control); empty for a test that does not run the base without attack.
+    """
     frame = result._frame  # read only
     measure = "rank" if (frame["measure"] == "rank").any() else result.measure
     rows = frame[frame["measure"] == measure]
@@ -123,7 +132,9 @@ def _of_training(validity: pd.DataFrame, *, left: float, useful: float) -> list[
     reasons = []
     for role, row in rows.items():
         before, after = row["loss_before"], row["loss_after"]
-        if role != "base" and not after - goal <= max(left * (before - goal), SLACK):
+        if not math.isfinite(after):
+            reasons.append(f"the training of the {_NAMES.get(role, role)} diverged (loss {before:.2g} before)")
+        elif role != "base" and math.isfinite(goal) and after - goal > max(left * (before - goal), SLACK):
             reasons.append(
                 f"the {_NAMES.get(role, role)} did not learn the taught texts (loss {before:.2g} before, {after:.2g} "
                 f"after; the base's {goal:.2g})"

@@ -1,11 +1,13 @@
 """How attacks went, from made-up results."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from dissect.stress.core.result import StressResult, value_rows
-from dissect.verdicts.attacks import COLUMNS, attack_table
+from dissect.verdicts.attacks import COLUMNS, LITTLE, attack_table, remarks, tried
 from tests.dissect.stress.constructed import case_of, model
 
 N = 8
@@ -52,3 +54,62 @@ def test_tests_without_the_base_under_attack_are_left_out():
         and without_training["loss_before"].isna().all()
     )
     assert without_training["took_hold"].all()
+
+
+def searched(utilities, *, base=0.95, strongest=None):
+    """Rates of a search in the order in which they were tried, each with the utility of the unlearned model."""
+    trained, ranks = [], dict(PLAIN)
+    for rate, utility in utilities.items():
+        for role, useful in (("base", 0.9), ("unlearned", utility), ("control", float("nan"))):
+            trained.append({"role": role, "variant": rate, "loss_before": 2.0, "loss_after": 0.1, "utility": useful})
+        ranks |= attacked(rate, base) | ({("unlearned", rate): 0.6} if rate == strongest else {})
+    return result(ranks, trained)
+
+
+def remark(found):
+    shown = pd.DataFrame([{"test": found.test, "variant": found.residual().variant}])
+    return remarks(attack_table([found]), shown).get(found.test)
+
+
+@pytest.mark.parametrize("utility", [1.0, LITTLE, float("nan")])
+def test_an_attack_that_leaves_enough_needs_no_remark(utility):
+    found = searched({"rate 0.02": utility})
+    assert remark(found) is None and tried(attack_table([found])) == {"relearning": "rate 0.02"}
+
+
+def test_an_attack_that_took_hold_but_wrecked_the_model_is_warned_of_in_words():
+    said = remark(searched({"rate 0.02": 0.31}))
+    assert said.startswith("The attack (rate 0.02) took hold, but the unlearned model then answers only 31 % of the")
+    assert "destroyed what it looks for" in said and said.endswith("Tried: rate 0.02.")
+
+
+def test_the_variant_whose_residual_is_shown_is_warned_of():
+    utilities = {"rate 0.02": 0.4, "rate 0.01": 0.8}
+    assert "rate 0.02) took hold, but" in remark(searched(utilities, strongest="rate 0.02"))
+    assert remark(searched(utilities, strongest="rate 0.01")) is None
+    plain = searched(utilities)
+    shown = pd.DataFrame([{"test": plain.test, "variant": ""}])
+    assert remarks(attack_table([plain]), shown) == {}  # of the attacked ones, that which leaves most
+
+
+def test_what_the_base_keeps_is_warned_of_where_a_test_asks_for_little():
+    found = searched({"rate 0.02": 0.3}, base=0.65)
+    found = replace(found, frame=found.frame, settings={"base_keeps": 0.2})
+    assert "retain questions that it answered before and the base keeps only 30 % of its knowledge" in remark(found)
+    costly = replace(found, frame=found.frame, settings={"base_keeps": 0.2, "still_useful": 0.1})
+    assert "took hold, but the base keeps only 30 % of its knowledge: it may" in remark(costly)
+
+
+def test_rates_that_did_not_take_hold_are_listed_in_the_order_in_which_they_were_tried():
+    found = searched({"rate 0.02": 0.1, "rate 0.01": 0.2, "rate 0.04": 0.9})
+    table = attack_table([found])
+    assert list(dict.fromkeys(table["variant"])) == ["rate 0.02", "rate 0.01", "rate 0.04"]
+    listed = "rate 0.02 (did not take hold), rate 0.01 (did not take hold), rate 0.04"
+    assert remark(found) == f"Tried: {listed}."
+    nothing = remark(searched({"rate 0.02": 0.1, "rate 0.01": 0.2}))
+    assert nothing.startswith("The attack did not take hold at any strength. Tried: rate 0.02 (did not")
+
+
+def test_variants_without_training_are_not_listed():
+    found = result(PLAIN | attacked("30 %", 0.55) | attacked("10 %", 0.9), test="pruning")
+    assert tried(attack_table([found])) == {} and remark(found) is None
