@@ -13,8 +13,9 @@ the weight n0 = `PRIOR_DF`:
     v = (n0 v0 + (k - 1) max(v1, 0)) / (n0 + k - 1)
 
 and because v is an estimate, deviates are Student's t with n0 + k - 1 degrees of freedom instead of normal ones. With
-one control v is borrowed from the rule's models. Without a control, k is unbounded and the deviation would be that of
-one run, but what chance is for these questions is less sure: run_sd is kept.
+one control v is borrowed from the rule's models. Without a control, the residual is relative to chance, and only the
+unlearned model's own run adds to it; run_sd is used nevertheless, because the chance level of the questions is less
+certain than a control's score.
 """
 
 from collections.abc import Iterable

@@ -46,7 +46,7 @@ def outputs_edited(edits: Mapping[nn.Module, Edit], *, pointwise: bool = False) 
 
     Args:
         edits: The change for each module.
-        pointwise: Whether the edits do the same to a position whatever the others are, which makes scoring faster.
+        pointwise: Whether the edits treat every position by itself, which makes scoring faster.
 
     Yields:
         Nothing; the hooks are removed when the context is closed, also after an error.

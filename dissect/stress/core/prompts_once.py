@@ -32,7 +32,7 @@ _RECORDING = "transformers.utils.output_capturing"
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A forward hook that does the same to a position whatever the others are, so that it may see parts of texts.
+    """A forward hook that treats every position by itself, so that it may be given parts of texts.
 
     Attributes:
         hook: A hook as `register_forward_hook` takes it.
