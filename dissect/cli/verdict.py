@@ -136,7 +136,10 @@ def command(
     chosen = options.choice("--budget", budget, "quick", "standard", "full")
     names = control or ["auto"]
     if len(names) > 1 and {"auto", "none"} & set(names):
-        raise InputError(f"--control must name models where it is given several times, got {', '.join(names)}")
+        raise InputError(
+            f"--control must name models where it is given several times, got {', '.join(names)}. Leave auto and none "
+            "out, or give one of them alone"
+        )
     data = find_data(data, base)
     for flag, file in (("--retain", retain), ("--general", general), ("--paraphrases", paraphrases)):
         check_data(flag, file)
@@ -146,8 +149,11 @@ def command(
         _show_plan(data, 0 if names == ["none"] else len(names), margin, limit or SAMPLE[chosen], output)
         return
     check_one_process("verdict")
+    from dissect.verdicts.run import check_margin, verdict
+
+    if margin is not None:
+        check_margin(margin)
     opened = open_pair(options.PairOptions(base=base, unlearned=unlearned), models, ALONE, quiet=output.quiet)
-    from dissect.verdicts.run import verdict
     from dissect.verdicts.tables import print_verdict
 
     out = output.out or Path("runs") / f"verdict-{short_name(unlearned)}"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from dissect.models.model import Model
 from dissect.models.outside import check_parameters_only
 from dissect.models.pair import ModelPair, load_like
 from dissect.prompts.loading import load_prompts
-from dissect.prompts.prompts import Prompts
+from dissect.prompts.overlap import without_shared
+from dissect.prompts.prompts import Prompts, check_loaded
 from dissect.stress.catalogue import BUDGETS, SAMPLE, Budget, Entry, Run, selection
 from dissect.stress.core.canonical_case import in_canonical_form
 from dissect.stress.core.case import Case, control_role, make_case
@@ -25,7 +26,7 @@ from dissect.stress.core.scores import RANK_FLOOR, score_answers, score_facts
 from dissect.stress.core.sharing import attacked
 from dissect.stress.core.storage import as_parts, as_record, from_parts
 from dissect.stress.core.strangers import facts_read_by, guessed_by, raised
-from dissect.stress.deranged import deranged_relearning
+from dissect.stress.deranged import DERANGEMENTS, deranged_lessons, deranged_relearning
 from dissect.verdicts.facts import QUESTIONS
 from dissect.verdicts.planning.needs import needed_for
 from dissect.verdicts.result import COMMAND, Verdict, load_verdict
@@ -36,7 +37,7 @@ from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 from unlearning.common.renamed import renamed_arguments
 from unlearning.common.runs import Run as RunDirectory
-from unlearning.common.runs import computing, open_run, peak_memory_bytes
+from unlearning.common.runs import computing, is_run, open_run, peak_memory_bytes
 
 KNOWS = 0.5
 """A control that scores more than this share of what the base scores above chance is refused."""
@@ -47,6 +48,12 @@ SAME_START = 0.3
 Measured: .94 for `demo:never` with `demo:base` and for `demo-neox:never` with `demo-neox:base`; below .02 for every
 matrix of a model with fresh random weights.
 """
+
+DERANGED = deranged_relearning.__name__
+"""Name of the test that does without a control."""
+
+_OF_OTHERS = "base_and_control_s"
+"""In the record of a finished test: seconds that it spent on base and control."""
 
 MINIMUM = 4
 """Smallest number of facts that `limit` may leave."""
@@ -137,16 +144,19 @@ def verdict(
             "same weights. Give the checkpoint after unlearning as `unlearned`"
         )
     retain = _built_in(pair, retain, "retain")
-    questions = Questions(_built_in(pair, paraphrases, "forget_paraphrased"), _built_in(pair, general, "general"))
     case = make_case(pair, forget, retain=retain, control=control, batch_size=batch_size, seed=seed)
     rule = with_margin(rule or frozen_rule(has_control=case.control is not None), margin)
     case = _with_strangers(case, strangers)
+    questions = _questions(pair, forget, paraphrases, general)
     named = check_parameters_only(case.models)
-    canonical = in_canonical_form(case.at_most(limit or SAMPLE[budget]))
-    check_same_start(canonical.case)
-    case = canonical.case.as_written
+    case = case.at_most(limit or SAMPLE[budget])
+    check_derangement(case, rule)
     chosen, not_run = selection(budget, case, questions.paraphrases, questions.general)
     configuration = _configuration(case, questions, budget, chosen, rule)
+    if out is not None and is_run(Path(out)) and open_run(out, configuration, {}).is_complete:
+        return load_verdict(out)
+    canonical = in_canonical_form(case)
+    check_same_start(canonical.case)
     provenance = {
         "command": COMMAND,
         "base": pair.base.name,
@@ -158,14 +168,18 @@ def verdict(
         "canonical_form": {"moved": canonical.moved, "not_fixed": canonical.unproven},
     }
     run = None if out is None else open_run(out, configuration, provenance)
-    if run is not None and run.is_complete:
-        return load_verdict(run.path)
     ground = None if shared is None else Path(shared) / _of_base_and_control(configuration)
     tests = {name: _sharing(entry, budget, ground) for name, entry in chosen.items()}
-    with computing(run) as clock:
-        results, failed = _run_tests(tests, canonical.case, run, progress=progress)
-        results = _above_guesses(results, case)
-        utility = _utility(case, rule)
+    independent = {name for name, entry in chosen.items() if not entry.compares_models}
+    try:
+        with computing(run) as clock:
+            ran = _run_tests(tests, canonical.case, run, independent=independent, progress=progress)
+            results = _above_guesses(ran.results, case)
+            utility = _utility(case, rule)
+    except InputError:
+        if run is not None:
+            run.abandon()
+        raise
     label, score, signs = judge(results, rule, utility=utility.share if utility else None)
     found = Verdict(
         label=label,
@@ -173,7 +187,7 @@ def verdict(
         utility=utility,
         signs=signs,
         results=results,
-        not_run=not_run | failed,
+        not_run=not_run | ran.failed,
         rule=rule,
         needed=_needed(results, rule) if label == "inconclusive" else None,
         questions=pd.DataFrame(
@@ -184,6 +198,7 @@ def verdict(
         configuration=configuration,
         provenance=provenance,
         wall_time_s=clock.seconds,
+        base_and_control_s=ran.base_and_control_s,
         measured={"peak_memory_bytes": peak_memory_bytes()},
     )
     if run is not None:
@@ -242,12 +257,37 @@ def with_margin(rule: Rule, margin: float | None) -> Rule:
     """
     if margin is None:
         return rule
+    check_margin(margin)
+    return replace(rule, margin=margin)
+
+
+def check_margin(margin: float) -> None:
+    """Check that a margin is a share of the base's knowledge.
+
+    Args:
+        margin: The margin.
+
+    Raises:
+        InputError: The margin is not between 0 and 1.
+    """
     if not 0 < margin < 1:
         raise InputError(
             f"`margin` must be above 0 and below 1, got {margin:g}. Give the share of the base's knowledge that may be "
             "left in a model that is called erased, such as 0.1"
         )
-    return replace(rule, margin=margin)
+
+
+def _questions(pair: ModelPair, forget: Prompts, paraphrases: Prompts | None, general: Prompts | None) -> Questions:
+    """Return the further questions, the built-in ones for None and a built-in base.
+
+    Raises:
+        InputError: A set is not loaded, or all general prompts are forget prompts.
+    """
+    found = Questions(_built_in(pair, paraphrases, "forget_paraphrased"), _built_in(pair, general, "general"))
+    for name, prompts in (("paraphrases", found.paraphrases), ("general", found.general)):
+        if prompts is not None:
+            check_loaded(prompts, name)
+    return found if found.general is None else replace(found, general=without_shared(forget, found.general, "general"))
 
 
 def _needed(results: Sequence[StressResult], rule: Rule) -> str | None:
@@ -298,50 +338,76 @@ def _above_guesses(results: Sequence[StressResult], case: Case) -> list[StressRe
         case.strangers,
         lambda stranger: score_facts(stranger, facts_read_by(stranger, case.forget), batch_size=case.batch_size),
     )
-    own = deranged_relearning.__name__
     return [
-        result if result.test == own else replace(result, floors=raised(result.floors, guessed)) for result in results
+        result if result.test == DERANGED else replace(result, floors=raised(result.floors, guessed))
+        for result in results
     ]
 
 
+@dataclass(frozen=True, eq=False)
+class _Ran:
+    """What came of the tests.
+
+    Attributes:
+        results: The results.
+        failed: The reason by name for each test that could not be run.
+        base_and_control_s: Wall seconds spent on base and control in tests whose values `shared` keeps.
+    """
+
+    results: list[StressResult]
+    failed: dict[str, str]
+    base_and_control_s: float
+
+
 def _run_tests(
-    tests: Mapping[str, Run], case: Case, run: RunDirectory | None, *, progress: bool
-) -> tuple[list[StressResult], dict[str, str]]:
+    tests: Mapping[str, Run], case: Case, run: RunDirectory | None, *, independent: Set[str], progress: bool
+) -> _Ran:
     """Run the tests, or read those that an interrupted run has finished.
 
     Args:
         tests: The tests by name.
         case: Models and facts.
         run: The open run directory that keeps every finished test; None to keep none.
+        independent: Names of the tests whose values for base and control do not depend on the unlearned model.
         progress: Whether to show a progress bar on stderr.
 
     Returns:
-        The results, and the reason by name for each test that could not be run.
+        The results, and which tests could not be run.
+
+    Raises:
+        InputError: The base does not know the facts or a control does; nothing is kept then.
     """
     results: list[StressResult] = []
     failed: dict[str, str] = {}
     parts = {} if run is None else dict(run.parts())
     records = {} if run is None else {record["test"]: record for record in run.record.get("tests", [])}
+    total = 0.0
     with Progress(len(tests), "testing", show=progress) as bar:
         for name, test in tests.items():
+            seconds: dict[str, float] = {}
             try:
-                result = from_parts(records[name], parts) if name in records else test(case)
+                result = from_parts(records[name], parts) if name in records else test(replace(case, seconds=seconds))
             except InputError as error:
                 if name == WITHOUT_ATTACK:  # there is no label without it
                     raise
                 failed[name] = str(error)
                 bar.advance(1)
                 continue
-            if run is not None and name not in records:
-                for part, frame in as_parts(result).items():
-                    run.keep_part(part, frame)
-                records[name] = as_record(result)
-                run.note(tests=list(records.values()))
             if result.test == WITHOUT_ATTACK:
                 check_without_attack(result, case)
+            if name not in records:
+                of_others = sum(spent for role, spent in seconds.items() if role != "unlearned")
+                records[name] = as_record(result) | {_OF_OTHERS: of_others}
+                if run is not None:
+                    for part, frame in as_parts(result).items():
+                        run.keep_part(part, frame)
+                    run.note(tests=list(records.values()))
+            # Tests that search a strength keep their values for base and control by themselves.
+            if name in independent or "tried" in result.settings:
+                total += records[name].get(_OF_OTHERS, 0.0)
             results.append(result)
             bar.advance(1)
-    return results, failed
+    return _Ran(results, failed, round(total, 3))
 
 
 def check_without_attack(result: StressResult, case: Case) -> None:
@@ -372,6 +438,28 @@ def check_without_attack(result: StressResult, case: Case) -> None:
                 f"`control` must not know the forget facts, but {control.name} gives their answers {shares[1]:.0%} of "
                 "the base's probability. Give a model that was never trained on them as `control`, or none"
             )
+
+
+def check_derangement(case: Case, rule: Rule) -> None:
+    """Check that the answers can be deranged, if there is no control and the rule rests on deranged relearning.
+
+    Where they cannot, such as where most questions of a kind have one answer, a model without the knowledge need not be
+    at chance either, so that no other test could decide without a control.
+
+    Args:
+        case: Models and facts.
+        rule: The rule.
+
+    Raises:
+        InputError: The rule needs deranged relearning, and there are too few groups, or no answers that can be deranged
+            and compared.
+    """
+    if case.control is not None or DERANGED not in {entry.test for entry in rule.needed}:
+        return
+    try:
+        deranged_lessons(case.forget.prompts, DERANGEMENTS, case.pair.tokenizer, seed=case.seed)
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}, or a `control`, with which other tests decide") from None
 
 
 def check_same_start(case: Case) -> None:

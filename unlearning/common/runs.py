@@ -143,6 +143,15 @@ class Run:
                 file.unlink()
             parts.rmdir()
 
+    def abandon(self) -> None:
+        """Free the directory of a run without a finished batch, which may have been started with the wrong input."""
+        if self.is_complete or self.n_parts:
+            return
+        (self.path / "run.json").unlink(missing_ok=True)
+        for path in (self.path / "parts", self.path):
+            with contextlib.suppress(OSError):  # it is missing, or holds something else
+                path.rmdir()
+
     def pause(self, *, wall_time_s: float) -> None:
         """Add the time spent to a run that stops before it is complete."""
         self.record["wall_time_s"] = round(self.record["wall_time_s"] + wall_time_s, 3)

@@ -1,6 +1,7 @@
 """The input of every stress test: a pair of models, their control, and facts with distractors."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,9 +10,10 @@ import numpy as np
 
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
+from dissect.prompts.overlap import without_shared
 from dissect.prompts.prompts import Prompts, check_fits, check_loaded
 from dissect.stress.core.distractors import N_DISTRACTORS, Facts, with_distractors
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, naming
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,7 @@ class Case:
         strangers: Other language models, with tokenizers of their own, that never read about the subjects; only without
             a control. What they guess from a question is the floor of deranged relearning.
         shared: Directory in which tests that search keep what they found for base and control; None to keep nothing.
+        seconds: Receives the wall seconds that tests spend on each role; None to measure nothing.
     """
 
     pair: ModelPair
@@ -49,6 +52,7 @@ class Case:
     given: "Case | None" = None
     strangers: tuple[Model, ...] = ()
     shared: Path | None = None
+    seconds: dict[str, float] | None = None
 
     @property
     def as_written(self) -> "Case":
@@ -70,12 +74,48 @@ class Case:
         """The models by role: `base`, `unlearned`, `control`, `control 2` and so on; or the `only` one."""
         found = {"base": self.pair.base, "unlearned": self.pair.unlearned}
         found |= {control_role(number): model for number, model in enumerate(self.controls)}
-        return found if self.only is None else {self.only: found[self.only]}
+        chosen = found if self.only is None else {self.only: found[self.only]}
+        return chosen if self.seconds is None else _Timed(chosen, self.seconds)
 
     def at_most(self, n: int) -> "Case":
         """Return the case with at most `n` forget facts and at most `n` retain facts, evenly spaced in each set."""
         retain = None if self.retain is None else spread(self.retain, n)
         return replace(self, forget=spread(self.forget, n), retain=retain)
+
+
+class _Timed(Mapping[str, Model]):
+    """Models by role. A loop over `items` adds the time that it spends on each model to the seconds of its role."""
+
+    def __init__(self, models: Mapping[str, Model], seconds: dict[str, float]) -> None:
+        self.models = models
+        self.seconds = seconds
+
+    def __getitem__(self, role: str) -> Model:
+        return self.models[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.models)
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def items(self) -> ItemsView[str, Model]:
+        return _TimedItems(self)
+
+
+class _TimedItems(ItemsView[str, Model]):
+    """The items of `_Timed`."""
+
+    _mapping: _Timed
+
+    def __iter__(self) -> Iterator[tuple[str, Model]]:
+        seconds = self._mapping.seconds
+        for role, model in self._mapping.models.items():
+            started = time.perf_counter()
+            try:
+                yield role, model
+            finally:
+                seconds[role] = seconds.get(role, 0.0) + time.perf_counter() - started
 
 
 def control_role(number: int) -> str:
@@ -117,7 +157,7 @@ def make_case(
     Args:
         pair: Base and unlearned model, in memory.
         forget: Questions about what was to be forgotten, with their answers.
-        retain: Questions about what was to stay.
+        retain: Questions about what was to stay; those that are forget prompts as well are left out.
         control: A loaded model, a name or path, a list of several, `auto` (the control of a built-in pair, if any), or
             `none` or None for no control.
         n_distractors: Maximum number of distractors per question.
@@ -130,11 +170,17 @@ def make_case(
 
     Raises:
         InputError: A model is streamed, the control cannot be compared with the base, the prompts have `notebook`
-            scoring or do not fit a model, or all forget prompts have the same answer.
+            scoring or do not fit a model, all retain prompts are forget prompts, or the forget or retain prompts leave
+            no distractors (`with_distractors`).
+
+    Warns:
+        UserWarning: Some retain prompts are forget prompts.
     """
     for name, prompts in (("forget", forget), ("retain", retain)):
         if prompts is not None:
             check_loaded(prompts, name)
+    if retain is not None:
+        retain = without_shared(forget, retain, "retain")
     controls = _resolved(pair, control)
     find = partial(with_distractors, from_file=bool(controls), n=n_distractors, seed=seed)
     case = Case(
@@ -166,8 +212,12 @@ def _resolved(pair: ModelPair, control: str | Model | Sequence[str | Model] | No
     """
     given = [control] if control is None or isinstance(control, str | Model) else list(control)
     if len(given) > 1 and ("none" in given or "auto" in given):
-        raise InputError("`control` must name models where several are given, got auto or none among them")
-    found = [resolve_control(pair, one) for one in given]
+        raise InputError(
+            "`control` must name models where several are given, got auto or none among them. Leave auto and none out, "
+            "or give one of them alone"
+        )
+    with naming("control"):
+        found = [resolve_control(pair, one) for one in given]
     controls = [model for model in found if model is not None]
     names: dict[str, str] = {}
     for model in controls:

@@ -84,12 +84,13 @@ def with_distractors(
             f"`scoring` of the {name} prompts must be 'answer', got {prompts.scoring!r}. "
             "Load them with scoring='answer'."
         )
-    answers = [normal(item.answer) for item in prompts.items]
-    given = any(item.wrong for item in prompts.items)
-    if len(set(answers)) < 2 and not (from_file and given):
+    of_file = [_given(item, n) for item in prompts.items]
+    given = any(of_file)
+    if len({normal(item.answer) for item in prompts.items}) < 2 and not (from_file and given):
+        have = "there is only one prompt, with the answer" if len(prompts) == 1 else "all have one answer"
         raise InputError(
-            f"the {name} prompts must have at least two different answers, but all have one answer "
-            f"({prompts.items[0].answer[:40]!r}): a model that knows it cannot be told from one that always says it. "
+            f"the {name} prompts must have at least two different answers, but {have} "
+            f"{prompts.items[0].answer[:40]!r}: a model that knows it cannot be told from one that always says it. "
             "Give prompts with different answers"
             + (", or a `control`, with which the file's own distractors can be used." if given else ".")
         )
@@ -98,8 +99,8 @@ def with_distractors(
     position = {index: number for number, index in enumerate(order)}
     found = []
     for index, item in enumerate(prompts.items):
-        if from_file and item.wrong:
-            found.append(tuple(_with_answer(item, ids, text) for text, ids in item.wrong[:n]))
+        if from_file and of_file[index]:
+            found.append(of_file[index])
             continue
         # Every question starts at its own position, so that equally similar questions are not the same for all.
         candidates = [*order[position[index] + 1 :], *order[: position[index]]][:_CANDIDATES]
@@ -113,6 +114,15 @@ def with_distractors(
             "them a `group`"
         )
     return Facts(prompts, tuple(found))
+
+
+def _given(item: Prompt, n: int) -> tuple[Prompt, ...]:
+    """Return the question with the first `n` distractors of the file that differ from its answer and each other."""
+    different: dict[str, Prompt] = {}
+    for text, ids in item.wrong:
+        different.setdefault(normal(text), _with_answer(item, ids, text))
+    different.pop(normal(item.answer), None)
+    return tuple(different.values())[:n]
 
 
 def _different(item: Prompt, others: Sequence[Prompt], n: int) -> list[Prompt]:

@@ -171,7 +171,10 @@ class StressResult:
         tables = _tables(self._frame, measure)
         floor = self.floors.get(measure) if "control" not in tables else None
         against: Against = "control" if "control" in tables else "floor"
-        strongest = str(tables["unlearned"][chosen].mean().idxmax())
+        means = tables["unlearned"][chosen].mean()
+        if means.isna().all():
+            return Residual(None, None, None, 0, chosen[0], against, f"no fact has a value of {measure}")
+        strongest = str(means.idxmax())
         n = int(tables["unlearned"][strongest].notna().sum())
         if "control" not in tables and floor is None:
             reason = f"no floor of {measure} is known without a control"

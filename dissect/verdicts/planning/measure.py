@@ -76,7 +76,8 @@ def fact_residuals(results: Iterable[StressResult], rule: Rule) -> FactResiduals
 def _of_entry(result: StressResult, measure: str | None) -> tuple["pd.Series[float]", "pd.Series[float]"] | None:
     """Return unlearned model and base above control, for every fact, divided by the mean of the latter.
 
-    None if no attack took hold, chance is not known without a control, or the base knows no more than the control.
+    None if no attack took hold, no fact has a value, chance is not known without a control, or the base knows no more
+    than the control.
     """
     measure = measure or result.measure
     frame = result.frame
@@ -90,6 +91,8 @@ def _of_entry(result: StressResult, measure: str | None) -> tuple["pd.Series[flo
     candidates = [name for name in variants if name not in invalid]
     took_hold = set(candidates) > {PLAIN} or PLAIN not in candidates or variants == [PLAIN]
     if not candidates or not took_hold or not (controls or measure in result.floors):
+        return None
+    if tables["unlearned"][candidates].isna().all(axis=None):
         return None
     before = [PLAIN] if PLAIN in tables["base"].columns else candidates
 

@@ -13,8 +13,10 @@ from dissect import InputError
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair
 from dissect.models.parameter_swap import with_values
+from dissect.models.rewriting import rewritten
 from dissect.stress import catalogue
 from dissect.stress.catalogue import Entry, entries, selection
+from dissect.stress.core.distractors import with_answer_of
 from dissect.stress.core.result import StressResult, fact_rows, value_rows
 from dissect.stress.core.scores import score_facts
 from dissect.stress.lenses import logit_lens
@@ -208,10 +210,28 @@ def test_a_killed_run_goes_on_after_its_last_test(tmp_path, monkeypatch, two_tes
     assert found.score == whole.score
 
 
+def test_a_finished_run_is_read_before_anything_is_computed(monkeypatch, tmp_path):
+    found = judged("demo:rmu", out=tmp_path)
+    monkeypatch.setattr(judging, "in_canonical_form", lambda _: pytest.fail("computed again"))
+    assert judged("demo:rmu", out=tmp_path).score == found.score
+    with pytest.raises(InputError, match="holds another run: .*its seed is 0, not 1"):
+        judged("demo:rmu", out=tmp_path, seed=1)
+
+
+def test_bad_input_leaves_no_run_that_refuses_the_corrected_one(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match="must not know the forget facts"):
+        judged("demo:npo", control=scaled(model("demo:base"), 1.001), out=out)
+    assert not out.exists()
+    assert judged("demo:npo", out=out).label == load_verdict(out).label
+
+
 def test_two_unlearned_models_share_what_base_and_never_give(tmp_path):
     alone = judged("demo:npo", control="demo:never")
-    judged("demo:rmu", shared=tmp_path)
+    first = judged("demo:rmu", shared=tmp_path)
     found = judged("demo:npo", shared=tmp_path)
+    assert 0 < alone.base_and_control_s < alone.wall_time_s and first.base_and_control_s > 0
+    assert found.base_and_control_s == 0 == found.summary()["base_and_control_s"]
     assert found.score == alone.score
     assert found.evidence().drop(columns="seconds").equals(alone.evidence().drop(columns="seconds"))
     (kept,) = tmp_path.iterdir()
@@ -373,6 +393,46 @@ def test_facts_of_one_group_are_refused():
     one = replace(prompts, items=tuple(item for item in prompts.items if item.group == prompts.items[0].group))
     with pytest.raises(InputError, match="forget prompts must be of at least two groups"):
         judged("demo:npo", forget=one)
+
+
+def two_groups(items):
+    return [replace(item, group=f"group {number % 2}") for number, item in enumerate(items)]
+
+
+def one_answer_for_most(items):
+    """Give nine of ten questions of every kind (the end of their id) one answer."""
+    kinds = {}
+    for item in items:
+        kinds.setdefault(item.id.partition("-")[2], []).append(item)
+    return [
+        with_answer_of(item, of_kind[0]) if number < 0.9 * len(of_kind) else item
+        for of_kind in kinds.values()
+        for number, item in enumerate(of_kind)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [(two_groups, "at least 3 groups, got 2"), (one_answer_for_most, "answers that can be exchanged between groups")],
+)
+def test_facts_that_cannot_be_deranged_are_refused_where_no_control_is_given(facts, reason, two_tests):
+    prompts = questions("forget")
+    forget = replace(prompts, items=tuple(facts(prompts.items)))
+    needs = replace(RULE, needed=(*RULE.needed, RuleEntry("deranged_relearning")))
+    with pytest.raises(InputError, match=f"{reason}.* or a `control`, with which other tests decide$"):
+        judged("demo:npo", forget=forget, rule=needs, control=None, limit=240)
+    assert two_tests == []
+    judging.check_derangement(case_of(model("demo:npo"), n=4), needs)  # has a control, with which none is needed
+    judging.check_derangement(replace(case_of(model("demo:npo"), n=4), control=None), RULE)  # does not ask for any
+
+
+def test_permuted_neurons_and_heads_change_nothing():
+    found = judged("demo:rmu")
+    again = judged(rewritten(model("demo:rmu"), seed=1, kinds=("neurons", "heads", "query heads")))
+    assert again.label == found.label and again.score.value == pytest.approx(found.score.value, abs=0.02)
+    assert again.utility == found.utility
+    moved = again.provenance["canonical_form"]["moved"]["unlearned"]
+    assert moved["neurons"] > 100 and "unlearned" not in found.provenance["canonical_form"]["moved"]
 
 
 def test_too_few_facts_and_a_file_as_shared_are_refused(tmp_path):

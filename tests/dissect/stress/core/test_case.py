@@ -1,5 +1,6 @@
 """The models of a case by role, with several controls."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,18 @@ def test_each_control_has_its_role():
     assert case.models["control 2"] is other and case.control is never and case.controls == (never, other)
     assert list(replace(case, only="control 2").models) == ["control 2"]
     assert list(made([never]).models) == list(made(never).models) == ["base", "unlearned", "control"]
+
+
+def test_a_loop_over_the_models_adds_its_time_to_each_role():
+    seconds = {"control": 1.0}
+    case = replace(made(["demo:never"]), seconds=seconds)
+    assert list(case.models.items()) == list(replace(case, seconds=None).models.items()) and len(case.models) == 3
+    for role, _ in case.models.items():
+        if role == "control":
+            break
+        time.sleep(0.02 if role == "base" else 0.01)
+    assert seconds["base"] >= 0.02 and seconds["unlearned"] >= 0.01 and seconds["control"] > 1.0
+    assert list(replace(case, only="unlearned").models.items()) == [("unlearned", case.pair.unlearned)]
 
 
 @pytest.mark.parametrize("control", [None, "none", []])

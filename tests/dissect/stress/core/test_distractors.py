@@ -72,9 +72,11 @@ def test_wrong_answers_of_the_file_wait_for_a_never_model(tmp_path):
     )
     pair = ModelPair(model("demo:base"), model("demo:npo"))
     prompts = load_prompts(path, pair.tokenizer)
+    path.write_text(path.read_text().replace("Mo", "Jo").replace("Bo", "Ko"))
+    others = load_prompts(path, pair.tokenizer)
 
     def wrong(never: Model | None) -> list[list[str]]:
-        case = make_case(pair, prompts, retain=prompts, control=never)
+        case = make_case(pair, prompts, retain=others, control=never)
         assert case.retain is not None
         found = [
             [[other.answer for other in some] for some in facts.distractors] for facts in (case.forget, case.retain)
@@ -95,8 +97,17 @@ def test_one_answer_for_all_is_refused(tmp_path):
     path.write_text('{"prompt": "Mo is", "answer": "tall", "wrong": ["old"]}\n')
     prompts = load_prompts(path, model("demo:base").tokenizer)
     assert len(with_distractors(prompts).distractors[0]) == 1
-    with pytest.raises(InputError, match="different answers, or a `control`, with which"):
+    message = "only one prompt, with the answer 'tall'.*different answers, or a `control`, with which"
+    with pytest.raises(InputError, match=message):
         with_distractors(prompts, from_file=False)
+
+
+def test_wrong_answers_that_are_right_or_given_twice_are_left_out(tmp_path):
+    path = tmp_path / "facts.jsonl"
+    first = '{"prompt": "Mo is", "answer": "tall", "wrong": ["old", "Tall.", "small", "old "]}'
+    path.write_text(first + '\n{"prompt": "Bo is", "answer": "wise", "wrong": ["wise"]}\n')
+    facts = with_distractors(load_prompts(path, model("demo:base").tokenizer))
+    assert [[other.answer.strip() for other in some] for some in facts.distractors] == [["old", "small"], ["tall"]]
 
 
 def test_wrong_answers_that_are_no_texts_are_refused(tmp_path):

@@ -38,6 +38,14 @@ def _noise(seed, n=N):
     return np.random.default_rng(seed).uniform(0.3, 0.7, n)
 
 
+def test_without_a_value_of_any_fact_there_is_no_residual(facts):
+    nothing = np.full(N, np.nan)
+    roles = ("base", "unlearned", "control")
+    found = _result(facts, {(role, variant): nothing for role in roles for variant in ("", "attack")})
+    assert found.residual().rho is None and found.residual().reason == "no fact has a value of rank"
+    assert found.residual().n == 0 and found.residuals()["rho"].isna().all()
+
+
 def test_rho_is_the_ratio_of_means(facts):
     base, never = np.full(N, 1.0), _noise(1)
     ours, theirs = _noise(2) + 0.2, _noise(3)
