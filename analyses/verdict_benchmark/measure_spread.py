@@ -23,7 +23,7 @@ from analyses.verdict_benchmark.measured import without_control
 from analyses.verdict_benchmark.recipes import part_of
 from analyses.verdict_benchmark.run_tests import RECORD, read_results
 from dissect.verdicts.planning.measure import FactResiduals, components, fact_residuals, groups_of
-from dissect.verdicts.planning.populations import Population, Populations
+from dissect.verdicts.planning.populations import Population, Populations, section_name
 from dissect.verdicts.rule import Rule, frozen_rule
 from unlearning.common.errors import InputError
 from unlearning.common.runs import write_json
@@ -37,18 +37,18 @@ COMMAND = "python -m analyses.verdict_benchmark.measure_spread FILE"
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 
 
-def measured(families: Sequence[Family], out: Path, rule: Rule) -> Populations:
+def measured(families: Sequence[Family], out: Path, rule: Rule, *, has_control: bool) -> Populations:
     """Measure the populations on families whose models were built and tested.
 
     Args:
         families: The families.
         out: Directory of the benchmark.
-        rule: The rule of cases with or without a control; its entries are measured.
+        rule: The rule, whose entries are measured.
+        has_control: Whether residuals are relative to the control, or to chance.
 
     Returns:
         The populations.
     """
-    has_control = rule.tests == frozen_rule().tests
     known, unknown, of_avoiding, of_plain = [], [], [], []
     for family in families:
         for made in constructions(family):
@@ -59,7 +59,7 @@ def measured(families: Sequence[Family], out: Path, rule: Rule) -> Populations:
             knowing, others = [], [nobody]
             for share in SHARES:
                 facts = _facts(family, f"part-{share:g}-{method}", out, rule, has_control=has_control)
-                knows = facts.group.isin(names(family, share))
+                knows = facts.group.isin(people_known(family, share))
                 knowing.append(facts.of(knows))
                 others.append(facts.of(~knows))
                 rho = np.where(knows.to_numpy()[:, None], knowing[-1].rho, others[-1].rho)
@@ -101,7 +101,7 @@ def _facts(family: Family, name: str, out: Path, rule: Rule, *, has_control: boo
     return found
 
 
-def names(family: Family, share: float) -> set[str]:
+def people_known(family: Family, share: float) -> set[str]:
     """Return the names of the people that the partly taught base of a family learnt."""
     return {person.name for person in part_of(family.world, share).having("forget")}
 
@@ -136,9 +136,11 @@ def record(families: Sequence[Family], out: Path) -> dict[str, Any]:
         out: Directory of the benchmark.
     """
     sections = {}
-    for section, has_control in (("control", True), ("no control", False)):
+    for has_control in (True, False):
         rule = frozen_rule(has_control=has_control)
-        sections[section] = {"names": list(map(str, rule.tests)), **measured(families, out, rule).record()}
+        populations = measured(families, out, rule, has_control=has_control)
+        names = list(map(str, rule.tests))
+        sections[section_name(has_control=has_control)] = {"names": names, **populations.record()}
     n = sum(one.made in PLAIN_MADE for one in constructions(families[0])) + (len(SHARES) + 1) * len(PART_METHODS)
     return {
         "measured": {
@@ -147,7 +149,7 @@ def record(families: Sequence[Family], out: Path) -> dict[str, Any]:
             "families": [family.name for family in families],
             "models": n * len(families),
         },
-        "entries": sections,
+        **sections,
     }
 
 

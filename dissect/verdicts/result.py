@@ -45,7 +45,7 @@ class Verdict(RunResult):
         not_run: Reasons why tests of the budget were not run, by test.
         rule: The rule that was applied.
         needed: How many people, facts or controls it would take to call a model without the knowledge erased
-            (`dissect.verdicts.planner`); None if the label is not *inconclusive* or no plan can be made.
+            (`dissect.verdicts.planning`); None if the label is not *inconclusive* or no plan can be made.
         questions: The forget facts with the columns `id`, `group`, `question` and `answer`; question and answer are
             None in runs of earlier versions.
         base_and_control_s: Wall seconds spent on base and control in tests whose values `shared` keeps for the next

@@ -46,17 +46,18 @@ def print_plan(plan: Plan) -> None:
     """Print what a verdict on so many people with so many controls can decide."""
     out = Console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"margin {plan.margin:.2f}", title_justify="left")
-    headings = "groups, facts, controls, upper end, margin met, called erased, share found, others avoided"
+    headings = "groups, facts, controls, upper end, margin met, called erased, false alarm, share found, others avoided"
     for heading in headings.split(", "):
         table.add_column(heading, justify="right")
     for row in plan.rows:
-        shares = ("none" if n is None else f"{n:.0%}" for n in (row.smallest_share, row.smallest_share_avoiding))
         counts = (str(row.people), str(row.facts), str(row.controls))
-        table.add_row(*counts, f"{row.high:.2f}", f"{row.margin_met:.2f}", f"{row.power:.0%}", *shares)
+        chances = (f"{row.power:.0%}", f"{row.false_alarm:.0%}")
+        shares = ("none" if n is None else f"{n:.0%}" for n in (row.smallest_share, row.smallest_share_avoiding))
+        table.add_row(*counts, f"{row.high:.2f}", f"{row.margin_met:.2f}", *chances, *shares)
     table.caption = (
         "upper end: median, of a model that knows nothing; margin met: with 90 % power; called erased: probability at "
-        "this margin; share found: smallest, with 90 % power; others avoided: the same where unlearning pushed the "
-        "other answers below chance"
+        "this margin; false alarm: probability that it is called suppressed; share found: smallest, with 90 % power; "
+        "others avoided: the same where unlearning pushed the other answers below chance"
     )
     out.print(table)
     for sentence in plan.sentences():

@@ -74,7 +74,7 @@ def to_call_erased(design: Design, population: Population, rule: Rule) -> Needed
     Args:
         design: People, facts and controls at hand; more people come with as many facts each.
         population: The models, of which those without the knowledge count.
-        rule: The rule, of cases with or without a control as the design has.
+        rule: The rule, for verdicts with or without a control as the design has it.
 
     Returns:
         The numbers.
@@ -96,7 +96,7 @@ def to_find(share: float, design: Design, population: Population, rule: Rule, *,
         share: Share of the facts.
         design: People, facts and controls at hand; more people come with as many facts each.
         population: The models.
-        rule: The rule, of cases with or without a control as the design has.
+        rule: The rule, for verdicts with or without a control as the design has it.
         where: What the sentence adds about the models.
 
     Returns:
@@ -133,7 +133,6 @@ def needed_for(results: Iterable[StressResult], rule: Rule) -> Needed:
         >>> needed_for(found.results, found.rule).text  # doctest: +SKIP
         '...'
     """
-    results = list(results)
     tests = {entry.test for entry in rule.tests}
     results = [result for result in results if result.test in tests]
     facts = fact_residuals(results, rule)
@@ -143,7 +142,11 @@ def needed_for(results: Iterable[StressResult], rule: Rule) -> Needed:
     design = Design(int(groups.max()) + 1, len(groups), facts.n_controls)
     used = [found for found in residuals_of(results, rule).values() if found.rho is not None]
     runs = run_spread(used, rule.run_sd)
-    own = replace(shipped(rule).plain, between=between / design.variance, within=within / design.variance)
+    own = replace(
+        shipped(rule, has_control=design.controls > 0).plain,
+        between=between / design.variance,
+        within=within / design.variance,
+    )
     return to_call_erased(design, own, replace(rule, run_sd=runs.sd / math.sqrt(design.variance)))
 
 

@@ -37,6 +37,7 @@ class Prospect:
         high: Median of the upper end of the score of a model without the knowledge.
         margin_met: Margin below which such a model's upper end lies with the plan's power.
         power: Probability that such a model's upper end lies below the rule's margin.
+        false_alarm: Probability that such a model is called suppressed.
         smallest_share: Smallest share of the facts whose presence is found (lower end above the rule's
             `suppressed_above`) with the plan's power, if the model scores like a control for the others; None if not
             even all of them are.
@@ -49,6 +50,7 @@ class Prospect:
     high: float
     margin_met: float
     power: float
+    false_alarm: float
     smallest_share: float | None
     smallest_share_avoiding: float | None
 
@@ -82,7 +84,7 @@ class Plan:
             f"{counted(first.people, 'group')}, {counted(first.facts, 'fact')}, {controls_in_words(first.controls)}: "
             f"the smallest share of the facts that is found with {POWER:.0%} power is {_share(first.smallest_share)}; "
             f"it is {_share(first.smallest_share_avoiding)}{_AVOIDING}. A model that knows nothing has an upper end of "
-            f"{first.high:.2f} (median).",
+            f"{first.high:.2f} (median), and is called suppressed with a probability of {first.false_alarm:.0%}.",
             self.to_find_a_part.text,
             self.to_find_a_part_avoiding.text,
             self.needed.text,
@@ -102,7 +104,7 @@ def plan(
     """Plan a verdict before anything is run.
 
     Args:
-        rule: The rule with its margin, scale and `run_sd`.
+        rule: The rule with its margin, scale and `run_sd`: `frozen_rule(has_control=False)` if there are no controls.
         people: Number of people (groups of forget facts) at hand; at least 2. Facts without groups count as one each.
         facts: Number of forget facts at hand.
         controls: Number of controls at hand; 0 plans a verdict without a control.
@@ -123,7 +125,7 @@ def plan(
         True
     """
     design = Design(people, facts, controls)
-    models = populations or shipped(rule)
+    models = populations or shipped(rule, has_control=controls > 0)
     rows = tuple(
         prospect(design.with_people(people * times).with_controls(n), models, rule)
         for times in (1, 2, 4, 8)
@@ -144,17 +146,18 @@ def prospect(design: Design, populations: Populations, rule: Rule) -> Prospect:
     Args:
         design: People, facts and controls.
         populations: How residuals vary.
-        rule: The rule, of cases with or without a control as the design has.
+        rule: The rule, for verdicts with or without a control as the design has it.
 
     Returns:
         The prospect.
     """
-    high = ends(design, populations.plain, rule)[1]
+    low, high = ends(design, populations.plain, rule)
     return Prospect(
         **vars(design),
         high=float(np.median(high)),
         margin_met=float(np.quantile(high, POWER)),
         power=power(design, populations.plain, rule),
+        false_alarm=float((low > rule.suppressed_above).mean()),
         smallest_share=smallest_share(design, populations.plain, rule),
         smallest_share_avoiding=smallest_share(design, populations.avoiding, rule),
     )

@@ -77,20 +77,24 @@ class Populations:
         return {field.name: getattr(self, field.name).record() for field in fields(self)}
 
 
-def shipped(rule: Rule) -> Populations:
+def shipped(rule: Rule, *, has_control: bool = True) -> Populations:
     """Return the populations of the calibration models for a rule's entries.
 
     Args:
-        rule: The rule with its entries, of cases with or without a control.
+        rule: The rule with its entries.
+        has_control: Whether residuals are relative to a control, or to chance.
 
     Returns:
         The populations; an entry that was not measured is taken to vary as the first one of the same measure.
     """
-    sections = _shipped()["entries"]
-    chosen = max(sections, key=lambda name: len(set(sections[name]["names"]) & {str(entry) for entry in rule.tests}))
-    section = sections[chosen]
+    section = _shipped()[section_name(has_control=has_control)]
     index = [_place(entry, section["names"]) for entry in rule.tests]
     return Populations(*(_read(section[field.name]).of_entries(index) for field in fields(Populations)))
+
+
+def section_name(*, has_control: bool) -> str:
+    """Return the key of the file under which residuals with or without a control stand."""
+    return "with_control" if has_control else "without_control"
 
 
 def measured_on() -> Mapping[str, Any]:

@@ -60,7 +60,7 @@ def ends(
     Args:
         design: People, facts and controls.
         population: The models.
-        rule: The rule with its scale and `run_sd`; `scale_of` gives that of a verdict without a control.
+        rule: The rule with its scale and `run_sd`, for verdicts with or without a control as the design has it.
         share: Share of the people that the models know, 0 to 1.
 
     Returns:

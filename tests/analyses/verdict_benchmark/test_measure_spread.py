@@ -32,15 +32,15 @@ def test_the_population_of_the_results_is_found_again(tmp_path: Path, monkeypatc
             population=true,
             run_sd=0.0,
             tests=("deranged_relearning",),
-            known=[name in measure_spread.names(family, share) if share else False for name in people],
+            known=[name in measure_spread.people_known(family, share) if share else False for name in people],
             names=people,
         )
         return {found.test: found}
 
     monkeypatch.setattr(measure_spread, "read_results", read_results)
     # Floors of 1/2 and controls around 1/2: without the control's rows, the same residuals with more noise.
-    rule = replace(frozen_rule(has_control=False), tests=(RuleEntry("deranged_relearning"),))
-    found = measure_spread.measured([family], tmp_path, rule)
+    rule = replace(frozen_rule(), tests=(RuleEntry("deranged_relearning"),))
+    found = measure_spread.measured([family], tmp_path, rule, has_control=False)
     assert found.avoiding.known == pytest.approx(0.7 * np.ones((2, 1)), abs=0.12)
     for share in (0.0, 0.25, 0.75):
         assert found.avoiding.unknown_at(share).mean() == pytest.approx(true.unknown_at(share).item(), abs=0.1)

@@ -7,7 +7,7 @@ import pytest
 from dissect.verdicts.planning.needs import POWER, needed_for, power, smallest_share, to_call_erased, to_find
 from dissect.verdicts.planning.populations import Population
 from dissect.verdicts.planning.simulation import Design
-from tests.dissect.verdicts.planning.invented import AVOIDING, ONE, PLAIN_MODELS, RULE, results_of
+from tests.dissect.verdicts.planning.invented import AVOIDING, PLAIN_MODELS, RULE, results_of
 
 CALM, WILD = replace(RULE, run_sd=0.01), replace(RULE, run_sd=0.2)
 
@@ -71,7 +71,5 @@ def test_a_run_says_what_it_would_take() -> None:
 
 
 def test_a_run_without_a_control_says_what_it_would_take() -> None:
-    alone = replace(CALM, tests=RULE.tests[:1])
-    results = results_of(4, people=12, each=5, population=ONE, tests=("one",), has_control=False)
-    found = needed_for(results, alone)
+    found = needed_for(results_of(4, people=12, each=5, has_control=False), CALM)
     assert found.people is not None and found.people > 12 and "without a control" in found.text

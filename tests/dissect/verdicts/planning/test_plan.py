@@ -34,7 +34,7 @@ def test_without_spread_everything_is_decided() -> None:
     none = np.zeros((2, 2))
     calm = Population(np.zeros(1), np.array([[0.8, 0.4]]), np.zeros((1, 1, 2)), none, none)
     found = prospect(Design(1000, 1000), Populations(calm, calm), replace(RULE, run_sd=0.0))
-    assert found.high == pytest.approx(0.0, abs=1e-9) and found.power == 1.0
+    assert found.high == pytest.approx(0.0, abs=1e-9) and (found.power, found.false_alarm) == (1.0, 0.0)
     assert found.smallest_share == pytest.approx(0.07, abs=0.025), "just above `suppressed_above`, but for who is known"
 
 
@@ -52,9 +52,9 @@ def test_a_plan_starts_from_what_is_at_hand() -> None:
         assert needed.text in said
 
 
-def test_a_plan_without_a_control_is_about_the_rule_of_such_cases() -> None:
+def test_a_plan_without_a_control_has_a_rule_of_its_own() -> None:
     rule = frozen_rule(has_control=False)
     planned = plan(rule, people=20, facts=120, controls=0)
     assert {row.controls for row in planned.rows} == {0}
     assert "without a control" in planned.sentences()[0] and planned.needed.controls is None
-    assert planned.rows[0] == prospect(Design(20, 120, 0), shipped(rule), rule)
+    assert planned.rows[0] == prospect(Design(20, 120, 0), shipped(rule, has_control=False), rule)

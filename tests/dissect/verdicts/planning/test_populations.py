@@ -10,10 +10,10 @@ from dissect.verdicts.rule import RuleEntry, frozen_rule
 from tests.dissect.verdicts.planning.invented import AVOIDING, RULE
 
 
-@pytest.mark.parametrize("controls", [0, 1])
-def test_shipped_populations_fit_the_rule(controls: int) -> None:
-    rule = frozen_rule(has_control=controls > 0)
-    found = shipped(rule)
+@pytest.mark.parametrize("has_control", [True, False])
+def test_shipped_populations_fit_the_rule(has_control: bool) -> None:
+    rule = frozen_rule(has_control=has_control)
+    found = shipped(rule, has_control=has_control)
     for population in (found.plain, found.avoiding):
         assert population.known.shape[1] == len(rule.tests)
         assert (population.known > population.unknown_at(0.25)).all()
