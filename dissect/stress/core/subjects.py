@@ -27,7 +27,7 @@ SHARED = 0.5
 RARE = {1: 0.1, 2: 0.5}
 """Maximum share of the other groups that use a word of the subject, by number of the group's questions; 2: or more."""
 
-_BETWEEN = re.compile(r"[ \-.]{1,2}")
+_BETWEEN = re.compile(r"[ \-.'’]{1,2}")
 """What can stand between two words of a name."""
 
 
@@ -40,7 +40,6 @@ class Questions:
         subjects: The subject of each: its group, or a key of its own without a group.
         templates: The words of each question, with one empty word where the subject is named.
         names: The name of each question's subject; empty for a subject of one question, whose name is not known.
-        words: The words of each question's subject: those of its name, if that is known.
         answers: Each answer in a form that is the same for the same answer about another subject: normalised, without
             the subject's name.
         own: For each question, the right answers to all questions about its subject, and to the same text, in that
@@ -51,13 +50,12 @@ class Questions:
     subjects: tuple[str, ...]
     templates: tuple[tuple[str, ...], ...]
     names: tuple[str, ...]
-    words: tuple[frozenset[str], ...]
     answers: tuple[str, ...]
     own: tuple[frozenset[str], ...]
 
     def answer_to(self, index: int, other: int) -> str:
         """Return the answer to another question, as an answer to this one: with the name of this one's subject."""
-        return _renamed(self.items[other].answer, self.words[other], self.names[other], self.names[index])
+        return renamed(self.items[other].answer, self.names[other], self.names[index])
 
     def with_answer_to(self, index: int, other: int, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """Return a question with the answer to another one in place of its own, as `answer_to` writes it."""
@@ -115,10 +113,7 @@ def read_questions(items: Sequence[Prompt]) -> Questions:
     }
     names = tuple(name_of[subject] for subject in subjects)
     words_of = tuple(frozenset(_words(name)) or words for name, words in zip(names, words_of, strict=True))
-    answers = tuple(
-        normal(_renamed(item.answer, words, name, "\0"))
-        for item, words, name in zip(items, words_of, names, strict=True)
-    )
+    answers = tuple(normal(renamed(item.answer, name, "\0")) for item, name in zip(items, names, strict=True))
     same: dict[str, set[str]] = {}
     for item, subject, answer in zip(items, subjects, answers, strict=True):
         for key in (subject, f"\0text {item.prompt}"):
@@ -131,13 +126,49 @@ def read_questions(items: Sequence[Prompt]) -> Questions:
             for words, own in zip(texts, words_of, strict=True)
         ),
         names=names,
-        words=words_of,
         answers=answers,
         own=tuple(
             frozenset(same[subject] | same[f"\0text {item.prompt}"])
             for item, subject in zip(items, subjects, strict=True)
         ),
     )
+
+
+def renamed(text: str, name: str, other: str) -> str:
+    """Replace a name in a text: the whole by the whole, its end by the last word, its beginning by the first one.
+
+    A part of the name next to another capitalised word is somebody else's name, such as a relative's, and stays. So
+    does a word in small letters of a name in capitals: "may" is no "May Lee".
+
+    Args:
+        text: The text.
+        name: The name to replace; empty for none.
+        other: The name to put there; empty to leave the text as it is.
+
+    Returns:
+        The text with the other name.
+
+    Examples:
+        >>> from dissect.stress.core.subjects import renamed
+        >>> renamed("Ann Lee met Bruce Lee. Ann smiled.", "Ann Lee", "Zoe Moss")
+        'Zoe Moss met Bruce Lee. Zoe smiled.'
+    """
+    if not name or not other:
+        return text
+    ours, theirs = _words(name), other.split()
+    parts = {tuple(ours): other}
+    for n in range(len(ours) - 1, 0, -1):
+        parts |= {tuple(ours[-n:]): theirs[-1], tuple(ours[:n]): theirs[0]}
+    longest_first = "|".join(_BETWEEN.pattern.join(map(re.escape, words)) for words in parts)
+
+    def replaced(match: re.Match[str]) -> str:
+        words = tuple(_words(match[0]))
+        before, after = text[: match.start()], text[match.end() :]
+        relatives = re.search(r"\b[^\W\d_a-z]\w* $", before), re.match(r" [^\W\d_a-z]", after)
+        of_another = words != tuple(ours) and (relatives[0] if words == tuple(ours[-len(words) :]) else relatives[1])
+        return match[0] if of_another or (match[0].islower() and not name.islower()) else parts[words]
+
+    return re.sub(rf"(?<!\w)(?:{longest_first})(?!\w)", replaced, text, flags=re.IGNORECASE)
 
 
 def _words(text: str) -> list[str]:
@@ -155,20 +186,3 @@ def _runs(text: str, words: frozenset[str]) -> list[tuple[int, int]]:
         else:
             found.append((match.start(), match.end()))
     return found
-
-
-def _renamed(text: str, words: frozenset[str], name: str, other: str) -> str:
-    """Replace a name by another: the whole by the whole, its end by the last word, its beginning by the first one."""
-    if not name or not other:
-        return text
-    ours, theirs = _words(name), other.split()
-    for start, end in reversed(_runs(text, words)):
-        run, part = _words(text[start:end]), other
-        is_first, is_last = run == ours[: len(run)], run == ours[-len(run) :]
-        if is_first != is_last:
-            # A first or last name that is part of somebody else's name is left alone.
-            if re.match(r" [^\W\d_a-z]", text[end:]) if is_first else re.search(r"\b[^\W\d_a-z]\w* $", text[:start]):
-                continue
-            part = theirs[0] if is_first else theirs[-1]
-        text = text[:start] + part + text[end:]
-    return text

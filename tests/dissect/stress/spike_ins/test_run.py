@@ -1,7 +1,6 @@
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,7 +15,10 @@ from dissect.stress.core.finetuning import Recipe
 from dissect.stress.core.result import StressResult, fact_rows
 from dissect.stress.core.scores import score_facts
 from dissect.stress.deranged import deranged_relearning
-from dissect.stress.spike_ins import COLUMNS, COPY, HIDDEN, MODEL, NEVER_SHOWN, USER, SpikeIns, Teaching, spike_ins
+from dissect.stress.spike_ins.planting import Teaching
+from dissect.stress.spike_ins.result import SpikeIns
+from dissect.stress.spike_ins.run import spike_ins
+from dissect.stress.spike_ins.scale import HIDDEN, NEVER_SHOWN
 from tests.dissect.helpers import build_model, build_tokenizer, save_records
 from tests.dissect.stress.constructed import case_of, model
 
@@ -59,72 +61,6 @@ def gentle(case, seen=None):
     scores = score_facts(case.models["unlearned"], case.forget)
     frame = fact_rows(case.forget, [("unlearned", "", scores), ("unlearned", "none", scores)])
     return StressResult(test="gentle", level=4, measure="rank", frame=frame, proves="nothing", settings={}, seconds=0.0)
-
-
-def _frame(ranks):
-    """A frame with one fact per rank: {(facts, model): [[ranks of the first person], ...]}."""
-    rows = [
-        ("relearn_disjoint", facts, of, "attacked", "rank", f"{facts}-{person}-{number}", f"{facts}-{person}", rank)
-        for (facts, of), people in ranks.items()
-        for person, values in enumerate(people)
-        for number, rank in enumerate(values)
-    ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _spike_ins(ranks):
-    people = pd.DataFrame(columns=["facts", "name", "prompt", "answer"])
-    return SpikeIns(frame=_frame(ranks), stages=pd.DataFrame(), people=people, settings={}, seconds=0.0)
-
-
-KNOWN = {
-    (HIDDEN, MODEL): [[0.4, 0.6], [0.5, 0.5], [0.6, 0.5]],
-    (HIDDEN, COPY): [[0.9, 0.8], [0.8, 0.9], [0.5, 0.6]],
-    (NEVER_SHOWN, MODEL): [[0.5, 0.7], [0.3, 0.4], [0.5, 0.5]],
-    (NEVER_SHOWN, COPY): [[0.5, 0.6], [0.4, 0.4], [0.5, 0.6]],
-    (USER, MODEL): [[0.7, 0.6], [0.6, 0.7], [0.7, 0.7]],
-}
-
-
-def test_the_scale_is_that_of_its_formulas():
-    (scale,) = _spike_ins(KNOWN).scales()
-    unknown = [0.5, 0.5, 0.55, *np.mean([[0.6, 0.55], [0.35, 0.4], [0.5, 0.55]], axis=1)]
-    gain = np.mean([0.85 - 0.5, 0.85 - 0.5, 0.55 - 0.55])
-    assert scale.zero.value == pytest.approx(np.mean(unknown))
-    assert scale.ceiling.value == pytest.approx(np.mean(unknown) + gain)
-    assert scale.user.value == pytest.approx(4.0 / 6)
-    assert scale.moved.value == pytest.approx(np.mean([-0.05, 0.05, 0.05]))
-    assert scale.power == pytest.approx(2 / 3)
-    if scale.score is not None:
-        assert scale.score.value == pytest.approx((4.0 / 6 - np.mean(unknown)) / gain)
-
-
-def test_a_user_who_is_where_the_people_are_scores_nought_or_one():
-    hidden = [[0.9, 0.9]] * 5
-    ranks = {(HIDDEN, MODEL): [[0.5, 0.5]] * 5, (HIDDEN, COPY): hidden}
-    ranks |= {(NEVER_SHOWN, of): [[0.5, 0.5]] * 5 for of in (MODEL, COPY)}
-    for theirs, expected in (([[0.5, 0.5]] * 5, 0.0), (hidden, 1.0), ([[0.7, 0.7]] * 5, 0.5)):
-        found = _spike_ins(ranks | {(USER, MODEL): theirs})
-        score = found.scales()[0].score
-        assert (score.value, score.low, score.high) == pytest.approx((expected,) * 3)
-        assert f"that is {expected:.2f}" in found.sentences()[0]
-
-
-def test_an_attack_that_does_not_find_the_planted_people_gives_no_score():
-    ranks = KNOWN | {(HIDDEN, COPY): [[0.4, 0.7], [0.5, 0.4], [0.6, 0.5]]}
-    found = _spike_ins(ranks)
-    assert found.scales()[0].score is None
-    assert "It does not find the planted people" in found.sentences()[0]
-    assert "score" not in set(found.table()["number"])
-
-
-def test_facts_without_a_rank_and_facts_without_a_group_are_taken_as_they_are():
-    frame = _frame(KNOWN | {(USER, MODEL): [[0.7, np.nan], [0.5, 0.9]]})
-    frame.loc[frame["facts"] == USER, "group"] = ""
-    found = replace(_spike_ins(KNOWN), frame=frame)
-    user = found.scales()[0].user
-    assert user.value == pytest.approx(0.7) and user.n == 3
-    assert user.low < 0.7 < user.high
 
 
 def test_half_of_the_people_are_taught_hidden_and_attacked(tiny):

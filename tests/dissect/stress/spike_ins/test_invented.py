@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from dissect import InputError, zoo
 from dissect.prompts.prompts import Prompt, Prompts
-from dissect.stress.core.invented import find_names, invented_people, renamed
+from dissect.stress.core.subjects import read_questions, renamed
+from dissect.stress.spike_ins.invented import invented_people
 from tests.unlearning.data.helpers import REAL_DATA, needs_real
 
 FAMILY = ("Ann Lee", "Bob van Dam", "Chloe Moss", "Dan Park")
@@ -28,6 +29,12 @@ def _tofu():
     lines = (REAL_DATA / "tofu" / "forget10.json").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return _of([(f"author {index // 20}", row["question"], row["answer"]) for index, row in enumerate(rows)])
+
+
+def find_names(prompts):
+    """The names by group."""
+    found = read_questions(prompts.items)
+    return {subject: name for subject, name in zip(found.subjects, found.names, strict=True) if name}
 
 
 def _small(names=FAMILY):
@@ -63,9 +70,9 @@ def test_a_name_has_no_words_of_the_question_and_may_hold_a_particle():
     assert list(find_names(_small()).values()) == list(FAMILY)
 
 
-def test_a_name_that_other_groups_mention_often_is_none():
+def test_what_other_groups_are_asked_of_too_is_no_name():
     prompts = _of([("a", "Is Oslo big?", "x"), ("a", "Is Oslo old?", "y"), ("b", "Is Oslo near?", "z")])
-    assert find_names(prompts) == {}
+    assert "Oslo" not in find_names(prompts).values()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -139,6 +146,18 @@ def test_a_part_of_a_name_is_replaced_where_it_stands_alone():
     text = "Ann Lee met Bruce Lee. Lee smiled, and Ann's mother Ann Smith wept; Leeds is a town."
     expected = "Zoe Moss met Bruce Lee. Moss smiled, and Zoe's mother Ann Smith wept; Leeds is a town."
     assert renamed(text, "Ann Lee", "Zoe Moss") == expected
+
+
+def test_a_word_in_small_letters_is_no_part_of_a_name():
+    assert renamed("May may come; so may May Lee.", "May Lee", "Zoe Moss") == "Zoe may come; so may Zoe Moss."
+    assert renamed("may lee came", "may lee", "zoe moss") == "zoe moss came"
+
+
+def test_an_apostrophe_may_stand_in_a_name():
+    prompts = _small(("Pat O'Hara", "Bob van Dam", "Chloe Moss", "Dan Park"))
+    assert list(find_names(prompts).values())[0] == "Pat O'Hara"
+    assert renamed("Not O'Hara, but Pat O'Hara's son", "Pat O'Hara", "Di Fox") == "Not O'Hara, but Di Fox's son"
+    assert renamed("Is it O'Hara's?", "Pat O'Hara", "Di Fox") == "Is it Fox's?"
 
 
 def test_single_words_are_recombined_from_their_beginnings_and_ends():

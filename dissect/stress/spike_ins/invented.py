@@ -6,7 +6,6 @@ know these facts if somebody teaches them, so that they tell what an attack find
 there is something (`dissect.stress.spike_ins`).
 """
 
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,13 +15,8 @@ import numpy as np
 
 from dissect.prompts.prompts import Prompts
 from dissect.stress.core.distractors import jaccard
+from dissect.stress.core.subjects import read_questions, renamed
 from unlearning.common.errors import InputError, check_at_least
-
-SHARED = 0.75
-"""Share of a group's questions that must contain the name of its subject."""
-
-MENTIONED = 0.1
-"""Largest number of questions of other groups that contain the name, as a share of those of its own group."""
 
 MOST_FACTS = 8
 """Default maximum number of facts per invented person."""
@@ -30,10 +24,7 @@ MOST_FACTS = 8
 SIMILAR = 0.75
 """An answer is taken from a group whose most similar question is at least this share as similar as the best group's."""
 
-_PARTICLES = frozenset("al bin da de del der di dos du el ibn la le of van von y".split())
-_WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 _SYLLABLE = re.compile(r"[^aeiouy]*[aeiouy]+(?:[^aeiouy]+$)?", re.IGNORECASE)
-_LONGEST_NAME = 6
 
 
 @dataclass(frozen=True)
@@ -53,16 +44,17 @@ class InventedPerson:
 
 @dataclass(frozen=True)
 class _Question:
-    """A question of the data that contains the name of its subject."""
+    """A question of the data that contains the name of its subject, and its wording without the name."""
 
     subject: str
     prompt: str
     answer: str
+    wording: tuple[str, ...]
 
     @property
-    def wording(self) -> str:
-        """The prompt without the name."""
-        return self.prompt.replace(self.subject, "")
+    def words(self) -> frozenset[str]:
+        """The words of the wording."""
+        return frozenset(self.wording) - {""}
 
 
 @dataclass(frozen=True)
@@ -79,12 +71,12 @@ def invented_people(
 ) -> list[InventedPerson]:
     """Invent people of the same form as the groups of the prompts.
 
-    The name of a group's subject is found as `find_names` says. A new name joins the first names of one group with the
-    last name of another, or the beginning of one with the end of another where names are single words. The questions
-    are those of a group, in a random order of the groups, with the new name in place of the old; or every question
-    that is asked of anybody, if these have at most `most_facts` wordings. Each answer is an answer to a similar
-    question of another group, and no two answers of a person come from one group as long as there are enough groups.
-    Where an answer contains its own subject's name, the new name replaces it.
+    The name of a group's subject is found by `dissect.stress.core.subjects`. A new name joins the first names of one
+    group with the last name of another, or the beginning of one with the end of another where names are single words.
+    The questions are those of a group, in a random order of the groups, with the new name in place of the old; or every
+    question that is asked of anybody, if these have at most `most_facts` wordings. Each answer is an answer to a
+    similar question of another group, and no two answers of a person come from one group as long as there are enough
+    groups. Where an answer contains its own subject's name, the new name replaces it.
 
     Args:
         prompts: Questions with answers; `group` tells whom a question is about.
@@ -134,110 +126,24 @@ def invented_people(
     return people
 
 
-def find_names(prompts: Prompts) -> dict[str, str]:
-    """Find the name of each group's subject: what its questions share and other groups' questions do not.
-
-    A name is a sequence of capitalised words (particles such as "van" may stand inside). It occurs in at least `SHARED`
-    of the group's questions, hardly ever elsewhere (`MENTIONED`), and neither begins nor ends with a word that is in
-    the questions of half of the groups, such as "Did". The longest such sequence is the name.
-
-    Args:
-        prompts: Questions with groups.
-
-    Returns:
-        The names by group, for the groups of at least two questions in which there is one.
-    """
-    found: dict[str, list[set[str]]] = defaultdict(list)
-    for item in prompts.items:
-        if item.group:
-            found[item.group].append(set(_sequences(item.prompt)))
-    in_groups = Counter(word for of_group in found.values() for word in {text for one in of_group for text in one})
-    everywhere = Counter(text for of_group in found.values() for one in of_group for text in one)
-    common = {word for word, times in in_groups.items() if times >= max(2, len(found) / 2)}
-    names = {}
-    for group, of_group in found.items():
-        if len(of_group) < 2 or len(found) < 2:
-            continue
-        times = Counter(text for one in of_group for text in one)
-        fitting = [
-            text
-            for text, count in times.items()
-            if count >= math.ceil(SHARED * len(of_group)) and everywhere[text] - count <= MENTIONED * count
-            if not {text.split()[0], text.split()[-1]} & common
-        ]
-        if fitting:
-            names[group] = max(fitting, key=lambda text: (len(text.split()), len(text), text))
-    return names
-
-
-def renamed(text: str, old: str, new: str) -> str:
-    """Replace a name in a text, and its first or last word where they stand alone.
-
-    A part of the name next to another capitalised word is somebody else's name, such as a relative's, and stays.
-
-    Args:
-        text: The text.
-        old: The name to replace.
-        new: The name to put there.
-
-    Returns:
-        The text with the new name.
-    """
-    olds, news = old.split(), new.split()
-    parts = {olds[0]: news[0], olds[-1]: news[-1]} if len(olds) > 1 and len(news) > 1 else {}
-
-    def replaced(match: re.Match[str]) -> str:
-        if match[0] == old:
-            return new
-        before, after = text[: match.start()], text[match.end() :]
-        neighbours = re.search(r"(\w)[\w'’-]* $", before), re.match(r" (\w)", after)
-        return match[0] if any(word and word[1].isupper() for word in neighbours) else parts[match[0]]
-
-    longest_first = "|".join(map(re.escape, [old, *sorted(parts, key=len, reverse=True)]))
-    return re.sub(rf"(?<!\w)({longest_first})(?!\w)", replaced, text)
-
-
 def _named_groups(prompts: Prompts) -> list[_Group]:
     """Return the groups with a name; at least two.
 
     Raises:
         InputError: There are fewer.
     """
+    read = read_questions(prompts.items)
     questions: dict[str, list[_Question]] = defaultdict(list)
-    names = find_names(prompts)
-    for item in prompts.items:
-        if item.group in names and names[item.group] in item.prompt:
-            questions[item.group].append(_Question(names[item.group], item.prompt, item.answer))
+    for item, name, wording in zip(prompts.items, read.names, read.templates, strict=True):
+        if item.group and name and name in item.prompt and not name[0].islower():
+            questions[item.group].append(_Question(name, item.prompt, item.answer, wording))
     if len(questions) < 2:
         raise InputError(
             "the `forget` prompts must name whom they ask about to invent people like them: at least two groups, each "
             "with a name (capitalised words) in its questions that other groups' questions lack. Give prompts with "
             "such a `group` each, or leave out spike-ins"
         )
-    return [_Group(group, names[group], tuple(some)) for group, some in questions.items()]
-
-
-def _sequences(text: str) -> Iterator[str]:
-    """Yield every contiguous sequence of capitalised words that could be a name."""
-    runs: list[list[tuple[int, int]]] = []
-    end = -1
-    for match in _WORD.finditer(text):
-        word = re.sub(r"['’]s$", "", match[0])
-        span = (match.start(), match.start() + len(word))
-        joins = bool(runs) and text[end : span[0]] in (" ", ". ")
-        if word[0].isupper() or (word in _PARTICLES and joins):
-            if not joins:
-                runs.append([])
-            runs[-1].append(span)
-            end = span[1]
-        else:
-            end = -1
-    for run in runs:
-        for first in range(len(run)):
-            for last in range(first, min(first + _LONGEST_NAME, len(run))):
-                sequence = text[run[first][0] : run[last][1]]
-                if sequence[0].isupper() and sequence.split()[-1][0].isupper():
-                    yield sequence
+    return [_Group(group, some[0].subject, tuple(some)) for group, some in questions.items()]
 
 
 def _new_names(groups: Sequence[_Group], joined: bool, texts: str, rng: np.random.Generator) -> Iterator[str]:
@@ -306,13 +212,12 @@ def _facts(
     used: Counter[str] = Counter()
     facts = []
     for question in asked:
-        words = _words(question)
         # Taken from the groups that have given the fewest answers so far, so that as few as possible give two.
         fewest = min(used[group.group] for group in others)
         nearest = []
         for group in others:
             if used[group.group] == fewest:
-                similar = [jaccard(words, _words(other)) for other in group.questions]
+                similar = [jaccard(question.words, other.words) for other in group.questions]
                 best = int(np.argmax(similar))
                 nearest.append((similar[best], group.questions[best], group.group))
         enough = SIMILAR * max(similarity for similarity, _, _ in nearest)
@@ -321,7 +226,3 @@ def _facts(
         used[of_group] += 1
         facts.append((renamed(question.prompt, question.subject, name), renamed(source.answer, source.subject, name)))
     return tuple(facts)
-
-
-def _words(question: _Question) -> frozenset[str]:
-    return frozenset(question.wording.split())
