@@ -26,13 +26,20 @@ def figure_formats(text: str) -> list[str]:
     return formats
 
 
-def earlier_run(out: Path) -> str | None:
-    """Return a line that says how much of the run is in its directory already, or None if nothing is."""
+def earlier_run(out: Path, *, adds: str | None = None) -> str | None:
+    """Return a line that says how much of the run is in its directory already, or None if nothing is.
+
+    Args:
+        out: The run directory.
+        adds: Entry of `run.json` that is added to a finished run that lacks it, such as `spike_ins`.
+    """
     from unlearning.common.runs import Run, read_record
 
     if not (out / "run.json").is_file():
         return None
     run = Run(out, read_record(out))
+    if run.is_complete and adds is not None and adds not in run.record:
+        return f"{out} holds this run already; only its {adds.replace('_', '-')} were added"
     if run.is_complete:
         return f"{out} holds this run already; nothing was computed again"
     return f"resumed the run in {out}, of which {run.n_parts} parts were finished"

@@ -38,6 +38,7 @@ Examples:
   dissect verdict --base demo:base --unlearned demo:npo --budget quick --check-invariance
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --margin 0.2
   dissect verdict --base ./base --unlearned ./npo --control ./control --data forget.json --plan
+  dissect verdict --base ./base --unlearned ./npo --data forget.json --retain retain.json --spike-ins 20
   dissect verdict --base ./base --unlearned ./npo --control ./control-1 --control ./control-2 --data forget.json
 """
 
@@ -109,6 +110,15 @@ def command(
             "of the time.",
         ),
     ] = None,
+    spike_ins: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Also invent N people, such as 20, teach half of them to a copy of the unlearned model and hide them "
+            "again: what the attacks find of them is their zero and ceiling in this model. Can be added to a finished "
+            "run.",
+        ),
+    ] = None,
     plan: Annotated[
         bool,
         typer.Option(
@@ -150,14 +160,16 @@ def command(
         return
     check_one_process("verdict")
     from dissect.verdicts.run import check_margin, verdict
+    from dissect.verdicts.spiked import check_number
 
     if margin is not None:
         check_margin(margin)
+    check_number(spike_ins)
     opened = open_pair(options.PairOptions(base=base, unlearned=unlearned), models, ALONE, quiet=output.quiet)
     from dissect.verdicts.tables import print_verdict
 
     out = output.out or Path("runs") / f"verdict-{short_name(unlearned)}"
-    earlier = earlier_run(out)
+    earlier = earlier_run(out, adds=None if spike_ins is None else "spike_ins")
     prompts = options.PromptOptions(template=template, chat=chat)
     forget = open_prompts(data, opened, prompts)
     chosen_options: dict[str, Any] = {
@@ -173,7 +185,7 @@ def command(
         "seed": seed,
         "shared": shared,
     }
-    found = verdict(opened, forget, out=out, progress=not output.quiet, **chosen_options)
+    found = verdict(opened, forget, out=out, spike_ins=spike_ins, progress=not output.quiet, **chosen_options)
     notes = []
     if invariance:
         from dissect.verdicts.invariance import check_invariance

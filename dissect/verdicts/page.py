@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from dissect.stress.spike_ins.figures import spike_ins_figure
+from dissect.stress.spike_ins.result import SpikeIns
+from dissect.stress.spike_ins.scale import PERCENTAGES
 from dissect.verdicts.attacks import remarks, tried
 from dissect.verdicts.facts import FALSE_DISCOVERIES
 from dissect.verdicts.figures import evidence_figure, standing_figure
@@ -41,13 +44,14 @@ class Subject:
     wall_time_s: float
 
 
-def page(found: Findings, subject: Subject, *, title: str) -> str:
+def page(found: Findings, subject: Subject, *, title: str, spike_ins: SpikeIns | None = None) -> str:
     """Return the page as HTML. Plotly's script is included, so that the page opens without a network.
 
     Args:
         found: What the verdict found.
         subject: The models and questions.
         title: Title of the page.
+        spike_ins: What the attacks find of invented people; None without spike-ins.
 
     Returns:
         The HTML document.
@@ -78,6 +82,7 @@ def page(found: Findings, subject: Subject, *, title: str) -> str:
 {_rows(found)}</table></div>
 {_attacks(found)}
 {_facts(found)}
+{"" if spike_ins is None else _spike_ins(spike_ins)}
 <h2>What would change the label</h2>
 <ul>{changes or "<li>Nothing that is known.</li>"}</ul>
 {_footer(found, subject)}
@@ -246,6 +251,46 @@ def _fact_row(row: pd.Series) -> str:
         + "".join(f'<td class="number">{number}</td>' for number in numbers)
         + "</tr>"
     )
+
+
+def _spike_ins(found: SpikeIns) -> str:
+    """Return the section of the spike-ins."""
+    said = "".join(f"<p>{_code(sentence)}</p>" for sentence in found.sentences())
+    if found.reason:
+        return f"<h2>What the attacks find of invented people</h2>\n{said}"
+    chart = spike_ins_figure(found.scales()).to_html(full_html=False, include_plotlyjs=False)
+    rows = "\n".join(
+        f"<tr><td>{html.escape(row['attack'])}</td><td>{_NUMBERS[row['number']]}</td>"
+        f'<td class="number">{_with_interval(row)}</td><td>{row["n"]}</td></tr>'
+        for _, row in found.table().iterrows()
+    )
+    return f"""<h2>What the attacks find of invented people</h2>
+<p>{found.n} people of the form of the forget prompts were invented. A copy of the unlearned model was taught the facts
+of half of them, and these were hidden again by a mild unlearning. The attacks were then done to both as to your
+facts. So they have a zero and a ceiling of their own in this model. The label does not depend on them.</p>
+{said}
+<p class="small">{PERCENTAGES}</p>
+<div class="wide">{chart}</div>
+<div class="wide"><table>
+<tr><th>attack</th><th>number</th><th>value [95 %]</th><th>people</th></tr>
+{rows}</table></div>"""
+
+
+_NUMBERS = {
+    "zero": "mean rank of invented facts that were never shown",
+    "ceiling": "mean rank of invented facts that were hidden",
+    "user": "mean rank of your facts",
+    "score": "yours, from never shown (0) to hidden (1)",
+    "moved": "what planting added to the rank of those never shown (should be about 0)",
+    "power": "share of the hidden people that are found",
+}
+"""What the numbers of spike-ins are."""
+
+
+def _with_interval(row: pd.Series) -> str:
+    """Write a number with its interval, if it has one."""
+    value = f"{row['value']:.2f}"
+    return value if pd.isna(row["low"]) else f"{value} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
 def _footer(found: Findings, subject: Subject) -> str:

@@ -10,11 +10,13 @@ import pandas as pd
 from dissect.scoring.run_result import RESULTS, Copied, RunResult, read_result
 from dissect.stress.core.result import EVIDENCE_LEVELS, Residual, StressResult
 from dissect.stress.core.storage import as_record, current_test, from_parts, one_table
+from dissect.stress.spike_ins.result import SpikeIns
 from dissect.verdicts import sentences as wording
 from dissect.verdicts.attacks import attack_table, remarks
 from dissect.verdicts.facts import QUESTIONS, counts, fact_table
 from dissect.verdicts.rule import Label, Rule, RuleEntry, Score, Utility, judge, read_rule, residuals_of
 from dissect.verdicts.signs import Signs
+from dissect.verdicts.spiked import keep_spike_ins, read_spike_ins
 from dissect.verdicts.spread import RunSpread
 from unlearning.common.runs import Run, read_finished, read_frame, write_bytes, write_json
 
@@ -50,6 +52,7 @@ class Verdict(RunResult):
             None in runs of earlier versions.
         base_and_control_s: Wall seconds spent on base and control in tests whose values `shared` keeps for the next
             unlearned model; None in runs of earlier versions.
+        spike_ins: What the attacks find of invented people in this very model; None without `spike_ins`.
     """
 
     label: Label
@@ -62,6 +65,7 @@ class Verdict(RunResult):
     needed: str | None = None
     questions: Copied[pd.DataFrame] = Copied()
     base_and_control_s: float | None = None
+    spike_ins: SpikeIns | None = None
     _results: Sequence[StressResult] = field(init=False, repr=False)
     _not_run: Mapping[str, str] = field(init=False, repr=False)
     _questions: pd.DataFrame = field(init=False, repr=False)
@@ -238,7 +242,7 @@ class Verdict(RunResult):
             n_facts=self.configuration["n_facts"],
             wall_time_s=self.wall_time_s,
         )
-        return page(self.findings, subject, title=self.title)
+        return page(self.findings, subject, title=self.title, spike_ins=self.spike_ins)
 
     def figure(self) -> Any:
         """Return the residual of every test with its interval as a plotly figure.
@@ -256,14 +260,19 @@ class Verdict(RunResult):
         return evidence_figure(self.evidence(), title=self.title)
 
     def figures(self) -> dict[str, Any]:
-        """Return the figures of the run directory by file name: `evidence` and `standing`."""
+        """Return the figures of the run directory by file name: `evidence`, `standing` and, if any, `spike_ins`."""
+        from dissect.stress.spike_ins.figures import spike_ins_figure
         from dissect.verdicts.figures import standing_figure
 
-        return {"evidence": self.figure(), "standing": standing_figure(self.score, self.rule, label="this model")}
+        scales = self.spike_ins.scales() if self.spike_ins else []
+        standing = standing_figure(self.score, self.rule, label="this model")
+        found = {"evidence": self.figure(), "standing": standing}
+        return found | ({"spike_ins": spike_ins_figure(scales)} if scales else {})
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Return the table that the figures show by file name: `evidence`."""
-        return {"evidence": self.evidence()}
+        """Return the tables that the figures show by file name: `evidence` and, if there are any, `spike_ins`."""
+        found = {"evidence": self.evidence()}
+        return found | ({"spike_ins": self.spike_ins.table()} if self.spike_ins and not self.spike_ins.reason else {})
 
     @property
     def title(self) -> str:
@@ -303,6 +312,7 @@ class Verdict(RunResult):
             "remarks": remarks(found.attacks, evidence),
             "evidence": _records(evidence),
             "needed": self.needed,
+            "spike_ins": None if self.spike_ins is None else self.spike_ins.summary(),
             "not_run": dict(self._not_run),
             "advice": wording.advice(found),
             "rule": {name: value for name, value in self.rule.record().items() if name not in ("needed", "reference")},
@@ -321,6 +331,8 @@ class Verdict(RunResult):
     def _write_beside(self, run: Run) -> None:
         """Write the further tables, `verdict.json`, `verdict.html`, and what `load_verdict` reads from the record."""
         super()._write_beside(run)
+        if self.spike_ins is not None:
+            keep_spike_ins(run, self.spike_ins)
         write_json(run.path / "verdict.json", self.summary())
         write_bytes(run.path / "verdict.html", self.page().encode())
         entries = {name: list(map(str, getattr(self.score, name))) for name in ("used", "missing")}
@@ -396,5 +408,6 @@ def load_verdict(path: str | Path) -> Verdict:
         needed=found.get("needed"),
         base_and_control_s=found.get("base_and_control_s"),
         questions=_read_questions(path, results),
+        spike_ins=read_spike_ins(path, record),
         **read_result(path, COMMAND, renamed=_RENAMED),
     )

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from dissect.stress.core.sharing import attacked
 from dissect.stress.core.storage import as_parts, as_record, from_parts
 from dissect.stress.core.strangers import facts_read_by, guessed_by, raised
 from dissect.stress.deranged import DERANGEMENTS, deranged_lessons, deranged_relearning
+from dissect.stress.spike_ins.result import SpikeIns
 from dissect.verdicts.facts import QUESTIONS
 from dissect.verdicts.planning.needs import needed_for
 from dissect.verdicts.result import COMMAND, Verdict, load_verdict
 from dissect.verdicts.rule import Rule, Utility, frozen_rule, judge
 from dissect.verdicts.signs import WITHOUT_ATTACK
+from dissect.verdicts.spiked import check_number, holds_all, spiked
 from unlearning.common.bootstrap import Bootstrap
 from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
@@ -77,6 +80,7 @@ def verdict(
     seed: int = 0,
     out: str | Path | None = None,
     shared: str | Path | None = None,
+    spike_ins: int | None = None,
     progress: bool = True,
 ) -> Verdict:
     """Decide whether knowledge was erased from the parameters or merely suppressed.
@@ -108,6 +112,9 @@ def verdict(
         out: Run directory, written during the computation; an interrupted run is resumed from it.
         shared: Directory that keeps the tests' values for base and control, for the next unlearned model of the same
             base and control.
+        spike_ins: Also invent so many people, an even number of at least 4, such as 20, and plant half of them in a
+            copy of the unlearned model (`dissect.stress.spike_ins`). No label depends on them. A finished run in `out`
+            gets them added; no test is run again.
         progress: Whether to show a progress bar on stderr.
 
     Returns:
@@ -119,7 +126,7 @@ def verdict(
             have the same weights, strangers are given beside a control or are the pair's own models, all forget prompts
             have the same answer or are of one group, a model is streamed or cannot be compared with the base, a model
             keeps something outside its parameters that can hold knowledge (`dissect.models.outside`), the prompts do
-            not fit the models, `out` holds another run, or `shared` is a file.
+            not fit the models, `out` holds another run, `shared` is a file, or `spike_ins` is odd or below 4.
 
     Examples:
         >>> from dissect import load_pair, load_prompts, verdict
@@ -136,6 +143,7 @@ def verdict(
     check_at_least("batch_size", batch_size, 1)
     if limit is not None:
         check_at_least("limit", limit, MINIMUM)
+    check_number(spike_ins)
     if shared is not None and any(path.is_file() for path in (Path(shared), *Path(shared).parents)):
         raise InputError(f"`shared` must be a directory, got {shared}, which is a file or in a file")
     if pair.base.sha256 == pair.unlearned.sha256:
@@ -153,7 +161,7 @@ def verdict(
     check_derangement(case, rule)
     chosen, not_run = selection(budget, case, questions.paraphrases, questions.general)
     configuration = _configuration(case, questions, budget, chosen, rule)
-    if out is not None and is_run(Path(out)) and open_run(out, configuration, {}).is_complete:
+    if out is not None and is_run(Path(out)) and holds_all(open_run(out, configuration, {}), spike_ins):
         return load_verdict(out)
     canonical = in_canonical_form(case)
     check_same_start(canonical.case)
@@ -168,6 +176,16 @@ def verdict(
         "canonical_form": {"moved": canonical.moved, "not_fixed": canonical.unproven},
     }
     run = None if out is None else open_run(out, configuration, provenance)
+    plant = partial(
+        spiked,
+        spike_ins,
+        replace(canonical.case, progress=progress),
+        tests={name: entry.runs[budget] for name, entry in chosen.items()},
+        prompts=forget,
+        run=run,
+    )
+    if run is not None and run.is_complete:
+        return _with_spike_ins(load_verdict(run.path), plant, run)
     ground = None if shared is None else Path(shared) / _of_base_and_control(configuration)
     tests = {name: _sharing(entry, budget, ground) for name, entry in chosen.items()}
     independent = {name for name, entry in chosen.items() if not entry.compares_models}
@@ -176,6 +194,7 @@ def verdict(
             ran = _run_tests(tests, canonical.case, run, independent=independent, progress=progress)
             results = _above_guesses(ran.results, case)
             utility = _utility(case, rule)
+            planted = plant(results)
     except InputError:
         if run is not None:
             run.abandon()
@@ -195,6 +214,7 @@ def verdict(
             columns=list(QUESTIONS),
             dtype=object,
         ),
+        spike_ins=planted,
         configuration=configuration,
         provenance=provenance,
         wall_time_s=clock.seconds,
@@ -227,6 +247,17 @@ def _with_strangers(case: Case, strangers: Sequence[str | Model]) -> Case:
                 f"`strangers` must be in memory, but {stranger.name} is streamed. Load it with stream=False"
             )
     return replace(case, strangers=loaded)
+
+
+def _with_spike_ins(
+    found: Verdict, plant: Callable[[Sequence[StressResult]], SpikeIns | None], run: RunDirectory
+) -> Verdict:
+    """Add spike-ins to a finished run that has none."""
+    with computing(run) as clock:
+        found.spike_ins = plant(found.results)
+    found.wall_time_s = clock.seconds
+    found.write(run)
+    return found
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from dissect.scoring.tidy import pair_title
+from dissect.stress.spike_ins.scale import PERCENTAGES
 from dissect.verdicts.attacks import remarks
 from dissect.verdicts.page import residual_cell
 from dissect.verdicts.planning.plan import Plan
 from dissect.verdicts.result import Verdict
 from unlearning.common.errors import with_flags
 
-_FLAGS = {name: f"--{name}" for name in ("budget", "control", "margin", "retain")}
+_FLAGS = {name: f"--{name}" for name in ("budget", "control", "margin", "retain")} | {"spike_ins": "--spike-ins"}
 """Flags of the arguments that the advice names."""
 
 
@@ -38,6 +39,11 @@ def print_verdict(verdict: Verdict) -> None:
             highlight=False,
             markup=False,
         )
+    if verdict.spike_ins is not None:
+        for sentence in verdict.spike_ins.sentences():
+            out.print(with_flags(sentence, _FLAGS), highlight=False, markup=False)
+        if not verdict.spike_ins.reason:
+            out.print(f"{PERCENTAGES}\n", highlight=False, markup=False, style="dim")
     for line in verdict.advice():
         out.print(f"- {with_flags(line, _FLAGS)}", highlight=False, markup=False)
 

@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 
 from dissect.models.model import Model
+from dissect.prompts.chat import chat_of
 from dissect.prompts.prompts import Prompt
 from dissect.stress.core.case import Case
 from dissect.stress.core.distractors import Facts, with_distractors
 from dissect.stress.core.finetuning import Descent, Recipe, fine_tuned_at, scales_of, spans_of
 from dissect.stress.core.scores import score_answers, score_facts
-from dissect.stress.core.texts import chat_of
 from dissect.stress.spike_ins.invented import InventedPerson
 from unlearning import Example
 from unlearning.data.batches import collate

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dissect.scoring.run_result import Copied
-from dissect.stress.spike_ins.scale import COLUMNS, HIDDEN, Scale, scale_of, sentence
+from dissect.stress.spike_ins.scale import COLUMNS, Scale, scale_of, sentence
 
 PEOPLE = ("facts", "name", "prompt", "answer")
 """Columns of `SpikeIns.people`."""
@@ -59,9 +59,8 @@ class SpikeIns:
                 estimate = getattr(scale, name)
                 if estimate is not None:
                     rows.append({"attack": scale.attack, "number": name, **asdict(estimate)})
-            n = self.people.loc[self.people["facts"] == HIDDEN, "name"].nunique()
-            power = {"number": "power", "value": scale.power, "low": np.nan, "high": np.nan, "n": n}
-            rows.append({"attack": scale.attack, **power})
+            power = {"value": scale.power, "low": np.nan, "high": np.nan, "n": scale.ceiling.n}
+            rows.append({"attack": scale.attack, "number": "power", **power})
         return pd.DataFrame(rows, columns=["attack", "number", "value", "low", "high", "n"])
 
     def sentences(self) -> list[str]:

@@ -12,6 +12,7 @@ from dissect.prompts.prompts import Prompts
 from dissect.stress.core.case import Case
 from dissect.stress.core.distractors import N_DISTRACTORS, Facts
 from dissect.stress.core.result import PLAIN, StressResult
+from dissect.stress.core.scores import MEASURES
 from dissect.stress.core.validity import invalid_variants
 from dissect.stress.deranged import deranged_relearning
 from dissect.stress.relearning import relearn_disjoint, same_exposure
@@ -120,10 +121,19 @@ def _invented_rows(attack: Attack, case: Case, facts: Facts, set_of: Mapping[str
     frames = []
     for model, unlearned in ((MODEL, case.pair.unlearned), (COPY, spiked.hidden)):
         pair = ModelPair(spiked.taught, unlearned)
-        one = replace(case, pair=pair, control=None, further_controls=(), given=None, forget=facts, only="unlearned")
+        one = replace(
+            case, pair=pair, control=None, further_controls=(), given=None, strangers=(), forget=facts, only="unlearned"
+        )
         rows = _rows_of(attack(one))
         frames.append(rows.assign(facts=rows["group"].map(set_of), model=model))
-    return pd.concat(frames)
+    found = pd.concat(frames)
+    ranked = found[(found["measure"] == MEASURES[0]) & found["value"].notna()]
+    people = ranked.groupby(["facts", "model"])["group"].nunique()
+    if min(people.get((name, model), 0) for name in (HIDDEN, NEVER_SHOWN) for model in (MODEL, COPY)) < FEWEST // 2:
+        raise InputError(
+            "too few of the invented people have answers that the right one can be compared with. Invent more (`n`)"
+        )
+    return found
 
 
 def _rows_of(result: StressResult) -> pd.DataFrame:
@@ -134,12 +144,7 @@ def _rows_of(result: StressResult) -> pd.DataFrame:
     frame = result.frame
     frame = frame[frame["role"] == "unlearned"]
     decides = frame[(frame["measure"] == result.measure) & (frame["variant"] != PLAIN)]
-    means = decides.groupby("variant")["value"].mean().dropna()
-    if means.empty:
-        raise InputError(
-            f"none of the facts has an answer that {result.test} can compare the right one with. Invent more people "
-            "(`n`), or give prompts with more different answers"
-        )
+    means = decides.groupby("variant")["value"].mean().fillna(0.0)
     valid = means.drop(labels=list(invalid_variants(result)), errors="ignore")
     strongest = (means if valid.empty else valid).idxmax()
     rows = frame[frame["variant"].isin([PLAIN, strongest])]

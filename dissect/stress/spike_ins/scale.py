@@ -124,8 +124,8 @@ def sentence(scale: Scale) -> str:
     )
     if scale.score is None:
         return (
-            f"{found}. It does not find the hidden people, so that in this model it can show nothing: invent more "
-            "people (`spike_ins`), or rely on other attacks."
+            f"{found}. For {scale.ceiling.n} hidden people the difference is within chance, so that what the attack "
+            "can show in this model is not known: invent more people (`spike_ins`), or rely on other attacks."
         )
     score = scale.score
     return (

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from dissect import zoo
 from dissect.stress import catalogue
 from dissect.stress.catalogue import Entry
 from dissect.stress.relearning import relearn_disjoint
+from dissect.stress.spike_ins.result import SpikeIns
 from dissect.stress.without_attack import without_attack
 from tests.dissect.cli.helpers import Outcome, assert_refused, call
+from tests.dissect.stress.spike_ins.constructed import KNOWN, known_people
 
 PAIR = ("verdict", "--base", "demo:base", "--unlearned", "demo:npo", "--budget", "quick")
 
@@ -68,6 +71,44 @@ def test_plot_draws_its_figures_again(finished: tuple[Path, Outcome]) -> None:
     assert (run / "figures" / "evidence.html").stat().st_size > 1000
 
 
+def test_spike_ins_are_added_to_a_finished_run_and_told(
+    finished: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "npo"
+    shutil.copytree(finished[0], run)
+    invented: list[int] = []
+
+    def made(_case: object, *, n: int, **_: object) -> SpikeIns:
+        invented.append(n)
+        return replace(known_people(KNOWN), settings={"n": n})
+
+    monkeypatch.setattr("dissect.verdicts.spiked.spike_ins", made)
+    outcome = call(*PAIR, "--out", run, "--spike-ins", "6")
+    assert outcome.code == 0 and f"{run} holds this run already; only its spike-ins were added" in outcome.err
+    said = " ".join(outcome.out.split())
+    assert "In this model relearn_disjoint brings back" in said and "Percentages tell" in said
+    assert (run / "figures" / "spike_ins.html").stat().st_size > 1000
+    again = call(*PAIR, "--out", run, "--spike-ins", "6", "--json")
+    assert invented == [6] and "nothing was computed again" in again.err
+    told = json.loads(again.out)["spike_ins"]
+    assert told["n"] == 6 and {row["number"] for row in told["numbers"]} >= {"zero", "ceiling", "user", "power"}
+    assert_refused(call(*PAIR, "--out", run, "--spike-ins", "8"), "--spike-ins must be 6 in", "--out")
+    (run / "figures" / "spike_ins.html").unlink()
+    assert call("plot", run).code == 0 and (run / "figures" / "spike_ins.html").exists()
+
+
+def test_spike_ins_that_fail_name_the_flag(
+    finished: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "npo"
+    shutil.copytree(finished[0], run)
+    failed = SpikeIns.failed("The spike-ins failed: it learns nothing. Invent fewer people (`spike_ins`)", n=6)
+    monkeypatch.setattr("dissect.verdicts.spiked.spike_ins", lambda *_, **__: failed)
+    outcome = call(*PAIR, "--out", run, "--spike-ins", "6")
+    assert outcome.code == 0 and "Invent fewer people (--spike-ins)" in " ".join(outcome.out.split())
+    assert f"verdict: {json.loads(finished[1].out)['verdict']}" in outcome.out
+
+
 def test_another_configuration_is_refused(finished: tuple[Path, Outcome]) -> None:
     run, _ = finished
     before = (run / "verdict.json").read_bytes()
@@ -106,6 +147,9 @@ def test_a_plan_loads_no_model_and_counts_groups(tmp_path: Path) -> None:
                 "bmp",
             ),
         ),
+        (("--spike-ins", "3"), ("--spike-ins must be at least 4, got 3",)),
+        (("--spike-ins", "7"), ("--spike-ins must be even, got 7", "Give 8")),
+        (("--spike-ins", "some"), ("--spike-ins", "integer")),
         (("--unlearned", "demo:base"), ("have the same weights", "same weights")),
         (("--control", "demo:never", "--control", "none"), ("--control must name models",)),
         (("--control", "demo:never", "--control", "demo:never"), ("--control must be different models",)),
