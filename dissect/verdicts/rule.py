@@ -3,9 +3,12 @@
     score = clip((max_e rho_e - floor) / (ceiling - floor), 0, 1)
 
 The maximum is over the entries e of the rule that have a residual; an entry is a test with its deciding measure, or
-with another measure. The largest counts because one attack that brings knowledge back is enough. The largest of
-several residuals around zero lies a little above zero; `floor` corrects for this. The score's interval covers people
-(bootstrap) and training runs (`dissect.verdicts.spread`). The first condition that holds gives the label:
+with another measure. The largest counts because one attack that brings knowledge back is enough. The score's interval
+covers people (bootstrap) and training runs (`dissect.verdicts.spread`). The largest of several residuals around zero
+lies above zero, and so does the largest in every bootstrap draw. The lower end allows for this choice: it is lower than
+the largest residual by as much as, in 97.5 % of the draws, no residual exceeds its own value. The upper end is that of
+the largest residual in every draw, which is rather too high than too low. The first condition that holds gives the
+label:
 
     not unlearned   rho of the answers' probability without attack: lower end above `not_unlearned_above`
     suppressed      score: lower end above `suppressed_above`
@@ -236,8 +239,9 @@ def residuals_of(results: Iterable[StressResult], rule: Rule) -> dict[str, Resid
 def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
     """Return the largest residual of the rule's entries, on the rule's scale.
 
-    The interval is over bootstrap draws: in every draw the largest residual is taken, and a deviate of the spread
-    between training runs is added.
+    The upper end is over bootstrap draws: in every draw the largest residual is taken, and a deviate of the spread
+    between training runs is added. The lower end is simultaneous for all residuals: it allows for the largest excess
+    of a residual over its own value, in every draw, with the same deviates.
 
     Args:
         found: Residuals as `residuals_of` returns them, of tests of one case, which share their draws.
@@ -251,18 +255,21 @@ def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
     missing = tuple(entry for entry in rule.tests if entry not in used)
     if not used:
         return Score(None, None, None, (), missing)
-    value = float(rule.scaled(np.array([residual.rho for residual in used.values()], dtype=np.float64).max()))
+    rhos = np.array([residual.rho for residual in used.values()], dtype=np.float64)
+    value = float(rule.scaled(rhos.max()))
     draws = [residual.draws for residual in used.values() if residual.draws is not None]
     if len(draws) < len(used) or any(residual.low is None for residual in used.values()):
         return Score(value, None, None, tuple(used), missing)
     with warnings.catch_warnings():
         # A draw of few people may hold none whose residual is defined: it stays NaN, and is left out below.
         warnings.filterwarnings("ignore", "All-NaN")
-        over_people = np.nanmax(draws, axis=0)
+        largest = np.nanmax(draws, axis=0)
+        excess = np.nanmax(np.array(draws) - rhos[:, None], axis=0)
     spread = run_spread(used.values(), rule.run_sd)
-    over_runs = over_people + spread.deviates(len(over_people))
-    low, high = np.nanquantile(rule.scaled(over_runs), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Score(value, float(low), float(high), tuple(used), missing, spread)
+    over_runs = spread.deviates(len(largest))
+    high = np.nanquantile(largest + over_runs, (1 + LEVEL) / 2)
+    low = rhos.max() - max(float(np.nanquantile(excess + over_runs, (1 + LEVEL) / 2)), 0.0)
+    return Score(value, float(rule.scaled(low)), float(rule.scaled(high)), tuple(used), missing, spread)
 
 
 def decide(

@@ -80,11 +80,13 @@ def ends(
         rho = mean + of_models[mine] @ root.T + runs.sd * of_runs[mine, None]
         # The bootstrap over n groups has (n - 1) / n of the variance of a mean of n.
         around = math.sqrt((design.people - 1) / design.people) * of_draws @ root.T
+        deviates = runs.deviates(_DRAWS)
+        allowance = max(float(np.quantile(around.max(1) + deviates, (1 + LEVEL) / 2)), 0.0)
         largest = rho[:, None, 0] + around[None, :, 0]
         for entry in range(1, n_entries):
             np.maximum(largest, rho[:, None, entry] + around[None, :, entry], out=largest)
-        largest += runs.deviates(_DRAWS)
-        found.append(np.quantile(largest, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1))
+        largest += deviates
+        found.append([rho.max(1) - allowance, np.quantile(largest, (1 + LEVEL) / 2, axis=1)])
     low, high = rule.scaled(np.concatenate(found, axis=1))
     return low, high
 

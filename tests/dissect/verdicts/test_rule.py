@@ -56,8 +56,9 @@ def test_the_score_is_the_largest_residual_on_the_rules_scale():
         RULE,
     )
     assert found.value == pytest.approx((0.5 - 0.1) / 0.8)
-    draws = [(0.5 - 0.1) / 0.8, (0.5 - 0.1) / 0.8]
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
+    # The largest residuals of the draws are .5 and .5; no residual exceeds its own value by more than 0 and 1.
+    assert found.high == pytest.approx((0.5 - 0.1) / 0.8)
+    assert found.low == 0.0 and found.low == RULE.scaled(0.5 - np.quantile([0.0, 1.0], 0.975))
     assert found.used == (RELEARNING, LENS, PROBE) and found.missing == ()
 
 
@@ -70,6 +71,21 @@ def test_the_interval_is_over_people_and_over_runs(over_people):
     low, high = np.quantile(exact, [0.025, 0.975]) / 0.8
     assert found.value == pytest.approx(0.5)
     assert (found.low, found.high) == pytest.approx((0.5 + low, 0.5 + high), abs=0.01)
+
+
+@pytest.mark.parametrize("n_entries", [1, 3])
+def test_the_lower_end_allows_for_the_choice_of_the_largest(n_entries):
+    """Of models without the knowledge, about 2.5 % have a lower end above zero, however many entries there are."""
+    rng = np.random.default_rng(3)
+    names = ("relearning", "lens", "probe")[:n_entries]
+    rule = replace(RULE, floor=0.0)
+    above = 0
+    for _ in range(400):
+        rhos, draws = 0.1 * rng.standard_normal(n_entries), 0.1 * rng.standard_normal((n_entries, 1000))
+        several = zip(names, rhos, draws, strict=True)
+        found = residual_knowledge({name: residual(rho, draws=rho + around) for name, rho, around in several}, rule)
+        above += found.low > 0
+    assert above <= 20
 
 
 @pytest.mark.parametrize(("rho", "value"), [(-2.0, 0.0), (0.1, 0.0), (0.9, 1.0), (1.3, 1.0)])
