@@ -339,6 +339,26 @@ def test_an_attack_that_did_not_take_hold_is_said_to_say_nothing(monkeypatch, ca
     assert load_verdict(tmp_path).signs == found.signs
 
 
+def test_an_attack_that_wrecks_the_model_is_warned_of_wherever_it_is_shown(monkeypatch, capsys, tmp_path):
+    def wrecking(case):
+        rows = [
+            {"role": role, "variant": "as it is", "loss_before": 2.0, "loss_after": 0.1, "utility": 0.3}
+            for role in case.models
+        ]
+        return replace(harmless(HARMLESS[0], case), tables={"validity": pd.DataFrame(rows)})
+
+    known = [entry for entry in catalogue.entries() if entry.name not in HARMLESS]
+    wrecked = Entry(HARMLESS[0], dict.fromkeys(catalogue.BUDGETS, wrecking))
+    monkeypatch.setattr(catalogue, "entries", lambda *_: (*known, wrecked))
+    found = judged("demo:rmu", out=tmp_path)
+    warning = "then answers only 30 % of the retain questions that it answered before"
+    assert warning in found.page() and "Tried: as it is." in found.page()
+    assert list(found.summary()["remarks"]) == [HARMLESS[0]] and warning in found.summary()["remarks"][HARMLESS[0]]
+    assert json.loads((tmp_path / "verdict.json").read_text())["remarks"] == found.summary()["remarks"]
+    print_verdict(load_verdict(tmp_path))
+    assert warning in " ".join(capsys.readouterr().out.split())
+
+
 def test_every_fact_is_shown_with_what_the_models_say(tmp_path):
     rule = replace(RULE, tests=(RuleEntry("first attack"),), needed=(RuleEntry("first attack"),))
     knowing, never = (scaled(model(f"demo:{name}"), 1.001) for name in ("base", "never"))
