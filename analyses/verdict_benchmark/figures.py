@@ -24,16 +24,20 @@ GROUPS = (
 """How models that hold all or none of the knowledge were made, with their colours, for the figure of scores."""
 
 
+TITLES = {"score": "residual knowledge", "score without control": "the same without a control"}
+"""Titles of the panels of scores."""
+
+
 def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) -> go.Figure:
     """Draw numbers of every model that holds all or none of the knowledge, one panel per number.
 
-    In the panel of the score, dashed lines are the rule's bounds: an interval wholly above the left one is called
+    In the panels of scores, dashed lines are the rule's bounds: an interval wholly above the left one is called
     suppressed, an interval wholly below the right one erased.
 
     Args:
         frame: Table of the judged models, as `analyses.verdict_benchmark.report.judged` returns it.
         rule: The rule with its bounds.
-        numbers: Columns of `frame`; the score first.
+        numbers: Columns of `frame`.
 
     Returns:
         A plotly figure.
@@ -41,7 +45,7 @@ def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) ->
     chart = make_subplots(
         1,
         len(numbers),
-        subplot_titles=["residual knowledge" if name == "score" else name for name in numbers],
+        subplot_titles=[TITLES.get(name, name) for name in numbers],
         shared_yaxes=True,
         horizontal_spacing=0.03,
     )
@@ -65,7 +69,9 @@ def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) ->
                 col=column,
             )
     for bound, colour in ((rule.suppressed_above, "#D55E00"), (rule.margin, "#009E73")):
-        chart.add_vline(x=bound, line={"color": colour, "dash": "dash", "width": 1}, row=1, col=1)
+        for column, name in enumerate(numbers, start=1):
+            if name in TITLES:
+                chart.add_vline(x=bound, line={"color": colour, "dash": "dash", "width": 1}, row=1, col=column)
     sizes = frame["group"].value_counts()
     chart.update_yaxes(
         tickvals=list(range(len(GROUPS))),

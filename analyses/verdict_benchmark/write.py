@@ -17,8 +17,8 @@ from dissect.verdicts.rule import Rule, Rules
 from unlearning.common.errors import InputError
 from unlearning.common.runs import write_bytes, write_json
 
-RIVALS = ("score", "1 − UDS", "KRS, patching", "linear probe")
-"""Numbers in the figure of scores."""
+IN_FIGURE = ("score", "score without control", "1 − UDS", "KRS, patching", "linear probe", "truth ratio")
+"""Numbers in the figure of scores; those of tests that were not run are left out."""
 
 
 def fitted_rules(out: Path, architectures: Sequence[str], seeds: Iterable[int]) -> Rules:
@@ -106,8 +106,9 @@ def write_report(
     for name, table in tables.items():
         write_bytes(out / f"{name}.csv", table.to_csv(index=False).encode())
     write_bytes(out / "table.md", "\n\n".join(text).encode())
+    shown = [name for name in IN_FIGURE if name in frame and frame[name].notna().any()]
     figures = {
-        "scores": drawing.scores_figure(frame, rules.with_control, numbers=RIVALS),
+        "scores": drawing.scores_figure(frame, rules.with_control, numbers=shown),
         "rates": drawing.rates_figure(tables["rates"]),
         "shares": drawing.shares_figure(tables["power-with-control"]),
     }

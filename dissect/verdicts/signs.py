@@ -15,6 +15,8 @@ from dissect.stress.core.scores import RANK_FLOOR
 from dissect.verdicts.spread import RunSpread
 from unlearning.common.bootstrap import Bootstrap
 
+RANK = "rank"
+
 WITHOUT_ATTACK = "without_attack"
 """Name of the test that scores the answers without attack."""
 
@@ -69,7 +71,12 @@ def read_signs(results: Sequence[StressResult], spread: RunSpread) -> Signs:
     avoided = None
     for result in results:
         found = result.residual()
-        ends = spread.interval(found)
+        shows = found
+        if result.test == WITHOUT_ATTACK and found.against == "floor":
+            # Every model gives an answer some probability. Only of ranks is it known what a model without the
+            # knowledge gives.
+            shows = result.residual(RANK)
+        ends = spread.interval(shows)
         if result.level in SHOWN_LEVELS and ends is not None and ends[0] > 0:
             shown[result.test] = ends[0]
         if result.level in ATTACK_LEVELS and found.rho is not None:

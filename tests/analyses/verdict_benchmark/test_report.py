@@ -315,7 +315,7 @@ def measured(monkeypatch):
 
 @pytest.mark.usefixtures("measured")
 def test_the_report_is_written_and_the_rule_gets_its_reference(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "RIVALS", ("score", "UDS"))
+    monkeypatch.setattr(writing, "IN_FIGURE", ("score", "score without control", "UDS", "not measured"))
     rules = writing.write_report(tmp_path, ["llama"], [1, 2], [3], RULES, formats=["html"])
     assert {path.name for path in tmp_path.iterdir()} == {
         *("judged.csv", "rates.csv", "moved.csv", "table.md", "figures"),

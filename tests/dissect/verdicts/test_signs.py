@@ -38,6 +38,26 @@ def test_a_test_that_reads_and_finds_something_is_a_sign(facts):
     assert not found.allow_erased
 
 
+@pytest.mark.parametrize(("rank", "shown"), [(0.5, False), (0.8, True)])
+def test_without_a_control_only_a_rank_above_chance_shows_knowledge(facts, rank, shown):
+    """Every model gives an answer some probability; what one without the knowledge gives is known of ranks only."""
+    noise = np.random.default_rng(0).uniform(-0.05, 0.05, N)
+    scored = {"base": (1.0, 0.9), "unlearned": (rank + noise, 0.2)}
+    rows = [(role, "", {"rank": r + 0 * noise, "probability": p + 0 * noise}) for role, (r, p) in scored.items()]
+    plain = StressResult(
+        test="without_attack",
+        level=0,
+        measure="probability",
+        frame=value_rows(facts, rows),
+        proves="",
+        settings={},
+        seconds=0.0,
+        floors={"probability": 0.0, "rank": 0.5},
+    )
+    assert plain.residual().low > 0
+    assert bool(read_signs([plain], NARROW).shown) == shown
+
+
 def test_attacks_that_took_hold_are_counted(facts):
     nothing = [result(facts, name, level, 0.5, control=0.5) for name, level in (("one", 3), ("two", 4), ("lens", 1))]
     found = read_signs(nothing, NARROW)
