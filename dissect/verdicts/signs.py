@@ -71,12 +71,11 @@ def read_signs(results: Sequence[StressResult], spread: RunSpread) -> Signs:
     avoided = None
     for result in results:
         found = result.residual()
-        shows = found
-        if result.test == WITHOUT_ATTACK and found.against == "floor":
-            # Every model gives an answer some probability. Only of ranks is it known what a model without the
-            # knowledge gives.
-            shows = result.residual(RANK)
-        ends = spread.interval(shows)
+        shows = [found]
+        if result.test == WITHOUT_ATTACK:
+            # Every model gives an answer some probability, so without a control only the rank shows knowledge.
+            shows = [result.residual(RANK)] if found.against == "floor" else [found, result.residual(RANK)]
+        ends = max((ends for one in shows if (ends := spread.interval(one)) is not None), default=None)
         if result.level in SHOWN_LEVELS and ends is not None and ends[0] > 0:
             shown[result.test] = ends[0]
         if result.level in ATTACK_LEVELS and found.rho is not None:

@@ -1,6 +1,7 @@
 """What may keep a model from being called erased, read from made-up results of known content."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dissect.stress.core.result import StressResult, value_rows
@@ -55,6 +56,11 @@ def test_without_a_control_only_a_rank_above_chance_shows_knowledge(facts, rank,
         floors={"probability": 0.0, "rank": 0.5},
     )
     assert plain.residual().low > 0
+    assert bool(read_signs([plain], NARROW).shown) == shown
+    # With a control whose probability is no lower, the rank shows it too.
+    control = value_rows(facts, [("control", "", {"rank": 0.5 + noise, "probability": 0.25 + 0 * noise})])
+    plain.frame = pd.concat([plain.frame, control], ignore_index=True)
+    assert plain.residual().high < 0
     assert bool(read_signs([plain], NARROW).shown) == shown
 
 
