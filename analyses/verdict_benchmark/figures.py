@@ -24,7 +24,7 @@ GROUPS = (
 """How models that hold all or none of the knowledge were made, with their colours, for the figure of scores."""
 
 
-TITLES = {"score": "residual knowledge", "score without control": "the same without a control"}
+TITLES = {"score": "score", "score without control": "score, no control"}
 """Titles of the panels of scores."""
 
 
@@ -79,7 +79,7 @@ def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) ->
         range=[len(GROUPS) - 0.4, -0.6],
     )
     chart.update_xaxes(range=[-0.05, 1.05], tickvals=[0, 0.5, 1])
-    return _laid_out(chart, width=1100, height=400, left=230)
+    return _laid_out(chart, width=1200, height=400, left=230)
 
 
 def rates_figure(table: pd.DataFrame) -> go.Figure:

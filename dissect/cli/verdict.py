@@ -56,9 +56,10 @@ def command(
             show_default=False,
         ),
     ] = None,
-    stranger: Annotated[
+    strangers: Annotated[
         list[str] | None,
         typer.Option(
+            "--stranger",
             metavar="M",
             help="Without a control: another language model that never read about the subjects; what it guesses from "
             "the questions is the floor in place of chance. May be given several times.",
@@ -177,7 +178,7 @@ def command(
         "paraphrases": _optional(paraphrases, opened, prompts),
         "general": _optional(general, opened, prompts),
         "control": _opened(names, opened, models, quiet=output.quiet),
-        "strangers": open_strangers(stranger or [], opened, models, quiet=output.quiet),
+        "strangers": open_strangers(strangers or [], opened, models, quiet=output.quiet),
         "budget": chosen,
         "limit": limit,
         "margin": margin,

@@ -13,7 +13,10 @@ from dissect.verdicts.planning.plan import Plan
 from dissect.verdicts.result import Verdict
 from unlearning.common.errors import with_flags
 
-_FLAGS = {name: f"--{name}" for name in ("budget", "control", "margin", "retain")} | {"spike_ins": "--spike-ins"}
+_FLAGS = {name: f"--{name}" for name in ("budget", "control", "margin", "retain")} | {
+    "spike_ins": "--spike-ins",
+    "strangers": "--stranger",
+}
 """Flags of the arguments that the advice names."""
 
 
@@ -26,7 +29,7 @@ def print_verdict(verdict: Verdict) -> None:
     out.print(names, highlight=False, soft_wrap=True, markup=False)
     out.print(f"\nverdict: [bold]{verdict.label}[/bold]\n", highlight=False)
     for sentence in verdict.sentences():
-        out.print(sentence, highlight=False, markup=False)
+        out.print(with_flags(sentence, _FLAGS), highlight=False, markup=False)
     out.print(_evidence_table(verdict))
     found = verdict.findings
     for test, remark in remarks(found.attacks, found.evidence).items():
