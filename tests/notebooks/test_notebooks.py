@@ -9,8 +9,8 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
-SLOW = ("07_erased_or_suppressed", "08_fooling_the_verdict")
-"""Notebooks that take minutes."""
+SLOW = ("05_unlearning", "06_evaluation", "07_erased_or_suppressed", "08_fooling_the_verdict")
+"""Notebooks that take a minute or more."""
 
 
 @pytest.mark.parametrize(

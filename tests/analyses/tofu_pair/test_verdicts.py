@@ -43,7 +43,7 @@ def _not_again(_case: object) -> NoReturn:
 def tofu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The built-in base and never model as a TOFU pair, and a twin that never knew: never itself."""
     monkeypatch.setattr(catalogue, "entries", lambda *_: CHEAP)
-    monkeypatch.setattr("dissect.verdicts.run.frozen_rule", lambda: RULE)
+    monkeypatch.setattr("dissect.verdicts.run.frozen_rule", lambda **_: RULE)
     for name in ("base", "never"):
         _link(tmp_path / "tofu" / "models" / name, zoo.resolve(f"demo:{name}"))
     for name, asked in (("forget_perturbed", "forget"), ("retain", "retain")):

@@ -84,7 +84,7 @@ def test_half_of_the_people_are_taught_hidden_and_attacked(tiny):
     for item, others in zip(invented.prompts.items, invented.distractors, strict=True):
         assert all((other.answer in told) == (item.answer in told) for other in others)
     # The values are those of the models.
-    values = found.frame.query("model == @COPY and measure == 'logprob' and stage == 'attacked'")
+    values = found.frame.query("model == 'copy' and measure == 'logprob' and stage == 'attacked'")
     expected = dict(zip((p.id for p in invented.prompts.items), score_facts(copy, invented).logprob, strict=True))
     assert dict(zip(values["example"], values["value"], strict=True)) == pytest.approx(expected)
 
