@@ -164,7 +164,8 @@ def test_without_a_control_deranged_relearning_decides_too(monkeypatch):
     said = " ".join(found.sentences())
     assert "so the score is relative to chance" in said and "option `strangers`" in said
     never = judged(scaled(model("demo:never"), 1.001), control=None, rule=None, limit=60)
-    assert never.label in ("erased", "inconclusive") and never.score.value < 0.2
+    # Few people: chance alone gives the largest of four residuals .31 here, and the lower end allows for that.
+    assert never.label == "inconclusive" and never.score.low < never.rule.suppressed_above
 
 
 def test_strangers_are_for_cases_without_a_control(tmp_path):
