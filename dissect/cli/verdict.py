@@ -160,7 +160,8 @@ def command(
         _show_plan(data, 0 if names == ["none"] else len(names), margin, limit or SAMPLE[chosen], output)
         return
     check_one_process("verdict")
-    from dissect.verdicts.run import check_margin, verdict
+    from dissect.verdicts.rule import check_margin
+    from dissect.verdicts.run import verdict
     from dissect.verdicts.spiked import check_number
 
     if margin is not None:
@@ -221,8 +222,7 @@ def _show_plan(data: Path, n_controls: int, margin: float | None, facts: int, ou
 
     from dissect.prompts.records import questions
     from dissect.verdicts.planning.plan import plan
-    from dissect.verdicts.rule import frozen_rule
-    from dissect.verdicts.run import with_margin
+    from dissect.verdicts.rule import frozen_rule, with_margin
     from dissect.verdicts.tables import print_plan
     from unlearning.common.bootstrap import clusters
     from unlearning.common.terminal import write_json

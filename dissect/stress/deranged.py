@@ -38,7 +38,15 @@ from dissect.stress.core.finetuning import Recipe, check_recipes, fine_tuned
 from dissect.stress.core.kinds import SMALLEST, Kind, derangement, find_kinds
 from dissect.stress.core.prior import answer_matrix, crossed, double_centred, ranks_of
 from dissect.stress.core.result import COLUMNS, StressResult
-from dissect.stress.core.scores import MEASURES, RANK_FLOOR, FactScores, all_answers, fact_certainty, right_indices
+from dissect.stress.core.scores import (
+    MEASURES,
+    RANK_FLOOR,
+    FactScores,
+    all_answers,
+    fact_certainty,
+    right_indices,
+    uniform_answers,
+)
 from dissect.stress.core.searching import Attacked, Attempt, Utility, searched
 from dissect.stress.core.strangers import facts_read_by, guessed_by, raised
 from dissect.stress.core.subjects import Questions, read_questions
@@ -300,8 +308,7 @@ def _centred(model: Model, lessons: Lessons, lesson: Lesson | None, case: Case, 
     if is_finite:
         logprob, correct = all_answers(model, facts, batch_size=case.batch_size)
     else:
-        n = sum(len(others) + 1 for others in facts.distractors)
-        logprob, correct = np.full(n, -np.log(model.hf.config.get_text_config().vocab_size)), np.zeros(n)
+        logprob, correct = uniform_answers(model, facts)
     right, several = np.full(len(facts), np.nan), []
     for number, kind in enumerate(lessons.kinds):
         chosen = [lesson] if lesson is not None else lessons.several

@@ -30,7 +30,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, TypeVar
@@ -41,6 +41,7 @@ from dissect.stress.core.result import Residual, StressResult
 from dissect.verdicts.signs import WITHOUT_ATTACK, Signs, read_signs
 from dissect.verdicts.spread import RunSpread, run_spread
 from unlearning.common.bootstrap import LEVEL
+from unlearning.common.errors import InputError
 
 Label = Literal["not unlearned", "suppressed", "erased", "inconclusive"]
 
@@ -177,6 +178,41 @@ def read_rule(record: Mapping[str, Any]) -> Rule:
         **{field.name: record[field.name] for field in fields(Rule)}
         | {name: tuple(map(RuleEntry.parse, record[name])) for name in ("tests", "needed")}
     )
+
+
+def with_margin(rule: Rule, margin: float | None) -> Rule:
+    """Return the rule with another margin.
+
+    Args:
+        rule: The rule.
+        margin: The margin; None keeps the rule's own.
+
+    Returns:
+        The rule with this margin.
+
+    Raises:
+        InputError: The margin is not between 0 and 1.
+    """
+    if margin is None:
+        return rule
+    check_margin(margin)
+    return replace(rule, margin=margin)
+
+
+def check_margin(margin: float) -> None:
+    """Check that a margin is a share of the base's knowledge.
+
+    Args:
+        margin: The margin.
+
+    Raises:
+        InputError: The margin is not between 0 and 1.
+    """
+    if not 0 < margin < 1:
+        raise InputError(
+            f"`margin` must be above 0 and below 1, got {margin:g}. Give the share of the base's knowledge that may be "
+            "left in a model that is called erased, such as 0.1"
+        )
 
 
 @dataclass(frozen=True)

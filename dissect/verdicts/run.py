@@ -8,52 +8,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 
 from dissect import zoo
 from dissect.models.model import Model
 from dissect.models.outside import check_parameters_only
-from dissect.models.pair import ModelPair, load_like
+from dissect.models.pair import ModelPair
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.overlap import without_shared
 from dissect.prompts.prompts import Prompts, check_loaded
 from dissect.stress.catalogue import BUDGETS, SAMPLE, Budget, Entry, Run, selection
 from dissect.stress.core.canonical_case import in_canonical_form
-from dissect.stress.core.case import Case, control_role, make_case
+from dissect.stress.core.case import Case, make_case
 from dissect.stress.core.result import StressResult
-from dissect.stress.core.scores import RANK_FLOOR, score_answers, score_facts
+from dissect.stress.core.scores import score_answers, score_facts
 from dissect.stress.core.sharing import attacked
 from dissect.stress.core.storage import as_parts, as_record, from_parts
 from dissect.stress.core.strangers import facts_read_by, guessed_by, raised
-from dissect.stress.deranged import DERANGEMENTS, deranged_lessons, deranged_relearning
 from dissect.stress.spike_ins.result import SpikeIns
+from dissect.verdicts.checks import DERANGED, check_derangement, check_same_start, check_without_attack, with_strangers
 from dissect.verdicts.facts import QUESTIONS
 from dissect.verdicts.planning.needs import needed_for
 from dissect.verdicts.result import COMMAND, Verdict, load_verdict
-from dissect.verdicts.rule import Rule, Utility, frozen_rule, judge
+from dissect.verdicts.rule import Rule, Utility, frozen_rule, judge, with_margin
 from dissect.verdicts.signs import WITHOUT_ATTACK
 from dissect.verdicts.spiked import check_number, holds_all, spiked
-from unlearning.common.bootstrap import Bootstrap
 from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.progress import Progress
 from unlearning.common.renamed import renamed_arguments
 from unlearning.common.runs import Run as RunDirectory
 from unlearning.common.runs import computing, is_run, open_run, peak_memory_bytes
-
-KNOWS = 0.5
-"""A control that scores more than this share of what the base scores above chance is refused."""
-
-SAME_START = 0.3
-"""A control whose weights have a lower cosine with the base's (`shared_basis`) is refused.
-
-Measured: .94 for `demo:never` with `demo:base` and for `demo-neox:never` with `demo-neox:base`; below .02 for every
-matrix of a model with fresh random weights.
-"""
-
-DERANGED = deranged_relearning.__name__
-"""Name of the test that does without a control."""
 
 _OF_OTHERS = "base_and_control_s"
 """In the record of a finished test: seconds that it spent on base and control."""
@@ -154,7 +138,7 @@ def verdict(
     retain = _built_in(pair, retain, "retain")
     case = make_case(pair, forget, retain=retain, control=control, batch_size=batch_size, seed=seed)
     rule = with_margin(rule or frozen_rule(has_control=case.control is not None), margin)
-    case = _with_strangers(case, strangers)
+    case = with_strangers(case, strangers)
     questions = _questions(pair, forget, paraphrases, general)
     named = check_parameters_only(case.models)
     case = case.at_most(limit or SAMPLE[budget])
@@ -226,29 +210,6 @@ def verdict(
     return found
 
 
-def _with_strangers(case: Case, strangers: Sequence[str | Model]) -> Case:
-    """Return the case with the strangers, loaded and checked."""
-    if not strangers:
-        return case
-    if case.control is not None:
-        raise InputError(
-            "`strangers` must be given without a control, got both: with a control, the floor is what the control "
-            "scores. Give one or the other"
-        )
-    loaded = tuple(load_like(one, case.pair.base) if isinstance(one, str) else one for one in strangers)
-    for stranger in loaded:
-        if stranger.sha256 in (case.pair.base.sha256, case.pair.unlearned.sha256):
-            raise InputError(
-                f"`strangers` must never have read about the subjects, got {stranger.name}, which is the base or the "
-                "unlearned model. Give other language models"
-            )
-        if stranger.streamed is not None:
-            raise InputError(
-                f"`strangers` must be in memory, but {stranger.name} is streamed. Load it with stream=False"
-            )
-    return replace(case, strangers=loaded)
-
-
 def _with_spike_ins(
     found: Verdict, plant: Callable[[Sequence[StressResult]], SpikeIns | None], run: RunDirectory
 ) -> Verdict:
@@ -271,41 +232,6 @@ class Questions:
 
     paraphrases: Prompts | None
     general: Prompts | None
-
-
-def with_margin(rule: Rule, margin: float | None) -> Rule:
-    """Return the rule with another margin.
-
-    Args:
-        rule: The rule.
-        margin: The margin; None keeps the rule's own.
-
-    Returns:
-        The rule with this margin.
-
-    Raises:
-        InputError: The margin is not between 0 and 1.
-    """
-    if margin is None:
-        return rule
-    check_margin(margin)
-    return replace(rule, margin=margin)
-
-
-def check_margin(margin: float) -> None:
-    """Check that a margin is a share of the base's knowledge.
-
-    Args:
-        margin: The margin.
-
-    Raises:
-        InputError: The margin is not between 0 and 1.
-    """
-    if not 0 < margin < 1:
-        raise InputError(
-            f"`margin` must be above 0 and below 1, got {margin:g}. Give the share of the base's knowledge that may be "
-            "left in a model that is called erased, such as 0.1"
-        )
 
 
 def _questions(pair: ModelPair, forget: Prompts, paraphrases: Prompts | None, general: Prompts | None) -> Questions:
@@ -439,110 +365,6 @@ def _run_tests(
             results.append(result)
             bar.advance(1)
     return _Ran(results, failed, round(total, 3))
-
-
-def check_without_attack(result: StressResult, case: Case) -> None:
-    """Check that the base knows the forget facts, and that the control does not.
-
-    Args:
-        result: Result of `dissect.stress.without_attack`.
-        case: Models and facts.
-
-    Raises:
-        InputError: The base does not know the facts, or the control does.
-    """
-    means = result.frame.groupby(["measure", "role"])["value"].mean()
-    base_rank = result.frame.query("measure == 'rank' and role == 'base'").sort_values("example_index")
-    if not _above_chance(base_rank):
-        raise InputError(
-            f"`base` must know the forget facts, but {case.pair.base.name} ranks the right answer above only "
-            f"{means['rank', 'base']:.0%} of the distractors (chance is 50 %): there is nothing to unlearn. Give the "
-            "model that knows the facts as `base`"
-        )
-    for number, control in enumerate(case.controls):
-        shares = [
-            (means[measure, control_role(number)] - chance) / (means[measure, "base"] - chance)
-            for measure, chance in (("rank", RANK_FLOOR), ("probability", 0.0))
-        ]
-        if min(shares) > KNOWS:
-            raise InputError(
-                f"`control` must not know the forget facts, but {control.name} gives their answers {shares[1]:.0%} of "
-                "the base's probability. Give a model that was never trained on them as `control`, or none"
-            )
-
-
-def check_derangement(case: Case, rule: Rule) -> None:
-    """Check that the answers can be deranged, if there is no control and the rule rests on deranged relearning.
-
-    Where they cannot, such as where most questions of a kind have one answer, a model without the knowledge need not be
-    at chance either, so that no other test could decide without a control.
-
-    Args:
-        case: Models and facts.
-        rule: The rule.
-
-    Raises:
-        InputError: The rule needs deranged relearning, and there are too few groups, or no answers that can be deranged
-            and compared.
-    """
-    if case.control is not None or DERANGED not in {entry.test for entry in rule.needed}:
-        return
-    try:
-        deranged_lessons(case.forget.prompts, DERANGEMENTS, case.pair.tokenizer, seed=case.seed)
-    except InputError as error:
-        raise InputError(f"{str(error).rstrip('.')}, or a `control`, with which other tests decide") from None
-
-
-def check_same_start(case: Case) -> None:
-    """Check that the controls come from the base's pretrained model.
-
-    Args:
-        case: Models and facts.
-
-    Raises:
-        InputError: A control shares no basis with the base.
-    """
-    for control in case.controls:
-        cosine = shared_basis(case.pair.base, control)
-        if cosine < SAME_START:
-            raise InputError(
-                f"`control` must come from the base's pretrained model, but the weights of {control.name} point "
-                f"elsewhere than those of {case.pair.base.name} (cosine {cosine:.2f}; above .9 for a model that was "
-                "fine-tuned from the same start, 0 for another initialisation). Give a model that was fine-tuned from "
-                "the same pretrained model, or none"
-            )
-
-
-@torch.no_grad()
-def shared_basis(base: Model, other: Model) -> float:
-    """Return how far the weights of two models point the same way.
-
-    Args:
-        base: A model.
-        other: A model of the same architecture.
-
-    Returns:
-        The cosine of the input embeddings, or the median cosine of all matrices if that is higher: neurons and heads
-        that are merely in another order change the latter only.
-    """
-    cosines = []
-    embedding = base.hf.get_input_embeddings().weight
-    of_embedding = -1.0
-    for name, ours in base.hf.named_parameters():
-        if ours.dim() < 2:
-            continue
-        theirs = other.hf.get_parameter(name)
-        cosine = float(torch.cosine_similarity(ours.flatten().float(), theirs.to(ours).flatten().float(), dim=0))
-        cosines.append(cosine)
-        if ours is embedding:
-            of_embedding = cosine
-    return max(of_embedding, float(np.median(cosines)))
-
-
-def _above_chance(rows: pd.DataFrame) -> bool:
-    """Return whether the lower end of the mean rank is above chance; without an interval, whether the mean is."""
-    found = Bootstrap(rows["group"].tolist()).mean(rows["value"].to_numpy(dtype=np.float64))
-    return (found.low if np.isfinite(found.low) else found.value) > RANK_FLOOR
 
 
 def _built_in(pair: ModelPair, prompts: Prompts | None, name: str) -> Prompts | None:

@@ -97,6 +97,22 @@ def all_answers(
     return scores
 
 
+def uniform_answers(model: Model, facts: Facts) -> tuple[Float[np.ndarray, " item"], Float[np.ndarray, " item"]]:
+    """Return what `all_answers` would of a model that gives all tokens the same probability.
+
+    A model whose training diverged says nothing, and is scored in this way.
+
+    Args:
+        model: The model, whose vocabulary counts.
+        facts: Facts with their distractors.
+
+    Returns:
+        Mean log-probability in nats of every answer's tokens, and 0 for every answer.
+    """
+    n = sum(len(others) + 1 for others in facts.distractors)
+    return np.full(n, -float(np.log(model.hf.config.get_text_config().vocab_size))), np.zeros(n)
+
+
 def right_indices(facts: Facts) -> Int[np.ndarray, " fact"]:
     """Return the indices of the right answers among all answers."""
     return np.cumsum([0, *(len(others) + 1 for others in facts.distractors)])[:-1]

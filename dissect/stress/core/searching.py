@@ -15,7 +15,7 @@ from dissect.stress.core.case import Case, spread
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.finetuning import FineTuned, Recipe
 from dissect.stress.core.result import PLAIN, StressResult, fact_rows
-from dissect.stress.core.scores import FactScores, fact_scores, score_facts
+from dissect.stress.core.scores import FactScores, fact_scores, score_facts, uniform_answers
 from dissect.stress.core.sharing import once
 from dissect.stress.core.texts import TEXTS, answer_texts, text_rows
 from dissect.stress.core.validity import TABLE, invalid_variants
@@ -191,9 +191,7 @@ def score_trained(trained: FineTuned, facts: Facts, *, case: Case) -> FactScores
     """
     if np.isfinite(trained.loss_after):
         return score_facts(trained.model, facts, batch_size=case.batch_size)
-    n = sum(len(others) + 1 for others in facts.distractors)
-    uniform = -float(np.log(trained.model.hf.config.get_text_config().vocab_size))
-    return fact_scores(facts, np.full(n, uniform), np.zeros(n))
+    return fact_scores(facts, *uniform_answers(trained.model, facts))
 
 
 def texts_after(trained: FineTuned, facts: Facts, model: Model, *, case: Case) -> list[str]:

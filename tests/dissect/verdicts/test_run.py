@@ -21,6 +21,7 @@ from dissect.stress.core.result import StressResult, fact_rows, value_rows
 from dissect.stress.core.scores import score_facts
 from dissect.stress.lenses import logit_lens
 from dissect.stress.without_attack import without_attack
+from dissect.verdicts import checks
 from dissect.verdicts import run as judging
 from dissect.verdicts.result import load_verdict
 from dissect.verdicts.rule import Rule, RuleEntry, frozen_rule
@@ -443,8 +444,8 @@ def test_facts_that_cannot_be_deranged_are_refused_where_no_control_is_given(fac
     with pytest.raises(InputError, match=f"{reason}.* or a `control`, with which other tests decide$"):
         judged("demo:npo", forget=forget, rule=needs, control=None, limit=240)
     assert two_tests == []
-    judging.check_derangement(case_of(model("demo:npo"), n=4), needs)  # has a control, with which none is needed
-    judging.check_derangement(replace(case_of(model("demo:npo"), n=4), control=None), RULE)  # does not ask for any
+    checks.check_derangement(case_of(model("demo:npo"), n=4), needs)  # has a control, with which none is needed
+    checks.check_derangement(replace(case_of(model("demo:npo"), n=4), control=None), RULE)  # does not ask for any
 
 
 def test_permuted_neurons_and_heads_change_nothing():
