@@ -162,6 +162,16 @@ def _mean(measure: str) -> Callable[[StressResult], float]:
     return take
 
 
+def _of_permutation(column: str) -> Callable[[StressResult], float]:
+    """Return a function to a number of the unlearned model's permutation test."""
+
+    def take(result: StressResult) -> float:
+        tests = result.tables["permutation"]
+        return float(tests.loc[tests["role"] == "unlearned", column].iloc[0])
+
+    return take
+
+
 _RIVALS: Mapping[str, tuple[str, Callable[[StressResult], float]]] = {
     "answer probability": ("without_attack", _mean("probability")),
     "exact answers": ("without_attack", _mean("correct")),
@@ -176,6 +186,9 @@ _RIVALS: Mapping[str, tuple[str, Callable[[StressResult], float]]] = {
     "1 − UDS, logit lens": ("uds", _mean("uds_lens")),
     "relearning": ("relearn_disjoint", _mean("rank")),
     "benign relearning": ("relearn_benign", _mean("rank")),
+    "deranged relearning": ("deranged_relearning", _mean("rank")),
+    "crossover": ("crossover", _of_permutation("effect")),
+    "crossover, z": ("crossover", _of_permutation("z")),
     "quantisation": ("quantisation", _mean("rank")),
 }
 

@@ -28,6 +28,7 @@ from dissect.stress.core.case import Case, make_case
 from dissect.stress.core.result import StressResult
 from dissect.stress.core.sharing import attacked
 from dissect.stress.core.storage import as_parts, as_record, from_parts
+from dissect.stress.crossover import crossover
 from dissect.stress.deranged import deranged_relearning
 from dissect.stress.directions import own_direction
 from dissect.stress.geometry import geometry
@@ -177,6 +178,7 @@ def battery(paraphrases: Prompts) -> Mapping[str, Callable[[Case], StressResult]
         "relearn_disjoint": relearn_disjoint,
         "relearn_benign": relearn_benign,
         "deranged_relearning": deranged_relearning,
+        "crossover": crossover,
         "prune_changed": prune_changed,
         "quantisation": partial(quantisation, schemes=("nf4",)),
     }

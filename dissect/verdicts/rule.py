@@ -300,7 +300,7 @@ def residual_knowledge(found: Mapping[str, Residual], rule: Rule) -> Score:
         # A draw of few people may hold none whose residual is defined: it stays NaN, and is left out below.
         warnings.filterwarnings("ignore", "All-NaN")
         largest = np.nanmax(draws, axis=0)
-        excess = np.nanmax(np.array(draws) - rhos[:, None], axis=0)
+        excess = np.nanmax([one for residual in used.values() if (one := residual.excess) is not None], axis=0)
     spread = run_spread(used.values(), rule.run_sd)
     over_runs = spread.deviates(len(largest))
     high = np.nanquantile(largest + over_runs, (1 + LEVEL) / 2)

@@ -73,6 +73,9 @@ class RunSpread:
             return None
         widened = residual.draws + self.deviates(len(residual.draws))
         low, high = np.nanquantile(widened[np.isfinite(widened)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        if residual.choice is not None and residual.rho is not None:
+            excess = residual.choice + self.deviates(len(residual.choice))
+            low = residual.rho - np.quantile(excess[np.isfinite(excess)], (1 + LEVEL) / 2)
         return float(low), float(high)
 
 

@@ -7,6 +7,10 @@ knowledge is back. An attack has variants (rates, layers, strengths). The strong
 for the unlearned model and the control, in the data and in every bootstrap draw. The candidates are the variants that
 took hold (`dissect.stress.core.validity`), and the model without attack: what it shows by itself counts as well. With
 several controls, the control's score is the mean over them, each at its own strongest variant.
+
+The mean of the strongest of several variants lies above that of each. A control's strongest variant does so as much,
+which cancels, but a floor does not. So against a floor, the lower end of several variants allows for the choice: it is
+lower than rho by as much as, in 97.5 % of the draws, no variant exceeds its own value.
 """
 
 from collections.abc import Iterable, Mapping
@@ -59,6 +63,8 @@ class Residual:
         against: What the unlearned model is compared with: `control`, or `floor` (`StressResult.floors`).
         reason: Why rho is not defined; an empty string if it is.
         draws: rho in every bootstrap draw, [draw]; all tests of one case use the same draws.
+        choice: Against a floor with several variants, the largest excess of a variant over its own value in every
+            draw, [draw], for the lower end; else None.
         n_controls: Number of controls; 0 against a floor.
         run_variance: Variance between training runs of a model without the knowledge, in units of rho², estimated from
             the differences between the controls and without what people contribute to them (`_run_variance`); it may
@@ -73,8 +79,16 @@ class Residual:
     against: Against
     reason: str = ""
     draws: Float[np.ndarray, " draw"] | None = field(default=None, repr=False, compare=False)
+    choice: Float[np.ndarray, " draw"] | None = field(default=None, repr=False, compare=False)
     n_controls: int = 0
     run_variance: float | None = None
+
+    @property
+    def excess(self) -> Float[np.ndarray, " draw"] | None:
+        """By how much rho, or a variant against a floor, exceeds its own value in every draw; None without draws."""
+        if self.choice is not None or self.draws is None or self.rho is None:
+            return self.choice
+        return self.draws - self.rho
 
 
 @dataclass(eq=False, kw_only=True)
@@ -191,18 +205,23 @@ class StressResult:
             controls = controls_in(tables)
             unknown = np.mean([_best(tables[role], before, weights) for role in controls], axis=0)
             of_controls = np.stack([_best(tables[role], chosen, weights) for role in controls])
-            ours, theirs = _best(tables["unlearned"], chosen, weights), of_controls.mean(axis=0)
+            theirs = of_controls.mean(axis=0)
         else:
             unknown = theirs = np.full(len(weights), floor)
             of_controls = np.empty((0, len(weights)))
-            ours = _best(tables["unlearned"], chosen, weights)
+        ours = _means(tables["unlearned"], chosen, weights)
         gap = known - unknown
         if not _quantile(gap[1:], (1 - LEVEL) / 2) > 0:
             reason = f"the {measure} of the base is not above the {against}, so there is no knowledge to look for"
             return Residual(None, None, None, n, strongest, against, reason)
         with np.errstate(invalid="ignore", divide="ignore"):
-            rho = (ours - theirs) / gap
+            of_variants = (ours - theirs[:, None]) / gap[:, None]
+        rho = _highest(of_variants)
         low, high = (_quantile(rho[1:], q) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        choice = None
+        if floor is not None and len(chosen) > 1:
+            choice = _highest(of_variants[1:] - of_variants[0])
+            low = float(rho[0]) - _quantile(choice, (1 + LEVEL) / 2)
         has_interval = len(groups) > 1
         return Residual(
             rho=float(rho[0]),
@@ -212,6 +231,7 @@ class StressResult:
             variant=strongest,
             against=against,
             draws=rho[1:],
+            choice=choice,
             n_controls=len(of_controls),
             run_variance=_run_variance(of_controls, gap),
         )
@@ -259,12 +279,23 @@ def _tables(frame: pd.DataFrame, measure: str) -> dict[str, pd.DataFrame]:
 def _best(
     table: pd.DataFrame, variants: list[str], weights: Float[np.ndarray, "draw example"]
 ) -> Float[np.ndarray, " draw"]:
-    """Return the highest of the variants' means in every draw, each over the examples that have a value."""
+    """Return the highest of the variants' means in every draw."""
+    return _highest(_means(table, variants, weights))
+
+
+def _means(
+    table: pd.DataFrame, variants: list[str], weights: Float[np.ndarray, "draw example"]
+) -> Float[np.ndarray, "draw variant"]:
+    """Return the variants' means in every draw, each over the examples that have a value; NaN if none has one."""
     values = table[variants].to_numpy(dtype=np.float64)
     kept = ~np.isnan(values)
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = (weights @ np.where(kept, values, 0.0)) / (weights @ kept.astype(np.float64))
-    return np.asarray(np.nanmax(np.where(np.isnan(means), -np.inf, means), axis=1))
+        return np.asarray((weights @ np.where(kept, values, 0.0)) / (weights @ kept.astype(np.float64)))
+
+
+def _highest(values: Float[np.ndarray, "draw variant"]) -> Float[np.ndarray, " draw"]:
+    """Return the highest value of every draw, leaving out NaN; NaN if there is no other."""
+    return np.asarray(np.fmax.reduce(values, axis=1))
 
 
 def _quantile(draws: Float[np.ndarray, " draw"], q: float) -> float:

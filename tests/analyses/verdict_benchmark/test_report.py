@@ -302,6 +302,9 @@ def test_rivals_are_means_of_the_unlearned_model_under_the_strongest_attack():
     assert found["relearning"] == pytest.approx(0.6)  # the model as it was is no attack
     assert found["1 − CKA erasure"] == 0.75 and np.isnan(found["1 − UDS"])
     assert np.isnan(rivals({}, None)["1 − CKA erasure"])
+    tests = pd.DataFrame({"role": ["base", "unlearned"], "effect": [0.9, 0.2], "z": [8.0, 2.5]})
+    found = rivals({"crossover": replace(result, test="crossover", tables={"permutation": tests})}, None)
+    assert found["crossover"] == 0.2 and found["crossover, z"] == 2.5
 
 
 @pytest.fixture

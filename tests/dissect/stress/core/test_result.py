@@ -1,3 +1,4 @@
+import warnings
 from functools import cache
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from dissect.stress.core.result import StressResult, _run_variance, fact_rows, value_rows
 from dissect.stress.core.scores import score_facts
+from dissect.verdicts.spread import RunSpread
 from tests.dissect.stress.constructed import case_of, model
 
 N = 24
@@ -44,6 +46,19 @@ def test_without_a_value_of_any_fact_there_is_no_residual(facts):
     found = _result(facts, {(role, variant): nothing for role in roles for variant in ("", "attack")})
     assert found.residual().rho is None and found.residual().reason == "no fact has a value of rank"
     assert found.residual().n == 0 and found.residuals()["rho"].isna().all()
+
+
+def test_a_draw_without_any_value_is_left_out_in_silence(facts):
+    """Few facts have a value: a draw of people may hold none of them."""
+    some = np.where(np.arange(N) < 2, 1.0, np.nan)
+    values = {("base", ""): some, ("control", ""): some * 0.5, ("unlearned", ""): some * 0.75}
+    values |= {("unlearned", "attack"): some * 0.8, ("control", "attack"): some * 0.5}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = _result(facts, values).residual()
+        alone = _result(facts, {key: row for key, row in values.items() if key[0] != "control"}).residual()
+    assert np.isnan(found.draws).any() and found.low == pytest.approx(0.6) and found.high == pytest.approx(0.6)
+    assert alone.low == pytest.approx(0.6) and alone.high == pytest.approx(0.6)
 
 
 def test_rho_is_the_ratio_of_means(facts):
@@ -147,8 +162,30 @@ def test_noise_in_the_never_models_variants_is_not_taken_for_knowledge(facts):
         values |= {("unlearned", name): ours, ("control", name): theirs}
     found = _result(facts, values).residual()
     assert found.low < 0 < found.high
-    alone = _result(facts, {key: row for key, row in values.items() if key[0] != "control"}).residual()
-    assert alone.low > found.low  # against a floor nothing corrects for the best of twenty
+
+
+@pytest.mark.parametrize("variants", [1, 20])
+def test_against_a_floor_the_lower_end_allows_for_the_choice_of_a_variant(facts, variants):
+    """Of models that know nothing, as many have a lower end above zero as a 95 % interval lets through."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(60):
+        values = {("base", ""): np.ones(N)}
+        values |= {("unlearned", f"v{n}"): rng.uniform(0.3, 0.7, N) for n in range(variants)}
+        found.append(_result(facts, values).residual())
+    percentiles = [np.quantile(residual.draws, 0.025) for residual in found]
+    assert np.mean([residual.low > 0 for residual in found]) <= 0.1
+    assert variants == 1 or np.mean(np.array(percentiles) > 0) > 0.5  # what the percentile of the largest would say
+    assert all(residual.low <= residual.rho <= residual.high for residual in found)
+    assert all((residual.choice is None) == (variants == 1) for residual in found)
+    if variants > 1:
+        widened = [RunSpread(0.05, 8, 0).interval(residual) for residual in found]
+        assert all(low < residual.low for (low, _), residual in zip(widened, found, strict=True))
+
+
+def test_what_all_variants_know_is_found_against_a_floor(facts):
+    values = {("base", ""): np.ones(N)} | {("unlearned", f"v{n}"): _noise(n) + 0.2 for n in range(20)}
+    assert _result(facts, values).residual().low > 0.2
 
 
 def test_several_controls_count_as_the_mean_of_each_ones_best(facts):
