@@ -29,6 +29,7 @@ from jaxtyping import Float
 from analyses.verdict_benchmark.constructions import NEVER_KNEW
 from analyses.verdict_benchmark.measured import STILL_ANSWERS, Measured, largest_residual
 from dissect.verdicts.rule import MARGIN, Rule, RuleEntry, Rules, Score, residual_knowledge
+from unlearning.common.bootstrap import widening
 
 NEEDED = (RuleEntry("relearn_disjoint"), RuleEntry("relearn_disjoint", "accuracy"))
 """The test that finds knowledge wherever it was hidden; without it no model is called erased.
@@ -142,7 +143,8 @@ def run_sd_of(models: Sequence[Measured], tests: Sequence[RuleEntry]) -> float:
     """Return how far residuals of models without the knowledge vary beyond what people contribute, to three decimals.
 
     The mean square of such a residual is the variance between training runs and that of people. The latter is the
-    variance of the residual's bootstrap draws. It is taken off, because a score's interval covers people by itself.
+    variance of the residual's bootstrap draws, before they were widened for few groups. It is taken off, because a
+    score's interval covers people by itself.
 
     Args:
         models: Models of the calibration families.
@@ -156,7 +158,7 @@ def run_sd_of(models: Sequence[Measured], tests: Sequence[RuleEntry]) -> float:
     for test in tests:
         found = [one.residuals[str(test)] for one in controls if str(test) in one.residuals]
         beyond = [
-            residual.rho**2 - np.nanvar(residual.draws)
+            residual.rho**2 - np.nanvar(residual.draws) / widening(residual.n_groups) ** 2
             for residual in found
             if residual.rho is not None and residual.draws is not None
         ]

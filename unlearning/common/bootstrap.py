@@ -3,11 +3,14 @@
 All statistics of a run use the same draws, so that the interval of a difference is that of paired values.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 LEVEL = 0.95
 
@@ -62,6 +65,21 @@ def times_drawn(
     generator = np.random.default_rng(seed)
     times = generator.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=draws)
     return times[:, cluster].astype(np.float64)
+
+
+def widening(n_clusters: int) -> float:
+    """Return the factor by which percentiles over few clusters are to be wider: sqrt(n / (n - 1)) t(n - 1) / z.
+
+    The bootstrap over n clusters has (n - 1) / n of the variance of a mean of n, and takes this variance for known. The factor makes the interval of a mean Student's: 1.05 with 40 clusters, 1.08 with 24, 1.6 with 5.
+
+    Args:
+        n_clusters: Number of clusters; at least 2.
+
+    Returns:
+        The factor for distances from the value.
+    """
+    upper = (1 + LEVEL) / 2
+    return math.sqrt(n_clusters / (n_clusters - 1)) * float(student_t.ppf(upper, n_clusters - 1) / norm.ppf(upper))
 
 
 class Bootstrap:

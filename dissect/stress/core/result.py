@@ -11,6 +11,9 @@ several controls, the control's score is the mean over them, each at its own str
 The mean of the strongest of several variants lies above that of each. A control's strongest variant does so as much,
 which cancels, but a floor does not. So against a floor, the lower end of several variants allows for the choice: it is
 lower than rho by as much as, in 97.5 % of the draws, no variant exceeds its own value.
+
+Draws of few groups are spread around the value as Student's t wants it (`unlearning.common.bootstrap.widening`): by
+percentiles alone, a model asked about two people would have an interval of almost no width.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +28,7 @@ from dissect.scoring.run_result import Copied
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.scores import RANK_FLOOR, FactScores
 from dissect.stress.core.validity import invalid_variants
-from unlearning.common.bootstrap import LEVEL, clusters, times_drawn
+from unlearning.common.bootstrap import LEVEL, clusters, times_drawn, widening
 
 DRAWS = 2000
 """Number of bootstrap draws."""
@@ -62,9 +65,10 @@ class Residual:
         variant: The attack's strongest variant on the unlearned model.
         against: What the unlearned model is compared with: `control`, or `floor` (`StressResult.floors`).
         reason: Why rho is not defined; an empty string if it is.
-        draws: rho in every bootstrap draw, [draw]; all tests of one case use the same draws.
+        draws: rho in every bootstrap draw, widened for few groups, [draw]; all tests of one case use the same draws.
         choice: Against a floor with several variants, the largest excess of a variant over its own value in every
             draw, [draw], for the lower end; else None.
+        n_groups: Number of groups, or of examples without one, that the draws are over.
         n_controls: Number of controls; 0 against a floor.
         run_variance: Variance between training runs of a model without the knowledge, in units of rho², estimated from
             the differences between the controls and without what people contribute to them (`_run_variance`); it may
@@ -80,6 +84,7 @@ class Residual:
     reason: str = ""
     draws: Float[np.ndarray, " draw"] | None = field(default=None, repr=False, compare=False)
     choice: Float[np.ndarray, " draw"] | None = field(default=None, repr=False, compare=False)
+    n_groups: int = 0
     n_controls: int = 0
     run_variance: float | None = None
 
@@ -193,9 +198,10 @@ class StressResult:
         if "control" not in tables and floor is None:
             reason = f"no floor of {measure} is known without a control"
             return Residual(None, None, None, n, strongest, against, reason)
-        groups = self._frame.drop_duplicates("example_index").sort_values("example_index")["group"].tolist()
-        weights = times_drawn(clusters(groups), draws=DRAWS, seed=self.seed)
-        weights = np.concatenate([np.ones((1, len(groups))), weights])
+        cluster = clusters(self._frame.drop_duplicates("example_index").sort_values("example_index")["group"].tolist())
+        n_groups = len(set(cluster[tables["unlearned"][strongest].notna()]))
+        weights = times_drawn(cluster, draws=DRAWS, seed=self.seed)
+        weights = np.concatenate([np.ones((1, len(cluster))), weights])
         # The denominator compares the models without attack; a test that only reads has no such rows, so it compares
         # the models under the chosen variants.
         plain = PLAIN in tables["base"].columns
@@ -217,12 +223,14 @@ class StressResult:
         with np.errstate(invalid="ignore", divide="ignore"):
             of_variants = (ours - theirs[:, None]) / gap[:, None]
         rho = _highest(of_variants)
-        low, high = (_quantile(rho[1:], q) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        has_interval = n_groups > 1
+        factor = widening(n_groups) if has_interval else 1.0
+        draws = rho[0] + factor * (rho[1:] - rho[0])
+        low, high = (_quantile(draws, q) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
         choice = None
         if floor is not None and len(chosen) > 1:
-            choice = _highest(of_variants[1:] - of_variants[0])
+            choice = factor * _highest(of_variants[1:] - of_variants[0])
             low = float(rho[0]) - _quantile(choice, (1 + LEVEL) / 2)
-        has_interval = len(groups) > 1
         return Residual(
             rho=float(rho[0]),
             low=low if has_interval else None,
@@ -230,8 +238,9 @@ class StressResult:
             n=n,
             variant=strongest,
             against=against,
-            draws=rho[1:],
+            draws=draws,
             choice=choice,
+            n_groups=n_groups,
             n_controls=len(of_controls),
             run_variance=_run_variance(of_controls, gap),
         )

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from dissect.verdicts.planning.populations import Population
 from dissect.verdicts.rule import Rule
 from dissect.verdicts.spread import PRIOR_DF, RunSpread
-from unlearning.common.bootstrap import LEVEL
+from unlearning.common.bootstrap import LEVEL, widening
 from unlearning.common.errors import InputError, check_at_least
 
 _MODELS, _DRAWS = 400, 800
@@ -78,8 +78,8 @@ def ends(
         root = _root(over_people / design.people + design.variance * population.within / design.facts)
         mean = share * known + (1 - share) * others
         rho = mean + of_models[mine] @ root.T + runs.sd * of_runs[mine, None]
-        # The bootstrap over n groups has (n - 1) / n of the variance of a mean of n.
-        around = math.sqrt((design.people - 1) / design.people) * of_draws @ root.T
+        # The bootstrap over n groups has (n - 1) / n of the variance of a mean of n; a verdict widens its draws.
+        around = widening(design.people) * math.sqrt((design.people - 1) / design.people) * of_draws @ root.T
         deviates = runs.deviates(_DRAWS)
         allowance = max(float(np.quantile(around.max(1) + deviates, (1 + LEVEL) / 2)), 0.0)
         largest = rho[:, None, 0] + around[None, :, 0]

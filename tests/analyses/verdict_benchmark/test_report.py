@@ -29,13 +29,14 @@ from analyses.verdict_benchmark.measured import Measured, labelled, largest_resi
 from dissect.stress.core.result import PLAIN, Residual, StressResult
 from dissect.verdicts.rule import Rule, RuleEntry, Rules, Score, read_rule
 from unlearning import InputError
+from unlearning.common.bootstrap import widening
 
 TESTS = ("without_attack", "relearn_disjoint", *map(str, ALONE), *map(str, CANDIDATES))
 
 
 def residual(rho: float, width: float = 0.02) -> Residual:
     draws = rho + width * np.linspace(-1, 1, 41)
-    return Residual(rho, rho - width, rho + width, 100, "lr 1", "control", draws=draws)
+    return Residual(rho, rho - width, rho + width, 100, "lr 1", "control", draws=draws, n_groups=24)
 
 
 def model(name="m", kind="suppressed", share=None, retain=1.0, forget=0.0, seed=1, uds=0.5, **rhos) -> Measured:
@@ -124,7 +125,7 @@ def test_the_spread_is_that_of_never_models_and_of_no_others():
     never = [model(f"never-order{n}", "erased", 0.0, relearn_disjoint=rho) for n, rho in enumerate(rhos)]
     damaged = replace(model("never-npo", "erased", 0.0, relearn_disjoint=-0.9), made=making.NEVER_DAMAGED)
     others = [damaged, model("hidden-0", "suppressed", 1.0, relearn_disjoint=0.9)]
-    of_people = np.var(residual(0.0).draws)
+    of_people = np.var(residual(0.0).draws) / widening(24) ** 2
     wanted = round(float(np.sqrt(np.mean(np.square(rhos)) - of_people)), 3)
     assert run_sd_of(never + others, (RuleEntry("relearn_disjoint"), RuleEntry("logit_lens"))) == wanted
     assert run_sd_of(never + others, (RuleEntry("logit_lens"),)) == 0.0

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from unlearning.common.bootstrap import Bootstrap, Estimate
+from unlearning.common.bootstrap import Bootstrap, Estimate, widening
 
 GROUPS = ["a", "a", "a", "b", "c", "c", "d", "d", "d", "d"]
 
@@ -134,3 +134,21 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(clustered: bool) ->
         estimate = bootstrap.mean(shared + generator.normal(0.0, 0.3, n_groups * size))
         hits += estimate.low <= 0 <= estimate.high
     assert 0.92 <= hits / 1000 <= 0.97
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 12])
+def test_widened_percentiles_of_few_clusters_hold_the_truth_about_as_often_as_they_say(n: int) -> None:
+    generator = np.random.default_rng(0)
+    bootstrap = Bootstrap([""] * n, seed=0)
+    narrow = wide = 0
+    for _ in range(1000):
+        found = bootstrap.mean(generator.normal(0.0, 1.0, n))
+        low, high = (found.value + widening(n) * (end - found.value) for end in (found.low, found.high))
+        narrow += found.low <= 0 <= found.high
+        wide += low <= 0 <= high
+    assert narrow / 1000 < 0.93 <= wide / 1000 <= 0.985
+
+
+def test_many_clusters_need_no_widening() -> None:
+    assert widening(2) == pytest.approx(math.sqrt(2) * 12.706 / 1.960, rel=1e-3)
+    assert widening(10_000) == pytest.approx(1.0, abs=3e-4)

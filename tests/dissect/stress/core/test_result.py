@@ -11,6 +11,7 @@ from dissect.stress.core.result import StressResult, _run_variance, fact_rows, v
 from dissect.stress.core.scores import score_facts
 from dissect.verdicts.spread import RunSpread
 from tests.dissect.stress.constructed import case_of, model
+from unlearning.common.bootstrap import widening
 
 N = 24
 
@@ -107,8 +108,24 @@ def test_the_interval_is_that_of_resampled_groups(facts):
         top = mean["unlearned", "a"] - mean["control", "a"]
         draws.append(top / (mean["base", ""] - mean["control", ""]))
     low, high = np.quantile(draws, [0.025, 0.975])
-    assert found.low == pytest.approx(low, abs=0.02)
-    assert found.high == pytest.approx(high, abs=0.02)
+    assert found.n_groups == len(names)
+    assert found.low == pytest.approx(found.rho + widening(len(names)) * (low - found.rho), abs=0.03)
+    assert found.high == pytest.approx(found.rho + widening(len(names)) * (high - found.rho), abs=0.03)
+
+
+@pytest.mark.parametrize("n_groups", [2, 3, 6])
+def test_few_groups_give_wide_intervals(facts, n_groups):
+    """Of models that know nothing, as few have an interval without zero as a 95 % interval lets through."""
+    rng = np.random.default_rng(1)
+    group = np.arange(N) % n_groups
+    missed = 0
+    for _ in range(60):
+        ours, theirs = (0.5 + rng.normal(0, 0.1, n_groups)[group] + rng.normal(0, 0.01, N) for _ in range(2))
+        result = _result(facts, {("base", ""): np.ones(N), ("control", ""): theirs, ("unlearned", ""): ours})
+        result.frame = result.frame.assign(group=[f"g{group[index]}" for index in result.frame["example_index"]])
+        found = result.residual()
+        missed += not found.low <= 0 <= found.high
+    assert found.n_groups == n_groups and missed <= 7
 
 
 def test_never_as_unlearned_is_exactly_zero(facts):
