@@ -70,7 +70,8 @@ def times_drawn(
 def widening(n_clusters: int) -> float:
     """Return the factor by which percentiles over few clusters are to be wider: sqrt(n / (n - 1)) t(n - 1) / z.
 
-    The bootstrap over n clusters has (n - 1) / n of the variance of a mean of n, and takes this variance for known. The factor makes the interval of a mean Student's: 1.05 with 40 clusters, 1.08 with 24, 1.6 with 5.
+    The bootstrap over n clusters has (n - 1) / n of the variance of a mean of n, and takes this variance for known. The
+    factor makes the interval of a mean Student's: 1.05 with 40 clusters, 1.08 with 24, 1.6 with 5.
 
     Args:
         n_clusters: Number of clusters; at least 2.

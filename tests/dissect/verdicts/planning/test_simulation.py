@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from dissect.verdicts.planning.populations import Population
 from dissect.verdicts.planning.simulation import Design, ends
@@ -44,7 +45,8 @@ def test_one_entry_has_a_closed_form(people: int, each: int, controls: int) -> N
     factor = (1 + 1 / controls) / 2 if controls else 1.0
     variance = factor * (BETWEEN[0, 0] / people + WITHIN[0, 0] / (people * each))
     run = factor * rule.run_sd**2
-    half = 1.96 * math.sqrt(variance * (people - 1) / people + run)
+    students = float(t.ppf(0.975, people - 1))
+    half = math.sqrt(students**2 * variance + 1.96**2 * run)
     sd = math.sqrt(variance + run)
     assert np.median(high) == pytest.approx(half / rule.ceiling, rel=0.12)
     assert np.quantile(high, 0.9) == pytest.approx((half + 1.2816 * sd) / rule.ceiling, rel=0.12)
