@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from dissect.stress.core.result import DRAWS
 from dissect.stress.core.scores import MEASURES
-from unlearning.common.bootstrap import LEVEL, Estimate, times_drawn
+from unlearning.common.bootstrap import LEVEL, Estimate, times_drawn, widening
 
 HIDDEN, NEVER_SHOWN, USER = "hidden", "never shown", "forget"
 """The three sets of facts, values of the column `facts`."""
@@ -76,9 +76,10 @@ def scale_of(attack: str, rows: pd.DataFrame, seed: int) -> Scale:
     zero = (of_hidden @ unknown[0] * len(hidden) + of_never @ unknown[1] * len(never)) / n_people
     gain = of_hidden @ added
     theirs = (of_user @ persons["sum"].to_numpy()) / (of_user @ persons["size"].to_numpy())
-    found = np.quantile(gain[1:], (1 - LEVEL) / 2) > 0
+    found = _estimate(gain, len(hidden)).low > 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        score = _estimate((theirs - zero) / gain, len(persons)) if found else None
+        shares = (theirs - zero) / gain
+    score = _estimate(shares, len(persons), fewest=min(len(hidden), len(persons))) if found else None
     return Scale(
         attack=attack,
         zero=_estimate(zero, n_people),
@@ -90,10 +91,13 @@ def scale_of(attack: str, rows: pd.DataFrame, seed: int) -> Scale:
     )
 
 
-def _estimate(values: Float[np.ndarray, " draw"], n: int) -> Estimate:
-    """Return the first value with the interval of the others."""
-    drawn = values[1:][np.isfinite(values[1:])]
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def _estimate(values: Float[np.ndarray, " draw"], n: int, *, fewest: int | None = None) -> Estimate:
+    """Return the first value with the interval of the others, widened for n people, or for the fewest of several."""
+    people = n if fewest is None else fewest
+    if people < 2:
+        return Estimate(float(values[0]), np.nan, np.nan, n)
+    drawn = values[0] + widening(people) * (values[1:] - values[0])
+    low, high = np.quantile(drawn[np.isfinite(drawn)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(values[0]), float(low), float(high), n)
 
 
