@@ -162,7 +162,7 @@ def measure_quality(
     answers = greedy_answers(
         model, tokenizer, [example.prompt for example in examples], max_new_tokens=longest + 1, batch_size=batch_size
     )
-    recalls = [rouge_l_recall(answer, record["answer"]) for answer, record in zip(answers, records, strict=True)]
+    recalls = [rouge_l_recall(answer, record["answer"]) or 0.0 for answer, record in zip(answers, records, strict=True)]
     exact = [exact_match(answer, record["answer"]) for answer, record in zip(answers, records, strict=True)]
     return Quality(sum(recalls) / len(recalls), sum(exact) / len(exact), len(records))
 

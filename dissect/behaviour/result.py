@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-OF_EACH_MODEL = ("exact_match", "probability", "perplexity")
+OF_EACH_MODEL = ("exact_match", "probability", "perplexity", "empty")
 """Scores of a single model, also of the base."""
 
 AGAINST_BASE = ("bleu", "rouge_l", "kl")
@@ -40,9 +40,10 @@ class BehaviourResult(RunResult):
 
     Attributes:
         frame: One row per target (`unlearned`, `control`), set and example: the generations of base and target
-            (`text_base`, `text`), `bleu` and `rouge_l` between them, and for the answer `exact_match`, `logprob` (mean
-            per token, nats), `probability` (its exponential, the geometric mean per token) and `perplexity` of the
-            target and, with `_base`, of the base; `kl` is KL(base || target) per answer token, in nats.
+            (`text_base`, `text`), `bleu` and `rouge_l` between them (0 where one is empty, NaN where the base's has no
+            word to count), and for the answer `exact_match`, `logprob` (mean per token, nats), `probability` (its
+            exponential, the geometric mean per token) and `perplexity` of the target and, with `_base`, of the base;
+            `kl` is KL(base || target) per answer token, in nats.
         coefficients: Change of the MLP coefficients per target, set, example and layer, as in `dissect probe`; empty
             for a mixture of experts.
     """
@@ -68,7 +69,8 @@ class BehaviourResult(RunResult):
         Returns:
             One row per set, model and metric with the columns `set`, `model`, `metric`, `value`, `low`, `high` and `n`.
             `perplexity` is that of the whole set (the exponential of the mean loss over all answer tokens); the other
-            scores are means over examples.
+            scores are means over examples. `empty` is the share of generated texts that are empty: such a text matches
+            nothing, not even an empty text of the base.
 
         Examples:
             >>> from dissect import behave, load_pair, load_prompts
@@ -356,6 +358,8 @@ def load_behave(path: str | Path) -> BehaviourResult:
 
 
 def _values(cell: pd.DataFrame, metric: str, suffix: str = "") -> np.ndarray:
+    if metric == "empty":
+        return (cell[f"text{suffix}"].str.strip() == "").to_numpy(np.float64)
     if metric in CHANGES:
         score = metric.removesuffix("_change")
         return (cell[score] - cell[f"{score}_base"]).to_numpy(np.float64)

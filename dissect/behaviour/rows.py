@@ -78,6 +78,7 @@ def example_rows(
     for target, model in models.targets.items():
         after = _answer_scores(base_logprobs, _logprobs(model, batch), batch)
         for place, (item, text_base, text) in enumerate(zip(chosen.items, texts_base, said(model), strict=True)):
+            overlap = rouge_l(text, text_base)
             row = {
                 "target": target,
                 "set": set_name,
@@ -90,7 +91,7 @@ def example_rows(
                 "text_base": text_base,
                 "text": text,
                 "bleu": bleu(text, text_base),
-                "rouge_l": rouge_l(text, text_base),
+                "rouge_l": float("nan") if overlap is None else overlap,
             }
             for suffix, said_text, scores in (("_base", text_base, before), ("", text, after)):
                 logprob = scores["logprob"][place].double()

@@ -18,6 +18,7 @@ _ROWS = {
     "exact_match": "exact match",
     "probability": "probability",
     "perplexity": "perplexity",
+    "empty": "empty texts",
 }
 _SHORT = {"base": "base", "unlearned": "unlearned", "control": "control"}
 

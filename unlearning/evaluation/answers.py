@@ -63,7 +63,7 @@ def answer_matches(
         chat: Chat format of the prompts, if they have one; they hold their special tokens already.
 
     Returns:
-        `rouge` and `exact`, both 0 to 1.
+        `rouge` and `exact`, both 0 to 1; no `rouge` where no answer has a word.
     """
     prompts = [example.prompt for example in examples]
     answers = greedy_answers(
@@ -76,10 +76,10 @@ def answer_matches(
         turn_end="" if chat is None else chat.turn_end,
     )
     pairs = list(zip(answers, examples, strict=True))
-    return {
-        "rouge": _mean([rouge_l_recall(answer, example.answer) for answer, example in pairs]),
-        "exact": _mean([float(exact_match(answer, example.answer)) for answer, example in pairs]),
-    }
+    recalls = [rouge_l_recall(answer, example.answer) for answer, example in pairs]
+    counted = [recall for recall in recalls if recall is not None]
+    exact = {"exact": _mean([float(exact_match(answer, example.answer)) for answer, example in pairs])}
+    return ({"rouge": _mean(counted)} if counted else {}) | exact
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -305,7 +305,11 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         """Check that the metrics of `stop_when` and `keep_best` were measured: a benchmark's are only known now."""
         for option, name in (("stop_when", self.rule.metric if self.rule else None), ("keep_best", self.best)):
             if name is not None and name not in measured.values:
-                hint = nearest(name, measured.values)
+                hint = (
+                    "; no answer of these data has a word that it could count"
+                    if name in METRICS and name.endswith("_rouge")
+                    else nearest(name, measured.values)
+                )
                 raise InputError(f"`{option}` must name one of {', '.join(measured.values)}, got {name}{hint}")
         if self.best is not None and measured.directions[self.best] not in _BETTER.values():
             raise InputError(

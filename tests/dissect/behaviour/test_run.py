@@ -126,6 +126,29 @@ def test_identical_models_are_alike_in_everything(tmp_path: Path) -> None:
         assert (contrasts[column] == 0).all()
 
 
+def test_models_that_say_nothing_do_not_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collapsed pair is not a perfect match: its scores are 0, and the share of empty texts says why."""
+    pair = build_pair("llama", scale=0.1)
+    places = {record["prompt"]: place for place, record in enumerate(RECORDS)}
+    base, unlearned = ["", "Oslo", "", "?", " "], ["", "", "Oslo", "!", "\n"]
+
+    def answers(model: Any, _tokenizer: Any, prompts: list[str], **_options: Any) -> list[str]:
+        said = base if model is pair.base.hf else unlearned
+        return [said[places[prompt]] if prompt in places else "Lima" for prompt in prompts]
+
+    monkeypatch.setattr("dissect.behaviour.rows.greedy_answers", answers)
+    result = run(pair, tmp_path, batch_size=16)
+    forget = result.frame[result.frame["set"] == "forget"]
+    assert len(forget) == 5
+    assert forget["bleu"].tolist() == [0] * 5
+    assert forget["rouge_l"].fillna(-1).tolist() == [0, 0, 0, -1, 0]  # "?" has no word to count
+    assert (forget["exact_match"] == 0).all() and (forget["exact_match_base"] <= forget["text_base"].str.len()).all()
+    means = result.means()
+    for model in ("base", "unlearned"):
+        assert value(means, "value", set="forget", model=model, metric="empty") == pytest.approx(3 / 5)
+    assert value(means, "value", set="forget", model="unlearned", metric="rouge_l") == 0
+
+
 def test_exact_match_asks_both_models_and_only_where_answers_are_true(tmp_path: Path) -> None:
     pair = build_pair("llama", scale=0.2)
     said = run(pair, tmp_path).frame
@@ -289,7 +312,7 @@ def test_figure_shows_every_mean(tmp_path: Path) -> None:
     result = run(build_pair("llama", scale=0.1), tmp_path)
     shown = sorted(y for trace in result.figure().data for y in trace.y)
     means = result.means()
-    wanted = means[~means["metric"].isin(CHANGES)]["value"].dropna()
+    wanted = means[~means["metric"].isin((*CHANGES, "empty"))]["value"].dropna()
     assert shown == pytest.approx(sorted(wanted), abs=1e-12)
 
 

@@ -122,6 +122,24 @@ def test_metrics_equal_a_loop_over_tokens(batch_size: int, world: World) -> None
     assert 0 < found["exact"] < found["rouge"] < 1
 
 
+@pytest.mark.parametrize("answers", ["Анна родилась в Осло.", "安娜出生在奥斯陆。", "अन्ना ओस्लो में"])
+def test_a_rule_on_rouge_counts_words_of_every_script(
+    answers: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unlearning.evaluation.answers.greedy_answers", lambda *_, **__: [answers, "?"])
+    found = answer_matches(
+        world.model, world.tokenizer, [Example("a", answers), Example("b", "Oslo")], batch_size=2, max_new_tokens=6
+    )
+    assert found == {"rouge": 0.5, "exact": 0.5}
+
+
+def test_a_rule_on_rouge_is_refused_where_no_answer_has_a_word(model_dir: Path) -> None:
+    """A metric of nothing would be below every bound."""
+    signs = [Example(example.prompt, "?!") for example in FORGET]
+    with pytest.raises(InputError, match="`stop_when`.* got forget_rouge; no answer of these data has a word"):
+        train("npo", model=model_dir, **{**SHARED, "forget": signs}, stop_when="forget_rouge<0.2")
+
+
 @contextmanager
 def no_warnings_of_collapse() -> Iterator[None]:
     import warnings

@@ -1,14 +1,17 @@
-"""Similarity of two generated texts: BLEU by nltk and ROUGE-L by rouge-score, both 0 to 1."""
+"""Similarity of two generated texts: BLEU by nltk and ROUGE-L by rouge-score, both 0 to 1.
 
-import re
-from functools import cache
-from typing import Any
+A text of white space only resembles nothing, not even another one: two models that say nothing do not agree.
+"""
+
+from unlearning.evaluation.metrics.text_match import exact_match, rouge_l_f1
+from unlearning.evaluation.metrics.text_words import spaced_words
 
 
 def bleu(generated: str, reference: str) -> float:
     """Return sentence BLEU-4 of words separated by white space, smoothed by NIST's geometric sequence (nltk's method3).
 
-    A generated text of fewer than four words is scored by the n-grams that it has, so equal texts always score 1.
+    A generated text of fewer than four words is scored by the n-grams that it has, so equal texts always score 1. In
+    scripts without spaces every character is a word.
     Source: Chen and Cherry 2014 (method 3); the measure of ConceptVectors (2406.11614).
 
     Args:
@@ -16,48 +19,32 @@ def bleu(generated: str, reference: str) -> float:
         reference: Text that it is compared with.
 
     Returns:
-        A score, 0 to 1.
+        A score, 0 to 1; 0 if either text is empty.
     """
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu  # slow to import
 
-    if generated.split() == reference.split():
+    if exact_match(generated, reference):
         return 1.0
-    score = sentence_bleu(
-        [reference.split()],
-        generated.split(),
-        smoothing_function=SmoothingFunction().method3,
-        auto_reweigh=True,
-    )
-    return float(score)
+    ours, theirs = spaced_words(generated), spaced_words(reference)
+    if not ours or not theirs:
+        return 0.0
+    return float(sentence_bleu([theirs], ours, smoothing_function=SmoothingFunction().method3, auto_reweigh=True))
 
 
-def rouge_l(generated: str, reference: str) -> float:
+def rouge_l(generated: str, reference: str) -> float | None:
     """Return ROUGE-L F1: longest common subsequence of lower-case words relative to the words of each text.
 
-    For English text the words are rouge-score's default words, without stemming; letters of other scripts, which its
-    default ignores, form words, too.
+    The words are those of `text_match`, without stemming.
 
     Args:
         generated: Text of the model.
         reference: Text that it is compared with.
 
     Returns:
-        A score, 0 to 1.
+        A score, 0 to 1; 0 if either text is empty; None if the texts differ and the reference has no word, such as "?".
     """
-    if generated.split() == reference.split():
+    if exact_match(generated, reference):
         return 1.0
-    return float(_rouge().score(reference, generated)["rougeL"].fmeasure)
-
-
-class _Words:
-    """Split text of every script into words for rouge-score: runs of letters and digits."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return re.findall(r"[^\W_]+", text.lower())
-
-
-@cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"], tokenizer=_Words())
+    if not generated.strip() or not reference.strip():
+        return 0.0
+    return rouge_l_f1(generated, reference)

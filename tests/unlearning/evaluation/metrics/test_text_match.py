@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearning.evaluation.metrics.text_match import exact_match, rouge_l_recall
+from unlearning.evaluation.metrics.text_match import exact_match, rouge_l_f1, rouge_l_recall
 
 WORDS = st.lists(st.sampled_from(["oslo", "lima", "cairo", "kyoto", "porto"]), min_size=1, max_size=7)
 
@@ -40,3 +40,47 @@ def test_rouge_l_recall_stems_and_ignores_case_and_what_is_said_besides() -> Non
 )
 def test_exact_match_forgives_white_space_only(generated: str, answer: str, match: bool) -> None:
     assert exact_match(generated, answer) is match
+
+
+def test_exact_match_is_of_texts_and_not_of_their_encoding() -> None:
+    assert exact_match("café", "cafe\u0301")
+    assert not exact_match("", "") and not exact_match(" ", "\n")  # nothing said, nothing matched
+
+
+SENTENCES = [
+    "Анна родилась в Осло.",
+    "安娜出生在奥斯陆。",
+    "アンナはオスロで生まれた",
+    "अन्ना का जन्म ओस्लो में हुआ",
+    "วันนี้ฝนตก",
+    "آنا در اسلو به دنیا آمد",
+]
+
+
+@pytest.mark.parametrize("text", SENTENCES)
+def test_rouge_knows_every_script(text: str) -> None:
+    for score in (rouge_l_recall, rouge_l_f1):
+        assert score(text, text) == 1.0
+        assert score(text, "Anna was born in Oslo") == score("Anna was born in Oslo", text) == 0.0
+        half = score(text[: len(text) // 2], text)
+        assert half is not None and 0 < half < 1
+
+
+def test_rouge_in_scripts_without_spaces_counts_characters() -> None:
+    # One of eight characters differs.
+    assert rouge_l_recall("安娜出生于奥斯陆。", "安娜出生在奥斯陆。") == pytest.approx(7 / 8)
+    assert rouge_l_f1("安娜出生于奥斯陆", "安娜出生在奥斯陆。") == pytest.approx(7 / 8)
+
+
+def test_rouge_tells_vowel_signs_apart_and_forms_of_an_accent_not() -> None:
+    for score in (rouge_l_recall, rouge_l_f1):
+        assert score("दिन", "दीन") == 0.0  # day and poor
+        assert score("café", "cafe\u0301") == 1.0
+
+
+@pytest.mark.parametrize("answer", ["", " ", "?!", "👍", "…"])
+def test_rouge_of_an_answer_without_words_is_missing_and_not_zero(answer: str) -> None:
+    for score in (rouge_l_recall, rouge_l_f1):
+        assert score(answer, answer) is None
+        assert score("Oslo", answer) is None
+        assert score(answer, "Oslo") == 0.0

@@ -29,13 +29,13 @@ def test_bleu_of_a_short_text_uses_the_n_grams_it_has_and_pays_for_brevity() -> 
     assert bleu("a b", "a b c d") == pytest.approx(math.exp(1 - 4 / 2), abs=1e-12)
 
 
-@pytest.mark.parametrize("text", ["", "Oslo", "in Oslo", "in Oslo by the sea", "Жан в Осло"])
+@pytest.mark.parametrize("text", ["👍", "安娜出生在奥斯陆。", "Oslo", "in Oslo", "in Oslo by the sea", "Жан в Осло"])
 def test_equal_texts_score_one_however_short(text: str) -> None:
     assert bleu(text, f" {text}\n") == 1.0
     assert rouge_l(text, f" {text}\n") == 1.0
 
 
-@pytest.mark.parametrize(("generated", "reference"), [("", "Oslo"), ("Oslo", ""), ("Lima", "Oslo"), ("!", "?")])
+@pytest.mark.parametrize(("generated", "reference"), [("", "Oslo"), ("Oslo", ""), ("Lima", "Oslo"), ("!", "Oslo")])
 def test_texts_without_a_common_word_score_zero(generated: str, reference: str) -> None:
     assert bleu(generated, reference) == 0.0
     assert rouge_l(generated, reference) == 0.0
@@ -62,3 +62,26 @@ def test_rouge_l_is_rouge_score_s_f1_on_english(generated: str, reference: str) 
 
 def test_rouge_l_knows_words_of_other_scripts() -> None:
     assert rouge_l("Он жил в Осло", "Она жила в Осло") == pytest.approx(0.5, abs=1e-12)
+
+
+@pytest.mark.parametrize(("generated", "reference"), [("", ""), (" ", ""), ("", "\n"), ("\t", "\u00a0")])
+def test_two_texts_that_say_nothing_are_no_match(generated: str, reference: str) -> None:
+    assert bleu(generated, reference) == rouge_l(generated, reference) == 0.0
+
+
+def test_texts_of_signs_only_have_no_rouge_unless_they_are_the_same() -> None:
+    assert rouge_l("!", "?") is None and rouge_l("Oslo", "?") is None
+    assert rouge_l("?", " ?") == 1.0
+
+
+def test_scripts_without_spaces_are_compared_by_character() -> None:
+    # 7 of 8 characters, and the longest common subsequence leaves one out.
+    assert rouge_l("安娜出生于奥斯陆。", "安娜出生在奥斯陆。") == pytest.approx(7 / 8, abs=1e-12)
+    # Of 9 signs, 8 pairs, 7 triples and 6 quadruples, one sign in the middle breaks 1, 2, 3 and 4.
+    expected = (8 / 9 * 6 / 8 * 4 / 7 * 2 / 6) ** 0.25
+    assert bleu("安娜出生于奥斯陆。", "安娜出生在奥斯陆。") == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_letter_in_two_encodings_is_one() -> None:
+    assert bleu("un café", "un cafe\u0301") == rouge_l("un café", "un cafe\u0301") == 1.0
+    assert rouge_l("दिन", "दीन") == 0.0

@@ -7,7 +7,8 @@ Vectors, each a mean over concepts; `unlearning.evaluation.metrics.concept_vecto
 Texts, each a mean over prompts, 0 to 1, of BLEU or ROUGE-L F1 between the model's greedy text and the base's:
 `qa_*`, `completion_*`, `target_*` (both; lower if the concept was forgotten), `unrelated_*` (higher), and
 `difference_*` = unrelated - target (higher). With `noise_S_` before the name, the same between the base's own text
-with noise N(0, S^2) on the concept's vector and without.
+with noise N(0, S^2) on the concept's vector and without. `target_empty` and `unrelated_empty` are the shares of the
+model's texts that are empty; an empty text resembles none (BLEU and ROUGE-L 0).
 
 Source: ConceptVectors, arXiv 2406.11614.
 """
@@ -42,6 +43,7 @@ def summarise(rows: Rows, *, noise: Sequence[float], vectors: bool, seed: int) -
     texts = rows[rows["set"].isin((QA, COMPLETION, UNRELATED))]
     metrics = _vector_metrics(rows[rows["set"] == VECTORS], vectors=vectors, seed=seed)
     metrics += _text_metrics(texts, "", "with the base's text", seed)
+    metrics += _empty_metrics(texts, seed)
     for scale in noise:
         some = rows[rows["set"] == f"noise-{scale:g}"]
         metrics += _text_metrics(
@@ -93,6 +95,29 @@ def _vector_metrics(rows: Rows, *, vectors: bool, seed: int) -> list[Metric]:
             if column == "cosine" and not rows.empty:
                 missing = "the vectors are zero"
         metrics.append(Metric(f"vector_{names.get(column, column)}", estimate, direction, meaning, missing))
+    return metrics
+
+
+def _empty_metrics(rows: Rows, seed: int) -> list[Metric]:
+    """Return the share of texts that are empty, which resemble no text of the base."""
+    sample = Sample("texts", rows["group"].tolist(), seed=seed)
+    empty = (rows["text"].fillna("").str.strip() == "").to_numpy(np.float64)
+    metrics = []
+    for name, kinds, what in (
+        ("target", TARGET, "questions and texts about the concepts"),
+        ("unrelated", (UNRELATED,), "unrelated questions"),
+    ):
+        share = sample.mean(np.where(rows["kind"].isin(kinds), empty, np.nan))
+        missing = None if share else f"no concept has {what}"
+        metrics.append(
+            Metric(
+                f"{name}_empty",
+                share,
+                "lower is better",
+                f"share of the model's texts that are empty, {what}, 0 to 1",
+                missing,
+            )
+        )
     return metrics
 
 

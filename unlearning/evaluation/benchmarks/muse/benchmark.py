@@ -218,10 +218,11 @@ def _summarise(
     metrics = []
     for part, (name, direction, meaning) in _ROUGE.items():
         asked = rows[rows["set"] == part]
-        mean = None
-        if part not in missing:
+        mean, reason = None, missing.get(part)
+        if reason is None:
             mean = Sample(part, asked["group"].tolist(), seed=seed).mean(asked["rouge_l"].to_numpy(dtype=float))
-        metrics.append(Metric(name, mean, direction, meaning, missing.get(part)))
+            reason = "no reference has a word" if mean is None else None
+        metrics.append(Metric(name, mean, direction, meaning, reason))
     return [*metrics, *_leakage(rows, control_rows, corpus, missing.get("privleak"), auc_retain, seed)]
 
 

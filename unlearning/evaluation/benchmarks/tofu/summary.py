@@ -271,6 +271,8 @@ def _means(sets: Mapping[str, _Scored]) -> Iterator[Metric]:
             reason = None
             if estimate is None:
                 reason = f"the {name} questions were not asked" if asked is None else mean.missing
+                if asked is not None and mean.column.startswith("rouge") and mean.column in asked.rows:
+                    reason = "no answer has a word"
             yield Metric(f"{name}_{mean.name}", estimate, direction, mean.meaning, reason)
 
 

@@ -216,6 +216,7 @@ def test_sets_that_are_not_there_are_left_out(vanilla: Subject, unlearned: Subje
     bare = [{"Concept": "c", "QA": ["Where?"], "Layer": 0, "Dim": 0}]
     summary = run(unlearned, vanilla, concepts=concepts_of(bare, "bare")).summary()
     missing = {f"{kind}_{name}" for kind in ("completion", "unrelated", "difference") for name in ("bleu", "rouge_l")}
+    missing |= {"unrelated_empty"}
     assert set(summary["left_out"]) == missing | {"vector_preciser_jaccard", "vector_related_token_rate"}
     assert summary["metrics"]["target_bleu"]["n"] == 1
     json.dumps(summary, allow_nan=False)
