@@ -22,7 +22,7 @@ def fingerprint(files: TensorFiles, *, name: str, progress: bool = False) -> dic
     """Hash every tensor of a checkpoint, and check that its values are finite.
 
     Hashes are cached under `$XDG_CACHE_HOME/dissect/fingerprints` (by default in `~/.cache`) as long as path, size and
-    modification time of every file stay the same.
+    times of modification and change of every file stay the same.
 
     Args:
         files: Files of the checkpoint.
@@ -66,7 +66,8 @@ def _state(file: Path) -> list[str | int]:
         status = file.stat()
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}; copy the file again") from None
-    return [file.name, status.st_size, status.st_mtime_ns]
+    # A copy may keep the size and the time of its source, but not the time at which the file itself changed.
+    return [file.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _cached_hashes(cached: Path, state: list[list[str | int]]) -> dict[str, str] | None:

@@ -5,6 +5,7 @@
     DIR/results.parquet   tidy: one row per example and intervention
     DIR/summary.json      the numbers a paper quotes
     DIR/figures/
+    DIR/.lock             the process that writes the run, while it does (see `unlearning.common.lock`)
 
 Every file is written under another name and then moved, so that a run that is killed leaves whole files only.
 """
@@ -16,6 +17,7 @@ import os
 import platform
 import resource
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,11 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from unlearning.common import lock
 from unlearning.common.errors import InputError
+from unlearning.common.hashing import hash_json
 from unlearning.common.terminal import plain
 
 FORMAT = 1
+LOCK = ".lock"
+_OF = b"dissect.configuration"
+"""Key, in a finished batch's file, of the hash of the configuration that it belongs to."""
 _VERSIONS = ("dissect-unlearning", "torch", "transformers", "transformer-lens")
 
 
@@ -96,12 +105,20 @@ class Run:
     @property
     def n_parts(self) -> int:
         """Number of finished batches on disk."""
-        return len(list((self.path / "parts").glob("*.parquet")))
+        return len(_part_files(self.path))
 
     def parts(self) -> list[tuple[str, pd.DataFrame]]:
-        """Return the finished batches, by name."""
-        files = sorted((self.path / "parts").glob("[!.]*.parquet"))
-        return [(file.stem, pd.read_parquet(file)) for file in files]
+        """Return the finished batches, by name; a broken file is removed with a warning, and its batch is missing."""
+        whole = []
+        for file in _part_files(self.path):
+            try:
+                whole.append((file.stem, pd.read_parquet(file)))
+            except (OSError, ValueError) as error:
+                if isinstance(error, PermissionError):
+                    raise InputError(f"{file}: reading is not permitted; ask for permission") from None
+                warnings.warn(f"{file}: broken or cut short; its batch is computed again", stacklevel=2)
+                file.unlink(missing_ok=True)
+        return whole
 
     def keep_part(self, name: str, frame: pd.DataFrame) -> None:
         """Write a finished batch, so that a run that is killed need not recompute it.
@@ -110,7 +127,13 @@ class Run:
             name: Name of the batch, unique in the run.
             frame: Its rows.
         """
-        write_frame(self.path / "parts" / f"{name}.parquet", frame)
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        table = table.replace_schema_metadata({**table.schema.metadata, _OF: self._configuration_hash})
+        write_whole(self.path / "parts" / f"{name}.parquet", lambda part: pq.write_table(table, part))
+
+    @property
+    def _configuration_hash(self) -> bytes:
+        return _digest(self.record["configuration"])
 
     def note(self, **what: Any) -> None:
         """Add entries to `run.json` that no number depends on."""
@@ -137,25 +160,40 @@ class Run:
             **measured,
         }
         write_json(self.path / "run.json", self.record)
-        parts = self.path / "parts"
-        if parts.is_dir():
-            for file in parts.iterdir():
-                file.unlink()
-            parts.rmdir()
+        _remove_parts(self.path)
+        self.close()
 
     def abandon(self) -> None:
         """Free the directory of a run without a finished batch, which may have been started with the wrong input."""
         if self.is_complete or self.n_parts:
+            self.close()
             return
         (self.path / "run.json").unlink(missing_ok=True)
-        for path in (self.path / "parts", self.path):
-            with contextlib.suppress(OSError):  # it is missing, or holds something else
-                path.rmdir()
+        with contextlib.suppress(OSError):  # it is missing, or holds something else
+            (self.path / "parts").rmdir()
+        self.close()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def pause(self, *, wall_time_s: float) -> None:
         """Add the time spent to a run that stops before it is complete."""
         self.record["wall_time_s"] = round(self.record["wall_time_s"] + wall_time_s, 3)
-        write_json(self.path / "run.json", self.record)
+        try:
+            write_json(self.path / "run.json", self.record)
+        finally:
+            self.close()
+
+    def hold(self) -> None:
+        """Claim the directory for this process.
+
+        Raises:
+            InputError: Another process holds it.
+        """
+        lock.acquire(self.path / LOCK, self.path)
+
+    def close(self) -> None:
+        """Give the directory back to other processes."""
+        lock.release(self.path / LOCK)
 
 
 def open_run(
@@ -173,20 +211,51 @@ def open_run(
         The open run.
 
     Raises:
-        InputError: The directory holds something else, or a run of another configuration; the message names the
-            differences.
+        InputError: The directory holds something else, or a run of another configuration (the message names the
+            differences), or another process is writing it.
     """
     path = Path(path)
-    if is_run(path):
-        record = read_record(path)
-        differences = _differences(record.get("configuration", {}), configuration)
-        if differences:
-            raise InputError(f"{path} holds another run: {'; '.join(differences)}. Give another directory as `out`")
-        if not joins:
-            _sweep_up(path)
-        return Run(path, record)
-    if path.exists() and (not path.is_dir() or any(file.suffix != ".part" for file in path.iterdir())):
+    if joins or (is_run(path) and _is_whole(path)):
+        run = _resumed(path, configuration)
+        if joins or run.is_complete:
+            if not joins:
+                _remove_parts(path)  # a process was killed when it had just marked the run complete
+            return run
+    elif not is_run(path) and path.exists() and (not path.is_dir() or any(map(_is_foreign, path.iterdir()))):
         raise InputError(f"{path}: not a run directory (it has no run.json); give an empty or a new directory")
+    _make_directory(path)
+    lock.acquire(path / LOCK, path)
+    try:
+        if is_run(path) and (_is_whole(path) or not _has_parts_of(path, configuration)):
+            run = _resumed(path, configuration)  # again, now that nobody else writes it
+            if run.is_complete:
+                run.close()
+            else:
+                _sweep_up(path)
+            return run
+        return _begun(path, configuration, provenance)
+    except BaseException:
+        lock.release(path / LOCK)
+        with contextlib.suppress(OSError):  # it holds something
+            path.rmdir()
+        raise
+
+
+def _resumed(path: Path, configuration: dict[str, Any]) -> Run:
+    """Return the run that a directory holds.
+
+    Raises:
+        InputError: It has another configuration, or its record is broken.
+    """
+    record = read_record(path)
+    differences = _differences(record.get("configuration", {}), configuration)
+    if differences:
+        raise InputError(f"{path} holds another run: {'; '.join(differences)}. Give another directory as `out`")
+    return Run(path, record)
+
+
+def _begun(path: Path, configuration: dict[str, Any], provenance: dict[str, Any]) -> Run:
+    """Write the record of a new run, whose finished batches may be there already."""
     record = {
         "format": FORMAT,
         "status": "running",
@@ -197,8 +266,63 @@ def open_run(
         "wall_time_s": 0.0,
     }
     _sweep_up(path)
+    run = Run(path, record)
+    if run.n_parts:
+        warnings.warn(
+            f"{path / 'run.json'}: broken or cut short; the {run.n_parts} finished batches beside it are of this "
+            "configuration and are used",
+            stacklevel=3,
+        )
     write_json(path / "run.json", record)
-    return Run(path, record)
+    return run
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}; give another directory") from None
+
+
+def _is_foreign(file: Path) -> bool:
+    """Return whether a file is none that a killed process leaves before its run has a record."""
+    return file.suffix != ".part" and file.name != LOCK
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether the record of a run is JSON; it is not if a disk or a copy cut it short."""
+    try:
+        return bool(json.loads((path / "run.json").read_bytes()))
+    except OSError:
+        return True  # `read_record` says what is wrong
+    except ValueError:
+        return False
+
+
+def _has_parts_of(path: Path, configuration: dict[str, Any]) -> bool:
+    """Return whether a directory holds finished batches, all of them of a configuration."""
+    theirs = set()
+    for file in _part_files(path):
+        with contextlib.suppress(OSError, ValueError):  # broken itself
+            theirs.add((pq.read_schema(file).metadata or {}).get(_OF))
+    return theirs == {_digest(configuration)}
+
+
+def _digest(configuration: dict[str, Any]) -> bytes:
+    """Return the hash of a configuration, the same in memory and read from `run.json`."""
+    return hash_json(json.loads(json.dumps(plain(configuration), sort_keys=True))).encode()
+
+
+def _part_files(path: Path) -> list[Path]:
+    return sorted((path / "parts").glob("[!.]*.parquet"))
+
+
+def _remove_parts(path: Path) -> None:
+    parts = path / "parts"
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # there are none; a run that may only be read
+        for file in parts.iterdir():
+            file.unlink(missing_ok=True)
+        parts.rmdir()
 
 
 def _sweep_up(path: Path) -> None:
@@ -326,6 +450,8 @@ def computing(run: Run | None) -> Iterator[Stopwatch]:
         A stopwatch that runs from the start of the computation.
     """
     clock = Stopwatch()
+    if run is not None:
+        run.hold()  # a finished run that is added to is held only now
     try:
         yield clock
     except BaseException:

@@ -4,6 +4,7 @@ DIR/unlearning.json        configuration, versions, history; `finished` is false
 DIR/checkpoints/           checkpoint-STEP to resume from, and `best`, if they were asked for
 DIR/model.safetensors ...  a plain Hugging Face checkpoint (or adapter), once the run is finished
 DIR/README.md              the model card
+DIR/../.NAME.lock          the process that trains, while it does (see `unlearning.common.lock`)
 """
 
 import errno
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearning.checkpoints.locate import RECORD
+from unlearning.common import lock
 from unlearning.common.errors import InputError
 from unlearning.common.hashing import hash_json
 from unlearning.data.question_answer import Example
@@ -88,6 +90,41 @@ def _check_writable(output_dir: Path) -> None:
             f"`output_dir` must be in a writable directory, got {output_dir}, and {parent} is not writable. "
             "Choose another directory."
         )
+
+
+@contextmanager
+def claimed(output_dir: Path | None) -> Iterator[None]:
+    """Hold the directory of a run, so that no other process trains into it; the main process does it for all.
+
+    The lock file is beside the directory, which appears as a whole at the end.
+
+    Args:
+        output_dir: Directory of the run; None for none.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InputError: Another process holds it, or nothing can be written there.
+    """
+    if output_dir is None or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    parent = output_dir.absolute().parent
+    if output_dir.exists() and not os.access(parent, os.W_OK | os.X_OK):
+        yield  # a finished run that may only be read
+        return
+    _check_writable(output_dir)
+    missing = [each for each in (parent, *parent.parents) if not each.exists()]
+    with saying_disk_full(output_dir):
+        parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock.holding(parent / f".{output_dir.name}.lock", output_dir):
+            yield
+    finally:
+        with suppress(OSError):  # nothing was written, so nothing stays
+            for each in missing:
+                each.rmdir()
 
 
 def begin_run(output_dir: Path, configuration: dict[str, Any]) -> None:

@@ -20,11 +20,12 @@ from unlearning.objectives.combination import Bilevel
 from unlearning.options import TrainOptions, resolve_options
 from unlearning.training.arguments import check_launch, resolve_device
 from unlearning.training.evaluation_callback import Rule, check_metric, parse_rule
-from unlearning.training.inputs import Data, GivenData, check_needs, read_inputs
+from unlearning.training.inputs import Data, GivenData, Inputs, check_needs, read_inputs
 from unlearning.training.model_card import model_card
 from unlearning.training.output_directory import (
     abandon_run,
     begin_run,
+    claimed,
     finish_run,
     last_checkpoint,
     library_versions,
@@ -146,16 +147,24 @@ def train(
         "options": {name: value for name, value in resolved.items() if name not in UNRECORDED},
         **inputs.hashes(),
     }
-    if job.output_dir is not None:
-        _check_resume(read_run(job.output_dir, configuration), job.output_dir, resume)  # before the model is loaded
-    model = model.float() if isinstance(model, PreTrainedModel) else load_weights(locate_checkpoint(model))
-    configuration["start_weights"] = content_hash(model, name=name)
-    if job.output_dir is not None:
-        record = read_run(job.output_dir, configuration)
-        if record is not None and record["finished"]:
-            done = load_weights(job.output_dir, device=job.device)
-            return TrainResult(done, tokenizer, already_done=True, options=resolved, **_recorded(record))
-    loaded = LoadedModel(model, name, configuration["start_weights"], tokenizer)
+    with claimed(job.output_dir):
+        if job.output_dir is not None:
+            _check_resume(read_run(job.output_dir, configuration), job.output_dir, resume)  # before the model is loaded
+        model = model.float() if isinstance(model, PreTrainedModel) else load_weights(locate_checkpoint(model))
+        configuration["start_weights"] = content_hash(model, name=name)
+        if job.output_dir is not None:
+            record = read_run(job.output_dir, configuration)
+            if record is not None and record["finished"]:
+                done = load_weights(job.output_dir, device=job.device)
+                return TrainResult(done, tokenizer, already_done=True, options=resolved, **_recorded(record))
+        loaded = LoadedModel(model, name, configuration["start_weights"], tokenizer)
+        return _trained(job, loaded, inputs, configuration, resolved)
+
+
+def _trained(
+    job: Job, loaded: LoadedModel, inputs: Inputs, configuration: dict[str, Any], resolved: dict[str, Any]
+) -> TrainResult:
+    """Train the loaded model and write the run."""
     state = PartialState(cpu=job.device.type == "cpu")
     state.wait_for_everyone()  # until all have read the directory that the main process writes into
     started = time.perf_counter()
@@ -164,8 +173,8 @@ def train(
         record = {
             "finished": True,
             "configuration": configuration,
-            "model": name,
-            "base_weights": configuration["start_weights"],  # weights that an adapter is merged into
+            "model": loaded.name,
+            "base_weights": loaded.sha256,  # weights that an adapter is merged into
             "device": str(job.device),
             "processes": state.num_processes,
             "versions": library_versions(),
@@ -173,9 +182,10 @@ def train(
             **outcome.record,
         }
         if job.output_dir is not None:
-            finish_run(job.output_dir, outcome.write, record, model_card(chosen, record), is_main=state.is_main_process)
+            card = model_card(job.method, record)
+            finish_run(job.output_dir, outcome.write, record, card, is_main=state.is_main_process)
             state.wait_for_everyone()
-    return TrainResult(outcome.model, tokenizer, options=resolved, **_recorded(record))
+    return TrainResult(outcome.model, loaded.tokenizer, options=resolved, **_recorded(record))
 
 
 def _train_another(method: str, **arguments: Any) -> PreTrainedModel:

@@ -5,6 +5,8 @@ Each kind of end is a real signal to a real process; only what comes after it ru
 
 import json
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,8 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from tests.dissect.cli.helpers import World, build_records, call, unfinished_files, write_records
+from tests.other_process import other_process
+from unlearning.common.runs import Run
 
 BATCHES = 32
 
@@ -117,6 +121,40 @@ def test_kill_keeps_whole_batches_and_the_same_command_finishes_the_run(
     assert_whole_and_unfinished(run)
     assert call(*command, "--out", run).code == 0
     assert_same_run(run, uninterrupted)
+
+
+def test_a_run_that_another_process_writes_is_refused_with_who_holds_it(command: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with other_process(Run(run, {}).hold) as child:
+        refused = call(*command, "--out", run)
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert f"{run} is being written by process {child} on {platform.node()}, since 20" in refused.err
+    assert call(*command, "--out", run).code == 0  # its lock is left, and it is dead
+    assert not (run / ".lock").exists()
+
+
+def test_a_model_that_changed_under_its_path_is_noticed(world: World, tmp_path: Path) -> None:
+    """Also where a copy kept the time and the size of the file."""
+    model, run = tmp_path / "unlearned", tmp_path / "run"
+    shutil.copytree(world.unlearned, model)
+    arguments = world.patch(run)
+    arguments[arguments.index(str(world.unlearned))] = str(model)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop(*_arguments: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("dissect.engine.wavefront.sweep", stop)
+        assert call(*arguments).code == 130
+    (file,) = model.glob("*.safetensors")
+    before = file.stat()
+    file.write_bytes((world.control / file.name).read_bytes())
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
+    refused = call(*arguments)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "holds another run: its hash of unlearned is" in refused.err
 
 
 def test_unfinished_run_refuses_another_command(command: list[str], tmp_path: Path, world: World) -> None:

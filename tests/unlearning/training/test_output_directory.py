@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.other_process import other_process
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning import Example, InputError, train
 from unlearning.checkpoints.locate import RECORD
@@ -17,6 +18,7 @@ from unlearning.training.output_directory import (
     WHOLE,
     abandon_run,
     begin_run,
+    claimed,
     finish_run,
     hash_examples,
     last_checkpoint,
@@ -84,6 +86,19 @@ def test_a_place_where_no_directory_can_be_is_refused_before_training(tmp_path: 
     for below in (file / "run", file / "deep" / "run"):
         with pytest.raises(InputError, match=f"`output_dir`.*{file} is a file"):
             train("npo", model="/nowhere", tokenizer=object(), output_dir=below, **SHARED)  # type: ignore[arg-type]
+
+
+def test_a_directory_that_another_process_trains_into_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    """Both would be saved, and one model would be gone."""
+    run = tmp_path / "deep" / "run"
+
+    claim = claimed(run)
+    with other_process(claim.__enter__) as child:
+        with pytest.raises(InputError, match=f"{run} is being written by process {child} on .*, since"):
+            train("npo", model=model_dir, output_dir=run, **SHARED)
+        assert [path.name for path in run.parent.iterdir()] == [".run.lock"]
+    train("npo", model=model_dir, output_dir=run, **SHARED)
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -1,0 +1,145 @@
+"""Run directories: one writer, and what is whole is used where something is broken."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from tests.other_process import other_process
+from unlearning.common.errors import InputError
+from unlearning.common.runs import Run, computing, open_run
+
+ASKED = {"command": "patch", "seed": 0, "windows": [5, 1], "margin": 0.5}
+
+
+def begin(path: Path, n_parts: int = 3, configuration: dict[str, object] = ASKED) -> Run:
+    run = open_run(path, configuration, {"base": "b"})
+    for number in range(n_parts):
+        run.keep_part(f"part-{number}", pd.DataFrame({"x": [number, 0.5], "name": ["a", None]}))
+    return run
+
+
+def finish(run: Run) -> None:
+    run.finish(pd.DataFrame({"x": [1]}), {"n": 1}, wall_time_s=1, measured={})
+
+
+def names(path: Path) -> list[str]:
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+
+
+def test_a_second_process_is_refused_while_the_first_writes(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with other_process(lambda: begin(run)) as child:
+        before = names(run)
+        for configuration in (ASKED, ASKED | {"seed": 1}):
+            with pytest.raises(InputError, match=f"being written by process {child} on|holds another run: its seed"):
+                open_run(run, configuration, {})
+        assert names(run) == before
+    again = open_run(run, ASKED, {})  # it is dead now
+    assert again.n_parts == 3
+    finish(again)
+    assert names(run) == ["results.parquet", "run.json", "summary.json"]
+
+
+def test_two_that_start_together_with_different_options_do_not_mix(tmp_path: Path) -> None:
+    """The second finds the directory claimed and not yet a run: it is refused, and leaves no trace."""
+    run = tmp_path / "run"
+    with other_process(lambda: (run.mkdir(), Run(run, {"status": "running"}).hold())):
+        with pytest.raises(InputError, match="being written by process"):
+            open_run(run, ASKED, {})
+        assert names(run) == [".lock"]
+
+
+def test_a_finished_run_is_open_to_all_and_held_while_it_is_added_to(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finish(begin(run))
+
+    with other_process(lambda: open_run(run, ASKED, {})):
+        assert open_run(run, ASKED, {}).is_complete
+    with (
+        other_process(open_run(run, ASKED, {}).hold),
+        pytest.raises(InputError, match="being written"),
+        computing(open_run(run, ASKED, {})),
+    ):
+        pass
+
+
+def test_what_ends_a_run_gives_the_directory_back(tmp_path: Path) -> None:
+    for name in ("finished", "stopped", "abandoned"):
+        run = begin(tmp_path / name, n_parts=0 if name == "abandoned" else 1)
+        if name == "finished":
+            finish(run)
+        elif name == "abandoned":
+            run.abandon()
+        else:
+            with pytest.raises(KeyboardInterrupt), computing(run):
+                raise KeyboardInterrupt
+        assert not (run.path / ".lock").exists()
+    assert not (tmp_path / "abandoned").exists()
+
+
+def test_a_refused_directory_keeps_no_lock(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    run.pause(wall_time_s=1)
+    with pytest.raises(InputError, match="holds another run"):
+        open_run(run.path, ASKED | {"seed": 1}, {})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="not a run directory"):
+        open_run(tmp_path / "mine", ASKED, {})
+    assert not list(tmp_path.rglob(".lock"))
+
+
+def test_a_batch_that_was_cut_short_is_told_of_and_the_others_are_used(tmp_path: Path) -> None:
+    begin(tmp_path / "run").pause(wall_time_s=1)
+    broken = tmp_path / "run" / "parts" / "part-1.parquet"
+    whole = broken.read_bytes()
+    for content in (b"", whole[:4], whole[: len(whole) // 2], whole[:-1], b"no parquet at all"):
+        broken.write_bytes(content)
+        run = open_run(tmp_path / "run", ASKED, {})
+        with pytest.warns(UserWarning, match=r"part-1\.parquet: broken or cut short; its batch is computed again"):
+            parts = run.parts()
+        assert [name for name, _ in parts] == ["part-0", "part-2"]
+        assert not broken.exists()
+        run.close()
+
+
+def test_batches_beside_a_record_that_was_cut_short_are_used(tmp_path: Path) -> None:
+    first = begin(tmp_path / "run")
+    kept = first.parts()
+    first.pause(wall_time_s=2)
+    file = tmp_path / "run" / "run.json"
+    whole = file.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], whole[:-3], b"\xff\xfe", b"null"):
+        file.write_bytes(content)
+        with pytest.warns(UserWarning, match=r"run\.json: broken or cut short; the 3 finished batches"):
+            run = open_run(tmp_path / "run", json.loads(json.dumps(ASKED)), {"base": "b"})
+        for (name, frame), (other, theirs) in zip(run.parts(), kept, strict=True):
+            assert name == other
+            assert_frame_equal(frame, theirs)
+        assert json.loads(file.read_text())["configuration"] == json.loads(json.dumps(ASKED))
+        run.pause(wall_time_s=1)
+    finish(open_run(tmp_path / "run", ASKED, {}))
+    assert names(tmp_path / "run") == ["results.parquet", "run.json", "summary.json"]
+
+
+def test_batches_of_another_run_beside_a_broken_record_are_not_used(tmp_path: Path) -> None:
+    begin(tmp_path / "run").pause(wall_time_s=1)
+    (tmp_path / "run" / "run.json").write_text("{")
+    before = names(tmp_path / "run")
+    with pytest.raises(InputError, match=r"run\.json: broken; start the run again in another directory"):
+        open_run(tmp_path / "run", ASKED | {"seed": 1}, {})
+    assert names(tmp_path / "run") == before
+
+
+def test_killed_between_the_record_and_the_batches_leaves_no_batches_for_ever(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run")
+    (tmp_path / "kept").mkdir()
+    for file in (tmp_path / "run" / "parts").iterdir():
+        (tmp_path / "kept" / file.name).write_bytes(file.read_bytes())
+    finish(run)
+    (tmp_path / "kept").rename(tmp_path / "run" / "parts")
+    assert open_run(tmp_path / "run", ASKED, {}).is_complete
+    assert names(tmp_path / "run") == ["results.parquet", "run.json", "summary.json"]
