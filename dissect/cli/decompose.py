@@ -66,7 +66,7 @@ def command(
         opened,
         asked,
         sites=known,
-        control=open_control(pair.control, opened, models, quiet=output.quiet),
+        control=open_control(pair.control, opened, models, quiet=output.quiet, align=pair.align),
         null=null,
         batch_size=batch_size,
         seed=seed,

@@ -108,12 +108,15 @@ def open_pair(
         allow_pickle=options.allow_pickle,
         stream=stream,
         max_memory=max_memory,
+        align=pair.align,
         progress=not quiet,
         processes=processes,
     )
 
 
-def open_control(name: str, pair: "ModelPair", options: ModelOptions, *, quiet: bool) -> "Model | str | None":
+def open_control(
+    name: str, pair: "ModelPair", options: ModelOptions, *, quiet: bool, align: bool = False
+) -> "Model | str | None":
     """Load the control as the pair was loaded.
 
     Args:
@@ -121,6 +124,7 @@ def open_control(name: str, pair: "ModelPair", options: ModelOptions, *, quiet: 
         pair: The pair, loaded.
         options: How to load the control.
         quiet: Show no progress bar.
+        align: Put the control's neurons, heads and channels into the base's order.
 
     Returns:
         The control; `auto` unchanged; None for `none`.
@@ -128,7 +132,7 @@ def open_control(name: str, pair: "ModelPair", options: ModelOptions, *, quiet: 
     if name in ("auto", "none"):
         return None if name == "none" else name
     with _naming("--control"):
-        return _load_third(name, pair, options, quiet=quiet)
+        return _load_third(name, pair, options, quiet=quiet, align=align)
 
 
 def open_strangers(names: Sequence[str], pair: "ModelPair", options: ModelOptions, *, quiet: bool) -> "list[Model]":
@@ -147,7 +151,9 @@ def open_strangers(names: Sequence[str], pair: "ModelPair", options: ModelOption
         return [_load_third(name, pair, options, quiet=quiet) for name in names]
 
 
-def open_donors(names: str, pair: "ModelPair", options: ModelOptions, *, quiet: bool) -> "list[Model | str]":
+def open_donors(
+    names: str, pair: "ModelPair", options: ModelOptions, *, quiet: bool, align: bool = False
+) -> "list[Model | str]":
     """Load the donors that are models as the pair was loaded.
 
     Args:
@@ -155,6 +161,7 @@ def open_donors(names: str, pair: "ModelPair", options: ModelOptions, *, quiet: 
         pair: The pair, loaded.
         options: How to load the models.
         quiet: Show no progress bar.
+        align: Put the models' neurons, heads and channels into the base's order.
 
     Returns:
         Loaded models and names of the other donors, in the given order.
@@ -163,15 +170,16 @@ def open_donors(names: str, pair: "ModelPair", options: ModelOptions, *, quiet: 
 
     with _naming("--donor must name other-question, noise or a model"):
         return [
-            name if name in ("base", *KINDS) else _load_third(name, pair, options, quiet=quiet)
+            name if name in ("base", *KINDS) else _load_third(name, pair, options, quiet=quiet, align=align)
             for name in split_names(names)
         ]
 
 
-def _load_third(name: str, pair: "ModelPair", options: ModelOptions, *, quiet: bool) -> "Model":
+def _load_third(name: str, pair: "ModelPair", options: ModelOptions, *, quiet: bool, align: bool = False) -> "Model":
+    from dissect.models.alignment import aligned
     from dissect.models.model import load_model
 
-    return load_model(
+    model = load_model(
         name,
         device=options.device,
         dtype=options.dtype,
@@ -180,6 +188,7 @@ def _load_third(name: str, pair: "ModelPair", options: ModelOptions, *, quiet: b
         stream=pair.base.streamed is not None,
         progress=not quiet,
     )
+    return aligned(pair.base, model) if align else model
 
 
 def open_prompts(

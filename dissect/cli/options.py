@@ -63,6 +63,10 @@ class PairOptions:
             show_default=False,
         ),
     ] = "auto"
+    align: Annotated[
+        bool,
+        typer.Option("--align", help="Put neurons, heads and channels of all models into the base's order first."),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,7 @@ def command(
         forget,
         retain=retained,
         concepts=named,
-        control=open_control(pair.control, opened, models, quiet=output.quiet),
+        control=open_control(pair.control, opened, models, quiet=output.quiet, align=pair.align),
         last_layers=last_layers,
         top=top,
         draws=draws,

@@ -69,9 +69,9 @@ def run_sweep(
         settings = Settings(
             sites=sites,
             window=windows,
-            control=open_control(pair.control, opened, models, quiet=output.quiet),
+            control=open_control(pair.control, opened, models, quiet=output.quiet, align=pair.align),
             direction=sweep.direction,  # type: ignore[arg-type]
-            donor=open_donors(sweep.donor, opened, models, quiet=output.quiet),
+            donor=open_donors(sweep.donor, opened, models, quiet=output.quiet, align=pair.align),
             null=sweep.null,
             engine=sweep.engine,
             batch_size=sweep.batch_size,

@@ -253,7 +253,7 @@ def matching(hf: nn.Module, like: nn.Module, permutation: Permutation) -> Int[Te
     similar = torch.zeros(permutation.n_units, permutation.n_units, dtype=torch.float64)
     for slots in permutation.slots:
         if slots.identifies and hf.get_parameter(slots.parameter).dim() > 1:
-            similar += _similarity(slots.units(like), slots.units(hf))
+            similar += similarity(slots.units(like), slots.units(hf))
     best, back = similar.argmax(1), similar.argmax(0)
     places = torch.arange(permutation.n_units)
     mutual = back[best] == places
@@ -267,11 +267,11 @@ def matching(hf: nn.Module, like: nn.Module, permutation: Permutation) -> Int[Te
     return order
 
 
-def _similarity(ours: Float[Tensor, "n size width"], theirs: Float[Tensor, "n size width"]) -> Float[Tensor, "n n"]:
+def similarity(ours: Float[Tensor, "n size width"], theirs: Float[Tensor, "m size width"]) -> Float[Tensor, "n m"]:
     """Return the mean absolute cosine of the rows of units; 0 for rows without weights. Signs are free, so absolute."""
     precise = torch.float64 if ours.dtype == torch.float64 else torch.float32
     ours, theirs = (nn.functional.normalize(units.to(precise), dim=2, eps=1e-30) for units in (ours, theirs))
-    found = torch.zeros(len(ours), len(ours), dtype=precise, device=ours.device)
+    found = torch.zeros(len(ours), len(theirs), dtype=precise, device=ours.device)
     for row in range(ours.shape[1]):
         found += (ours[:, row] @ theirs[:, row].to(ours.device).T).abs()
     return (found / ours.shape[1]).double().cpu()

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dissect import zoo
+from dissect.models.alignment import aligned
 from dissect.models.anatomy import architecture_of
 from dissect.models.model import Model, load_model, resolve_device, resolve_dtype
 from dissect.runtime.processes import ALONE, Processes
@@ -57,6 +58,7 @@ def load_pair(
     allow_pickle: bool = False,
     stream: bool | None = None,
     max_memory: int | None = None,
+    align: bool = False,
     progress: bool = True,
     processes: Processes = ALONE,
 ) -> ModelPair:
@@ -75,6 +77,8 @@ def load_pair(
             memory.
         max_memory: Largest memory of the process, in bytes, which decides whether the pair fits; by default most of the
             free memory.
+        align: Put neurons, heads and channels of the unlearned model into the base's order, if they stand in another
+            one (`dissect.models.alignment.aligned`).
         progress: Show a progress bar on stderr while the files of a streamed model are hashed for the first time.
         processes: Processes of the launch that load the pair too; all of them stream it, or none.
 
@@ -113,7 +117,7 @@ def load_pair(
         for name in (base, unlearned)
     )
     check_comparable(base_model, unlearned_model)
-    return ModelPair(base=base_model, unlearned=unlearned_model)
+    return ModelPair(base=base_model, unlearned=aligned(base_model, unlearned_model) if align else unlearned_model)
 
 
 def _fits(names: Sequence[str | Path], device: str | None, dtype: str | None, max_memory: int | None) -> bool:

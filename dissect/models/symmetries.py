@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from dissect.models.freedoms.candidates import Structure
@@ -111,6 +112,12 @@ def find_symmetries(model: "Model") -> Symmetries:
     return Symmetries(tuple(scalings), tuple(permutations), (*structure.impossible, *unproven))
 
 
+def random_tokens(model: "Model") -> Int[Tensor, "batch position"]:
+    """Return the random input that a model's candidates are tried on."""
+    vocabulary = model.hf.config.get_text_config().vocab_size
+    return torch.randint(vocabulary, _TOKENS, generator=torch.Generator().manual_seed(0)).to(model.device)
+
+
 def _by_kind(candidates: Iterable[Sequence[_Freedom]]) -> list[list[Sequence[_Freedom]]]:
     groups: dict[str, list[Sequence[_Freedom]]] = {}
     for alternatives in candidates:
@@ -129,9 +136,7 @@ class _Trial:
             self.hf.double()
             if any(parameter.dim() == 3 for parameter in self.hf.parameters()):
                 self.hf.set_experts_implementation("eager")  # the grouped product does not take float64
-        generator = torch.Generator().manual_seed(0)
-        vocabulary = model.hf.config.get_text_config().vocab_size
-        self.ids = torch.randint(vocabulary, _TOKENS, generator=generator).to(model.device)
+        self.ids = random_tokens(model)
         self.expected = self._logits()
         half = next(self.hf.parameters()).dtype in (torch.bfloat16, torch.float16)
         self.tolerance = _TOLERANCE_HALF if half else _TOLERANCE

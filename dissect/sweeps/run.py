@@ -15,6 +15,7 @@ from dissect.engine.plan import Plan, combined_plan, make_plan
 from dissect.interventions.arms import Direction, make_arm_groups, resolve_donors
 from dissect.interventions.intervention import sweep
 from dissect.interventions.windows import parse_windows
+from dissect.models.alignment import check_order
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.models.sites import SITES, SiteSet, is_regex, is_weight, regex_of, site_label
@@ -185,6 +186,7 @@ def _prepare(pair: ModelPair, prompts: Prompts, settings: Settings) -> _Prepared
         if isinstance(model, Model):
             _check_sites(model, settings.sites)
             check_fits(model, prompts)
+            check_order(pair.base, model)
     for one in donors:
         weights = [site for site_set in settings.sites for site in site_set if is_weight(site)]
         if isinstance(one, str) and weights:
