@@ -20,6 +20,7 @@ from dissect.models.weights import WeightNames, find_weights
 from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.load import load_tokenizer, load_weights
 from unlearning.checkpoints.locate import check_files, is_adapter, locate_checkpoint
+from unlearning.checkpoints.quantized import check_plain
 from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Model:
             The model.
 
         Raises:
-            InputError: A weight is not finite, or TransformerLens does not support the architecture.
+            InputError: The weights are quantized, a weight is not finite, or TransformerLens does not support the
+                architecture.
 
         Examples:
             >>> from dissect import Model, load_model
@@ -75,6 +77,7 @@ class Model:
             >>> model.sha256 == loaded.sha256
             True
         """
+        check_plain(hf, name=name)  # the copies that check the sites would lose the scales of quantized weights
         hf.eval()
         model = cls(name=name, hf=hf, tokenizer=tokenizer, sha256=content_hash(hf, name=name))
         model.missing_sites = check_sites(model)

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dissect.models.fingerprints import fingerprint
 from unlearning.checkpoints.hashing import combined_hash
+from unlearning.checkpoints.keys import check_single, find_places, find_wrappers
+from unlearning.checkpoints.load import load_config, missing_keys, stored_dtypes
+from unlearning.checkpoints.quantized import check_places, check_unexpected
 from unlearning.checkpoints.safetensors_files import StoredTensor, TensorFiles
 from unlearning.common.errors import InputError
 
@@ -122,15 +123,13 @@ def _emptied(tensor: Tensor) -> Tensor:
 
 def _skeleton(path: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> PreTrainedModel:
     """Return the model with its buffers but without its parameters."""
+    config = load_config(path, trust_remote_code=trust_remote_code)
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError(f"{path}: cannot be streamed: its weights are quantized; {_INSTEAD}")
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        if getattr(config, "quantization_config", None) is not None:
-            raise InputError(f"{path}: cannot be streamed: its weights are quantized; {_INSTEAD}")
         with init_empty_weights(include_buffers=False):
             hf = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    except InputError:
-        raise
-    except (ValueError, OSError, RuntimeError, KeyError, ImportError) as error:
+    except Exception as error:  # the configuration is a stranger's: any error may come
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
             f"{path}: transformers cannot build it: {reason}; name a causal language model that it knows"
@@ -149,37 +148,25 @@ def _skeleton(path: Path, *, dtype: torch.dtype, device: torch.device, trust_rem
 def _find_tensors(hf: PreTrainedModel, files: TensorFiles) -> dict[str, str]:
     """Return the name on disk of every key of the state dict, by transformers' rules for loading a checkpoint."""
     wanted = hf.state_dict()
-    rules = get_model_conversion_mapping(hf)
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    stored: dict[str, str] = {}
-    unexpected = []
-    for name in sorted(files.tensors):
-        key, converted = rename_source_key(name, renamings, converters, hf.base_model_prefix, wanted)
-        if key not in wanted and name in wanted:
-            key, converted = name, None
-        if converted is not None:
-            raise InputError(
-                f"{files.path}: cannot be streamed: the tensor {name} is stored in another layout than the model "
-                f"has; {_INSTEAD}"
-            )
-        if key in stored:
-            raise InputError(
-                f"{files.path}: the tensors {stored[key]} and {name} are both {key} of the model; "
-                "the files do not belong together"
-            )
-        if key in wanted:
-            stored[key] = name
-        else:
-            unexpected.append(name)
+    places = find_places(hf, files.tensors)
+    dtypes = stored_dtypes(files.path)
+    check_unexpected(places.unexpected, files.path)
+    check_places(places, dtypes, hf, files.path)
+    if places.converted:
+        raise InputError(
+            f"{files.path}: cannot be streamed: the tensor {next(iter(places.converted))} is stored in another layout "
+            f"than the model has; {_INSTEAD}"
+        )
+    check_single(places, files.path)
+    stored = places.stored
     stored |= _tied(hf, stored)
     missing = sorted(wanted.keys() - stored.keys())
     if missing:
-        raise InputError(
-            f"{files.path}: {len(missing)} missing keys in its weights, such as {missing[0]}; "
-            "the files do not belong to its config.json"
-        )
-    _warn_of(unexpected, hf, files.path)
+        raise InputError(f"{files.path}: {missing_keys(missing, dtypes, hf.base_model_prefix)}")
+    wrappers = find_wrappers(files.tensors)
+    if wrappers:
+        warnings.warn(f"{files.path}: the names of its weights are read without {', '.join(wrappers)}", stacklevel=3)
+    _warn_of(places.unexpected, hf, files.path)
     return {key: stored[key] for key in wanted}
 
 

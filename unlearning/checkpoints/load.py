@@ -2,17 +2,45 @@
 
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
-from unlearning.checkpoints.locate import base_of, check_files, is_adapter, weights_directory
+from unlearning.checkpoints.keys import check_single, common_prefix, find_places, find_wrappers, without_wrappers
+from unlearning.checkpoints.locate import (
+    base_of,
+    check_files,
+    is_adapter,
+    quantization,
+    read_json,
+    weight_files,
+    weights_directory,
+)
 from unlearning.checkpoints.lora import merge_adapter, require_peft
+from unlearning.checkpoints.quantized import (
+    check_places,
+    check_stored,
+    check_unexpected,
+    dequantized,
+    prepare,
+    quiet_bitsandbytes,
+)
 from unlearning.common.errors import InputError
 
 
@@ -48,33 +76,42 @@ def load_weights(
         return load_merged(
             path, device=device, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
         )
+    config = load_config(path, trust_remote_code=trust_remote_code)
+    method = quantization(read_json(path), path)
+    if method is not None and device == "auto":
+        raise InputError(f"{path}: `device` must be one device for quantized weights, got auto. Set it to cuda")
+    prepare(config, method)
     try:
-        with without_bars():
-            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+        with without_bars(), quiet_bitsandbytes(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*pickle protocol")  # of pickles that the user allowed
+            dtypes = stored_dtypes(path, allow_pickle=allow_pickle)
+            check_stored(dtypes, method, path)
+            wrappers = find_wrappers(dtypes)
+            loaded = _read(
                 path,
-                config=config,
-                dtype=dtype,
+                config,
+                wrappers,
+                allow_pickle=allow_pickle,
                 trust_remote_code=trust_remote_code,
-                use_safetensors=None if allow_pickle else True,  # None reads pickles only if there are no safetensors
-                ignore_mismatched_sizes=True,  # refused below, in one line
-                output_loading_info=True,
-                device_map="auto" if device == "auto" else None,
+                dtype=dtype,
+                device_map={"": device} if method is not None else "auto" if device == "auto" else None,
             )
     except pickle.UnpicklingError:
         raise InputError(f"{path}: its pickled weights are broken or hold more than tensors; copy them again") from None
-    except (ValueError, OSError, RuntimeError, KeyError, EOFError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        mend = "name a causal language model that it knows" if isinstance(error, ValueError) else "copy it again"
-        raise InputError(f"{path}: transformers cannot load it: {reason}; {mend}") from None
+    except InputError:
+        raise
+    except Exception as error:  # the configuration is a stranger's: KeyError, AssertionError, TypeError and others
+        raise InputError(f"{path}: transformers cannot load it: {_reason(error)}; {_mend(error)}") from None
     model, info = loaded
+    assert isinstance(model, PreTrainedModel)
+    if method is None:
+        check_unexpected(info["unexpected_keys"], path)
+        places = find_places(model, dtypes)
+        check_places(places, dtypes, model, path)
+        check_single(places, path)
     # transformers only logs missing and mismatched tensors, and continues with random numbers.
     if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise InputError(
-            f"{path}: {len(missing)} missing keys in its weights, such as {missing[0]}; "
-            "the files do not belong to its config.json"
-        )
+        raise InputError(f"{path}: {missing_keys(info['missing_keys'], dtypes, model.base_model_prefix)}")
     if info["mismatched_keys"]:
         key, in_file, in_model = sorted(info["mismatched_keys"])[0]
         raise InputError(
@@ -88,8 +125,155 @@ def load_weights(
             "check that its config.json is the right one",
             stacklevel=2,
         )
-    assert isinstance(model, PreTrainedModel)
+    if wrappers:
+        warnings.warn(f"{path}: the names of its weights are read without {', '.join(wrappers)}", stacklevel=2)
+    if method is not None:
+        model = dequantized(model, dtype, path)
+        warnings.warn(
+            f"{path}: its weights are quantized ({method}); they were dequantized, and everything is computed with "
+            f"{str(dtype).removeprefix('torch.')} weights",
+            stacklevel=2,
+        )
     return (model if device == "auto" else model.to(device)).eval()  # type: ignore[arg-type]
+
+
+def load_config(path: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Read a checkpoint's configuration as transformers does.
+
+    Args:
+        path: Directory of the checkpoint.
+        trust_remote_code: Run configuration code that comes with the checkpoint.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: There is no config.json; a value has the wrong type or is impossible; or the architecture is
+            unknown, or has its own code.
+    """
+    stated = read_json(path)
+    for name in (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "vocab_size",
+        "n_embd",
+        "n_layer",
+        "n_head",
+    ):
+        value = stated.get(name)
+        if isinstance(value, int) and value < 1:
+            raise InputError(f"{path / 'config.json'}: {name} must be at least 1, got {value}; copy it again")
+    try:
+        with without_bars(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a configuration class may do anything with a stranger's values
+        raise InputError(
+            f"{path}: transformers cannot load it: its config.json: {_reason(error)}; {_mend(error)}"
+        ) from None
+
+
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "n_embd", "n_layer", "n_head")
+"""Fields of a configuration that transformers does not check for being positive."""
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's first line; of an invalid value in a configuration, also the line that names it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, KeyError):
+        return f"unknown {lines[0]}"
+    return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")
+
+
+def _mend(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it comes with its own code, which runs only if you set `trust_remote_code`"
+    unknown = "name a causal language model that it knows"
+    return unknown if isinstance(error, ValueError) else "copy it again"
+
+
+def missing_keys(missing: Iterable[str], names: Iterable[str], base_model_prefix: str) -> str:
+    """Return in words that weights are missing; if they are there under a common prefix, name it.
+
+    Args:
+        missing: Keys of the model that are not on disk.
+        names: Names of the tensors on disk.
+        base_model_prefix: Part of the model's keys that a checkpoint may leave out, such as `model`.
+
+    Returns:
+        The message without the directory.
+    """
+    missing = sorted(missing)
+    prefix = common_prefix(missing, names, base_model_prefix)
+    if prefix is not None:
+        return (
+            f"the names of its weights begin with {prefix}, and those of its class do not; take it off: "
+            f"safetensors.torch.save_file({{name.removeprefix({prefix!r}): tensor for name, tensor in "
+            "safetensors.torch.load_file(FILE).items()}, FILE, metadata={'format': 'pt'})"
+        )
+    return (
+        f"{len(missing)} missing keys in its weights, such as {missing[0]}; the files do not belong to its config.json"
+    )
+
+
+def stored_dtypes(path: Path, *, allow_pickle: bool = False) -> dict[str, str]:
+    """Return the data type of every tensor of a checkpoint, as safetensors names it, without reading values.
+
+    Args:
+        path: Directory of the checkpoint.
+        allow_pickle: Read pickled weights if there are no safetensors.
+
+    Returns:
+        Data types by name on disk, such as `{"lm_head.weight": "BF16"}`.
+    """
+    dtypes: dict[str, str] = {}
+    for file in weight_files(path, allow_pickle=allow_pickle):
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as tensors:
+                dtypes |= {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+        else:
+            pickled = torch.load(file, map_location="meta", weights_only=True)
+            dtypes |= {name: _NAMES.get(tensor.dtype, str(tensor.dtype)) for name, tensor in pickled.items()}
+    return dtypes
+
+
+_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
+
+
+def _read(
+    path: Path,
+    config: PretrainedConfig,
+    wrappers: list[str],
+    *,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    **options: Any,
+) -> Any:
+    """Let transformers read weights, under names without the parts of wrappers; return the model and a report."""
+    options |= {
+        "config": config,
+        "ignore_mismatched_sizes": True,  # refused by the caller, in one line
+        "output_loading_info": True,
+        "adapter_kwargs": {"subfolder": "-"},  # a configuration of an adapter that is left over is not followed
+    }
+    if not wrappers:
+        safe = None if allow_pickle else True  # None reads pickles only if there are no safetensors
+        return AutoModelForCausalLM.from_pretrained(
+            path, use_safetensors=safe, trust_remote_code=trust_remote_code, **options
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(path, allow_pickle=allow_pickle):
+        safetensors = file.suffix == ".safetensors"
+        tensors |= load_file(file) if safetensors else torch.load(file, map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        of_class = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+    if (path / "generation_config.json").is_file():
+        options["generation_config"] = GenerationConfig.from_pretrained(path)
+    named = {without_wrappers(name, wrappers): tensor for name, tensor in tensors.items()}
+    model, report = of_class.from_pretrained(None, state_dict=named, **options)
+    model.name_or_path = str(path)
+    return model, report
 
 
 def load_merged(
@@ -142,17 +326,35 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
     Raises:
         InputError: The directory has no tokenizer, or a broken one.
     """
-    if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        if is_adapter(path):
-            return load_tokenizer(weights_directory(path), trust_remote_code=trust_remote_code)
-        raise InputError(f"{path}: no tokenizer; copy tokenizer.json and tokenizer_config.json beside the weights")
+    path = tokenizer_directory(path)
+    if (path / "config.json").is_file():  # transformers reads it too, and would blame the tokenizer
+        load_config(path, trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises bare Exception on a broken file
-        reason = str(error).strip().splitlines()[0].rstrip(":")
-        raise InputError(
-            f"{path}: the tokenizer cannot be read ({reason}); copy tokenizer.json and tokenizer_config.json again"
-        ) from None
+        mend = "copy tokenizer.json and tokenizer_config.json again"
+        if "trust_remote_code" in str(error):
+            mend = _mend(error)
+        raise InputError(f"{path}: the tokenizer cannot be read ({_reason(error).rstrip(':')}); {mend}") from None
+
+
+def tokenizer_directory(path: Path) -> Path:
+    """Find the directory of a checkpoint's tokenizer: of an adapter without one, its base's.
+
+    Args:
+        path: Directory of the checkpoint or of the adapter.
+
+    Returns:
+        The directory.
+
+    Raises:
+        InputError: There is no tokenizer.
+    """
+    if any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        return path
+    if is_adapter(path):
+        return tokenizer_directory(weights_directory(path))
+    raise InputError(f"{path}: no tokenizer; copy tokenizer.json and tokenizer_config.json beside the weights")
 
 
 @contextmanager

@@ -1,8 +1,11 @@
-"""Find a checkpoint's directory by name, and check that its files are whole."""
+"""Find a checkpoint's directory by name, and check that its files are whole and can be read."""
 
 import json
+import re
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -20,6 +23,18 @@ WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 """Files of an adapter, as peft names them."""
 
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED_SINGLE = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+"""Weight files of a whole model, as transformers names them."""
+
+DEQUANTIZED = ("bitsandbytes", "fp8", "mxfp4")
+"""Quantization methods whose weights are dequantized on loading, as `quant_method` in a configuration names them."""
+
+UNQUANTIZED = "name the checkpoint that it was quantized from, or dequantize it and save that"
+"""What to do about quantized weights that cannot be read."""
+
 
 def locate_checkpoint(name: str | Path) -> Path:
     """Find a checkpoint's local directory by its name; a checkpoint on the hub is downloaded.
@@ -28,13 +43,30 @@ def locate_checkpoint(name: str | Path) -> Path:
     point group `unlearning.models`. The function's name is the word before the colon of the models' names.
 
     Args:
-        name: A directory, a built-in name such as `demo:base`, or a hub id (`owner/name`).
+        name: A directory, a built-in name such as `demo:base`, or a hub id (`owner/name`, or `owner/name@revision` with
+            a branch, tag or commit).
 
     Returns:
         The directory.
 
     Raises:
         InputError: No directory, built-in model or hub repository has the name.
+    """
+    found = locate_offline(name)
+    return _download(str(name)) if found is None else found
+
+
+def locate_offline(name: str | Path) -> Path | None:
+    """Find a checkpoint's local directory by its name, without asking the hub.
+
+    Args:
+        name: See `locate_checkpoint`.
+
+    Returns:
+        The directory; None for a hub id.
+
+    Raises:
+        InputError: The name is no hub id, and no directory or built-in model has it.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -45,9 +77,44 @@ def locate_checkpoint(name: str | Path) -> Path:
         raise InputError(f"{name}: no such directory; name the checkpoint's directory")
     if ":" in name:  # no hub id holds a colon
         return _provided(name)
-    if name.count("/") != 1:
-        raise InputError(f"{name}: no such directory, and not a hub id (owner/name) or a built-in name (demo:base)")
-    return _download(name)
+    if not _HUB_ID.fullmatch(name):
+        raise InputError(
+            f"{name}: no such directory, and not a hub id (owner/name or owner/name@revision) or a built-in name "
+            "(demo:base)"
+        )
+    return None
+
+
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^@\s]+))?")
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Split a name into hub id and revision.
+
+    Args:
+        name: Any name of a checkpoint.
+
+    Returns:
+        Hub id and revision, which is None if the name has none; any other name unchanged and None.
+    """
+    found = None if Path(name).expanduser().exists() else _HUB_ID.fullmatch(name)
+    return (found[1], found[2]) if found else (name, None)
+
+
+def resolved_name(name: str, path: Path) -> str:
+    """Return a name that keeps its meaning: a hub id gets the commit that was downloaded.
+
+    Args:
+        name: Name of a checkpoint.
+        path: Directory that `locate_checkpoint` returned for it.
+
+    Returns:
+        `owner/name@commit` for a downloaded checkpoint, any other name unchanged.
+    """
+    downloaded = path.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", path.name)
+    if not downloaded or not _HUB_ID.fullmatch(name) or Path(name).expanduser().is_dir():
+        return name
+    return f"{split_revision(name)[0]}@{path.name}"
 
 
 def _provided(name: str) -> Path:
@@ -59,23 +126,45 @@ def _provided(name: str) -> Path:
     return Path(providers[family].load()(name))
 
 
-def _download(hub_id: str) -> Path:
+def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    hub_id, revision = split_revision(name)
+    patterns = [*WEIGHT_FILES, *OTHER_FILES, "*.bin"]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[*WEIGHT_FILES, *OTHER_FILES, "*.bin"]))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    except RevisionNotFoundError:
+        raise InputError(f"{name}: {hub_id} has no revision {revision}; name a branch, a tag or a commit") from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{name}: the hub has no {hub_id}, or does not show it to you; log in (hf auth login), or name a directory"
+        ) from None
     except LocalEntryNotFoundError:
         raise InputError(
-            f"{hub_id}: no such directory, and the hub cannot be reached; download it and name its directory"
+            f"{name}: no such directory, and the hub cannot be reached; download it and name its directory"
         ) from None
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise InputError(f"{hub_id}: the hub refused it: {str(error).splitlines()[0]}") from None
+    except HFValidationError as error:
+        raise InputError(f"{name}: not a hub id: {str(error).splitlines()[0]}") from None
+    except HfHubHTTPError as error:
+        raise InputError(f"{name}: the hub refused it: {str(error).splitlines()[0]}") from None
 
 
 def is_adapter(path: Path) -> bool:
-    """Return whether a directory holds a peft adapter: weights that are merged into a base, which the adapter names."""
-    return (path / ADAPTER_CONFIG).is_file()
+    """Return whether a directory holds a peft adapter: weights that are merged into a base, which the adapter names.
+
+    A configuration of an adapter without its weights, left over beside a whole model's weights, makes no adapter.
+    """
+    if not (path / ADAPTER_CONFIG).is_file():
+        return False
+    whole = any((path / file).is_file() for file in (SINGLE, INDEX, PICKLED_SINGLE, PICKLED_INDEX))
+    return not whole or any((path / file).is_file() for file in (WEIGHTS, PICKLED))
 
 
 def weights_directory(path: Path) -> Path:
@@ -108,30 +197,105 @@ def check_files(path: Path, *, allow_pickle: bool = False) -> None:
         check_adapter(path, allow_pickle=allow_pickle)
         check_files(base_of(path), allow_pickle=allow_pickle)
         return
-    if not (path / "config.json").is_file():
+    quantization(read_json(path), path)
+    for file in weight_files(path, allow_pickle=allow_pickle):
+        if file.suffix == ".safetensors":
+            _check_whole(file)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's config.json.
+
+    Args:
+        path: Directory of the checkpoint.
+
+    Returns:
+        Its content.
+
+    Raises:
+        InputError: There is no config.json, or a broken one.
+    """
+    file = path / "config.json"
+    if not file.is_file():
         raise InputError(f"{path}: no config.json; name the directory that holds the checkpoint")
     try:
-        json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError:  # broken JSON, or bytes that are not UTF-8
-        raise InputError(f"{path / 'config.json'}: broken; copy it again") from None
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{index}: broken index; copy it again") from None
-    else:
-        shards = sorted(file.name for file in path.glob("*.safetensors"))
-    if not shards:
-        if allow_pickle and any(path.glob("*.bin")):
-            return
-        found = "only pickled weights (set `allow_pickle` if you trust them)" if any(path.glob("*.bin")) else "none"
-        raise InputError(f"{path}: weights are read from safetensors files, and there are {found}")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):  # broken JSON, or bytes that are not UTF-8
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: broken; copy it again")
+    return content
+
+
+def quantization(config: dict[str, Any], path: Path) -> str | None:
+    """Return the quantization method of a checkpoint whose weights can be dequantized.
+
+    Args:
+        config: Content of the checkpoint's config.json.
+        path: Directory of the checkpoint, for messages.
+
+    Returns:
+        The method; None if the weights are not quantized.
+
+    Raises:
+        InputError: No method is named, or its weights cannot be dequantized here (the message names the method).
+    """
+    settings = config.get("quantization_config")
+    if settings is None:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if not isinstance(method, str):
+        raise InputError(
+            f"{path / 'config.json'}: its quantization_config names no quant_method; remove it if the weights are not "
+            "quantized"
+        )
+    if method not in DEQUANTIZED:
+        raise InputError(f"{path}: its weights are quantized ({method}), and cannot be read here; {UNQUANTIZED}")
+    if method == "bitsandbytes" and find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"{path}: its weights are quantized (bitsandbytes): pip install bitsandbytes to dequantize them on loading"
+        )
+    return method
+
+
+def weight_files(path: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """Return the files that transformers reads a whole model's weights from.
+
+    Args:
+        path: Directory of the checkpoint.
+        allow_pickle: Return pickled files if there are no safetensors.
+
+    Returns:
+        One file, or the shards that an index names.
+
+    Raises:
+        InputError: There are no such files, a shard is missing, or the index is broken.
+    """
+    kinds = ((SINGLE, INDEX), (PICKLED_SINGLE, PICKLED_INDEX)) if allow_pickle else ((SINGLE, INDEX),)
+    for single, index in kinds:
+        if (path / single).is_file():
+            return [path / single]
+        if (path / index).is_file():
+            return _shards(path, path / index)
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    if others:
+        raise InputError(f"{path}: no {SINGLE} and no {INDEX}; name the weight file so, or save the model again")
+    pickled = "only pickled weights (set `allow_pickle` if you trust them)"
+    found = pickled if any(path.glob("*.bin")) and not allow_pickle else "none"
+    raise InputError(f"{path}: weights are read from safetensors files, and there are {found}")
+
+
+def _shards(path: Path, index: Path) -> list[Path]:
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not shards or any(Path(shard).name != shard for shard in shards):  # a path would lead out of the directory
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{index}: broken index; copy it again") from None
     for shard in shards:
-        file = path / shard
-        if not file.is_file():
-            raise InputError(f"{file}: missing, though {index.name} names it; copy it again")
-        _check_whole(file)
+        if not (path / shard).is_file():
+            raise InputError(f"{path / shard}: missing, though {index.name} names it; copy it again")
+    return [path / shard for shard in shards]
 
 
 def base_of(path: Path) -> Path:
@@ -147,11 +311,14 @@ def base_of(path: Path) -> Path:
         InputError: The adapter's configuration is broken or names no base, or the base cannot be found.
     """
     try:
-        name = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
+        config = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        name, revision = config["base_model_name_or_path"], config.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path / ADAPTER_CONFIG}: broken; copy it again") from None
     if not isinstance(name, str) or not name:
         raise InputError(f"{path / ADAPTER_CONFIG}: names no base; write it as base_model_name_or_path")
+    if isinstance(revision, str) and split_revision(name) == (name, None) and _HUB_ID.fullmatch(name):
+        name = f"{name}@{revision}"
     try:
         found = locate_checkpoint(name)
     except InputError as error:

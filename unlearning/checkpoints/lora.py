@@ -7,7 +7,6 @@ in `unlearning.json`, so that an adapter is never merged into another base of th
 
 import copy
 import json
-import logging
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -20,7 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unlearning.checkpoints.hashing import content_hash
-from unlearning.checkpoints.locate import ADAPTER_CONFIG, RECORD, WEIGHTS
+from unlearning.checkpoints.locate import ADAPTER_CONFIG, RECORD, WEIGHTS, split_revision
+from unlearning.checkpoints.quantized import quiet_bitsandbytes
 from unlearning.common.errors import InputError
 
 BASE_WEIGHTS = "base_weights"
@@ -73,7 +73,9 @@ def add_adapter(
                 f"`lora_targets` must be a regular expression of whole module names, got {targets!r} "
                 f"({_first_line(error)}). Write one such as {_some_linear(model)}"
             ) from None
-    model.peft_config["default"].base_model_name_or_path = _durable(base or str(model.name_or_path))
+    name, revision = split_revision(base or str(model.name_or_path))
+    added: Any = model.peft_config["default"]
+    added.base_model_name_or_path, added.revision = _durable(name), revision
 
 
 def save_adapter(model: PreTrainedModel, directory: Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:
@@ -219,10 +221,5 @@ def require_peft() -> None:
     """Import peft, or raise InputError with the command that installs it."""
     if find_spec("peft") is None:
         raise InputError("adapters need peft, which is not installed: pip install 'dissect-unlearning[lora]'")
-    chatty = logging.getLogger("bitsandbytes")  # peft imports it, and on a CPU it warns of missing 4-bit kernels
-    level = chatty.level
-    chatty.setLevel(logging.ERROR)
-    try:
+    with quiet_bitsandbytes():  # peft imports it
         import peft  # noqa: F401
-    finally:
-        chatty.setLevel(level)

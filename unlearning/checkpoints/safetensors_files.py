@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unlearning.checkpoints.locate import check_files
+from unlearning.checkpoints.locate import INDEX, SINGLE, check_files, weight_files
 from unlearning.common.errors import InputError
 
 DTYPES = {
@@ -29,9 +29,6 @@ DTYPES = {
     "F64": torch.float64,
 }
 """torch's dtype of each data type that a language model's safetensors file may hold."""
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -88,15 +85,10 @@ class TensorFiles:
         self.path = path
         self.bytes_read = 0
         self._lock = threading.Lock()
+        self.files = weight_files(path)
         index = path / INDEX
-        if (path / SINGLE).is_file():  # transformers prefers the single file too
-            placed: dict[str, str] = {}
-            self.files = [path / SINGLE]
-        elif index.is_file():
-            placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            self.files = [path / shard for shard in sorted(set(placed.values()))]
-        else:
-            raise InputError(f"{path}: no {SINGLE} and no {INDEX}; name the weight file so, or save the model again")
+        sharded = self.files != [path / SINGLE]
+        placed: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if sharded else {}
         headers = {file: _read_header(file) for file in self.files}
         for name, shard in placed.items():
             if name not in headers[path / shard]:

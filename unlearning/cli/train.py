@@ -102,6 +102,10 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Use N forget examples per micro-batch. [default: 4]")
     ] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickled .bin weights.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar and no summary.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write a machine-readable result to stdout.")] = False,
 ) -> None:
@@ -135,6 +139,8 @@ def train(
         output_dir=out,
         resume=resume,
         progress=not quiet,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
         **options,
     )
     if int(os.environ.get("RANK", "0")):  # of several processes only the main one writes

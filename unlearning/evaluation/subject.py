@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.load import load_tokenizer, load_weights
 from unlearning.checkpoints.locate import locate_checkpoint
+from unlearning.checkpoints.quantized import check_plain
 from unlearning.common.errors import InputError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,8 +45,9 @@ class Subject:
             The model, ready to be evaluated.
 
         Raises:
-            InputError: A weight is not finite.
+            InputError: The weights are quantized, or a weight is not finite.
         """
+        check_plain(model, name=name)
         return cls(name, model.eval(), tokenizer, content_hash(model, name=name))
 
     @property

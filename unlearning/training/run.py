@@ -12,6 +12,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from unlearning.checkpoints.save import write_tokenizer
 from unlearning.common.errors import InputError
 from unlearning.methods.method import AnyMethod, Needs
 from unlearning.methods.stages import PreparationInputs
@@ -94,12 +95,14 @@ class LoadedModel:
         name: Directory, hub id or built-in name.
         sha256: Content hash of its weights before training.
         tokenizer: Its tokenizer.
+        tokenizer_files: Directory that the tokenizer was read from; None for one that was given in memory.
     """
 
     model: PreTrainedModel
     name: str
     sha256: str
     tokenizer: PreTrainedTokenizerBase
+    tokenizer_files: Path | None = None
 
 
 def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, state: PartialState) -> Outcome:
@@ -157,7 +160,7 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     def write(target: Path) -> None:
         trainer.save_model(str(target))
         if state.is_main_process:
-            loaded.tokenizer.save_pretrained(target)
+            write_tokenizer(loaded.tokenizer, target, loaded.tokenizer_files)
 
     return Outcome(model, write, _record(job, encoded, trainer, evaluation))
 

@@ -12,8 +12,9 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearning.checkpoints.hashing import content_hash
-from unlearning.checkpoints.load import load_tokenizer, load_weights
-from unlearning.checkpoints.locate import RECORD, locate_checkpoint
+from unlearning.checkpoints.load import load_tokenizer, load_weights, tokenizer_directory
+from unlearning.checkpoints.locate import RECORD, check_files, locate_checkpoint, resolved_name
+from unlearning.checkpoints.quantized import check_plain
 from unlearning.common.errors import InputError
 from unlearning.methods import get_method
 from unlearning.objectives.combination import Bilevel
@@ -78,6 +79,8 @@ def train(
     output_dir: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
     **options: Any,
 ) -> TrainResult:
     """Train a model with an unlearning method.
@@ -97,6 +100,8 @@ def train(
         resume: Continue an unfinished run of the same configuration in `output_dir` after its last checkpoint (option
             `save_every`).
         progress: Show progress bars on stderr.
+        trust_remote_code: Run Python code that comes with the model.
+        allow_pickle: Read pickled `.bin` weights if there are no safetensors. Unpickling can run code.
         **options: Options of the method and of the trainer, such as `learning_rate` or `max_steps`; `list_methods`
             returns all of them with their defaults. Values may also be strings, as on the command line.
 
@@ -140,7 +145,13 @@ def train(
             "`model` must be a directory or a hub id to save an adapter, which records the name of its base, got a "
             "loaded model without a name"
         )
-    tokenizer = _tokenizer(model, tokenizer)
+    if isinstance(model, PreTrainedModel):
+        check_plain(model, name=name or "`model`")
+    loading: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    files = None if tokenizer is not None else _tokenizer_files(model, allow_pickle=allow_pickle)
+    if files is not None:
+        tokenizer = load_tokenizer(files, trust_remote_code=trust_remote_code)
+    assert tokenizer is not None
     inputs = read_inputs(job.needs, train_options, tokenizer, given, makes_alternates=chosen.prepare is not None)
     configuration: dict[str, Any] = {
         "method": method,
@@ -150,14 +161,18 @@ def train(
     with claimed(job.output_dir):
         if job.output_dir is not None:
             _check_resume(read_run(job.output_dir, configuration), job.output_dir, resume)  # before the model is loaded
-        model = model.float() if isinstance(model, PreTrainedModel) else load_weights(locate_checkpoint(model))
-        configuration["start_weights"] = content_hash(model, name=name)
+        if isinstance(model, PreTrainedModel):
+            start = model.float()
+        else:
+            path = locate_checkpoint(model)
+            start, name = load_weights(path, **loading), resolved_name(name, path)
+        configuration["start_weights"] = content_hash(start, name=name)
         if job.output_dir is not None:
             record = read_run(job.output_dir, configuration)
             if record is not None and record["finished"]:
-                done = load_weights(job.output_dir, device=job.device)
+                done = load_weights(job.output_dir, device=job.device, **loading)
                 return TrainResult(done, tokenizer, already_done=True, options=resolved, **_recorded(record))
-        loaded = LoadedModel(model, name, configuration["start_weights"], tokenizer)
+        loaded = LoadedModel(start, name, configuration["start_weights"], tokenizer, files)
         return _trained(job, loaded, inputs, configuration, resolved)
 
 
@@ -246,15 +261,13 @@ def _recorded(record: dict[str, Any]) -> dict[str, Any]:
     return {name: record[name] for name in ("history", "evaluations", "final", "notes") if name in record}
 
 
-def _tokenizer(
-    model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
-) -> PreTrainedTokenizerBase:
-    """Return the given tokenizer, or the one in the model's directory."""
-    if tokenizer is not None:
-        return tokenizer
+def _tokenizer_files(model: str | Path | PreTrainedModel, *, allow_pickle: bool) -> Path:
+    """Return the directory of a model's tokenizer; check the model's files first, if it is not loaded yet."""
     if not isinstance(model, PreTrainedModel):
-        return load_tokenizer(locate_checkpoint(model))
-    path = Path(str(model.name_or_path))
-    if not model.name_or_path or not path.is_dir():
-        raise InputError("`tokenizer` must be given with a loaded model that was not loaded from a directory")
-    return load_tokenizer(path)
+        path = locate_checkpoint(model)
+        check_files(path, allow_pickle=allow_pickle)
+    else:
+        path = Path(str(model.name_or_path))
+        if not model.name_or_path or not path.is_dir():
+            raise InputError("`tokenizer` must be given with a loaded model that was not loaded from a directory")
+    return tokenizer_directory(path)

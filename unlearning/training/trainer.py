@@ -27,6 +27,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from unlearning.checkpoints.load import without_bars
 from unlearning.checkpoints.locate import is_adapter
 from unlearning.checkpoints.lora import restore_adapter, save_adapter
+from unlearning.checkpoints.save import complete_config
 from unlearning.common.errors import InputError
 from unlearning.data.order import StepPlan, StepSampler
 from unlearning.methods.method import AnyMethod, Batch, StepBatch
@@ -353,6 +354,8 @@ class UnlearningTrainer(Trainer):
                 save_adapter(unwrapped(self.model), target)
             else:
                 super().save_model(str(target), _internal_call)
+        if self.args.should_save:
+            complete_config(target, unwrapped(self.model).name_or_path or "")
         (target / "training_args.bin").unlink(missing_ok=True)  # a pickle that is never read
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from dissect.engine.streaming import LayerReader, open_streamed
-from dissect.models import streamed_model
 from tests.dissect.helpers import build_model
 from tests.dissect.streaming_helpers import assert_walks_as, edit, held, reader_threads, save, save_pair, walk
+from unlearning.checkpoints import keys
 from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.load import load_weights
 from unlearning.checkpoints.safetensors_files import TensorFiles
@@ -65,9 +65,7 @@ def test_names_follow_transformers_own_rules(
 ) -> None:
     path = save(tmp_path / "model", build_model("llama", tied=False))
     edit(path, lambda tensors: {name.replace(".mlp.", f".{on_disk}."): tensor for name, tensor in tensors.items()})
-    monkeypatch.setattr(
-        streamed_model, "get_model_conversion_mapping", lambda hf: get_model_conversion_mapping(hf, rules)
-    )
+    monkeypatch.setattr(keys, "get_model_conversion_mapping", lambda hf: get_model_conversion_mapping(hf, rules))
     streamed = open_streamed(path, name="model")
     assert streamed.stored["model.layers.0.mlp.up_proj.weight"] == f"model.layers.0.{on_disk}.up_proj.weight"
     whole = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, key_mapping=rules)
@@ -168,7 +166,7 @@ def test_quantized_weights_are_refused(tmp_path: Path) -> None:
 def test_an_architecture_that_transformers_does_not_know_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "model", build_model("llama"))
     set_config(path, model_type="no-such-type")
-    assert_refused(path, f"{path}: transformers cannot build it: ", "no-such-type")
+    assert_refused(path, f"{path}: transformers cannot load it: its config.json: ", "no-such-type")
 
 
 def test_values_that_are_not_finite_are_refused_every_time(tmp_path: Path) -> None:

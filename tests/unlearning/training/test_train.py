@@ -216,11 +216,11 @@ def test_control_c_while_saving_leaves_nothing(
 ) -> None:
     present = []
 
-    def interrupted(_: PreTrainedTokenizerFast, directory: Path) -> None:
+    def interrupted(_: PreTrainedTokenizerFast, directory: Path, *_more: object) -> None:
         present.extend(path.name for path in Path(directory).iterdir())
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", interrupted)
+    monkeypatch.setattr("unlearning.training.run.write_tokenizer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(
             "npo",
