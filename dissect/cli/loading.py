@@ -28,10 +28,15 @@ def find_data(data: Path | None, base: str) -> Path:
         Path of the file.
 
     Raises:
-        InputError: No file was named for a model that is not built in, or the file cannot be read.
+        InputError: There is no such base, no file was named for a model that is not built in, or the file cannot be
+            read.
     """
     if data is None:
         if base not in zoo.BUILTIN:
+            from unlearning.checkpoints.locate import locate_offline
+
+            with _naming("--base"):
+                locate_offline(base)  # a misspelt name is the reason why the data are missed
             raise InputError("--data is missing: name a file of prompts with answers (.json or .jsonl)")
         data = zoo.default_prompts(base.partition(":")[0])
     check_data("--data", data)

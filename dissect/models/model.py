@@ -19,7 +19,7 @@ from dissect.models.sites import SITES
 from dissect.models.weights import WeightNames, find_weights
 from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.load import load_tokenizer, load_weights
-from unlearning.checkpoints.locate import check_files, is_adapter, locate_checkpoint
+from unlearning.checkpoints.locate import check_files, is_adapter, locate_checkpoint, resolved_name
 from unlearning.checkpoints.quantized import check_plain
 from unlearning.common.errors import InputError
 
@@ -174,7 +174,8 @@ def load_model(
     """Load one model from a built-in name, a directory or a hub id.
 
     Args:
-        name: Built-in name such as `demo:base`, directory of a checkpoint, or hub id `owner/name`.
+        name: Built-in name such as `demo:base`, directory of a checkpoint, or hub id `owner/name`; a branch, tag or
+            commit is named as `owner/name@revision`.
         device: `cpu`, `cuda`, `cuda:1` and so on, or `auto` to distribute the layers over all GPUs. By default a GPU
             if there is one.
         dtype: `float32` (default) or `float64`; on a GPU also `bfloat16` or `float16`. A streamed model on a GPU is by
@@ -203,6 +204,7 @@ def load_model(
     target = resolve_device(device)
     resolve_dtype(dtype, target)  # a wrong name is reported before a download
     path = locate_checkpoint(name)
+    name = resolved_name(name, path)
     check_files(path, allow_pickle=allow_pickle)  # first, because loading the tokenizer also reads config.json
     if stream and is_adapter(path):
         raise InputError(

@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from dissect import zoo
 from dissect.models.alignment import aligned
 from dissect.models.anatomy import architecture_of
-from dissect.models.model import Model, load_model, resolve_device, resolve_dtype
+from dissect.models.model import DTYPES, Model, load_model, resolve_device, resolve_dtype
 from dissect.runtime.processes import ALONE, Processes
 from dissect.runtime.sizes import in_bytes
-from unlearning.checkpoints.locate import check_files, locate_checkpoint, weights_directory
+from unlearning.checkpoints.hashing import content_hash
+from unlearning.checkpoints.load import load_weights
+from unlearning.checkpoints.locate import base_of, check_files, is_adapter, locate_checkpoint, weights_directory
 from unlearning.checkpoints.safetensors_files import TensorFiles
 from unlearning.common.errors import InputError, naming
 
@@ -86,8 +88,8 @@ def load_pair(
         The pair.
 
     Raises:
-        InputError: A model cannot be loaded (see `load_model`), or the two differ in architecture, layers, widths or
-            vocabulary.
+        InputError: A model cannot be loaded (see `load_model`), the two differ in architecture, layers, widths or
+            vocabulary, or the unlearned model is an adapter of another base.
 
     Warns:
         UserWarning: The tokenizers differ in a token, and the base's is used for both; or the pair does not fit into
@@ -116,6 +118,8 @@ def load_pair(
         )
         for name in (base, unlearned)
     )
+    with naming("unlearned"):
+        _check_trained_on(unlearned, base_model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     check_comparable(base_model, unlearned_model)
     return ModelPair(base=base_model, unlearned=aligned(base_model, unlearned_model) if align else unlearned_model)
 
@@ -139,6 +143,33 @@ def _fits(names: Sequence[str | Path], device: str | None, dtype: str | None, ma
         stacklevel=3,
     )
     return False
+
+
+def _check_trained_on(name: str | Path, base: Model, *, trust_remote_code: bool, allow_pickle: bool) -> None:
+    """Check that an unlearned model that is an adapter was trained on the base.
+
+    Raises:
+        InputError: The adapter's base has other weights: recovery would mix them with those of unlearning.
+    """
+    path = locate_checkpoint(name)
+    if not is_adapter(path):
+        return
+    trained_on = base_of(path)
+    if trained_on.resolve() == locate_checkpoint(base.name).resolve():
+        return
+    own = load_weights(
+        trained_on,
+        device=base.device,
+        dtype=DTYPES[base.dtype],
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    sha256 = content_hash(own, name=str(trained_on))
+    if sha256 != base.sha256:
+        raise InputError(
+            f"{name} is an adapter of {trained_on}, whose weights are not those of {base.name} (content hashes "
+            f"{sha256[:12]} and {base.sha256[:12]}); set `base` to {trained_on}"
+        )
 
 
 def check_comparable(base: Model, other: Model) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -25,6 +26,9 @@ from unlearning.common.errors import InputError
 
 BASE_WEIGHTS = "base_weights"
 ALL_LINEAR = "all-linear"
+
+_TWICE = (".modules_to_save.weight", ".original_module.weight")
+"""Ends of the names under which peft stores resized embeddings a second time if they are saved modules."""
 
 
 def add_adapter(
@@ -142,6 +146,7 @@ def merge_adapter(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrai
     """
     require_peft()
     _check_base(path, base_path, base)
+    _fit_embeddings(path, base_path, base)
     merged = _merge(path, base_path, base)
     merged.requires_grad_(True)
     merged.name_or_path = str(path)
@@ -161,6 +166,75 @@ def _check_base(path: Path, base_path: Path, base: PreTrainedModel) -> None:
         )
 
 
+def _fit_embeddings(path: Path, base_path: Path, base: PreTrainedModel) -> None:
+    """Give a base, in place, as many embeddings as the adapter was trained with, if the adapter holds all of them.
+
+    Raises:
+        InputError: The adapter was trained with another number of embeddings, and holds only one of the two matrices.
+    """
+    first, last = _ends(base)
+    rows = first.weight.shape[0]
+    shapes = _embeddings_in(path, base)
+    if all(shape == rows for shape in shapes.values()):
+        return
+    found = next(iter(shapes.values()))
+    tied = last is None or last.weight is first.weight
+    if set(shapes.values()) != {found} or not (tied or len(shapes) == 2):
+        raise InputError(
+            f"{path}: was trained with {found} embeddings, its base {base_path} has {rows}, and the adapter does not "
+            "hold all of them; save it again with save_embedding_layers=True, or name the base with its new tokens"
+        )
+    base.resize_token_embeddings(found, mean_resizing=False)
+    warnings.warn(
+        f"{path}: was trained with {found} embeddings, its base {base_path} has {rows}; those of the adapter are used",
+        stacklevel=4,
+    )
+
+
+def _embeddings_in(path: Path, base: PreTrainedModel) -> dict[str, int]:
+    """Return the number of rows of the embedding matrices that an adapter holds, by the module's name in the base."""
+    file = path / WEIGHTS
+    if not file.is_file():
+        return {}  # pickled; peft compares the shapes
+    ends = [module for module in _ends(base) if module is not None]
+    names = [name for name, module in base.named_modules() if any(module is end for end in ends)]
+    rows: dict[str, int] = {}
+    with safe_open(file, framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            for name in names:
+                inner = key.removeprefix(f"base_model.model.{name}.")
+                if inner != key and inner.endswith("weight") and ".lora_" not in f".{inner}":
+                    rows[name] = max(rows.get(name, 0), tensors.get_slice(key).get_shape()[0])
+    return rows
+
+
+def _ends(model: PreTrainedModel) -> tuple[Any, Any]:
+    """Return the input and the output embedding; the latter may be None."""
+    return model.get_input_embeddings(), model.get_output_embeddings()
+
+
+def _untie(model: torch.nn.Module) -> None:
+    """Give every module its own copy of a parameter that several share: a merge would change it in all of them."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) in seen:
+                module._parameters[name] = torch.nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            seen.add(id(parameter))
+
+
+def _tie_again(model: PreTrainedModel) -> None:
+    """Tie the embeddings of a merged model again if they are still equal, and let the configuration say which."""
+    first, last = _ends(model)
+    equal = torch.equal(first.weight.detach(), last.weight.detach())
+    if equal:
+        last.weight = first.weight
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = equal
+
+
 def _merge(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrainedModel:
     from peft import PeftConfig, PeftModel
 
@@ -176,13 +250,20 @@ def _merge(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrainedMode
             warnings.simplefilter("ignore")  # everything that peft warns of here is refused below
             model = PeftModel(base, config)
             loaded = model.load_adapter(str(path), "default", torch_device="cpu")
-        misplaced = [*loaded.missing_keys, *loaded.unexpected_keys]
+        tied = _ends(base)[1] is not None and base.config.get_text_config().tie_word_embeddings
+        _untie(model)
+        unexpected = [key for key in loaded.unexpected_keys if not key.endswith(_TWICE)]
+        misplaced = [*loaded.missing_keys, *unexpected]
         if misplaced:
             raise InputError(
-                f"{misfit}: {len(loaded.missing_keys)} tensors are missing and {len(loaded.unexpected_keys)} are not "
-                f"part of it, such as {misplaced[0]}; name the base that it was trained on"
+                f"{misfit}: {len(loaded.missing_keys)} tensors are missing and {len(unexpected)} are not part of it, "
+                f"such as {misplaced[0]}; name the base that it was trained on"
             )
-        merged: Any = model.merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tied embeddings, which are untied above
+            merged: Any = model.merge_and_unload(safe_merge=True)
+        if tied:
+            _tie_again(merged)
     except InputError:
         raise
     except Exception as error:  # peft raises RuntimeError, ValueError, TypeError, KeyError, AttributeError

@@ -435,3 +435,10 @@ def test_what_needs_no_model_is_refused_before_any_is_loaded(
 
     monkeypatch.setattr("dissect.models.pair.load_pair", load)
     assert_refused(call(*world.patch(tmp_path / "run", option, value)), words)
+
+
+@pytest.mark.parametrize("base", ["demo:bas", "./nowhere", "nowhere"])
+def test_a_misspelt_base_is_named_before_the_data_are_missed(base: str) -> None:
+    outcome = call("patch", "--base", base, "--unlearned", "demo:npo")
+    assert_refused(outcome, "--base", base)
+    assert "--data" not in outcome.err

@@ -64,3 +64,36 @@ def test_a_control_is_one_that_can_be_compared() -> None:
         resolve_control(pair, other)
     with pytest.raises(InputError, match="no-such-model"):
         resolve_control(pair, "./no-such-model")
+
+
+def adapter_of(base: Path, directory: Path) -> Path:
+    from unlearning.checkpoints.load import load_weights
+    from unlearning.checkpoints.lora import add_adapter, save_adapter
+
+    model = load_weights(base)
+    add_adapter(model, rank=2, alpha=8, base=str(base))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+    save_adapter(model, directory)
+    return directory
+
+
+def test_an_adapter_must_be_of_the_base(tmp_path: Path) -> None:
+    """Recovery would mix what unlearning changed with what the two bases differ in."""
+    base = save_model(tmp_path / "base", "llama")
+    adapter = adapter_of(base, tmp_path / "adapter")
+    same = shutil.copytree(base, tmp_path / "same")  # another place, the same weights
+    assert (
+        load_pair(same, adapter, device="cpu").unlearned.sha256
+        == load_pair(base, adapter, device="cpu").unlearned.sha256
+    )
+    other = shutil.copytree(base, tmp_path / "other")
+    build_model("llama", seed=5).save_pretrained(other)
+    with pytest.raises(
+        InputError, match="^`unlearned`: .*is an adapter of .*base, whose weights are not those of .*other"
+    ) as error:
+        load_pair(other, adapter, device="cpu")
+    assert f"set `base` to {base}" in str(error.value)
+    assert load_pair(adapter, other, device="cpu").base.sha256 != load_pair(base, other, device="cpu").base.sha256

@@ -1,0 +1,198 @@
+"""Checkpoints of strangers: names, revisions, indices, and configurations with wrong values; one line each."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+
+from dissect.models.model import load_model
+from tests.unlearning.checkpoints.adapters import logits, refused, save_base
+from tests.unlearning.helpers import build_tiny_llama
+from unlearning.checkpoints.load import load_tokenizer, load_weights
+from unlearning.checkpoints.locate import check_files, locate_checkpoint, locate_offline, resolved_name, split_revision
+from unlearning.common.errors import InputError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("owner/name@main", ("owner/name", "main")),
+        ("owner/name@refs/pr/3", ("owner/name", "refs/pr/3")),
+        ("owner/na.me-1_2@" + COMMIT, ("owner/na.me-1_2", COMMIT)),
+        ("demo:base", ("demo:base", None)),
+        ("owner/name@", ("owner/name@", None)),
+        ("owner/name@two words", ("owner/name@two words", None)),
+    ],
+)
+def test_revisions_are_part_of_a_hub_id(name: str, parts: tuple[str, str | None]) -> None:
+    assert split_revision(name) == parts
+
+
+def test_a_revision_is_asked_for_and_its_commit_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    snapshot = save_base(tmp_path / "models--owner--name" / "snapshots" / COMMIT)
+    tokenizer.save_pretrained(snapshot)
+    asked: list[tuple[str, Any]] = []
+
+    def download(hub_id: str, *, revision: str | None, **_: Any) -> str:
+        asked.append((hub_id, revision))
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    assert load_model("owner/name@v1.0", device="cpu").name == f"owner/name@{COMMIT}"
+    assert locate_checkpoint("owner/name") == snapshot
+    assert asked == [("owner/name", "v1.0"), ("owner/name", None)]
+    assert resolved_name("demo:base", snapshot) == "demo:base"
+    assert resolved_name(str(snapshot), snapshot) == str(snapshot)
+    assert locate_offline("owner/name@v1.0") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "phrase"),
+    [
+        (RevisionNotFoundError, "owner/name has no revision v9; name a branch, a tag or a commit"),
+        (RepositoryNotFoundError, "the hub has no owner/name, or does not show it to you"),
+        (HfHubHTTPError, "the hub refused it: too many requests"),
+    ],
+)
+def test_what_the_hub_says_is_passed_on(
+    error: type[HfHubHTTPError], phrase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import httpx
+
+    def download(*_: Any, **__: Any) -> str:
+        raise error("too many requests\nmore", response=httpx.Response(429, request=httpx.Request("GET", "http://x")))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as raised:
+        locate_checkpoint("owner/name@v9")
+    assert str(raised.value).startswith("owner/name@v9: ") and phrase in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "nowhere", "a/b/c", "owner/name@", "demo:bas", "nobody:base", "a b/c"])
+def test_names_of_nothing_are_refused_without_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unlearning.checkpoints.locate._download", lambda name: pytest.fail(f"asked the hub: {name}"))
+    with pytest.raises(InputError, match=name.partition(":")[0].removeprefix(".")):
+        locate_checkpoint(name)
+
+
+@pytest.mark.parametrize(
+    ("values", "phrase"),
+    [
+        ({"hidden_size": "32"}, "hidden_size.*expected int"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps.*expected float"),
+        ({"rms_norm_eps": None}, "rms_norm_eps"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be at least 1, got -1"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, got 0"),
+        ({"num_attention_heads": 5}, "hidden size .32. is not a multiple"),
+        ({"vocab_size": -1}, "vocab_size must be at least 1, got -1"),
+        ({"rope_parameters": 5}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "spiral"),
+        ({"hidden_act": "wave"}, "wave"),
+        ({"model_type": "abacus"}, "abacus"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_is_the_configurations_fault_not_the_tokenizers(
+    values: dict[str, Any], phrase: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = save_base(tmp_path / "model")
+    tokenizer.save_pretrained(path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | values))
+    for stream in (False, True):
+        with pytest.raises(InputError, match=phrase) as error:
+            load_model(path, device="cpu", stream=stream)
+        assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+        assert "tokenizer" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{", "[" * 100_000, "\udcff", '"x"'])
+def test_a_configuration_that_is_none_is_refused(content: str, tmp_path: Path) -> None:
+    path = save_base(tmp_path / "model")
+    (path / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert refused(path) == f"{path / 'config.json'}: broken; copy it again"
+
+
+@pytest.mark.parametrize(
+    "weight_map", [{}, [], None, {"a": 5}, {"a": "../model.safetensors"}, {"a": "/etc/passwd"}, {"a": ["b"]}]
+)
+def test_a_broken_index_is_refused(weight_map: Any, tmp_path: Path) -> None:
+    path = save_base(tmp_path / "model")
+    (path / "model.safetensors").rename(path / "model-00001-of-00001.safetensors")
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert refused(path) == f"{path / 'model.safetensors.index.json'}: broken index; copy it again"
+
+
+def test_a_shard_that_the_index_names_must_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    build_tiny_llama().save_pretrained(path, max_shard_size="30KB")
+    shards = sorted(path.glob("*.safetensors"))
+    assert len(shards) > 1
+    content = load_file(shards[1])
+    shards[1].unlink()
+    assert refused(path) == f"{shards[1]}: missing, though model.safetensors.index.json names it; copy it again"
+    shards[1].symlink_to(tmp_path / "nowhere")  # of a hub's cache whose blob was removed
+    assert f"{shards[1]}: missing" in refused(path)
+    shards[1].unlink()
+    content.pop(next(iter(content)))  # the shard lacks one of its tensors
+    save_file(content, shards[1])
+    assert "1 missing keys in its weights" in refused(path)
+
+
+def test_links_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
+    blobs = save_base(tmp_path / "blobs")
+    snapshot = tmp_path / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    assert torch.equal(logits(load_weights(snapshot)), logits(load_weights(blobs)))
+
+
+def test_the_single_file_is_read_where_an_old_index_is_left(tmp_path: Path) -> None:
+    """As transformers does."""
+    path = save_base(tmp_path / "model")
+    (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    check_files(path)
+    assert torch.equal(logits(load_weights(path)), logits(build_tiny_llama()))
+
+
+def test_own_code_runs_only_if_it_is_trusted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = save_base(tmp_path / "model")
+    tokenizer.save_pretrained(path)
+    config = json.loads((path / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (path / "config.json").write_text(json.dumps(config | {"model_type": "own-type", "auto_map": own}))
+    (path / "own.py").write_text(
+        "from pathlib import Path\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "(Path(__file__).parent / 'ran').touch()\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own-type'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    for load in (load_weights, load_tokenizer):
+        with pytest.raises(InputError, match="its own code, which runs only if you set `trust_remote_code`"):
+            load(path)
+    assert type(load_weights(path, trust_remote_code=True)).__name__ == "OwnModel"
+
+
+def test_pickles_that_the_user_allowed_are_read_without_a_notice(tmp_path: Path) -> None:
+    path = save_base(tmp_path / "model")
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin", pickle_protocol=3)
+    (path / "model.safetensors").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(logits(load_weights(path, allow_pickle=True)), logits(build_tiny_llama()))
