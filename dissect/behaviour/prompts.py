@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from dissect.prompts.loading import load_prompts
+from dissect.prompts.loading import continuations, load_prompts
 from dissect.prompts.prompts import Prompt, Prompts
 from dissect.prompts.records import questions
 from unlearning.common.errors import InputError
 from unlearning.data.chat import chat_format
-from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, ConceptRecord, cut_continuation, has_questions
+from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, ConceptRecord, has_questions
+from unlearning.data.question_answer import label_of
 from unlearning.data.records import Record, read_records
 from unlearning.data.spans import encode_answer
 
@@ -110,7 +111,7 @@ def read_questions(
         sources: Files of the sets.
         tokenizer: Tokenizer of the models.
         reading: How to read the files.
-        answers_from: Base model, which writes the answers that a file lacks.
+        answers_from: Base model, which answers ConceptVectors' retain questions, and with `answers` base all questions.
 
     Returns:
         The sets.
@@ -122,7 +123,7 @@ def read_questions(
     true_answers = []
 
     def load(name: str, path: Path) -> Prompts:
-        if reading.answers == "given" and all(_has_answer(record) for record in read_records(path)):
+        if reading.answers == "given" and not any(map(has_questions, read_records(path))):
             true_answers.append(name)
         return load_prompts(
             path,
@@ -149,22 +150,18 @@ def read_questions(
     if texts := _completion_records(read_records(place), place):
         completion = encode(f"{place} (text_completion)", texts, Reading(limit=reading.limit))
     elif sources.completions is not None:
-        completion = load_prompts(
-            place, tokenizer, template="{question}", answers_from=answers_from, limit=reading.limit
-        )
+        completion = load_prompts(place, tokenizer, template="{question}", limit=reading.limit)
     return Questions(forget, {RETAIN: retain}, completion, tuple(true_answers))
-
-
-def _has_answer(record: Record) -> bool:
-    return isinstance(record.get("answer"), str)
 
 
 def _unrelated_records(records: Sequence[Record], path: Path) -> list[Record]:
     """Return the unrelated questions in ConceptVectors records, or an empty list for other records."""
     found = []
     for number, record in enumerate(records, start=1):
-        texts = ConceptRecord(record, f"{path}, record {number}").unrelated_questions if has_questions(record) else []
-        concept, name = str(record.get("Concept", number - 1)), record.get("id", number - 1)
+        where = f"{path}, record {number}"
+        texts = ConceptRecord(record, where).unrelated_questions if has_questions(record) else []
+        concept = label_of(record, "Concept", where, str(number - 1))
+        name = label_of(record, "id", where, str(number - 1))
         found += [
             {"question": text, "group": concept, "id": f"{name}-unrelated-{index}"} for index, text in enumerate(texts)
         ]
@@ -175,8 +172,10 @@ def _completion_records(records: Sequence[Record], path: Path) -> list[Record]:
     """Return the texts in two halves, several per ConceptVectors record or one per record, or an empty list."""
     found = []
     for number, record in enumerate(records, start=1):
-        texts = ConceptRecord(record, f"{path}, record {number}").halves
-        group, name = str(record.get("Concept", record.get("group", ""))), record.get("id", number - 1)
+        where = f"{path}, record {number}"
+        texts = ConceptRecord(record, where).halves
+        group = label_of(record, "Concept", where, label_of(record, "group", where))
+        name = label_of(record, "id", where, str(number - 1))
         for index, (first, second) in enumerate(texts):
             found.append({"prompt": first, "answer": second, "group": group, "id": f"{name}-text-{index}"})
     return found
@@ -186,30 +185,18 @@ def _encode(
     records: Sequence[Record], source: str, tokenizer: PreTrainedTokenizerBase, reading: Reading, model: "Model"
 ) -> Prompts:
     """Tokenise records that were extracted from a file, by default with the template of ConceptVectors."""
-    from unlearning.evaluation.generation import greedy_answers
-
     template = None if reading.chat else reading.template or NOTEBOOK_TEMPLATE
     chat = chat_format(tokenizer) if reading.chat else None
-    raw = list(questions(list(records), source, template, chat, verbatim_rows=False))[: reading.limit]
-    answers = [question.answer for question in raw]
-    unanswered = [index for index, answer in enumerate(answers) if answer is None]
-    written = greedy_answers(
-        model.hf,
-        tokenizer,
-        [raw[index].prompt for index in unanswered],
-        max_new_tokens=_ANSWER_TOKENS,
-        add_special_tokens=not reading.chat,
-    )
-    for index, text in zip(unanswered, written, strict=True):
-        answers[index] = cut_continuation(text)
-        if not answers[index]:
-            raise InputError(
-                f"{source}, prompt {raw[index].id}: {model.name} answers nothing to {raw[index].prompt[-60:]!r}"
-            )
+    has_answers = all("answer" in record for record in records)
+    raw = list(questions(list(records), source, template, chat, answers=has_answers))[: reading.limit]
+    if has_answers:
+        answers = [question.answer or "" for question in raw]
+    else:
+        answers = continuations(raw, tokenizer, model, _ANSWER_TOKENS, chat)
     items = []
     for question, answer in zip(raw, answers, strict=True):
         try:
-            span = encode_answer(tokenizer, question.prompt, answer or "", chat=chat)
+            span = encode_answer(tokenizer, question.prompt, answer, chat=chat)
         except InputError as error:
             raise InputError(f"{source}, prompt {question.id}: {error}") from None
         items.append(
@@ -217,11 +204,11 @@ def _encode(
                 id=question.id,
                 group=question.group,
                 prompt=question.prompt,
-                answer=answer or "",
+                answer=answer,
                 input_ids=tuple(span.input_ids),
                 answer_start=span.answer_start,
                 scored=range(span.answer_start - 1, len(span.input_ids) - 1),
             )
         )
     pad = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
-    return Prompts(items=tuple(items), scoring="answer", pad_token_id=int(pad), source=source)
+    return Prompts(items=tuple(items), scoring="answer", pad_token_id=int(pad), source=source, chat=chat)

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dissect.models.model import Model
-from dissect.prompts.chat import takes_special_tokens
 from dissect.prompts.prompts import Batch, Prompts
 from dissect.scoring.forward import scored_logits
 from dissect.scoring.recovery import answer_logprob, kl_from_base, per_example
@@ -60,7 +59,6 @@ def example_rows(
     """
     chosen = replace(prompts, items=tuple(prompts.items[index] for index in indices))
     (batch,) = chosen.batches(len(indices), padding_side="left")
-    special = takes_special_tokens(chosen, models.base.tokenizer)
 
     def said(model: Model) -> list[str]:
         return greedy_answers(
@@ -69,7 +67,7 @@ def example_rows(
             [item.prompt for item in chosen.items],
             max_new_tokens=max_new_tokens,
             batch_size=len(indices),
-            add_special_tokens=special,
+            chat=chosen.chat,
         )
 
     texts_base, base_logprobs = said(models.base), _logprobs(models.base, batch)

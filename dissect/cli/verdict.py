@@ -228,7 +228,7 @@ def _show_plan(data: Path, n_controls: int, margin: float | None, facts: int, ou
     from unlearning.common.terminal import write_json
     from unlearning.data.records import read_records
 
-    groups = [question.group for question in questions(read_records(data), data, None, None, verbatim_rows=False)]
+    groups = [question.group for question in questions(read_records(data), data, None, None, answers=False)]
     chosen = sorted(set(np.linspace(0, len(groups) - 1, min(facts, len(groups))).round().astype(int).tolist()))
     people = len(set(clusters([groups[index] for index in chosen])))
     rule = with_margin(frozen_rule(has_control=n_controls > 0), margin)

@@ -1,5 +1,6 @@
 """Load prompts from files and records."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,8 +10,9 @@ from dissect.prompts.notebook import notebook_prompts
 from dissect.prompts.prompts import Prompt, Prompts, Scoring, check_in_memory
 from dissect.prompts.records import Question, questions
 from unlearning.common.errors import InputError, check_at_least
-from unlearning.data.chat import chat_format
+from unlearning.data.chat import ChatFormat, chat_format
 from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, cut_continuation
+from unlearning.data.question_answer import check_template, unused_template
 from unlearning.data.records import read_records
 from unlearning.data.spans import encode_answer
 
@@ -34,15 +36,16 @@ def load_prompts(
 
     Args:
         path: A JSON list or JSON lines of `{"prompt", "answer"}` or `{"question", "answer"}` records (both with
-            optional `group`, `id` and distractors `wrong`, TOFU's `perturbed_answer`), or ConceptVectors' JSON with
-            the paper's prompts.
+            optional `group`, `id` and distractors `wrong`, TOFU's `perturbed_answer`; for other names of the answer see
+            `unlearning.data.question_answer.ANSWER_KEYS`), or ConceptVectors' JSON with the paper's prompts.
         tokenizer: The tokenizer of the pair.
         scoring: `answer` scores every answer token at the position that predicts it; `notebook` is the released
             notebooks' protocol with its flaws, for replication.
         template: Wrapping of a question, with `{question}`. By default `Question: {question}\nAnswer:`.
         chat: Wrap questions by the tokenizer's chat template instead.
-        answers: `given` takes the file's answers, `base` replaces them by greedy continuations of `answers_from`.
-        answers_from: The model that answers prompts without an answer, usually `pair.base`.
+        answers: `given` takes the file's answers, and every record must have one; `base` takes greedy continuations of
+            `answers_from` for all prompts, and `source` says so.
+        answers_from: The model that answers the prompts for `base`, usually `pair.base`.
         max_new_tokens: Length of its continuations, in tokens.
         limit: Use only the first N prompts.
 
@@ -50,9 +53,12 @@ def load_prompts(
         The prompts, in the order of the file.
 
     Raises:
-        InputError: The file cannot be read (the message names the line), a record lacks a field or has an empty
-            answer, the template has no `{question}`, the tokenizer has no chat template, or answers are missing and
-            no model is given.
+        InputError: The file cannot be read (the message names the line), a record lacks a field or its answer, the
+            template has no `{question}`, the chat template is missing or fails, or answers are to be the base's and no
+            model is given.
+
+    Warns:
+        UserWarning: `template` is not used for some records.
 
     Examples:
         >>> from dissect import load_pair, load_prompts
@@ -64,8 +70,8 @@ def load_prompts(
         >>> prompts.items[0].n_answer_tokens == len(prompts.items[0].scored)
         True
     """
-    if template is not None and "{question}" not in template:
-        raise InputError(f"`template` must contain {{question}}, got {template!r}")
+    if template is not None:
+        check_template(template)
     if chat and template is not None:
         raise InputError("`chat` and `template` both wrap the question; give only one of them")
     check_at_least("max_new_tokens", max_new_tokens, 1)
@@ -74,11 +80,19 @@ def load_prompts(
     if scoring == "notebook":
         if chat or template is not None:
             raise InputError("`scoring` notebook has its own prompt; leave out `chat` and `template`")
-        raw = list(questions(read_records(path), path, NOTEBOOK_TEMPLATE, None, verbatim_rows=answers == "given"))
-        return notebook_prompts(raw[:limit], tokenizer, str(path), answers_from, max_new_tokens)
+        given = answers == "given"
+        rows = questions(read_records(path), path, NOTEBOOK_TEMPLATE, None, verbatim_rows=given, answers=False)
+        model = None if given else _answering(answers_from)
+        return notebook_prompts(list(rows)[:limit], tokenizer, _source(path, answers), model, max_new_tokens)
     wrap = chat_format(tokenizer) if chat else None
-    raw = list(questions(read_records(path), path, template, wrap, verbatim_rows=False))[:limit]
-    texts = _answered(raw, tokenizer, answers, answers_from, max_new_tokens, chat=chat)
+    records = read_records(path)
+    if (unused := unused_template(records, template)) is not None:
+        warnings.warn(f"{path}: {unused}", stacklevel=2)
+    raw = list(questions(records, path, template, wrap, answers=answers == "given"))[:limit]
+    if answers == "given":
+        texts = [question.answer or "" for question in raw]
+    else:
+        texts = continuations(raw, tokenizer, _answering(answers_from), max_new_tokens, wrap)
     items = []
     for question, answer in zip(raw, texts, strict=True):
         try:
@@ -104,38 +118,61 @@ def load_prompts(
                 ),
             )
         )
-    return Prompts(items=tuple(items), scoring="answer", pad_token_id=_pad_token(tokenizer), source=str(path))
+    return Prompts(
+        items=tuple(items),
+        scoring="answer",
+        pad_token_id=_pad_token(tokenizer),
+        source=_source(path, answers),
+        chat=wrap,
+    )
 
 
-def _answered(
+def continuations(
     raw: list[Question],
     tokenizer: PreTrainedTokenizerBase,
-    answers: Literal["given", "base"],
-    model: "Model | None",
+    model: "Model",
     max_new_tokens: int,
-    *,
-    chat: bool,
+    chat: ChatFormat | None,
 ) -> list[str]:
-    open_questions = [i for i, question in enumerate(raw) if answers == "base" or question.answer is None]
-    texts = [question.answer or "" for question in raw]
-    if not open_questions:
-        return texts
-    if model is None:
-        raise InputError(
-            f"prompt {raw[open_questions[0]].id} has no answer; add answers, or give a model as `answers_from`"
-        )
+    """Let a model answer questions.
+
+    Args:
+        raw: The questions.
+        tokenizer: The tokenizer of the pair.
+        model: The model, usually the base.
+        max_new_tokens: Length of the answers, in tokens.
+        chat: Chat template that the questions were wrapped in, or None.
+
+    Returns:
+        Its greedy continuations, cut as `cut_continuation` does.
+
+    Raises:
+        InputError: The model is streamed, or answers nothing.
+    """
     check_in_memory(model, "generating answers")
     from unlearning.evaluation.generation import greedy_answers
 
-    prompts = [raw[i].prompt for i in open_questions]
-    continuations = greedy_answers(
-        model.hf, tokenizer, prompts, max_new_tokens=max_new_tokens, add_special_tokens=not chat
-    )
-    for i, continuation in zip(open_questions, continuations, strict=True):
-        texts[i] = cut_continuation(continuation)
-        if not texts[i]:
-            raise InputError(f"prompt {raw[i].id}: {model.name} gives an empty answer to {raw[i].prompt[-60:]!r}")
+    prompts = [question.prompt for question in raw]
+    said = greedy_answers(model.hf, tokenizer, prompts, max_new_tokens=max_new_tokens, chat=chat)
+    texts = [cut_continuation(text) for text in said]
+    for question, text in zip(raw, texts, strict=True):
+        if not text:
+            raise InputError(
+                f"prompt {question.id}: {model.name} gives an empty answer to {question.prompt[-60:]!r}; remove it, or "
+                "set `answers` to given"
+            )
     return texts
+
+
+def _answering(model: "Model | None") -> "Model":
+    if model is None:
+        raise InputError("`answers_from` is missing: with `answers` base give the model that answers")
+    return model
+
+
+def _source(path: str | Path, answers: Literal["given", "base"]) -> str:
+    """Return the file's name; runs record it."""
+    return str(path) if answers == "given" else f"{path} (answers: the base model's own)"
 
 
 def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:

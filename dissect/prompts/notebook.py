@@ -26,7 +26,7 @@ def notebook_prompts(
         raw: The questions, with the released rows and lengths where the file has them.
         tokenizer: The tokenizer of the pair.
         source: The file's name, for messages.
-        model: The model that answers the questions of groups without released rows.
+        model: The model that answers the questions of groups without released rows; None to refuse these.
         max_new_tokens: Length of its answers, in tokens.
 
     Returns:
@@ -48,7 +48,10 @@ def notebook_prompts(
         if all(rows[i] is not None and lengths[i] is not None for i in indices):
             continue
         if model is None:
-            raise InputError(f"{source}: no QA_with_answers to replicate; give a model as `answers_from`")
+            raise InputError(
+                f"{source}, prompt {raw[indices[0]].id}: no QA_with_answers and answers_tokens_num to replicate; set "
+                "`answers` to base, and the base model answers every prompt"
+            )
         prompts = [raw[i].prompt for i in indices]
         for i, (text, n_tokens) in zip(
             indices, _notebook_continuations(model, tokenizer, prompts, max_new_tokens), strict=True

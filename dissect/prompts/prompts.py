@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unlearning.common.errors import InputError
+from unlearning.data.chat import ChatFormat
 
 if TYPE_CHECKING:
     from dissect.models.model import Model
@@ -129,13 +130,15 @@ class Prompts:
         items: The prompts, in the order of their file.
         scoring: The protocol that they are scored by, `answer` or `notebook`.
         pad_token_id: The token that pads batches.
-        source: The file that they came from.
+        source: The file that they came from, and who answered them if not the file.
+        chat: Chat template that they were wrapped in; None for none. It brings its own special tokens.
     """
 
     items: tuple[Prompt, ...]
     scoring: Scoring
     pad_token_id: int
     source: str
+    chat: ChatFormat | None = None
 
     def __len__(self) -> int:
         """Return the number of prompts."""

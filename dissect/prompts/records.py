@@ -7,8 +7,8 @@ from pathlib import Path
 from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
 from unlearning.data.concept_vectors import ConceptRecord, has_questions, notebook_prompt
-from unlearning.data.question_answer import DEFAULT_TEMPLATE
-from unlearning.data.records import Record
+from unlearning.data.question_answer import ANSWER_KEYS, DEFAULT_TEMPLATE, answer_of, label_of, texts_of
+from unlearning.data.records import Record, keys_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Question:
         id: Identifier in result tables.
         group: The person, author or concept that the question is about, or "".
         prompt: Text before the answer.
-        answer: Text of the answer, or None where the file gives none.
+        answer: Text of the answer; None if answers are not read.
         row: ConceptVectors' prompt and continuation as one text, for the notebooks' protocol.
         n_answer_tokens: The released length of that continuation.
         wrong: The distractors that the file gives.
@@ -40,7 +40,8 @@ def questions(
     template: str | None,
     chat: ChatFormat | None,
     *,
-    verbatim_rows: bool,
+    verbatim_rows: bool = False,
+    answers: bool = True,
 ) -> Iterator[Question]:
     """Read records of any known format.
 
@@ -50,63 +51,83 @@ def questions(
         template: Wrapping of questions with `{question}`; None for each format's own.
         chat: The chat template that wraps questions instead, or None.
         verbatim_rows: Keep the released rows and lengths of ConceptVectors' JSON.
+        answers: Read the answers, which every record must have.
 
     Yields:
         The questions, in the order of the file.
 
     Raises:
-        InputError: A record lacks a field, an answer is empty, or a row does not belong to its question.
+        InputError: A record lacks a field, its answer is missing or empty, or a row does not belong to its question.
     """
     for number, record in enumerate(records, start=1):
+        where = f"{path}, record {number}"
         if has_questions(record):
-            yield from _concept_questions(record, path, number, template, chat, verbatim_rows)
+            yield from _concept_questions(record, where, number, template, chat, verbatim_rows, answers)
             continue
         text = record.get("prompt", record.get("question"))
         if not isinstance(text, str) or not text.strip():
-            keys = ", ".join(record) or "none"
-            raise InputError(f'{path}, record {number}: needs "prompt" or "question" with text; its keys are {keys}')
-        answer = record.get("answer")
-        if answer is not None and not isinstance(answer, str):
-            raise InputError(f"{path}, record {number}: the answer is {type(answer).__name__}, not text; quote it")
-        if answer is not None and not answer.strip():
-            raise InputError(f"{path}, record {number}: the answer is empty; remove the record or give an answer")
+            raise InputError(f'{where}: needs "prompt" or "question" with text; its keys are {keys_of(record)}')
         yield Question(
-            id=str(record.get("id", number - 1)),
-            group=str(record.get("group", "")),
+            id=label_of(record, "id", where, str(number - 1)),
+            group=label_of(record, "group", where),
             prompt=text if "prompt" in record and chat is None else _wrap(text, template, chat),
-            answer=answer,
-            wrong=_wrong_answers(record, path, number),
+            answer=_answer(record, where) if answers else None,
+            wrong=_wrong_answers(record, where),
         )
 
 
-def _wrong_answers(record: Record, path: str | Path, number: int) -> tuple[str, ...]:
+def _answer(record: Record, where: str) -> str:
+    """Return the answer of a record.
+
+    Args:
+        record: The record.
+        where: File and record, for messages.
+
+    Returns:
+        The answer.
+
+    Raises:
+        InputError: There is none; the message names the option that lets the base answer.
+    """
+    try:
+        return answer_of(record, where)
+    except InputError as error:
+        if any(isinstance(record.get(key), str) for key in ANSWER_KEYS):
+            raise
+        raise InputError(f"{error}; or set `answers` to base, and the base model answers every prompt") from None
+
+
+def _wrong_answers(record: Record, where: str) -> tuple[str, ...]:
     """Return a record's distractors, its `wrong` or, in TOFU's files, `perturbed_answer`."""
-    key = next((key for key in ("wrong", "perturbed_answer") if record.get(key) is not None), None)
-    answers = record[key] if key else []
-    if isinstance(answers, str):
-        answers = [answers]
-    if not isinstance(answers, list) or not all(isinstance(text, str) and text.strip() for text in answers):
-        raise InputError(f"{path}, record {number}: {key} must be a list of non-empty texts; correct or remove it")
-    return tuple(answers)
+    key = next((key for key in ("wrong", "perturbed_answer") if record.get(key) not in (None, "")), None)
+    return tuple(texts_of(record, key, where)) if key else ()
 
 
 def _concept_questions(
     record: Record,
-    path: str | Path,
+    where: str,
     number: int,
     template: str | None,
     chat: ChatFormat | None,
     verbatim_rows: bool,
+    with_answers: bool,
 ) -> Iterator[Question]:
     """Yield the questions of one ConceptVectors record (2406.11614; QA_with_answers is the Dissecting paper's)."""
-    concept = ConceptRecord(record, f"{path}, record {number}")
-    rows, lengths, answers = concept.questions_with_answers, concept.answer_lengths, concept.answers
+    concept = ConceptRecord(record, where)
+    rows, lengths = concept.questions_with_answers, concept.answer_lengths
+    answers = concept.answers if with_answers else None
+    name = label_of(record, "id", where, str(number - 1))
     for index, question in enumerate(concept.questions):
+        if with_answers and not (answers and answers[index]):
+            raise InputError(
+                f"{where}, question {index}: there is no answer under QA_with_answers; set `answers` to base, and the "
+                "base model answers every prompt"
+            )
         yield Question(
-            id=f"{record.get('id', number - 1)}-{index}",
+            id=f"{name}-{index}",
             group=str(number - 1) if concept.name is None else concept.name,
             prompt=notebook_prompt(question) if template is None and chat is None else _wrap(question, template, chat),
-            answer=(answers[index] or None) if answers else None,
+            answer=answers[index] if answers else None,
             row=rows[index] if rows is not None and verbatim_rows else None,
             n_answer_tokens=lengths[index] if lengths is not None and verbatim_rows else None,
         )

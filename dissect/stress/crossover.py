@@ -111,7 +111,7 @@ def crossover(case: Case, *, recipe: Recipe = RECIPE, curve: Sequence[int] = CUR
         >>> crossover(case).tables["permutation"]  # doctest: +SKIP
     """
     started = time.perf_counter()
-    questions = read_questions(case.forget.prompts.items)
+    questions = read_questions(case.forget.prompts.items, case.forget.prompts.chat)
     pairs = pair_groups(questions, seed=case.seed)
     facts = _with_partners(case, questions, pairs)
     scored: list[tuple[str, str, Mapping[str, Float[np.ndarray, " fact"]]]] = []

@@ -195,7 +195,7 @@ def deranged_lessons(prompts: Prompts, n: int, tokenizer: PreTrainedTokenizerBas
         InputError: There are fewer than three groups, or no answers that can be deranged and compared.
     """
     check_at_least("derangements", n, 1)
-    questions = read_questions(prompts.items)
+    questions = read_questions(prompts.items, prompts.chat)
     _check(questions)
     found = find_kinds(questions, seed=seed)
     drawn = [

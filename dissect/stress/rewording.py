@@ -22,7 +22,6 @@ from dataclasses import replace
 import numpy as np
 
 from dissect.models.model import Model
-from dissect.prompts.chat import takes_special_tokens
 from dissect.prompts.prompts import Prompt, Prompts
 from dissect.stress.core.case import Case, spread
 from dissect.stress.core.distractors import Facts, jaccard, words_of
@@ -159,13 +158,13 @@ class _Writer:
     def __init__(self, case: Case, facts: Facts) -> None:
         self.plain: list[Asked] = list(zip(facts.prompts.items, facts.distractors, strict=True))
         self._tokenizer = case.pair.tokenizer
-        self._special = takes_special_tokens(facts.prompts, self._tokenizer)
+        self._chat = facts.prompts.chat
         self._context = min(model.context for model in case.models.values())
 
     def rewritten(self, asked: Asked, text: str) -> Asked | None:
         """Return a fact with another text before its answers; None if that does not fit into the context."""
         item, distractors = asked
-        span = encode_answer(self._tokenizer, text, item.answer, add_special_tokens=self._special)
+        span = encode_answer(self._tokenizer, text, item.answer, chat=self._chat)
         if span.answer_start == 0:
             return None
         start = tuple(span.input_ids[: span.answer_start])

@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dissect.models.model import Model
-from dissect.prompts.chat import takes_special_tokens
 from dissect.stress.core.case import Case, spread
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.result import StressResult, value_rows
@@ -163,7 +162,6 @@ def answers_held(
     by_length: defaultdict[int, list[int]] = defaultdict(list)
     for index, (item, others) in enumerate(zip(facts.prompts.items, facts.distractors, strict=True)):
         by_length[max(one.n_answer_tokens for one in (item, *others))].append(index)
-    special = takes_special_tokens(facts.prompts, model.tokenizer)
     for length, indices in by_length.items():
         drawn = sampled_answers(
             model.hf,
@@ -174,7 +172,7 @@ def answers_held(
             seed=seed,
             max_new_tokens=length,
             batch_size=batch_size,
-            add_special_tokens=special,
+            chat=facts.prompts.chat,
         )
         for index, texts in zip(indices, drawn, strict=True):
             right[index] = _count(texts, facts.prompts.items[index].answer)

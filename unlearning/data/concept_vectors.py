@@ -60,7 +60,10 @@ class ConceptRecord:
     @property
     def name(self) -> str | None:
         """The concept's name; None if the record has none."""
-        return str(self.fields["Concept"]) if "Concept" in self.fields else None
+        name = self.fields.get("Concept")
+        if "Concept" in self.fields and not (isinstance(name, str) and name.strip()):
+            raise InputError(f"{self.where}: Concept must be the concept's name, got {type(name).__name__}")
+        return name
 
     @property
     def vector(self) -> tuple[int, int] | None:
@@ -78,7 +81,10 @@ class ConceptRecord:
     @property
     def questions(self) -> list[str]:
         """The questions about the concept, verbatim."""
-        return self._texts("QA", self.fields.get("QA"))
+        questions = self._texts("QA", self.fields.get("QA"))
+        if not questions:
+            raise InputError(f"{self.where}: QA is an empty list; give questions, or remove the record")
+        return questions
 
     @property
     def questions_with_answers(self) -> list[str] | None:
@@ -96,7 +102,10 @@ class ConceptRecord:
     @property
     def answer_lengths(self) -> list[int] | None:
         """Per question the number of tokens of the released continuation; None if the file has none."""
-        return self._per_question("answers_tokens_num")
+        lengths = self._per_question("answers_tokens_num")
+        if lengths is not None and not all(map(_is_index, lengths)):
+            raise InputError(f"{self.where}: answers_tokens_num must be a list of whole numbers")
+        return lengths
 
     @property
     def answers(self) -> list[str] | None:
@@ -135,7 +144,9 @@ class ConceptRecord:
     def article(self) -> str:
         """The encyclopedia article about the concept; empty if there is none."""
         article = self.fields.get("wikipedia_content")
-        return article if isinstance(article, str) else ""
+        if article is not None and not isinstance(article, str):
+            raise InputError(f"{self.where}: wikipedia_content must be text, got {type(article).__name__}")
+        return article or ""
 
     def _texts(self, key: str, values: Any) -> list[str]:
         if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
@@ -216,9 +227,9 @@ def find_concepts(data_dir: Path | None) -> dict[str, tuple[Record, Path]]:
     if not files:
         raise InputError(f"conceptvectors: no .json file in {directory}; put the concepts' file there")
     return {
-        str(record["Concept"]): (record, file)
+        ConceptRecord(record, f"{file}, record {number}").name or "": (record, file)
         for file in reversed(files)  # later entries win, and the first file is to win
-        for record in read_records(file)
+        for number, record in enumerate(read_records(file), start=1)
         if is_concept(record)
     }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from unlearning.common.errors import InputError
-from unlearning.data.records import Record, read_text
+from unlearning.data.records import Record, read_json, read_text
 from unlearning.data.spans import AnswerSpan, encode_answer
 
 # ConceptVectors' split: white space after a full stop or question mark that does not end an abbreviation.
@@ -42,7 +42,7 @@ def _whole_text(path: Path) -> str:
     if not text.strip():
         raise InputError(f"{path}: the file is empty; it should hold text")
     try:
-        first = json.loads(text.strip().split("\n", 1)[0])
+        first = read_json(text.strip().split("\n", 1)[0])
     except json.JSONDecodeError:
         return text
     if isinstance(first, dict):

@@ -1,12 +1,13 @@
 """Training examples from question-answer records, prompts with continuations, and documents."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
-from unlearning.data.records import Record, read_records
+from unlearning.data.records import Record, keys_of, read_records
 
 DEFAULT_TEMPLATE = "Question: {question}\nAnswer:"
 
@@ -14,6 +15,10 @@ QUESTION_KEYS = ("question", "instruction")
 """Keys of questions, which the template wraps; `prompt` is read verbatim."""
 
 ANSWER_KEYS = ("answer", "completion", "output", "response", "gt")
+"""Keys of answers, in both packages; the first that a record has counts."""
+
+
+_WRITTEN_LIST = re.compile(r"""\s*[\[(]\s*(["']).*\1\s*[\])]\s*""", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,7 @@ class Wrapping:
 
     def __post_init__(self) -> None:
         """Check the template."""
-        if "{question}" not in self.template:
-            raise InputError(
-                f"`template` must hold {{question}}, got {self.template!r}. Write for example {DEFAULT_TEMPLATE!r}"
-            )
+        check_template(self.template)
 
     def question(self, text: str) -> str:
         """Return the prompt of a question."""
@@ -67,6 +69,134 @@ class Wrapping:
     def prompt(self, text: str) -> str:
         """Return a prompt verbatim, or wrapped in the chat template."""
         return self.chat.prompt(text) if self.chat is not None and text else text
+
+
+def check_template(template: str) -> None:
+    """Check that a template can wrap questions.
+
+    Args:
+        template: Text around a question.
+
+    Raises:
+        InputError: It does not hold `{question}`, or is no text.
+    """
+    if "{question}" not in template:
+        raise InputError(f"`template` must hold {{question}}, got {template!r}. Write for example {DEFAULT_TEMPLATE!r}")
+    try:
+        template.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"`template` must be UTF-8 text, got {template!r}") from None
+
+
+def answer_of(record: Record, where: str) -> str:
+    """Return the answer of a record, under the first of `ANSWER_KEYS` that it has.
+
+    Args:
+        record: The record.
+        where: File and record, for messages.
+
+    Returns:
+        The answer, which is not empty.
+
+    Raises:
+        InputError: The record has none, or it is null, empty or no text.
+    """
+    key = next((key for key in ANSWER_KEYS if key in record), None)
+    if key is None:
+        some = ", ".join(f'"{name}"' for name in ANSWER_KEYS)
+        raise InputError(f"{where}: the answer is missing; give it under {some}. Its keys are {keys_of(record)}")
+    if record[key] is None:
+        raise InputError(f'{where}: "{key}" is null; give an answer. The keys are {keys_of(record)}')
+    answer = text_of(record, key, where)
+    if not answer.strip():
+        raise InputError(f"{where}: the answer is empty; remove the record or give an answer")
+    return answer
+
+
+def text_of(record: Record, key: str, where: str) -> str:
+    """Return the text under a key of a record.
+
+    Args:
+        record: The record.
+        key: The key, which it has.
+        where: File and record, for messages.
+
+    Returns:
+        The text.
+
+    Raises:
+        InputError: The value is no text.
+    """
+    value = record[key]
+    if not isinstance(value, str):
+        raise InputError(f'{where}: "{key}" must be text, got {type(value).__name__}; quote it')
+    return value
+
+
+def texts_of(record: Record, key: str, where: str) -> list[str]:
+    """Return the texts under a key of a record, such as its distractors.
+
+    Args:
+        record: The record.
+        key: The key, which it has.
+        where: File and record, for messages.
+
+    Returns:
+        The texts; one text alone is a list of one.
+
+    Raises:
+        InputError: The value is something else, a text is empty, or a list is written as one text, as in a CSV file.
+    """
+    values = record[key] if isinstance(record[key], list) else [record[key]]
+    if not all(isinstance(text, str) and text.strip() for text in values):
+        raise InputError(f"{where}: {key} must be a list of non-empty texts; correct or remove it")
+    if any(_WRITTEN_LIST.fullmatch(text) for text in values):
+        raise InputError(
+            f"{where}: {key} is a list that is written as text ({values[0][:40]!r}); write a JSON file with a list"
+        )
+    return values
+
+
+def label_of(record: Record, key: str, where: str, default: str = "") -> str:
+    """Return the text or number under a key of a record that names it, such as `id` or `group`.
+
+    Args:
+        record: The record.
+        key: The key.
+        where: File and record, for messages.
+        default: Label of a record without the key, or with null.
+
+    Returns:
+        The label.
+
+    Raises:
+        InputError: The value is something else.
+    """
+    value = record.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(f'{where}: "{key}" must be text or a number, got {type(value).__name__}')
+    return str(value)
+
+
+def unused_template(records: Sequence[Record], template: str | None) -> str | None:
+    """Return a sentence that says which records a template does not wrap.
+
+    Args:
+        records: The records.
+        template: The template that the user set; None for none.
+
+    Returns:
+        The sentence; None if the template wraps all records with a prompt or a question.
+    """
+    verbatim = sum("prompt" in record for record in records)
+    if template is None or not verbatim:
+        return None
+    return (
+        f"`template` is not used for {verbatim} of the {len(records)} records: their text is under `prompt`, which is "
+        "read as it is; under `question` it would be wrapped"
+    )
 
 
 def read_examples(path: str | Path, template: str = DEFAULT_TEMPLATE) -> list[Example]:
@@ -122,29 +252,19 @@ def examples_of(records: Iterable[Record], wrapping: Wrapping, *, source: str) -
 def _example(record: Record, wrapping: Wrapping, where: str) -> Example | None:
     question = next((key for key in QUESTION_KEYS if key in record), None)
     if "prompt" in record:
-        prompt = wrapping.prompt(_text(record, "prompt", where))
+        prompt = wrapping.prompt(text_of(record, "prompt", where))
     elif question is not None:
-        text = _text(record, question, where)
+        text = text_of(record, question, where)
+        if not text.strip():
+            raise InputError(f'{where}: "{question}" is empty; remove the record or give a question')
         if question == "instruction" and record.get("input"):
-            text = f"{text}\n\n{_text(record, 'input', where)}"
+            text = f"{text}\n\n{text_of(record, 'input', where)}"
         prompt = wrapping.question(text)
     elif "text" in record:
-        text = _text(record, "text", where)
+        text = text_of(record, "text", where)
         return Example(prompt="", answer=text) if text.strip() else None
     else:
-        keys = ", ".join(sorted(record)) or "none"
-        raise InputError(f'{where}: needs "question" or "prompt", and "answer", or "text"; its keys are {keys}')
-    key = next((key for key in ANSWER_KEYS if key in record), None)
-    if key is None:
-        raise InputError(f'{where}: "answer" is missing; its keys are {", ".join(sorted(record))}')
-    answer = _text(record, key, where)
-    if not answer.strip():
-        raise InputError(f"{where}: the answer is empty; remove the record or give an answer")
-    return Example(prompt=prompt, answer=answer)
-
-
-def _text(record: Record, key: str, where: str) -> str:
-    value = record[key]
-    if not isinstance(value, str):
-        raise InputError(f'{where}: "{key}" must be text, got {type(value).__name__}')
-    return value
+        raise InputError(
+            f'{where}: needs "question" or "prompt", and "answer", or "text"; its keys are {keys_of(record)}'
+        )
+    return Example(prompt=prompt, answer=answer_of(record, where))

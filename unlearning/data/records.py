@@ -1,6 +1,7 @@
 """Records from JSON, JSON lines, CSV or parquet, with errors that name the line or the record."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,11 @@ from unlearning.common.errors import InputError
 from unlearning.data.tables import read_csv, read_parquet
 
 Record = dict[str, Any]
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+MAX_DEPTH = 64
+"""Maximum number of lists and objects inside each other."""
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -20,23 +26,41 @@ def read_records(path: str | Path) -> list[Record]:
         One dictionary per record; of a CSV file all values are text.
 
     Raises:
-        InputError: The file is missing, empty or not UTF-8, or a line is broken (the message names it).
+        InputError: The file is missing, empty, no regular file, or not UTF-8; a line is broken; or a record is nested
+            too deep, has a key twice, or holds half a character (the message names line or record).
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory; name a .json or .jsonl file in it")
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
+    check_regular(path)
     if path.suffix.lower() in (".csv", ".tsv"):
         return read_csv(path)
     if path.suffix.lower() == ".parquet":
-        return read_parquet(path)
+        return _checked(read_parquet(path), f"{path}, record")
     text = read_text(path)
     if not text.strip():
         raise InputError(f"{path}: the file is empty; it must hold a JSON list or JSON lines")
     if text.lstrip().startswith("["):
         return _json_list(path, text)
     return _json_lines(path, text)
+
+
+def check_regular(path: Path) -> None:
+    """Check that a path is a regular file: to read a pipe or a device may wait for ever.
+
+    Args:
+        path: The path.
+
+    Raises:
+        InputError: There is no such file, it is something else, or its directory may not be read.
+    """
+    try:
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
+        if path.is_dir():
+            raise InputError(f"{path}: is a directory; name a .json or .jsonl file in it")
+        if not path.is_file():
+            raise InputError(f"{path}: is a pipe, a socket or a device; write its content to a file and name that")
+    except OSError as error:  # such as a name that is too long
+        raise InputError(f"{str(path)[:200]}: cannot be read: {error.strerror}") from None
 
 
 def read_text(path: Path) -> str:
@@ -49,57 +73,119 @@ def read_text(path: Path) -> str:
         The text.
 
     Raises:
-        InputError: The file is missing, not UTF-8, or cannot be read.
+        InputError: The file is missing, no regular file, not UTF-8, or cannot be read.
     """
+    check_regular(path)
     try:
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+def read_json(text: str) -> Any:
+    """Parse a JSON text from a stranger.
+
+    Args:
+        text: The text.
+
+    Returns:
+        Its value.
+
+    Raises:
+        json.JSONDecodeError: The text is not JSON; also if it is nested too deep, an object has a key twice, or a
+            number has thousands of digits.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise json.JSONDecodeError(f"nested deeper than {MAX_DEPTH} lists and objects", text, 0) from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        reason = "a number has thousands of digits" if "digits" in str(error) else str(error)
+        raise json.JSONDecodeError(reason, text, 0) from None
+
+
+def keys_of(record: Record) -> str:
+    """Return the keys of a record for a message; the first ones if there are many."""
+    keys = [str(key) if len(str(key)) <= 40 else f"{str(key)[:37]}..." for key in list(record)[:12]]
+    return ", ".join([*keys, "..."] if len(record) > 12 else keys) or "none"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Record:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f'"{twice[:40]}" is there twice')
+    return found
+
+
 def _json_list(path: Path, text: str) -> list[Record]:
     try:
-        values = json.loads(text)
+        values = read_json(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: broken JSON: {error.msg}") from None
     if not values:
         raise InputError(f"{path}: the list is empty")
-    return [_record(value, f"{path}, record {number}") for number, value in enumerate(values, start=1)]
+    return _checked(values, f"{path}, record")
 
 
 def _json_lines(path: Path, text: str) -> list[Record]:
-    records: list[Record] = []
+    values: list[Any] = []
     # Not str.splitlines, which also splits at separators that JSON allows inside a text, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = read_json(line)
         except json.JSONDecodeError as error:
-            if not records and _is_json(text):
+            if not values and _is_json(text):
                 raise InputError(
                     f"{path}: one JSON object over several lines; write a list of objects, or one object per line"
                 ) from None
             raise InputError(f"{path}, line {number}: broken JSON: {error.msg}") from None
-        records.append(_record(value, f"{path}, line {number}"))
-    return records
+        values += _checked([value], f"{path}, line", first=number)
+    return values
 
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        read_json(text)
     except json.JSONDecodeError:
         return False
     return True
 
 
-def _record(value: Any, where: str) -> Record:
-    if isinstance(value, str):
-        return {"text": value}
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: expected an object, got {type(value).__name__}")
-    return value
+def _checked(values: list[Any], place: str, *, first: int = 1) -> list[Record]:
+    """Return values as records, after a check of everything in them."""
+    records = []
+    for number, value in enumerate(values, start=first):
+        if not isinstance(value, dict | str):
+            raise InputError(f"{place} {number}: expected an object, got {type(value).__name__}")
+        if fault := _fault(value):
+            raise InputError(f"{place} {number}: {fault}")
+        records.append({"text": value} if isinstance(value, str) else value)
+    return records
+
+
+def _fault(value: Any) -> str:
+    """Return what no record may hold: half a surrogate pair, or too deep a nesting; empty if there is neither."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                # No text of a tokenizer or a file may hold one; `json` reads it from an escape such as \ud83d.
+                if not item.isascii() and (half := _SURROGATE.search(item)):
+                    return f"holds half a character (\\u{ord(half[0]):04x}), as a cut text does; write the whole one"
+            elif isinstance(item, dict):
+                below += [*item, *item.values()]
+            elif isinstance(item, list):
+                below += item
+        if not below:
+            return ""
+        level = below
+    return f"is nested deeper than {MAX_DEPTH} lists and objects"

@@ -11,7 +11,7 @@ from unlearning.data.alternates import match_alternates
 from unlearning.data.chat import ChatFormat
 from unlearning.data.documents import pack_sentences
 from unlearning.data.named import Found, data_directory, read_file, read_files
-from unlearning.data.question_answer import Example, Wrapping, examples_of
+from unlearning.data.question_answer import Example, Wrapping, examples_of, texts_of, unused_template
 from unlearning.data.records import Record
 
 NAMED: dict[str, Callable[[str, Path | None], Found]] = {
@@ -77,6 +77,8 @@ def read_training_data(
     if not examples:
         raise InputError(f"{source}: no example in it has any text; name other data")
     notes = list(found.notes)
+    if (unused := unused_template(found.records, template)) is not None:
+        notes.append(unused)
     if len(examples) < len(found.records):
         notes.append(f"{len(found.records) - len(examples)} of {len(found.records)} documents are empty and left out")
     if pack is not None:
@@ -116,7 +118,11 @@ def read_alternates(
             own answer as one (see `match_alternates`).
     """
     found = find_records(source, data_dir)
-    records = [alternate for record in found.records for alternate in _alternates(record)]
+    records = [
+        alternate
+        for number, record in enumerate(found.records, start=1)
+        for alternate in _alternates(record, f"{found.source}, record {number}")
+    ]
     alternates = examples_of(records, Wrapping(template or found.template, chat), source=found.source)
     return match_alternates(alternates, forget, source=str(source))
 
@@ -167,9 +173,8 @@ def _packed(examples: list[Example], longer_than: int) -> list[Example]:
     return packed
 
 
-def _alternates(record: Record) -> list[Record]:
+def _alternates(record: Record, where: str) -> list[Record]:
     key = next((key for key in ALTERNATE_KEYS if key in record), None)
     if key is None:
         return [record]
-    values = record[key] if isinstance(record[key], list) else [record[key]]
-    return [{**record, "answer": value} for value in values]
+    return [{**record, "answer": value} for value in texts_of(record, key, where)]

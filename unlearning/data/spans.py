@@ -10,6 +10,12 @@ from transformers import PreTrainedTokenizerBase
 from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
 
+_FIRST_LETTERS = ("A", "a", "1")
+"""Beginnings of answers, which may share a token with the white space before them."""
+
+_SPACES = 8
+"""Number of closing spaces that are looked at one by one."""
+
 
 @dataclass(frozen=True)
 class AnswerSpan:
@@ -53,6 +59,61 @@ def join_answer(prompt: str, answer: str, chat: ChatFormat | None = None) -> str
     return f"{prompt} {answer}"
 
 
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Tokenise a text; special tokens that it begins with already are not put in front of it a second time.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        text: The text.
+        add_special_tokens: Let the tokenizer add its special tokens.
+
+    Returns:
+        The tokens.
+    """
+    ids = list(tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
+    if not add_special_tokens:
+        return ids
+    added = 0  # tokens in front of every text, such as the beginning of a sequence
+    for mine, theirs in zip(tokenizer("")["input_ids"], ids, strict=False):
+        if mine != theirs:
+            break
+        added += 1
+    return ids[added:] if ids[:added] == ids[added : 2 * added] else ids
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: ChatFormat | None = None) -> list[int]:
+    """Tokenise a prompt that a model is to continue.
+
+    Where the white space that a prompt ends with would be a part of its answer's first token, as in `Answer: Oslo`, it
+    is left to the model. A chat template's closing white space stays.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: The prompt.
+        chat: Chat template that the prompt was wrapped in, or None.
+
+    Returns:
+        The tokens; the end-of-sequence token that some tokenizers close every text with is not among them.
+    """
+    if chat is not None:
+        return _open_ended(tokenizer, prompt, add_special_tokens=False)
+    bare = prompt.rstrip()
+    for end in range(len(prompt), max(len(bare), len(prompt) - _SPACES), -1):
+        ids = _open_ended(tokenizer, prompt[:end])
+        joint = [_open_ended(tokenizer, prompt + first)[: len(ids)] for first in _FIRST_LETTERS]
+        if all(found == ids for found in joint):
+            return ids
+    return _open_ended(tokenizer, bare or prompt)
+
+
+def _open_ended(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    ids = encode_text(tokenizer, text, add_special_tokens=add_special_tokens)
+    eos = tokenizer.eos_token_id
+    if len(ids) > 1 and ids[-1] == eos and not text.endswith(str(tokenizer.eos_token)):
+        return ids[:-1]
+    return ids
+
+
 def encode_answer(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
@@ -73,7 +134,8 @@ def encode_answer(
         answer: The answer.
         add_special_tokens: Let the tokenizer add its special tokens. In a chat the prompt holds them already, so none
             are added.
-        append_eos: End the answer with the end-of-sequence token; in a chat, with the template's end of a turn.
+        append_eos: End the answer with the end-of-sequence token; in a chat, with the template's end of a turn. An
+            answer that ends so already is left as it is.
         chat: Chat template that the prompt was wrapped in, or None.
 
     Returns:
@@ -84,13 +146,14 @@ def encode_answer(
     """
     if not answer.strip():
         raise InputError(f"the answer to {prompt[-60:]!r} is empty; remove the record or give an answer")
-    turn_end = ""
+    text, turn_end = join_answer(prompt, answer, chat), ""
     if chat is not None and prompt:
         add_special_tokens = False
         turn_end = chat.turn_end if append_eos else ""
-    text = join_answer(prompt, answer, chat) + turn_end
-    full = tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
-    before = tokenizer(prompt, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+    if not text.endswith(turn_end):
+        text += turn_end
+    full = encode_text(tokenizer, text, add_special_tokens=add_special_tokens)
+    before = encode_text(tokenizer, prompt, add_special_tokens=add_special_tokens)
     eos = tokenizer.eos_token_id
     # Some tokenizers close every text with the end-of-sequence token, which is not part of the answer.
     if full and full[-1] == eos and before and before[-1] == eos:
@@ -100,7 +163,7 @@ def encode_answer(
         if ours != theirs:
             break
         start += 1
-    if append_eos and not turn_end and eos is not None:
+    if append_eos and not turn_end and eos is not None and full[-1:] != [eos]:
         full = [*full, eos]
     if start >= len(full):
         raise InputError(f"the answer {answer!r} has no tokens of its own after {prompt[-60:]!r}")

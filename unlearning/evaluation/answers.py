@@ -60,7 +60,7 @@ def answer_matches(
         examples: Prompts and the answers to compare with.
         batch_size: Number of prompts at a time.
         max_new_tokens: Maximum number of tokens of an answer.
-        chat: Chat format of the prompts, if they have one; they hold their special tokens already.
+        chat: Chat template that the prompts were wrapped in, or None.
 
     Returns:
         `rouge` and `exact`, both 0 to 1; no `rouge` where no answer has a word.
@@ -72,8 +72,7 @@ def answer_matches(
         prompts,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-        add_special_tokens=chat is None,
-        turn_end="" if chat is None else chat.turn_end,
+        chat=chat,
     )
     pairs = list(zip(answers, examples, strict=True))
     recalls = [rouge_l_recall(answer, example.answer) for answer, example in pairs]

@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearning.common.errors import InputError
+from unlearning.data.chat import ChatFormat
+from unlearning.data.spans import encode_prompt
 
 
 def greedy_answers(
@@ -19,16 +23,14 @@ def greedy_answers(
     *,
     max_new_tokens: int = 30,
     batch_size: int = 64,
-    add_special_tokens: bool = True,
-    turn_end: str = "",
+    chat: ChatFormat | None = None,
     stop_texts: Sequence[str] = (),
 ) -> list[str]:
     """Return the greedy continuation of each prompt, without the prompt and without outer white space.
 
-    An answer ends at an end-of-sequence token (the tokenizer's, or one of the model's generation configuration), after
-    `max_new_tokens`, or at the end of the model's context. Batches are padded on the left, with positions counted from
-    each prompt's first token, so an answer does not depend on the other prompts (up to ties within rounding). If the
-    tokenizer closes every text with the end-of-sequence token, that token is removed from the prompt.
+    An answer ends where `answer_ends` says, after `max_new_tokens`, or at the end of the model's context. Batches are
+    padded on the left, with positions counted from each prompt's first token, so an answer does not depend on the other
+    prompts (up to ties within rounding). For the prompts' tokens see `unlearning.data.spans.encode_prompt`.
 
     Args:
         model: The model; it keeps its mode.
@@ -36,8 +38,7 @@ def greedy_answers(
         prompts: The prompts.
         max_new_tokens: Maximum number of tokens of an answer.
         batch_size: Number of prompts at a time.
-        add_special_tokens: Add the tokenizer's special tokens; False for prompts of a chat template, which hold them.
-        turn_end: Text that ends a chat's turn; ends an answer, too, if it is one token.
+        chat: Chat template that the prompts were wrapped in, or None.
         stop_texts: An answer ends before the first of these texts, such as "Question:".
 
     Returns:
@@ -46,23 +47,20 @@ def greedy_answers(
     Raises:
         InputError: A prompt has no tokens, or leaves no room for an answer.
     """
-    encoded = _encode(model, tokenizer, prompts, add_special_tokens)
-    stop = _stop_tokens(model, tokenizer)
-    ending = tokenizer(turn_end, add_special_tokens=False)["input_ids"] if turn_end else []
-    if len(ending) == 1:
-        stop |= set(ending)
+    encoded = _encode(model, tokenizer, prompts, chat)
+    ends = answer_ends(model, tokenizer, chat, stop_texts)
     answers = [""] * len(encoded)
     for places in _batches(encoded, batch_size):
         rows = _generate(
             model,
             [encoded[place] for place in places],
             _most_likely,
-            stop,
+            ends.tokens,
             max_new_tokens,
-            ended=_stops_at(tokenizer, stop_texts),
+            ended=_stops_at(tokenizer, ends.texts),
         )
         for place, row in zip(places, rows, strict=True):
-            answers[place] = _text(tokenizer, row, stop_texts)
+            answers[place] = _text(tokenizer, row, ends.texts)
     return answers
 
 
@@ -77,7 +75,7 @@ def sampled_answers(
     max_new_tokens: int = 200,
     stop_texts: Sequence[str] = (),
     batch_size: int = 64,
-    add_special_tokens: bool = True,
+    chat: ChatFormat | None = None,
     advance: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[list[str]]:
     """Return continuations drawn from the model's distribution, several per prompt; see `greedy_answers`.
@@ -95,7 +93,7 @@ def sampled_answers(
         max_new_tokens: Maximum number of tokens of a continuation.
         stop_texts: A continuation ends before the first of these texts, such as "Question:".
         batch_size: Number of continuations at a time.
-        add_special_tokens: Add the tokenizer's special tokens.
+        chat: Chat template that the prompts were wrapped in, or None.
         advance: Called with the numbers of finished and of all continuations.
 
     Returns:
@@ -104,9 +102,9 @@ def sampled_answers(
     Raises:
         InputError: A prompt has no tokens, or leaves no room for an answer.
     """
-    encoded = _encode(model, tokenizer, prompts, add_special_tokens)
+    encoded = _encode(model, tokenizer, prompts, chat)
     repeated = [ids for ids in encoded for _ in range(samples)]
-    stop = _stop_tokens(model, tokenizer)
+    ends = answer_ends(model, tokenizer, chat, stop_texts)
     answers = [""] * len(repeated)
     done = 0
     for places in _batches(repeated, batch_size):
@@ -115,21 +113,68 @@ def sampled_answers(
             model,
             [repeated[place] for place in places],
             _drawn_by(torch.from_numpy(np.stack(draws)).to(model.device), temperature),
-            stop,
+            ends.tokens,
             max_new_tokens,
-            ended=_stops_at(tokenizer, stop_texts),
+            ended=_stops_at(tokenizer, ends.texts),
         )
         for place, row in zip(places, rows, strict=True):
-            answers[place] = _text(tokenizer, row, stop_texts)
+            answers[place] = _text(tokenizer, row, ends.texts)
         done += len(places)
         advance(done, len(repeated))
     return [answers[first : first + samples] for first in range(0, len(repeated), samples)]
 
 
+@dataclass(frozen=True)
+class AnswerEnds:
+    """What ends an answer.
+
+    Attributes:
+        tokens: Tokens after which a model says nothing more.
+        texts: Texts before which an answer ends.
+    """
+
+    tokens: frozenset[int]
+    texts: tuple[str, ...]
+
+
+def answer_ends(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat | None = None,
+    stop_texts: Sequence[str] = (),
+) -> AnswerEnds:
+    """Return what ends an answer: the only place that decides it, for both packages.
+
+    Args:
+        model: The model; the end-of-sequence tokens of its generation configuration count.
+        tokenizer: Its tokenizer, whose end-of-sequence token counts.
+        chat: Chat template of the prompts, or None. The end of its turns counts: a checkpoint's generation
+            configuration often lacks it. Where that is several tokens, a special token at its beginning counts, or else
+            the text.
+        stop_texts: Texts that end an answer, such as "Question:".
+
+    Returns:
+        The tokens and the texts.
+    """
+    tokens = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    if configured is not None:
+        tokens |= set(configured) if isinstance(configured, list) else {configured}
+    texts = tuple(stop_texts)
+    turn_end = "" if chat is None else chat.turn_end.strip()
+    if turn_end:
+        ids = tokenizer(turn_end, add_special_tokens=False)["input_ids"]
+        if len(ids) == 1 or ids[0] in tokenizer.added_tokens_decoder:
+            tokens.add(ids[0])
+        else:
+            texts += (turn_end,)
+    return AnswerEnds(frozenset(tokens), texts)
+
+
 def _encode(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], add_special_tokens: bool
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], chat: ChatFormat | None
 ) -> list[list[int]]:
-    encoded = [_prompt_ids(tokenizer, prompt, add_special_tokens) for prompt in prompts]
+    encoded = [encode_prompt(tokenizer, prompt, chat) for prompt in prompts]
     limit = getattr(model.config, "max_position_embeddings", None)
     for number, ids in enumerate(encoded, start=1):
         if not ids:
@@ -190,28 +235,12 @@ def _drawn_by(uniform: Float[Tensor, "batch step"], temperature: float) -> Choic
     return choose
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, add_special_tokens: bool) -> list[int]:
-    ids = list(tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"])
-    eos = tokenizer.eos_token_id
-    if len(ids) > 1 and ids[-1] == eos and not prompt.endswith(str(tokenizer.eos_token)):
-        return ids[:-1]
-    return ids
-
-
-def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    stop = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    if configured is not None:
-        stop |= set(configured) if isinstance(configured, list) else {configured}
-    return stop
-
-
 @torch.no_grad()
 def _generate(
     model: PreTrainedModel,
     prompts: list[list[int]],
     choose: Choice,
-    stop: set[int],
+    stop: AbstractSet[int],
     max_new_tokens: int,
     ended: Callable[[list[int]], bool] = lambda _row: False,
 ) -> list[list[int]]:
@@ -228,7 +257,7 @@ def _continue(
     model: PreTrainedModel,
     prompts: list[list[int]],
     choose: Choice,
-    stop: set[int],
+    stop: AbstractSet[int],
     max_new_tokens: int,
     ended: Callable[[list[int]], bool],
 ) -> list[list[int]]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
+from unlearning.data.chat import chat_format
 from unlearning.data.question_answer import Example
 from unlearning.data.records import read_records
 from unlearning.evaluation.generation import sampled_answers
@@ -131,7 +132,7 @@ def _draw(
         max_new_tokens=options.max_new_tokens,
         stop_texts=STOP_TEXTS,
         batch_size=inputs.batch_size,
-        add_special_tokens=not inputs.training.chat,  # the chat template has added them
+        chat=chat_format(inputs.tokenizer, inputs.training.chat_date) if inputs.training.chat else None,
         advance=advance,
     )
     for (index, example), row in zip(lacking, answers, strict=True):

@@ -29,7 +29,6 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from dissect.models.model import Model
-from dissect.prompts.chat import chat_of
 from dissect.stress.core.case import Case
 from unlearning import Example
 from unlearning.common.errors import InputError, check_at_least
@@ -240,7 +239,7 @@ def spans_of(model: Model, examples: Sequence[Example], case: Case) -> list[Answ
         append_eos=tokenizer.eos_token_id is not None,
         max_length=min(MAX_LENGTH, model.context),
         too_long="cut",
-        chat=chat_of(case.forget.prompts.items[0], tokenizer),
+        chat=case.forget.prompts.chat,
     ).spans
 
 

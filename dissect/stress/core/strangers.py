@@ -87,6 +87,7 @@ def prompts_read_by(stranger: Model, prompts: Prompts) -> Prompts:
         items=tuple(_read(stranger, item) for item in prompts.items),
         pad_token_id=pad or 0,
         source=f"{prompts.source} read by {stranger.name}",
+        chat=None,
     )
     check_fits(stranger, read, "forget")
     return read

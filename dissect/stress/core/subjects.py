@@ -16,9 +16,9 @@ from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
 
-from dissect.prompts.chat import chat_of
 from dissect.prompts.prompts import Prompt
 from dissect.stress.core.distractors import normal, with_answer_of
+from unlearning.data.chat import ChatFormat
 from unlearning.data.spans import encode_answer
 
 SHARED = 0.5
@@ -44,6 +44,7 @@ class Questions:
             the subject's name.
         own: For each question, the right answers to all questions about its subject, and to the same text, in that
             form.
+        chat: Chat template that they were wrapped in, or None.
     """
 
     items: tuple[Prompt, ...]
@@ -52,6 +53,7 @@ class Questions:
     names: tuple[str, ...]
     answers: tuple[str, ...]
     own: tuple[frozenset[str], ...]
+    chat: ChatFormat | None = None
 
     def answer_to(self, index: int, other: int) -> str:
         """Return the answer to another question, as an answer to this one: with the name of this one's subject."""
@@ -62,7 +64,7 @@ class Questions:
         item, text = self.items[index], self.answer_to(index, other)
         if text == self.items[other].answer:
             return with_answer_of(item, self.items[other])
-        span = encode_answer(tokenizer, item.prompt, text, chat=chat_of(item, tokenizer))
+        span = encode_answer(tokenizer, item.prompt, text, chat=self.chat)
         return replace(
             item,
             answer=text,
@@ -73,11 +75,12 @@ class Questions:
         )
 
 
-def read_questions(items: Sequence[Prompt]) -> Questions:
+def read_questions(items: Sequence[Prompt], chat: ChatFormat | None = None) -> Questions:
     """Find the subjects of questions.
 
     Args:
         items: Questions with their answers.
+        chat: Chat template that they were wrapped in, or None.
 
     Returns:
         The questions with what their texts tell.
@@ -131,6 +134,7 @@ def read_questions(items: Sequence[Prompt]) -> Questions:
             frozenset(same[subject] | same[f"\0text {item.prompt}"])
             for item, subject in zip(items, subjects, strict=True)
         ),
+        chat=chat,
     )
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from dissect.models.model import Model
-from dissect.prompts.chat import takes_special_tokens
 from dissect.stress.core.distractors import Facts
 from unlearning.evaluation.generation import greedy_answers
 
@@ -41,7 +40,7 @@ def answer_texts(model: Model, facts: Facts, *, batch_size: int = 64) -> list[st
         [item.prompt for item in prompts.items],
         max_new_tokens=max(item.n_answer_tokens for item in prompts.items) + ROOM,
         batch_size=batch_size,
-        add_special_tokens=takes_special_tokens(prompts, model.tokenizer),
+        chat=prompts.chat,
         stop_texts=("\n",),
     )
 

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 
 from dissect.models.model import Model
-from dissect.prompts.chat import chat_of
 from dissect.prompts.prompts import Prompt
 from dissect.stress.core.case import Case
 from dissect.stress.core.distractors import Facts, with_distractors
@@ -80,7 +79,7 @@ def facts_of(people: Sequence[InventedPerson], case: Case) -> Facts:
         The facts with distractors.
     """
     tokenizer = case.pair.tokenizer
-    chat = chat_of(case.forget.prompts.items[0], tokenizer)
+    chat = case.forget.prompts.chat
     items = []
     for person in people:
         for number, (prompt, answer) in enumerate(person.facts):
@@ -164,7 +163,7 @@ def _kept_texts(case: Case, n: int) -> list[Example]:
         asked,
         max_new_tokens=longest,
         batch_size=case.batch_size,
-        add_special_tokens=chat_of(case.forget.prompts.items[0], tokenizer) is None,
+        chat=case.forget.prompts.chat,
     )
     kept = [Example(prompt, answer) for prompt, answer in zip(asked, said, strict=True) if answer.strip()]
     if case.retain is not None:

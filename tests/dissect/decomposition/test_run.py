@@ -149,7 +149,9 @@ def test_the_control_is_decomposed_as_if_it_were_unlearned(pair: ModelPair, prom
 def test_notebook_scoring_scores_the_last_positions_and_groups(pair: ModelPair, tmp_path: Path) -> None:
     records = [{"question": record["prompt"], "group": record["group"]} for record in RECORDS]
     path = save_records(tmp_path / "p.json", records)
-    prompts = load_prompts(path, pair.tokenizer, scoring="notebook", answers_from=pair.base, max_new_tokens=12)
+    prompts = load_prompts(
+        path, pair.tokenizer, scoring="notebook", answers="base", answers_from=pair.base, max_new_tokens=12
+    )
     result = decompose(pair, prompts, sites="mlp_out", control=None, progress=False)
     assert result.frame["n_answer_tokens"].tolist()[: len(RECORDS)] == [item.n_answer_tokens for item in prompts.items]
     last = result.positions.groupby("example_index").tail(1)

@@ -83,7 +83,9 @@ def batches_of(kind: str, folder: Path, pair: ModelPair) -> tuple[Prompts, list[
         return prompts, prompts.batches(3, padding_side="left" if kind == "left" else "right")
     questions = [{"question": record["prompt"], "group": record["group"]} for record in RECORDS]
     path = save_records(folder / "questions.json", questions)
-    prompts = load_prompts(path, pair.tokenizer, scoring="notebook", answers_from=pair.base, max_new_tokens=20)
+    prompts = load_prompts(
+        path, pair.tokenizer, scoring="notebook", answers="base", answers_from=pair.base, max_new_tokens=20
+    )
     return prompts, prompts.batches(1)
 
 

@@ -30,6 +30,7 @@ from tests.dissect.helpers import (
     change_weights,
     save_records,
 )
+from unlearning.common.errors import InputError
 
 SITES = {"mlp_coef": ("mlp_coef",), "attn_out": ("attn_out",), "mlp_coef+attn_out": ("mlp_coef", "attn_out")}
 CONCEPTS = {
@@ -97,7 +98,8 @@ def assert_same_numbers(
     pair: ModelPair, path: Path, concepts: dict[str, tuple[list[str], list[int]]], *, answers_from: Model | None
 ) -> None:
     tokenizer = notebook_tokenizer(pair.tokenizer)
-    prompts = load_prompts(path, pair.tokenizer, scoring="notebook", answers_from=answers_from)
+    answers: Any = "given" if answers_from is None else "base"
+    prompts = load_prompts(path, pair.tokenizer, scoring="notebook", answers=answers, answers_from=answers_from)
     assert [item.n_answer_tokens for item in prompts.items] == [n for _, ns in concepts.values() for n in ns]
     result = patch(pair, prompts, window=3, control=None, progress=False)
     expected = notebook_krs(pair.base.hf, pair.unlearned.hf, tokenizer, concepts, half=1)
@@ -178,7 +180,9 @@ def test_answers_that_end_early_shorten_the_notebooks_length(filler: int, tmp_pa
     ended = [n < 30 - pad for n, pad in zip(lengths, pads, strict=True)]
     assert any(ended) == (filler == 0)
     path = save_records(tmp_path / "p.json", [{"question": question, "group": "Cleo"} for question in questions])
-    prompts = load_prompts(path, pair.tokenizer, scoring="notebook", answers_from=pair.base)
+    with pytest.raises(InputError, match="prompt 0: no QA_with_answers .* set `answers` to base"):
+        load_prompts(path, pair.tokenizer, scoring="notebook", answers_from=pair.base)
+    prompts = load_prompts(path, pair.tokenizer, scoring="notebook", answers="base", answers_from=pair.base)
     assert [item.n_answer_tokens for item in prompts.items] == lengths
     assert [list(item.input_ids) for item in prompts.items] == [tokenizer(row)["input_ids"] for row in rows]
 

@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerFast
 import dissect
 from dissect import load_prompts
 from dissect.models.model import Model
-from dissect.prompts.chat import chat_of, takes_special_tokens
 from dissect.prompts.prompts import Prompts
 from tests.dissect.helpers import RECORDS, build_model, build_pair, build_tokenizer, save_records
 from unlearning.common.errors import InputError
+from unlearning.data.chat import chat_format
 from unlearning.data.concept_vectors import cut_continuation
+from unlearning.data.question_answer import ANSWER_KEYS, read_examples
 
 TOKENIZER = build_tokenizer()
 
@@ -120,7 +121,8 @@ def test_questions_are_wrapped_and_prompts_are_not(tmp_path: Path) -> None:
     ]
     path = save_records(tmp_path / "p.json", records)
     assert [item.prompt for item in load_prompts(path, TOKENIZER).items] == ["Question: Who?\nAnswer:", "Who?"]
-    wrapped = load_prompts(path, TOKENIZER, template="Q {question} A")
+    with pytest.warns(UserWarning, match="`template` is not used for 1 of the 2 records"):
+        wrapped = load_prompts(path, TOKENIZER, template="Q {question} A")
     assert [item.prompt for item in wrapped.items] == ["Q Who? A", "Who?"]
     assert [item.id for item in wrapped.items] == ["0", "1"]
     assert [item.group for item in wrapped.items] == ["", ""]
@@ -136,9 +138,8 @@ def test_the_chat_template_wraps_without_a_second_bos(tmp_path: Path) -> None:
     )
     path = save_records(tmp_path / "p.json", [{"question": "Who?", "answer": "Ada Brook"}])
     wrapped, plain = load_prompts(path, tokenizer, chat=True), load_prompts(path, tokenizer)
-    assert takes_special_tokens(plain, tokenizer) and not takes_special_tokens(wrapped, tokenizer)
     (item,) = wrapped.items
-    assert chat_of(plain.items[0], tokenizer) is None and chat_of(item, tokenizer) is not None
+    assert plain.chat is None and wrapped.chat == chat_format(tokenizer)
     assert item.prompt == "<bos>[user] Who?\n[assistant] "
     assert item.input_ids.count(tokenizer.bos_token_id) == 1
     assert tokenizer.decode(item.input_ids) == "<bos>[user] Who?\n[assistant] Ada Brook"
@@ -245,15 +246,26 @@ def test_the_bases_own_answers_are_its_greedy_continuations(family: str, tmp_pat
     assert [item.answer for item in given.items] == [record["answer"] for record in RECORDS]
 
 
-def test_only_missing_answers_are_asked_of_the_base(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [{}, {"answers": "Ada"}, {"answer": None}, {"completion": None}])
+def test_the_base_answers_only_when_it_is_asked_to(tmp_path: Path, lost: dict[str, Any]) -> None:
     hf = build_model("llama", vocab_size=len(TOKENIZER), tied=False, dtype=torch.float64)
     model = Model.wrap(hf, TOKENIZER, name="base")
-    path = save_records(tmp_path / "p.json", [{"prompt": "Who was", "answer": "Ada"}, {"prompt": "Where was Ada"}])
-    prompts = load_prompts(path, TOKENIZER, answers_from=model, max_new_tokens=5)
-    expected = cut_continuation(slow_greedy(model, "Where was Ada", 5))
-    assert [item.answer for item in prompts.items] == ["Ada", expected]
-    with pytest.raises(InputError, match="prompt 1 has no answer"):
-        load_prompts(path, TOKENIZER)
+    path = save_records(tmp_path / "p.json", [{"prompt": "Who was", "answer": "Ada"}, {"prompt": "Where", **lost}])
+    with pytest.raises(InputError, match=f"p.json, record 2: .*keys are prompt{''.join(f', {key}' for key in lost)}"):
+        load_prompts(path, TOKENIZER, answers_from=model)
+    prompts = load_prompts(path, TOKENIZER, answers="base", answers_from=model, max_new_tokens=5)
+    expected = [cut_continuation(slow_greedy(model, prompt, 5)) for prompt in ("Who was", "Where")]
+    assert [item.answer for item in prompts.items] == expected
+    assert "base model's own" in prompts.source and prompts.source.startswith(str(path))
+    with pytest.raises(InputError, match="`answers_from`"):
+        load_prompts(path, TOKENIZER, answers="base")
+
+
+@pytest.mark.parametrize("key", ANSWER_KEYS)
+def test_both_packages_read_an_answer_under_the_same_names(tmp_path: Path, key: str) -> None:
+    path = save_records(tmp_path / "p.json", [{"question": "Where was Ada?", key: "Oslo"}])
+    (scored,), (trained,) = load_prompts(path, TOKENIZER).items, read_examples(path)
+    assert (scored.prompt, scored.answer) == (trained.prompt, trained.answer)
 
 
 def test_the_base_answers_a_chat_prompt_that_begins_once(tmp_path: Path) -> None:

@@ -351,7 +351,11 @@ def test_identical_models_have_no_recovery_and_say_so(family: str, scoring: str,
         prompts = load_prompts(save_records(tmp_path / "p.json", RECORDS), pair.tokenizer)
     else:
         prompts = load_prompts(
-            save_records(tmp_path / "p.json", records), pair.tokenizer, scoring="notebook", answers_from=pair.base
+            save_records(tmp_path / "p.json", records),
+            pair.tokenizer,
+            scoring="notebook",
+            answers="base",
+            answers_from=pair.base,
         )
     result = patch(pair, prompts, window=1, control=pair.unlearned, progress=False)
     assert set(result.arms) == {"main", "control"}

@@ -43,9 +43,8 @@ def test_the_date_is_the_one_that_is_given(template: str) -> None:
     tokenizer = build_tokenizer(chat_template=template)
     assert "26 Jul 2024" in chat_format(tokenizer).prompt(QUESTION)
     assert "05 May 2021" in chat_format(tokenizer, "05 May 2021").prompt(QUESTION)
-    unknown = build_tokenizer(chat_template=template + "{{ strftime_now(messages[0]['content']) }}")
-    with pytest.raises(InputError, match="`chat`.*date function"):
-        chat_format(unknown)
+    day = build_tokenizer(chat_template="{% set form = '%j' %}{{ strftime_now(form) }}" + template)
+    assert chat_format(day, "05 May 2021").prompt(QUESTION).startswith("125")
     with pytest.raises(InputError, match="`chat_date`.*'2024-07-26'"):
         chat_format(tokenizer, "2024-07-26")
 
@@ -85,7 +84,7 @@ def test_what_cannot_chat_is_refused() -> None:
     refusing = build_tokenizer(chat_template="{{ raise_exception('only systems\nmay speak') }}")
     with pytest.raises(InputError) as error:
         chat_format(refusing)
-    assert "refuses a question (only systems)" in str(error.value) and "\n" not in str(error.value)
+    assert "refuses a question (only systems may speak)" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)

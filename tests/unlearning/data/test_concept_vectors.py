@@ -35,10 +35,11 @@ def test_every_key_is_read() -> None:
 
 
 def test_a_record_needs_only_the_keys_that_are_read() -> None:
-    concept = ConceptRecord({"QA": []}, "here")
+    concept = ConceptRecord({"QA": ["Who?"]}, "here")
     assert concept.name is None and concept.vector is None and concept.answers is None
     assert concept.answer_lengths is None and concept.article == ""
-    assert concept.questions == concept.unrelated_questions == concept.first_halves == concept.halves == []
+    assert concept.questions == ["Who?"]
+    assert concept.unrelated_questions == concept.first_halves == concept.halves == []
     assert ConceptRecord({"First_half": "a", "Second_half": "b"}, "here").halves == [("a", "b")]
 
 
@@ -47,6 +48,12 @@ def test_a_record_needs_only_the_keys_that_are_read() -> None:
     [
         ({"QA": "Who?"}, "questions", "QA"),
         ({"QA": [1]}, "questions", "QA"),
+        *(({"QA": value}, "questions", "QA") for value in (None, [], {}, 7, [["Who?"]], ["Who?", None])),
+        ({"Concept": ["Ada"]}, "name", "Concept"),
+        ({"Concept": None}, "name", "Concept"),
+        ({"answers_tokens_num": ["4", 9]}, "answer_lengths", "answers_tokens_num"),
+        ({"answers_tokens_num": [4.5, True]}, "answer_lengths", "answers_tokens_num"),
+        ({"wikipedia_content": ["Ada"]}, "article", "wikipedia_content"),
         ({"QA_with_answers": ["one"]}, "answers", "QA_with_answers"),
         ({"QA_with_answers": [1, 2]}, "answers", "QA_with_answers"),
         ({"QA_with_answers": ["Question: other", "text"]}, "answers", "question 0: QA_with_answers"),

@@ -236,7 +236,7 @@ def test_real_concepts_are_read_as_dissect_reads_them() -> None:
     from unlearning.data.records import read_records
 
     (path,) = (REAL_DATA / "conceptvectors").glob("*.json")
-    asked = list(questions(read_records(path), path, None, None, verbatim_rows=False))
+    asked = list(questions(read_records(path), path, None, None))
     expected = {Example(question.prompt, str(question.answer)) for question in asked}
     examples = read_training_data("conceptvectors:qa", data_dir=REAL_DATA).examples
     assert set(examples) == expected and len(examples) == len(asked) == 100

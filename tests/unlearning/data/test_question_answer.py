@@ -31,7 +31,12 @@ def test_json_lines_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"question": "Who?"}, 'record 2: "answer" is missing'),
+        ({"question": "Who?"}, 'record 2: the answer is missing; give it under "answer", "completion"'),
+        (
+            {"question": "Who?", "answer": None},
+            'record 2: "answer" is null; give an answer. The keys are question, answer',
+        ),
+        ({"question": " ", "answer": "Ada"}, 'record 2: "question" is empty'),
         ({"answer": "Ada"}, 'record 2: needs "question" or "prompt"'),
         ({"question": "Who?", "answer": "  "}, "record 2: the answer is empty"),
         ({"question": 3, "answer": "Ada"}, 'record 2: "question" must be text, got int'),

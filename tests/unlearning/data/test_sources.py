@@ -65,7 +65,7 @@ def test_an_unknown_name_is_refused(source: str, message: str) -> None:
 def test_columns_that_say_nothing_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("frage,antwort\nWho?,Ines\n")
     with pytest.raises(
-        InputError, match='a.csv, record 1: needs "question" or "prompt", .* its keys are antwort, frage'
+        InputError, match='a.csv, record 1: needs "question" or "prompt", .* its keys are frage, antwort'
     ):
         read_training_data(tmp_path / "a.csv")
     (tmp_path / "a.csv").write_text("question,answer\nWho?,Ines\nWhere?\n")

@@ -111,8 +111,7 @@ def _texts(subject: Subject, asked: Sequence[Asked], chat: ChatFormat | None, ma
             unanswered,
             max_new_tokens=max_new_tokens,
             batch_size=max(1, len(unanswered)),
-            add_special_tokens=chat is None,
-            turn_end="" if chat is None else chat.turn_end,
+            chat=chat,
         )
     )
     return [next(written) if one.text is None else one.text for one in asked]

@@ -162,8 +162,7 @@ def _generated(subject: Subject, wrapping: Wrapping, max_new_tokens: int, asked:
         [wrapping.question(question) for question in asked],
         max_new_tokens=max_new_tokens,
         batch_size=len(asked),
-        add_special_tokens=wrapping.chat is None,
-        turn_end="" if wrapping.chat is None else wrapping.chat.turn_end,
+        chat=wrapping.chat,
     )
 
 
