@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -109,4 +110,5 @@ def cut_document(
     if len(tokens) - starts[-1] == 1:
         starts[-1] -= 1
     pieces = [tokens[start:end] for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True)]
-    return [AnswerSpan(input_ids=[*prefix, *piece], answer_start=len(prefix)) for piece in pieces]
+    spans = [AnswerSpan(input_ids=[*prefix, *piece], answer_start=len(prefix)) for piece in pieces]
+    return [*spans[:-1], replace(spans[-1], n_closing=whole.n_closing)]

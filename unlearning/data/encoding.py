@@ -1,7 +1,7 @@
 """Tokenise examples, and count everything that is cut or left out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -123,4 +123,4 @@ def _fitted(
             f"{name} has a prompt of {span.answer_start} tokens, which leaves no answer within `max_length` "
             f"{max_length}; raise `max_length` or set `too_long` to skip"
         )
-    return [replace(span, input_ids=span.input_ids[:max_length])], n_tokens - max_length
+    return [span.cut(max_length)], n_tokens - max_length

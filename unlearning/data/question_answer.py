@@ -1,6 +1,5 @@
 """Training examples from question-answer records, prompts with continuations, and documents."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,6 @@ QUESTION_KEYS = ("question", "instruction")
 
 ANSWER_KEYS = ("answer", "completion", "output", "response", "gt")
 """Keys of answers, in both packages; the first that a record has counts."""
-
-
-_WRITTEN_LIST = re.compile(r"""\s*[\[(]\s*(["']).*\1\s*[\])]\s*""", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -150,11 +146,18 @@ def texts_of(record: Record, key: str, where: str) -> list[str]:
     values = record[key] if isinstance(record[key], list) else [record[key]]
     if not all(isinstance(text, str) and text.strip() for text in values):
         raise InputError(f"{where}: {key} must be a list of non-empty texts; correct or remove it")
-    if any(_WRITTEN_LIST.fullmatch(text) for text in values):
+    if any(map(_is_written_list, values)):
         raise InputError(
             f"{where}: {key} is a list that is written as text ({values[0][:40]!r}); write a JSON file with a list"
         )
     return values
+
+
+def _is_written_list(text: str) -> bool:
+    """Return whether a text is a list of quoted texts, as JSON or Python write it."""
+    text = text.strip()
+    inside = text.strip("[] \n\t,")
+    return text.startswith("[") and text.endswith("]") and inside[:1] in ('"', "'") and inside[-1:] == inside[:1]
 
 
 def label_of(record: Record, key: str, where: str, default: str = "") -> str:

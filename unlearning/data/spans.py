@@ -4,14 +4,18 @@ Training, evaluation and `dissect` all find the boundary here, so that the token
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
 from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
 
-_FIRST_LETTERS = ("A", "a", "1")
-"""Beginnings of answers, which may share a token with the white space before them."""
+_MARKS = {" ": "Ġ▁ ", "\n": "Ċ\n", "\t": "ĉ\t"}
+"""How vocabularies write white space at the beginning of a token."""
+
+_PROBES = 6
+"""Number of answers that are tried after white space."""
 
 _SPACES = 8
 """Number of closing spaces that are looked at one by one."""
@@ -25,15 +29,27 @@ class AnswerSpan:
         input_ids: The tokens of prompt and answer together.
         answer_start: Index of the answer's first token. A token that holds the end of the prompt and the beginning of
             the answer counts as the answer's.
+        n_closing: Number of tokens at the end that were put there to close the answer (end of sequence, or end of a
+            chat's turn) and are no part of its text.
     """
 
     input_ids: list[int]
     answer_start: int
+    n_closing: int = 0
 
     @property
     def n_answer_tokens(self) -> int:
         """Number of tokens of the answer."""
         return len(self.input_ids) - self.answer_start
+
+    def cut(self, length: int) -> "AnswerSpan":
+        """Return the span without the tokens after the first `length`."""
+        lost = max(0, len(self.input_ids) - length)
+        return AnswerSpan(self.input_ids[:length], self.answer_start, max(0, self.n_closing - lost))
+
+    def without_closing(self) -> "AnswerSpan":
+        """Return the span without the tokens that close the answer."""
+        return self.cut(len(self.input_ids) - self.n_closing)
 
 
 def join_answer(prompt: str, answer: str, chat: ChatFormat | None = None) -> str:
@@ -81,7 +97,9 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_to
     return ids[added:] if ids[:added] == ids[added : 2 * added] else ids
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: ChatFormat | None = None) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, chat: ChatFormat | None = None, *, verbatim: bool = False
+) -> list[int]:
     """Tokenise a prompt that a model is to continue.
 
     Where the white space that a prompt ends with would be a part of its answer's first token, as in `Answer: Oslo`, it
@@ -91,19 +109,29 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: ChatFor
         tokenizer: The model's tokenizer.
         prompt: The prompt.
         chat: Chat template that the prompt was wrapped in, or None.
+        verbatim: Keep all closing white space.
 
     Returns:
         The tokens; the end-of-sequence token that some tokenizers close every text with is not among them.
     """
-    if chat is not None:
-        return _open_ended(tokenizer, prompt, add_special_tokens=False)
+    if chat is not None or verbatim:
+        return _open_ended(tokenizer, prompt, add_special_tokens=chat is None)
     bare = prompt.rstrip()
     for end in range(len(prompt), max(len(bare), len(prompt) - _SPACES), -1):
         ids = _open_ended(tokenizer, prompt[:end])
-        joint = [_open_ended(tokenizer, prompt + first)[: len(ids)] for first in _FIRST_LETTERS]
-        if all(found == ids for found in joint):
+        answers = _after_space(tokenizer, prompt[-1])
+        if all(_open_ended(tokenizer, prompt + answer)[: len(ids)] == ids for answer in answers):
             return ids
     return _open_ended(tokenizer, bare or prompt)
+
+
+@lru_cache(maxsize=16)
+def _after_space(tokenizer: PreTrainedTokenizerBase, space: str) -> tuple[str, ...]:
+    """Return a few texts that are one token of the vocabulary together with the white space before them."""
+    marks = _MARKS.get(space, space)
+    words = (token[1:] for token in tokenizer.get_vocab() if len(token) > 1 and token[0] in marks)
+    found = {word for word in words if word.isascii() and word.isprintable() and not word[0].isspace()}
+    return tuple(sorted(found, key=lambda word: (not word.isalnum(), len(word), word))[:_PROBES])
 
 
 def _open_ended(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -150,14 +178,14 @@ def encode_answer(
     if chat is not None and prompt:
         add_special_tokens = False
         turn_end = chat.turn_end if append_eos else ""
+    full = bare = encode_text(tokenizer, text, add_special_tokens=add_special_tokens)
     if not text.endswith(turn_end):
-        text += turn_end
-    full = encode_text(tokenizer, text, add_special_tokens=add_special_tokens)
+        full = encode_text(tokenizer, text + turn_end, add_special_tokens=add_special_tokens)
     before = encode_text(tokenizer, prompt, add_special_tokens=add_special_tokens)
     eos = tokenizer.eos_token_id
     # Some tokenizers close every text with the end-of-sequence token, which is not part of the answer.
     if full and full[-1] == eos and before and before[-1] == eos:
-        full = full[:-1]
+        full = bare = full[:-1]
     start = 0
     for ours, theirs in zip(before, full, strict=False):
         if ours != theirs:
@@ -167,4 +195,4 @@ def encode_answer(
         full = [*full, eos]
     if start >= len(full):
         raise InputError(f"the answer {answer!r} has no tokens of its own after {prompt[-60:]!r}")
-    return AnswerSpan(input_ids=list(full), answer_start=start)
+    return AnswerSpan(input_ids=list(full), answer_start=start, n_closing=len(full) - len(bare))

@@ -24,7 +24,6 @@ CHARACTERS = 1_000_000
 """Maximum length of a template, and of what it may write around its messages."""
 
 _KEPT = ("PATH", "HOME", "LD_LIBRARY_PATH")
-"""The environment of the process, which is to know no token or password."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,12 @@ def render(request: Request) -> str:
     return str(answer["text"])
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of the process that renders, which knows no token and no password."""
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return kept | {"OPENBLAS_NUM_THREADS": "1"}
+
+
 class _Worker:
     """The process, which is started when it is first asked, and again after a template has ended it."""
 
@@ -113,7 +118,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={name: os.environ[name] for name in _KEPT if name in os.environ} | {"OPENBLAS_NUM_THREADS": "1"},
+                env=environment(),
                 text=True,
                 encoding="utf-8",
             )

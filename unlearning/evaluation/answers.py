@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from unlearning.data.batches import Span, collate
 from unlearning.data.chat import ChatFormat
 from unlearning.data.question_answer import Example
+from unlearning.data.spans import AnswerSpan
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.metrics.text_match import exact_match, rouge_l_recall
 from unlearning.objectives.forward import answer_sequence_nll
@@ -21,6 +22,9 @@ GENERATED = ("rouge", "exact")
 def answer_likelihoods(model: PreTrainedModel, spans: Sequence[Span], *, batch_size: int) -> dict[str, float]:
     """Compute the mean over examples of the answers' negative log-likelihood per token and of its exponential.
 
+    The tokens that close an answer are not counted: where the data are cut from longer texts, a model that knows the
+    answer does not end there.
+
     Args:
         model: The model; it keeps its mode.
         spans: Prompts and answers as tokens.
@@ -28,14 +32,17 @@ def answer_likelihoods(model: PreTrainedModel, spans: Sequence[Span], *, batch_s
 
     Returns:
         `nll`: mean over examples of L_b / n_b, in nats per token. `probability`: mean over examples of exp(-L_b / n_b),
-        0 to 1, TOFU's "probability" (2401.06121, the answer's probability to the power of one over its length).
+        0 to 1, TOFU's "probability" (2401.06121, the answer's probability to the power of one over its length; there,
+        and in `unlearn eval tofu`, with the closing token).
     """
     was_training = model.training
     model.eval()
     try:
         means: list[float] = []
         for first in range(0, len(spans), batch_size):
-            batch = collate(spans[first : first + batch_size]).to(model.device)
+            last = first + batch_size
+            some = [span.without_closing() if isinstance(span, AnswerSpan) else span for span in spans[first:last]]
+            batch = collate(some).to(model.device)
             counts = batch.predicts_answer.sum(dim=1).clamp(min=1)
             means += (answer_sequence_nll(model, batch).double() / counts).tolist()
     finally:

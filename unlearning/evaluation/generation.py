@@ -25,6 +25,7 @@ def greedy_answers(
     batch_size: int = 64,
     chat: ChatFormat | None = None,
     stop_texts: Sequence[str] = (),
+    verbatim: bool = False,
 ) -> list[str]:
     """Return the greedy continuation of each prompt, without the prompt and without outer white space.
 
@@ -40,6 +41,7 @@ def greedy_answers(
         batch_size: Number of prompts at a time.
         chat: Chat template that the prompts were wrapped in, or None.
         stop_texts: An answer ends before the first of these texts, such as "Question:".
+        verbatim: Keep the white space that prompts end with, as the code of a published benchmark does.
 
     Returns:
         One answer per prompt, in the order of the prompts.
@@ -47,7 +49,7 @@ def greedy_answers(
     Raises:
         InputError: A prompt has no tokens, or leaves no room for an answer.
     """
-    encoded = _encode(model, tokenizer, prompts, chat)
+    encoded = _encode(model, tokenizer, prompts, chat, verbatim=verbatim)
     ends = answer_ends(model, tokenizer, chat, stop_texts)
     answers = [""] * len(encoded)
     for places in _batches(encoded, batch_size):
@@ -102,7 +104,7 @@ def sampled_answers(
     Raises:
         InputError: A prompt has no tokens, or leaves no room for an answer.
     """
-    encoded = _encode(model, tokenizer, prompts, chat)
+    encoded = _encode(model, tokenizer, prompts, chat, verbatim=False)
     repeated = [ids for ids in encoded for _ in range(samples)]
     ends = answer_ends(model, tokenizer, chat, stop_texts)
     answers = [""] * len(repeated)
@@ -172,9 +174,14 @@ def answer_ends(
 
 
 def _encode(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], chat: ChatFormat | None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    chat: ChatFormat | None,
+    *,
+    verbatim: bool,
 ) -> list[list[int]]:
-    encoded = [encode_prompt(tokenizer, prompt, chat) for prompt in prompts]
+    encoded = [encode_prompt(tokenizer, prompt, chat, verbatim=verbatim) for prompt in prompts]
     limit = getattr(model.config, "max_position_embeddings", None)
     for number, ids in enumerate(encoded, start=1):
         if not ids:

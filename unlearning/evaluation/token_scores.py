@@ -93,15 +93,14 @@ def encode_target(
     Raises:
         InputError: The answer is empty, or prompt and answer do not fit into the model's context.
     """
-    bare = encode_answer(subject.tokenizer, prompt, answer, chat=chat)
-    span = encode_answer(subject.tokenizer, prompt, answer, chat=chat, append_eos=True) if append_eos else bare
+    span = encode_answer(subject.tokenizer, prompt, answer, chat=chat, append_eos=append_eos)
     limit = subject.context
     if limit is not None and len(span.input_ids) > limit:
         raise InputError(
             f"{(prompt or answer)[:60]!r} has {len(span.input_ids)} tokens with its answer, more than the model's "
             f"context of {limit}. Shorten it, or leave it out."
         )
-    return Target(span, n_closing=len(span.input_ids) - len(bare.input_ids))
+    return Target(span, span.n_closing)
 
 
 @torch.no_grad()

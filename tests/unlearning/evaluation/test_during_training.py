@@ -57,7 +57,7 @@ def read_asked(part: str, reading: Reading) -> Prepare:
 
         def score(places: Sequence[int]) -> list[Row]:
             found = score_tokens(subject, [targets[place] for place in places], batch_size=len(places))
-            return [{"nll": scores.mean_nll} for scores in found]
+            return [{"nll": scores.without_closing().mean_nll} for scores in found]
 
         return Benchmark("asked", {"part": part}, [Part(part, [1] * len(targets), score)], summarise)
 

@@ -1,5 +1,7 @@
 """Greedy answers against a loop that runs the whole text anew for every token."""
 
+import copy
+
 import pytest
 import torch
 from transformers import (
@@ -13,7 +15,8 @@ from transformers import (
 
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning import InputError
-from unlearning.evaluation.generation import greedy_answers
+from unlearning.data.chat import ChatFormat
+from unlearning.evaluation.generation import answer_ends, greedy_answers, sampled_answers
 
 
 def build_neox() -> PreTrainedModel:
@@ -99,3 +102,34 @@ def test_answers_stop_at_the_end_of_sequence(tokenizer: PreTrainedTokenizerFast)
 def test_an_empty_prompt_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(InputError, match="prompt 1 .*got none"):
         greedy_answers(build_tiny_llama(), tokenizer, [""])
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_the_end_of_a_chats_turn_ends_an_answer(tokenizer: PreTrainedTokenizerFast, special: bool) -> None:
+    """As one token, or as the text of several; also where the checkpoint's generation configuration lacks it."""
+    model = build_tiny_llama()
+    free = slow_ids(model, tokenizer, "Who was", limit=9)
+    end = tokenizer.decode(free[4:6])
+    assert end.strip() and end not in tokenizer.decode(free[:4])
+    if special:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_tokens(["<|eot|>"], special_tokens=True)
+        assert answer_ends(model, tokenizer, ChatFormat(tokenizer, "", turn_end="<|eot|>\n<|next|>")).tokens == {
+            0,
+            tokenizer.convert_tokens_to_ids("<|eot|>"),
+        }
+        return
+    chat = ChatFormat(tokenizer, "", turn_end=end)
+    expected = tokenizer.decode(free[:4]).strip()
+    assert greedy_answers(model, tokenizer, ["Who was"], max_new_tokens=9, chat=chat) == [expected]
+    assert greedy_answers(model, tokenizer, ["Who was"], max_new_tokens=9) != [expected]
+    (drawn,) = sampled_answers(model, tokenizer, ["Who was"], temperature=1e-6, max_new_tokens=9, chat=chat)
+    assert drawn == [expected]
+
+
+@pytest.mark.parametrize("spaces", [" ", "\n "])
+def test_a_closing_space_does_not_change_an_answer(tokenizer: PreTrainedTokenizerFast, spaces: str) -> None:
+    model = build_tiny_llama().double()
+    kept = spaces.rstrip(" ")
+    expected = greedy_answers(model, tokenizer, [f"Question: Who?\nAnswer:{kept}"], max_new_tokens=6)
+    assert greedy_answers(model, tokenizer, [f"Question: Who?\nAnswer:{spaces}"], max_new_tokens=6) == expected

@@ -148,6 +148,7 @@ def _generated(
             max_new_tokens=max_new_tokens,
             batch_size=len(places),
             stop_texts=stop_texts,
+            verbatim=True,
         )
         return [
             {
