@@ -8,7 +8,8 @@ from typing import Any
 from unlearning.common.errors import InputError, nearest
 from unlearning.data import hub, wmdp_questions
 from unlearning.data.named import data_directory, read_files
-from unlearning.data.records import Record, read_records
+from unlearning.data.question_answer import label_of
+from unlearning.data.records import Record, keys_of, read_records
 
 LETTERS = string.ascii_uppercase
 """Names of a question's options, and thus their maximum number."""
@@ -94,10 +95,10 @@ def questions_of(records: list[Record], *, source: str, subject: str | None = No
 def _question(record: Record, where: str, subject: str | None) -> Question:
     text = record.get("question")
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f'{where}: needs its question as text under "question"; its keys are {", ".join(record)}')
+        raise InputError(f'{where}: needs its question as text under "question"; its keys are {keys_of(record)}')
     choices = _choices(record, where)
-    about = subject if subject is not None else str(record.get("subject") or "").replace("_", " ")
-    id, group = (str(record.get(key, "")) for key in ("id", "group"))
+    about = subject if subject is not None else label_of(record, "subject", where).replace("_", " ")
+    id, group = (label_of(record, key, where) for key in ("id", "group"))
     return Question(text, choices, _answer(record.get("answer"), len(choices), where), about, id, group)
 
 
@@ -133,7 +134,9 @@ def _answer(value: Any, n_choices: int, where: str) -> int:
     else:
         index = value if isinstance(value, int) and not isinstance(value, bool) else -1
     if not 0 <= index < n_choices:
-        raise InputError(f"{where}: the answer {value!r} is no option; give 0 to {n_choices - 1}, or A to {last}")
+        raise InputError(
+            f"{where}: the answer {repr(value)[:40]} is no option; give 0 to {n_choices - 1}, or A to {last}"
+        )
     return index
 
 

@@ -167,31 +167,38 @@ def _matches(root: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def _card_configs(card: Path) -> dict[str, Splits]:
-    """Return the configurations that a data set's card names; empty if it names none or does not exist."""
-    if not card.exists():
+    """Return the configurations that a data set's card names; empty if it names none, is broken or does not exist."""
+    if not card.is_file():
         return {}
     from huggingface_hub import metadata_load
     from yaml import YAMLError  # type: ignore[import-untyped]
 
     try:
-        metadata = metadata_load(card) or {}
-    except (YAMLError, ValueError):
+        metadata = metadata_load(card)
+    except (YAMLError, ValueError, RecursionError):
         return {}
+    configs = metadata.get("configs") if isinstance(metadata, dict) else None
     return {
-        str(config["config_name"]): _card_splits(config["data_files"])
-        for config in metadata.get("configs") or []
-        if "config_name" in config and "data_files" in config
+        config["config_name"]: _card_splits(config.get("data_files"))
+        for config in (configs if isinstance(configs, list) else [])
+        if isinstance(config, dict) and isinstance(config.get("config_name"), str) and config.get("data_files")
     }
 
 
 def _card_splits(files: Any) -> Splits:
-    """Return file patterns by split; `data_files` is a pattern, a list of them, or a list of `{"split", "path"}`."""
+    """Return file patterns by split; `data_files` is a pattern, a list of them, or a list of `{"split", "path"}`.
+
+    What is none of these is left out.
+    """
     splits: Splits = {}
-    for entry in [files] if isinstance(files, (str, dict)) else files:
-        split, paths = (entry["split"], entry["path"]) if isinstance(entry, dict) else ("train", entry)
-        for path in [paths] if isinstance(paths, str) else paths:
-            if ".." not in path:  # a card is no reason to read other directories
-                splits.setdefault(str(split), []).append(path.removeprefix("./").lstrip("/"))
+    for entry in files if isinstance(files, list) else [files]:
+        split, paths = (entry.get("split"), entry.get("path")) if isinstance(entry, dict) else ("train", entry)
+        for path in paths if isinstance(paths, list) else [paths]:
+            if not isinstance(split, str) or not isinstance(path, str):
+                continue
+            pattern = path.removeprefix("./").lstrip("/")
+            if pattern and ".." not in path:  # a card is no reason to read other directories
+                splits.setdefault(split, []).append(pattern)
     return splits
 
 

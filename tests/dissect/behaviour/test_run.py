@@ -24,6 +24,8 @@ from dissect.prompts.prompts import Prompts
 from tests.dissect.helpers import RECORDS, build_model, build_pair, build_prompts, build_tokenizer, save_records
 from unlearning.common.errors import InputError
 from unlearning.common.terminal import plain
+from unlearning.data.concept_vectors import cut_continuation
+from unlearning.evaluation.generation import greedy_answers
 
 OTHERS = [
     {"prompt": "Question: Where was Dan Hill born?\nAnswer:", "answer": "Quito", "group": "Dan", "id": "d0"},
@@ -469,3 +471,26 @@ def test_runs_of_earlier_versions_load_with_today_s_names(tmp_path: Path) -> Non
     loaded = load_behave(tmp_path / "run")
     assert (loaded.configuration, loaded.provenance) == (result.configuration, result.provenance)
     assert plain(loaded.summary()) == plain(result.summary() | {"configuration": loaded.configuration})
+
+
+def test_the_end_of_a_turn_ends_what_both_packages_generate(tmp_path: Path) -> None:
+    """As a chat's turn, and not by the end-of-sequence token: generation configurations often lack the turn's."""
+    tokenizer = build_tokenizer()
+    pair = build_pair("llama", scale=0.1, tokenizer=tokenizer)
+    prompt = "[user] Who is Ben?[assistant]"
+    free = greedy_answers(pair.base.hf, tokenizer, [prompt], max_new_tokens=TOKENS)[0]
+    end = free[len(free) // 2 :][:3]
+    assert end.strip() and free.index(end) > 0
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.role == 'assistant' %}"
+        f"{end}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    path = save_records(tmp_path / "chat.json", [{"question": "Who is Ben?", "answer": "Hill"}])
+    prompts = load_prompts(path, tokenizer, chat=True)
+    assert prompts.items[0].prompt == prompt and prompts.chat is not None and prompts.chat.turn_end == end.rstrip()
+    frame = behave(pair, prompts, build_others(tmp_path), max_new_tokens=TOKENS, progress=False).frame
+    said = frame[frame["set"] == "forget"]["text_base"].iloc[0]
+    assert said == free.split(end.strip())[0].strip()
+    own = load_prompts(path, tokenizer, chat=True, answers="base", answers_from=pair.base, max_new_tokens=TOKENS)
+    assert own.items[0].answer == cut_continuation(said)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from unlearning.common.errors import InputError
-from unlearning.data.records import read_records
+from unlearning.data.records import read_records, read_text
 
 _WORD = re.compile(r"\w+")
 _APOSTROPHES = ("'", "’")
@@ -223,8 +223,10 @@ def _read_csv(path: Path) -> list[tuple[str, str]]:
 
 def _read_json(path: Path) -> list[tuple[str, str]]:
     try:
-        pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
-    except (OSError, ValueError):
+        pairs = json.loads(read_text(path), object_pairs_hook=_Pairs)
+    except InputError:
+        raise
+    except (ValueError, RecursionError):
         pairs = None  # JSON lines or broken JSON; the reader of records raises the error
     if not isinstance(pairs, _Pairs) or {"anchor", "generic"} <= {name for name, _ in pairs}:
         return _read_records(path)

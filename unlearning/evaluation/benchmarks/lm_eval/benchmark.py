@@ -20,7 +20,7 @@ import numpy as np
 
 from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.hashing import hash_json
-from unlearning.data.chat import DEFAULT_CHAT_DATE
+from unlearning.data.chat import DEFAULT_CHAT_DATE, chat_format
 from unlearning.evaluation.benchmarks.lm_eval.tasks import Group, identity_of, load_task, plan_tasks
 from unlearning.evaluation.harness import Benchmark, Part, Row, Rows
 from unlearning.evaluation.statistics import Direction, Metric, Resampled, Sample, Values, combine
@@ -86,6 +86,8 @@ def prepare(subject: Subject, tasks: Tasks, *, chat: bool = False, seed: int = 0
         check_at_least("limit", tasks.limit, 1)
     if chat and not subject.tokenizer.chat_template:
         raise InputError("`chat` needs a tokenizer with a chat template, got one with no chat template")
+    if chat:
+        chat_format(subject.tokenizer)  # the harness renders the template without limits on time and memory
     with _quiet():
         plan = plan_tasks(tasks.names, tasks.tasks_dir)
         loaded = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
-from unlearning.data.question_answer import QUESTION_KEYS, Wrapping
-from unlearning.data.records import Record, read_records
+from unlearning.data.question_answer import QUESTION_KEYS, Wrapping, label_of
+from unlearning.data.records import Record, keys_of, read_records
 from unlearning.data.sources import find_records
 from unlearning.evaluation.metrics.text_quality import words
 
@@ -75,14 +75,12 @@ def read_texts(path: str | Path) -> list[Asked]:
     """
     found = []
     for number, record in enumerate(read_records(path), start=1):
+        where = f"{path}, record {number}"
         key = next((key for key in TEXT_KEYS if key in record), None)
         if key is None or not isinstance(record[key], str):
-            keys = ", ".join(map(str, record)) or "none"
-            raise InputError(
-                f"{path}, record {number}: must have a text under {', '.join(TEXT_KEYS)}, got the keys {keys}"
-            )
+            raise InputError(f"{where}: must have a text under {', '.join(TEXT_KEYS)}; its keys are {keys_of(record)}")
         prompt = record.get("prompt")
-        found.append(Asked(prompt if isinstance(prompt, str) else "", record[key], *_labels(record)))
+        found.append(Asked(prompt if isinstance(prompt, str) else "", record[key], *_labels(record, where)))
     return found
 
 
@@ -90,17 +88,16 @@ def _asked(record: Record, wrapping: Wrapping, where: str) -> Asked:
     key = next((key for key in ("prompt", *QUESTION_KEYS, "text") if key in record), None)
     value = None if key is None else record[key]
     if not isinstance(value, str):
-        keys = ", ".join(map(str, record)) or "none"
-        raise InputError(f'{where}: must have "prompt", "question" or "text", got the keys {keys}')
+        raise InputError(f'{where}: must have "prompt", "question" or "text" with text; its keys are {keys_of(record)}')
     if key in QUESTION_KEYS:
         prompt = wrapping.question(value)
     else:
         prompt = wrapping.prompt(_beginning(value) if key == "text" else value)
-    return Asked(prompt, None, *_labels(record))
+    return Asked(prompt, None, *_labels(record, where))
 
 
-def _labels(record: Record) -> tuple[str, str]:
-    return str(record.get("id", "")), str(record.get("group", ""))
+def _labels(record: Record, where: str) -> tuple[str, str]:
+    return label_of(record, "id", where), label_of(record, "group", where)
 
 
 def _beginning(document: str) -> str:
