@@ -194,7 +194,7 @@ def unused_template(records: Sequence[Record], template: str | None) -> str | No
         The sentence; None if the template wraps all records with a prompt or a question.
     """
     verbatim = sum("prompt" in record for record in records)
-    if template is None or not verbatim:
+    if template in (None, "{question}") or not verbatim:
         return None
     return (
         f"`template` is not used for {verbatim} of the {len(records)} records: their text is under `prompt`, which is "

@@ -40,7 +40,7 @@ def read(sources: Sources, base: Model, **reading: Any) -> Questions:
 
 def test_concept_file_brings_its_own_three_lists(tmp_path: Path, base: Model) -> None:
     path = save_records(tmp_path / "concepts.json", [build_concept()])
-    asked = read(Sources(path), base)
+    asked = read(Sources(path), base, answers="base")
     assert list(asked.by_name) == ["forget", "retain", "completion"]
     wrapped = "Question:  Where was Ben Hill born?\n\n Answer:"
     assert [item.prompt for item in asked.by_name["retain"].items][0] == wrapped
@@ -55,17 +55,22 @@ def test_concept_file_brings_its_own_three_lists(tmp_path: Path, base: Model) ->
 
 def test_retain_questions_of_a_concept_are_answered_by_the_base(tmp_path: Path, base: Model) -> None:
     path = save_records(tmp_path / "concepts.json", [build_concept()])
-    asked = read(Sources(path), base)
+    asked = read(Sources(path), base, answers="base")
     for item in asked.by_name["retain"].items:
         (said,) = greedy_answers(base.hf, TOKENIZER, [item.prompt], max_new_tokens=30)
         assert item.answer == said.split("\n")[0].split("Question:")[0].strip()
 
 
 def test_named_files_stand_in_for_the_concept_file_s_lists(tmp_path: Path, base: Model) -> None:
-    path = save_records(tmp_path / "concepts.json", [build_concept()])
+    rows = [
+        f"Question: {question}\n Answer: {answer}"
+        for question, answer in zip(build_concept()["QA"], ("in Oslo", "a writer"), strict=True)
+    ]
+    path = save_records(tmp_path / "concepts.json", [build_concept(QA_with_answers=rows)])
     others = save_records(tmp_path / "others.json", [{"question": "Where is Lima?", "answer": "Peru"}])
     texts = save_records(tmp_path / "texts.json", [{"First_half": "Ben", "Second_half": "Hill", "group": "Ben"}])
     asked = read(Sources(path, others, texts), base)
+    assert [item.answer for item in asked.by_name["forget"].items] == ["in Oslo", "a writer"]
     assert [item.answer for item in asked.by_name["retain"].items] == ["Peru"]
     assert asked.completion is not None
     assert [(item.prompt, item.answer, item.group) for item in asked.completion.items] == [("Ben", "Hill", "Ben")]
@@ -74,23 +79,26 @@ def test_named_files_stand_in_for_the_concept_file_s_lists(tmp_path: Path, base:
 
 def test_completions_of_plain_records_are_not_wrapped(tmp_path: Path, base: Model) -> None:
     forget, others = (save_records(tmp_path / f"{name}.json", RECORDS) for name in "ab")
-    texts = save_records(tmp_path / "texts.json", [{"prompt": "Ada Brook", "answer": "was"}, {"question": "Ben"}])
+    records = [{"prompt": "Ada Brook", "answer": "was"}, {"question": "Ben", "completion": "is"}]
+    texts = save_records(tmp_path / "texts.json", records)
     asked = read(Sources(forget, others, texts), base)
     assert asked.completion is not None
     assert [item.prompt for item in asked.completion.items] == ["Ada Brook", "Ben"]
-    assert asked.completion.items[1].answer
+    assert asked.completion.items[1].answer == "is"
 
 
 def test_true_answers_are_those_that_files_give(tmp_path: Path, base: Model) -> None:
     full = save_records(tmp_path / "full.json", RECORDS)
     gaps = save_records(tmp_path / "gaps.json", [*RECORDS, {"prompt": "Where is Lima?"}])
-    assert read(Sources(full, gaps), base).true_answers == ("forget",)
+    with pytest.raises(InputError, match="gaps.json, record .*: the answer is missing.*`answers` to base"):
+        read(Sources(full, gaps), base)
+    assert read(Sources(full, full), base).true_answers == ("forget", "retain")
     assert read(Sources(full, full), base, answers="base").true_answers == ()
 
 
 def test_limit_holds_for_every_set(tmp_path: Path, base: Model) -> None:
     two = [build_concept(), build_concept(id=8, Concept="Ben")]
-    asked = read(Sources(save_records(tmp_path / "concepts.json", two)), base, limit=1)
+    asked = read(Sources(save_records(tmp_path / "concepts.json", two)), base, answers="base", limit=1)
     assert [len(prompts) for prompts in asked.by_name.values()] == [1, 1, 1]
 
 
@@ -125,7 +133,7 @@ def test_empty_second_half_names_the_text(tmp_path: Path, base: Model) -> None:
     empty = [{"First_half": "Ada Brook was born in", "Second_half": " "}]
     path = save_records(tmp_path / "concepts.json", [build_concept(text_completion=empty)])
     with pytest.raises(InputError, match="text_completion.*record 1: the answer is empty"):
-        read(Sources(path), base)
+        read(Sources(path), base, answers="base")
 
 
 def test_missing_file_is_told_of(tmp_path: Path) -> None:
