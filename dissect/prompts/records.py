@@ -92,7 +92,7 @@ def _answer(record: Record, where: str) -> str:
     try:
         return answer_of(record, where)
     except InputError as error:
-        if any(isinstance(record.get(key), str) for key in ANSWER_KEYS):
+        if any(record.get(key) is not None for key in ANSWER_KEYS):
             raise
         raise InputError(f"{error}; or set `answers` to base, and the base model answers every prompt") from None
 

@@ -302,7 +302,7 @@ GOOD = '{"question": "Where?", "answer": "Oslo"}\n'
         (GOOD + '{"question": " ", "answer": "Oslo"}', ["record 2", '"prompt" or "question" with text']),
         (GOOD + '{"question": "Where?", "answer": ""}', ["record 2: the answer is empty", "remove the record"]),
         (GOOD + '{"question": "Where?", "answer": " \\n"}', ["record 2: the answer is empty", "remove the record"]),
-        (GOOD + '{"question": "How many?", "answer": 5}', ["record 2: the answer is int, not text"]),
+        (GOOD + '{"question": "How many?", "answer": 5}', ['record 2: "answer" must be text, got int']),
         ('{"QA": ["Where?", "When?"], "QA_with_answers": ["Question: Where?"]}', ["record 1: QA_with_answers"]),
         ('{"QA": "Where?"}', ["record 1: QA"]),
     ],

@@ -112,7 +112,7 @@ def test_concept_file_needs_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "concepts.json"
     path.write_text(json.dumps([concept]))
     models = ["--base", "demo:base", "--unlearned", "demo:npo"]
-    outcome = call("behave", *models, "--data", path, "--out", tmp_path / "run", "--json")
+    outcome = call("behave", *models, "--data", path, "--answers", "base", "--out", tmp_path / "run", "--json")
     assert (outcome.code, outcome.err) == (0, "")
     told = json.loads(outcome.out)
     assert told["configuration"]["sets"] == ["forget", "retain", "completion"]

@@ -107,10 +107,10 @@ def test_a_chat_is_trained_and_answered_in_the_same_tokens(tmp_path: Path, monke
     spans = encode(tokenizer, examples, append_eos=True, max_length=None, chat=chat).spans
     assert {tuple(span.input_ids[: span.answer_start]) for span in spans} == {tuple(ids) for ids in prompts}
     assert all(span.input_ids[-1] == end for span in spans)
-    # Taken for plain prompts they would begin twice, and the answers would not end.
+    # Taken for plain prompts they begin once all the same, but the answers do not end.
     prompts.clear()
     wrong = answer_matches(result.model, tokenizer, examples, batch_size=8, max_new_tokens=12)
-    assert all(ids[:2] == [bos, bos] for ids in prompts)
+    assert all(ids.count(bos) == 1 for ids in prompts)
     assert wrong["exact"] < 1
     assert read_examples(data)  # the same file is plain questions and answers without --chat
 
