@@ -33,9 +33,9 @@ def earlier_run(out: Path, *, adds: str | None = None) -> str | None:
         out: The run directory.
         adds: Entry of `run.json` that is added to a finished run that lacks it, such as `spike_ins`.
     """
-    from unlearning.common.runs import Run, read_record
+    from unlearning.common.runs import Run, has_whole_record, is_run, read_record
 
-    if not (out / "run.json").is_file():
+    if not is_run(out) or not has_whole_record(out):  # `open_run` says what it does about a broken one
         return None
     run = Run(out, read_record(out))
     if run.is_complete and adds is not None and adds not in run.record:

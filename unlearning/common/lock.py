@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import os
 import platform
@@ -91,6 +92,10 @@ def acquire(file: Path, directory: Path) -> None:
             ) from None
         else:
             _held[file] = content
+            for part in file.parent.glob(
+                f"{glob.escape(file.name)}.*.part"
+            ):  # of a process that was killed while it claimed
+                part.unlink(missing_ok=True)
             return
     raise InputError(f"{directory}: several processes want to write it at once; start one of them")
 

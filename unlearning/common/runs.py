@@ -215,7 +215,7 @@ def open_run(
             differences), or another process is writing it.
     """
     path = Path(path)
-    if joins or (is_run(path) and _is_whole(path)):
+    if joins or (is_run(path) and has_whole_record(path)):
         run = _resumed(path, configuration)
         if joins or run.is_complete:
             if not joins:
@@ -226,7 +226,7 @@ def open_run(
     _make_directory(path)
     lock.acquire(path / LOCK, path)
     try:
-        if is_run(path) and (_is_whole(path) or not _has_parts_of(path, configuration)):
+        if is_run(path) and (has_whole_record(path) or not _has_parts_of(path, configuration)):
             run = _resumed(path, configuration)  # again, now that nobody else writes it
             if run.is_complete:
                 run.close()
@@ -289,7 +289,7 @@ def _is_foreign(file: Path) -> bool:
     return file.suffix != ".part" and file.name != LOCK
 
 
-def _is_whole(path: Path) -> bool:
+def has_whole_record(path: Path) -> bool:
     """Return whether the record of a run is JSON; it is not if a disk or a copy cut it short."""
     try:
         return bool(json.loads((path / "run.json").read_bytes()))

@@ -2,12 +2,15 @@
 
 import contextlib
 import ctypes
+import errno
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unlearning.common.errors import InputError, with_flags
@@ -50,7 +53,7 @@ def run_app(
     interrupted: str,
     renamed: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    """Run a command line and exit: with 0, with 2 on bad input (one line on stderr), or with 130 on Ctrl-C.
+    """Run a command line and exit: with 0, 2 on bad input (one line on stderr), 130 on Ctrl-C, 143 on SIGTERM.
 
     Args:
         app: The typer application.
@@ -69,8 +72,10 @@ def run_app(
         _tell(name, f"warning: {with_flags(str(message), flags)}")
 
     warnings.showwarning = warn
+    terminated: list[int] = []
     try:
-        code = app(args=_with_new_names(name, given, renamed or {}), prog_name=name, standalone_mode=False)
+        with _interrupted_by_sigterm(terminated):
+            code = app(args=_with_new_names(name, given, renamed or {}), prog_name=name, standalone_mode=False)
     except InputError as error:
         code = _fail(name, with_flags(str(error), flags), 2)
     except KeyboardInterrupt:
@@ -79,6 +84,10 @@ def run_app(
         # The reader of stdout has gone, as in `dissect ... | head`.
         sys.stderr.close()
         code = 1
+    except OSError as error:  # of a library, or of stdout
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        code = _fail(name, f"{error.filename or 'stdout'}: cannot be written: {error.strerror}", 2)
     except Exception as error:
         # A usage error of typer, such as a misspelt flag; its class is private to typer.
         if not hasattr(error, "format_message"):
@@ -90,8 +99,30 @@ def run_app(
         else:
             code = _fail(name, message, 2)
     if code == 130:
-        _fail(name, f"interrupted; {interrupted}", 130)
+        how, code = ("stopped by SIGTERM", 143) if terminated else ("interrupted", 130)
+        _fail(name, f"{how}; {interrupted}", code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm(terminated: list[int]) -> Iterator[None]:
+    """Let SIGTERM end what runs as Ctrl-C does, so that it is cleaned up behind; note that it came."""
+
+    def stop(number: int, _frame: object) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _flags_of(app: "typer.Typer", arguments: Sequence[str]) -> dict[str, str]:

@@ -232,14 +232,15 @@ def _record(
 ) -> dict[str, Any]:
     """Return the entries of `unlearning.json` that describe the steps."""
     lines = trainer.state.log_history
-    evaluations = [dict(line) for line in lines if not METRIC_NAMES.isdisjoint(line)]
+    # Sorted, because a checkpoint sorts them: a resumed run writes the same file as one that was never stopped.
+    evaluations = [dict(sorted(line.items())) for line in lines if not METRIC_NAMES.isdisjoint(line)]
     if job.method.finish is not None:  # the last evaluation was before `finish` changed the weights
         evaluations[-1] |= evaluation.measure().values
         evaluation.note_collapse(evaluations[-1], trainer.state.global_step)
     best = _best(job, evaluation)
     final = next((line for line in evaluations if best and line["step"] == best["step"]), evaluations[-1])
     return {
-        "history": [dict(line) for line in lines if "loss" in line],
+        "history": [dict(sorted(line.items())) for line in lines if "loss" in line],
         "evaluations": evaluations,
         "final": final,
         "notes": encoded.notes,

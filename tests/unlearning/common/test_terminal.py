@@ -1,3 +1,7 @@
+import errno
+import os
+import signal
+import time
 import warnings
 from typing import Annotated
 
@@ -78,3 +82,43 @@ def test_an_old_spelling_of_another_command_is_unknown(capsys: pytest.CaptureFix
 def test_an_old_spelling_is_not_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "--help") == 0
     assert "--never" not in capsys.readouterr().out
+
+
+@app.command("wait")
+def wait(number: int, how: str = "signal") -> None:
+    if how == "full":
+        raise OSError(number, os.strerror(number), "/data/cache")
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(("number", "code", "how"), [(2, 130, "interrupted"), (15, 143, "stopped by SIGTERM")])
+def test_a_signal_ends_in_one_line(number: int, code: int, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("wait", str(number)) == code
+    assert capsys.readouterr().err == f"tool: {how}; nothing is lost\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_handler_of_the_callers_own_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    def ours(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, ours)
+    try:
+        assert run("wait", "15") == 130
+        assert signal.getsignal(signal.SIGTERM) == ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_nothing_is_told_of_in_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("wait", str(number), "--how", "full") == 2
+    assert capsys.readouterr().err == f"tool: /data/cache: cannot be written: {os.strerror(number)}\n"
+
+
+def test_other_errors_of_the_system_are_not_hidden() -> None:
+    with pytest.raises(OSError, match="Is a directory"):
+        run_app(app, "tool", ["wait", str(errno.EISDIR), "--how", "full"], interrupted="")
