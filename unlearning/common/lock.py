@@ -109,6 +109,12 @@ def release(file: Path) -> None:
             file.unlink()
 
 
+def forget_the_dead(file: Path, directory: Path) -> None:
+    """Remove the lock of a process that was killed when it had finished; any other lock stays."""
+    with contextlib.suppress(InputError, OSError):
+        _take_from_the_dead(file.absolute(), directory)
+
+
 @contextlib.contextmanager
 def holding(file: Path, directory: Path) -> Iterator[None]:
     """Hold a directory; see `acquire`."""

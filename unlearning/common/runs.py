@@ -220,6 +220,7 @@ def open_run(
         if joins or run.is_complete:
             if not joins:
                 _remove_parts(path)  # a process was killed when it had just marked the run complete
+                lock.forget_the_dead(path / LOCK, path)
             return run
     elif not is_run(path) and path.exists() and (not path.is_dir() or any(map(_is_foreign, path.iterdir()))):
         raise InputError(f"{path}: not a run directory (it has no run.json); give an empty or a new directory")

@@ -141,5 +141,8 @@ def test_killed_between_the_record_and_the_batches_leaves_no_batches_for_ever(tm
         (tmp_path / "kept" / file.name).write_bytes(file.read_bytes())
     finish(run)
     (tmp_path / "kept").rename(tmp_path / "run" / "parts")
+    with other_process(run.hold):
+        assert open_run(tmp_path / "run", ASKED, {}).is_complete
+        assert (tmp_path / "run" / ".lock").exists()
     assert open_run(tmp_path / "run", ASKED, {}).is_complete
     assert names(tmp_path / "run") == ["results.parquet", "run.json", "summary.json"]
