@@ -1,16 +1,19 @@
 """The style that all figures share, and their export for papers."""
 
+import html
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from unlearning.common.errors import InputError
-from unlearning.common.runs import write_bytes
+from unlearning.common.runs import file_name, write_bytes
 
 FORMATS = ("html", "pdf", "svg", "png")
 
@@ -100,6 +103,7 @@ def export(figure: go.Figure, stem: Path, *, formats: Sequence[str] = ("html",))
         InputError: A format is unknown, or a file cannot be written.
     """
     check_formats(formats)
+    figure = literal(figure)
     page = figure.to_html(include_plotlyjs=True, full_html=True).encode()
     contents, problem = {"html": page}, None
     for name in dict.fromkeys(formats):
@@ -137,13 +141,83 @@ def export_all(
     written: list[Path] = []
     problem = None
     for name, figure in figures.items():
-        exported = export(figure, path / "figures" / name, formats=formats)
+        exported = export(figure, path / "figures" / file_name(name), formats=formats)
         written += exported.paths
         problem = problem or exported.problem
     for name, table in tables.items():
-        written.append(path / "figures" / f"{name}.csv")
-        write_bytes(written[-1], table.to_csv(index=False).encode())
+        written.append(path / "figures" / f"{file_name(name)}.csv")
+        write_bytes(written[-1], as_csv(table).encode())
     return Exported(tuple(written), problem)
+
+
+def as_csv(table: pd.DataFrame) -> str:
+    """Return a table as CSV in which no text is a formula for a spreadsheet.
+
+    Args:
+        table: The table.
+
+    Returns:
+        The CSV. A text that begins with =, +, -, @ or white space that hides them gets an apostrophe in front, which
+        spreadsheets take off; numbers stay as they are.
+
+    Examples:
+        >>> import pandas as pd
+        >>> as_csv(pd.DataFrame({"group": ["=1+1", "Oslo"], "krs": [-0.5, 1.0]})).splitlines()
+        ['group,krs', "'=1+1,-0.5", 'Oslo,1.0']
+    """
+    shown = table.map(_no_formula)
+    shown.columns = [_no_formula(name) for name in table.columns]
+    return str(shown.to_csv(index=False))
+
+
+def _no_formula(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r\n", "\n").replace("\r", "\n")  # a lone \r is not quoted, and begins a new cell
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+_FORMULA = re.compile(r"[\t\r\n]|\s*[=+\-@]")
+
+_OWN_TAG = re.compile(r"</?(?:b|i|sub|sup|extra)>|<br ?/?>")
+"""Markup of plotly that the figures of this package use themselves."""
+
+_NAMES = {"name", "text", "title", "label"}
+_DATA = {"customdata", "text", "hovertext", "x", "y", "ticktext", "tickvals", "categoryarray", "labels"}
+"""Properties that hold data if they are lists; a text by itself may be this package's own."""
+
+
+def literal(figure: go.Figure) -> go.Figure:
+    """Return a copy of a figure that shows names, groups and prompts as they are, without reading markup in them.
+
+    Args:
+        figure: The figure; plotly reads a subset of HTML in its texts, such as links.
+
+    Returns:
+        The copy. Lists of texts are data and escaped whole; other texts keep the tags that this package writes.
+    """
+    return go.Figure(_literal(figure.to_plotly_json()))
+
+
+def _literal(value: Any, key: str = "", *, is_data: bool = False) -> Any:
+    if isinstance(value, dict):
+        return {name: _literal(item, name) for name, item in value.items()}
+    if isinstance(value, str):
+        if is_data:
+            return html.escape(value, quote=False)
+        return _without_foreign_tags(value) if key in _NAMES or key == "hovertemplate" else value
+    if isinstance(value, list | tuple):
+        return [_literal(item, key, is_data=is_data or key in _DATA) for item in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+        return _literal(value.tolist(), key, is_data=is_data)
+    return value
+
+
+def _without_foreign_tags(text: str) -> str:
+    """Escape every < that begins no tag of this package's own."""
+    kept = [*_OWN_TAG.finditer(text)]
+    starts = {found.start() for found in kept}
+    return "".join("&lt;" if sign == "<" and place not in starts else sign for place, sign in enumerate(text))
 
 
 def _export_problem(error: Exception) -> str:

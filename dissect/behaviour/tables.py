@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
+
+from unlearning.common.terminal import console
 
 if TYPE_CHECKING:
     from dissect.behaviour.result import BehaviourResult
@@ -25,7 +26,7 @@ _SHORT = {"base": "base", "unlearned": "unlearned", "control": "control"}
 
 def print_behaviour(result: "BehaviourResult") -> None:
     """Print the means of every set, the difference of forget and retain sets, then how to read them."""
-    out = Console()
+    out = console()
     out.print(_means_table(result))
     out.print(_contrast_table(result))
     for line in _reading(result):
@@ -104,7 +105,7 @@ def _cell(rows: pd.DataFrame, value: str, low: str, high: str) -> str:
     row = rows.iloc[0]
     if pd.isna(row[low]):
         return _number(row[value])
-    return f"{_number(row[value])} \\[{_number(row[low])}, {_number(row[high])}]"
+    return f"{_number(row[value])} [{_number(row[low])}, {_number(row[high])}]"
 
 
 def _number(value: float) -> str:

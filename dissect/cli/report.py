@@ -7,7 +7,7 @@ from typing import Any
 
 from dissect.cli.loading import split_names
 from dissect.cli.options import OutputOptions
-from unlearning.common.terminal import write_json
+from unlearning.common.terminal import console, write_json
 
 
 def figure_formats(text: str) -> list[str]:
@@ -81,8 +81,6 @@ def report(
     if output.as_json:
         write_json({**result.summary(), "run": str(out), "figures": [str(path) for path in exported.paths]})
     elif not output.quiet:
-        from dissect.sweeps.tables import console
-
         print_tables(result)
         label, file = page
         console().print(f"{label:8}{out / file}", soft_wrap=True, highlight=False)

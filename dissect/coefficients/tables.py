@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+
+from unlearning.common.terminal import console
 
 if TYPE_CHECKING:
     from dissect.coefficients.result import ProbeResult
@@ -19,7 +19,7 @@ _FACTORS = (0.5, 1.0, 1.5, 2.0)
 
 def print_probe(result: "ProbeResult") -> None:
     """Print the change by layer, the most changed neurons, recovery and damage, then how to read them."""
-    out = Console()
+    out = console()
     out.print(_layers_table(result))
     if len(result.neurons):
         out.print(_neurons_table(result))
@@ -67,7 +67,7 @@ def _neurons_table(result: "ProbeResult") -> Table:
     )
     table.add_column("tokens", no_wrap=True, overflow="ellipsis")
     for _, row in result.neurons.head(_NEURONS).iterrows():
-        tokens = " ".join(escape(repr(token)) for token in list(row["promotes"])[:_TOKENS])
+        tokens = " ".join(repr(token) for token in list(row["promotes"])[:_TOKENS])
         means = [_number(row[name]) for name in ("mean_base", "mean_unlearned")]
         table.add_row(str(row["layer"]), str(row["neuron"]), *means, tokens)
     return table
@@ -116,7 +116,7 @@ def _concepts_table(result: "ProbeResult") -> Table:
     for _, row in result.concepts.iterrows():
         measures = ("cosine", "l2", "jaccard_unembed", "jaccard_norm_unembed")
         numbers = [f"{row[name]:.3f}" for name in measures]
-        table.add_row(escape(row["concept"]), str(row["layer"]), str(row["neuron"]), *numbers)
+        table.add_row(row["concept"], str(row["layer"]), str(row["neuron"]), *numbers)
     return table
 
 
@@ -153,7 +153,7 @@ def _reading(result: "ProbeResult") -> list[str]:
 
 def _table(title: str, *columns: str) -> Table:
     headers = [Column(name, no_wrap=True) if name in ("layer", "k", "factor") else Column(name) for name in columns]
-    table = Table(*headers, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=escape(title))
+    table = Table(*headers, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title)
     table.title_justify = "left"
     return table
 
@@ -165,7 +165,7 @@ def _cell(rows: pd.DataFrame, name: str, *, digits: int = 2) -> str:
     if pd.isna(row[f"{name}_low"]):
         return _number(row[name], digits)
     ends = ", ".join(_number(row[f"{name}_{end}"], digits) for end in ("low", "high"))
-    return f"{_number(row[name], digits)} \\[{ends}]"
+    return f"{_number(row[name], digits)} [{ends}]"
 
 
 def _number(value: float, digits: int = 2) -> str:

@@ -8,7 +8,8 @@ from rich.table import Column, Table
 
 from dissect.decomposition.result import DecompositionResult
 from dissect.decomposition.terms import EXACT, TOTAL
-from dissect.sweeps.tables import console, interval
+from dissect.sweeps.tables import interval
+from unlearning.common.terminal import console
 
 _KEYS = ["site", "first_layer", "last_layer"]
 

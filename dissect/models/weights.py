@@ -6,7 +6,6 @@ of weights.
 """
 
 import copy
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dissect.models.anatomy import Anatomy, component_path
 from dissect.models.sites import is_regex, regex_of
+from unlearning.common.patterns import searcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,10 +78,8 @@ class WeightNames:
 
     def _parameters(self, site: str, location: Location) -> ParameterRows:
         if is_regex(site):
-            pattern = re.compile(regex_of(site))
-            return dict.fromkeys(
-                name for name in self.all_names if self._location(name) == location and pattern.search(name)
-            )
+            matches = searcher("parameters", regex_of(site))
+            return dict.fromkeys(name for name in self.all_names if self._location(name) == location and matches(name))
         if isinstance(location, int):
             return {f"{self.blocks}.{location}.{name}": rows for name, rows in self.in_block.get(site, {}).items()}
         if location == "before":

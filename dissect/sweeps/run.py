@@ -27,6 +27,7 @@ from dissect.runtime.processes import ALONE, Processes
 from dissect.sweeps.passes import Work, run_sweep
 from dissect.sweeps.result import SweepResult, load_result
 from unlearning.common.errors import InputError, check_at_least
+from unlearning.common.patterns import searcher
 from unlearning.common.runs import Run, computing, open_run
 
 Command = Literal["patch", "restore"]
@@ -266,10 +267,7 @@ def check_regex(text: str) -> SiteSet:
     Raises:
         InputError: The expression is broken or empty.
     """
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise InputError(f"`parameters` must be a regular expression, got {text}: {error}") from None
+    searcher("parameters", text)
     if not text:
         raise InputError("`parameters` must not be empty; give an expression such as 'mlp\\.down_proj'")
     return (f"/{text}/",)

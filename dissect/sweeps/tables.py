@@ -5,22 +5,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from dissect import zoo
 from dissect.runtime.sizes import in_bytes
+from unlearning.common.terminal import console
 
 if TYPE_CHECKING:
     from dissect.engine.plan import Plan
     from dissect.prompts.prompts import Prompts
     from dissect.sweeps.result import SweepResult
-
-
-def console() -> Console:
-    """Return a console for stdout, as wide as the terminal."""
-    return Console()
 
 
 def print_plan(plan: "Plan") -> None:
@@ -106,7 +101,7 @@ def interval(row: Any, name: str) -> str:
     """
     # Short enough for three in 80 columns.
     low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{row[f'{name}_{end}']:.2f}") for end in ("low", "high"))
-    return f"{row[name]:.2f} \\[{low}, {high}]"
+    return f"{row[name]:.2f} [{low}, {high}]"
 
 
 def print_prompts(prompts: "Prompts", tokenizer: Any, count: int) -> None:

@@ -2,8 +2,8 @@
 
 import pandas as pd
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from dissect.scoring.tidy import pair_title
 from dissect.stress.spike_ins.scale import PERCENTAGES
@@ -12,6 +12,7 @@ from dissect.verdicts.page import residual_cell
 from dissect.verdicts.planning.plan import Plan
 from dissect.verdicts.result import Verdict
 from unlearning.common.errors import with_flags
+from unlearning.common.terminal import console
 
 _FLAGS = {name: f"--{name}" for name in ("budget", "control", "margin", "retain")} | {
     "spike_ins": "--spike-ins",
@@ -22,12 +23,12 @@ _FLAGS = {name: f"--{name}" for name in ("budget", "control", "margin", "retain"
 
 def print_verdict(verdict: Verdict) -> None:
     """Print the label in sentences, the evidence, what wrecked models, and what would change the label."""
-    out = Console()
+    out = console()
     provenance = verdict.provenance
     control = provenance.get("control")
     names = f"{pair_title(provenance)}, " + (f"control {control}" if control else "no control")
     out.print(names, highlight=False, soft_wrap=True, markup=False)
-    out.print(f"\nverdict: [bold]{verdict.label}[/bold]\n", highlight=False)
+    out.print(Text.assemble("\nverdict: ", (verdict.label, "bold"), "\n"))
     for sentence in verdict.sentences():
         out.print(with_flags(sentence, _FLAGS), highlight=False, markup=False)
     out.print(_evidence_table(verdict))
@@ -53,7 +54,7 @@ def print_verdict(verdict: Verdict) -> None:
 
 def print_plan(plan: Plan) -> None:
     """Print what a verdict on so many people with so many controls can decide."""
-    out = Console()
+    out = console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"margin {plan.margin:.2f}", title_justify="left")
     headings = "groups, facts, controls, upper end, margin met, called erased, false alarm, share found, others avoided"
     for heading in headings.split(", "):

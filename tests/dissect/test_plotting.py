@@ -1,6 +1,7 @@
 """Figures are pure functions of tables; files are what they claim to be, or one line says what is missing."""
 
 import importlib.util
+import io
 import itertools
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import plotly.graph_objects as go
 import pytest
 from pandas.testing import assert_frame_equal
 
-from dissect.plotting import COLOURS, MARKERS, check_formats, export
+from dissect.plotting import COLOURS, MARKERS, as_csv, check_formats, export, export_all, literal
 from dissect.sweeps.figures import difference_figure, example_heatmap, recovery_figure
 from dissect.sweeps.result import SweepResult, load_result
 from tests.dissect.cli.helpers import Outcome, unfinished_files
@@ -277,3 +278,59 @@ def test_difference_figure_has_a_row_of_panels_for_every_other_arm(result: Sweep
         told = contrast[contrast["site"] == site]["difference"]
         assert by_panel["y", site] == told.tolist()
         assert by_panel["y3", site] == (told + 1).tolist()
+
+
+LINK = '<a href="http://evil">x</a><script>alert(1)</script> & <b>y</b>'
+
+
+def test_names_in_figures_are_shown_and_not_read() -> None:
+    figure = go.Figure(
+        go.Scatter(
+            x=[LINK, "b"],
+            y=[1, 2],
+            name=LINK,
+            text=[LINK, "z"],
+            customdata=np.array([[LINK, 1], ["q", 2]], dtype=object),
+            hovertemplate="%{customdata[0]}<br>m<sub>base</sub><extra></extra>",
+        )
+    )
+    figure.update_layout(title={"text": f"{LINK} m<sub>base</sub>"}, xaxis={"ticktext": [LINK], "tickvals": [LINK]})
+    shown = literal(figure)
+    (trace,) = shown.data
+    whole = LINK.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    assert trace.x[0] == trace.text[0] == trace.customdata[0][0] == shown.layout.xaxis.ticktext[0] == whole
+    assert shown.layout.xaxis.tickvals[0] == whole  # a tick still stands at its category
+    for text in (trace.name, shown.layout.title.text):
+        assert "<a" not in text and "<script" not in text
+    assert shown.layout.title.text.endswith("m<sub>base</sub>")
+    assert trace.hovertemplate == "%{customdata[0]}<br>m<sub>base</sub><extra></extra>"
+    assert list(trace.y) == [1, 2]
+    assert figure.data[0].name == LINK  # the figure itself stays
+
+
+def test_a_page_holds_no_element_of_a_name(tmp_path: Path) -> None:
+    figure = go.Figure(go.Bar(x=[LINK], y=[1.0], name=LINK), layout={"title": {"text": LINK}})
+    exported = export_all(tmp_path, {"../a b": figure}, {"../a b": pd.DataFrame({"x": [1]})}, formats=["html"])
+    assert all(path.parent == tmp_path / "figures" for path in exported.paths)
+    assert "<script>alert(1)" not in exported.paths[0].read_text()
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@a", "\t=1", "\r=1", "\n=1", " =1", "\u00a0=1", "=cmd|' /C calc'!A0"]
+)
+def test_no_cell_is_a_formula(text: str) -> None:
+    table = pd.DataFrame({"group": [text, "Oslo"], text: [-0.5, float("nan")]})
+    read = pd.read_csv(io.StringIO(as_csv(table)))
+    shown = text.replace("\r", "\n")
+    assert read.iloc[0, 0] == f"'{shown}" and read.columns[1] == f"'{shown}"
+    assert read.iloc[1, 0] == "Oslo" and read.iloc[0, 1] == -0.5 and np.isnan(read.iloc[1, 1])
+
+
+def test_no_line_of_a_cell_becomes_a_cell_of_its_own() -> None:
+    text = as_csv(pd.DataFrame({"group": ["Oslo\r=1+1", "Oslo\r\n=1+1"]}))
+    assert pd.read_csv(io.StringIO(text))["group"].tolist() == ["Oslo\n=1+1"] * 2
+
+
+def test_csv_of_plain_tables_is_pandas_own() -> None:
+    table = pd.DataFrame({"site": ["mlp_coef", None], "krs": [-0.25, 1e-9], "n": [1, 2], "ok": [True, False]})
+    assert as_csv(table) == table.to_csv(index=False)

@@ -23,6 +23,7 @@ from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.locate import ADAPTER_CONFIG, RECORD, WEIGHTS, split_revision
 from unlearning.checkpoints.quantized import quiet_bitsandbytes
 from unlearning.common.errors import InputError
+from unlearning.common.patterns import searcher
 
 BASE_WEIGHTS = "base_weights"
 ALL_LINEAR = "all-linear"
@@ -63,6 +64,9 @@ def add_adapter(
     require_peft()
     from peft import LoraConfig
 
+    matches = searcher("lora_targets", targets, whole=True)
+    for name, _ in model.named_modules():  # peft searches without a limit on time
+        matches(name)
     scale: Any = alpha  # peft annotates an integer, and takes any number
     config = LoraConfig(
         r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unlearning.common.errors import InputError
+from unlearning.common.terminal import console as make_console
 from unlearning.common.terminal import write_json
 
 if TYPE_CHECKING:
@@ -75,9 +76,8 @@ def show(
         records = shown.astype(object).where(shown.notna(), None).to_dict("records")
         write_json({"run": str(run_dir), "counts": asdict(labels.counts), "n_rows": len(rows), "rows": records})
         return
-    from rich.console import Console
 
-    console = Console()
+    console = make_console()
     console.print(_table(shown))
     if len(shown) < len(rows):
         left = f"{len(rows) - len(shown)} more rows; --limit 0 shows all"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unlearning.common.terminal import write_json
+from unlearning.common.terminal import console, write_json
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -33,9 +33,8 @@ def methods(
     if as_json:
         write_json(listed)
         return
-    from rich.console import Console
 
-    Console().print(_tables(listed))
+    console().print(_tables(listed))
 
 
 def _tables(listed: dict[str, Any]) -> "Group":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unlearning.common.errors import InputError
-from unlearning.common.terminal import write_json
+from unlearning.common.terminal import console, write_json
 
 if TYPE_CHECKING:
     from unlearning.training.train import TrainResult
@@ -148,9 +148,7 @@ def train(
     if as_json:
         write_json(_report(method, out, result))
     elif not quiet:
-        from rich.console import Console
-
-        Console().print(_summary(method, out, result), markup=False, highlight=False, soft_wrap=True)
+        console().print(_summary(method, out, result), markup=False, highlight=False, soft_wrap=True)
 
 
 def _options(settings: list[str], flags: dict[str, Any]) -> dict[str, Any]:

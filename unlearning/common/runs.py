@@ -15,9 +15,11 @@ import errno
 import json
 import os
 import platform
+import re
 import resource
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -67,6 +69,23 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):  # an impossible path cannot be unlinked either
             part.unlink()
+
+
+def file_name(name: str) -> str:
+    """Return a name as that of a file: what models and data are called never leads out of a directory.
+
+    Args:
+        name: The name; of letters, digits and ``_.,+=-`` it stays as it is.
+
+    Returns:
+        The name with every other sign replaced, and a hash where that or its length changed it.
+
+    Examples:
+        >>> file_name("main-00001"), file_name("../../etc/passwd")
+        ('main-00001', '_._.._etc_passwd-df406b03')
+    """
+    kept = re.sub(r"^\.|[^\w.,+=-]", "_", name)[:150] or "_"
+    return kept if kept == name else f"{kept}-{zlib.crc32(name.encode(errors='replace')):08x}"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -127,6 +146,7 @@ class Run:
             name: Name of the batch, unique in the run.
             frame: Its rows.
         """
+        name = file_name(name)
         table = pa.Table.from_pandas(frame, preserve_index=False)
         table = table.replace_schema_metadata({**table.schema.metadata, _OF: self._configuration_hash})
         write_whole(self.path / "parts" / f"{name}.parquet", lambda part: pq.write_table(table, part))

@@ -17,6 +17,7 @@ from unlearning.common.errors import InputError, with_flags
 
 if TYPE_CHECKING:
     import typer
+    from rich.console import Console
 
 FLAGS = {"prompts": "--data", "output_dir": "--out", "formats": "--format", "concepts=()": "--no-concepts"}
 """Flags of Python arguments whose names differ from the options'; all others follow from the command's options."""
@@ -164,6 +165,61 @@ def write_json(content: Any) -> None:
     sys.stdout.write(json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
+_JOINERS = "\u200c\u200d"
+"""Signs without a width of their own that words of some scripts hold."""
+
+
+def printable(text: str) -> str:
+    r"""Return a text with what steers a terminal, such as an escape sequence, replaced by a visible sign.
+
+    Names, groups, prompts and answers come from files and models of others.
+
+    Args:
+        text: The text; line breaks and tabs stay.
+
+    Returns:
+        The text without control characters, characters that change the direction of writing, and half characters.
+
+    Examples:
+        >>> printable("Oslo\x1b[2J")
+        'Oslo�[2J'
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() or sign in f"\n\t{_JOINERS}" else "\ufffd" for sign in text)
+
+
+def console(**options: Any) -> "Console":
+    """Return a console that prints texts as they are: without rich's markup, and without control characters.
+
+    Args:
+        **options: Options of rich's Console.
+
+    Returns:
+        The console, for stdout unless the options say otherwise.
+    """
+    from rich.console import Console, RenderHook
+    from rich.segment import Segment
+
+    class Shown:
+        """A renderable whose texts are printable; what steers the terminal comes from rich itself."""
+
+        def __init__(self, of: Any) -> None:
+            self.of = of
+
+        def __rich_console__(self, console: Console, options: Any) -> Iterator[Segment]:
+            for segment in console.render(self.of, options):
+                yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    class Printable(RenderHook):
+        def process_renderables(self, renderables: list[Any]) -> list[Any]:
+            return [Shown(each) for each in renderables]
+
+    made = Console(markup=False, **options)
+    made.push_render_hook(Printable())
+    return made
+
+
 def plain(value: Any) -> Any:
     """Convert a value to JSON's own types: tuples to lists, NaN and infinities, which JSON does not have, to None."""
     if isinstance(value, dict):
@@ -181,4 +237,4 @@ def _fail(name: str, message: str, code: int) -> int:
 
 
 def _tell(name: str, message: object) -> None:
-    sys.stderr.write(f"{name}: {' '.join(str(message).split())}\n")
+    sys.stderr.write(f"{name}: {printable(' '.join(str(message).split()))}\n")

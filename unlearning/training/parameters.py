@@ -1,11 +1,11 @@
 """The parameters that train: all, those of a regular expression, those that the method names, or an adapter."""
 
-import re
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from unlearning.common.errors import InputError
+from unlearning.common.patterns import searcher
 from unlearning.methods.method import AnyMethod
 from unlearning.options import TrainOptions
 
@@ -57,10 +57,7 @@ def choose_parameters(
 
 
 def _freeze_others(model: PreTrainedModel, pattern: str | None) -> None:
-    try:
-        matches = re.compile(pattern or "").search
-    except re.error as error:
-        raise InputError(f"`train_parameters` must be a regular expression, got {pattern!r}: {error}") from None
+    matches = searcher("train_parameters", pattern or "")
     names = [name for name, _ in model.named_parameters()]
     if not any(matches(name) for name in names):
         raise InputError(
@@ -68,4 +65,4 @@ def _freeze_others(model: PreTrainedModel, pattern: str | None) -> None:
             f"{pattern!r}"
         )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(bool(matches(name)))
+        parameter.requires_grad_(matches(name))

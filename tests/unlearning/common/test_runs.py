@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
 from tests.other_process import other_process
 from unlearning.common.errors import InputError
-from unlearning.common.runs import Run, computing, open_run
+from unlearning.common.runs import Run, computing, file_name, open_run
 
 ASKED = {"command": "patch", "seed": 0, "windows": [5, 1], "margin": 0.5}
 
@@ -146,3 +148,19 @@ def test_killed_between_the_record_and_the_batches_leaves_no_batches_for_ever(tm
         assert (tmp_path / "run" / ".lock").exists()
     assert open_run(tmp_path / "run", ASKED, {}).is_complete
     assert names(tmp_path / "run") == ["results.parquet", "run.json", "summary.json"]
+
+
+@given(st.text())
+def test_a_name_is_one_file_inside_its_directory(name: str) -> None:
+    file = file_name(name)
+    assert (Path("/run") / file).parent == Path("/run")
+    assert file not in ("", ".", "..") and not file.startswith(".") and "\0" not in file and len(file) < 200
+
+
+def test_different_names_are_different_files(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", ASKED, {})
+    for name in ("a/b", "a_b", "../a_b", "a:b", "x" * 200 + "1", "x" * 200 + "2"):
+        run.keep_part(name, pd.DataFrame({"name": [name]}))
+    assert len(list((tmp_path / "run" / "parts").iterdir())) == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    run.close()

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import signal
 import time
 import warnings
@@ -7,9 +8,13 @@ from typing import Annotated
 
 import pytest
 import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.table import Table
+from rich.text import Text
 
 from unlearning.common.errors import InputError
-from unlearning.common.terminal import run_app
+from unlearning.common.terminal import console, printable, run_app
 
 app = typer.Typer()
 
@@ -122,3 +127,35 @@ def test_a_disk_that_takes_nothing_is_told_of_in_one_line(number: int, capsys: p
 def test_other_errors_of_the_system_are_not_hidden() -> None:
     with pytest.raises(OSError, match="Is a directory"):
         run_app(app, "tool", ["wait", str(errno.EISDIR), "--how", "full"], interrupted="")
+
+
+HOSTILE = "\x1b[31mred\x1b]8;;http://x\x07[bold]x[/] [/nothing] \x9b2J \u202eabc\r[link=http://x]y"
+
+
+def test_a_console_shows_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for out in (console(width=200), console(width=200, force_terminal=True, color_system="truecolor")):
+        table = Table(title=HOSTILE)
+        table.add_column(HOSTILE)
+        table.add_row(HOSTILE)
+        out.print(table)
+        out.print(HOSTILE)
+        out.print(Text(HOSTILE, style="bold"))
+        shown = capsys.readouterr().out
+        without_styles = re.sub(r"\x1b\[[0-9;]*m", "", shown)  # rich's own
+        assert "[bold]x[/] [/nothing]" in without_styles and "[link=http://x]y" in without_styles
+        assert not set(without_styles) & set("\x1b\x9b\x07\u202e\r")
+        assert "\x1b[31m" not in shown
+
+
+def test_errors_hold_no_escape_sequences(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("other", "--" + HOSTILE) == 2
+    assert not set(capsys.readouterr().err) & set("\x1b\x9b\x07\u202e\r")
+
+
+@given(st.text())
+def test_printable_text_stays_and_nothing_else_comes_through(text: str) -> None:
+    shown = printable(text)
+    assert len(shown) == len(text)
+    for ours, theirs in zip(shown, text, strict=True):
+        assert ours == theirs or (ours == "\ufffd" and not theirs.isprintable())
+        assert ours.isprintable() or ours in "\n\t\u200c\u200d"

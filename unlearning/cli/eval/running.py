@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearning.cli.eval.options import ControlOptions, RunOptions
+from unlearning.common.terminal import console as make_console
 from unlearning.common.terminal import write_json
 
 if TYPE_CHECKING:
@@ -58,12 +59,11 @@ def show(evaluation: "Evaluation", out: Path) -> None:
         evaluation: Result of the benchmark.
         out: Run directory.
     """
-    from rich.console import Console
     from rich.measure import Measurement
 
-    console, table = Console(), metrics_table(evaluation)
+    console, table = make_console(), metrics_table(evaluation)
     # A table cut to the terminal's width would show wrong numbers; a narrow terminal wraps the lines instead.
-    wide = Console(width=1000)
+    wide = make_console(width=1000)
     console.width = max(console.width, Measurement.get(wide, wide.options, table).maximum)
     console.print(table)
     summary = evaluation.summary()
@@ -119,7 +119,7 @@ def _with_interval(record: dict[str, Any], value: str, low: str, high: str) -> s
         return ""
     if record.get(low) is None:
         return _number(record[value])
-    return f"{_number(record[value])} \\[{_number(record[low])}, {_number(record[high])}]"
+    return f"{_number(record[value])} [{_number(record[low])}, {_number(record[high])}]"
 
 
 def _number(value: float | None) -> str:
