@@ -14,7 +14,7 @@ from unlearning.common.patterns import searcher
 NAMES = ["model.layers.0.mlp.up_proj.weight", "lm_head.weight", "model.norm.weight", ""]
 
 
-@given(st.text("abm.lp_()[]|*+?\\d0{,1}^$", max_size=12))
+@given(st.text("abm.lp_()[]|*+?\\d01^$", max_size=12))
 def test_it_is_python_s_own_search(text: str) -> None:
     try:
         ours: list[bool] | None = [bool(re.search(text, name)) for name in NAMES]
