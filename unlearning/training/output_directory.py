@@ -120,6 +120,7 @@ def claimed(output_dir: Path | None) -> Iterator[None]:
         parent.mkdir(parents=True, exist_ok=True)
     try:
         with lock.holding(parent / f".{output_dir.name}.lock", output_dir):
+            shutil.rmtree(_partial(output_dir), ignore_errors=True)  # of a process that was killed at its very end
             yield
     finally:
         with suppress(OSError):  # nothing was written, so nothing stays
@@ -182,7 +183,7 @@ def finish_run(
         InputError: The disk is full.
     """
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = output_dir.parent / f".{output_dir.name}.partial"
+    partial = _partial(output_dir)
     if is_main:
         shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -192,8 +193,8 @@ def finish_run(
                 return
             (partial / "README.md").write_text(card, encoding="utf-8")
             _write_json(partial / RECORD, record)
-            if not output_dir.exists():
-                os.replace(partial, output_dir)
+            if not output_dir.exists() or not any(output_dir.iterdir()):
+                os.replace(partial, output_dir)  # at once, also in place of an empty directory
                 return
             with suppress(OSError):
                 (output_dir / CHECKPOINTS).rmdir()  # only if it is empty
@@ -204,6 +205,11 @@ def finish_run(
         if is_main:
             shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _partial(output_dir: Path) -> Path:
+    """Return the directory beside a run's in which the finished run is written."""
+    return output_dir.parent / f".{output_dir.name}.partial"
 
 
 @contextmanager

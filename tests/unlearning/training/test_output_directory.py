@@ -192,6 +192,31 @@ def test_a_leftover_of_a_killed_end_is_no_obstacle(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["README.md", "model.safetensors", RECORD]
 
 
+def test_a_leftover_beside_a_finished_run_is_removed(model_dir: Path, tmp_path: Path) -> None:
+    """Killed when the last file had been moved."""
+    run = tmp_path / "run"
+    train("npo", model=model_dir, output_dir=run, **SHARED)
+    (tmp_path / ".run.partial").mkdir()
+    assert train("npo", model=model_dir, output_dir=run, **SHARED).already_done
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_empty_directory_becomes_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File by file, a kill would leave a model without its record, which no later run may replace."""
+    moves: list[str] = []
+    real = os.replace
+
+    def noted(source: Any, target: Any) -> None:
+        moves.append(Path(target).name)
+        real(source, target)
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(os, "replace", noted)
+    finish_run(tmp_path / "run", write_nothing, {"finished": True}, "card", is_main=True)
+    assert moves == [RECORD, "run"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     for error in (PermissionError(13, "denied"), ValueError("broken"), RuntimeError("no")):
         with pytest.raises(type(error)), saying_disk_full(tmp_path):
