@@ -364,8 +364,8 @@ def test_broken_run_record_is_refused(world: World, tmp_path: Path, content: byt
 
 def test_place_that_cannot_be_written_to_is_refused(world: World, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert_refused(call(*world.patch(tmp_path / "file" / "run")), "run.json: cannot be written", "Not a directory")
-    assert_refused(call(*world.patch(Path("/proc/run"))), "/proc/run/run.json: cannot be written")
+    assert_refused(call(*world.patch(tmp_path / "file" / "run")), "file/run: cannot be written", "Not a directory")
+    assert_refused(call(*world.patch(Path("/proc/run"))), "/proc/run: cannot be written")
 
 
 @pytest.fixture(scope="module")
