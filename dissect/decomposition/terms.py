@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dissect.engine.blocks import replaced_forward
 from dissect.models.anatomy import block_of
 from dissect.models.model import Model
+from dissect.models.taken_apart import replaced_forward
 from dissect.prompts.prompts import Batch
 from dissect.scoring.forward import scored_logits
 from unlearning.common.errors import InputError

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from dissect.runtime.memory import is_out_of_memory
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -69,8 +71,3 @@ class Chunk:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         warnings.warn(f"out of memory: continuing with chunks of {self.tokens} tokens", stacklevel=3)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an exception reports that memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

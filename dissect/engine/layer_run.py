@@ -209,7 +209,7 @@ class LayerRun:
 
     def _with_mlp(self, overrides: BlockOverrides, output: Tensor, *, is_mlp_out: bool) -> BlockOverrides:
         """Return overrides with the MLP's output, or the down projection's where the MLP changes that output."""
-        if self.block.mlp is not None and (is_mlp_out or self.traits.mlp_ends_in_down_proj):
+        if is_mlp_out or self.traits.mlp_ends_in_down_proj:
             return replace(overrides, mlp_out=output)
         return replace(overrides, down_proj_out=output)
 

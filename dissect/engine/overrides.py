@@ -4,6 +4,7 @@ The block is the Hugging Face module itself, with its norms, residual sums, soft
 wrote. Only the forward of its attention, MLP or projections is replaced during one call.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,9 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dissect.engine.blocks import BlockArguments, replaced_forward
-from dissect.models.anatomy import Block
+from dissect.models.anatomy import Block, residual_of
+from dissect.models.taken_apart import BlockArguments, replaced_forward
+from dissect.runtime.memory import is_out_of_memory
 from unlearning.common.errors import InputError
+
+Extras = tuple[None, ...] | list[None] | None
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,12 @@ def find_unused_modules(
     activations = BlockActivations()
     unchanged = run_block(block, hidden, arguments, BlockOverrides(), traits, activations=activations)
     extras = activations.extras()
-    parts = {"attn_out": activations.attn_out, "mlp_out": activations.mlp_out if block.mlp is not None else None}
+    parts = {"attn_out": activations.attn_out, "mlp_out": activations.mlp_out}
     known = {name: states for name, states in parts.items() if states is not None}
     others = [
         (name, module)
         for name, module in block.whole.named_children()
-        if not {block.attn, block.mlp, block.down_proj} & set(module.modules())
+        if not {block.attn, block.attn_out, block.mlp, block.mlp_out, block.down_proj} & set(module.modules())
     ]
 
     def is_unused(module: nn.Module, given: frozenset[str]) -> bool:
@@ -112,9 +116,9 @@ def find_unused_modules(
         forward = module.forward
         same_shape = True
 
-        def nan(states: Any, *args: Any, **kwargs: Any) -> Any:
+        def nan(*args: Any, **kwargs: Any) -> Any:
             nonlocal same_shape
-            output = forward(states, *args, **kwargs)
+            output, states = forward(*args, **kwargs), _first(*args, **kwargs)
             same_shape &= isinstance(output, Tensor) and output.shape == states.shape
             return output * torch.nan if same_shape else output
 
@@ -124,6 +128,46 @@ def find_unused_modules(
 
     sets = [frozenset(names) for size in (1, 2) for names in itertools.combinations(known, size)]
     return {given: tuple(name for name, module in others if is_unused(module, given)) for given in sets}
+
+
+@torch.inference_mode()
+def check_positions(
+    block: Block, hidden: Float[Tensor, "batch position d_model"], arguments: BlockArguments, traits: MlpTraits
+) -> None:
+    """Check that a block whose attention's output is given computes every position from that position alone.
+
+    Later layers are run at the scored positions only, so nothing but the attention may read other positions.
+
+    Args:
+        block: Modules of the block.
+        hidden: Hidden states that enter the block.
+        arguments: The block's other arguments for these states.
+        traits: Properties of the block's MLP.
+
+    Raises:
+        InputError: It does not.
+    """
+    activations = BlockActivations()
+    run_block(block, hidden, arguments, BlockOverrides(), traits, activations=activations)
+    attn_out = activations.attn_out
+    if attn_out is None or hidden.shape[1] == 1:
+        return
+    given = replace(activations.extras(), attn_out=attn_out.clone())
+    whole = run_block(block, hidden, arguments, given, traits)
+    try:
+        given = replace(given, attn_out=attn_out[:, 1:].clone())
+        alone = run_block(block, hidden[:, 1:].clone(), arguments, given, traits)
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        alone = None
+    tolerance = 1e-4 if hidden.dtype in (torch.float32, torch.float64) else 5e-2
+    close = alone is not None and alone.shape == whole[:, 1:].shape
+    if not (close and torch.allclose(alone, whole[:, 1:], rtol=tolerance, atol=tolerance * float(whole.abs().max()))):
+        raise InputError(
+            f"`engine` must be 'reference' for this model, got 'wavefront': {type(block.whole).__name__} mixes "
+            "positions outside its attention"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +190,8 @@ class BlockOverrides:
     down_proj_out: Float[Tensor, "batch position d_model"] | None = None
     positions: Int[Tensor, " kept"] | None = None
     limits_attention: bool = False
-    attn_extras: int | None = None
-    mlp_extras: int | None = None
+    attn_extras: Extras = None
+    mlp_extras: Extras = None
     is_flat: bool = False
 
 
@@ -159,16 +203,17 @@ class BlockActivations:
         attn_out: Output of the attention.
         mlp_coef: MLP coefficients, only at the positions where the MLP was run.
         mlp_out: Output of the MLP, zero where the MLP was not run.
-        attn_extras: Number of values that the attention returns after its output; None if it returns no tuple.
-        mlp_extras: Number of values that the MLP returns after its output; None if it returns no tuple.
+        attn_extras: A tuple or list as long as what the attention returns after its output; None if it returns a
+            tensor.
+        mlp_extras: The same of the MLP.
         is_flat: True if the down projection sees batch and position as one dimension, as in OPT.
     """
 
     attn_out: Float[Tensor, "batch position d_model"] | None = None
     mlp_coef: Float[Tensor, "batch position d_mlp"] | None = None
     mlp_out: Float[Tensor, "batch position d_model"] | None = None
-    attn_extras: int | None = None
-    mlp_extras: int | None = None
+    attn_extras: Extras = None
+    mlp_extras: Extras = None
     is_flat: bool = False
 
     def extras(self) -> BlockOverrides:
@@ -182,12 +227,17 @@ def _record(stack: ExitStack, block: Block, activations: BlockActivations, shape
     Outputs are copied because the block may write into them afterwards: parallel blocks add up in place.
     """
 
-    def copied(output: Any) -> tuple[Tensor, int | None]:
-        states, extras = (output[0], len(output) - 1) if isinstance(output, tuple) else (output, None)
-        return _shaped(states, shape).clone(), extras
+    def copied(output: Any) -> tuple[Tensor, Extras]:
+        if not isinstance(output, tuple | list):
+            return _shaped(output, shape).clone(), None
+        kind = list if isinstance(output, list) else tuple
+        return _shaped(output[0], shape).clone(), kind([None] * (len(output) - 1))
 
     def attn_out(_module: nn.Module, _args: Any, output: Any) -> None:
-        activations.attn_out, activations.attn_extras = copied(output)
+        activations.attn_out = copied(output)[0]
+
+    def attn(_module: nn.Module, _args: Any, output: Any) -> None:
+        activations.attn_extras = copied(output)[1]
 
     def mlp_out(_module: nn.Module, _args: Any, output: Any) -> None:
         activations.mlp_out, activations.mlp_extras = copied(output)
@@ -195,12 +245,12 @@ def _record(stack: ExitStack, block: Block, activations: BlockActivations, shape
     def mlp_coef(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         activations.mlp_coef, activations.is_flat = _shaped(args[0], shape), args[0].dim() == 2
 
+    if block.attn_out is not None:
+        stack.callback(block.attn_out.register_forward_hook(attn_out).remove)
     if block.attn is not None:
-        stack.callback(block.attn.register_forward_hook(attn_out).remove)
-    if block.mlp is not None:
-        stack.callback(block.mlp.register_forward_hook(mlp_out).remove)
-    elif block.down_proj is not None:
-        stack.callback(block.down_proj.register_forward_hook(mlp_out).remove)
+        stack.callback(block.attn.register_forward_hook(attn).remove)
+    if block.mlp_out is not None:
+        stack.callback(block.mlp_out.register_forward_hook(mlp_out).remove)
     if block.down_proj is not None:
         stack.callback(block.down_proj.register_forward_pre_hook(mlp_coef).remove)
 
@@ -235,8 +285,7 @@ def run_block(
     with ExitStack() as stack:
         if overrides.attn_out is not None:
             assert block.attn is not None
-            output = _with_extras(overrides.attn_out, overrides.attn_extras)
-            stack.enter_context(replaced_forward(block.attn, lambda *_a, **_k: output))
+            stack.enter_context(replaced_forward(block.attn, _attention_that_gives(block, overrides)))
         elif overrides.limits_attention and overrides.positions is not None:
             for projection in (block.q_proj, block.o_proj):
                 if projection is not None:
@@ -244,18 +293,39 @@ def run_block(
         _override_mlp(stack, block, overrides, traits)
         given = frozenset(name for name in ("attn_out", "mlp_out") if getattr(overrides, name) is not None)
         for name in traits.unused_modules.get(given, ()):
-            stack.enter_context(replaced_forward(block.whole.get_submodule(name), lambda states, *_a, **_k: states))
+            stack.enter_context(replaced_forward(block.whole.get_submodule(name), _first))
         if activations is not None:
             _record(stack, block, activations, tuple(hidden.shape[:2]))
         output = block.whole(hidden, *arguments[0], **arguments[1])
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def _first(*args: Any, **kwargs: Any) -> Any:
+    """Return the first argument, however it is given."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _attention_that_gives(block: Block, overrides: BlockOverrides) -> Callable[..., Any]:
+    """Return a forward of the attention that returns a given output; with the residual stream where it adds that."""
+    given, extras = overrides.attn_out, overrides.attn_extras
+    assert block.attn is not None and given is not None
+    if block.attn_out is block.attn:
+        return lambda *_args, **_kwargs: _with_extras(given, extras)
+    signature = inspect.signature(block.attn.forward)
+
+    def add(*args: Any, **kwargs: Any) -> Any:
+        return _with_extras(given + residual_of(signature.bind(*args, **kwargs).arguments), extras)
+
+    return add
 
 
 def _override_mlp(stack: ExitStack, block: Block, overrides: BlockOverrides, traits: MlpTraits) -> None:
     if overrides.mlp_out is not None:
-        assert block.mlp is not None
+        assert block.mlp_out is not None
         given = _with_extras(overrides.mlp_out, overrides.mlp_extras)
-        stack.enter_context(replaced_forward(block.mlp, lambda *_a, **_k: given))
+        if overrides.is_flat and block.mlp_out is block.down_proj:
+            given = overrides.mlp_out.flatten(0, 1)
+        stack.enter_context(replaced_forward(block.mlp_out, lambda *_a, **_k: given))
     elif overrides.down_proj_out is not None:
         assert block.down_proj is not None
         output = overrides.down_proj_out.flatten(0, 1) if overrides.is_flat else overrides.down_proj_out
@@ -265,8 +335,8 @@ def _override_mlp(stack: ExitStack, block: Block, overrides: BlockOverrides, tra
         stack.enter_context(replaced_forward(block.mlp, at_positions(block.mlp, overrides.positions)))
 
 
-def _with_extras(given: Tensor, extras: int | None) -> Any:
-    return given if extras is None else (given, *[None] * extras)
+def _with_extras(given: Tensor, extras: Extras) -> Any:
+    return given if extras is None else type(extras)((given, *extras))
 
 
 def at_positions(module: nn.Module, positions: Int[Tensor, " kept"]) -> Callable[[Tensor], Tensor]:

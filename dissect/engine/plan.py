@@ -249,7 +249,8 @@ def measure_chunk(model: Model, batch: Batch, costs: ModelCosts) -> int:
     """Measure which size of chunk this machine computes fastest in a block of a model.
 
     A chunk that is too small leaves arithmetic units idle, a chunk that is too large exceeds the caches.
-    For a streamed model, whose blocks are not in memory, a gated MLP of the same widths is timed instead.
+    For a streamed model, whose blocks are not in memory, and for one whose blocks cannot be run alone, a gated MLP of
+    the same widths is timed instead.
 
     Args:
         model: Model whose first block is timed.
@@ -262,7 +263,8 @@ def measure_chunk(model: Model, batch: Batch, costs: ModelCosts) -> int:
     width = batch.input_ids.shape[1]
     sizes = [2**power for power in range(6, 18 if model.device.type == "cuda" else 13)]
     copies = sorted({max(1, size // width) for size in sizes})
-    run = _mlp_runner(model, costs, width) if model.streamed else _block_runner(model, batch)
+    whole = model.streamed is None and not model.weights.problem
+    run = _block_runner(model, batch) if whole else _mlp_runner(model, costs, width)
     rates: dict[int, float] = {}
     for n in copies:
         if rates and n * width / rates[max(rates)] > CALIBRATION_S:

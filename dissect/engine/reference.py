@@ -1,7 +1,11 @@
-"""Run one hooked forward pass per intervention: slow and simple, the reference that the tests compare with."""
+"""Run one hooked forward pass per intervention: slow and simple, the reference that the tests compare with.
+
+The model that runs is the Hugging Face model itself, with plain torch hooks. Hook points have TransformerLens' names.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +15,14 @@ from torch import Tensor
 from dissect.engine import Advance, Sweep, targets_of
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import Layers
+from dissect.engine.proof import prove_restoration
 from dissect.interventions.donors import Donor
 from dissect.interventions.intervention import Intervention, weights_among
+from dissect.models.hooks import Act, hooked
 from dissect.models.model import Model
-from dissect.models.parameter_swap import restored_values, with_values
-from dissect.models.sites import SITES
+from dissect.models.module_tree import with_values
+from dissect.models.parameter_swap import restored_values
+from dissect.models.sites import SITES, Site
 from dissect.models.weights import Location, ParameterRows, WeightNames
 from dissect.prompts.prompts import Batch
 
@@ -44,6 +51,7 @@ def sweep(
         For each batch, one sweep of each target.
     """
     base, targets = layers.models[0], targets_of(layers.models, donor)
+    prove_restoration(donor.model, targets, batches[0], interventions)
     points = sorted({point for intervention in interventions for point in hook_points(intervention)})
     share = 1 / (len(batches) * len(targets) * len(interventions))
     for batch in batches:
@@ -95,11 +103,10 @@ def run_intervention(
     """
 
     def replaced(_activation: Tensor, hook: Any) -> Tensor:
-        return activations[hook.name]
+        return activations[hook.name].clone()  # a block may write into what its modules return
 
     chosen = chosen_weights(target.weights, intervention)
     if chosen:
-        # `replace` makes a new bridge: a bridge copies fused projections when it is made.
         target = replace(target, hf=with_values(target.hf, restored_values(target.hf, donor.hf, chosen)))
     return scored_logits(target, batch, [(point, replaced) for point in hook_points(intervention)])
 
@@ -153,16 +160,29 @@ def scored_logits(model: Model, batch: Batch, hooks: Sequence[tuple[str, Hook]])
     Args:
         model: Model to run.
         batch: Batch to read.
-        hooks: Names of hook points, each with its hook.
+        hooks: Names of hook points, each with its hook: a function of the activation and the hook point, whose `name`
+            it may read. It returns what replaces the activation, or None.
 
     Returns:
         The logits, in float32 or wider.
     """
     inputs: dict[str, Any] = {"attention_mask": batch.attention_mask}
     if model.takes_position_ids:
-        # None is passed explicitly: without the argument, the bridge derives positions from the mask, which the
-        # notebooks did not do.
         inputs["position_ids"] = batch.position_ids
-    logits = model.bridge.run_with_hooks(batch.input_ids, fwd_hooks=list(hooks), return_type="logits", **inputs)
+    with hooked(model.hf, model.anatomy, _places(model, hooks), shape=tuple(batch.input_ids.shape)):
+        logits = model.hf(input_ids=batch.input_ids, use_cache=False, **inputs).logits
     scored = logits[batch.rows, batch.columns]
     return scored if scored.dtype == torch.float64 else scored.float()
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """Place of an activation, by TransformerLens' name."""
+
+    name: str
+
+
+def _places(model: Model, hooks: Sequence[tuple[str, Hook]]) -> list[tuple[Site, int, Act]]:
+    """Return the site and layer of every hook point, with a function of the activation alone."""
+    known = {site.hook_name(layer): (site, layer) for site in SITES.values() for layer in range(model.n_layers)}
+    return [(*known[name], partial(hook, hook=HookPoint(name))) for name, hook in hooks]

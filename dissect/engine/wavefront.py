@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dissect.engine import Advance, Sweep, targets_of
-from dissect.engine.blocks import block_inputs, logits_of
+from dissect.engine.blocks import block_inputs
 from dissect.engine.chunk import Chunk
 from dissect.engine.layer_run import DonorActivations, LayerRun, ModelState, model_state
 from dissect.engine.layers import Layers
@@ -25,16 +25,19 @@ from dissect.engine.overrides import (
     BlockActivations,
     BlockOverrides,
     MlpTraits,
+    check_positions,
     find_mlp_traits,
     find_unused_modules,
     run_block,
 )
+from dissect.engine.proof import prove_restoration, prove_taken_apart
 from dissect.engine.schedule import Schedule, make_schedule
 from dissect.interventions.donors import Donor
 from dissect.interventions.intervention import NO_SITES, Intervention
 from dissect.models.anatomy import Block
 from dissect.models.model import Model
 from dissect.models.parameter_swap import restored_model
+from dissect.models.taken_apart import logits_of
 from dissect.prompts.prompts import Batch
 from unlearning.common.errors import InputError
 
@@ -134,7 +137,10 @@ def run_pass(
         For each batch, one sweep of each target.
     """
     base, targets = layers.models[0], targets_of(layers.models, donor)
+    if base.weights.problem:
+        raise InputError(f"`engine` must be 'reference' for {base.name}, got 'wavefront': {base.weights.problem}")
     schedule = make_schedule(interventions, base.n_layers)
+    prove_restoration(donor.model, targets, batches[0], interventions)
     with layers.embedding():
         batch_states = [
             _BatchState(
@@ -145,15 +151,19 @@ def run_pass(
             for batch in batches
         ]
         one_row = model_state(base, batches[0].pieces(1)[0].trimmed())
-    traits: MlpTraits | None = None
+    known: dict[object, MlpTraits] = {}
     with closing(layers.blocks()) as all_blocks:  # closed at once: a thread may be reading for it
         for layer, blocks in enumerate(all_blocks):
             donor_block, *target_blocks = blocks[-len(targets) - 1 :]  # the base's block if the base is the donor
-            traits = traits or _mlp_traits(blocks[0], one_row)
+            form = tuple((name, type(module)) for name, module in blocks[0].whole.named_modules())
+            is_new = form not in known
+            if is_new:  # blocks of one model may differ from layer to layer, such as dense ones beside mixtures
+                known[form] = _mlp_traits(layer, blocks[0], one_row)
+            traits = known[form]
             for states in batch_states:
-                activations = _run_source(layer, blocks[0], states.base, schedule, traits)
+                activations = _run_source(layer, blocks[0], states.base, schedule, traits, check=is_new)
                 if states.donor is not None:
-                    activations = _run_source(layer, donor_block, states.donor, schedule, traits)
+                    activations = _run_source(layer, donor_block, states.donor, schedule, traits, check=is_new)
                 given = DonorActivations(donor, states.donor or states.base, donor_block, layer, activations)
                 for block, state in zip(target_blocks, states.targets, strict=True):
                     LayerRun(layer, block, state, given, traits).run(schedule.layers[layer], chunk)
@@ -161,6 +171,8 @@ def run_pass(
     with layers.head():
         for states in batch_states:
             logits = next(_logits(states.base, [(0, NO_SITES)], donor, chunk))
+            if states is batch_states[0]:
+                prove_taken_apart(base, batches[0], logits)
             yield [
                 Sweep(
                     logits.to(state.model.device),
@@ -171,9 +183,10 @@ def run_pass(
             ]
 
 
-def _mlp_traits(block: Block, one_row: ModelState) -> MlpTraits:
-    hidden, arguments = one_row.inputs.hidden, one_row.inputs.arguments(0, 1)
+def _mlp_traits(layer: int, block: Block, one_row: ModelState) -> MlpTraits:
+    hidden, arguments = one_row.inputs.hidden, one_row.inputs.arguments(layer, 1)
     traits = find_mlp_traits(block, hidden)
+    check_positions(block, hidden, arguments, traits)
     return replace(traits, unused_modules=find_unused_modules(block, hidden, arguments, traits))
 
 
@@ -194,21 +207,24 @@ def _logits(
             yield from logits.to(model.device).split(n_scored)
 
 
-def _run_source(layer: int, block: Block, state: ModelState, schedule: Schedule, traits: MlpTraits) -> BlockActivations:
-    """Run one layer of the base or the donor, and return its activations."""
+def _run_source(
+    layer: int, block: Block, state: ModelState, schedule: Schedule, traits: MlpTraits, *, check: bool
+) -> BlockActivations:
+    """Run one layer of the base or the donor, and return its activations; check them where that is asked for."""
     is_last = layer == schedule.n_layers - 1
     activations = BlockActivations()
     overrides = BlockOverrides(positions=state.positions(1, scored=is_last), limits_attention=is_last)
     output = run_block(
         block, state.branches[0], state.inputs.arguments(layer, 1), overrides, traits, activations=activations
     )
-    if layer == 0:
-        _check_own_activations(block, state, overrides, traits, activations, output)
+    if check:
+        _check_own_activations(layer, block, state, overrides, traits, activations, output)
     state.branches[0] = state.at_scored(output) if is_last else output
     return activations
 
 
 def _check_own_activations(
+    layer: int,
     block: Block,
     state: ModelState,
     overrides: BlockOverrides,
@@ -229,10 +245,9 @@ def _check_own_activations(
         positions=overrides.positions,
         limits_attention=overrides.limits_attention,
         attn_out=attn_out,
-        mlp_out=None if block.mlp is None else mlp_out,
-        down_proj_out=mlp_out if block.mlp is None else None,
+        mlp_out=mlp_out,
     )
-    again = run_block(block, state.branches[0], state.inputs.arguments(0, 1), overrides, traits)
+    again = run_block(block, state.branches[0], state.inputs.arguments(layer, 1), overrides, traits)
     if not torch.equal(again, output):
         gap = float((again - output).abs().max())
         raise InputError(

@@ -3,6 +3,8 @@
 TransformerLens' architecture adapters have the module paths of over a hundred families, so no table is kept here.
 """
 
+import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,10 @@ from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_RESIDUAL = frozenset({"residual", "input_tensor"})
+"""Names that transformers gives to the residual stream where a module adds it."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Anatomy:
         mlp: MLP or mixture of experts, from its block.
         down_proj: Down projection of the MLP, whose input is the coefficients, from its block; None in a mixture of
             experts.
+        add_residual: The parts, `attn` or `mlp`, that add the residual stream to their output before they return it.
     """
 
     blocks: str
@@ -36,6 +43,17 @@ class Anatomy:
     o_proj: str | None
     mlp: str | None
     down_proj: str | None
+    add_residual: frozenset[str] = frozenset()
+
+    @property
+    def attn_out(self) -> str | None:
+        """Module whose output is what the attention alone adds to the residual stream, from its block."""
+        return self.o_proj if "attn" in self.add_residual else self.attn
+
+    @property
+    def mlp_out(self) -> str | None:
+        """Module whose output is what the MLP alone adds to the residual stream, from its block."""
+        return self.down_proj if self.mlp is None or "mlp" in self.add_residual else self.mlp
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,60 +66,160 @@ class Block:
     o_proj: nn.Module | None
     mlp: nn.Module | None
     down_proj: nn.Module | None
+    attn_out: nn.Module | None
+    mlp_out: nn.Module | None
 
 
 def architecture_of(hf: "PreTrainedModel") -> str:
-    """Return the class name by which TransformerLens selects an adapter, also for a model built by `from_config`."""
-    return (hf.config.architectures or [type(hf).__name__])[0]
+    """Return the class name by which TransformerLens selects an adapter.
+
+    It is the name of the model's class. The configuration's `architectures` can name another one; it counts only where
+    TransformerLens knows no adapter of the class.
+    """
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+
+    own = type(hf).__name__
+    named = (hf.config.architectures or [own])[0]
+    return own if own in SUPPORTED_ARCHITECTURES else named
 
 
 def find_adapter(hf: "PreTrainedModel", *, name: str) -> Any:
     """Return TransformerLens' adapter of a model's architecture; the model is neither wrapped nor changed.
 
     Args:
-        hf: Hugging Face model.
+        hf: Hugging Face model; its weights need not be in memory.
         name: Name for messages.
 
     Returns:
         The adapter.
 
     Raises:
-        InputError: TransformerLens has no adapter for the architecture.
+        InputError: TransformerLens has no adapter for the architecture, or not for this configuration of it.
     """
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
 
     architecture = architecture_of(hf)
     try:
-        config = build_bridge_config_from_hf(hf.config, architecture, name, torch.float32)
+        config = build_bridge_config_from_hf(_consistent(hf.config), architecture, name, torch.float32)
         return ArchitectureAdapterFactory.select_architecture_adapter(config)
-    except ValueError as error:
-        raise InputError(
-            f"{name}: TransformerLens does not support {architecture}: {str(error).splitlines()[0]}"
-        ) from None
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, ZeroDivisionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{name}: TransformerLens does not support {architecture}: {reason}") from None
 
 
 def find_anatomy(hf: "PreTrainedModel", adapter: Any) -> Anatomy:
-    """Return the module paths of an adapter; paths that the model's first block does not have become None."""
-    mapping = adapter.component_mapping["blocks"]
-    first = hf.get_submodule(mapping.name)[0]  # type: ignore[index]
+    """Return the module paths of an adapter; paths that one of the model's blocks does not have become None.
+
+    Args:
+        hf: Hugging Face model; its weights need not be in memory.
+        adapter: TransformerLens' adapter of its architecture.
+
+    Returns:
+        The paths.
+
+    Raises:
+        InputError: The model has no list of blocks where the adapter expects it, or not every block has an attention,
+            as in state-space and hybrid models.
+    """
+    mapping = adapter.component_mapping.get("blocks")
+    if mapping is None:
+        raise InputError(
+            f"{type(hf).__name__} is not supported: its blocks are no list that is run once from end to end"
+        )
+    blocks = _blocks(hf, mapping.name)
+
+    def has(block: nn.Module, found: str | None) -> bool:
+        try:
+            return isinstance(block.get_submodule(found or "-"), nn.Module)
+        except AttributeError:
+            return False
 
     def path(*components: str) -> str | None:
         found = component_path(mapping.submodules, *components)
-        try:
-            first.get_submodule(found or "-")
-        except AttributeError:
-            return None
-        return found
+        return found if all(has(block, found) for block in blocks) else None
 
+    attn = path("attn")
+    if attn is None:
+        found = component_path(mapping.submodules, "attn")
+        without = [str(layer) for layer, block in enumerate(blocks) if not has(block, found)]
+        where = "its blocks have" if len(without) == len(blocks) else f"its layers {', '.join(without[:4])} have"
+        raise InputError(
+            f"{type(hf).__name__} is not supported: {where} no attention (a state-space or hybrid model); "
+            "use a model whose blocks all hold an attention and an MLP"
+        )
+    mlp = path("mlp")
+    down_proj = path("mlp", "out") or (None if mlp is None else _down_proj(blocks, mlp))
+    parts = {"attn": attn, "mlp": mlp}
     return Anatomy(
         blocks=mapping.name,
-        attn=path("attn"),
+        attn=attn,
         q_proj=path("attn", "q"),
         o_proj=path("attn", "o"),
-        mlp=path("mlp"),
-        down_proj=path("mlp", "out"),
+        mlp=mlp,
+        down_proj=down_proj,
+        add_residual=frozenset(
+            part for part, at in parts.items() if at is not None and _takes_residual(blocks[0].get_submodule(at))
+        ),
     )
+
+
+def _consistent(config: Any) -> Any:
+    """Return a configuration without a stray `num_key_value_heads`: TransformerLens reads it, the model does not."""
+    field, kind = "num_key_value_heads", type(config)
+    declared = {*inspect.signature(kind.__init__).parameters, *kind.attribute_map, *dir(kind)}
+    if field not in vars(config) or field in declared or not kind.__module__.startswith("transformers."):
+        return config
+    config = copy.deepcopy(config)
+    delattr(config, field)
+    return config
+
+
+def _blocks(hf: "PreTrainedModel", path: str) -> nn.ModuleList:
+    try:
+        blocks = hf.get_submodule(path)
+    except AttributeError:
+        blocks = None
+    if isinstance(blocks, nn.ModuleList) and not len(blocks):
+        raise InputError(f"{type(hf).__name__} is not supported: its config.json gives it no layers")
+    if not isinstance(blocks, nn.ModuleList):
+        raise InputError(
+            f"{type(hf).__name__} is not supported: it has no list of blocks {path}, where TransformerLens expects them"
+        )
+    return blocks
+
+
+def _down_proj(blocks: nn.ModuleList, mlp: str) -> str | None:
+    """Return the down projection of MLPs that the adapter describes as mixtures of experts, but that all are dense.
+
+    It is the one module of an MLP that reads what all its other modules with weights write.
+    """
+
+    def written(module: nn.Module) -> str | None:
+        parts = {name: child for name, child in module.named_children() if list(child.parameters())}
+        if not all(isinstance(child, nn.Linear) for child in parts.values()):
+            return None
+        shapes = {name: (child.in_features, child.out_features) for name, child in parts.items()}
+        down = [
+            name
+            for name, (read, wrote) in shapes.items()
+            if read != wrote and all(shapes[other] == (wrote, read) for other in parts if other != name)
+        ]
+        return down[0] if len(down) == 1 and len(parts) > 2 else None  # of two, either reads what the other writes
+
+    found = {written(block.get_submodule(mlp)) for block in blocks}
+    (name, *others) = found
+    return None if name is None or others else f"{mlp}.{name}"
+
+
+def residual_of(arguments: Mapping[str, Any]) -> Any:
+    """Return the residual stream among the arguments of a module that adds it to its output."""
+    return next(value for name, value in arguments.items() if name in _RESIDUAL)
+
+
+def _takes_residual(module: nn.Module) -> bool:
+    """Return True if a module is given the residual stream beside its input, to add it to its output."""
+    return not _RESIDUAL.isdisjoint(inspect.signature(module.forward).parameters)
 
 
 def component_path(components: Mapping[str, Any], *keys: str) -> str | None:
@@ -161,4 +279,6 @@ def parts_of(whole: nn.Module, anatomy: Anatomy) -> Block:
         o_proj=part(anatomy.o_proj),
         mlp=part(anatomy.mlp),
         down_proj=part(anatomy.down_proj),
+        attn_out=part(anatomy.attn_out),
+        mlp_out=part(anatomy.mlp_out),
     )

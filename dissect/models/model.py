@@ -5,8 +5,9 @@ import inspect
 import json
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dissect.models.anatomy import Anatomy, find_adapter, find_anatomy
-from dissect.models.sites import SITES
+from dissect.models.anatomy import Anatomy, block_of, find_adapter, find_anatomy
+from dissect.models.hooks import Act, hooked, module_of
+from dissect.models.sites import SITES, Site
 from dissect.models.weights import WeightNames, find_weights
 from unlearning.checkpoints.hashing import content_hash
-from unlearning.checkpoints.load import load_tokenizer, load_weights
-from unlearning.checkpoints.locate import check_files, is_adapter, locate_checkpoint, resolved_name
+from unlearning.checkpoints.load import load_config, load_tokenizer, load_weights
+from unlearning.checkpoints.locate import (
+    check_files,
+    is_adapter,
+    locate_checkpoint,
+    resolved_name,
+    weights_directory,
+)
 from unlearning.checkpoints.quantized import check_plain
 from unlearning.common.errors import InputError
 
@@ -105,7 +113,7 @@ class Model:
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
-        return int(self.adapter.cfg.n_layers)
+        return len(self.hf.get_submodule(self.anatomy.blocks))  # type: ignore[arg-type]
 
     @property
     def context(self) -> int:
@@ -211,6 +219,7 @@ def load_model(
             f"`stream` must be off for {name}, which is an adapter; or merge it into its base first (peft's "
             "merge_and_unload, then save_pretrained)"
         )
+    _check_architecture(path, name, trust_remote_code=trust_remote_code)
     computed_in = resolve_dtype(dtype, target, stored=_stored_dtype(path) if stream else None)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     if stream:
@@ -223,6 +232,19 @@ def load_model(
         allow_pickle=allow_pickle,
     )
     return Model.wrap(hf, tokenizer, name=name)
+
+
+def _check_architecture(path: Path, name: str, *, trust_remote_code: bool) -> None:
+    """Refuse a model whose blocks cannot be found, by its configuration alone: no weight is read."""
+    from dissect.models.streamed_model import empty_model
+
+    path = weights_directory(path)
+    load_config(path, trust_remote_code=trust_remote_code)
+    try:
+        hf = empty_model(path, trust_remote_code=trust_remote_code)
+    except InputError:
+        return  # what reads the weights says why it cannot be built
+    find_anatomy(hf, find_adapter(hf, name=name))
 
 
 def _open_streamed(
@@ -241,12 +263,7 @@ def _open_streamed(
     )
     model = Model(name=name, hf=streamed.hf, tokenizer=tokenizer, sha256=streamed.sha256, streamed=streamed)
     # The model cannot be run before its layers are read; the engine checks the sites when it runs the first layer.
-    parts = {site.name: getattr(model.anatomy, site.part) for site in SITES.values()}
-    model.missing_sites = {
-        site: f"the blocks of {type(model.hf).__name__} have no module for this site"
-        for site, part in parts.items()
-        if not part
-    }
+    model.missing_sites = _without_module(model) | dict(model.weights.refused)
     return model
 
 
@@ -309,10 +326,10 @@ def resolve_dtype(name: str | None, device: torch.device, *, stored: str | None 
 
 
 def check_sites(model: "Model") -> dict[str, str]:
-    """Check that every site works on a model, with one plain and one self-patched forward pass.
+    """Check that every site works on a model, with a plain forward pass and two with hooks.
 
-    Each site must fire exactly once in every layer, with the shape [batch, position, width]. A model that is patched
-    with its own activations must return the same logits bit for bit.
+    Each activation must occur exactly once in every layer, with the shape [batch, position, width], and hold nothing
+    but its own part's output. A model that is patched with its own activations must return the same logits bit for bit.
 
     Returns:
         The sites that this architecture does not have, each with the reason.
@@ -322,41 +339,83 @@ def check_sites(model: "Model") -> dict[str, str]:
     """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.hf.config.get_text_config().vocab_size, (2, 6), generator=generator).to(model.device)
-    bridge, config = model.bridge, model.bridge.cfg
-    inputs: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "return_type": "logits"}
-    points = {site.hook_name(layer): site for site in SITES.values() for layer in range(model.n_layers)}
-    known = bridge.hook_dict
-    fired: Counter[str] = Counter()
-    shapes: dict[str, tuple[int, ...]] = {}
-    kept: dict[str, Tensor] = {}
+    missing = _without_module(model)
+    kept: dict[tuple[str, int], Tensor] = {}
+    occurred: Counter[tuple[str, int]] = Counter()
 
-    def record(activation: Tensor, hook: Any) -> None:
-        fired[hook.name] += 1
-        shapes[hook.name] = tuple(activation.shape)
-        kept[hook.name] = activation.clone()
+    def keep(states: Tensor, key: tuple[str, int]) -> None:
+        occurred[key] += 1
+        kept[key] = states.clone()
 
-    def replace(_activation: Tensor, hook: Any) -> Tensor:
-        return kept[hook.name]
+    def places(act: Callable[[Tensor, tuple[str, int]], Tensor | None]) -> list[tuple[Site, int, Act]]:
+        return [
+            (site, layer, partial(act, key=(site.name, layer)))
+            for site in SITES.values()
+            if site.name not in missing
+            for layer in range(model.n_layers)
+        ]
 
-    present = [point for point in points if point in known]
-    with torch.inference_mode():
-        plain = bridge.run_with_hooks(ids, fwd_hooks=[(point, record) for point in present], **inputs)
-    missing: dict[str, str] = {}
-    for point, site in points.items():
-        width = config.d_mlp if site.width == "d_mlp" else config.d_model
-        if point not in known:
-            missing.setdefault(site.name, f"the blocks have no hook {point}")
-        elif fired[point] != 1:
-            missing.setdefault(site.name, f"the hook {point} fired {fired[point]} times in one forward pass")
-        elif shapes[point] != (2, 6, width):
-            missing.setdefault(site.name, f"the hook {point} has shape {shapes[point]}, expected (2, 6, {width})")
-    working = [point for point in present if points[point].name not in missing]
-    with torch.inference_mode():
-        patched = bridge.run_with_hooks(ids, fwd_hooks=[(point, replace) for point in working], **inputs)
+    plain = _logits(model, ids, places(keep))
+    width = model.hf.get_input_embeddings().weight.shape[1]
+    width = kept["resid_post", 0].shape[-1] if ("resid_post", 0) in kept else width
+    for site, layer, _ in places(keep):
+        times, states = occurred[site.name, layer], kept.get((site.name, layer))
+        where = f"its {site.name} of layer {layer}"
+        if times != 1 or states is None:
+            missing.setdefault(site.name, f"{where} occurred {times} times in one forward pass")
+        elif states.shape[:2] != ids.shape or (site.width == "d_model" and states.shape[2:] != (width,)):
+            missing.setdefault(site.name, f"{where} has shape {tuple(states.shape)}, expected (2, 6, {width})")
+    missing |= {name: reason for name, reason in _shared_outputs(model, ids).items() if name not in missing}
+    patched = _logits(model, ids, places(lambda _states, key: kept[key].clone()))
     if not torch.equal(plain, patched):
         gap = float((plain - patched).abs().max())
         raise InputError(
             f"{model.name}: patching the model with its own activations changes its logits by {gap:.2g}, so results of "
             "patching would be wrong; use a model whose forward pass is deterministic"
         )
-    return missing
+    return missing | dict(model.weights.refused)
+
+
+def _without_module(model: "Model") -> dict[str, str]:
+    """Return the activations that have no module of their own in the blocks, each with the reason."""
+    block = block_of(model.hf, model.anatomy, 0)
+    return {
+        site.name: model.weights.refused.get("value_vectors")
+        or f"the blocks of {type(model.hf).__name__} have no module for this site"
+        for site in SITES.values()
+        if module_of(block, site) is None
+    }
+
+
+@torch.inference_mode()
+def _logits(model: "Model", ids: Tensor, places: Iterable[tuple[Site, int, Act]]) -> Tensor:
+    with hooked(model.hf, model.anatomy, places, shape=tuple(ids.shape)):
+        logits: Tensor = model.hf(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    return logits
+
+
+def _shared_outputs(model: "Model", ids: Tensor) -> dict[str, str]:
+    """Return the outputs of an attention or MLP that hold something else too, such as the residual stream.
+
+    Where a part's own projection writes zeros, all that its output can still be is a constant, such as a norm's bias.
+    """
+    block = block_of(model.hf, model.anatomy, 0)
+    rest: dict[str, Tensor] = {}
+
+    def keep(states: Tensor, name: str) -> None:
+        rest[name] = states.flatten(0, 1).clone()
+
+    for name, projection in (("attn_out", block.o_proj), ("mlp_out", block.down_proj)):
+        module = module_of(block, SITES[name])
+        if module is None or projection is None or module is projection:
+            continue
+        zeros = projection.register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
+        try:
+            _logits(model, ids, [(SITES[name], 0, partial(keep, name=name))])
+        finally:
+            zeros.remove()
+    return {
+        name: f"{type(module_of(block, SITES[name])).__name__} returns more than the output of its projection"
+        for name, states in rest.items()
+        if not torch.allclose(states, states[:1].expand_as(states), atol=1e-6)
+    }

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dissect.models.model import Model
-from dissect.models.parameter_swap import with_values
+from dissect.models.module_tree import with_values
 from unlearning.common.errors import InputError
 
 

@@ -1,17 +1,12 @@
 """Make models and blocks that compute with some of another model's weights, without copies of tensors."""
 
-import copy
-from collections.abc import Mapping
-from typing import Any, TypeVar
-
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dissect.models.anatomy import Block, parts_of
 from dissect.models.model import Model
+from dissect.models.module_tree import with_values
 from dissect.models.weights import Location, ParameterRows, row_dim
-
-Tree = TypeVar("Tree", bound=nn.Module)
 
 
 def restored_values(target: nn.Module, base: nn.Module, chosen: ParameterRows) -> dict[str, Tensor]:
@@ -35,34 +30,6 @@ def restored_values(target: nn.Module, base: nn.Module, chosen: ParameterRows) -
         rows = rows.to(ours.device)
         values[name] = ours.index_copy(dim, rows, theirs.to(ours.device).index_select(dim, rows))
     return values
-
-
-def with_values(module: Tree, values: Mapping[str, Tensor]) -> Tree:
-    """Return a copy of a module tree with other values for some of its parameters.
-
-    All other parameters and buffers, and every submodule without a changed parameter, are shared with the module, which
-    is not changed. A tied parameter is changed under the given name only.
-
-    Args:
-        module: Root of the tree.
-        values: New values by the parameters' dotted names.
-
-    Returns:
-        The root of the copy.
-    """
-    paths = [name.split(".") for name in values]
-    changed = {id(module.get_submodule(".".join(path[:depth]))) for path in paths for depth in range(len(path))}
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    for part in module.modules():
-        if id(part) not in changed and part is not module:
-            shared[id(part)] = part
-        if hasattr(part, "config"):
-            shared[id(part.config)] = part.config
-    tree = copy.deepcopy(module, memo=shared)
-    for name, value in values.items():
-        path, _, key = name.rpartition(".")
-        tree.get_submodule(path)._parameters[key] = nn.Parameter(value, requires_grad=False)
-    return tree
 
 
 def restored_block(ours: Block, theirs: Block, sites: frozenset[str], layer: int, model: Model) -> Block:

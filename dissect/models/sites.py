@@ -1,7 +1,7 @@
 """Name the sites of a model that can be intervened on, and parse their names.
 
-An activation site is a TransformerLens hook point. TransformerLens' architecture adapters map hook points to Hugging
-Face modules, so no table of architectures is kept here.
+An activation site is a TransformerLens hook point. TransformerLens' architecture adapters know the Hugging Face
+modules, so no table of architectures is kept here.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,15 +19,20 @@ class Site:
         name: Name that users write.
         hook: TransformerLens hook point, with `{layer}` for the index of the layer.
         width: Width of the activation's last dimension.
-        part: Module of the activation, a field of `dissect.models.anatomy.Anatomy`.
+        part: Module of the activation, a field of `dissect.models.anatomy.Block`.
         meaning: One line for help texts.
     """
 
     name: str
     hook: str
     width: Literal["d_model", "d_mlp"]
-    part: Literal["attn", "mlp", "down_proj", "blocks"]
+    part: Literal["attn_out", "mlp_out", "down_proj", "whole"]
     meaning: str
+
+    @property
+    def is_input(self) -> bool:
+        """True if the activation is its module's input, False if it is the output."""
+        return self.part == "down_proj"
 
     def hook_name(self, layer: int) -> str:
         """Return the hook point of this site in one layer."""
@@ -45,10 +50,20 @@ SITES: dict[str, Site] = {
             "MLP coefficients: input of the down projection",
         ),
         Site(
-            "attn_out", "blocks.{layer}.attn.hook_out", "d_model", "attn", "output of the attention output projection"
+            "attn_out",
+            "blocks.{layer}.attn.hook_out",
+            "d_model",
+            "attn_out",
+            "output of the attention output projection",
         ),
-        Site("mlp_out", "blocks.{layer}.mlp.hook_out", "d_model", "mlp", "output of the MLP, before any norm after it"),
-        Site("resid_post", "blocks.{layer}.hook_out", "d_model", "blocks", "residual stream after the block"),
+        Site(
+            "mlp_out",
+            "blocks.{layer}.mlp.hook_out",
+            "d_model",
+            "mlp_out",
+            "output of the MLP, before any norm after it",
+        ),
+        Site("resid_post", "blocks.{layer}.hook_out", "d_model", "whole", "residual stream after the block"),
     )
 }
 

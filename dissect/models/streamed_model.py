@@ -121,19 +121,36 @@ def _emptied(tensor: Tensor) -> Tensor:
     return nn.Parameter(hollow, requires_grad=False) if isinstance(tensor, nn.Parameter) else hollow
 
 
-def _skeleton(path: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> PreTrainedModel:
-    """Return the model with its buffers but without its parameters."""
+def empty_model(path: Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build the model of a checkpoint's configuration with its buffers, and with parameters on the meta device.
+
+    Args:
+        path: Directory of the checkpoint.
+        dtype: Dtype of the parameters.
+        trust_remote_code: Run the model code of a hub repository.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: The configuration is broken (see `load_config`), or transformers cannot build the model.
+    """
     config = load_config(path, trust_remote_code=trust_remote_code)
-    if getattr(config, "quantization_config", None) is not None:
-        raise InputError(f"{path}: cannot be streamed: its weights are quantized; {_INSTEAD}")
     try:
         with init_empty_weights(include_buffers=False):
-            hf = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except Exception as error:  # the configuration is a stranger's: any error may come
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
             f"{path}: transformers cannot build it: {reason}; name a causal language model that it knows"
         ) from None
+
+
+def _skeleton(path: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> PreTrainedModel:
+    """Return the model with its buffers but without its parameters."""
+    hf = empty_model(path, dtype=dtype, trust_remote_code=trust_remote_code)
+    if getattr(hf.config, "quantization_config", None) is not None:
+        raise InputError(f"{path}: cannot be streamed: its weights are quantized; {_INSTEAD}")
     if dtype in (torch.float16, torch.bfloat16) and (hf._keep_in_fp32_modules or hf._keep_in_fp32_modules_strict):
         raise InputError(
             f"{path}: some modules of this model must stay in float32, so it cannot be streamed in half precision; set "

@@ -6,8 +6,8 @@ of weights.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dissect.models.anatomy import Anatomy, component_path
+from dissect.models.outside_blocks import find_uses
 from dissect.models.sites import is_regex, regex_of
 from unlearning.common.patterns import searcher
 
@@ -31,6 +32,8 @@ Location = int | Literal["before", "after"]
 _OFFSET = 2**32
 """Offset between the row numbers of two projections, larger than any number of rows."""
 _FUSED = {"W_Q": ("attn", 0), "W_K": ("attn", 1), "W_V": ("attn", 2), "W_gate": ("mlp", 0), "W_in": ("mlp", 1)}
+_OF_DOWN_PROJ = ("value_vectors", "key_vectors", "W_gate", "W_in")
+"""Sites that need a down projection in every block."""
 _OWN = {"W_Q": ("attn", "q"), "W_K": ("attn", "k"), "W_V": ("attn", "v"), "W_O": ("attn", "o")} | {
     "W_gate": ("mlp", "gate"),
     "W_in": ("mlp", "in"),
@@ -44,20 +47,24 @@ class WeightNames:
     Attributes:
         blocks: Dotted path of the list of blocks.
         n_layers: Number of blocks.
-        in_block: For each site, names of parameters from the block, with their rows.
-        before: Names of parameters used before the first block: embeddings and what follows them.
-        final_norm: Names of parameters used between the last block and the head.
-        head: Names of parameters of the output head.
+        in_block: For each layer and site, names of parameters from the block, with their rows.
+        before: Names of parameters used before the first block: embeddings, and what projects or normalises them.
+        final_norm: Names of parameters of norms after the last block.
+        head: Names of other parameters used after the last block: the output head, and what projects to its width.
         all_names: Names of all parameters; tied ones under both names.
+        refused: Sites that this architecture cannot have, each with the reason.
+        problem: The reason why the model's forward cannot be taken apart at its blocks, or "".
     """
 
     blocks: str
     n_layers: int
-    in_block: Mapping[str, ParameterRows]
+    in_block: Sequence[Mapping[str, ParameterRows]]
     before: tuple[str, ...]
     final_norm: tuple[str, ...]
     head: tuple[str, ...]
     all_names: tuple[str, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
 
     def at(self, sites: Iterable[str], location: Location) -> dict[str, Rows | None]:
         """Return the parameters of weight sites at one location.
@@ -81,7 +88,8 @@ class WeightNames:
             matches = searcher("parameters", regex_of(site))
             return dict.fromkeys(name for name in self.all_names if self._location(name) == location and matches(name))
         if isinstance(location, int):
-            return {f"{self.blocks}.{location}.{name}": rows for name, rows in self.in_block.get(site, {}).items()}
+            here = self.in_block[location].get(site, {})
+            return {f"{self.blocks}.{location}.{name}": rows for name, rows in here.items()}
         if location == "before":
             return dict.fromkeys(self.before if site == "embed" else ())
         return dict.fromkeys({"unembed": self.head, "norms": self.final_norm}.get(site, ()))
@@ -104,43 +112,83 @@ def find_weights(hf: "PreTrainedModel", anatomy: Anatomy, adapter: Any) -> Weigh
         The parameters by site.
     """
     names = tuple(name for name, _ in hf.named_parameters(remove_duplicate=False))
-    blocks = f"{anatomy.blocks}."
-    head = _below(hf, hf.get_output_embeddings(), names)
-    final_norm = tuple(name for name in names if _is_below(name, component_path(adapter.component_mapping, "ln_final")))
-    outside = tuple(name for name in names if not name.startswith(blocks))
+    outside = [name for name in names if not name.startswith(f"{anatomy.blocks}.")]
+    uses = find_uses(hf, anatomy, outside)
+    after = [name for name in outside if name in uses.after]
+    blocks: Any = hf.get_submodule(anatomy.blocks)
+    in_block = _sites_in_blocks(blocks, anatomy, adapter)
+    refused = {} if anatomy.down_proj else dict.fromkeys(_OF_DOWN_PROJ, _no_down_proj(hf, anatomy))
+    if anatomy.down_proj and not any("W_in" in sites for sites in in_block):
+        refused["W_in"] = f"the up projection of {type(hf).__name__} cannot be told from its other projections"
+    for site in ("W_Q", "W_K", "W_V"):
+        if not any(site in sites for sites in in_block):
+            refused[site] = (
+                f"the attention of {type(hf).__name__} has no projection of its own for it; use attn_weights"
+            )
     return WeightNames(
         blocks=anatomy.blocks,
-        n_layers=len(hf.get_submodule(anatomy.blocks)),  # type: ignore[arg-type]
-        in_block=_sites_in_block(hf.get_submodule(anatomy.blocks)[0], anatomy, adapter),  # type: ignore[index]
-        before=tuple(name for name in outside if name not in (*final_norm, *head)),
-        final_norm=final_norm,
-        head=head,
+        n_layers=len(blocks),
+        in_block=in_block,
+        before=tuple(name for name in outside if name not in after),  # those that nothing uses too
+        final_norm=tuple(name for name in after if not _in_projection(hf, name)),
+        head=tuple(name for name in after if _in_projection(hf, name)),
         all_names=names,
+        refused=refused | uses.refused,
+        problem=uses.problem,
     )
 
 
-def _below(hf: nn.Module, module: nn.Module | None, names: Iterable[str]) -> tuple[str, ...]:
-    paths = [path for path, found in hf.named_modules(remove_duplicate=False) if found is module]
-    return tuple(name for name in names if any(_is_below(name, path) for path in paths))
+def _no_down_proj(hf: "PreTrainedModel", anatomy: Anatomy) -> str:
+    blocks: Any = hf.get_submodule(anatomy.blocks)
+    experts = [any("expert" in name for name, _ in block.named_parameters()) for block in blocks]
+    if all(experts):
+        return f"the blocks of {type(hf).__name__} are mixtures of experts, which have no single down projection"
+    if any(experts):
+        return f"some blocks of {type(hf).__name__} are mixtures of experts, which have no single down projection"
+    return f"the MLPs of {type(hf).__name__} have no down projection that could be found"
+
+
+def _in_projection(module: nn.Module, name: str) -> bool:
+    """Return True if a parameter belongs to a projection: a module with a matrix, whose bias belongs to it too.
+
+    Norms and scales have vectors only.
+    """
+    return any(parameter.dim() > 1 for parameter in _owner(module, name).parameters(recurse=False))
 
 
 def _is_below(name: str, path: str | None) -> bool:
     return path is not None and name.startswith(f"{path}.")
 
 
+def _sites_in_blocks(blocks: Sequence[nn.Module], anatomy: Anatomy, adapter: Any) -> list[dict[str, ParameterRows]]:
+    """Return the parameters by site of every block; blocks of the same form are taken apart once."""
+    known: dict[object, dict[str, ParameterRows]] = {}
+    found = []
+    for block in blocks:
+        shapes = ((name, tuple(parameter.shape)) for name, parameter in block.named_parameters(remove_duplicate=False))
+        form = (type(block), *shapes)
+        if form not in known:
+            known[form] = _sites_in_block(block, anatomy, adapter)
+        found.append(known[form])
+    return found
+
+
 def _sites_in_block(block: nn.Module, anatomy: Anatomy, adapter: Any) -> dict[str, ParameterRows]:
     names = [name for name, _ in block.named_parameters(remove_duplicate=False)]
-    # A module with a matrix is a projection, and its bias belongs to it. Norms and scales have vectors only.
-    projections = {name for name in names if any(p.dim() > 1 for p in _owner(block, name).parameters(recurse=False))}
-    attn = {name for name in projections if _is_below(name, anatomy.attn)}
+    projections = {name for name in names if _in_projection(block, name)}
+    # A vector of a module that has other modules is no norm, such as the sinks of an attention.
+    vectors = [name for name in names if name not in projections]
+    loose = {name for name in vectors if "." in name and list(_owner(block, name).children())}
+    attn = {name for name in (*projections, *loose) if _is_below(name, anatomy.attn)}
     sites: dict[str, ParameterRows] = {
-        "attn_weights": dict.fromkeys(attn),
-        "norms": dict.fromkeys(name for name in names if name not in projections),
+        "attn_weights": dict.fromkeys(name for name in names if name in attn),
+        "norms": dict.fromkeys(name for name in vectors if name not in loose),
     }
     if anatomy.down_proj is not None:
         values = {name for name in projections if _is_below(name, anatomy.down_proj)}
-        sites["value_vectors"] = dict.fromkeys(values)
-        sites["key_vectors"] = dict.fromkeys(name for name in projections if name not in attn | values)
+        of_mlp = {name for name in projections | loose if anatomy.mlp is None or _is_below(name, anatomy.mlp)}
+        sites["value_vectors"] = dict.fromkeys(name for name in names if name in values)
+        sites["key_vectors"] = dict.fromkeys(name for name in names if name in of_mlp - attn - values)
     mapping = adapter.component_mapping["blocks"]
     for site, (part, key) in _OWN.items():
         path = component_path(mapping.submodules, part, key)
@@ -153,7 +201,7 @@ def _sites_in_block(block: nn.Module, anatomy: Anatomy, adapter: Any) -> dict[st
         component = mapping.submodules.get(part)
         path = None if component is None else component.name
         split = getattr(component, split_name, None)
-        if split is None or path is None:
+        if split is None or path is None or path not in {name for name, _ in block.named_modules()}:
             continue
         for site, chosen in _fused(block.get_submodule(path), path, split, part).items():
             sites.setdefault(site, chosen)
@@ -172,7 +220,7 @@ def _fused(module: nn.Module, path: str, split: Callable[[nn.Module], Any], part
         _number_rows(numbered.get_submodule(name), child, first=number * _OFFSET)
     try:
         pieces = split(numbered)
-    except (AttributeError, AssertionError, ValueError, RuntimeError):
+    except (AttributeError, AssertionError, ValueError, RuntimeError, TypeError):
         return {}
     found: dict[str, ParameterRows] = {}
     sites = [site for site, (of_part, _) in _FUSED.items() if of_part == part]

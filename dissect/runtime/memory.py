@@ -51,3 +51,8 @@ def memory_budget(device: torch.device, max_memory: int | None, *, weights_to_co
         free = psutil.virtual_memory().available
         allowed = held + int(free * SHARE_OF_FREE_MEMORY / processes_on_machine()) if max_memory is None else max_memory
     return Budget(allowed=allowed, held=held + weights_to_come)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an exception reports that memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dissect.models.model import Model
-from dissect.models.parameter_swap import with_values
+from dissect.models.module_tree import with_values
 from dissect.stress.core.case import Case
 from dissect.stress.core.result import PLAIN, StressResult, fact_rows
 from dissect.stress.core.scores import MEASURES, FactScores, score_facts

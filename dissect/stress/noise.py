@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dissect.models.anatomy import block_of
 from dissect.models.model import Model
-from dissect.models.parameter_swap import with_values
+from dissect.models.module_tree import with_values
 from dissect.stress.core.case import Case, spread
 from dissect.stress.core.edits import outputs_edited, remembered_scores, remembering
 from dissect.stress.core.result import PLAIN, EvidenceLevel, StressResult, value_rows

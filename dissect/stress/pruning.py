@@ -30,7 +30,7 @@ from dissect.coefficients.changes import paired_coefficients
 from dissect.coefficients.hooks import down_projections
 from dissect.coefficients.neurons import value_vectors
 from dissect.models.model import Model
-from dissect.models.parameter_swap import with_values
+from dissect.models.module_tree import with_values
 from dissect.prompts.prompts import Prompts
 from dissect.stress.core.case import Case, spread
 from dissect.stress.core.distractors import Facts

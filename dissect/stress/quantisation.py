@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dissect.models.model import Model
-from dissect.models.parameter_swap import with_values
+from dissect.models.module_tree import with_values
 from dissect.stress.core.case import Case
 from dissect.stress.core.result import PLAIN, StressResult, fact_rows
 from dissect.stress.core.scores import MEASURES, FactScores, score_facts

@@ -11,13 +11,14 @@ import pandas as pd
 import torch
 
 from dissect.engine import Engine
-from dissect.engine.chunk import Chunk, is_out_of_memory
+from dissect.engine.chunk import Chunk
 from dissect.engine.layers import layers_of
 from dissect.engine.plan import Pass, Plan
 from dissect.interventions.arms import ArmGroup, ArmModels
 from dissect.interventions.intervention import Intervention
 from dissect.models.sites import site_label
 from dissect.prompts.prompts import Prompts
+from dissect.runtime.memory import is_out_of_memory
 from dissect.runtime.processes import Processes
 from dissect.sweeps.rows import score_sweep
 from unlearning.common.errors import InputError

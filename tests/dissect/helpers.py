@@ -240,12 +240,11 @@ def run_engine(
 def torch_state(model: Model) -> dict[str, Any]:
     """What an engine may touch and must put back: hooks and forwards of modules, where every weight lies."""
     state: dict[str, Any] = {}
-    for what, tree in (("hf", model.hf), ("bridge", model.bridge)):
-        for name, module in tree.named_modules():
-            hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
-            state[f"{what} {name}"] = (hooks, "forward" in vars(module))
-        for name, parameter in tree.named_parameters():
-            state[f"{what} {name} data"] = parameter.data_ptr()
+    for name, module in model.hf.named_modules():
+        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+        state[name] = (hooks, "forward" in vars(module))
+    for name, parameter in model.hf.named_parameters():
+        state[f"{name} data"] = parameter.data_ptr()
     return state
 
 

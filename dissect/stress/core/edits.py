@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from dissect.engine.blocks import replaced_forward
 from dissect.models.anatomy import block_of
 from dissect.models.model import Model
+from dissect.models.taken_apart import replaced_forward
 from dissect.stress.core.distractors import Facts
 from dissect.stress.core.prompts_once import Pointwise
 from dissect.stress.core.scores import FactScores, score_facts

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dissect.engine.blocks import block_inputs, logits_of
+from dissect.engine.blocks import block_inputs
 from dissect.models.anatomy import block_of
 from dissect.models.model import Model
+from dissect.models.taken_apart import logits_of
 from dissect.prompts.prompts import Batch, Prompt, Prompts
 from dissect.scoring.recovery import answer_logprob, per_example
 from unlearning.common.errors import InputError

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dissect.engine.blocks import block_inputs, logits_of, replaced_forward
+from dissect.engine.blocks import block_inputs
 from dissect.models.model import Model
+from dissect.models.taken_apart import logits_of, replaced_forward
 from dissect.prompts.prompts import Batch
 from tests.dissect.helpers import (
     build_batch,

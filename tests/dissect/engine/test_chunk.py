@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dissect.engine.chunk import Chunk, is_out_of_memory
+from dissect.engine.chunk import Chunk
+from dissect.runtime.memory import is_out_of_memory
 
 
 def out_of_memory() -> RuntimeError:

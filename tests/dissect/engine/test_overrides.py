@@ -153,7 +153,7 @@ def test_norms_that_nothing_reads_are_found_and_not_run(
     expected = {ATTN: beside_attn, MLP: beside_mlp, BOTH: beside_both}
     assert {given: set(names) for given, names in unused.items()} == expected
     given = torch.randn_like(inputs.hidden)
-    overrides = BlockOverrides(attn_out=given, mlp_out=given * 2, attn_extras=1, mlp_extras=None)
+    overrides = BlockOverrides(attn_out=given, mlp_out=given * 2, attn_extras=(None,), mlp_extras=None)
     run: list[str] = []
     for name in unused[BOTH]:
         forward = block.whole.get_submodule(name).forward
@@ -209,10 +209,10 @@ def test_an_untreated_block_is_itself_and_what_is_seen_is_what_hooks_see(family:
         run_block(block, inputs.hidden, (args, kwargs), BlockOverrides(), traits, activations=seen), output
     )
     noted: dict[str, Tensor] = {}
-    assert block.down_proj is not None and block.attn is not None
+    assert block.down_proj is not None and block.attn_out is not None
     handles = [
         block.down_proj.register_forward_pre_hook(lambda _module, given: noted.update(coef=given[0].clone())),
-        block.attn.register_forward_hook(
+        block.attn_out.register_forward_hook(
             lambda _module, _args, out: noted.update(attn=(out[0] if isinstance(out, tuple) else out).clone())
         ),
     ]

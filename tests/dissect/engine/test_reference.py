@@ -1,4 +1,4 @@
-"""What only the reference engine does: it lets hooks of TransformerLens run, and keeps activations by their names."""
+"""What only the reference engine does: it lets hooks run, and keeps activations by TransformerLens' names."""
 
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,11 @@ def test_recorded_activations_are_copies_that_later_code_cannot_overwrite(tmp_pa
     _, plain = record(model, batch, points)
     assert list(plain) == points
 
-    def overwrite(activation: Tensor, hook: Any) -> None:  # noqa: ARG001
-        activation.zero_()
+    def overwrite(_module: Any, args: tuple[Tensor, ...]) -> None:
+        args[0].zero_()
 
     # What runs next writes into the very tensor that the hook was given.
-    model.bridge.add_hook("ln_final.hook_in", overwrite, is_permanent=True)
+    model.hf.model.norm.register_forward_pre_hook(overwrite)
     _, overwritten = record(model, batch, points)
     for name in points:
         assert torch.equal(plain[name], overwritten[name])

@@ -124,7 +124,6 @@ def test_recovery_scores_equal_the_reference_engine_s(family: str, kind: str, tm
     prompts, batches = batches_of(kind, tmp_path, pair)
     windows = [Window(0, (0,)), Window(2, (1, 2)), Window(1, (0, 1, 2))]
     planned = [item for sites in SITE_SETS for item in all_in([sites], windows, pair.base.weights)]
-    # For each that restores weights the reference engine builds a bridge.
     items = offered(pair.base, [item for item in planned if item.kind == "patch" or item.window.centre == 2])
     models = [pair.base, pair.unlearned]
     expected = run_engine("reference", models, batches, items)

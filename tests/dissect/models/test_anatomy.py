@@ -43,8 +43,9 @@ def test_the_architecture_of_a_model_that_was_never_saved_is_its_class() -> None
     hf = build_model("llama")
     assert hf.config.architectures is None
     assert architecture_of(hf) == "LlamaForCausalLM"
-    hf.config.architectures = ["MistralForCausalLM"]
-    assert architecture_of(hf) == "MistralForCausalLM"
+    hf.config.architectures = ["GPT2LMHeadModel"]  # a configuration that names another family
+    assert architecture_of(hf) == "LlamaForCausalLM"
+    assert find_anatomy(hf, find_adapter(hf, name="llama")) == EXPECTED["llama"]
 
 
 class NobodysForCausalLM(PreTrainedModel):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from dissect.models.model import Model, check_sites, load_model, resolve_dtype
 from tests.dissect.helpers import build_model, build_pair, build_tokenizer, save_model
@@ -54,13 +55,30 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
         Model.wrap(hf, build_tokenizer(), name="broken")
 
 
-def test_a_site_that_does_not_fire_is_reported_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_pair("llama").base
-    known = {name: point for name, point in model.bridge.hook_dict.items() if ".attn.hook_out" not in name}
-    monkeypatch.setattr(type(model.bridge), "hook_dict", property(lambda _bridge: known))
-    missing = check_sites(model)
+def test_a_site_that_two_layers_share_is_reported_missing() -> None:
+    """One module for two layers: an activation of it belongs to neither."""
+    hf = build_model("llama")
+    hf.model.layers[1].self_attn = hf.model.layers[0].self_attn
+    missing = Model.wrap(hf, build_tokenizer(), name="shared").missing_sites
     assert list(missing) == ["attn_out"]
-    assert "blocks.0.attn.hook_out" in missing["attn_out"]
+    assert "attn_out of layer 0 occurred 2 times" in missing["attn_out"]
+
+
+class AddingAttention(LlamaAttention):
+    """It adds the residual stream to what it writes, without a word of it in its signature."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output, weights = super().forward(*args, **kwargs)
+        return output + kwargs["hidden_states"], weights
+
+
+def test_an_output_that_holds_something_else_too_is_no_site() -> None:
+    hf = build_model("llama")
+    for block in hf.model.layers:
+        block.self_attn.__class__ = AddingAttention
+    missing = Model.wrap(hf, build_tokenizer(), name="adding").missing_sites
+    assert list(missing) == ["attn_out"]
+    assert "AddingAttention returns more than the output of its projection" in missing["attn_out"]
 
 
 def test_a_model_that_its_own_activations_change_is_refused() -> None:
@@ -68,11 +86,11 @@ def test_a_model_that_its_own_activations_change_is_refused() -> None:
     model = build_pair("gpt2").base
     calls = []
 
-    def drift(activation: torch.Tensor, hook: Any) -> torch.Tensor:  # noqa: ARG001
+    def drift(_module: Any, _args: Any, logits: torch.Tensor) -> torch.Tensor:
         calls.append(1)
-        return activation + len(calls)
+        return logits + len(calls)
 
-    model.bridge.add_hook("unembed.hook_out", drift, is_permanent=True)
+    model.hf.get_output_embeddings().register_forward_hook(drift)
     with pytest.raises(InputError, match="own activations changes its logits by"):
         check_sites(model)
-    assert len(calls) == 2
+    assert len(calls) >= 2

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dissect.models.model import Model
+from dissect.models.module_tree import with_values
 from dissect.models.pair import ModelPair
-from dissect.models.parameter_swap import restored_values, with_values
+from dissect.models.parameter_swap import restored_values
 from dissect.models.weights import ParameterRows, find_weights
 from tests.dissect.helpers import build_pair, torch_state
 

@@ -1,4 +1,4 @@
-"""Scored logits are those of TransformerLens' bridge, whichever positions go through the head."""
+"""Scored logits are those of a whole forward pass, whichever positions go through the head."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ FAMILIES = ["llama", "gpt2", "neox", "gemma2", "phi3", "olmo2", "olmo", "opt", "
 
 @pytest.mark.parametrize("only_scored", [False, True])
 @pytest.mark.parametrize("family", [*FAMILIES, "mixtral", "qwen3_moe", "neox_sequential"])
-def test_scored_logits_are_the_bridges(family: str, only_scored: bool, tmp_path: Path) -> None:
+def test_scored_logits_are_those_of_a_whole_pass(family: str, only_scored: bool, tmp_path: Path) -> None:
     model = build_pair(family).unlearned
     before = torch_state(model)
     for side in ("left", "right"):

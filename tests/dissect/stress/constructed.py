@@ -9,8 +9,8 @@ from torch import Tensor
 from dissect import zoo
 from dissect.coefficients.hooks import down_projections
 from dissect.models.model import Model, load_model
+from dissect.models.module_tree import with_values
 from dissect.models.pair import ModelPair
-from dissect.models.parameter_swap import with_values
 from dissect.prompts.loading import load_prompts
 from dissect.prompts.prompts import Batch, Prompts
 from dissect.stress.core.case import Case, make_case

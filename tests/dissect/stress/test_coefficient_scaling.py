@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dissect import InputError
-from dissect.models.parameter_swap import with_values
+from dissect.models.module_tree import with_values
 from dissect.stress.coefficient_scaling import coefficient_scaling, scaled
 from dissect.stress.core.edits import remembered_scores, remembering
 from dissect.stress.core.scores import score_facts

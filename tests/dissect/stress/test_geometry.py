@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dissect import InputError
-from dissect.models.parameter_swap import with_values
+from dissect.models.module_tree import with_values
 from dissect.stress.geometry import geometry, hsic, linear_cka, weight_changes
 from tests.dissect.stress.constructed import case_of, gated, model
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dissect import InputError
 from dissect.models.anatomy import block_of
-from dissect.models.parameter_swap import with_values
+from dissect.models.module_tree import with_values
 from dissect.stress.core.scores import FactScores, score_facts
 from dissect.stress.noise import (
     activation_noise,

@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from dissect import InputError
 from dissect.models.model import Model
+from dissect.models.module_tree import with_values
 from dissect.models.pair import ModelPair
-from dissect.models.parameter_swap import with_values
 from dissect.stress.core.case import Case
 from dissect.stress.quantisation import SCHEMES, quantisation, quantise, quantised_model, same_codes
 from tests.dissect.stress.constructed import case_of, model

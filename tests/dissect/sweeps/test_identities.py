@@ -270,7 +270,7 @@ def layers_of(row: pd.Series) -> set[int]:
 
 CHANGED = [*changes("down"), *changes("keys"), *changes("attention"), *NORMS.items()]
 BOTH_ENGINES = {"neox": ["down", "attention"], "gpt2": ["keys"], "llama": ["down"]}
-"""What the reference engine, which builds a bridge for each, is quick enough for."""
+"""What the reference engine is quick enough for."""
 QUICK = {(family, SINGLE[family, kind][0]) for family, kinds in BOTH_ENGINES.items() for kind in kinds}
 
 

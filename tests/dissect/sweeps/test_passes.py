@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dissect import patch
-from dissect.engine.blocks import replaced_forward
 from dissect.interventions.intervention import sweep
 from dissect.interventions.windows import centred_windows
 from dissect.models.pair import ModelPair
 from dissect.models.sites import parse_sites
+from dissect.models.taken_apart import replaced_forward
 from dissect.prompts.prompts import Prompts
 from dissect.runtime.memory import Budget
 from dissect.sweeps.passes import in_order

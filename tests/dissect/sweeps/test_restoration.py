@@ -46,7 +46,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Prompts:
 
 TYINGS = [*[(family, None) for family in (*FAMILIES, "mixtral")], ("llama", False), ("gpt2", False), ("neox", True)]
 QUICK = ("llama", "gpt2", "neox", "phi3", "gemma2")
-"""The reference engine, which builds a bridge for each, restores those always and the others where there is time."""
+"""The reference engine restores those always, and the others where there is time."""
 
 
 @pytest.mark.parametrize(

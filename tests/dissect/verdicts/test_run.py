@@ -11,8 +11,8 @@ import torch
 
 from dissect import InputError
 from dissect.models.model import Model
+from dissect.models.module_tree import with_values
 from dissect.models.pair import ModelPair
-from dissect.models.parameter_swap import with_values
 from dissect.models.rewriting import rewritten
 from dissect.stress import catalogue
 from dissect.stress.catalogue import Entry, entries, selection

@@ -1,0 +1,224 @@
+"""Every family of decoders against plain hooks on the Hugging Face model itself, in both engines; or refused."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dissect.interventions.intervention import Intervention
+from dissect.interventions.windows import Window
+from dissect.models.anatomy import find_adapter, find_anatomy
+from dissect.models.model import Model
+from dissect.models.module_tree import with_values
+from dissect.models.parameter_swap import restored_values
+from dissect.models.sites import SITES
+from dissect.models.weights import WeightNames, find_weights
+from tests.dissect.families import CONFIGURATIONS, build, compare, run
+from tests.dissect.helpers import assert_close, build_batch, change_weights, run_engine
+from tests.unlearning.helpers import build_tokenizer
+from unlearning.common.errors import InputError
+
+NOT_SUPPORTED = {
+    "qwen3-next": "layers 0, 1 have no attention",
+    "recurrent gemma": "its blocks have no attention",
+    "granite hybrid": "layers 0, 2 have no attention",
+    "mamba": "its blocks have no attention",
+    "mamba 2": "its blocks have no attention",
+    "falcon mamba": "its blocks have no attention",
+    "bamba": "layers 0, 2 have no attention",
+    "jamba": "layers 0, 2 have no attention",
+    "lfm 2": "layers 0, 2 have no attention",
+    "lfm 2 mixture": "layers 0, 2 have no attention",
+    "zamba 2": "its blocks have no attention",
+    "nemotron h": "its blocks have no attention",
+    "qwen 3.5": "layers 0 have no attention",
+    "olmo hybrid": "layers 0, 1 have no attention",
+    "rwkv": "its blocks have no attention",
+    "hrm": "it has no list of blocks",
+    "ministral": "TransformerLens does not support MinistralForCausalLM",
+    "gemma 3n": "TransformerLens does not support Gemma3nForCausalLM",
+    "phi mixture": "TransformerLens does not support PhimoeForCausalLM",
+    "helium": "TransformerLens does not support HeliumForCausalLM",
+}
+ONE_BY_ONE = {"falcon h1", "gemma 4", "glm 5"}
+"""Families whose blocks cannot be run one by one: the reference engine alone."""
+SUPPORTED = [name for name in CONFIGURATIONS if name not in NOT_SUPPORTED]
+QUICK = ("bloom", "falcon, alibi", "opt, post-norm, projected", "modernbert decoder", "the first gpt", "llama 4")
+"""Each is one of a kind: residuals inside, biases of positions, parts outside, lists of outputs, layers that differ."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SUPPORTED]
+)
+def test_every_site_equals_plain_hooks_in_both_engines_or_is_refused(name: str, tmp_path: Path) -> None:
+    rows = compare(build(name), build_batch(tmp_path, "left"))
+    supported = [row for row in rows if not row.refused]
+    assert {"attn_out", "resid_post"} <= {row.site for row in supported}
+    for row in supported:
+        assert row.moved > 1e-4, f"{row.site} does too little to be compared"
+        assert set(row.gaps) | set(row.errors) == {"wavefront", "reference"}
+        assert set(row.errors) == ({"wavefront"} if name in ONE_BY_ONE else set()), row.errors
+        assert all(gap < 1e-4 for gap in row.gaps.values()), row
+    assert all("\n" not in text for row in rows for text in (row.refused, *row.errors.values()))
+
+
+def empty(name: str) -> Any:
+    """A model of a configuration whose weights are nowhere."""
+    kind, fields = CONFIGURATIONS[name]
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields)).eval()
+
+
+@pytest.mark.parametrize("name", NOT_SUPPORTED)
+def test_what_is_not_supported_is_refused_in_one_line_without_any_weight(name: str) -> None:
+    hf = empty(name)
+    with pytest.raises(InputError, match=NOT_SUPPORTED[name]) as refused:
+        find_anatomy(hf, find_adapter(hf, name="mine"))
+    assert "\n" not in str(refused.value)
+
+
+def names_of(hf: Any) -> WeightNames:
+    adapter = find_adapter(hf, name="mine")
+    return find_weights(hf, find_anatomy(hf, adapter), adapter)
+
+
+IN_BLOCK = ("attn_weights", "key_vectors", "value_vectors", "norms")
+
+
+@given(name=st.sampled_from(SUPPORTED))
+@settings(max_examples=8, deadline=None)
+def test_every_parameter_belongs_to_exactly_one_site(name: str) -> None:
+    """Or to none where a site is refused, or where a block has more than attention, MLP and norms."""
+    names = names_of(empty(name))
+    found: Counter[str] = Counter()
+    for layer in range(names.n_layers):
+        for site in IN_BLOCK:
+            found.update(list(names.at([site], layer)))
+    found.update([*names.at(["embed"], "before"), *names.at(["norms"], "after"), *names.at(["unembed"], "after")])
+    assert max(found.values()) == 1
+    others = set(names.all_names) - set(found)
+    if names.refused.get("value_vectors"):
+        assert others and all("mlp" in n or "feed_forward" in n or "block_sparse_moe" in n for n in others), others
+    elif name == "falcon h1":
+        assert others and all(".mamba." in n for n in others)
+    elif name == "gemma 4":
+        assert others
+    else:
+        assert not others
+
+
+@pytest.mark.parametrize("name", ["opt, projected", "modernbert decoder", "xglm", "bloom"])
+def test_uses_of_parameters_are_the_same_whether_their_values_are_in_memory_or_not(name: str) -> None:
+    there, nowhere = names_of(build(name)), names_of(empty(name))
+    assert (there.before, there.final_norm, there.head) == (nowhere.before, nowhere.final_norm, nowhere.head)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "norms", "head"),
+    [
+        (
+            "opt, projected",
+            {"embed_tokens.weight", "embed_positions.weight", "project_in.weight"},
+            {"final_layer_norm.weight", "final_layer_norm.bias"},
+            {"project_out.weight", "lm_head.weight"},
+        ),
+        (
+            "modernbert decoder",
+            {"tok_embeddings.weight", "norm.weight"},
+            {"final_norm.weight", "norm.weight"},
+            {"dense.weight", "decoder.weight", "decoder.bias"},
+        ),
+        ("xglm", {"embed_tokens.weight"}, {"layer_norm.weight", "layer_norm.bias"}, {"lm_head.weight"}),
+        (
+            "bloom",
+            {"word_embeddings.weight", "word_embeddings_layernorm.weight", "word_embeddings_layernorm.bias"},
+            {"ln_f.weight", "ln_f.bias"},
+            {"lm_head.weight"},
+        ),
+    ],
+)
+def test_parts_outside_the_blocks_are_told_apart_by_what_they_are_used_for(
+    name: str, before: set[str], norms: set[str], head: set[str]
+) -> None:
+    names = names_of(empty(name))
+
+    def ends(found: tuple[str, ...]) -> set[str]:
+        return {".".join(one.split(".")[-2:]) for one in found}
+
+    assert (ends(names.before), ends(names.final_norm), ends(names.head)) == (before, norms, head)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SUPPORTED]
+)
+def test_restoring_all_sites_is_the_base_to_the_bit(name: str) -> None:
+    base, unlearned = build(name), build(name)
+    change_weights(unlearned, scale=0.05)
+    names = names_of(base)
+    everything: dict[str, Any] = {}
+    for place in ("before", *range(names.n_layers), "after"):
+        sites = [*IN_BLOCK, "embed", "unembed"]
+        everything |= names.at(sites if set(IN_BLOCK).isdisjoint(names.refused) else ["/./"], place)  # type: ignore[arg-type]
+    if name == "falcon h1":
+        everything |= dict.fromkeys(one for one in names.all_names if ".mamba." in one)
+    if name == "gemma 4":
+        everything |= dict.fromkeys(names.all_names)
+    assert set(everything) == set(names.all_names)
+    inputs = {"input_ids": torch.arange(1, 13).view(2, 6)}
+    expected = run(base, inputs)
+    assert not torch.equal(run(unlearned, inputs), expected)
+    assert torch.equal(run(with_values(unlearned, restored_values(unlearned, base, everything)), inputs), expected)
+
+
+@pytest.mark.parametrize("name", ["falcon, 7B", "falcon, grouped, one norm", "gpt-neox", "gpt-j", "bloom"])
+def test_both_parts_of_the_base_make_the_base_s_step(name: str, tmp_path: Path) -> None:
+    """Whatever a block adds up, what it adds is its two parts: an identity that no hook is needed for."""
+    base, unlearned = build(name), build(name)
+    change_weights(unlearned, lambda name: ".1." in name, scale=0.05)
+    models = [Model.wrap(hf, build_tokenizer(), name="m") for hf in (base, unlearned)]
+    item = Intervention(("attn_out", "mlp_out"), Window(1, (1,)))
+    for engine in ("wavefront", "reference"):
+        ((swept,),) = run_engine(engine, models, [build_batch(tmp_path, "left")], [item])
+        assert float((swept.target - swept.base).abs().max()) > 1e-2
+        assert_close(swept.intervened[0], swept.base, atol=5e-5)
+
+
+def test_a_stray_field_of_another_family_changes_nothing() -> None:
+    stray, plain = build("gpt-neox, a stray field"), build("gpt-neox")
+    ours, theirs = names_of(stray), names_of(plain)
+    for site in ("W_Q", "W_K", "W_V"):
+        mine, other = ours.at([site], 1), theirs.at([site], 1)
+        assert list(mine) == list(other) != []
+        for rows, expected in zip(mine.values(), other.values(), strict=True):
+            assert rows is not None and expected is not None and torch.equal(rows, expected)
+    assert Model.wrap(stray, build_tokenizer(), name="stray").missing_sites == {}
+
+
+@pytest.mark.parametrize("name", ["opt", "opt, narrow"])
+def test_activations_are_there_whatever_the_width_of_the_mlp(name: str) -> None:
+    assert not set(SITES) & set(Model.wrap(build(name), build_tokenizer(), name="opt").missing_sites)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("mixtral", "the blocks of MixtralForCausalLM are mixtures of experts"),
+        ("glm 4 mixture", "some blocks of Glm4MoeForCausalLM are mixtures of experts"),
+        ("deepseek v3", "some blocks of DeepseekV3ForCausalLM are mixtures of experts"),
+    ],
+)
+def test_sites_that_a_mixture_has_not_are_refused_with_the_reason(name: str, reason: str) -> None:
+    names = names_of(empty(name))
+    assert all(names.refused[site].startswith(reason) for site in ("value_vectors", "key_vectors", "W_in"))
+
+
+def test_a_mixture_of_dense_layers_alone_has_value_vectors() -> None:
+    names = names_of(empty("qwen3 mixture, all dense"))
+    assert set(names.at(["value_vectors"], 1)) == {"model.layers.1.mlp.down_proj.weight"}
+    assert "cannot be told from its other projections" in names.refused["W_in"]
