@@ -37,7 +37,7 @@ def hooked(
             module = module_of(block_of(hf, anatomy, layer), site)
             assert module is not None, f"no {site.name} in layer {layer}"
             if site.is_input:
-                handle = module.register_forward_pre_hook(partial(_on_input, act=act, shape=shape))
+                handle = module.register_forward_pre_hook(partial(_on_input, act=act, shape=shape), with_kwargs=True)
             else:
                 handle = module.register_forward_hook(partial(_on_output, act=act, shape=shape))
             stack.callback(handle.remove)
@@ -50,9 +50,14 @@ def module_of(block: Block, site: Site) -> nn.Module | None:
     return module
 
 
-def _on_input(_module: nn.Module, args: tuple[Any, ...], *, act: Act, shape: tuple[int, ...]) -> Any:
-    new = _act(args[0], act, shape)
-    return None if new is None else (new, *args[1:])
+def _on_input(
+    _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, act: Act, shape: tuple[int, ...]
+) -> Any:
+    first = next(iter(kwargs), "")  # where all arguments are named
+    new = _act(args[0] if args else kwargs[first], act, shape)
+    if new is None:
+        return None
+    return ((new, *args[1:]), kwargs) if args else (args, kwargs | {first: new})
 
 
 def _on_output(_module: nn.Module, _args: Any, output: Any, *, act: Act, shape: tuple[int, ...]) -> Any:

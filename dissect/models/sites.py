@@ -1,7 +1,8 @@
 """Name the sites of a model that can be intervened on, and parse their names.
 
-An activation site is a TransformerLens hook point. TransformerLens' architecture adapters know the Hugging Face
-modules, so no table of architectures is kept here.
+An activation site has the name of a TransformerLens hook point. It is the input or output of a part of a block, and
+TransformerLens' architecture adapters know the Hugging Face module of that part, so no table of architectures is kept
+here.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,18 +22,15 @@ class Site:
         width: Width of the activation's last dimension.
         part: Module of the activation, a field of `dissect.models.anatomy.Block`.
         meaning: One line for help texts.
+        is_input: True if the activation is that module's input, False if it is the output.
     """
 
     name: str
     hook: str
     width: Literal["d_model", "d_mlp"]
-    part: Literal["attn_out", "mlp_out", "down_proj", "whole"]
+    part: Literal["attn_out", "mlp_out", "down_proj", "whole", "attn", "mlp", "q_proj", "o_proj"]
     meaning: str
-
-    @property
-    def is_input(self) -> bool:
-        """True if the activation is its module's input, False if it is the output."""
-        return self.part == "down_proj"
+    is_input: bool = False
 
     def hook_name(self, layer: int) -> str:
         """Return the hook point of this site in one layer."""
@@ -48,6 +46,7 @@ SITES: dict[str, Site] = {
             "d_mlp",
             "down_proj",
             "MLP coefficients: input of the down projection",
+            is_input=True,
         ),
         Site(
             "attn_out",
@@ -97,9 +96,9 @@ WEIGHT_SITES: dict[str, WeightSite] = {
         WeightSite("W_K", "key projection alone"),
         WeightSite("W_V", "value projection alone"),
         WeightSite("W_O", "attention output projection alone"),
-        WeightSite("norms", "norms of the layers; the final norm belongs to the last layer"),
-        WeightSite("embed", "embeddings of tokens and positions"),
-        WeightSite("unembed", "output head"),
+        WeightSite("norms", "norms of the layers; norms after the blocks belong to the last layer"),
+        WeightSite("embed", "embeddings of tokens and positions, and what projects or normalises them"),
+        WeightSite("unembed", "output head, and what projects to its width"),
     )
 }
 

@@ -1,12 +1,15 @@
 """Models: what loads, what is refused, what the self-check catches."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import MambaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from dissect.models.anatomy import architecture_of
 from dissect.models.model import Model, check_sites, load_model, resolve_dtype
 from tests.dissect.helpers import build_model, build_pair, build_tokenizer, save_model
 from unlearning.common.errors import InputError
@@ -94,3 +97,41 @@ def test_a_model_that_its_own_activations_change_is_refused() -> None:
     with pytest.raises(InputError, match="own activations changes its logits by"):
         check_sites(model)
     assert len(calls) >= 2
+
+
+def with_config(path: Path, change: Any) -> Path:
+    """The checkpoint with another configuration."""
+    file = path / "config.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text(encoding="utf-8")))), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_architecture_named_wrongly_is_that_of_the_class(stream: bool, tmp_path: Path) -> None:
+    named = with_config(save_model(tmp_path / "model", "llama"), lambda config: config | {"architectures": ["Mamba"]})
+    model = load_model(named, device="cpu", stream=stream)
+    assert architecture_of(model.hf) == "LlamaForCausalLM" and model.missing_sites == {}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda config: config | {"num_hidden_layers": -1}, "no layers"),
+        (lambda config: config | {"num_hidden_layers": 0}, "no layers"),
+        (lambda config: [config], "must hold an object"),
+        (
+            lambda _config: MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=384).to_dict(),
+            "no attention",
+        ),
+    ],
+)
+def test_a_configuration_that_tells_is_refused_before_any_weight_is_read(
+    change: Any, reason: str, stream: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = with_config(save_model(tmp_path / "model", "llama"), change)
+    for place in ("dissect.models.model.load_weights", "dissect.models.streamed_model.fingerprint"):
+        monkeypatch.setattr(place, lambda *_args, **_options: pytest.fail("weights were read"))
+    with pytest.raises(InputError, match=reason) as refused:
+        load_model(path, device="cpu", stream=stream)
+    assert "\n" not in str(refused.value)
