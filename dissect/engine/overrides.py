@@ -154,16 +154,16 @@ def check_positions(
         return
     given = replace(activations.extras(), attn_out=attn_out.clone())
     whole = run_block(block, hidden, arguments, given, traits)
+    alone: Tensor | None = None
     try:
         given = replace(given, attn_out=attn_out[:, 1:].clone())
         alone = run_block(block, hidden[:, 1:].clone(), arguments, given, traits)
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        alone = None
     tolerance = 1e-4 if hidden.dtype in (torch.float32, torch.float64) else 5e-2
-    close = alone is not None and alone.shape == whole[:, 1:].shape
-    if not (close and torch.allclose(alone, whole[:, 1:], rtol=tolerance, atol=tolerance * float(whole.abs().max()))):
+    expected, scale = whole[:, 1:], tolerance * float(whole.abs().max())
+    if alone is None or alone.shape != expected.shape or not torch.allclose(alone, expected, tolerance, scale):
         raise InputError(
             f"`engine` must be 'reference' for this model, got 'wavefront': {type(block.whole).__name__} mixes "
             "positions outside its attention"
@@ -336,7 +336,9 @@ def _override_mlp(stack: ExitStack, block: Block, overrides: BlockOverrides, tra
 
 
 def _with_extras(given: Tensor, extras: Extras) -> Any:
-    return given if extras is None else type(extras)((given, *extras))
+    if extras is None:
+        return given
+    return [given, *extras] if isinstance(extras, list) else (given, *extras)
 
 
 def at_positions(module: nn.Module, positions: Int[Tensor, " kept"]) -> Callable[[Tensor], Tensor]:

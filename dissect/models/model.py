@@ -347,17 +347,19 @@ def check_sites(model: "Model") -> dict[str, str]:
         occurred[key] += 1
         kept[key] = states.clone()
 
+    def given_back(_states: Tensor, key: tuple[str, int]) -> Tensor:
+        return kept[key].clone()
+
     def places(act: Callable[[Tensor, tuple[str, int]], Tensor | None]) -> list[tuple[Site, int, Act]]:
         return [
-            (site, layer, partial(act, key=(site.name, layer)))
+            (site, layer, lambda states, key=(site.name, layer): act(states, key))
             for site in SITES.values()
             if site.name not in missing
             for layer in range(model.n_layers)
         ]
 
     plain = _logits(model, ids, places(keep))
-    width = model.hf.get_input_embeddings().weight.shape[1]
-    width = kept["resid_post", 0].shape[-1] if ("resid_post", 0) in kept else width
+    width = int(model.adapter.cfg.d_model)
     for site, layer, _ in places(keep):
         times, states = occurred[site.name, layer], kept.get((site.name, layer))
         where = f"its {site.name} of layer {layer}"
@@ -366,7 +368,7 @@ def check_sites(model: "Model") -> dict[str, str]:
         elif states.shape[:2] != ids.shape or (site.width == "d_model" and states.shape[2:] != (width,)):
             missing.setdefault(site.name, f"{where} has shape {tuple(states.shape)}, expected (2, 6, {width})")
     missing |= {name: reason for name, reason in _shared_outputs(model, ids).items() if name not in missing}
-    patched = _logits(model, ids, places(lambda _states, key: kept[key].clone()))
+    patched = _logits(model, ids, places(given_back))
     if not torch.equal(plain, patched):
         gap = float((plain - patched).abs().max())
         raise InputError(

@@ -71,7 +71,7 @@ def find_uses(hf: "PreTrainedModel", anatomy: Anatomy, names: Sequence[str]) -> 
         frozenset(by_leaf[leaf] for leaf in _leaves(tensors) if leaf in by_leaf)
         for tensors in ([hidden], list(_tensors(arguments)), [logits])
     )
-    refused = {}
+    refused: dict[str, str] = {}
     if in_blocks:
         reason = f"{min(in_blocks)} is read by the blocks themselves, not only before them"
         refused |= dict.fromkeys(("embed", "norms"), reason)

@@ -40,7 +40,7 @@ NOT_SUPPORTED = {
     "qwen 3.5": "layers 0 have no attention",
     "olmo hybrid": "layers 0, 1 have no attention",
     "rwkv": "its blocks have no attention",
-    "hrm": "it has no list of blocks",
+    "hrm": "its blocks are no list that is run once",
     "ministral": "TransformerLens does not support MinistralForCausalLM",
     "gemma 3n": "TransformerLens does not support Gemma3nForCausalLM",
     "phi mixture": "TransformerLens does not support PhimoeForCausalLM",
