@@ -350,9 +350,9 @@ def check_sites(model: "Model") -> dict[str, str]:
     def given_back(_states: Tensor, key: tuple[str, int]) -> Tensor:
         return kept[key].clone()
 
-    def places(act: Callable[[Tensor, tuple[str, int]], Tensor | None]) -> list[tuple[Site, int, Act]]:
+    def places(act: Callable[..., Tensor | None]) -> list[tuple[Site, int, Act]]:
         return [
-            (site, layer, lambda states, key=(site.name, layer): act(states, key))
+            (site, layer, partial(act, key=(site.name, layer)))
             for site in SITES.values()
             if site.name not in missing
             for layer in range(model.n_layers)

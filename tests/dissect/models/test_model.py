@@ -117,9 +117,9 @@ def test_an_architecture_named_wrongly_is_that_of_the_class(stream: bool, tmp_pa
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda config: config | {"num_hidden_layers": -1}, "no layers"),
-        (lambda config: config | {"num_hidden_layers": 0}, "no layers"),
-        (lambda config: [config], "must hold an object"),
+        (lambda config: config | {"num_hidden_layers": -1}, "num_hidden_layers must be at least 1, got -1"),
+        (lambda config: config | {"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
+        (lambda config: [config], "config.json: broken"),
         (
             lambda _config: MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=384).to_dict(),
             "no attention",
