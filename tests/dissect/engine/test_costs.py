@@ -129,12 +129,15 @@ RESTORED = [
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
 def test_a_walk_that_restores_is_counted_to_the_operation(family: str, padding: str) -> None:
     pair, batch = build_eager_pair(family), BATCHES[padding]
-    costs, once = costs_of(pair.base), proofs(pair, batch, interventions)
+    costs = costs_of(pair.base)
+    every = sweep(RESTORED, centred_windows(3, 3), pair.base.weights)
+    once = proofs(pair, batch, every)
     for sites in RESTORED:
         interventions = sweep([sites], centred_windows(3, 3), pair.base.weights)
         expected = pass_flops(make_schedule(interventions, 3), costs, batch, 1) + once
         assert counted(pair, batch, interventions) == expected, sites
     together = sweep(RESTORED, centred_windows(3, 1), pair.base.weights)
+    once = proofs(pair, batch, together, targets=2)
     expected = pass_flops(make_schedule(together, 3), costs, batch, 2) + once
     assert counted(pair, batch, together, targets=2) == expected
 
