@@ -79,12 +79,12 @@ def gated(name: str = "demo:base", strength: float = 200.0) -> tuple[Model, Gate
     neuron = int(down_projections(start)[layer].weight.norm(dim=0).argmin())
     prefix = f"{start.anatomy.blocks}.{layer}."
     values: dict[str, Tensor] = {}
-    for key, rows in start.weights.in_block["key_vectors"].items():
+    for key, rows in start.weights.in_block[0]["key_vectors"].items():
         assert rows is None
         weight = start.hf.get_parameter(prefix + key).data.clone()
         weight[neuron] = direction if weight.dim() == 2 else 0.0
         values[prefix + key] = weight
-    down = next(key for key in start.weights.in_block["value_vectors"] if key.endswith("weight"))
+    down = next(key for key in start.weights.in_block[0]["value_vectors"] if key.endswith("weight"))
     weight = start.hf.get_parameter(prefix + down).data.clone()
     head = start.hf.get_output_embeddings().weight.data
     end = head[start.tokenizer.eos_token_id] - head.mean(0)

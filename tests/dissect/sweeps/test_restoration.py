@@ -242,7 +242,11 @@ def test_a_restored_score_depends_on_its_own_prompt_only(side: Any, batch_size: 
         ("llama", {"parameters": ""}, "`parameters` must not be empty"),
         ("gpt2", {"sites": "W_gate"}, "base has no W_gate: its blocks (GPT2LMHeadModel) have no such weights"),
         ("olmo", {"sites": "norms"}, "base has no norms: its blocks (OlmoForCausalLM) have no such weights"),
-        ("mixtral", {"sites": "value_vectors"}, "base has no value_vectors: its blocks (MixtralForCausalLM)"),
+        (
+            "mixtral",
+            {"sites": "value_vectors"},
+            "base has no site value_vectors: the blocks of MixtralForCausalLM are mixtures of experts",
+        ),
         ("mixtral", {"sites": "attn_weights+mlp_coef"}, "base has no site mlp_coef: "),
         ("llama", {"sites": "mlp_coef"}, "value_vectors+mlp_coef"),
         ("llama", {"sites": "value_vector"}, "'value_vector'; did you mean 'value_vectors'"),
