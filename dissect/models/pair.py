@@ -12,6 +12,7 @@ from dissect import zoo
 from dissect.models.alignment import aligned
 from dissect.models.anatomy import architecture_of
 from dissect.models.model import DTYPES, Model, load_model, resolve_device, resolve_dtype
+from dissect.models.shared_rows import cut_to, on_shared_rows
 from dissect.runtime.processes import ALONE, Processes
 from dissect.runtime.sizes import in_bytes
 from unlearning.checkpoints.hashing import content_hash
@@ -92,8 +93,9 @@ def load_pair(
             vocabulary, or the unlearned model is an adapter of another base.
 
     Warns:
-        UserWarning: The tokenizers differ in a token, and the base's is used for both; or the pair does not fit into
-            memory and is streamed.
+        UserWarning: The tokenizers differ in a token or in their chat template, and the base's is used for both; one
+            model has more embeddings than the other, and those that both have are compared; or the pair does not fit
+            into memory and is streamed.
 
     Examples:
         >>> from dissect import load_pair
@@ -120,6 +122,7 @@ def load_pair(
     )
     with naming("unlearned"):
         _check_trained_on(unlearned, base_model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    base_model, unlearned_model = on_shared_rows([base_model, unlearned_model])
     check_comparable(base_model, unlearned_model)
     return ModelPair(base=base_model, unlearned=aligned(base_model, unlearned_model) if align else unlearned_model)
 
@@ -183,7 +186,7 @@ def check_comparable(base: Model, other: Model) -> None:
         InputError: The models differ in architecture, layers, widths or vocabulary (the message says in which).
 
     Warns:
-        UserWarning: The tokenizers differ in a token.
+        UserWarning: The tokenizers differ in a token or in their chat template.
     """
     for dimension, of_base, of_other in zip(_SHAPE, _shape(base), _shape(other), strict=True):
         if of_base != of_other:
@@ -198,6 +201,11 @@ def check_comparable(base: Model, other: Model) -> None:
             f"the tokenizers of {base.name} and {other.name} differ, for example in the token {token!r} "
             f"({ours.get(token)} and {theirs.get(token)}); {base.name}'s is used for both",
             stacklevel=3,
+        )
+    templates = [getattr(model.tokenizer, "chat_template", None) for model in (base, other)]
+    if other.tokenizer is not base.tokenizer and templates[0] != templates[1]:
+        warnings.warn(
+            f"the chat templates of {base.name} and {other.name} differ; {base.name}'s is used for both", stacklevel=3
         )
 
 
@@ -240,6 +248,7 @@ def resolve_control(pair: ModelPair, control: str | Model | None) -> Model | Non
     if isinstance(control, str):
         control = load_like(control, pair.base)
     if control is not None:
+        control = cut_to(control, pair.base)
         check_comparable(pair.base, control)
     return control
 
