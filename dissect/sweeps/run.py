@@ -187,7 +187,6 @@ def _prepare(pair: ModelPair, prompts: Prompts, settings: Settings) -> _Prepared
         if isinstance(model, Model):
             _check_sites(model, settings.sites)
             check_fits(model, prompts)
-            check_order(pair.base, model)
     for one in donors:
         weights = [site for site_set in settings.sites for site in site_set if is_weight(site)]
         if isinstance(one, str) and weights:
@@ -203,6 +202,9 @@ def _prepare(pair: ModelPair, prompts: Prompts, settings: Settings) -> _Prepared
         null=settings.null,
         seed=settings.seed,
     )
+    for model in (pair.unlearned, control, *donors):
+        if isinstance(model, Model):
+            check_order(pair.base, model)  # models of one shape, as the arms have found
     restores = any(is_weight(site) for site_set in settings.sites for site in site_set)
     interventions = sweep(settings.sites, windows, pair.base.weights if restores else None)
     return _Prepared(Work(run_engine, arm_groups, prompts, interventions), control, donors)
