@@ -38,6 +38,8 @@ from unlearning.common.terminal import plain
 
 FORMAT = 1
 LOCK = ".lock"
+_NAME = b"dissect.name"
+"""Key, in a finished batch's file, of the batch's name, which the name of the file may not hold."""
 _OF = b"dissect.configuration"
 """Key, in a finished batch's file, of the hash of the configuration that it belongs to."""
 _VERSIONS = ("dissect-unlearning", "torch", "transformers", "transformer-lens")
@@ -131,7 +133,8 @@ class Run:
         whole = []
         for file in _part_files(self.path):
             try:
-                whole.append((file.stem, pd.read_parquet(file)))
+                name = (pq.read_schema(file).metadata or {}).get(_NAME, file.stem.encode())
+                whole.append((name.decode(), pd.read_parquet(file)))
             except (OSError, ValueError) as error:
                 if isinstance(error, PermissionError):
                     raise InputError(f"{file}: reading is not permitted; ask for permission") from None
@@ -146,10 +149,10 @@ class Run:
             name: Name of the batch, unique in the run.
             frame: Its rows.
         """
-        name = file_name(name)
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        table = table.replace_schema_metadata({**table.schema.metadata, _OF: self._configuration_hash})
-        write_whole(self.path / "parts" / f"{name}.parquet", lambda part: pq.write_table(table, part))
+        known = {_OF: self._configuration_hash, _NAME: name.encode()}
+        table = table.replace_schema_metadata({**table.schema.metadata, **known})
+        write_whole(self.path / "parts" / f"{file_name(name)}.parquet", lambda part: pq.write_table(table, part))
 
     @property
     def _configuration_hash(self) -> bytes:

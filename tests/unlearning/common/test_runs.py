@@ -159,8 +159,11 @@ def test_a_name_is_one_file_inside_its_directory(name: str) -> None:
 
 def test_different_names_are_different_files(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", ASKED, {})
-    for name in ("a/b", "a_b", "../a_b", "a:b", "x" * 200 + "1", "x" * 200 + "2"):
+    names = ["a/b", "a_b", "../a_b", "first attack", "x" * 200 + "1", "x" * 200 + "2"]
+    for name in names:
         run.keep_part(name, pd.DataFrame({"name": [name]}))
+    assert sorted(name for name, _ in run.parts()) == sorted(names)
+    assert all(frame["name"].tolist() == [name] for name, frame in run.parts())
     assert len(list((tmp_path / "run" / "parts").iterdir())) == 6
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     run.close()
