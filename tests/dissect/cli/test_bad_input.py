@@ -71,7 +71,7 @@ def test_option_is_refused(world: World, tmp_path: Path, option: str, value: str
     [
         (["ptach"], ["No such command 'ptach'", "'patch'"]),
         (["patch", "--base", "demo:base"], ["Missing option '--unlearned'"]),
-        (["patch", "--base", "./base", "--unlearned", "./npo"], ["--data is missing", ".jsonl"]),
+        (["patch", "--base", "./base", "--unlearned", "./npo"], ["--base: ./base: no such directory"]),
         (["plot"], ["Missing argument 'RUN_DIR'"]),
     ],
 )
@@ -246,7 +246,6 @@ def test_weights_without_a_place_in_the_model_are_named(world: World, tmp_path: 
         (lambda: build_llama(layers=2), "layers: 3 and 2"),
         (lambda: build_llama(width=32), "d_model: 16 and 32"),
         (lambda: build_llama(d_mlp=40), "d_mlp: 24 and 40"),
-        (lambda: build_llama(vocabulary=VOCABULARY + 20), "vocabulary: 300 and 320"),
     ],
 )
 @pytest.mark.parametrize("role", ["unlearned", "control"])
@@ -257,6 +256,19 @@ def test_models_that_are_no_pair_are_refused(
     outcome = call(*world.patch(tmp_path / "run", **{role: other}))
     assert_refused(outcome, str(world.base), str(other), f"differ in {what}")
     assert not (tmp_path / "run").exists()
+
+
+def test_prompts_are_asked_for_where_the_base_is_there(world: World, tmp_path: Path) -> None:
+    arguments = [
+        "patch",
+        "--base",
+        str(world.base),
+        "--unlearned",
+        str(world.unlearned),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert_refused(call(*arguments), "--data is missing", ".jsonl")
 
 
 def test_tokenizers_that_differ_give_a_warning_and_a_result(world: World, tmp_path: Path) -> None:
