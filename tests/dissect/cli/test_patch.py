@@ -93,7 +93,7 @@ def test_table_puts_the_control_beside_the_score(world: World, tmp_path: Path, m
 
 def test_interval_drops_only_a_leading_zero() -> None:
     row = {"krs": -0.5, "krs_low": -10.25, "krs_high": 0.05}
-    assert _interval(row, "krs") == "-0.50 \\[-10.25, .05]"
+    assert _interval(row, "krs") == "-0.50 [-10.25, .05]"
 
 
 @pytest.mark.parametrize(
