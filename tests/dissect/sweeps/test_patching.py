@@ -424,11 +424,8 @@ def test_a_saved_result_reads_back_the_same(result: SweepResult, tmp_path: Path)
     pd.testing.assert_frame_equal(back.contrast(), result.contrast(), check_exact=True)
 
 
-@pytest.mark.parametrize(("n_layers", "vocab_size"), [(2, 384), (3, 400)])
-def test_a_control_of_another_shape_is_refused(
-    pair: ModelPair, prompts: Prompts, n_layers: int, vocab_size: int
-) -> None:
-    other = Model.wrap(build_model("llama", n_layers=n_layers, vocab_size=vocab_size), pair.tokenizer, name="other")
+def test_a_control_of_another_shape_is_refused(pair: ModelPair, prompts: Prompts) -> None:
+    other = Model.wrap(build_model("llama", n_layers=2), pair.tokenizer, name="other")
     with pytest.raises(InputError, match="base and other differ in"):
         patch(pair, prompts, window=1, control=other, progress=False)
 

@@ -238,7 +238,7 @@ def test_a_restored_score_depends_on_its_own_prompt_only(side: Any, batch_size: 
             {"parameters": "mlp.down_prj"},
             "`parameters` mlp.down_prj matches no parameter of base; the nearest names are model.layers.",
         ),
-        ("llama", {"parameters": "(mlp"}, r"`parameters` must be a regular expression, got (mlp: missing )"),
+        ("llama", {"parameters": "(mlp"}, "`parameters` must be a regular expression, got '(mlp': missing )"),
         ("llama", {"parameters": ""}, "`parameters` must not be empty"),
         ("gpt2", {"sites": "W_gate"}, "base has no W_gate: its blocks (GPT2LMHeadModel) have no such weights"),
         ("olmo", {"sites": "norms"}, "base has no norms: its blocks (OlmoForCausalLM) have no such weights"),
