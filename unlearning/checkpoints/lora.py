@@ -64,7 +64,10 @@ def add_adapter(
     require_peft()
     from peft import LoraConfig
 
-    matches = searcher("lora_targets", targets, whole=True)
+    try:
+        matches = searcher("lora_targets", targets, whole=True)
+    except InputError as error:
+        raise InputError(f"{error}. Write one such as {_some_linear(model)}") from None
     for name, _ in model.named_modules():  # peft searches without a limit on time
         matches(name)
     scale: Any = alpha  # peft annotates an integer, and takes any number

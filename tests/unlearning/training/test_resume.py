@@ -134,7 +134,7 @@ def test_a_run_whose_end_could_not_be_saved_is_only_saved(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(PreTrainedTokenizerFast, "save_pretrained", full)
+        patched.setattr("unlearning.training.run.write_tokenizer", full)
         with pytest.raises(
             InputError, match="run: no space left on the disk; the last complete checkpoint is .*checkpoint"
         ):
