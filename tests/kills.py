@@ -71,7 +71,8 @@ def verdict(folder: Path) -> Act:  # noqa: ARG001
     catalogue.entries = lambda *_: entries
     catalogue.SAMPLE = run.SAMPLE = dict.fromkeys(catalogue.BUDGETS, 24)
     pair, forget = ModelPair(model("demo:base"), model("demo:npo")), questions("forget")
-    return lambda out: run.verdict(pair, forget, budget="quick", rule=RULE, progress=False, out=out)
+    never = model("demo:never")  # loaded here: torch's threads, which loading uses, do not survive a fork
+    return lambda out: run.verdict(pair, forget, control=never, budget="quick", rule=RULE, progress=False, out=out)
 
 
 def train(folder: Path) -> Act:

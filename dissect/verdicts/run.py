@@ -23,7 +23,7 @@ from dissect.stress.core.case import Case, make_case
 from dissect.stress.core.result import StressResult
 from dissect.stress.core.scores import score_answers, score_facts
 from dissect.stress.core.sharing import attacked
-from dissect.stress.core.storage import as_parts, as_record, from_parts
+from dissect.stress.core.storage import as_parts, as_record, from_parts, has_parts
 from dissect.stress.core.strangers import facts_read_by, guessed_by, raised
 from dissect.stress.spike_ins.result import SpikeIns
 from dissect.verdicts.checks import DERANGED, check_derangement, check_same_start, check_without_attack, with_strangers
@@ -338,6 +338,7 @@ def _run_tests(
     failed: dict[str, str] = {}
     parts = {} if run is None else dict(run.parts())
     records = {} if run is None else {record["test"]: record for record in run.record.get("tests", [])}
+    records = {name: record for name, record in records.items() if has_parts(record, parts)}
     total = 0.0
     with Progress(len(tests), "testing", show=progress) as bar:
         for name, test in tests.items():

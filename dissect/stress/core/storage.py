@@ -43,6 +43,16 @@ def as_record(result: StressResult) -> dict[str, Any]:
     }
 
 
+def has_parts(record: Mapping[str, Any], parts: Mapping[str, pd.DataFrame]) -> bool:
+    """Return whether every table of a result is there; one may have been cut short on the disk.
+
+    Args:
+        record: What `as_record` gave.
+        parts: The tables that can be read, by the names of the files.
+    """
+    return {record["test"], *(f"{record['test']}{_SEPARATOR}{name}" for name in record["tables"])} <= parts.keys()
+
+
 def from_parts(record: Mapping[str, Any], parts: Mapping[str, pd.DataFrame]) -> StressResult:
     """Put a result together from what `as_record` and `as_parts` gave, in this or an earlier version.
 

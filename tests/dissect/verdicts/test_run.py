@@ -212,6 +212,22 @@ def test_a_killed_run_goes_on_after_its_last_test(tmp_path, monkeypatch, two_tes
     assert found.score == whole.score
 
 
+def test_a_table_that_was_cut_short_is_computed_again(tmp_path, monkeypatch, two_tests):
+    out = tmp_path / "run"
+    whole = judged("demo:rmu")
+    with monkeypatch.context() as patched:
+        patched.setattr("dissect.verdicts.run._utility", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            judged("demo:rmu", out=out)
+    part = out / "parts" / "logit_lens--layers.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    assert len(two_tests) == 2
+    with pytest.warns(UserWarning, match="layers.parquet: broken or cut short"):
+        found = judged("demo:rmu", out=out)
+    assert len(two_tests) == 3  # that test alone
+    assert found.score == whole.score
+
+
 def test_a_finished_run_is_read_before_anything_is_computed(monkeypatch, tmp_path):
     found = judged("demo:rmu", out=tmp_path)
     monkeypatch.setattr(judging, "in_canonical_form", lambda _: pytest.fail("computed again"))
