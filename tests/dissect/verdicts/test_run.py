@@ -212,6 +212,7 @@ def test_a_killed_run_goes_on_after_its_last_test(tmp_path, monkeypatch, two_tes
     assert found.score == whole.score
 
 
+@pytest.mark.slow
 def test_a_table_that_was_cut_short_is_computed_again(tmp_path, monkeypatch, two_tests):
     out = tmp_path / "run"
     whole = judged("demo:rmu")
