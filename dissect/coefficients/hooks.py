@@ -30,10 +30,8 @@ def check_coefficients(*models: Model) -> None:
     """
     for model in models:
         if model.anatomy.down_proj is None:
-            raise InputError(
-                f"{model.name} has no MLP coefficients: the blocks of {type(model.hf).__name__} have no single down "
-                "projection (a mixture of experts?). Use a model with dense MLPs."
-            )
+            reason = model.weights.refused.get("mlp_coef", "its blocks have no down projection")
+            raise InputError(f"{model.name} has no MLP coefficients: {reason}; or use a model with dense MLPs")
         check_in_memory(model, "reading MLP coefficients")
 
 

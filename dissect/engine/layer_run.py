@@ -190,7 +190,7 @@ class LayerRun:
         if "mlp_coef" in step.sites:
             output = self._down_proj_output(step, self.given.at("mlp_coef"), self.given.state)
             return self._with_mlp(overrides, copied(output), is_mlp_out=False)
-        if step.restores_down_proj_only:
+        if step.restores_down_proj_only and self.block.down_proj is not None:
             coefficients = self._shared[step.parent].mlp_coef
             assert coefficients is not None
             output = self._down_proj_output(step, coefficients, self.state)

@@ -64,7 +64,7 @@ def find_mlp_traits(block: Block, states: Float[Tensor, "batch position d_model"
             _record(stack, block, activations, (1, 3))
             output = block.mlp(few)
             alone = block.mlp(few[:, 1:2])
-    except TypeError:  # the MLP takes further arguments, such as the residual in Bloom
+    except (TypeError, AttributeError):  # the MLP takes further arguments: a residual in Bloom, tokens in DeepSeek V4
         return MlpTraits(mlp_per_position=False, mlp_ends_in_down_proj=False)
     if not isinstance(output, Tensor) or output.shape != few.shape:
         return MlpTraits(mlp_per_position=False, mlp_ends_in_down_proj=False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dissect.models.experts import down_projection, feed_forward, is_below
 from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -149,7 +150,11 @@ def find_anatomy(hf: "PreTrainedModel", adapter: Any) -> Anatomy:
             "use a model whose blocks all hold an attention and an MLP"
         )
     mlp = path("mlp")
-    down_proj = path("mlp", "out") or (None if mlp is None else _down_proj(blocks, mlp))
+    d_model = int(adapter.cfg.d_model)
+    if mlp is not None and _has_experts_beside(blocks, attn, mlp, d_model):
+        mlp, down_proj = None, None  # its output is only a part of what the block's MLP and experts write together
+    else:
+        down_proj = path("mlp", "out") or (None if mlp is None else _down_proj(blocks, mlp, d_model))
     parts = {"attn": attn, "mlp": mlp}
     return Anatomy(
         blocks=mapping.name,
@@ -189,26 +194,15 @@ def _blocks(hf: "PreTrainedModel", path: str) -> nn.ModuleList:
     return blocks
 
 
-def _down_proj(blocks: nn.ModuleList, mlp: str) -> str | None:
-    """Return the down projection of MLPs that the adapter describes as mixtures of experts, but that all are dense.
+def _has_experts_beside(blocks: nn.ModuleList, attn: str, mlp: str, d_model: int) -> bool:
+    """Return True if a block has experts that do not belong to its MLP, but are added to it."""
+    parts = (feed_forward(block, attn, d_model) for block in blocks)
+    return any(part.counts and not all(is_below(name, mlp) for name in part.sites) for part in parts)
 
-    It is the one module of an MLP that reads what all its other modules with weights write.
-    """
 
-    def written(module: nn.Module) -> str | None:
-        parts = {name: child for name, child in module.named_children() if list(child.parameters())}
-        if not all(isinstance(child, nn.Linear) for child in parts.values()):
-            return None
-        shapes = {name: (child.in_features, child.out_features) for name, child in parts.items()}
-        down = [
-            name
-            for name, (read, wrote) in shapes.items()
-            if read != wrote and all(shapes[other] == (wrote, read) for other in parts if other != name)
-        ]
-        return down[0] if len(down) == 1 and len(parts) > 2 else None  # of two, either reads what the other writes
-
-    found = {written(block.get_submodule(mlp)) for block in blocks}
-    (name, *others) = found
+def _down_proj(blocks: nn.ModuleList, mlp: str, d_model: int) -> str | None:
+    """Return the down projection of MLPs that the adapter describes as mixtures of experts, but that all are dense."""
+    (name, *others) = {down_projection(block.get_submodule(mlp), d_model) for block in blocks}
     return None if name is None or others else f"{mlp}.{name}"
 
 

@@ -382,7 +382,7 @@ def _without_module(model: "Model") -> dict[str, str]:
     """Return the activations that have no module of their own in the blocks, each with the reason."""
     block = block_of(model.hf, model.anatomy, 0)
     return {
-        site.name: model.weights.refused.get("value_vectors")
+        site.name: model.weights.refused.get(site.name)
         or f"the blocks of {type(model.hf).__name__} have no module for this site"
         for site in SITES.values()
         if module_of(block, site) is None

@@ -9,15 +9,22 @@ from torch import Tensor, nn
 Tree = TypeVar("Tree", bound=nn.Module)
 
 
+def tensor_at(module: nn.Module, name: str) -> Tensor:
+    """Return the values of a parameter or buffer by its dotted name."""
+    path, _, key = name.rpartition(".")
+    found: Tensor = getattr(module.get_submodule(path), key)
+    return found.data
+
+
 def with_values(module: Tree, values: Mapping[str, Tensor]) -> Tree:
-    """Return a copy of a module tree with other values for some of its parameters.
+    """Return a copy of a module tree with other values for some of its parameters or buffers.
 
     All other parameters and buffers, and every submodule without a changed parameter, are shared with the module, which
     is not changed. A tied parameter is changed under the given name only.
 
     Args:
         module: Root of the tree.
-        values: New values by the parameters' dotted names.
+        values: New values by dotted names.
 
     Returns:
         The root of the copy.
@@ -33,5 +40,9 @@ def with_values(module: Tree, values: Mapping[str, Tensor]) -> Tree:
     tree = copy.deepcopy(module, memo=shared)
     for name, value in values.items():
         path, _, key = name.rpartition(".")
-        tree.get_submodule(path)._parameters[key] = nn.Parameter(value, requires_grad=False)
+        owner = tree.get_submodule(path)
+        if key in owner._buffers:
+            owner._buffers[key] = value
+        else:
+            owner._parameters[key] = nn.Parameter(value, requires_grad=False)
     return tree

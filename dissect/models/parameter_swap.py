@@ -5,24 +5,24 @@ from transformers import PreTrainedModel
 
 from dissect.models.anatomy import Block, parts_of
 from dissect.models.model import Model
-from dissect.models.module_tree import with_values
+from dissect.models.module_tree import tensor_at, with_values
 from dissect.models.weights import Location, ParameterRows, row_dim
 
 
 def restored_values(target: nn.Module, base: nn.Module, chosen: ParameterRows) -> dict[str, Tensor]:
-    """Return the restored values of a target's parameters.
+    """Return the restored values of a target's parameters and buffers.
 
     Args:
         target: A model, or a part of one.
         base: The same module of the base.
-        chosen: Names of parameters from these modules, each with its output rows, or None for all rows.
+        chosen: Names from these modules, each with its output rows, or None for all rows.
 
     Returns:
         For each parameter the base's values, or the target's with the chosen rows replaced by the base's.
     """
     values = {}
     for name, rows in chosen.items():
-        ours, theirs = target.get_parameter(name).data, base.get_parameter(name).data
+        ours, theirs = tensor_at(target, name), tensor_at(base, name)
         if rows is None:
             values[name] = theirs if theirs.device == ours.device else theirs.to(ours.device)
             continue

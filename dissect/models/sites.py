@@ -86,9 +86,20 @@ WEIGHT_SITES: dict[str, WeightSite] = {
     site.name: site
     for site in (
         WeightSite(
-            "value_vectors", "value vectors: weights of the down projection", frozenset({"attn_out", "mlp_coef"})
+            "value_vectors",
+            "value vectors: weights of the down projection, of all experts",
+            frozenset({"attn_out", "mlp_coef"}),
         ),
-        WeightSite("key_vectors", "key vectors: weights of the up and gate projections", frozenset({"attn_out"})),
+        WeightSite(
+            "key_vectors",
+            "key vectors: weights of the up and gate projections, of all experts",
+            frozenset({"attn_out"}),
+        ),
+        WeightSite(
+            "router",
+            "router of a mixture of experts, and what weighs its shared experts",
+            frozenset({"attn_out"}),
+        ),
         WeightSite("W_gate", "gate projection alone", frozenset({"attn_out"})),
         WeightSite("W_in", "up projection alone", frozenset({"attn_out"})),
         WeightSite("attn_weights", "weights of the attention: queries, keys, values and output"),

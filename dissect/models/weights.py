@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dissect.models.anatomy import Anatomy, component_path
+from dissect.models.experts import FeedForward, feed_forward, is_below
 from dissect.models.outside_blocks import find_uses
 from dissect.models.sites import is_regex, regex_of
 from unlearning.common.patterns import searcher
@@ -32,8 +33,8 @@ Location = int | Literal["before", "after"]
 _OFFSET = 2**32
 """Offset between the row numbers of two projections, larger than any number of rows."""
 _FUSED = {"W_Q": ("attn", 0), "W_K": ("attn", 1), "W_V": ("attn", 2), "W_gate": ("mlp", 0), "W_in": ("mlp", 1)}
-_OF_DOWN_PROJ = ("value_vectors", "key_vectors", "W_gate", "W_in")
-"""Sites that need a down projection in every block."""
+_OF_MIXTURE = ("value_vectors", "key_vectors", "router")
+"""Sites of the feed-forward part of a mixture of experts."""
 _OWN = {"W_Q": ("attn", "q"), "W_K": ("attn", "k"), "W_V": ("attn", "v"), "W_O": ("attn", "o")} | {
     "W_gate": ("mlp", "gate"),
     "W_in": ("mlp", "in"),
@@ -51,8 +52,8 @@ class WeightNames:
         before: Names of parameters used before the first block: embeddings, and what projects or normalises them.
         final_norm: Names of parameters of norms after the last block.
         head: Names of other parameters used after the last block: the output head, and what projects to its width.
-        all_names: Names of all parameters; tied ones under both names.
-        refused: Sites that this architecture cannot have, each with the reason.
+        all_names: Names of all parameters, tied ones under both names, and of persistent buffers of routers.
+        refused: Sites that this architecture cannot have, activations too, each with the reason.
         problem: The reason why the model's forward cannot be taken apart at its blocks, or "".
     """
 
@@ -116,10 +117,7 @@ def find_weights(hf: "PreTrainedModel", anatomy: Anatomy, adapter: Any) -> Weigh
     uses = find_uses(hf, anatomy, outside)
     after = [name for name in outside if name in uses.after]
     blocks: Any = hf.get_submodule(anatomy.blocks)
-    in_block = _sites_in_blocks(blocks, anatomy, adapter)
-    refused = {} if anatomy.down_proj else dict.fromkeys(_OF_DOWN_PROJ, _no_down_proj(hf, anatomy))
-    if anatomy.down_proj and not any("W_in" in sites for sites in in_block):
-        refused["W_in"] = f"the up projection of {type(hf).__name__} cannot be told from its other projections"
+    in_block, refused = _sites_in_blocks(hf, blocks, anatomy, adapter)
     for site in ("W_Q", "W_K", "W_V"):
         if not any(site in sites for sites in in_block):
             refused[site] = (
@@ -132,20 +130,19 @@ def find_weights(hf: "PreTrainedModel", anatomy: Anatomy, adapter: Any) -> Weigh
         before=tuple(name for name in outside if name not in after),  # those that nothing uses too
         final_norm=tuple(name for name in after if not _in_projection(hf, name)),
         head=tuple(name for name in after if _in_projection(hf, name)),
-        all_names=names,
+        all_names=(*names, *_buffers_of_routers(blocks, anatomy.blocks, in_block)),
         refused=refused | uses.refused,
         problem=uses.problem,
     )
 
 
-def _no_down_proj(hf: "PreTrainedModel", anatomy: Anatomy) -> str:
-    blocks: Any = hf.get_submodule(anatomy.blocks)
-    experts = [any("expert" in name for name, _ in block.named_parameters()) for block in blocks]
-    if all(experts):
-        return f"the blocks of {type(hf).__name__} are mixtures of experts, which have no single down projection"
-    if any(experts):
-        return f"some blocks of {type(hf).__name__} are mixtures of experts, which have no single down projection"
-    return f"the MLPs of {type(hf).__name__} have no down projection that could be found"
+def _buffers_of_routers(blocks: nn.ModuleList, path: str, in_block: Sequence[Mapping[str, ParameterRows]]) -> list[str]:
+    return [
+        f"{path}.{layer}.{name}"
+        for layer, (block, sites) in enumerate(zip(blocks, in_block, strict=True))
+        for name in sites.get("router", {})
+        if name in dict(block.named_buffers())
+    ]
 
 
 def _in_projection(module: nn.Module, name: str) -> bool:
@@ -156,21 +153,63 @@ def _in_projection(module: nn.Module, name: str) -> bool:
     return any(parameter.dim() > 1 for parameter in _owner(module, name).parameters(recurse=False))
 
 
-def _is_below(name: str, path: str | None) -> bool:
-    return path is not None and name.startswith(f"{path}.")
+def _sites_in_blocks(
+    hf: "PreTrainedModel", blocks: nn.ModuleList, anatomy: Anatomy, adapter: Any
+) -> tuple[list[dict[str, ParameterRows]], dict[str, str]]:
+    """Return the parameters by site of every block, and the sites that the blocks cannot have with the reason.
 
-
-def _sites_in_blocks(blocks: Sequence[nn.Module], anatomy: Anatomy, adapter: Any) -> list[dict[str, ParameterRows]]:
-    """Return the parameters by site of every block; blocks of the same form are taken apart once."""
-    known: dict[object, dict[str, ParameterRows]] = {}
-    found = []
+    Blocks of the same form are taken apart once.
+    """
+    d_model, kind = int(adapter.cfg.d_model), type(hf).__name__
+    known: dict[object, tuple[dict[str, ParameterRows], FeedForward]] = {}
+    forms = []
     for block in blocks:
         shapes = ((name, tuple(parameter.shape)) for name, parameter in block.named_parameters(remove_duplicate=False))
         form = (type(block), *shapes)
+        forms.append(form)
         if form not in known:
-            known[form] = _sites_in_block(block, anatomy, adapter)
-        found.append(known[form])
-    return found
+            known[form] = _sites_in_block(block, anatomy, adapter), feed_forward(block, anatomy.attn, d_model)
+    found = [dict(known[form][0]) for form in forms]
+    parts = [known[form][1] for form in forms]
+    if not any(part.counts for part in parts):
+        missing = f"the MLPs of {kind} have no down projection that could be found"
+        sites = ("mlp_coef", "value_vectors", "key_vectors", "W_gate", "W_in")
+        refused = {} if anatomy.down_proj else dict.fromkeys(sites, missing)
+        if anatomy.down_proj and not any("W_in" in sites for sites in found):
+            refused["W_in"] = f"the up projection of {kind} cannot be told from its other projections"
+        return [{site: rows for site, rows in sites.items() if site not in refused} for sites in found], refused
+    refused = _refused_of_mixture(kind, parts, has_mlp_out=anatomy.mlp is not None)
+    for layer, (block, part) in enumerate(zip(blocks, parts, strict=True)):
+        unknown = _sort_mixture(found[layer], block, part)
+        if unknown and "router" not in refused:
+            reason = f"structure does not tell what {anatomy.blocks}.{layer}.{unknown[0]} is in this mixture of experts"
+            refused |= dict.fromkeys(_OF_MIXTURE, f"{reason}; restore it by name with --parameters")
+    return [{site: rows for site, rows in sites.items() if site not in refused} for sites in found], refused
+
+
+def _refused_of_mixture(kind: str, parts: Sequence[FeedForward], *, has_mlp_out: bool) -> dict[str, str]:
+    """Return the sites that a model with experts cannot have, each with the reason."""
+    some = "the blocks" if all(part.counts for part in parts) else "some blocks"
+    what = f"{some} of {kind} are mixtures of experts"
+    fused = f"{what}, whose gate and up projections are not told apart; use key_vectors"
+    if any(part.stacked for part in parts):
+        reason = "their experts are stacked tensors, so no module reads the coefficients"
+    else:
+        reason = "each expert reads the coefficients of its own tokens only"
+    instead = "patch mlp_out, or restore" if has_mlp_out else "restore"
+    return {
+        "mlp_coef": f"{what}: {reason}; {instead} value_vectors, key_vectors or router",
+        "W_gate": fused,
+        "W_in": fused,
+    }
+
+
+def _sort_mixture(sites: dict[str, ParameterRows], block: nn.Module, part: FeedForward) -> list[str]:
+    """Put the feed-forward part of a block of a mixture into its sites; return the parameters without a site."""
+    sites["norms"] = {name: rows for name, rows in sites["norms"].items() if name not in part.sites}
+    sites |= {site: dict.fromkeys(name for name, of in part.sites.items() if of == site) for site in _OF_MIXTURE}
+    placed = {*part.sites, *sites["norms"], *sites["attn_weights"]}
+    return [name for name, _ in block.named_parameters(remove_duplicate=False) if name not in placed]
 
 
 def _sites_in_block(block: nn.Module, anatomy: Anatomy, adapter: Any) -> dict[str, ParameterRows]:
@@ -179,22 +218,20 @@ def _sites_in_block(block: nn.Module, anatomy: Anatomy, adapter: Any) -> dict[st
     # A vector of a module that has other modules is no norm, such as the sinks of an attention.
     vectors = [name for name in names if name not in projections]
     loose = {name for name in vectors if "." in name and list(_owner(block, name).children())}
-    attn = {name for name in (*projections, *loose) if _is_below(name, anatomy.attn)}
+    attn = {name for name in (*projections, *loose) if is_below(name, anatomy.attn)}
     sites: dict[str, ParameterRows] = {
         "attn_weights": dict.fromkeys(name for name in names if name in attn),
         "norms": dict.fromkeys(name for name in vectors if name not in loose),
     }
     if anatomy.down_proj is not None:
-        values = {name for name in projections if _is_below(name, anatomy.down_proj)}
-        of_mlp = {name for name in projections | loose if anatomy.mlp is None or _is_below(name, anatomy.mlp)}
+        values = {name for name in projections if is_below(name, anatomy.down_proj)}
+        of_mlp = {name for name in projections | loose if anatomy.mlp is None or is_below(name, anatomy.mlp)}
         sites["value_vectors"] = dict.fromkeys(name for name in names if name in values)
         sites["key_vectors"] = dict.fromkeys(name for name in names if name in of_mlp - attn - values)
     mapping = adapter.component_mapping["blocks"]
     for site, (part, key) in _OWN.items():
         path = component_path(mapping.submodules, part, key)
-        own = [name for name in projections if _is_below(name, path)]
-        if part == "mlp" and anatomy.down_proj is None:  # in a mixture of experts, `gate` is the router
-            continue
+        own = [name for name in projections if is_below(name, path)]
         if own:
             sites[site] = dict.fromkeys(own)
     for part, split_name in (("attn", "split_qkv_matrix"), ("mlp", "split_gate_up_matrix")):

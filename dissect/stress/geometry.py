@@ -23,11 +23,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dissect.models.model import Model
+from dissect.models.module_tree import tensor_at
 from dissect.stress.core.case import Case
 from dissect.stress.core.residual_stream import states_at
 from unlearning.common.errors import InputError
 
-FAMILIES = ("embed", "attn_weights", "key_vectors", "value_vectors", "norms", "unembed")
+FAMILIES = ("embed", "attn_weights", "key_vectors", "value_vectors", "router", "norms", "unembed")
 """Weight sites whose change is measured; see `dissect.models.sites.WEIGHT_SITES`."""
 
 
@@ -174,7 +175,7 @@ def _norms(base: Model, unlearned: Model, names: Iterable[str]) -> tuple[float, 
     """Return the Frobenius norm of the base's parameters, and that of their change."""
     norm = change = 0.0
     for name in names:
-        ours, theirs = base.hf.get_parameter(name).data, unlearned.hf.get_parameter(name).data
+        ours, theirs = tensor_at(base.hf, name), tensor_at(unlearned.hf, name)
         norm += float(ours.double().square().sum())
         change += float((theirs.to(ours.device).double() - ours.double()).square().sum())
     return norm**0.5, change**0.5

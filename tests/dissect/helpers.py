@@ -291,8 +291,9 @@ def plain_inputs(model: Model, batch: Batch) -> dict[str, Tensor]:
 
 
 PLAIN_NAMES = {
-    "value_vectors": r"^(mlp\.(down_proj|dense_4h_to_h|c_proj|fc_out)|fc2)\.",
-    "key_vectors": r"^(mlp\.(gate_proj|up_proj|gate_up_proj|dense_h_to_4h|c_fc|fc_in)|fc1)\.",
+    "value_vectors": r"^(mlp\.(experts\.)?(down_proj|dense_4h_to_h|c_proj|fc_out)|fc2)(\.|$)",
+    "key_vectors": r"^(mlp\.(experts\.)?(gate_proj|up_proj|gate_up_proj|dense_h_to_4h|c_fc|fc_in)|fc1)(\.|$)",
+    "router": r"^mlp\.gate\.",
     "W_gate": r"^mlp\.(gate_proj|gate_up_proj)\.",
     "W_in": r"^(mlp\.(up_proj|gate_up_proj|dense_h_to_4h|c_fc|fc_in)|fc1)\.",
     "attn_weights": r"^(self_attn|self_attention|attention|attn)\.(?!\w*norm)",

@@ -174,7 +174,7 @@ def test_change_of_one_layer_is_found_there_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_mixture_of_experts_is_refused_by_name(family: str, tmp_path: Path) -> None:
     model = Model.wrap(build_model(family), build_tokenizer(), name="experts")
-    with pytest.raises(InputError, match=r"^experts has no MLP coefficients: .*mixture of experts") as refused:
+    with pytest.raises(InputError, match=r"^experts has no MLP coefficients: .*mixtures of experts") as refused:
         coefficient_changes(model, model, build_prompts(tmp_path))
     assert "\n" not in str(refused.value)
 

@@ -1,5 +1,6 @@
 """Every family of decoders against plain hooks on the Hugging Face model itself, in both engines; or refused."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dissect.interventions.intervention import Intervention
@@ -19,7 +21,7 @@ from dissect.models.module_tree import with_values
 from dissect.models.parameter_swap import restored_values
 from dissect.models.sites import SITES
 from dissect.models.weights import WeightNames, find_weights
-from tests.dissect.families import CONFIGURATIONS, build, compare, run
+from tests.dissect.families import CONFIGURATIONS, build, compare, randomised, run
 from tests.dissect.helpers import assert_close, build_batch, change_weights, run_engine
 from tests.unlearning.helpers import build_tokenizer
 from unlearning.common.errors import InputError
@@ -88,13 +90,13 @@ def names_of(hf: Any) -> WeightNames:
     return find_weights(hf, find_anatomy(hf, adapter), adapter)
 
 
-IN_BLOCK = ("attn_weights", "key_vectors", "value_vectors", "norms")
+IN_BLOCK = ("attn_weights", "key_vectors", "value_vectors", "router", "norms")
 
 
 @given(name=st.sampled_from(SUPPORTED))
 @settings(max_examples=8, deadline=None)
 def test_every_parameter_belongs_to_exactly_one_site(name: str) -> None:
-    """Or to none where a site is refused, or where a block has more than attention, MLP and norms."""
+    """Or to none where a block has more than attention, MLP and norms."""
     names = names_of(empty(name))
     found: Counter[str] = Counter()
     for layer in range(names.n_layers):
@@ -103,14 +105,19 @@ def test_every_parameter_belongs_to_exactly_one_site(name: str) -> None:
     found.update([*names.at(["embed"], "before"), *names.at(["norms"], "after"), *names.at(["unembed"], "after")])
     assert max(found.values()) == 1
     others = set(names.all_names) - set(found)
-    if names.refused.get("value_vectors"):
-        assert others and all("mlp" in n or "feed_forward" in n or "block_sparse_moe" in n for n in others), others
-    elif name == "falcon h1":
+    if name == "falcon h1":
         assert others and all(".mamba." in n for n in others)
     elif name == "gemma 4":
         assert others
     else:
         assert not others
+
+
+def change_routers_buffers(hf: Any) -> None:
+    """Turn round what corrects the scores of experts where that is no parameter, so that others are chosen."""
+    for name, buffer in hf.named_buffers():
+        if name.endswith(("e_score_correction_bias", "expert_bias")):
+            buffer += torch.tensor([1.0, -1.0]).repeat(buffer.numel() // 2)
 
 
 @pytest.mark.parametrize("name", ["opt, projected", "modernbert decoder", "xglm", "bloom"])
@@ -160,11 +167,11 @@ def test_parts_outside_the_blocks_are_told_apart_by_what_they_are_used_for(
 def test_restoring_all_sites_is_the_base_to_the_bit(name: str) -> None:
     base, unlearned = build(name), build(name)
     change_weights(unlearned, scale=0.05)
+    change_routers_buffers(unlearned)
     names = names_of(base)
     everything: dict[str, Any] = {}
     for place in ("before", *range(names.n_layers), "after"):
-        sites = [*IN_BLOCK, "embed", "unembed"]
-        everything |= names.at(sites if set(IN_BLOCK).isdisjoint(names.refused) else ["/./"], place)  # type: ignore[arg-type]
+        everything |= names.at([*IN_BLOCK, "embed", "unembed"], place)  # type: ignore[arg-type]
     if name == "falcon h1":
         everything |= dict.fromkeys(one for one in names.all_names if ".mamba." in one)
     if name == "gemma 4":
@@ -205,6 +212,183 @@ def test_activations_are_there_whatever_the_width_of_the_mlp(name: str) -> None:
     assert not set(SITES) & set(Model.wrap(build(name), build_tokenizer(), name="opt").missing_sites)
 
 
+OF_EXPERTS = {
+    "mixtral": ("experts.down_proj", "experts.gate_up_proj", "gate.weight"),
+    "qwen2 mixture": (
+        "experts.down_proj shared_expert.down_proj.weight",
+        "experts.gate_up_proj shared_expert.gate_proj.weight shared_expert.up_proj.weight",
+        "gate.weight shared_expert_gate.weight",
+    ),
+    "gpt-oss, square": (
+        "experts.down_proj experts.down_proj_bias",
+        "experts.gate_up_proj experts.gate_up_proj_bias",
+        "router.weight router.bias",
+    ),
+    "jet mixture": ("output_linear.weight bias", "input_linear.weight", "router.layer.weight"),
+    "glm 4 mixture": (
+        "experts.down_proj shared_experts.down_proj.weight",
+        "experts.gate_up_proj shared_experts.gate_proj.weight shared_experts.up_proj.weight",
+        "gate.weight gate.e_score_correction_bias",
+    ),
+    "ernie 4.5 mixture": (
+        "experts.down_proj shared_experts.down_proj.weight",
+        "experts.gate_up_proj shared_experts.gate_proj.weight shared_experts.up_proj.weight",
+        "gate.weight gate.moe_statics.e_score_correction_bias",
+    ),
+    "afmoe": (
+        "experts.down_proj shared_experts.down_proj.weight",
+        "experts.gate_up_proj shared_experts.gate_proj.weight shared_experts.up_proj.weight",
+        "router.gate.weight expert_bias",
+    ),
+    "minimax m2": ("experts.down_proj", "experts.gate_up_proj", "gate.weight e_score_correction_bias"),
+    "llama 4": (
+        "experts.down_proj shared_expert.down_proj.weight",
+        "experts.gate_up_proj shared_expert.gate_proj.weight shared_expert.up_proj.weight",
+        "router.weight",
+    ),
+    "gemma 4 mixture": (
+        "experts.down_proj mlp.down_proj.weight",
+        "experts.gate_up_proj mlp.gate_proj.weight mlp.up_proj.weight",
+        "router.proj.weight router.scale router.per_expert_scale",
+    ),
+    "granite hybrid, attention alone": (
+        "experts.down_proj shared_mlp.output_linear.weight",
+        "experts.gate_up_proj shared_mlp.input_linear.weight",
+        "router.weight",
+    ),
+}
+"""By name of a configuration: value vectors, key vectors and router of layer 1, as the model's authors call them."""
+
+
+def names_at(names: WeightNames, site: str, layer: int = 1) -> set[str]:
+    prefix = rf"{re.escape(names.blocks)}\.{layer}\.((mlp|feed_forward|block_sparse_moe)\.(?!\w+_proj))?"
+    return {re.sub(prefix, "", name) for name in names.at([site], layer)}
+
+
+@pytest.mark.parametrize("name", OF_EXPERTS)
+def test_weights_of_experts_and_routers_are_found_by_structure(name: str) -> None:
+    names = names_of(empty(name))
+    found = [names_at(names, site) for site in ("value_vectors", "key_vectors", "router")]
+    assert found == [set(text.split()) for text in OF_EXPERTS[name]]
+
+
+@pytest.mark.parametrize("name", ["glm 4 mixture", "deepseek v3", "afmoe", "llama 4"])
+def test_a_dense_layer_beside_mixtures_has_its_own_weights_and_no_router(name: str) -> None:
+    names = names_of(empty(name))
+    assert names_at(names, "value_vectors", 0) == {"mlp.down_proj.weight"} or name == "llama 4"
+    assert {one.split(".")[-2] for one in names.at(["value_vectors"], 0)} == {"down_proj"}
+    assert {one.split(".")[-2] for one in names.at(["key_vectors"], 0)} == {"gate_proj", "up_proj"}
+    assert not names.at(["router"], 0) and names.at(["router"], 1)
+
+
+@pytest.mark.parametrize("engine", ["wavefront", "reference"])
+def test_a_correction_of_a_router_that_is_a_buffer_is_restored_with_it(engine: str, tmp_path: Path) -> None:
+    base, unlearned = build("glm 4 mixture"), build("glm 4 mixture")
+    change_routers_buffers(unlearned)
+    models = [Model.wrap(hf, build_tokenizer(), name="m") for hf in (base, unlearned)]
+    items = [Intervention((site,), Window(1, (0, 1, 2))) for site in ("router", "/correction/", "value_vectors")]
+    ((swept,),) = run_engine(engine, models, [build_batch(tmp_path, "left")], items)
+    assert float((swept.target - swept.base).abs().max()) > 1e-2
+    for restored, expected in zip(swept.intervened, (swept.base, swept.base, swept.target), strict=True):
+        assert_close(restored, expected, atol=5e-5)
+
+
+class Mlp(nn.Module):
+    def __init__(self, inner: int, gated: bool = True) -> None:
+        super().__init__()
+        self.w1, self.w2 = nn.Linear(32, inner, bias=False), nn.Linear(inner, 32)
+        self.w3 = nn.Linear(32, inner, bias=False) if gated else None
+
+    def forward(self, states: Tensor) -> Tensor:
+        inner = nn.functional.silu(self.w1(states)) * (1 if self.w3 is None else self.w3(states))
+        found: Tensor = self.w2(inner)
+        return found
+
+
+class SparseMlp(nn.Module):
+    """A mixture whose experts are modules, as models of one's own have it."""
+
+    def __init__(self, gated: bool = True, inner: int = 24) -> None:
+        super().__init__()
+        self.choice = nn.Linear(32, 4)
+        self.many = nn.ModuleList(Mlp(inner, gated) for _ in range(4))
+        self.always, self.how_much = Mlp(16, gated), nn.Linear(32, 1, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        best = self.choice(states).softmax(-1).topk(2)
+        weights = torch.zeros(*states.shape[:-1], 4).scatter(-1, best.indices, best.values)
+        found: Tensor = self.how_much(states).sigmoid() * self.always(states)
+        for index, expert in enumerate(self.many):
+            found = found + weights[..., index, None] * expert(states)
+        return found
+
+
+def with_experts(name: str, **options: Any) -> Any:
+    hf: Any = build(name)
+    torch.manual_seed(0)
+    for block in hf.transformer.h if name == "gpt-j" else hf.model.layers:
+        block.mlp = SparseMlp(**options)
+    return randomised(hf)
+
+
+@pytest.mark.parametrize(
+    ("name", "gated"),
+    [
+        ("gpt-j", False),
+        *[
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (("gpt-j", True), ("mixtral", True), ("mixtral", False))
+        ],
+    ],
+)
+def test_experts_that_are_modules_have_weight_sites_in_sequential_and_parallel_blocks(
+    name: str, gated: bool, tmp_path: Path
+) -> None:
+    hf = with_experts(name, gated=gated)
+    names = names_of(hf)
+    experts = [*(f"many.{index}" for index in range(4)), "always"]
+    assert names_at(names, "value_vectors") == {f"{one}.w2.{end}" for one in experts for end in ("weight", "bias")}
+    ups = ("w1", "w3") if gated else ("w1",)
+    assert names_at(names, "key_vectors") == {f"{one}.{up}.weight" for one in experts for up in ups}
+    assert names_at(names, "router") == {"choice.weight", "choice.bias", "how_much.weight"}
+    assert "each expert reads the coefficients of its own tokens only; patch mlp_out" in names.refused["mlp_coef"]
+    rows = {row.site: row for row in compare(hf, build_batch(tmp_path, "left"))}
+    for site in ("mlp_out", "value_vectors", "key_vectors", "router"):
+        assert rows[site].moved > 1e-4
+        assert set(rows[site].gaps) == {"wavefront", "reference"} and max(rows[site].gaps.values()) < 1e-4
+    assert set(rows) - {one for one, row in rows.items() if row.refused} == set(rows) - {"mlp_coef", "W_in", "W_gate"}
+
+
+class TwoChoices(SparseMlp):
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Linear(32, 4)
+
+
+class Odd(SparseMlp):
+    def __init__(self) -> None:
+        super().__init__()
+        self.odd = nn.Linear(32, 7)
+
+
+@pytest.mark.parametrize(
+    ("mlp", "what"),
+    [
+        (lambda: SparseMlp(gated=False, inner=32), "choice.weight"),  # up and down projections look alike
+        (TwoChoices, "choice.weight"),
+        (Odd, "odd.weight"),
+    ],
+)
+def test_a_mixture_that_structure_does_not_tell_apart_is_refused_by_name(mlp: Any, what: str) -> None:
+    hf: Any = build("mixtral")
+    hf.model.layers[1].mlp = mlp()
+    names = names_of(hf)
+    for site in ("value_vectors", "key_vectors", "router"):
+        assert f"model.layers.1.mlp.{what} is in this mixture of experts; restore it by name" in names.refused[site]
+        assert not any(names.at([site], layer) for layer in range(3))
+    assert names.at([f"/{what}/"], 1)
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -213,9 +397,17 @@ def test_activations_are_there_whatever_the_width_of_the_mlp(name: str) -> None:
         ("deepseek v3", "some blocks of DeepseekV3ForCausalLM are mixtures of experts"),
     ],
 )
-def test_sites_that_a_mixture_has_not_are_refused_with_the_reason(name: str, reason: str) -> None:
+def test_sites_that_a_mixture_has_not_are_refused_with_the_reason_and_what_to_use(name: str, reason: str) -> None:
     names = names_of(empty(name))
-    assert all(names.refused[site].startswith(reason) for site in ("value_vectors", "key_vectors", "W_in"))
+    assert all(names.refused[site].startswith(reason) for site in ("mlp_coef", "W_in", "W_gate"))
+    assert "stacked tensors" in names.refused["mlp_coef"] and "patch mlp_out" in names.refused["mlp_coef"]
+    assert not {"value_vectors", "key_vectors", "router"} & set(names.refused)
+
+
+@pytest.mark.parametrize("name", ["gemma 4 mixture", "granite hybrid, attention alone"])
+def test_an_mlp_is_not_the_output_where_experts_stand_beside_it(name: str) -> None:
+    missing = Model.wrap(build(name), build_tokenizer(), name="m").missing_sites
+    assert {"mlp_out", "mlp_coef"} <= set(missing) and "mlp_out" not in missing["mlp_coef"]
 
 
 def test_a_mixture_of_dense_layers_alone_has_value_vectors() -> None:

@@ -64,7 +64,7 @@ def test_restoring_everything_is_the_base_to_the_bit(
     frame = restore(
         pair,
         prompts,
-        sites=None if family == "mixtral" else everything(family),
+        sites=everything(family),
         parameters=".*",
         window=WHOLE,
         control=None,
@@ -73,7 +73,7 @@ def test_restoring_everything_is_the_base_to_the_bit(
         batch_size=3,
         progress=False,
     ).frame
-    assert len(frame) == len(prompts) * (1 if family == "mixtral" else 2)
+    assert len(frame) == len(prompts) * 2
     assert (frame["loss_unlearned"] > 1e-3).all()
     assert (frame["loss_intervened"] == 0).all() and (frame["krs"] == 1).all()
     assert (frame["kl_intervened"] == 0).all()
@@ -95,7 +95,8 @@ def test_everything_beside_less_is_the_base_up_to_rounding_and_less_is_not(famil
 
 def everything(family: str) -> str:
     """All sites of weights that do not overlap; OLMo's norms have none."""
-    return EVERYTHING.replace("+norms", "") if family == "olmo" else EVERYTHING
+    sites = f"{EVERYTHING}+router" if family == "mixtral" else EVERYTHING
+    return sites.replace("+norms", "") if family == "olmo" else sites
 
 
 @pytest.mark.parametrize("command", [patch, restore])
@@ -244,8 +245,8 @@ def test_a_restored_score_depends_on_its_own_prompt_only(side: Any, batch_size: 
         ("olmo", {"sites": "norms"}, "base has no norms: its blocks (OlmoForCausalLM) have no such weights"),
         (
             "mixtral",
-            {"sites": "value_vectors"},
-            "base has no site value_vectors: the blocks of MixtralForCausalLM are mixtures of experts",
+            {"sites": "W_in"},
+            "base has no site W_in: the blocks of MixtralForCausalLM are mixtures of experts",
         ),
         ("mixtral", {"sites": "attn_weights+mlp_coef"}, "base has no site mlp_coef: "),
         ("llama", {"sites": "mlp_coef"}, "value_vectors+mlp_coef"),
