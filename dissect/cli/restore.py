@@ -26,8 +26,9 @@ def command(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Weights: value_vectors, key_vectors (or W_gate, W_in), router (of a mixture of experts), attn_weights "
-            "(or W_Q, W_K, W_V, W_O), norms, embed, unembed; + restores several together, also with sites of dissect patch.  [default: value_vectors]",
+            help="Weights: value_vectors, key_vectors (or W_gate, W_in), router (of a mixture of experts), "
+            "attn_weights (or W_Q, W_K, W_V, W_O), norms, embed, unembed; + restores several together, also with sites "
+            "of dissect patch.  [default: value_vectors]",
         ),
     ] = None,
     parameters: Annotated[
