@@ -87,15 +87,15 @@ def feed_forward(block: nn.Module, attn: str | None, d_model: int) -> FeedForwar
             if matrix is not None and len(parameter) == shapes[matrix][0]:
                 sites[name] = "value_vectors" if matrix == down else "key_vectors"
     mlps = {
-        path: name
+        path: last
         for path, module in block.named_modules()
         if path and path != attn and not is_below(path, attn)
-        if (name := down_projection(module, d_model)) is not None
+        if (last := down_projection(module, d_model)) is not None
     }
-    for path, name in mlps.items():
+    for path, last in mlps.items():
         for child, module in block.get_submodule(path).named_children():
             if any(parameter.dim() > 1 for parameter in module.parameters()):
-                site = "value_vectors" if child == name else "key_vectors"
+                site = "value_vectors" if child == last else "key_vectors"
                 sites |= {f"{path}.{child}.{key}": site for key, _ in module.named_parameters()}
     counts = frozenset([*(shape[0] for shape in shapes.values()), *_lengths(block, mlps)])
     if counts:
