@@ -26,8 +26,7 @@ class ModelCosts:
         attn: Weights of the attention's projections in one block.
         query_and_output: Weights of the query and output projections, which are needed only where the attention writes.
         mlp: Weights of the MLP in one block; in a mixture of experts those that one position uses.
-        down_proj: Weights of the down projection in one block; in a mixture of experts, whose down projections cannot
-            be run alone, those of the MLP.
+        down_proj: Weights of the down projection in one block; 0 in a mixture of experts.
         scores: Width of all heads' queries together.
         head: Weights of the output head.
         d_model: Width of the residual stream.
@@ -84,13 +83,12 @@ def costs_of(model: Model) -> ModelCosts:
     share = (getattr(config, "num_experts_per_tok", None) or 1) / experts if experts else 1.0
     heads = int(config.num_attention_heads)
     width = int(getattr(config, "head_dim", None) or cfg.d_model // heads)
-    mlp = _weights(block.mlp, share_of_experts=share) or _weights(block.whole) - _weights(block.attn)
     return ModelCosts(
         n_layers=model.n_layers,
         attn=_weights(block.attn),
         query_and_output=_weights(block.q_proj) + _weights(block.o_proj),
-        mlp=mlp,
-        down_proj=_weights(block.down_proj) or mlp,
+        mlp=_weights(block.mlp, share_of_experts=share) or _weights(block.whole) - _weights(block.attn),
+        down_proj=_weights(block.down_proj),
         scores=heads * width,
         head=head.numel(),
         d_model=int(cfg.d_model),
@@ -164,7 +162,7 @@ def _step_flops(step: Step, costs: ModelCosts, rows: int, positions: int, tokens
     if step.computes_mlp:
         total += 2 * costs.mlp * written
     elif step.restores_down_proj_only:
-        total += 2 * costs.down_proj * written
+        total += 2 * (costs.down_proj or costs.mlp) * written  # experts' down projections are not run alone
     return total
 
 
