@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dissect.interventions.intervention import Intervention
 from dissect.models.model import Model
 from dissect.models.module_tree import with_values
 from dissect.models.parameter_swap import restored_values
@@ -47,21 +46,18 @@ def prove_taken_apart(model: Model, batch: Batch, logits: Float[Tensor, "scored 
         )
 
 
-def prove_restoration(
-    donor: Model, targets: Sequence[Model], batch: Batch, interventions: Sequence[Intervention]
-) -> None:
-    """Check that a target with all of the donor's weights is the donor, to the bit.
+def prove_weights_only(donor: Model, targets: Sequence[Model], batch: Batch) -> None:
+    """Check that a target with all of the donor's weights is the donor, to the bit: nothing else tells them apart.
 
     Args:
         donor: Source of the weights.
-        targets: Models whose weights are restored.
+        targets: Models that are intervened on.
         batch: Any batch of the sweep.
-        interventions: Interventions on the targets; nothing is checked if none restores weights.
 
     Raises:
         InputError: A target differs from the donor in more than its parameters.
     """
-    if donor.streamed is not None or not any(item.kind == "restore" for item in interventions):
+    if donor.streamed is not None:
         return
     row = batch.pieces(1)[0]
     expected = scored_logits(donor, row)

@@ -15,7 +15,7 @@ from torch import Tensor
 from dissect.engine import Advance, Sweep, targets_of
 from dissect.engine.chunk import Chunk
 from dissect.engine.layers import Layers
-from dissect.engine.proof import prove_restoration
+from dissect.engine.proof import prove_weights_only
 from dissect.interventions.donors import Donor
 from dissect.interventions.intervention import Intervention, weights_among
 from dissect.models.hooks import Act, hooked
@@ -51,7 +51,7 @@ def sweep(
         For each batch, one sweep of each target.
     """
     base, targets = layers.models[0], targets_of(layers.models, donor)
-    prove_restoration(donor.model, targets, batches[0], interventions)
+    prove_weights_only(donor.model, targets, batches[0])
     points = sorted({point for intervention in interventions for point in hook_points(intervention)})
     share = 1 / (len(batches) * len(targets) * len(interventions))
     for batch in batches:

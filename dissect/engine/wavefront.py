@@ -30,7 +30,7 @@ from dissect.engine.overrides import (
     find_unused_modules,
     run_block,
 )
-from dissect.engine.proof import prove_restoration, prove_taken_apart
+from dissect.engine.proof import prove_taken_apart, prove_weights_only
 from dissect.engine.schedule import Schedule, make_schedule
 from dissect.interventions.donors import Donor
 from dissect.interventions.intervention import NO_SITES, Intervention
@@ -140,7 +140,7 @@ def run_pass(
     if base.weights.problem:
         raise InputError(f"`engine` must be 'reference' for {base.name}, got 'wavefront': {base.weights.problem}")
     schedule = make_schedule(interventions, base.n_layers)
-    prove_restoration(donor.model, targets, batches[0], interventions)
+    prove_weights_only(donor.model, targets, batches[0])
     with layers.embedding():
         batch_states = [
             _BatchState(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, PreTrainedModel
 
+from dissect.models.configurations import differing_fields
 from dissect.models.model import Model
 from unlearning.checkpoints.load import without_bars
 from unlearning.common.errors import InputError
@@ -51,15 +52,6 @@ FORCES_TOKENS = (
 
 _TOLERANCE = 1e-5
 """Relative difference of a buffer computed on another device."""
-
-_SAYS_NOTHING = frozenset(
-    (
-        *("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache"),
-        *("bos_token_id", "eos_token_id", "pad_token_id", "tokenizer_class", "_experts_implementation"),
-        *("_attn_implementation", "attn_implementation", "output_attentions", "output_hidden_states", "return_dict"),
-    )
-)
-"""Fields of a configuration that do not change what a model computes here."""
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -128,7 +120,7 @@ def outside_parameters(model: Model, base: Model) -> list[Finding]:
         *_tensors(model.hf, fresh, base.hf),
         *_replaced(model.hf, fresh),
         *_hooks(model.hf),
-        *_configuration(model.hf, base.hf),
+        *(Finding("configuration", what, False) for what in differing_fields(model.hf, base.hf).values()),
         *_generation_config(model.hf),
         *_tokenizer(model, base),
     ]
@@ -290,22 +282,6 @@ def _package(hook: Any) -> str:
     while isinstance(hook, partial):
         hook = hook.func
     return str(getattr(hook, "__module__", None) or type(hook).__module__).split(".")[0]
-
-
-def _configuration(hf: PreTrainedModel, base: PreTrainedModel) -> Iterator[Finding]:
-    """Find fields of the configuration that differ from the base's or that the base does not have."""
-    ours, theirs = (_fields(model.config) for model in (hf, base))
-    for name, value in ours.items():
-        if name not in theirs:
-            yield Finding("configuration", f"a field {name} in its configuration that the base does not have", False)
-        elif theirs[name] != value:
-            yield Finding(
-                "configuration", f"{name} = {value!r} in its configuration, {theirs[name]!r} in the base's", False
-            )
-
-
-def _fields(config: Any) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if name not in _SAYS_NOTHING}
 
 
 def _generation_config(hf: PreTrainedModel) -> Iterator[Finding]:

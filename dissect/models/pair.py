@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from dissect import zoo
 from dissect.models.alignment import aligned
 from dissect.models.anatomy import architecture_of
+from dissect.models.configurations import differing_fields
 from dissect.models.model import DTYPES, Model, load_model, resolve_device, resolve_dtype
 from dissect.models.shared_rows import cut_to, on_shared_rows
 from dissect.runtime.processes import ALONE, Processes
@@ -93,9 +94,9 @@ def load_pair(
             vocabulary, or the unlearned model is an adapter of another base.
 
     Warns:
-        UserWarning: The tokenizers differ in a token or in their chat template, and the base's is used for both; one
-            model has more embeddings than the other, and those that both have are compared; or the pair does not fit
-            into memory and is streamed.
+        UserWarning: The tokenizers differ in a token or in their chat template, and the base's is used for both; the
+            configurations differ in a field that can change what is computed; one model has more embeddings than the
+            other, and those that both have are compared; or the pair does not fit into memory and is streamed.
 
     Examples:
         >>> from dissect import load_pair
@@ -186,7 +187,8 @@ def check_comparable(base: Model, other: Model) -> None:
         InputError: The models differ in architecture, layers, widths or vocabulary (the message says in which).
 
     Warns:
-        UserWarning: The tokenizers differ in a token or in their chat template.
+        UserWarning: The tokenizers differ in a token or in their chat template, or the configurations in a field that
+            can change what is computed.
     """
     for dimension, of_base, of_other in zip(_SHAPE, _shape(base), _shape(other), strict=True):
         if of_base != of_other:
@@ -194,6 +196,13 @@ def check_comparable(base: Model, other: Model) -> None:
                 f"{base.name} and {other.name} differ in {dimension}: {of_base} and {of_other}; both must "
                 "come from the same pretrained model"
             )
+    fields = list(differing_fields(other.hf, base.hf).values())
+    if fields:
+        more = f", and {len(fields) - 1} more fields" if len(fields) > 1 else ""
+        warnings.warn(
+            f"{other.name} has {fields[0]} ({base.name}){more}; what comes of it is no work of the weights",
+            stacklevel=3,
+        )
     ours, theirs = base.tokenizer.get_vocab(), other.tokenizer.get_vocab()
     if ours != theirs:
         token = sorted(set(ours.items()) ^ set(theirs.items()))[0][0]

@@ -100,7 +100,11 @@ def test_a_small_verdict_is_measured() -> None:
     record = json.loads(outcome.out)
     assert record["against_reference"] is None, "of 8 facts"
     assert set(record["models"]) == set(record["tests"]) - {REST}
-    assert set(record["models"]["relearn_disjoint"]) == {"base", "unlearned", "control"}
+    each = {"base", "unlearned", "control"}
+    comparing = {entry.name: entry.compares_models for entry in catalogue.entries(None)}
+    assert {comparing[name] for name in record["models"]} == {True, False}
+    for name, roles in record["models"].items():
+        assert set(roles) == ({ALL_MODELS} if comparing[name] else each), name
 
 
 @pytest.mark.parametrize(

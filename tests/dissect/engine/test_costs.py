@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dissect.engine.costs import costs_of, pass_bytes, pass_flops
 from dissect.engine.layer_run import LayerRun, model_state
-from dissect.engine.proof import prove_restoration
+from dissect.engine.proof import prove_weights_only
 from dissect.engine.schedule import make_schedule
 from dissect.engine.wavefront import _mlp_traits
 from dissect.interventions.donors import Donor, own_activations
@@ -62,14 +62,14 @@ def counted(pair: ModelPair, batch: Batch, interventions: Sequence[Intervention]
     return int(counter.get_total_flops())
 
 
-def proofs(pair: ModelPair, batch: Batch, interventions: Sequence[Intervention], *, targets: int = 1) -> int:
+def proofs(pair: ModelPair, batch: Batch, *, targets: int = 1) -> int:
     """What finding out about a block and proving the sweep on one row takes, once in a walk."""
     row = batch.pieces(1)[0]
     state = model_state(pair.base, row.trimmed())
     with FlopCounterMode(display=False) as counter:
         _mlp_traits(0, block_of(pair.base.hf, pair.base.anatomy, 0), state)
         scored_logits(pair.base, row)
-        prove_restoration(pair.base, [pair.unlearned] * targets, batch, interventions)
+        prove_weights_only(pair.base, [pair.unlearned] * targets, batch)
     return int(counter.get_total_flops())
 
 
@@ -94,7 +94,7 @@ def test_a_walk_is_counted_to_the_operation(family: str, padding: str) -> None:
         if costs.down_proj == 0 and {"mlp_coef", "value_vectors"} & set(sites):
             continue
         interventions = sweep([sites], centred_windows(3, 3), pair.base.weights)
-        expected = pass_flops(make_schedule(interventions, 3), costs, batch, 1) + proofs(pair, batch, interventions)
+        expected = pass_flops(make_schedule(interventions, 3), costs, batch, 1) + proofs(pair, batch)
         assert counted(pair, batch, interventions) == expected, sites
 
 
@@ -104,8 +104,8 @@ def test_sites_together_and_several_targets_are_counted_to_the_operation() -> No
     interventions = sweep([*PATCH_SITES, ("value_vectors",)], centred_windows(3, 1), pair.base.weights)
     schedule = make_schedule(interventions, 3)
     one, two = (pass_flops(schedule, costs, batch, targets) for targets in (1, 2))
-    assert counted(pair, batch, interventions) == one + proofs(pair, batch, interventions)
-    assert counted(pair, batch, interventions, targets=2) == two + proofs(pair, batch, interventions, targets=2)
+    assert counted(pair, batch, interventions) == one + proofs(pair, batch)
+    assert counted(pair, batch, interventions, targets=2) == two + proofs(pair, batch, targets=2)
     # One base for both targets.
     base = one - (two - one)
     assert 0 < base < costs.forward(*batch.input_ids.shape)
@@ -130,14 +130,13 @@ RESTORED = [
 def test_a_walk_that_restores_is_counted_to_the_operation(family: str, padding: str) -> None:
     pair, batch = build_eager_pair(family), BATCHES[padding]
     costs = costs_of(pair.base)
-    every = sweep(RESTORED, centred_windows(3, 3), pair.base.weights)
-    once = proofs(pair, batch, every)
+    once = proofs(pair, batch)
     for sites in RESTORED:
         interventions = sweep([sites], centred_windows(3, 3), pair.base.weights)
         expected = pass_flops(make_schedule(interventions, 3), costs, batch, 1) + once
         assert counted(pair, batch, interventions) == expected, sites
     together = sweep(RESTORED, centred_windows(3, 1), pair.base.weights)
-    once = proofs(pair, batch, together, targets=2)
+    once = proofs(pair, batch, targets=2)
     expected = pass_flops(make_schedule(together, 3), costs, batch, 2) + once
     assert counted(pair, batch, together, targets=2) == expected
 
@@ -153,7 +152,7 @@ def test_a_donor_s_own_forward_is_counted_to_the_operation(kind: str) -> None:
     expected = pass_flops(make_schedule(interventions, 3), costs_of(pair.base), batch, 1, n_sources=2)
     with FlopCounterMode(display=False) as counter:
         run_engine("wavefront", models, [batch], interventions, donor=donor, chunk_tokens=200)
-    assert counter.get_total_flops() == expected + proofs(pair, batch, interventions)
+    assert counter.get_total_flops() == expected + proofs(pair, batch)
 
 
 @pytest.mark.parametrize("family", ["bloom", "opt"])
