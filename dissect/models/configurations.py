@@ -1,5 +1,6 @@
 """Compare the configurations of two models by the fields that can change what is computed."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,17 @@ _SAYS_NOTHING = frozenset(
     )
 )
 """Fields of a configuration that do not change what a model computes here."""
+
+
+_OF_TRAINING = re.compile(
+    r"dropout|pdrop|_drop$|^initializer|^router_(aux|z)_loss|^output_router_logits$|^pretraining_tp$"
+)
+"""Fields that matter to training alone."""
+
+
+def is_of_training(field: str) -> bool:
+    """Return True if a field of a configuration changes nothing in a model that is only run."""
+    return _OF_TRAINING.search(field) is not None
 
 
 def differing_fields(hf: "PreTrainedModel", base: "PreTrainedModel") -> dict[str, str]:

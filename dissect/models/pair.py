@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from dissect import zoo
 from dissect.models.alignment import aligned
 from dissect.models.anatomy import architecture_of
-from dissect.models.configurations import differing_fields
+from dissect.models.configurations import differing_fields, is_of_training
 from dissect.models.model import DTYPES, Model, load_model, resolve_device, resolve_dtype
 from dissect.models.shared_rows import cut_to, on_shared_rows
 from dissect.runtime.processes import ALONE, Processes
@@ -184,7 +184,8 @@ def check_comparable(base: Model, other: Model) -> None:
         other: The other model.
 
     Raises:
-        InputError: The models differ in architecture, layers, widths or vocabulary (the message says in which).
+        InputError: The models differ in architecture, layers, widths, vocabulary, or in the name or shape of a tensor
+            (the message says in which); or they are streamed and their configurations differ.
 
     Warns:
         UserWarning: The tokenizers differ in a token or in their chat template, or the configurations in a field that
@@ -196,7 +197,15 @@ def check_comparable(base: Model, other: Model) -> None:
                 f"{base.name} and {other.name} differ in {dimension}: {of_base} and {of_other}; both must "
                 "come from the same pretrained model"
             )
-    fields = list(differing_fields(other.hf, base.hf).values())
+    _check_same_tensors(base, other)
+    differing = differing_fields(other.hf, base.hf)
+    computing = [what for field, what in differing.items() if not is_of_training(field)]
+    if computing and base.streamed is not None:
+        raise InputError(
+            f"{other.name} has {computing[0]} ({base.name}). Whether that changes what it computes is proved "
+            "with the models in memory only: turn `stream` off, or make the two configurations equal"
+        )
+    fields = list(differing.values())
     if fields:
         more = f", and {len(fields) - 1} more fields" if len(fields) > 1 else ""
         warnings.warn(
@@ -216,6 +225,23 @@ def check_comparable(base: Model, other: Model) -> None:
         warnings.warn(
             f"the chat templates of {base.name} and {other.name} differ; {base.name}'s is used for both", stacklevel=3
         )
+
+
+def _check_same_tensors(base: Model, other: Model) -> None:
+    """Check that two models have the same parameters and buffers, of the same shapes."""
+    ours, theirs = ({key: tuple(t.shape) for key, t in model.hf.state_dict().items()} for model in (base, other))
+    for key in [*ours, *theirs]:
+        if key not in ours or key not in theirs:
+            owner, without = (base, other) if key in ours else (other, base)
+            raise InputError(
+                f"{owner.name} has the tensor {key}, which {without.name} does not have; both must come from the same "
+                "pretrained model, and have the same config.json"
+            )
+        if ours[key] != theirs[key]:
+            raise InputError(
+                f"{base.name} and {other.name} differ in the shape of {key}: {ours[key]} and {theirs[key]}; both must "
+                "come from the same pretrained model"
+            )
 
 
 _SHAPE = ("architecture", "layers", "d_model", "d_mlp", "attention heads", "key-value heads", "vocabulary")

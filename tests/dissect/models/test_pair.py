@@ -1,16 +1,18 @@
 """Pairs: what loads, and what cannot be compared."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AddedToken
+from transformers import AddedToken, AutoConfig, AutoModelForCausalLM
 
 from dissect import load_pair
 from dissect.models.model import Model
 from dissect.models.pair import check_comparable, resolve_control
+from tests.dissect.families import CONFIGURATIONS
 from tests.dissect.helpers import build_model, build_pair, build_tokenizer, save_model
 from unlearning.common.errors import InputError
 
@@ -40,6 +42,43 @@ def test_models_that_cannot_be_compared_are_refused(other: Any, what: str) -> No
     base = Model.wrap(build_model("llama"), tokenizer, name="one")
     with pytest.raises(InputError, match=f"one and two differ in {what}"):
         check_comparable(base, Model.wrap(other(), tokenizer, name="two"))
+
+
+def family(name: str, **fields: Any) -> Model:
+    kind, given = CONFIGURATIONS[name]
+    hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **given | fields))
+    return Model.wrap(hf, build_tokenizer(), name="two" if fields else "one")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "what"),
+    [
+        ("llama", {"attention_bias": True}, r"two has the tensor .*q_proj\.bias, which one does not have"),
+        ("llama", {"mlp_bias": True}, r"two has the tensor .*\.bias, which one does not have"),
+        ("stablelm", {"use_parallel_residual": True}, r"one has the tensor .*norm\.weight, which two does not have"),
+        ("gpt-2", {"n_positions": 64}, r"one and two differ in the shape of .*wpe\.weight: \(128, 32\) and \(64, 32\)"),
+        ("qwen3 mixture", {"mlp_only_layers": [1]}, "one has the tensor .*which two does not have"),
+        ("qwen3 mixture", {"moe_intermediate_size": 20}, "one and two differ in the shape of .*experts"),
+        ("mixtral", {"num_local_experts": 6}, "one and two differ in the shape of .*gate"),
+    ],
+)
+def test_models_of_other_parts_are_refused(name: str, fields: dict[str, Any], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        check_comparable(family(name), family(name, **fields))
+    with pytest.raises(InputError):
+        check_comparable(family(name, **fields), family(name))
+
+
+def test_a_streamed_pair_of_two_configurations_is_refused(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "base", "llama")
+    for field, value in (("rms_norm_eps", 0.5), ("attention_dropout", 0.5)):
+        other = shutil.copytree(path, tmp_path / field)
+        config = json.loads((other / "config.json").read_text(encoding="utf-8"))
+        (other / "config.json").write_text(json.dumps(config | {field: value}), encoding="utf-8")
+    with pytest.raises(InputError, match="rms_norm_eps = 0.5 in its configuration.*turn `stream` off"):
+        load_pair(path, tmp_path / "rms_norm_eps", device="cpu", stream=True)
+    with pytest.warns(UserWarning, match="attention_dropout"):
+        load_pair(path, tmp_path / "attention_dropout", device="cpu", stream=True)
 
 
 def test_tokenizers_that_differ_in_a_token_are_warned_of(tmp_path: Path) -> None:
