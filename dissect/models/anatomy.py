@@ -149,8 +149,10 @@ def find_anatomy(hf: "PreTrainedModel", adapter: Any) -> Anatomy:
             f"{type(hf).__name__} is not supported: {where} no attention (a state-space or hybrid model); "
             "use a model whose blocks all hold an attention and an MLP"
         )
-    mlp = path("mlp")
     d_model = int(adapter.cfg.d_model)
+    mlp = path("mlp")
+    if mlp is None and path("mlp", "out") is None:
+        mlp = _only_mlp(blocks, d_model)
     if mlp is not None and _has_experts_beside(blocks, attn, mlp, d_model):
         mlp, down_proj = None, None  # its output is only a part of what the block's MLP and experts write together
     else:
@@ -192,6 +194,17 @@ def _blocks(hf: "PreTrainedModel", path: str) -> nn.ModuleList:
             f"{type(hf).__name__} is not supported: it has no list of blocks {path}, where TransformerLens expects them"
         )
     return blocks
+
+
+def _only_mlp(blocks: nn.ModuleList, d_model: int) -> str | None:
+    """Return the one MLP that every block has where the adapter names none, as in Granite 4 without a mixture."""
+    found = {
+        name
+        for block in blocks
+        for name, child in block.named_children()
+        if down_projection(child, d_model) is not None
+    }
+    return found.pop() if len(found) == 1 and all(hasattr(block, *found) for block in blocks) else None
 
 
 def _has_experts_beside(blocks: nn.ModuleList, attn: str, mlp: str, d_model: int) -> bool:

@@ -196,8 +196,9 @@ def _refused_of_mixture(kind: str, parts: Sequence[FeedForward], *, has_mlp_out:
         reason = "their experts are stacked tensors, so no module reads the coefficients"
     else:
         reason = "each expert reads the coefficients of its own tokens only"
+    beside = f"{what} that stand beside an MLP and are added to it; patch resid_post"
     instead = "patch mlp_out, or restore" if has_mlp_out else "restore"
-    return {
+    return ({} if has_mlp_out else {"mlp_out": beside}) | {
         "mlp_coef": f"{what}: {reason}; {instead} value_vectors, key_vectors or router",
         "W_gate": fused,
         "W_in": fused,

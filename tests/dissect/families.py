@@ -246,6 +246,18 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["attention"] * 3,
         },
     ),
+    "granite hybrid, dense, attention alone": (
+        "granitemoehybrid",
+        {
+            **_GROUPED,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 24,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_d_state": 8,
+            "layer_types": ["attention"] * 3,
+        },
+    ),
     "ernie 4.5": ("ernie4_5", _HEADS),
     "exaone 4": ("exaone4", {**_HEADS, "sliding_window": 4}),
     "helium": ("helium", _HEADS),
@@ -575,7 +587,7 @@ def oracle(pair: ModelPair, inputs: dict[str, Any], site: str | None, layers: tu
 
 
 _ATTENTION = r"self_attn|self_attention|attention|attn|temporal_block"
-_MLP = r"mlp|feed_forward|ffn|block_sparse_moe|mlp_block"
+_MLP = r"mlp|feed_forward|ffn|block_sparse_moe|mlp_block|shared_mlp"
 _OUTPUT = r"o_proj|out_proj|dense|c_proj|Wo|linear_out|final_linear|attn_out|wo"
 _DOWN = r"down_proj|dense_4h_to_h|c_proj|fc_out|fc2|Wo|w2|wo|output_linear"
 
