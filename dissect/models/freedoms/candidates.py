@@ -83,11 +83,11 @@ class Structure:
     def projection(self, site: str, layer: int) -> Projection | None:
         """Return the matrix of a weight site in a layer; None if the layer has no such matrix, or more than one."""
         found = {name: rows for name, rows in self.model.weights.at([site], layer).items() if name in self.names}
-        weights = [name for name in found if self.hf.get_parameter(name).dim() == 2]
-        if len(weights) != 1 or len(found) > 2:
+        vectors, weights = ([name for name in found if self.hf.get_parameter(name).dim() == dim] for dim in (1, 2))
+        if len(weights) != 1 or len(vectors) > 1 or len(found) > len(vectors) + 1:  # experts are stacked matrices
             return None
         (weight,) = weights
-        bias = next((name for name in found if name != weight), None)
+        bias = vectors[0] if vectors else None
         shape = self.hf.get_parameter(weight).shape
         out_dim = row_dim(self.hf.get_submodule(weight.rpartition(".")[0]))
         rows = found[weight]
