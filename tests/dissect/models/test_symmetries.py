@@ -10,7 +10,9 @@ from dissect import InputError
 from dissect.models.freedoms.kinds import Scaling, permute, random_factors, scale
 from dissect.models.model import Model
 from dissect.models.symmetries import Symmetries, find_symmetries
+from tests.dissect.families import build
 from tests.dissect.models.rewriting_helpers import FAMILIES, logit_gap, random_model
+from tests.unlearning.helpers import build_tokenizer
 
 DENSE = {"norm", "stream", "stream order", "value", "query", "heads", "neurons"}
 """What every decoder has; MLPs with a gate or ReLU have `mlp`, and RMS norms let channels change their signs."""
@@ -59,6 +61,17 @@ def gap_of(model: Model, found: Symmetries, *, largest: float = 2.0) -> dict[str
                 permute(hf, permutation, torch.randperm(permutation.n_units, generator=generator))
         gaps[kind] = logit_gap(model, replace(model, hf=hf))
     return gaps
+
+
+@pytest.mark.parametrize("name", ["deepseek v3", "gpt-oss", "gemma 4 mixture"])
+def test_a_candidate_that_does_not_fit_a_tensor_is_no_freedom(name: str) -> None:
+    model = Model.wrap(build(name), build_tokenizer(), name=name)
+    before = copy.deepcopy(model.hf.state_dict())
+    found = find_symmetries(model)
+    assert "norm" in found.kinds
+    assert max(gap_of(model, found).values(), default=0.0) < 1e-4
+    assert all("inf" not in candidate.reason and "nan" not in candidate.reason for candidate in found.unproven)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.hf.state_dict().items())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
