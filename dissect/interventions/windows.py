@@ -10,6 +10,10 @@ DEFAULT_WINDOWS: tuple[int | str, ...] = (5, 1, "suffix")
 """Width in the Dissecting paper, single layers, and suffixes; the last two separate an effect of the last layer."""
 
 
+_NUMBER = "[0-9]{1,9}"
+"""A number in ASCII digits; Python refuses to convert thousands of digits, and to write such a number."""
+
+
 @dataclass(frozen=True)
 class Window:
     """Layers that are intervened on together.
@@ -65,6 +69,8 @@ def check_width(width: int) -> None:
     Raises:
         InputError: The width is even or not positive.
     """
+    if width.bit_length() > 32:
+        raise InputError("`window` must be an odd width such as 1, 3 or 5, got a number of more than 9 digits")
     if width < 1 or width % 2 == 0:
         raise InputError(f"`window` must be an odd width such as 1, 3 or 5, got {width}")
 
@@ -84,27 +90,36 @@ def whole_model(n_layers: int) -> Window:
     return Window(n_layers // 2, tuple(range(n_layers)), "all")
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
+def parse_layers(text: str, n_layers: int) -> tuple[int, ...]:
     """Parse a list of layers.
 
     Args:
         text: Layers and ranges of layers, such as `3,7,12-15`.
+        n_layers: Number of layers of the model.
 
     Returns:
         The layers in ascending order, each once.
 
     Raises:
-        InputError: The text is not a list of layers.
+        InputError: The text is not a list of layers, or the model does not have them.
     """
-    layers: set[int] = set()
+    ranges = _layer_ranges(text)
+    if max(last for _, last in ranges) >= n_layers:
+        raise InputError(f"`layers` must be between 0 and {n_layers - 1} for this model, got {text!r}")
+    return tuple(sorted({layer for first, last in ranges for layer in range(first, last + 1)}))
+
+
+def _layer_ranges(text: str) -> set[tuple[int, int]]:
+    """Return the first and the last layer of each part of a list of layers."""
+    ranges = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        match = re.fullmatch(rf"\s*({_NUMBER})\s*(?:-\s*({_NUMBER})\s*)?", part)
         if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
             raise InputError(
                 f"`layers` must be a list such as 3,7,12-15, got {text!r}: {part.strip()!r} is not a layer"
             )
-        layers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(sorted(layers))
+        ranges.add((int(match[1]), int(match[2] or match[1])))
+    return ranges
 
 
 def parse_windows(window: int | str | Sequence[int | str] | None, n_layers: int) -> list[Window]:
@@ -141,12 +156,12 @@ def window_kinds(window: int | str | Sequence[int | str]) -> tuple[int | str, ..
     named: Iterable[int | str] = [window] if isinstance(window, int | str) else window
     kinds: list[int | str] = []
     for kind in named:
-        if isinstance(kind, str) and kind.strip().lstrip("-").isdigit():
+        if isinstance(kind, str) and re.fullmatch(rf"\s*-?{_NUMBER}\s*", kind):
             kind = int(kind)
         if isinstance(kind, int):
             check_width(kind)
         elif kind.startswith("layers "):
-            parse_layers(kind.removeprefix("layers "))
+            _layer_ranges(kind.removeprefix("layers "))
         elif kind not in ("prefix", "suffix"):
             raise InputError(f"`window` must be an odd width, prefix, suffix, or layers 3,7,12-15, got {kind!r}")
         kinds.append(kind)
@@ -163,7 +178,5 @@ def _windows_of(kind: int | str, n_layers: int) -> list[Window]:
     if kind == "suffix":
         return suffix_windows(n_layers)
     text = kind.removeprefix("layers ")
-    layers = parse_layers(text)
-    if layers[-1] >= n_layers:
-        raise InputError(f"`layers` must be between 0 and {n_layers - 1} for this model, got {text!r}")
+    layers = parse_layers(text, n_layers)
     return [Window(layers[len(layers) // 2], layers, f"layers {text}")]

@@ -1,5 +1,8 @@
 """Windows: how they are named, which layers they hold, and what is refused."""
 
+import itertools
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,17 +44,27 @@ def test_a_list_of_layers_is_read_back_however_it_is_written(layers: set[int], i
         parts.append(f"{run[0]}-{run[-1]}" if in_runs else str(run[0]))
     random.shuffle(parts)  # type: ignore[attr-defined]
     for text in (",".join(parts), " , ".join(parts)):
-        assert parse_layers(text) == tuple(sorted(layers))
+        assert parse_layers(text, 61) == tuple(sorted(layers))
+        assert parse_layers(text, max(layers) + 1) == tuple(sorted(layers))
 
 
 @pytest.mark.parametrize(
     ("text", "what"),
-    [("", "''"), ("3,,5", "''"), ("a", "'a'"), ("3,-1", "'-1'"), ("5-3", "'5-3'"), ("1.5", "'1.5'")],
+    [
+        ("", "''"),
+        ("3,,5", "''"),
+        ("a", "'a'"),
+        ("3,-1", "'-1'"),
+        ("5-3", "'5-3'"),
+        ("1.5", "'1.5'"),
+        ("²", "'²'"),
+        ("9" * 5000, "'99"),
+    ],
 )
 def test_what_is_no_layer_is_refused_in_one_line(text: str, what: str) -> None:
     with pytest.raises(InputError) as refused:
-        parse_layers(text)
-    assert str(refused.value).startswith("`layers` must") and f"got {text!r}: {what} " in str(refused.value)
+        parse_layers(text, 8)
+    assert str(refused.value).startswith("`layers` must") and f"got {text!r}: {what}" in str(refused.value)
 
 
 def test_kinds_are_read_in_their_order_and_each_once() -> None:
@@ -72,14 +85,32 @@ def test_kinds_are_read_in_their_order_and_each_once() -> None:
         (7, ["`window`", "at most 3", "got 7"]),
         ("last", ["`window`", "prefix, suffix, or layers", "got 'last'"]),
         ("layers x", ["`layers`", "got 'x'"]),
+        ("²", ["`window`", "prefix, suffix, or layers", "got '²'"]),
+        ("9" * 5000, ["`window`", "prefix, suffix, or layers"]),
+        (10**5000 + 1, ["`window`", "odd", "more than 9 digits"]),
+        ("layers 0-999999999", ["`layers`", "between 0 and 3", "got '0-999999999'"]),
+        ("layers 0-99999999999", ["`layers`", "'0-99999999999' is not a layer"]),
+        ("layers " + "7" * 5000, ["`layers`", "is not a layer"]),
         ("layers 2-4", ["`layers`", "between 0 and 3", "got '2-4'"]),
         ([], ["`window`", "at least one"]),
     ],
+    ids=itertools.count(),
 )
 def test_a_window_that_there_is_not_is_refused_in_one_line(window: object, phrases: list[str]) -> None:
     with pytest.raises(InputError) as refused:
         parse_windows(window, 4)  # type: ignore[arg-type]
     assert all(phrase in str(refused.value) for phrase in phrases) and "\n" not in str(refused.value)
+
+
+def test_layers_that_the_model_lacks_are_not_counted_one_by_one() -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="between 0 and 3"):
+            parse_windows("layers 0-9999999", 4)
+        assert parse_windows(["layers " + ",".join(["0-3"] * 10_000)], 4)[0].layers == (0, 1, 2, 3)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000  # ten million layers would take 300 MB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
