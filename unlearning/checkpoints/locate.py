@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from unlearning.common.errors import InputError
+from unlearning.common.paths import is_directory, is_there
 
 RECORD = "unlearning.json"
 """File in which a training run describes itself."""
@@ -69,9 +70,9 @@ def locate_offline(name: str | Path) -> Path | None:
         InputError: The name is no hub id, and no directory or built-in model has it.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if is_directory(path):
         return path
-    if path.exists():
+    if is_there(path):
         raise InputError(f"{name}: is a file; name the checkpoint's directory")
     if isinstance(name, Path) or name.startswith((".", "/", "~")):
         raise InputError(f"{name}: no such directory; name the checkpoint's directory")
@@ -97,7 +98,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
     Returns:
         Hub id and revision, which is None if the name has none; any other name unchanged and None.
     """
-    found = None if Path(name).expanduser().exists() else _HUB_ID.fullmatch(name)
+    found = None if is_there(Path(name).expanduser()) else _HUB_ID.fullmatch(name)
     return (found[1], found[2]) if found else (name, None)
 
 
@@ -112,7 +113,7 @@ def resolved_name(name: str, path: Path) -> str:
         `owner/name@commit` for a downloaded checkpoint, any other name unchanged.
     """
     downloaded = path.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", path.name)
-    if not downloaded or not _HUB_ID.fullmatch(name) or Path(name).expanduser().is_dir():
+    if not downloaded or not _HUB_ID.fullmatch(name) or is_directory(Path(name).expanduser()):
         return name
     return f"{split_revision(name)[0]}@{path.name}"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearning.common.errors import InputError, nearest
+from unlearning.common.paths import is_directory, is_there
 from unlearning.data import hub, wmdp_questions
 from unlearning.data.named import data_directory, read_files
 from unlearning.data.question_answer import label_of
@@ -58,7 +59,7 @@ def read_questions(
     """
     name = str(source)
     prefix, colon, rest = name.partition(":")
-    if not colon or Path(source).exists():
+    if not colon or is_there(source):
         return questions_of(_with_header(Path(source)), source=name, subject=subject)
     if prefix == "wmdp":
         records = wmdp_questions.read(rest, data_directory(data_dir))
@@ -66,7 +67,7 @@ def read_questions(
     if prefix == "hub":
         part = hub.read_name(rest)
         local = Path(part.repository)
-        files = hub.find_files(part, local if local.is_dir() else None)
+        files = hub.find_files(part, local if is_directory(local) else None)
         return questions_of(read_files(files), source=name, subject=subject)
     hint = nearest(prefix, ("wmdp", "hub")) or ";"
     raise InputError(f"{name}: no such file{hint} name a file, wmdp:bio, wmdp:chem, wmdp:cyber or hub:owner/name")

@@ -8,7 +8,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from unlearning.common.errors import InputError
-from unlearning.data.records import Record, read_json, read_text
+from unlearning.common.paths import is_directory
+from unlearning.data.records import Record, fault_of_text, read_json, read_text
 from unlearning.data.spans import AnswerSpan, encode_answer
 
 # ConceptVectors' split: white space after a full stop or question mark that does not end an abbreviation.
@@ -28,7 +29,7 @@ def read_text_documents(path: Path) -> list[Record]:
         InputError: A file is empty, not UTF-8, or holds JSON lines, which would be trained on as text; or the directory
             holds no .txt file.
     """
-    if not path.is_dir():
+    if not is_directory(path):
         return [{"text": _whole_text(path)}]
     files = sorted(path.rglob("*.txt"))
     if not files:
@@ -42,13 +43,22 @@ def _whole_text(path: Path) -> str:
     text = read_text(path)
     if not text.strip():
         raise InputError(f"{path}: the file is empty; it should hold text")
-    try:
-        first = read_json(text.strip().split("\n", 1)[0])
-    except json.JSONDecodeError:
-        return text
-    if isinstance(first, dict):
-        raise InputError(f"{path}: holds JSON lines and would be read as plain text; rename it to .jsonl")
+    if fault := fault_of_text(text):
+        raise InputError(f"{path}: {fault}")
+    if _is_records(text) or _is_records(text.strip().split("\n", 1)[0]):
+        raise InputError(f"{path}: holds JSON and would be read as plain text; rename it to .json or .jsonl")
     return text
+
+
+def _is_records(text: str) -> bool:
+    """Return whether a text is a JSON object or a list of them."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return False
+    try:
+        value = read_json(text)
+    except json.JSONDecodeError:
+        return False
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
 
 
 def pack_sentences(text: str, *, longer_than: int = 400, separator: str = " ") -> list[str]:

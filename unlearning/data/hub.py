@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearning.common.errors import InputError, nearest
+from unlearning.common.paths import is_directory
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
 
@@ -46,7 +47,7 @@ def read_name(name: str) -> Part:
         InputError: The name has another form.
     """
     repository, *rest = name.split(":")
-    if repository.count("/") != 1 and not Path(repository).is_dir():
+    if repository.count("/") != 1 and not is_directory(repository):
         raise InputError(f"hub:{name}: write hub:owner/name, hub:owner/name:config or hub:owner/name:config:split")
     if len(rest) > 2:
         raise InputError(f"hub:{name}: too many colons; write hub:owner/name:config:split")
@@ -158,7 +159,7 @@ def local_directory(names: Sequence[str], data_dir: Path | None) -> Path | None:
     candidates = [data_dir / name for name in names]
     if data_dir.name.lower() in {name.lower() for name in names}:
         candidates.append(data_dir)
-    return next((path for path in candidates if path.is_dir()), None)
+    return next((path for path in candidates if is_directory(path)), None)
 
 
 def _matches(root: Path, patterns: Sequence[str]) -> list[Path]:

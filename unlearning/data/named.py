@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearning.common.errors import InputError
+from unlearning.common.paths import is_directory
 from unlearning.data.documents import read_text_documents
 from unlearning.data.hub import Part, find_files, local_directory
 from unlearning.data.question_answer import DEFAULT_TEMPLATE
@@ -42,7 +43,7 @@ def read_files(files: list[Path]) -> list[Record]:
 
 def read_file(path: Path) -> list[Record]:
     """Read the records of one file, or the texts of one directory."""
-    if path.suffix.lower() == ".txt" or path.is_dir():
+    if path.suffix.lower() == ".txt" or is_directory(path):
         return read_text_documents(path)
     return read_records(path)
 
@@ -93,7 +94,7 @@ def data_directory(data_dir: str | Path | None) -> Path | None:
     if not named:
         return None
     path = Path(named)
-    if not path.is_dir():
+    if not is_directory(path):
         name = "`data_dir`" if data_dir else f"${DATA_VARIABLE}"
         raise InputError(
             f"{name} must be the directory that holds tofu/, muse-news/, ..., got {path}: no such directory"

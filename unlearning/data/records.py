@@ -1,6 +1,7 @@
 """Records from JSON, JSON lines, CSV or parquet, with errors that name the line or the record."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,14 @@ Record = dict[str, Any]
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
+_SIGNATURES = {"PAR1": "parquet", "%PDF-": "PDF", "{\\rtf": "RTF", "PK\x03\x04": "zip or office"}
+"""First characters of files of other formats, which decode as text up to their first special byte."""
+
 MAX_DEPTH = 64
 """Maximum number of lists and objects inside each other."""
+
+MAX_CHARACTERS = 20_000_000
+"""Maximum length of one text; a tokenizer takes some 60 bytes for each of its characters."""
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -27,12 +34,13 @@ def read_records(path: str | Path) -> list[Record]:
 
     Raises:
         InputError: The file is missing, empty, no regular file, or not UTF-8; a line is broken; or a record is nested
-            too deep, has a key twice, or holds half a character (the message names line or record).
+            too deep, has a key twice, or holds half a character, a NUL or a text of more than `MAX_CHARACTERS` (the
+            message names line or record).
     """
     path = Path(path)
     check_regular(path)
     if path.suffix.lower() in (".csv", ".tsv"):
-        return read_csv(path)
+        return _checked(read_csv(read_text(path, newline=""), path), f"{path}, record")
     if path.suffix.lower() == ".parquet":
         return _checked(read_parquet(path), f"{path}, record")
     text = read_text(path)
@@ -63,25 +71,35 @@ def check_regular(path: Path) -> None:
         raise InputError(f"{str(path)[:200]}: cannot be read: {error.strerror}") from None
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, newline: str | None = None) -> str:
     """Read a file's text, without a byte order mark.
 
     Args:
         path: The file.
+        newline: Treatment of line breaks, as `open` takes it: None makes all of them line feeds, "" keeps them.
 
     Returns:
         The text.
 
     Raises:
-        InputError: The file is missing, no regular file, not UTF-8, or cannot be read.
+        InputError: The file is missing, no regular file, not UTF-8, holds a NUL (as binary files and UTF-16 do) or
+            begins as a file of another format, or cannot be read.
     """
     check_regular(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            text = file.read()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    kind = next((kind for signature, kind in _SIGNATURES.items() if text.startswith(signature)), None)
+    if kind is not None:
+        raise InputError(f"{path}: begins as a {kind} file does, not as text; write it as UTF-8 text")
+    if (place := text.find("\0")) >= 0:
+        line = text.count("\n", 0, place) + 1
+        raise InputError(f"{path}, line {line}: holds a NUL, as binary files and UTF-16 do; write it as UTF-8 text")
+    return text
 
 
 def read_json(text: str) -> Any:
@@ -95,10 +113,10 @@ def read_json(text: str) -> Any:
 
     Raises:
         json.JSONDecodeError: The text is not JSON; also if it is nested too deep, an object has a key twice, or a
-            number has thousands of digits.
+            number has thousands of digits, is NaN or infinite, or too large.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
     except RecursionError:
         raise json.JSONDecodeError(f"nested deeper than {MAX_DEPTH} lists and objects", text, 0) from None
     except json.JSONDecodeError:
@@ -115,12 +133,23 @@ def keys_of(record: Record) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Record:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f'"{twice[:40]}" is there twice')
+    found: Record = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f'"{key[:40]}" is there twice')
+        found[key] = value
     return found
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number of JSON; write a number, or null")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:40]} is too large a number")
+    return number
 
 
 def _json_list(path: Path, text: str) -> list[Record]:
@@ -171,16 +200,27 @@ def _checked(values: list[Any], place: str, *, first: int = 1) -> list[Record]:
     return records
 
 
+def fault_of_text(text: str) -> str:
+    """Return what no text of a record may hold, such as half a surrogate pair or a NUL; empty if it holds none."""
+    # No text of a tokenizer or a file may hold a surrogate; `json` reads it from an escape such as \ud83d.
+    if not text.isascii() and (half := _SURROGATE.search(text)):
+        return f"holds half a character (\\u{ord(half[0]):04x}), as a cut text does; write the whole one"
+    if "\0" in text:
+        return "holds a NUL, as binary data and UTF-16 do; write UTF-8 text"
+    if len(text) > MAX_CHARACTERS:
+        return f"holds a text of {len(text)} characters, more than {MAX_CHARACTERS}; cut it into several"
+    return ""
+
+
 def _fault(value: Any) -> str:
-    """Return what no record may hold: half a surrogate pair, or too deep a nesting; empty if there is neither."""
+    """Return what no record may hold: a text with a fault, or too deep a nesting; empty if there is neither."""
     level = [value]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
         for item in level:
             if isinstance(item, str):
-                # No text of a tokenizer or a file may hold one; `json` reads it from an escape such as \ud83d.
-                if not item.isascii() and (half := _SURROGATE.search(item)):
-                    return f"holds half a character (\\u{ord(half[0]):04x}), as a cut text does; write the whole one"
+                if fault := fault_of_text(item):
+                    return fault
             elif isinstance(item, dict):
                 below += [*item, *item.values()]
             elif isinstance(item, list):

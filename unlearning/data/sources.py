@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from unlearning.common.errors import InputError, nearest
+from unlearning.common.paths import is_directory, is_there
 from unlearning.data import concept_vectors, hub, muse, tofu, wmdp
 from unlearning.data.alternates import match_alternates
 from unlearning.data.chat import ChatFormat
@@ -143,7 +144,7 @@ def find_records(source: str | Path, data_dir: str | Path | None = None) -> Foun
     """
     name = str(source)
     prefix, colon, rest = name.partition(":")
-    if colon and not Path(source).exists():
+    if colon and not is_there(source):
         if prefix in NAMED:
             return NAMED[prefix](rest, data_directory(data_dir))
         hint = nearest(prefix, NAMED) or ";"
@@ -159,7 +160,7 @@ def find_records(source: str | Path, data_dir: str | Path | None = None) -> Foun
 def _read_hub(name: str) -> Found:
     part = hub.read_name(name)
     local = Path(part.repository)
-    files = hub.find_files(part, local if local.is_dir() else None)
+    files = hub.find_files(part, local if is_directory(local) else None)
     return Found(read_files(files), f"{part.repository} ({', '.join(file.name for file in files)})")
 
 

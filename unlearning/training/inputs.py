@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearning.common.errors import InputError
 from unlearning.common.hashing import hash_json
+from unlearning.common.paths import is_directory, is_there
 from unlearning.data.batches import Span
 from unlearning.data.chat import ChatFormat, chat_format
 from unlearning.data.encoding import Encoded, encode
@@ -175,7 +176,7 @@ def _alternates(
 
 def _is_plain_text(path: Path) -> bool:
     """Return True if a file holds refusals, one per line, rather than records (TOFU's are named .jsonl)."""
-    if not path.is_file() or path.suffix in (".csv", ".tsv", ".parquet"):
+    if not is_there(path) or is_directory(path) or path.suffix.lower() in (".csv", ".tsv", ".parquet"):
         return False
     return read_text(path).lstrip()[:1] not in ("{", "[")
 

@@ -107,7 +107,7 @@ def test_a_directory_of_texts_is_read_in_the_order_of_names(tmp_path: Path) -> N
 
 def test_json_lines_are_not_read_as_text(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "corpus.txt", [{"title": "Lamps", "text": TEXT}] * 2)
-    with pytest.raises(InputError, match="holds JSON lines and would be read as plain text; rename it to .jsonl"):
+    with pytest.raises(InputError, match="holds JSON and would be read as plain text; rename it to .json or .jsonl"):
         read_text_documents(path)
     path.write_text("1912\nwas a cold year.")  # a number is JSON too
     assert read_text_documents(path)[0]["text"].startswith("1912")

@@ -33,7 +33,17 @@ def test_a_file_of_refusals_is_read_line_by_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "the file is empty"), ('No idea.\n{"answer": "No"}\n', "refusal 2: is JSON")],
+    [
+        ("", "the file is empty"),
+        ('No idea.\n{"answer": "No"}\n', "refusal 2: is JSON"),
+        ("5", "refusal 1: '5' holds no letter"),
+        ("No idea.\n-17\n", "refusal 2: '-17' holds no letter"),
+        ("null\n", "refusal 1: is JSON"),
+        ("question,answer\nWho?,Ana\n", "is a table"),
+        ("id\tAnswer\n1\tAna\n", "is a table"),
+        ("PAR1 and more", "begins as a parquet file"),
+        ("No\0 idea.", "line 1: holds a NUL"),
+    ],
 )
 def test_what_holds_no_refusals_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "idk.txt").write_text(content)
@@ -43,6 +53,13 @@ def test_what_holds_no_refusals_is_refused(tmp_path: Path, content: str, message
         read_refusals(tmp_path / "missing.txt")
     with pytest.raises(InputError, match="a directory; name a text file"):
         read_refusals(tmp_path)
+    with pytest.raises(InputError, match="File name too long"):
+        read_refusals("x" * 300)
+    with pytest.raises(InputError, match="no such file"):
+        read_refusals("a\0b")
+    with pytest.raises(InputError, match="is a table"):
+        (tmp_path / "idk.csv").write_text("refusal\nNo idea.\n")
+        read_refusals(tmp_path / "idk.csv")
     with pytest.raises(InputError, match="`refusals`.*none"):
         draw_refusals(3, [], seed=0)
 

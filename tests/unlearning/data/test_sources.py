@@ -1,5 +1,6 @@
 """From any name to examples."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -54,12 +55,56 @@ def test_a_chat_wraps_questions_and_prompts_but_no_documents(tmp_path: Path) -> 
         ("missing.json", "missing.json: no such file"),
         ("tofuu:forget05", "no data set 'tofuu'; did you mean 'tofu'? there are tofu, muse-news, muse-books, wmdp"),
         ("zzz:forget05", "no data set 'zzz'; there are tofu,"),
+        ("x" * 300 + ".json", "cannot be read: File name too long"),
+        ("x" * 300 + ".txt", "cannot be read: File name too long"),
+        ("x" * 300, "cannot be read: File name too long"),
+        ("x" * 300 + ":y", "no such file, and no data set 'xxx"),
+        ("hub:" + "x" * 300, "write hub:owner/name"),
+        ("hub:" + "x" * 300 + "/y", "the hub refused it"),
+        ("tofu:" + "x" * 300, "no such split"),
+        ("a\0b.json", "no such file"),
+        ("a\0b", "no such file"),
+        ("a\0b:c", "no such file"),
     ],
+    ids=itertools.count(),
 )
 def test_an_unknown_name_is_refused(source: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         read_training_data(source)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ("hello world".encode("utf-16-le"), "line 1: holds a NUL"),
+        ("hello world".encode("utf-16"), "not UTF-8 text"),
+        (b"a\0b" * 100, "line 1: holds a NUL"),
+        (b"\x00\x01\x02", "line 1: holds a NUL"),
+        (b"a\nb\nc\0", "line 3: holds a NUL"),
+        (b"PAR1 and more", "begins as a parquet file"),
+        (b"%PDF-1.4 and more", "begins as a PDF file"),
+        (b"PK\x03\x04 and more", "begins as a zip or office file"),
+        (b'{"question": "Who?", "answer": "Ana"}\n', "holds JSON"),
+        (b'[\n {"question": "Who?", "answer": "Ana"}\n]', "holds JSON"),
+    ],
+)
+def test_what_is_no_text_is_no_document(raw: bytes, message: str, tmp_path: Path) -> None:
+    for path in (tmp_path / "x.txt", tmp_path / "texts" / "x.txt"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(raw)
+        with pytest.raises(InputError) as error:
+            read_training_data(path if path.parent == tmp_path else path.parent)
+        assert str(error.value).startswith(f"{path}") and message in str(error.value)
+
+
+def test_a_document_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unlearning.data.records.MAX_CHARACTERS", 1000)
+    (tmp_path / "x.txt").write_text("[1] " + "a" * 996)
+    assert len(read_training_data(tmp_path / "x.txt").examples[0].answer) == 1000
+    (tmp_path / "x.txt").write_text("a" * 1001)
+    with pytest.raises(InputError, match="x.txt: holds a text of 1001 characters, more than 1000"):
+        read_training_data(tmp_path / "x.txt")
 
 
 def test_columns_that_say_nothing_are_named(tmp_path: Path) -> None:
@@ -69,5 +114,5 @@ def test_columns_that_say_nothing_are_named(tmp_path: Path) -> None:
     ):
         read_training_data(tmp_path / "a.csv")
     (tmp_path / "a.csv").write_text("question,answer\nWho?,Ines\nWhere?\n")
-    with pytest.raises(InputError, match="a.csv, record 2: the answer is empty"):
+    with pytest.raises(InputError, match="a.csv, line 3: broken CSV: has 1 cells, and the header 2"):
         read_training_data(tmp_path / "a.csv")

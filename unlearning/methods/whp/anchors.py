@@ -1,6 +1,5 @@
 """The anchor dictionary: expressions that only the target text uses, and the generic counterpart of each."""
 
-import csv
 import json
 import re
 from collections import Counter
@@ -124,7 +123,7 @@ def read_anchors(path: str | Path) -> Anchors:
     """Read an anchor dictionary: a JSON object {"anchor": "generic", ...}, or records with `anchor` and `generic`.
 
     Args:
-        path: A .json file of an object or a list of records, a .jsonl file, or a .csv file with a header.
+        path: A .json file of an object or a list of records, or a .jsonl, .csv, .tsv or .parquet file of records.
 
     Returns:
         The checked dictionary.
@@ -133,8 +132,7 @@ def read_anchors(path: str | Path) -> Anchors:
         InputError: The file is missing or broken, an anchor is given twice, or `Anchors` refuses an entry.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    pairs = _read_csv(path) if suffix == ".csv" else _read_records(path) if suffix == ".jsonl" else _read_json(path)
+    pairs = _read_records(path) if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet") else _read_json(path)
     try:
         _refuse_duplicates(_spaced(anchor) for anchor, _ in pairs)
         return Anchors(dict(pairs))
@@ -208,17 +206,6 @@ def _refuse_duplicates(anchors: Iterable[str]) -> None:
     for anchor, count in Counter(anchors).items():
         if count > 1:
             raise InputError(f"anchor {anchor!r} is given {count} times; keep one of them")
-
-
-def _read_csv(path: Path) -> list[tuple[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV: {error}") from None
-    return [_pair(row, f"{path}, row {number}") for number, row in enumerate(rows, start=1)]
 
 
 def _read_json(path: Path) -> list[tuple[str, str]]:

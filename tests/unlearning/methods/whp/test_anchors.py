@@ -103,9 +103,13 @@ def test_files_of_every_form_read_the_same(tmp_path: Path) -> None:
         ("a.json", '{"Mira": 3}', "the generic counterpart of 'Mira' must be text"),
         ("a.json", '{"Mira": ', "broken JSON"),
         ("a.jsonl", '{"anchor": "Mira"}', 'needs "anchor" and "generic"'),
-        ("a.csv", "anchor,other\nMira,Anna\n", 'row 1: needs "anchor" and "generic", both text; it has anchor, other'),
-        ("a.csv", "anchor,generic\nMira\n", 'row 1: needs "anchor" and "generic"'),
-        ("a.csv", "anchor,generic\n", "the anchor dictionary is empty"),
+        (
+            "a.csv",
+            "anchor,other\nMira,Anna\n",
+            'record 1: needs "anchor" and "generic", both text; it has anchor, other',
+        ),
+        ("a.csv", "anchor,generic\nMira\n", "line 2: broken CSV: has 1 cells, and the header 2"),
+        ("a.csv", "anchor,generic\n", "there are no rows under the header"),
     ],
 )
 def test_a_bad_dictionary_is_refused_in_one_line(tmp_path: Path, name: str, content: str, message: str) -> None:

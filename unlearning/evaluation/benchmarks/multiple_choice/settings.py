@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from unlearning.common.errors import InputError, naming
+from unlearning.common.paths import is_there
 from unlearning.data.choice_questions import Question, read_questions
 from unlearning.evaluation.benchmarks.multiple_choice import benchmark
 from unlearning.evaluation.benchmarks.multiple_choice.benchmark import SCORINGS, Asking
@@ -122,6 +123,6 @@ class ChoiceSettings:
 def _set_name(source: str) -> str:
     """Return a set's name in the metrics: the file's, or the last word of a named set."""
     _, colon, rest = source.partition(":")
-    if colon and not Path(source).exists():
+    if colon and not is_there(source):
         return rest.split("/")[-1].replace(":", "_")
     return Path(source).stem

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearning.common.errors import InputError, check_at_least, nearest
+from unlearning.common.paths import is_there
 from unlearning.data import tofu
 from unlearning.data.named import data_directory, read_file
 from unlearning.data.records import Record
@@ -148,7 +149,7 @@ def read_questions(records: Sequence[Record], *, source: str, authors_in_order: 
 
 def _read(name: str, source: str | Path, directory: Path | None, limit: int | None) -> QuestionSet:
     label = str(source).removeprefix("tofu:")
-    is_file = Path(source).suffix != "" or Path(source).exists()
+    is_file = Path(source).suffix != "" or is_there(source)
     if is_file:
         label, files, records = Path(source).name, str(source), read_file(Path(source))
     else:
