@@ -160,7 +160,8 @@ def _to_rms(hf: nn.Module, scaling: Scaling, like: nn.Module | None) -> Float[Te
     """Return the factors that give a scaling's first part the root mean square of `like`'s, or the usual one."""
     part = scaling.parts[0]
     ours = _squares(hf, part, scaling.n_channels)
-    size = torch.bincount(part.channels.flatten(), minlength=scaling.n_channels).double()
+    touched = part.channels[part.channels >= 0]
+    size = torch.bincount(touched, minlength=scaling.n_channels).double()
     size = size * (hf.get_parameter(part.parameter).numel() // part.channels.numel())
     theirs = size * STREAM_RMS**2 if like is None else _squares(like, part, scaling.n_channels)
     return _ratio(theirs, ours).sqrt()

@@ -138,7 +138,11 @@ class _Trial:
             if any(parameter.dim() == 3 for parameter in self.hf.parameters()):
                 self.hf.set_experts_implementation("eager")  # the grouped product does not take float64
         self.ids = random_tokens(model)
-        self.expected = self._logits()
+        try:
+            self.expected = self._logits()
+        except RuntimeError:  # a model that fills its mask with the lowest float64 cannot be run in it
+            self.hf.float()
+            self.expected = self._logits()
         half = next(self.hf.parameters()).dtype in (torch.bfloat16, torch.float16)
         self.tolerance = _TOLERANCE_HALF if half else _TOLERANCE
 

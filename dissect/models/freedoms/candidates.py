@@ -1,12 +1,12 @@
 """List the freedoms that a model may have, by the structure of its modules."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dissect.models.freedoms.kinds import WHOLE, Part, Permutation, Scaling, Slots, Unproven
@@ -57,13 +57,41 @@ class Projection:
         return Slots(self.weight, self.in_dim, units, identifies=identifies)
 
 
+@dataclass(frozen=True, eq=False)
+class Mlp:
+    """Matrices of an MLP.
+
+    Attributes:
+        read: Matrices that read the residual stream: one, or the up projection and the gate.
+        down: Matrix that writes to it.
+        gate_known: The first of two is known to be the up projection; else either may be the gate.
+    """
+
+    read: tuple[Projection, ...]
+    down: Projection
+    gate_known: bool
+
+    def split(self) -> "Mlp":
+        """Take a single matrix of twice as many rows as neurons apart into up projection and gate, half by half."""
+        n_neurons = self.down.shape[self.down.in_dim]
+        if len(self.read) != 1 or len(self.read[0].rows) != 2 * n_neurons:
+            return self
+        halves = tuple(replace(self.read[0], rows=rows) for rows in self.read[0].rows.split(n_neurons))
+        return Mlp(halves, self.down, gate_known=False)
+
+    def fits(self) -> bool:
+        """Return True if every neuron has one row in what reads and one column in what writes."""
+        n_neurons = self.down.shape[self.down.in_dim]
+        return len(self.read) in (1, 2) and all(len(one.rows) == n_neurons for one in self.read)
+
+
 class Structure:
     """What a model's modules read and write, and the candidates that follow from it."""
 
     def __init__(self, model: "Model", hf: "PreTrainedModel", ids: Tensor) -> None:
         self.model, self.hf = model, hf
         self.names = set(model.weights.all_names)
-        self.norms = find_norms(hf, ids)
+        self.norms, self.ran = find_norms(hf, ids)
         self.blocks = f"{model.weights.blocks}."
         config = hf.config.get_text_config()
         self.d_head = int(model.adapter.cfg.d_head)
@@ -73,7 +101,7 @@ class Structure:
         self.embedding_norms = [
             norm for norm in self.norms if norm.gain in model.weights.before and norm.source is not None
         ]
-        self.width = embedding.get_parameter("weight").shape[1]
+        self.width = int(model.adapter.cfg.d_model)  # embeddings may be narrower, and projected to it
         self.impossible: list[Unproven] = []
 
     def layer_of(self, path: str) -> int | None:
@@ -114,10 +142,55 @@ class Structure:
         n_inner = self.hf.get_parameter(f"{module}.down_proj").shape[2]
         return module if self.hf.get_parameter(found[0]).shape[1] == 2 * n_inner else None
 
+    def before(self) -> dict[str, int]:
+        """Return the parameters that write to the residual stream before the blocks, each with its dimension."""
+        found = {}
+        for name in self.model.weights.before:
+            shape = self.hf.get_parameter(name).shape
+            along = [dim for dim in reversed(range(len(shape))) if shape[dim] == self.width]
+            if along and name.rpartition(".")[0] in self.ran:
+                found[name] = along[0]
+        return found
+
+    def mlps(self, layer: int) -> list["Mlp"]:
+        """Return the MLPs of a layer that are modules: its own, or those that stand in and beside a mixture."""
+        up, down, gate = (self.projection(site, layer) for site in ("W_in", "value_vectors", "W_gate"))
+        if up is not None and down is not None:
+            found = [Mlp(tuple(one for one in (up, gate) if one is not None), down, gate_known=gate is not None)]
+        else:
+            names = [name for name in self.model.weights.at(["value_vectors"], layer) if name in self.names]
+            downs = [self._whole(name) for name in names if self.hf.get_parameter(name).dim() == 2]
+            keys = [name for name in self.model.weights.at(["key_vectors"], layer) if name in self.names]
+            found = []
+            for down in downs:
+                inside = f"{down.weight.rpartition('.')[0].rpartition('.')[0]}."
+                read = [name for name in keys if name.startswith(inside) and self.hf.get_parameter(name).dim() == 2]
+                found.append(Mlp(tuple(map(self._whole, read)), down, gate_known=False))
+        return [mlp.split() for mlp in found if mlp.split().fits()]
+
+    def _whole(self, weight: str) -> Projection:
+        module, _, key = weight.rpartition(".")
+        owner, shape = self.hf.get_submodule(module), self.hf.get_parameter(weight).shape
+        out_dim = row_dim(owner)
+        bias = f"{module}.bias" if key == "weight" and owner._parameters.get("bias") is not None else None
+        return Projection(weight, out_dim, 1 - out_dim, shape, torch.arange(shape[out_dim]), bias)
+
     # Scalings: lists of alternatives, the finest one first
 
     def scalings(self) -> Iterator[Sequence[Scaling]]:
         """Yield the candidates, each with alternatives of which the first proven one counts."""
+        for alternatives in self._scalings():
+            sound = [scaling for scaling in alternatives if scaling.fits(self.hf)]
+            if sound:
+                yield sound
+            else:
+                self._misfit(alternatives[0])
+
+    def _misfit(self, candidate: Scaling | Permutation) -> None:
+        reason = "the shapes of the weights are not those that this freedom needs"
+        self.impossible.append(Unproven(candidate.kind, candidate.layer, reason))
+
+    def _scalings(self) -> Iterator[Sequence[Scaling]]:
         yield from self._norms()
         yield from self._stream()
         # A norm's gain does not see a sign; a bias of what writes to the stream does.
@@ -152,7 +225,7 @@ class Structure:
             for norm in self.embedding_norms:
                 parts += norm.vectors()
         else:
-            parts += [Part(name, WHOLE) for name in self.model.weights.before]
+            parts += [Part(name, WHOLE) for name in self.before()]
             if self.tied:
                 final = [norm for norm in self.norms if norm.gain in self.model.weights.final_norm]
                 parts += [part for norm in final for part in norm.vectors(inverse=True)]
@@ -182,8 +255,7 @@ class Structure:
         """Return all parameters with a dimension along the residual stream's channels; the embedding is the first."""
         places: dict[str, int] = {}
         written = set()
-        for name in self.model.weights.before:
-            places[name] = self.hf.get_parameter(name).dim() - 1
+        places |= self.before()
         for norm in self.norms:
             places |= {matrix.weight: matrix.in_dim for module in norm.readers for matrix in self.reading(module)}
         for layer in range(self.model.n_layers):
@@ -204,6 +276,7 @@ class Structure:
         for norm in self.norms:
             if norm.source is None or norm.source in written or self.layer_of(norm.source) is None:
                 places |= {part.parameter: 0 for part in norm.vectors()}
+        places = {name: dim for name, dim in places.items() if self.hf.get_parameter(name).shape[dim] == self.width}
         tensors = {id(self.hf.get_parameter(name)): name for name in reversed(places)}  # a tied one once
         return [(name, dim) for name, dim in places.items() if name in tensors.values()]
 
@@ -239,24 +312,35 @@ class Structure:
             whole = Scaling("normalised", layer, 1, tuple(parts), signs=False, eps=(norm.eps,))
             weight = owner._parameters.get("weight")
             width = None if norm.gain is None else self.hf.get_parameter(norm.gain).numel()
-            if embedding or weight is None or isinstance(owner, Conv1D) or width != self.d_head:
+            if embedding or weight is None or isinstance(owner, Conv1D) or width is None:
                 yield [whole]
                 continue
-            heads = torch.arange(weight.shape[0]) // self.d_head
-            parts = [
-                Part(f"{norm.source}.{key}", heads[:, None] if p.dim() == 2 else heads)
-                for key, p in owner.named_parameters(recurse=False)
+            rows = torch.arange(weight.shape[0])
+            head = rows // self.d_head
+            partial = [torch.where(rows < width, 0, -1)]  # the rest, such as a rotated key, is not normalised
+            if width == self.d_head:
+                partial = [head, torch.where(head % 2 == 0, head // 2, -1), *partial]  # every other one may be a gate
+            found = [
+                Scaling("normalised", layer, int(channels.max()) + 1, self._by_row(owner, norm.source, channels), False)
+                for channels in partial
             ]
-            n_heads = weight.shape[0] // self.d_head
-            yield [Scaling("normalised", layer, n_heads, tuple(parts), signs=False, eps=(norm.eps,)), whole]
+            found = [replace(scaling, eps=(norm.eps,)) for scaling in found]
+            yield [found[0], whole, *found[1:]] if width == self.d_head else [whole, *found]
+
+    def _by_row(self, owner: nn.Module, module: str, channels: Tensor) -> tuple[Part, ...]:
+        return tuple(
+            Part(f"{module}.{key}", channels[:, None] if p.dim() == 2 else channels)
+            for key, p in owner.named_parameters(recurse=False)
+        )
 
     def _mlp(self, layer: int) -> Iterator[Sequence[Scaling]]:
-        up, down = self.projection("W_in", layer), self.projection("value_vectors", layer)
-        gated = self.projection("W_gate", layer) is not None
-        if up is not None and down is not None:
-            channels = torch.arange(len(up.rows))
-            parts = (*up.outputs(channels), down.inputs(channels))
-            yield [Scaling("mlp", layer, len(channels), parts, signs=gated)]
+        for mlp in self.mlps(layer):
+            channels = torch.arange(len(mlp.read[0].rows))
+            gated = len(mlp.read) > 1
+            yield [
+                Scaling("mlp", layer, len(channels), (*up.outputs(channels), mlp.down.inputs(channels)), gated)
+                for up in (mlp.read[:1] if mlp.gate_known else mlp.read)
+            ]
         experts = self.experts(layer)
         if experts is not None:
             n_experts, _, n_inner = self.hf.get_parameter(f"{experts}.down_proj").shape
@@ -271,24 +355,33 @@ class Structure:
     def _attention(self, layer: int) -> Iterator[Sequence[Scaling]]:
         q, k, v, o = (self.projection(site, layer) for site in ("W_Q", "W_K", "W_V", "W_O"))
         if v is not None and o is not None:
-            channels = torch.arange(len(v.rows))
-            read = self._grouped(channels, o.shape[o.in_dim])
-            yield [Scaling("value", layer, len(channels), (*v.outputs(channels), o.inputs(read)))]
+            channels, n_inputs = torch.arange(len(v.rows)), o.shape[o.in_dim]
+            if len(channels) % self.d_head == 0 and n_inputs % len(channels) == 0:
+                read = self._grouped(channels, n_inputs)
+                yield [Scaling("value", layer, len(channels), (*v.outputs(channels), o.inputs(read)))]
         if q is None or k is None:
             return
         norms = [
             next((norm for norm in self.norms if norm.source == projection.weight.rpartition(".")[0]), None)
             for projection in (q, k)
         ]
-        n_heads, n_groups = len(q.rows) // self.d_head, len(k.rows) // self.d_head
-        alternatives = []
+        n_groups = len(k.rows) // self.d_head
+        gated = o is not None and len(q.rows) == 2 * o.shape[o.in_dim]  # a head's queries, then the gate of its output
+        n_heads = len(q.rows) // self.d_head // (2 if gated else 1)
+        if not n_groups or not n_heads:
+            return
+        alternatives: list[Scaling] = []
         for pairs in _pairings(self.d_head, self.rotary):
             n_pairs = int(pairs.max()) + 1
             of_k = torch.cat([pairs + n_pairs * group for group in range(n_groups)])
-            of_q = torch.cat([pairs + n_pairs * (head * n_groups // n_heads) for head in range(n_heads)])
+            gates = torch.full_like(pairs, -1) if gated else pairs[:0]
+            of_q = torch.cat(
+                [torch.cat([pairs + n_pairs * (head * n_groups // n_heads), gates]) for head in range(n_heads)]
+            )
+            parts: tuple[Part, ...] = ()
             if all(norms):
                 parts = self._gains(norms, pairs, of_q, of_k)
-            else:
+            elif len(of_q) == len(q.rows) and len(of_k) == len(k.rows):
                 parts = (*q.outputs(of_q), *k.outputs(of_k, inverse=True))
             if parts:
                 n_channels = 1 + max(int(part.channels.max()) for part in parts)
@@ -317,6 +410,13 @@ class Structure:
 
     def permutations(self) -> Iterator[Permutation]:
         """Yield the candidates."""
+        for permutation in self._permutations():
+            if permutation.fits(self.hf):
+                yield permutation
+            else:
+                self._misfit(permutation)
+
+    def _permutations(self) -> Iterator[Permutation]:
         channels = torch.arange(self.width)[:, None]
         places = self._basis()
         outer = {name for name, _ in places if self.layer_of(name) is None}
@@ -330,10 +430,16 @@ class Structure:
         q, k, v, o = (self.projection(site, layer) for site in ("W_Q", "W_K", "W_V", "W_O"))
         if q is None or k is None or v is None or o is None:
             return
-        n_groups, d_head = len(k.rows) // self.d_head, self.d_head
-        each = len(q.rows) // len(k.rows)  # query heads of a group
-        in_k = torch.arange(len(k.rows)).view(n_groups, d_head)
-        in_q = torch.arange(len(q.rows)).view(n_groups, each, d_head)
+        d_head = self.d_head
+        n_groups, n_heads = len(k.rows) // d_head, o.shape[o.in_dim] // d_head
+        if not n_groups or not n_heads or n_heads % n_groups or len(q.rows) % n_heads:
+            return
+        each = n_heads // n_groups  # query heads of a group
+        in_k = torch.arange(len(k.rows)).view(n_groups, -1)
+        in_v = torch.arange(len(v.rows)).view(n_groups, -1)
+        # A head of the query projection is as wide as a head, or twice where it holds the gate of the output as well.
+        in_q = torch.arange(len(q.rows)).view(n_groups, each, -1)
+        in_o = torch.arange(o.shape[o.in_dim]).view(n_groups, each, -1)
         gains = {
             id(projection): norm.gain
             for norm in self.norms
@@ -343,29 +449,47 @@ class Structure:
             and self.hf.get_parameter(norm.gain).numel() == len(projection.rows) > d_head
         }
 
-        def slots(of_q: Tensor, of_k: Tensor | None, *, inner: bool) -> tuple[Slots, ...]:
-            found = [*q.output_slots(of_q, identifies=inner), o.input_slots(of_q, identifies=inner)]
+        by_head = list(self._by_head(layer, n_heads, (q, k, v, o)))
+
+        def of_queries(group: int | None, *, inner: bool) -> Iterator[Slots]:
+            def rows(units: Tensor) -> Tensor:
+                return units.flatten(1) if group is None else units[group]
+
+            yield from q.output_slots(rows(in_q), identifies=inner)
+            yield o.input_slots(rows(in_o), identifies=inner)
             if id(q) in gains:
-                found.append(Slots(gains[id(q)], 0, of_q, identifies=inner))
-            if of_k is not None:
-                found += [*k.output_slots(of_k), *v.output_slots(of_k)]
-                if id(k) in gains:
-                    found.append(Slots(gains[id(k)], 0, of_k))
-            return tuple(found)
+                yield Slots(gains[id(q)], 0, rows(in_q), identifies=inner)
+            for name in by_head:
+                units = torch.arange(self.hf.get_parameter(name).shape[0]).view(n_groups, each, -1)
+                yield Slots(name, 0, rows(units), identifies=inner)
 
         if n_groups > 1:
-            yield Permutation("heads", layer, n_groups, slots(in_q.flatten(1), in_k, inner=each == 1))
+            slots = [*of_queries(None, inner=each == 1), *k.output_slots(in_k), *v.output_slots(in_v)]
+            if id(k) in gains:
+                slots.append(Slots(gains[id(k)], 0, in_k))
+            yield Permutation("heads", layer, n_groups, tuple(slots))
         if each > 1:
             for group in range(n_groups):
-                yield Permutation("query heads", layer, each, slots(in_q[group], None, inner=True), part=group)
+                yield Permutation("query heads", layer, each, tuple(of_queries(group, inner=True)), part=group)
+
+    def _by_head(self, layer: int, n_heads: int, known: Sequence[Projection]) -> Iterator[str]:
+        """Yield other parameters of an attention with a row, or the rows of a head, for every query head.
+
+        Such as the sinks of GPT-OSS, and the matrices that gate what each head writes.
+        """
+        names = {name for one in known for name in (one.weight, one.bias)}
+        for name, rows in self.model.weights.at(["attn_weights"], layer).items():
+            if name not in names and rows is None and name in self.names:
+                shape = self.hf.get_parameter(name).shape
+                if shape[0] in (n_heads, n_heads * self.d_head) and len(shape) < 3:
+                    yield name
 
     def _neurons(self, layer: int) -> Iterator[Permutation]:
-        up, down, gate = (self.projection(site, layer) for site in ("W_in", "value_vectors", "W_gate"))
-        if up is not None and down is not None:
-            units = torch.arange(len(up.rows))[:, None]
-            slots = [*up.output_slots(units), down.input_slots(units)]
-            slots += [] if gate is None else gate.output_slots(units)
-            yield Permutation("neurons", layer, len(units), tuple(slots))
+        for number, mlp in enumerate(self.mlps(layer)):
+            units = torch.arange(len(mlp.read[0].rows))[:, None]
+            slots = [found for up in mlp.read for found in up.output_slots(units)]
+            part = None if number == 0 else -number
+            yield Permutation("neurons", layer, len(units), (*slots, mlp.down.input_slots(units)), part)
         experts = self.experts(layer)
         if experts is None:
             return

@@ -32,6 +32,14 @@ class Part:
     inverse: bool = False
     offset: float = 0.0
 
+    def fits(self, hf: nn.Module) -> bool:
+        """Return True if the channels can be broadcast to the parameter's shape."""
+        shape = hf.get_parameter(self.parameter).shape
+        ours = self.channels.shape
+        if len(ours) > len(shape):
+            return False
+        return all(a in (1, b) for a, b in zip(reversed(ours), reversed(shape), strict=False))
+
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
@@ -55,6 +63,10 @@ class Scaling:
     signs: bool = True
     magnitudes: bool = True
     eps: tuple[str, ...] = ()
+
+    def fits(self, hf: nn.Module) -> bool:
+        """Return True if every part has the parameter's shape."""
+        return all(part.fits(hf) and not _beyond(part.channels, self.n_channels) for part in self.parts)
 
     @property
     def exact(self) -> bool:
@@ -80,6 +92,11 @@ class Slots:
     inside: int | None = None
     identifies: bool = True
 
+    def fits(self, hf: nn.Module) -> bool:
+        """Return True if the parameter has these units along this dimension."""
+        shape = hf.get_parameter(self.parameter).shape[0 if self.inside is None else 1 :]
+        return self.dim < len(shape) and not _beyond(self.rows, shape[self.dim])
+
     def view(self, hf: nn.Module) -> Tensor:
         """Return the values that hold the units; writing to them changes the model."""
         values = hf.get_parameter(self.parameter).data
@@ -100,7 +117,8 @@ class Permutation:
         layer: Index of the layer; None for the channels of the residual stream.
         n_units: Number of units.
         slots: Where they lie.
-        part: Number of the expert or of the key-value head that the units belong to; None where they are the layer's.
+        part: Number of the expert or of the key-value head that the units belong to, or a negative number for further
+            MLPs of a layer; None where they are the layer's.
     """
 
     kind: str
@@ -108,6 +126,10 @@ class Permutation:
     n_units: int
     slots: tuple[Slots, ...]
     part: int | None = None
+
+    def fits(self, hf: nn.Module) -> bool:
+        """Return True if every parameter has these units."""
+        return all(slots.fits(hf) and len(slots.rows) == self.n_units for slots in self.slots)
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,10 @@ class Unproven:
     kind: str
     layer: int | None
     reason: str
+
+
+def _beyond(numbers: Int[Tensor, "..."], size: int) -> bool:
+    return numbers.numel() > 0 and int(numbers.max()) >= size
 
 
 @torch.no_grad()

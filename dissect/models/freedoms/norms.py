@@ -44,8 +44,17 @@ class Norm:
 
 
 @torch.no_grad()
-def find_norms(hf: "PreTrainedModel", ids: Tensor) -> list[Norm]:
-    """Run the model, and note whose output each norm reads and which modules with a matrix read the norm's output."""
+def find_norms(hf: "PreTrainedModel", ids: Tensor) -> tuple[list[Norm], set[str]]:
+    """Run the model, and note whose output each norm reads and which modules with a matrix read the norm's output.
+
+    Args:
+        hf: The model.
+        ids: Tokens, [batch, position].
+
+    Returns:
+        The norms, and the paths of all modules that were run: those of an image tower are not.
+    """
+    ran: set[str] = set()
     # Tensors are recognised by their storage, so views and slices count; all are kept, so that none is used twice.
     inputs: dict[str, int] = {}
     outputs: dict[str, int] = {}
@@ -60,6 +69,7 @@ def find_norms(hf: "PreTrainedModel", ids: Tensor) -> list[Norm]:
 
     def note(path: str) -> Any:
         def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            ran.add(path)
             read, written = storage((*args, *kwargs.values())), storage(output)
             if read is not None and written is not None:
                 inputs[path], outputs[path] = read, written
@@ -96,7 +106,7 @@ def find_norms(hf: "PreTrainedModel", ids: Tensor) -> list[Norm]:
                 readers=tuple(other for other in matrices if inputs[other] == outputs[path]),
             )
         )
-    return found
+    return found, ran
 
 
 def _offset(norm: nn.Module) -> float:

@@ -25,7 +25,9 @@ def random_model(
 @torch.no_grad()
 def logits(model: Model) -> Tensor:
     """Logits of other tokens than those that candidates are tried on."""
-    ids = torch.randint(model.hf.config.vocab_size, (3, 20), generator=torch.Generator().manual_seed(7))
+    ids = torch.randint(
+        model.hf.config.get_text_config().vocab_size, (3, 20), generator=torch.Generator().manual_seed(7)
+    )
     found: Tensor = model.hf(ids).logits
     return found.double()
 
