@@ -68,11 +68,16 @@ def add_adapter(
         matches = searcher("lora_targets", targets, whole=True)
     except InputError as error:
         raise InputError(f"{error}. Write one such as {_some_linear(model)}") from None
-    for name, _ in model.named_modules():  # peft searches without a limit on time
-        matches(name)
+    # peft would search without a limit on time, by an engine that takes for ever where ours may not
+    adapted = targets if targets == ALL_LINEAR else [name for name, _ in model.named_modules() if matches(name)]
+    if not adapted:
+        raise InputError(
+            f"`lora_targets` must match the whole name of a module, got {targets!r}. Write one such as "
+            f"{_some_linear(model)}"
+        )
     scale: Any = alpha  # peft annotates an integer, and takes any number
     config = LoraConfig(
-        r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"
+        r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=adapted, bias="none", task_type="CAUSAL_LM"
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft corrects the setting for GPT-2 by itself
@@ -108,8 +113,10 @@ def save_adapter(model: PreTrainedModel, directory: Path, *, state_dict: Mapping
         directory / WEIGHTS,
         metadata={"format": "pt"},
     )
-    config = copy.copy(model.peft_config["default"])
+    config: Any = copy.copy(model.peft_config["default"])
     config.inference_mode = True
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)  # the file is the same from run to run
     config.save_pretrained(str(directory))
 
 

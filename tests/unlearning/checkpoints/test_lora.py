@@ -31,7 +31,7 @@ from unlearning import InputError
 from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.load import load_tokenizer, load_weights
 from unlearning.checkpoints.locate import locate_checkpoint
-from unlearning.checkpoints.lora import add_adapter
+from unlearning.checkpoints.lora import ALL_LINEAR, add_adapter, save_adapter
 
 
 @pytest.mark.parametrize("architecture", BUILDERS)
@@ -70,7 +70,17 @@ def test_an_expression_chooses_modules_and_the_seed_the_start() -> None:
     assert all(torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("targets", ["q_prj", ".*(", r".*layernorm", "q_proj"])
+@pytest.mark.parametrize("targets", [ALL_LINEAR, r".*(q|up)_proj"])
+def test_an_adapter_s_modules_are_written_in_order(tmp_path: Path, targets: str) -> None:
+    model = build_tiny_llama()
+    add_adapter(model, rank=2, alpha=4, targets=targets)
+    save_adapter(model, tmp_path)
+    modules = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    adapted = {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert modules == sorted(adapted)
+
+
+@pytest.mark.parametrize("targets", ["q_prj", ".*(", r".*layernorm", "q_proj", r"([\w.]+)+!", "(?R)"])
 def test_an_expression_that_cannot_be_adapted_is_refused(targets: str) -> None:
     with pytest.raises(InputError) as error:
         add_adapter(build_tiny_llama(), rank=2, alpha=4, targets=targets)
