@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dissect.models.fingerprints import fingerprint
 from unlearning.checkpoints.hashing import combined_hash
+from unlearning.checkpoints.headers import stored_headers
 from unlearning.checkpoints.keys import check_single, find_places, find_wrappers
-from unlearning.checkpoints.load import load_config, missing_keys, stored_dtypes
+from unlearning.checkpoints.load import load_config, missing_keys
 from unlearning.checkpoints.quantized import check_places, check_unexpected
 from unlearning.checkpoints.safetensors_files import StoredTensor, TensorFiles
 from unlearning.common.errors import InputError
@@ -166,9 +167,8 @@ def _find_tensors(hf: PreTrainedModel, files: TensorFiles) -> dict[str, str]:
     """Return the name on disk of every key of the state dict, by transformers' rules for loading a checkpoint."""
     wanted = hf.state_dict()
     places = find_places(hf, files.tensors)
-    dtypes = stored_dtypes(files.path)
     check_unexpected(places.unexpected, files.path)
-    check_places(places, dtypes, hf, files.path)
+    check_places(places, stored_headers(files.path), hf, files.path)
     if places.converted:
         raise InputError(
             f"{files.path}: cannot be streamed: the tensor {next(iter(places.converted))} is stored in another layout "
@@ -179,7 +179,7 @@ def _find_tensors(hf: PreTrainedModel, files: TensorFiles) -> dict[str, str]:
     stored |= _tied(hf, stored)
     missing = sorted(wanted.keys() - stored.keys())
     if missing:
-        raise InputError(f"{files.path}: {missing_keys(missing, dtypes, hf.base_model_prefix)}")
+        raise InputError(f"{files.path}: {missing_keys(missing, places.unexpected, hf.base_model_prefix)}")
     wrappers = find_wrappers(files.tensors)
     if wrappers:
         warnings.warn(f"{files.path}: the names of its weights are read without {', '.join(wrappers)}", stacklevel=3)

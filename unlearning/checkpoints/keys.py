@@ -83,23 +83,24 @@ def check_single(places: Places, path: Path) -> None:
         )
 
 
-def common_prefix(missing: Iterable[str], names: Iterable[str], base_model_prefix: str) -> str | None:
+def common_prefix(missing: Iterable[str], unexpected: Iterable[str], base_model_prefix: str) -> str | None:
     """Return the prefix under which all missing keys are on disk.
 
     Args:
         missing: Keys of the model that are not on disk.
-        names: Names of the tensors on disk.
+        unexpected: Names of the tensors on disk that have no place in the model; the others need no prefix.
         base_model_prefix: Part of the model's keys that a checkpoint may leave out, such as `model`.
 
     Returns:
         The prefix with its dot; None if there is no such prefix.
     """
-    missing, known = sorted(missing), set(names)
+    missing, known = sorted(missing), set(unexpected)
     for left_out in ("", f"{base_model_prefix}."):
         first = missing[0].removeprefix(left_out)
         for name in sorted(known):
             prefix = name.removesuffix(first)
-            if prefix != name and prefix and all(prefix + key.removeprefix(left_out) in known for key in missing):
+            whole = prefix != name and prefix.endswith(".")
+            if whole and all(prefix + key.removeprefix(left_out) in known for key in missing):
                 return prefix
     return None
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -22,15 +21,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from unlearning.checkpoints.headers import stored_headers
 from unlearning.checkpoints.keys import check_single, common_prefix, find_places, find_wrappers, without_wrappers
 from unlearning.checkpoints.locate import (
+    adapter_chain,
     base_of,
     check_files,
     is_adapter,
     quantization,
     read_json,
     weight_files,
-    weights_directory,
 )
 from unlearning.checkpoints.lora import merge_adapter, require_peft
 from unlearning.checkpoints.quantized import (
@@ -84,9 +84,9 @@ def load_weights(
     try:
         with without_bars(), quiet_bitsandbytes(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*pickle protocol")  # of pickles that the user allowed
-            dtypes = stored_dtypes(path, allow_pickle=allow_pickle)
-            check_stored(dtypes, method, path)
-            wrappers = find_wrappers(dtypes)
+            headers = stored_headers(path, allow_pickle=allow_pickle)
+            check_stored(headers, method, path)
+            wrappers = find_wrappers(headers)
             loaded = _read(
                 path,
                 config,
@@ -106,12 +106,13 @@ def load_weights(
     assert isinstance(model, PreTrainedModel)
     if method is None:
         check_unexpected(info["unexpected_keys"], path)
-        places = find_places(model, dtypes)
-        check_places(places, dtypes, model, path)
+        places = find_places(model, headers)
+        check_places(places, headers, model, path)
         check_single(places, path)
     # transformers only logs missing and mismatched tensors, and continues with random numbers.
     if info["missing_keys"]:
-        raise InputError(f"{path}: {missing_keys(info['missing_keys'], dtypes, model.base_model_prefix)}")
+        unexpected = find_places(model, headers).unexpected
+        raise InputError(f"{path}: {missing_keys(info['missing_keys'], unexpected, model.base_model_prefix)}")
     if info["mismatched_keys"]:
         key, in_file, in_model = sorted(info["mismatched_keys"])[0]
         raise InputError(
@@ -193,19 +194,19 @@ def _mend(error: Exception) -> str:
     return unknown if isinstance(error, ValueError) else "copy it again"
 
 
-def missing_keys(missing: Iterable[str], names: Iterable[str], base_model_prefix: str) -> str:
+def missing_keys(missing: Iterable[str], unexpected: Iterable[str], base_model_prefix: str) -> str:
     """Return in words that weights are missing; if they are there under a common prefix, name it.
 
     Args:
         missing: Keys of the model that are not on disk.
-        names: Names of the tensors on disk.
+        unexpected: Names of the tensors on disk that have no place in the model.
         base_model_prefix: Part of the model's keys that a checkpoint may leave out, such as `model`.
 
     Returns:
         The message without the directory.
     """
     missing = sorted(missing)
-    prefix = common_prefix(missing, names, base_model_prefix)
+    prefix = common_prefix(missing, unexpected, base_model_prefix)
     if prefix is not None:
         return (
             f"the names of its weights begin with {prefix}, and those of its class do not; take it off: "
@@ -215,30 +216,6 @@ def missing_keys(missing: Iterable[str], names: Iterable[str], base_model_prefix
     return (
         f"{len(missing)} missing keys in its weights, such as {missing[0]}; the files do not belong to its config.json"
     )
-
-
-def stored_dtypes(path: Path, *, allow_pickle: bool = False) -> dict[str, str]:
-    """Return the data type of every tensor of a checkpoint, as safetensors names it, without reading values.
-
-    Args:
-        path: Directory of the checkpoint.
-        allow_pickle: Read pickled weights if there are no safetensors.
-
-    Returns:
-        Data types by name on disk, such as `{"lm_head.weight": "BF16"}`.
-    """
-    dtypes: dict[str, str] = {}
-    for file in weight_files(path, allow_pickle=allow_pickle):
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as tensors:
-                dtypes |= {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
-        else:
-            pickled = torch.load(file, map_location="meta", weights_only=True)
-            dtypes |= {name: _NAMES.get(tensor.dtype, str(tensor.dtype)) for name, tensor in pickled.items()}
-    return dtypes
-
-
-_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 
 
 def _read(
@@ -350,10 +327,9 @@ def tokenizer_directory(path: Path) -> Path:
     Raises:
         InputError: There is no tokenizer.
     """
-    if any((path / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        return path
-    if is_adapter(path):
-        return tokenizer_directory(weights_directory(path))
+    for directory in adapter_chain(path):
+        if any((directory / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+            return directory
     raise InputError(f"{path}: no tokenizer; copy tokenizer.json and tokenizer_config.json beside the weights")
 
 

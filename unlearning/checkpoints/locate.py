@@ -67,9 +67,16 @@ def locate_offline(name: str | Path) -> Path | None:
         The directory; None for a hub id.
 
     Raises:
-        InputError: The name is no hub id, and no directory or built-in model has it.
+        InputError: The name is empty, no name at all, or no hub id, and no directory or built-in model has it.
     """
-    path = Path(name).expanduser()
+    if isinstance(name, str) and not name.strip():
+        raise InputError("the name is empty; give a directory, a built-in name or a hub id")
+    if len(str(name)) > _LONGEST or re.search(r"[\x00-\x1f\x7f]", str(name)):
+        raise InputError(f"{str(name)[:60]!r}: not the name of a directory, a built-in model or a hub repository")
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{name}: {error} name the checkpoint's directory") from None
     if is_directory(path):
         return path
     if is_there(path):
@@ -85,6 +92,9 @@ def locate_offline(name: str | Path) -> Path | None:
         )
     return None
 
+
+_LONGEST = 4096
+"""Characters of the longest path that a system opens."""
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^@\s]+))?")
 
@@ -178,9 +188,35 @@ def weights_directory(path: Path) -> Path:
         The directory.
 
     Raises:
-        InputError: The adapter names no base, or a base that cannot be found.
+        InputError: There is no such directory (see `adapter_chain`).
     """
-    return weights_directory(base_of(path)) if is_adapter(path) else path
+    return adapter_chain(path)[-1]
+
+
+def adapter_chain(path: Path) -> list[Path]:
+    """Find the directories that the weights of a checkpoint are in: adapters, each before its base, then a whole model.
+
+    Args:
+        path: Directory of a checkpoint or of an adapter.
+
+    Returns:
+        The directories, from `path` to the whole model; only `path` if it is no adapter.
+
+    Raises:
+        InputError: An adapter names no base, or one that cannot be found, or the adapters are each other's bases.
+    """
+    chain, seen = [path], {path.resolve()}
+    while is_adapter(chain[-1]):
+        base = base_of(chain[-1])
+        if base.resolve() in seen:
+            raise InputError(
+                f"{path}: its base is never reached: the adapters name each other "
+                f"({' -> '.join(str(part) for part in [*chain, base])}); write the whole model's name as "
+                f"base_model_name_or_path in {chain[-1] / ADAPTER_CONFIG}"
+            )
+        chain.append(base)
+        seen.add(base.resolve())
+    return chain
 
 
 def check_files(path: Path, *, allow_pickle: bool = False) -> None:
@@ -194,10 +230,9 @@ def check_files(path: Path, *, allow_pickle: bool = False) -> None:
         InputError: The configuration, the safetensors or a shard is missing, or a file is cut short (the message
             names the file).
     """
-    if is_adapter(path):
-        check_adapter(path, allow_pickle=allow_pickle)
-        check_files(base_of(path), allow_pickle=allow_pickle)
-        return
+    *adapters, path = adapter_chain(path)
+    for adapter in adapters:
+        check_adapter(adapter, allow_pickle=allow_pickle)
     quantization(read_json(path), path)
     for file in weight_files(path, allow_pickle=allow_pickle):
         if file.suffix == ".safetensors":

@@ -6,9 +6,12 @@ in `unlearning.json`, so that an adapter is never merged into another base of th
 """
 
 import copy
+import dataclasses
 import json
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unlearning.checkpoints.hashing import content_hash
-from unlearning.checkpoints.locate import ADAPTER_CONFIG, RECORD, WEIGHTS, split_revision
-from unlearning.checkpoints.quantized import quiet_bitsandbytes
+from unlearning.checkpoints.headers import read_headers
+from unlearning.checkpoints.locate import ADAPTER_CONFIG, PICKLED, RECORD, WEIGHTS, split_revision
+from unlearning.checkpoints.quantized import check_factors, quiet_bitsandbytes
 from unlearning.common.errors import InputError
 from unlearning.common.patterns import searcher
 
@@ -128,11 +132,12 @@ def restore_adapter(model: PreTrainedModel, directory: Path) -> None:
         directory: Directory of the saved adapter.
 
     Raises:
-        InputError: The saved adapter has other tensors than the model's.
+        InputError: The saved adapter has other tensors than the model's, or stores them as integers.
     """
     from peft import set_peft_model_state_dict
 
     prefix = "base_model.model."
+    check_stored_adapter(model, directory, prefix=prefix)
     tensors = {name.removeprefix(prefix): tensor for name, tensor in load_file(directory / WEIGHTS).items()}
     loaded: Any = set_peft_model_state_dict(model, tensors)
     missing = [name for name in loaded.missing_keys if ".lora_" in name]
@@ -250,20 +255,18 @@ def _tie_again(model: PreTrainedModel) -> None:
 
 
 def _merge(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrainedModel:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
     misfit = f"{path}: does not fit its base {base_path}"
-    try:
-        config = PeftConfig.from_pretrained(str(path))
-        if config.is_prompt_learning:
-            raise InputError(
-                f"{path}: a {config.peft_type} adapter changes no weights, so it cannot be merged into them"
-            )
-        config.inference_mode = True
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws values and overwrites them
-            warnings.simplefilter("ignore")  # everything that peft warns of here is refused below
-            model = PeftModel(base, config)
-            loaded = model.load_adapter(str(path), "default", torch_device="cpu")
+    config = _read_config(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # everything that peft warns of here is refused below, and ties are undone
+        with torch.random.fork_rng(devices=[]):  # peft draws values and overwrites them
+            with _in_one_line(misfit, _OTHER_BASE):
+                model = PeftModel(base, config)
+            check_stored_adapter(model, path)
+            with _in_one_line(misfit, _OTHER_BASE):
+                loaded = model.load_adapter(str(path), "default", torch_device="cpu")
         tied = _ends(base)[1] is not None and base.config.get_text_config().tie_word_embeddings
         _untie(model)
         unexpected = [key for key in loaded.unexpected_keys if not key.endswith(_TWICE)]
@@ -271,19 +274,83 @@ def _merge(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrainedMode
         if misplaced:
             raise InputError(
                 f"{misfit}: {len(loaded.missing_keys)} tensors are missing and {len(unexpected)} are not part of it, "
-                f"such as {misplaced[0]}; name the base that it was trained on"
+                f"such as {misplaced[0]}; {_OTHER_BASE}"
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tied embeddings, which are untied above
+        _check_finite(model, path)
+        with _in_one_line(f"{path}: cannot be merged into its base {base_path}", "train it without that"):
             merged: Any = model.merge_and_unload(safe_merge=True)
-        if tied:
-            _tie_again(merged)
+            if tied:
+                _tie_again(merged)
+    assert isinstance(merged, PreTrainedModel)
+    return merged
+
+
+_OTHER_BASE = f"name the base that it was trained on, or copy {ADAPTER_CONFIG} and the weights again"
+
+
+@contextmanager
+def _in_one_line(problem: str, mend: str) -> Iterator[None]:
+    """Raise every error of peft, which may be of any class, as an InputError."""
+    try:
+        yield
     except InputError:
         raise
     except Exception as error:  # peft raises RuntimeError, ValueError, TypeError, KeyError, AttributeError
-        raise InputError(f"{misfit}: {_mismatch(error)}; name the base that it was trained on") from None
-    assert isinstance(merged, PreTrainedModel)
-    return merged
+        raise InputError(f"{problem}: {_mismatch(error)}; {mend}") from None
+
+
+def _read_config(path: Path) -> Any:
+    """Read an adapter's configuration, and check what peft does not."""
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    file = path / ADAPTER_CONFIG
+    kind = json.loads(file.read_text(encoding="utf-8")).get("peft_type")
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise InputError(
+            f"{file}: peft_type must be a kind of adapter that the installed peft knows, such as LORA, got {kind!r}; "
+            "copy it again, or install a newer peft"
+        )
+    with _in_one_line(f"{file}: peft cannot read it", "copy it again"):
+        config = PeftConfig.from_pretrained(str(path))
+    if config.is_prompt_learning:
+        raise InputError(f"{path}: a {config.peft_type} adapter changes no weights, so it cannot be merged into them")
+    for field in dataclasses.fields(config):
+        value, is_number = getattr(config, field.name), type(field.default) in (int, float)
+        optional = value is None and ("None" in str(field.type) or "Optional" in str(field.type))
+        if is_number and not optional and not (type(value) in (int, float) and math.isfinite(value)):
+            raise InputError(f"{file}: {field.name} must be a number, got {value!r}; copy it again")
+    config.inference_mode = True
+    return config
+
+
+def check_stored_adapter(model: Any, path: Path, *, prefix: str = "") -> None:
+    """Check that the weights of a saved adapter are stored as floats of 16 bits or more, before they are read.
+
+    Args:
+        model: Model with the same adapter, whatever its values: it says which tensors are floats.
+        path: Directory of the saved adapter.
+        prefix: What the names on disk begin with, and those in the model do not.
+
+    Raises:
+        InputError: A weight is stored as an integer or an 8-bit float.
+    """
+    from peft import get_peft_model_state_dict
+
+    inside = get_peft_model_state_dict(model, save_embedding_layers=False)
+    wanted = {f"{prefix}{name}": tensor for name, tensor in inside.items()}
+    file = path / WEIGHTS
+    check_factors(read_headers(file if file.is_file() else path / PICKLED), wanted, path)
+
+
+def _check_finite(model: Any, path: Path) -> None:
+    from peft import get_peft_model_state_dict
+
+    for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+        if not tensor.isfinite().all():
+            raise InputError(
+                f"{path}: the adapter's tensor {name} holds a value that is not finite; copy it again, or train it anew"
+            )
 
 
 def _mismatch(error: Exception) -> str:

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from unlearning.checkpoints.headers import Header
 from unlearning.checkpoints.keys import Places
 from unlearning.checkpoints.locate import UNQUANTIZED
 from unlearning.common.errors import InputError
@@ -30,30 +32,30 @@ _QUANTIZES = re.compile(
 """Names of tensors that only a quantized checkpoint has, such as scales."""
 
 
-def check_stored(dtypes: Mapping[str, str], method: str | None, path: Path) -> None:
+def check_stored(headers: Mapping[str, Header], method: str | None, path: Path) -> None:
     """Check that the data types on disk are those that the configuration announces.
 
     Args:
-        dtypes: Data type of every tensor on disk, by name.
+        headers: Header of every tensor on disk, by name.
         method: Quantization method in the configuration; None for plain weights.
         path: Directory of the checkpoint, for messages.
 
     Raises:
         InputError: The configuration states a quantization, and all tensors are plain.
     """
-    if method is not None and all(dtype in FLOATS for dtype in dtypes.values()):
+    if method is not None and all(header.dtype in FLOATS for header in headers.values()):
         raise InputError(
             f"{path}: its config.json says that the weights are quantized ({method}), and none is; remove "
             "quantization_config there"
         )
 
 
-def check_places(places: Places, dtypes: Mapping[str, str], model: PreTrainedModel, path: Path) -> None:
+def check_places(places: Places, headers: Mapping[str, Header], model: PreTrainedModel, path: Path) -> None:
     """Check that no tensor of integers or of 8-bit floats stands in the place of a parameter.
 
     Args:
         places: Places of the tensors in the model.
-        dtypes: Data type of every tensor on disk, by name, as safetensors names it.
+        headers: Header of every tensor on disk, by name.
         model: The model, as its configuration without a quantization describes it.
         path: Directory of the checkpoint, for messages.
 
@@ -62,12 +64,33 @@ def check_places(places: Places, dtypes: Mapping[str, str], model: PreTrainedMod
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     pairs = [*((name, key) for key, name in places.stored.items()), *places.converted.items()]
-    wrong = sorted(name for name, key in pairs if key in parameters and dtypes[name] not in FLOATS)
+    wrong = sorted(name for name, key in pairs if key in parameters and headers[name].dtype not in FLOATS)
     if wrong:
         raise InputError(
             f"{path}: {len(wrong)} of its weights are stored as integers or 8-bit floats ({wrong[0]}: "
-            f"{dtypes[wrong[0]]}), and its config.json states no quantization; {UNQUANTIZED}"
+            f"{headers[wrong[0]].dtype}), and its config.json states no quantization; {UNQUANTIZED}"
         )
+
+
+def check_factors(headers: Mapping[str, Header], wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Check that an adapter's weights are stored as floats of 16 bits or more: no configuration states their scales.
+
+    Args:
+        headers: Header of every tensor on disk, by name.
+        wanted: The adapter's tensors under their names on disk; those that are no floats may be stored as integers.
+        path: Directory of the adapter, for messages.
+
+    Raises:
+        InputError: A weight is stored as something else, or there are scales of quantized weights.
+    """
+    integers = {name for name, tensor in wanted.items() if not tensor.is_floating_point()}
+    wrong = sorted(name for name, header in headers.items() if header.dtype not in FLOATS and name not in integers)
+    if wrong:
+        raise InputError(
+            f"{path}: {len(wrong)} of the adapter's weights are stored as integers or 8-bit floats ({wrong[0]}: "
+            f"{headers[wrong[0]].dtype}), and nothing states their scales; {UNQUANTIZED}"
+        )
+    _check_no_scales(headers.keys() - wanted.keys(), path)
 
 
 def check_unexpected(names: Iterable[str], path: Path) -> None:
@@ -81,16 +104,20 @@ def check_unexpected(names: Iterable[str], path: Path) -> None:
         InputError: A tensor belongs to quantized weights or to an adapter that was not merged.
     """
     names = sorted(names)
-    scales = [name for name in names if _QUANTIZES.search(name)]
-    if scales:
-        raise InputError(
-            f"{path}: its weights are quantized ({scales[0]}), and its config.json does not say how; {UNQUANTIZED}"
-        )
+    _check_no_scales(names, path)
     adapters = [name for name in names if ".lora_" in name or ".base_layer." in name]
     if adapters:
         raise InputError(
             f"{path}: holds an adapter that is not merged into its weights ({adapters[0]}); merge it (peft's "
             "merge_and_unload) and save that"
+        )
+
+
+def _check_no_scales(names: Iterable[str], path: Path) -> None:
+    scales = sorted(name for name in names if _QUANTIZES.search(name))
+    if scales:
+        raise InputError(
+            f"{path}: its weights are quantized ({scales[0]}), and its configuration does not say how; {UNQUANTIZED}"
         )
 
 

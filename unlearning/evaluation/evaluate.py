@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from unlearning.common.errors import InputError
+from unlearning.checkpoints.locate import locate_offline
+from unlearning.common.errors import InputError, naming
 from unlearning.common.runs import is_run
 from unlearning.evaluation import harness
 from unlearning.evaluation.catalogue import settings_of
@@ -81,6 +82,10 @@ def evaluate(
         raise InputError("`control` and `control_result` both give the control's numbers. Give one of them.")
     if control_result is not None and not is_run(Path(control_result)):
         raise InputError(f"`control_result` must be a run directory, got {control_result} (no run.json in it)")
+    for role, name in (("model", model), ("control", named)):
+        if isinstance(name, str | Path):
+            with naming(role):
+                locate_offline(name)  # before the benchmark's data are read
     runtime = Runtime(device, dtype, allow_pickle, trust_remote_code, batch_size)
     if isinstance(benchmark, str):
         prepare = settings_of(benchmark, options).open(runtime)

@@ -15,7 +15,7 @@ from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.load import load_tokenizer, load_weights, tokenizer_directory
 from unlearning.checkpoints.locate import RECORD, check_files, locate_checkpoint, resolved_name
 from unlearning.checkpoints.quantized import check_plain
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, naming
 from unlearning.methods import get_method
 from unlearning.objectives.combination import Bilevel
 from unlearning.options import TrainOptions, resolve_options
@@ -264,7 +264,8 @@ def _recorded(record: dict[str, Any]) -> dict[str, Any]:
 def _tokenizer_files(model: str | Path | PreTrainedModel, *, allow_pickle: bool) -> Path:
     """Return the directory of a model's tokenizer; check the model's files first, if it is not loaded yet."""
     if not isinstance(model, PreTrainedModel):
-        path = locate_checkpoint(model)
+        with naming("model"):
+            path = locate_checkpoint(model)
         check_files(path, allow_pickle=allow_pickle)
     else:
         path = Path(str(model.name_or_path))

@@ -1,6 +1,8 @@
 """Adapters as other programs write them: each computes what peft computes, or is refused."""
 
+import copy
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -8,15 +10,27 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from torch import Tensor
+from peft import (
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    PeftConfig,
+    ShiraConfig,
+    VeraConfig,
+    get_peft_model,
+)
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel
 
+from dissect.models.model import load_model
 from tests.unlearning.checkpoints.adapters import TOKENS, copied, logits, refused, rewritten, save_base, train_adapter
 from tests.unlearning.helpers import build_tiny_llama
-from unlearning.checkpoints.load import load_weights
-from unlearning.checkpoints.locate import base_of, is_adapter
-from unlearning.checkpoints.lora import add_adapter, save_adapter
+from unlearning.checkpoints.load import load_tokenizer, load_weights
+from unlearning.checkpoints.locate import adapter_chain, base_of, check_files, is_adapter, weights_directory
+from unlearning.checkpoints.lora import add_adapter, restore_adapter, save_adapter
+from unlearning.common.errors import InputError
 
 
 def trained_by_peft(directory: Path, base: Path, *, resize: int | None = None, **options: Any) -> Tensor:
@@ -153,3 +167,160 @@ def test_the_base_of_an_adapter_keeps_its_revision(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("unlearning.checkpoints.locate._download", lambda name: asked.append(name) or base)
     assert base_of(tmp_path / "hub") == base
     assert asked == [f"owner/name@{commit}"]
+
+
+QUERIES = {"target_modules": ["q_proj"]}
+
+
+def saved_by_peft(directory: Path, base: Path, config: PeftConfig) -> nn.Module:
+    """Save an adapter of any kind with random weights; return the model with it, not merged."""
+    config.base_model_name_or_path = str(base)
+    torch.manual_seed(1)
+    model = get_peft_model(load_weights(base), config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.1 * torch.randn_like(weight))
+    model.eval().save_pretrained(directory)
+    return model
+
+
+def stored_as(path: Path, dtype: torch.dtype, *, pickled: bool = False, only: str = "") -> Path:
+    """Store the floats of an adapter in another data type."""
+    file = path / "adapter_model.safetensors"
+    tensors = {
+        name: (50 * tensor).to(dtype) if tensor.is_floating_point() and only in name else tensor
+        for name, tensor in load_file(file).items()
+    }
+    if pickled:
+        file.unlink()
+        torch.save(tensors, path / "adapter_model.bin")
+    else:
+        save_file(tensors, file, metadata={"format": "pt"})
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing", "ignore:.*save_projection")
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.int32], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["norm"]),
+        LoraConfig(r=4, target_modules=["q_proj"], use_dora=True),
+        LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[5, 6]),
+        IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        LoHaConfig(r=4, **QUERIES),
+        LoKrConfig(r=4, **QUERIES),
+        VeraConfig(r=4, **QUERIES),
+        ShiraConfig(r=4, **QUERIES),
+    ],
+    ids=["lora", "dora", "tokens", "ia3", "loha", "lokr", "vera", "shira"],
+)
+def test_an_adapter_of_integers_is_refused(config: PeftConfig, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Whatever its kind: SHiRA alone stores integers of its own, the indices of its weights."""
+    base = save_base(tmp_path / "base")
+    saved_by_peft(tmp_path / "adapter", base, copy.deepcopy(config))
+    message = refused(stored_as(tmp_path / "adapter", dtype))
+    assert "of the adapter's weights are stored as integers or 8-bit floats (base_model.model." in message
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
+@pytest.mark.parametrize("config", [ShiraConfig(r=4, **QUERIES), LoKrConfig(r=4, **QUERIES)], ids=["shira", "lokr"])
+def test_other_kinds_of_adapters_compute_what_peft_computes(config: PeftConfig, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    trained = saved_by_peft(tmp_path / "adapter", base, copy.deepcopy(config))
+    torch.testing.assert_close(logits(load_weights(tmp_path / "adapter")), logits(trained), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("only", ["lora_A", "layers.1.self_attn.v_proj.lora_B"])
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickled"])
+def test_a_part_of_an_adapter_in_integers_is_refused(
+    only: str, pickled: bool, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path = stored_as(copied(pair[1], tmp_path / "adapter"), torch.int8, pickled=pickled, only=only)
+    assert "stored as integers or 8-bit floats" in refused(path, allow_pickle=True)
+    resumed = load_weights(pair[0])
+    add_adapter(resumed, rank=4, alpha=8)
+    restore_adapter(resumed, pair[1])
+    with pytest.raises(InputError, match="stored as integers or 8-bit floats"):
+        restore_adapter(resumed, stored_as(copied(pair[1], tmp_path / "saved"), torch.int8, only=only))
+
+
+def test_half_precision_and_scales_beside_an_adapter(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    half = stored_as(copied(pair[1], tmp_path / "half"), torch.bfloat16)
+    assert not torch.equal(logits(load_weights(half)), logits(load_weights(pair[1])))
+    scaled = copied(pair[1], tmp_path / "scaled")
+    tensors = load_file(scaled / "adapter_model.safetensors")
+    name = next(iter(tensors))
+    save_file(tensors | {f"{name}_scale": torch.ones(1)}, scaled / "adapter_model.safetensors")
+    assert f"its weights are quantized ({name}_scale)" in refused(scaled)
+
+
+@pytest.mark.parametrize(
+    ("changes", "phrase"),
+    [
+        ({"lora_alpha": "8"}, "lora_alpha must be a number, got '8'"),
+        ({"lora_alpha": None}, "lora_alpha must be a number, got None"),
+        ({"lora_alpha": True}, "lora_alpha must be a number, got True"),
+        ({"lora_alpha": float("nan")}, "lora_alpha must be a number, got nan"),
+        ({"lora_alpha": float("inf")}, "lora_alpha must be a number, got inf"),
+        ({"lora_alpha": [8]}, r"lora_alpha must be a number, got \[8\]"),
+        ({"r": "4"}, "r must be a number, got '4'"),
+        ({"lora_dropout": {}}, "lora_dropout must be a number"),
+        ({"peft_type": "FOO"}, "peft_type must be a kind of adapter that the installed peft knows.*got 'FOO'"),
+        ({"peft_type": None}, "peft_type must be.*got None"),
+        ({"peft_type": [1]}, r"peft_type must be.*got \[1\]"),
+        ({"lora_bias": True}, "lora_B.*bias"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_in_an_adapters_configuration_is_named(
+    changes: dict[str, Any], phrase: str, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path = copied(pair[1], tmp_path / "adapter")
+    rewritten(path, **changes)
+    message = refused(path)
+    assert re.search(phrase, message) and message.startswith(str(path))
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing", "ignore:.*lora_bias", "ignore:Adapter 'default'")
+def test_a_bias_that_cannot_be_merged_is_no_fault_of_the_base(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    saved_by_peft(tmp_path / "adapter", base, LoraConfig(r=4, lora_bias=True, **QUERIES))
+    message = refused(tmp_path / "adapter")
+    assert "cannot be merged into its base" in message and "`lora_bias=True`" in message
+    assert "name the base" not in message
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_adapters_that_name_each_other_are_refused(length: int, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    paths = [copied(pair[1], tmp_path / f"adapter{number}") for number in range(length)]
+    for path, base in zip(paths, [*paths[1:], paths[0]], strict=True):
+        rewritten(path, base_model_name_or_path=str(base))
+    entry = copied(pair[1], tmp_path / "entry")  # leads into the circle without being part of it
+    rewritten(entry, base_model_name_or_path=str(paths[0]))
+    for path in (entry, paths[0]):
+        for read in (check_files, weights_directory, load_weights, load_tokenizer, load_model):
+            with pytest.raises(InputError) as error:
+                read(path)  # type: ignore[operator]
+            message = str(error.value)
+            assert "the adapters name each other" in message and "\n" not in message
+            assert all(str(part) in message for part in paths)
+
+
+def test_a_chain_of_adapters_ends_at_the_whole_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each adds its own change; the tokenizer is that of the nearest directory that has one."""
+    base, first = pair
+    chain = [base]
+    for number in range(3):
+        chain.append(copied(first, tmp_path / f"adapter{number}"))
+        rewritten(chain[-1], base_model_name_or_path=str(chain[-2]))
+    assert adapter_chain(chain[-1]) == chain[::-1]
+    assert weights_directory(chain[-1]) == base
+    tokenizer = load_tokenizer(base)
+    tokenizer.add_tokens(["<between>"])
+    tokenizer.save_pretrained(chain[1])
+    assert "<between>" in load_tokenizer(chain[-1]).get_vocab()
+    plain, once, thrice = (load_weights(path).state_dict() for path in (base, first, chain[-1]))
+    for name, weight in plain.items():
+        torch.testing.assert_close(thrice[name], weight + 3 * (once[name] - weight), atol=1e-5, rtol=1e-5)

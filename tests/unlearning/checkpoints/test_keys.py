@@ -14,7 +14,7 @@ from dissect.models.model import load_model
 from tests.unlearning.checkpoints.adapters import BUILDERS, logits, refused, save_base
 from tests.unlearning.helpers import build_tiny_llama
 from unlearning.checkpoints.hashing import content_hash
-from unlearning.checkpoints.keys import INSERTED, OUTERMOST, find_wrappers, without_wrappers
+from unlearning.checkpoints.keys import INSERTED, OUTERMOST, common_prefix, find_wrappers, without_wrappers
 from unlearning.checkpoints.load import load_weights
 from unlearning.common.errors import InputError
 
@@ -84,6 +84,37 @@ def test_an_unknown_prefix_is_named(tmp_path: Path, tokenizer: PreTrainedTokeniz
     assert "begin with net." in refused(bare)
     renamed(path, {"student.lm_head.weight": "head.weight"})  # only some are there
     assert "missing keys in its weights" in refused(path)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ["model.norm.weight"],
+        ["model.layers.1.self_attn.o_proj.weight"],
+        ["lm_head.weight", "model.embed_tokens.weight"],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["in memory", "streamed"])
+def test_missing_weights_are_not_taken_for_a_prefix(
+    lost: list[str], stream: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Names of other tensors end like theirs: `model.layers.0.input_layernorm.weight` like `norm.weight`."""
+    path = save_base(tmp_path / "model")
+    tokenizer.save_pretrained(path)
+    tensors = load_file(path / "model.safetensors")
+    for name in lost:
+        del tensors[name]
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"{len(lost)} missing keys in its weights, such as {lost[0]}"):
+        load_model(path, device="cpu", stream=stream)
+
+
+@given(lost=st.sets(st.sampled_from(NAMES), min_size=1), extra=st.sets(st.sampled_from(NAMES)))
+def test_a_prefix_is_whole_parts_of_names_without_a_place(lost: set[str], extra: set[str]) -> None:
+    assert common_prefix(lost, set(), "model") is None
+    assert common_prefix(lost, {f"x{name}" for name in lost}, "") is None
+    assert common_prefix(lost, {f"a.b.{name}" for name in lost | extra}, "model") == "a.b."
 
 
 def test_a_plain_checkpoint_is_read_without_a_word(tmp_path: Path) -> None:

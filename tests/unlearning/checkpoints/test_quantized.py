@@ -168,7 +168,7 @@ def test_a_dequantized_model_trains_and_saves_as_any_other(quantized: dict[str, 
     ("change", "phrase"),
     [
         (to_int8, r"14 of its weights are stored as integers or 8-bit floats \(model\.layers\.0\.\S+: I8\)"),
-        (with_scales, r"its weights are quantized \(model\.layers\.0\.\S+_scale\), and its config.json does not say"),
+        (with_scales, r"its weights are quantized \(model\.layers\.0\.\S+_scale\), and its configuration does not say"),
         (only_scales, r"its weights are quantized \(model\.layers\.0\.mlp\.up_proj\.weight_scale\)"),
         (to_fp8, "its weights are quantized"),
         (lambda tensors: {**tensors, "model.norm.weight": torch.ones(32, dtype=torch.int64)}, "norm.weight: I64"),

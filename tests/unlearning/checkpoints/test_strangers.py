@@ -11,11 +11,13 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from dissect.cli import main as dissect
 from dissect.models.model import load_model
-from tests.unlearning.checkpoints.adapters import logits, refused, save_base
+from tests.unlearning.checkpoints.adapters import copied, logits, refused, rewritten, save_base
 from tests.unlearning.helpers import build_tiny_llama
 from unlearning.checkpoints.load import load_tokenizer, load_weights
 from unlearning.checkpoints.locate import check_files, locate_checkpoint, locate_offline, resolved_name, split_revision
+from unlearning.cli import main as unlearn
 from unlearning.common.errors import InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -87,6 +89,60 @@ def test_names_of_nothing_are_refused_without_the_hub(name: str, monkeypatch: py
     monkeypatch.setattr("unlearning.checkpoints.locate._download", lambda name: pytest.fail(f"asked the hub: {name}"))
     with pytest.raises(InputError, match=name.partition(":")[0].removeprefix(".")):
         locate_checkpoint(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "  ",
+        "a" * 300,
+        "a" * 5000,
+        "./" + "a" * 300,
+        "a\0b",
+        "/gone\n/x",
+        "\x1b[31m",
+        "~nobody/x",
+        "a/" * 3000,
+    ],
+    ids=lambda name: ascii(name[:12]),
+)
+def test_names_that_no_system_takes_are_refused(
+    name: str, tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a model's name, and as the base that an adapter names."""
+    monkeypatch.setattr("unlearning.checkpoints.locate._download", lambda name: pytest.fail(f"asked the hub: {name}"))
+    monkeypatch.chdir(tmp_path)
+    adapter = copied(pair[1], tmp_path / "adapter")
+    rewritten(adapter, base_model_name_or_path=name)
+    for read in (lambda: locate_checkpoint(name), lambda: check_files(adapter)):
+        with pytest.raises(InputError) as error:
+            read()
+        assert str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["", "a" * 5000, "a\0b"], ids=lambda name: ascii(name[:12]))
+def test_commands_name_the_flag_of_an_impossible_name(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = tmp_path / "records.json"
+    records.write_text('[{"prompt": "Who?", "answer": "Ada"}]')
+    commands = {
+        "--base": (dissect, ["patch", "--base", name, "--unlearned", "demo:npo", "--data", str(records)]),
+        "--unlearned": (dissect, ["patch", "--base", "demo:base", "--unlearned", name, "--data", str(records)]),
+        "--model": (unlearn, ["train", "ga", "--model", name, "--forget", str(records)]),
+        "--model (eval)": (unlearn, ["eval", "quality", "--model", name, "--prompts", str(records)]),
+        "--control (eval)": (
+            unlearn,
+            ["eval", "quality", "--model", "demo:npo", "--control", name, "--prompts", str(records)],
+        ),
+    }
+    for flag, (main, arguments) in commands.items():
+        with pytest.raises(SystemExit) as exit_:
+            main([*arguments, "--out", str(tmp_path / "out")])
+        said = capsys.readouterr().err
+        assert exit_.value.code == 2 and len(said.strip().splitlines()) == 1
+        assert flag.partition(" ")[0] in said, said
 
 
 @pytest.mark.parametrize(
