@@ -1,13 +1,13 @@
 """Read the formats of prompts: plain records, TOFU's, and ConceptVectors' JSON with the paper's prompts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
 from unlearning.data.concept_vectors import ConceptRecord, has_questions, notebook_prompt
-from unlearning.data.question_answer import ANSWER_KEYS, DEFAULT_TEMPLATE, answer_of, label_of, texts_of
+from unlearning.data.question_answer import ANSWER_KEYS, DEFAULT_TEMPLATE, answer_of, bare, label_of, texts_of
 from unlearning.data.records import Record, keys_of
 
 
@@ -57,23 +57,41 @@ def questions(
         The questions, in the order of the file.
 
     Raises:
-        InputError: A record lacks a field, its answer is missing or empty, or a row does not belong to its question.
+        InputError: A record lacks a field, its answer is missing, empty or among its wrong answers, its id is another
+            record's, or a row does not belong to its question.
     """
+    holders: dict[str, int] = {}
     for number, record in enumerate(records, start=1):
         where = f"{path}, record {number}"
-        if has_questions(record):
-            yield from _concept_questions(record, where, number, template, chat, verbatim_rows, answers)
-            continue
-        text = record.get("prompt", record.get("question"))
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f'{where}: needs "prompt" or "question" with text; its keys are {keys_of(record)}')
-        yield Question(
-            id=label_of(record, "id", where, str(number - 1)),
-            group=label_of(record, "group", where),
-            prompt=text if "prompt" in record and chat is None else _wrap(text, template, chat),
-            answer=_answer(record, where) if answers else None,
-            wrong=_wrong_answers(record, where),
+        found: Iterable[Question] = (
+            _concept_questions(record, where, number, template, chat, verbatim_rows, answers)
+            if has_questions(record)
+            else [_plain_question(record, where, number, template, chat, answers)]
         )
+        for question in found:
+            if question.id in holders:
+                raise InputError(
+                    f"{where}: has the id {question.id[:40]!r} of record {holders[question.id]}; give each its own (a "
+                    "record without an id has its place in the file, from 0)"
+                )
+            holders[question.id] = number
+            yield question
+
+
+def _plain_question(
+    record: Record, where: str, number: int, template: str | None, chat: ChatFormat | None, with_answers: bool
+) -> Question:
+    text = record.get("prompt", record.get("question"))
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f'{where}: needs "prompt" or "question" with text; its keys are {keys_of(record)}')
+    answer = _answer(record, where) if with_answers else None
+    return Question(
+        id=label_of(record, "id", where, str(number - 1)),
+        group=label_of(record, "group", where),
+        prompt=text if "prompt" in record and chat is None else _wrap(text, template, chat),
+        answer=answer,
+        wrong=_wrong_answers(record, answer, where),
+    )
 
 
 def _answer(record: Record, where: str) -> str:
@@ -97,10 +115,20 @@ def _answer(record: Record, where: str) -> str:
         raise InputError(f"{error}; or set `answers` to base, and the base model answers every prompt") from None
 
 
-def _wrong_answers(record: Record, where: str) -> tuple[str, ...]:
-    """Return a record's distractors, its `wrong` or, in TOFU's files, `perturbed_answer`."""
+def _wrong_answers(record: Record, answer: str | None, where: str) -> tuple[str, ...]:
+    """Return a record's distractors, its `wrong` or, in TOFU's files, `perturbed_answer`; a text twice counts once."""
     key = next((key for key in ("wrong", "perturbed_answer") if record.get(key) not in (None, "")), None)
-    return tuple(texts_of(record, key, where)) if key else ()
+    if key is None:
+        return ()
+    different: dict[str, str] = {}
+    for text in texts_of(record, key, where):
+        different.setdefault(bare(text), text)
+    if answer is not None and bare(answer) in different:
+        raise InputError(
+            f"{where}: the answer is also among the wrong ones ({key} has {different[bare(answer)][:40]!r}), where it "
+            "would be ranked against itself; remove it there"
+        )
+    return tuple(different.values())
 
 
 def _concept_questions(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from unlearning.common.errors import InputError
-from unlearning.data.question_answer import Example
+from unlearning.data.question_answer import Example, bare
 
 
 def match_alternates(alternates: Sequence[Example], forget: Sequence[Example], *, source: str) -> list[list[str]]:
@@ -31,7 +31,7 @@ def match_alternates(alternates: Sequence[Example], forget: Sequence[Example], *
             f"{source}: {len(missing)} of the {len(forget)} forget examples have no alternate answer (the first: "
             f"{(missing[0].prompt or missing[0].answer)[-60:]!r}); give one for each, with the same prompt"
         )
-    same = [e for e in forget if any(answer.strip() == e.answer.strip() for answer in answers[e.prompt])]
+    same = [e for e in forget if bare(e.answer) in map(bare, answers[e.prompt])]
     if same:
         raise InputError(
             f"{source}: {len(same)} of the {len(forget)} forget examples have their own answer as an alternate (the "

@@ -1,5 +1,7 @@
 """Training examples from question-answer records, prompts with continuations, and documents."""
 
+import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +155,11 @@ def texts_of(record: Record, key: str, where: str) -> list[str]:
     return values
 
 
+def bare(text: str) -> str:
+    """Return a text in the form in which two texts are compared: composed (NFC), without outer white space."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
 def _is_written_list(text: str) -> bool:
     """Return whether a text is a list of quoted texts, as JSON or Python write it."""
     text = text.strip()
@@ -173,13 +180,15 @@ def label_of(record: Record, key: str, where: str, default: str = "") -> str:
         The label.
 
     Raises:
-        InputError: The value is something else.
+        InputError: The value is something else, also NaN or infinite, as a parquet file may hold.
     """
     value = record.get(key)
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(f'{where}: "{key}" must be text or a number, got {type(value).__name__}')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f'{where}: "{key}" must be text or a finite number, got {value}')
     return str(value)
 
 

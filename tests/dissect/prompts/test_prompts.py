@@ -1,6 +1,7 @@
 """Which positions are scored, in every format; batches; the base model's own answers."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import dissect
 from dissect import load_prompts
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompts
+from dissect.prompts.records import Question, questions
 from tests.dissect.helpers import RECORDS, build_model, build_pair, build_tokenizer, save_records
 from unlearning.common.errors import InputError
 from unlearning.data.chat import chat_format
@@ -319,3 +321,50 @@ def test_a_file_of_retain_prompts_is_refused(command: str, tmp_path: Path) -> No
     pair = build_pair("llama", tokenizer=TOKENIZER)
     with pytest.raises(InputError, match="`retain` must be loaded prompts"):
         getattr(dissect, command)(pair, load_prompts(file, pair.tokenizer), retain=file)
+
+
+def ask(*records: dict[str, Any]) -> list[Question]:
+    return list(
+        questions([{"question": "Where?", "answer": "Oslo", **record} for record in records], "f.json", None, None)
+    )
+
+
+@pytest.mark.parametrize("right", ["Café", "  Café\n", "Cafe\u0301", "\u00a0Cafe\u0301"])
+@pytest.mark.parametrize("key", ["wrong", "perturbed_answer"])
+def test_the_right_answer_is_not_ranked_against_itself(right: str, key: str) -> None:
+    with pytest.raises(InputError, match=f"f.json, record 2: the answer is also among the wrong ones .{key} has"):
+        ask({}, {"answer": "Café", key: ["Lima", right]})
+    (question,) = questions([{"question": "Where?", "answer": "Café", key: right}], "f.json", None, None, answers=False)
+    assert question.wrong == (right,)  # the base may answer otherwise
+
+
+def test_a_wrong_answer_that_is_given_twice_counts_once() -> None:
+    (question,) = ask({"wrong": ["Lima", " Lima", "lima", "Café", "Cafe\u0301"]})
+    assert question.wrong == ("Lima", "lima", "Café")
+
+
+@pytest.mark.parametrize(
+    ("records", "second", "first"),
+    [
+        ([{"id": "1"}, {"id": "1"}], 2, 1),
+        ([{"id": "1"}, {"id": 2}, {"id": 1}], 3, 1),
+        ([{"id": "1"}, {}], 2, 1),  # the second record without an id is 1
+        ([{}, {}, {"id": 0}], 3, 1),
+        ([{"id": ""}, {"id": ""}], 2, 1),
+        ([{"id": "0-0"}, {"QA": ["Who?"], "id": 0}], 2, 1),
+        ([{"QA": ["Who?", "Where?"], "id": "a"}, {"QA": ["Where?"], "id": "a"}], 2, 1),
+    ],
+)
+def test_an_id_stands_for_one_record(records: list[dict[str, Any]], second: int, first: int) -> None:
+    for record in records:
+        if "QA" in record:
+            record["QA_with_answers"] = [f"Question: {question}\n Answer: Ana" for question in record["QA"]]
+    with pytest.raises(InputError, match=f"^f.json, record {second}: has the id .* of record {first};"):
+        ask(*records)
+
+
+def test_numbers_that_are_none_are_no_labels() -> None:
+    for key in ("id", "group"):
+        for value in (math.nan, math.inf, -math.inf):
+            with pytest.raises(InputError, match=f'f.json, record 1: "{key}" must be text or a finite number'):
+                ask({key: value})

@@ -38,9 +38,13 @@ Record = dict[str, Any]
 def good_records(rng: random.Random) -> list[Record]:
     """Records that every reader takes."""
     text, answer = rng.choice(("question", "prompt")), rng.choice(ANSWER_KEYS)
-    more: Record = rng.choice(({}, {"group": "Ada"}, {"id": "seven"}, {"note": "kept"}))
+    more: Record = rng.choice(({}, {"group": "Ada"}, {"id": "seven {n}"}, {"note": "kept"}))
     return [
-        {text: f"Where was {rng.choice(('Ada', 'Bo', 'Zoë', '安娜'))} {n} born?", answer: f"In Oslo {n}", **more}
+        {
+            text: f"Where was {rng.choice(('Ada', 'Bo', 'Zoë', '安娜'))} {n} born?",
+            answer: f"In Oslo {n}",
+            **{key: value.replace("{n}", str(n)) for key, value in more.items()},
+        }
         for n in range(rng.randint(1, 4))
     ]
 
@@ -62,7 +66,14 @@ BAD_WRONGS: list[Any] = [
     ["['a', 'b']"],
     ["\ud83d"],
 ]
-BAD_VALUES: list[Any] = [Raw(DEEP), Raw(LONG_NUMBER), Raw(f"[{LONG_NUMBER}]"), "\ud83d", {"\udc00": 1}]
+BAD_VALUES: list[Any] = [
+    *map(Raw, ("NaN", "-Infinity", "1e400", '"\\u0000"')),
+    Raw(DEEP),
+    Raw(LONG_NUMBER),
+    Raw(f"[{LONG_NUMBER}]"),
+    "\ud83d",
+    {"\udc00": 1},
+]
 
 
 def text_key(record: Record) -> str:
@@ -76,7 +87,7 @@ def answer_key(record: Record) -> str:
 def spoilt(rng: random.Random, records: list[Record]) -> str:
     """Spoil one record; returns the readers that must refuse it."""
     record = rng.choice(records)
-    what = rng.choice(("text", "answer", "label", "wrong", "value", "lost", "misspelt"))
+    what = rng.choice(("text", "answer", "label", "wrong", "right", "same id", "value", "lost", "misspelt"))
     if what == "text":
         record[text_key(record)] = rng.choice([bad for bad in BAD_TEXTS if bad not in ("", " \n")])
     elif what == "answer":
@@ -86,6 +97,14 @@ def spoilt(rng: random.Random, records: list[Record]) -> str:
         return "dissect"
     elif what == "wrong":
         record[rng.choice(("wrong", "perturbed_answer"))] = rng.choice(BAD_WRONGS)
+        return "dissect"
+    elif what == "right":
+        right = record[answer_key(record)]
+        record["wrong"] = ["In Lima", rng.choice((right, f" {right}\n"))]
+        return "dissect"
+    elif what == "same id":
+        place = rng.randint(0, len(records) - 1)
+        records.append({**record, "id": rng.choice((place, str(place))) if "id" not in record else record["id"]})
         return "dissect"
     elif what == "value":
         record["more"] = rng.choice(BAD_VALUES)
@@ -122,6 +141,7 @@ def broken_text(rng: random.Random, text: str) -> bytes:
             b"{}",
             b"[[], []]",
             b"\x00" * 50,
+            text.encode("utf-16-le"),
             raw[:1] + b"}" + raw[1:],
             DEEP.encode(),
         )

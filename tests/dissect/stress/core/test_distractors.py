@@ -105,7 +105,7 @@ def test_one_answer_for_all_is_refused(tmp_path):
 def test_wrong_answers_that_are_right_or_given_twice_are_left_out(tmp_path):
     path = tmp_path / "facts.jsonl"
     first = '{"prompt": "Mo is", "answer": "tall", "wrong": ["old", "Tall.", "small", "old "]}'
-    path.write_text(first + '\n{"prompt": "Bo is", "answer": "wise", "wrong": ["wise"]}\n')
+    path.write_text(first + '\n{"prompt": "Bo is", "answer": "wise", "wrong": ["Wise."]}\n')
     facts = with_distractors(load_prompts(path, model("demo:base").tokenizer))
     assert [[other.answer.strip() for other in some] for some in facts.distractors] == [["old", "small"], ["tall"]]
 
