@@ -14,6 +14,12 @@ from unlearning.data.chat import DEFAULT_CHAT_DATE
 
 T = TypeVar("T")
 
+MAX_WHOLE = 10**9
+"""Largest whole number that an option takes unless it says otherwise."""
+
+MAX_NUMBER = 1e30
+"""Largest other number; products of larger ones overflow float32, in which models are trained."""
+
 
 def option(
     default: Any,
@@ -21,6 +27,7 @@ def option(
     *,
     source: str = "",
     minimum: float | None = None,
+    maximum: float | None = None,
     above: float | None = None,
     below: float | None = None,
 ) -> Any:
@@ -31,13 +38,15 @@ def option(
         help: What the user sets, in one line, for `unlearn methods`.
         source: Paper or code that the default comes from.
         minimum: Smallest value that is allowed.
+        maximum: Largest value that is allowed; None for `MAX_WHOLE` or `MAX_NUMBER`.
         above: Value that the option must exceed.
         below: Value that the option must stay below.
 
     Returns:
         The dataclass field.
     """
-    metadata = {"help": help, "source": source, "minimum": minimum, "above": above, "below": below}
+    bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
+    metadata = {"help": help, "source": source, **bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -74,7 +83,9 @@ class TrainOptions:
     train_parameters: str | None = option(
         None, "regular expression of the parameters to train (none: the method's default)"
     )
-    lora_rank: int = option(0, "rank of a LoRA adapter to train instead of the weights (0: no adapter)", minimum=0)
+    lora_rank: int = option(
+        0, "rank of a LoRA adapter to train instead of the weights (0: no adapter)", minimum=0, maximum=16_384
+    )
     lora_alpha: int = option(
         16, "alpha of the adapter, whose scale is alpha / rank", source="UNDIAL 2402.10052", minimum=1
     )
@@ -210,7 +221,9 @@ def _build(cls: type[T], given: dict[str, Any]) -> T:
 
 def _convert(name: str, value: Any, hint: Any) -> Any:
     """Return the value in the option's type, or raise InputError."""
-    refused = InputError(f"`{name}` must be {describe_type(hint)}, got {value!r}")
+    # Python writes no whole number of thousands of digits.
+    given = "thousands of digits" if isinstance(value, int) and value.bit_length() > 10_000 else repr(value)
+    refused = InputError(f"`{name}` must be {describe_type(hint)}, got {given}")
     if isinstance(hint, types.UnionType):
         if value is None or value == "none":
             return None
@@ -233,7 +246,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         raise refused
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise refused from None
     if not math.isfinite(number) or (hint is int and number != int(number)):
         raise refused
@@ -243,10 +256,15 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
 def _check_range(name: str, value: Any, metadata: Any) -> None:
     if value is None:
         return
-    minimum, above, below = (metadata.get(bound) for bound in ("minimum", "above", "below"))
+    minimum, maximum, above, below = (metadata.get(bound) for bound in ("minimum", "maximum", "above", "below"))
     if minimum is not None:
         check_at_least(name, value, minimum)
     if above is not None and value <= above:
         raise InputError(f"`{name}` must be above {above}, got {value}")
     if below is not None and value >= below:
         raise InputError(f"`{name}` must be below {below}, got {value}")
+    if below is None and isinstance(value, int | float):
+        most = maximum if maximum is not None else MAX_WHOLE if isinstance(value, int) else MAX_NUMBER
+        check_at_least(name, value, -most)
+        if value > most:
+            raise InputError(f"`{name}` must be at most {most}, got {value}")

@@ -189,7 +189,7 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(model_dir
             output_dir=tmp_path / "out",
             progress=False,
             max_steps=1,
-            **{**options_of("grad_diff"), **WHOLE, "learning_rate": 1e39},
+            **{**options_of("grad_diff"), **WHOLE, "learning_rate": 1e30, "weight_decay": 1e30},
         )
     assert list(tmp_path.iterdir()) == []
 
