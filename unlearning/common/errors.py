@@ -66,6 +66,38 @@ def with_flags(message: str, flags: Mapping[str, str]) -> str:
     return re.sub(r"`([A-Za-z_]\w*(?:=False|=\(\))?)`", lambda found: flags.get(found[1], found[1]), message)
 
 
+_LONGEST_MESSAGE = 1500
+_QUOTED = re.compile(r"""(?<!\w)(['"])(.{121,}?)\1(?!\w)""", re.DOTALL)
+_UNBROKEN = re.compile(r"\S{251,}")
+
+
+def shortened(message: str) -> str:
+    """Shorten what a message repeats of a user's argument or file, which may have a million characters.
+
+    Args:
+        message: The message.
+
+    Returns:
+        The message with quotations of more than 120 characters, and of more than 250 without a space (as some paths
+        have), cut in the middle to 100.
+
+    Examples:
+        >>> shortened(f"`sites` must be sites, got {'x' * 1000!r}; leave it out") == (
+        ...     f"`sites` must be sites, got {'x' * 67 + '...' + 'x' * 30!r}; leave it out"
+        ... )
+        True
+    """
+    if len(message) > _LONGEST_MESSAGE:
+        half = _LONGEST_MESSAGE // 2
+        message = f"{message[:half]}...{message[-half:]}"
+    message = _QUOTED.sub(lambda found: f"{found[1]}{_middle_cut(found[2])}{found[1]}", message)
+    return _UNBROKEN.sub(lambda found: _middle_cut(found[0]), message)
+
+
+def _middle_cut(text: str) -> str:
+    return f"{text[:67]}...{text[-30:]}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` if a known name is similar, else an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from unlearning.common.errors import InputError, with_flags
+from unlearning.common.errors import InputError, shortened, with_flags
 
 if TYPE_CHECKING:
     import typer
@@ -86,9 +86,12 @@ def run_app(
         sys.stderr.close()
         code = 1
     except OSError as error:  # of a library, or of stdout
-        if error.errno not in _NOT_WRITABLE:
+        if error.errno == errno.ENAMETOOLONG:
+            code = _fail(name, f"{error.filename}: the name is too long; choose a shorter one", 2)
+        elif error.errno in _NOT_WRITABLE:
+            code = _fail(name, f"{error.filename or 'stdout'}: cannot be written: {error.strerror}", 2)
+        else:
             raise
-        code = _fail(name, f"{error.filename or 'stdout'}: cannot be written: {error.strerror}", 2)
     except Exception as error:
         # A usage error of typer, such as a misspelt flag; its class is private to typer.
         if not hasattr(error, "format_message"):
@@ -237,4 +240,4 @@ def _fail(name: str, message: str, code: int) -> int:
 
 
 def _tell(name: str, message: object) -> None:
-    sys.stderr.write(f"{name}: {printable(' '.join(str(message).split()))}\n")
+    sys.stderr.write(f"{name}: {printable(shortened(' '.join(str(message).split())))}\n")

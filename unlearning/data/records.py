@@ -68,7 +68,7 @@ def check_regular(path: Path) -> None:
         if not path.is_file():
             raise InputError(f"{path}: is a pipe, a socket or a device; write its content to a file and name that")
     except OSError as error:  # such as a name that is too long
-        raise InputError(f"{str(path)[:200]}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def read_text(path: Path, *, newline: str | None = None) -> str:

@@ -124,6 +124,11 @@ def test_a_disk_that_takes_nothing_is_told_of_in_one_line(number: int, capsys: p
     assert capsys.readouterr().err == f"tool: /data/cache: cannot be written: {os.strerror(number)}\n"
 
 
+def test_a_name_that_is_too_long_for_a_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("wait", str(errno.ENAMETOOLONG), "--how", "full") == 2
+    assert capsys.readouterr().err == "tool: /data/cache: the name is too long; choose a shorter one\n"
+
+
 def test_other_errors_of_the_system_are_not_hidden() -> None:
     with pytest.raises(OSError, match="Is a directory"):
         run_app(app, "tool", ["wait", str(errno.EISDIR), "--how", "full"], interrupted="")
@@ -145,6 +150,13 @@ def test_a_console_shows_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -
         assert "[bold]x[/] [/nothing]" in without_styles and "[link=http://x]y" in without_styles
         assert not set(without_styles) & set("\x1b\x9b\x07\u202e\r")
         assert "\x1b[31m" not in shown
+
+
+def test_errors_do_not_repeat_a_long_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (("--batch-size", "9" * 5000), ("--" + "x" * 100_000,), ("--batch-size", "x" * 100_000)):
+        assert run("train", *arguments) == 2
+        error = capsys.readouterr().err
+        assert len(error) < 400 and error.count("\n") == 1
 
 
 def test_errors_hold_no_escape_sequences(capsys: pytest.CaptureFixture[str]) -> None:
