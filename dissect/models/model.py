@@ -19,13 +19,17 @@ from dissect.models.anatomy import Anatomy, block_of, find_adapter, find_anatomy
 from dissect.models.hooks import Act, hooked, module_of
 from dissect.models.sites import SITES, Site
 from dissect.models.weights import WeightNames, find_weights
+from unlearning.checkpoints.fit import check_fit
 from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.load import load_config, load_tokenizer, load_weights
 from unlearning.checkpoints.locate import (
     check_files,
     is_adapter,
     locate_checkpoint,
+    quantization,
+    read_json,
     resolved_name,
+    stored_headers,
     weights_directory,
 )
 from unlearning.checkpoints.quantized import check_plain
@@ -219,7 +223,7 @@ def load_model(
             f"`stream` must be off for {name}, which is an adapter; or merge it into its base first (peft's "
             "merge_and_unload, then save_pretrained)"
         )
-    _check_architecture(path, name, trust_remote_code=trust_remote_code)
+    _check_architecture(path, name, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     computed_in = resolve_dtype(dtype, target, stored=_stored_dtype(path) if stream else None)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     if stream:
@@ -234,12 +238,18 @@ def load_model(
     return Model.wrap(hf, tokenizer, name=name)
 
 
-def _check_architecture(path: Path, name: str, *, trust_remote_code: bool) -> None:
-    """Refuse a model whose blocks cannot be found, by its configuration alone: no weight is read."""
+def _check_architecture(path: Path, name: str, *, trust_remote_code: bool, allow_pickle: bool) -> None:
+    """Refuse a model whose blocks cannot be found, or whose sizes are not those of its files: no weight is read."""
     from dissect.models.streamed_model import empty_model
 
     path = weights_directory(path)
-    load_config(path, trust_remote_code=trust_remote_code)
+    check_fit(
+        path,
+        load_config(path, trust_remote_code=trust_remote_code),
+        stored_headers(path, allow_pickle=allow_pickle),
+        quantized=quantization(read_json(path), path) is not None,
+        trust_remote_code=trust_remote_code,
+    )
     try:
         hf = empty_model(path, trust_remote_code=trust_remote_code)
     except InputError:

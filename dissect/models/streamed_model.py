@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dissect.models.fingerprints import fingerprint
+from unlearning.checkpoints.fit import check_tensors
 from unlearning.checkpoints.hashing import combined_hash
-from unlearning.checkpoints.headers import stored_headers
-from unlearning.checkpoints.keys import check_single, find_places, find_wrappers
+from unlearning.checkpoints.keys import find_wrappers
 from unlearning.checkpoints.load import load_config, missing_keys
-from unlearning.checkpoints.quantized import check_places, check_unexpected
+from unlearning.checkpoints.locate import stored_headers
 from unlearning.checkpoints.safetensors_files import StoredTensor, TensorFiles
 from unlearning.common.errors import InputError
 
@@ -101,13 +101,6 @@ def open_streamed(
     hf = _skeleton(path, dtype=dtype, device=torch.device(device), trust_remote_code=trust_remote_code)
     stored = _find_tensors(hf, files)
     empty = {key: _emptied(tensor) for key, tensor in hf.state_dict(keep_vars=True).items()}
-    for key, tensor in empty.items():
-        on_disk = files.tensors[stored[key]].shape
-        if on_disk != tuple(tensor.shape):
-            raise InputError(
-                f"{path}: the tensor {stored[key]} has shape {on_disk}, and its config.json wants "
-                f"{tuple(tensor.shape)}; the files do not belong together"
-            )
     by_name = fingerprint(files, name=name, progress=progress)
     hashes = {key: by_name[stored[key]] for key in empty}
     sha256 = combined_hash((key, tensor.shape, hashes[key]) for key, tensor in empty.items())
@@ -166,15 +159,12 @@ def _skeleton(path: Path, *, dtype: torch.dtype, device: torch.device, trust_rem
 def _find_tensors(hf: PreTrainedModel, files: TensorFiles) -> dict[str, str]:
     """Return the name on disk of every key of the state dict, by transformers' rules for loading a checkpoint."""
     wanted = hf.state_dict()
-    places = find_places(hf, files.tensors)
-    check_unexpected(places.unexpected, files.path)
-    check_places(places, stored_headers(files.path), hf, files.path)
+    places = check_tensors(hf, stored_headers(files.path), files.path)
     if places.converted:
         raise InputError(
             f"{files.path}: cannot be streamed: the tensor {next(iter(places.converted))} is stored in another layout "
             f"than the model has; {_INSTEAD}"
         )
-    check_single(places, files.path)
     stored = places.stored
     stored |= _tied(hf, stored)
     missing = sorted(wanted.keys() - stored.keys())

@@ -1,5 +1,6 @@
 """Headers of weight files: data type and shape of every tensor, without its values."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from unlearning.checkpoints.locate import weight_files
 from unlearning.common.errors import InputError
 
 
@@ -23,24 +23,10 @@ class Header:
     dtype: str
     shape: tuple[int, ...]
 
-
-def stored_headers(path: Path, *, allow_pickle: bool = False) -> dict[str, Header]:
-    """Return the header of every tensor of a whole model's checkpoint.
-
-    Args:
-        path: Directory of the checkpoint.
-        allow_pickle: Read pickled weights if there are no safetensors.
-
-    Returns:
-        Headers by name on disk.
-
-    Raises:
-        InputError: A file is missing (see `weight_files`), or a pickled one holds something else than tensors.
-    """
-    headers: dict[str, Header] = {}
-    for file in weight_files(path, allow_pickle=allow_pickle):
-        headers |= read_headers(file)
-    return headers
+    @property
+    def n_values(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
 
 
 def read_headers(file: Path) -> dict[str, Header]:

@@ -21,8 +21,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from unlearning.checkpoints.headers import stored_headers
-from unlearning.checkpoints.keys import check_single, common_prefix, find_places, find_wrappers, without_wrappers
+from unlearning.checkpoints.fit import check_fit, check_tensors
+from unlearning.checkpoints.keys import common_prefix, find_places, find_wrappers, without_wrappers
 from unlearning.checkpoints.locate import (
     adapter_chain,
     base_of,
@@ -30,17 +30,17 @@ from unlearning.checkpoints.locate import (
     is_adapter,
     quantization,
     read_json,
+    stored_headers,
     weight_files,
 )
 from unlearning.checkpoints.lora import merge_adapter, require_peft
 from unlearning.checkpoints.quantized import (
-    check_places,
     check_stored,
-    check_unexpected,
     dequantized,
     prepare,
     quiet_bitsandbytes,
 )
+from unlearning.checkpoints.sizes import check_sizes
 from unlearning.common.errors import InputError
 
 
@@ -86,6 +86,8 @@ def load_weights(
             warnings.filterwarnings("ignore", message=".*pickle protocol")  # of pickles that the user allowed
             headers = stored_headers(path, allow_pickle=allow_pickle)
             check_stored(headers, method, path)
+            quantized = method is not None
+            compared = check_fit(path, config, headers, quantized=quantized, trust_remote_code=trust_remote_code)
             wrappers = find_wrappers(headers)
             loaded = _read(
                 path,
@@ -104,11 +106,8 @@ def load_weights(
         raise InputError(f"{path}: transformers cannot load it: {_reason(error)}; {_mend(error)}") from None
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
-    if method is None:
-        check_unexpected(info["unexpected_keys"], path)
-        places = find_places(model, headers)
-        check_places(places, headers, model, path)
-        check_single(places, path)
+    if method is None and not compared:
+        check_tensors(model, headers, path)
     # transformers only logs missing and mismatched tensors, and continues with random numbers.
     if info["missing_keys"]:
         unexpected = find_places(model, headers).unexpected
@@ -152,19 +151,7 @@ def load_config(path: Path, *, trust_remote_code: bool = False) -> PretrainedCon
         InputError: There is no config.json; a value has the wrong type or is impossible; or the architecture is
             unknown, or has its own code.
     """
-    stated = read_json(path)
-    for name in (
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "vocab_size",
-        "n_embd",
-        "n_layer",
-        "n_head",
-    ):
-        value = stated.get(name)
-        if isinstance(value, int) and value < 1:
-            raise InputError(f"{path / 'config.json'}: {name} must be at least 1, got {value}; copy it again")
+    check_sizes(read_json(path), {}, path / "config.json")
     try:
         with without_bars(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -173,10 +160,6 @@ def load_config(path: Path, *, trust_remote_code: bool = False) -> PretrainedCon
         raise InputError(
             f"{path}: transformers cannot load it: its config.json: {_reason(error)}; {_mend(error)}"
         ) from None
-
-
-_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "n_embd", "n_layer", "n_head")
-"""Fields of a configuration that transformers does not check for being positive."""
 
 
 def _reason(error: Exception) -> str:

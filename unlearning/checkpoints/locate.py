@@ -7,8 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
+from unlearning.checkpoints.headers import Header, read_headers
+from unlearning.checkpoints.sizes import check_sizes
 from unlearning.common.errors import InputError
 from unlearning.common.paths import is_directory, is_there
 
@@ -227,16 +229,18 @@ def check_files(path: Path, *, allow_pickle: bool = False) -> None:
         allow_pickle: Accept pickled weights, which are not checked.
 
     Raises:
-        InputError: The configuration, the safetensors or a shard is missing, or a file is cut short (the message
-            names the file).
+        InputError: The configuration, the safetensors or a shard is missing, a file is cut short (the message names
+            the file), or the configuration states sizes that the tensors cannot have.
     """
     *adapters, path = adapter_chain(path)
     for adapter in adapters:
         check_adapter(adapter, allow_pickle=allow_pickle)
     quantization(read_json(path), path)
+    headers: dict[str, Header] = {}
     for file in weight_files(path, allow_pickle=allow_pickle):
         if file.suffix == ".safetensors":
-            _check_whole(file)
+            headers |= _whole(file)
+    check_sizes(read_json(path), headers, path / "config.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -321,6 +325,25 @@ def weight_files(path: Path, *, allow_pickle: bool = False) -> list[Path]:
     raise InputError(f"{path}: weights are read from safetensors files, and there are {found}")
 
 
+def stored_headers(path: Path, *, allow_pickle: bool = False) -> dict[str, Header]:
+    """Return the header of every tensor of a whole model's checkpoint.
+
+    Args:
+        path: Directory of the checkpoint.
+        allow_pickle: Read pickled weights if there are no safetensors.
+
+    Returns:
+        Headers by name on disk.
+
+    Raises:
+        InputError: A file is missing (see `weight_files`), or a pickled one holds something else than tensors.
+    """
+    headers: dict[str, Header] = {}
+    for file in weight_files(path, allow_pickle=allow_pickle):
+        headers |= read_headers(file)
+    return headers
+
+
 def _shards(path: Path, index: Path) -> list[Path]:
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -383,12 +406,12 @@ def check_adapter(path: Path, *, allow_pickle: bool = False) -> None:
         if not allow_pickle:
             raise InputError(f"{path}: only pickled adapter weights (set `allow_pickle` if you trust them)")
         return
-    _check_whole(file)
+    _whole(file)
 
 
-def _check_whole(file: Path) -> None:
+def _whole(file: Path) -> dict[str, Header]:
+    """Read the headers of a safetensors file, which is refused if it is cut short."""
     try:
-        with safe_open(file, framework="pt") as tensors:
-            tensors.keys()
+        return read_headers(file)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: cut short or not safetensors ({error}); copy it again") from None
