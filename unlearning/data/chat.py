@@ -2,12 +2,13 @@
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from unlearning.common.errors import InputError
-from unlearning.data.template_sandbox import Request, render
+from unlearning.data.template_sandbox import Request, TemplateRefusal, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,11 @@ DEFAULT_CHAT_DATE = "26 Jul 2024"
 _DATE_FORMAT = "%d %b %Y"
 _QUESTION = " ".join(f"unlearningquestion{number}" for number in range(12))
 _ANSWER = "unlearninganswer"
+_OTHER_QUESTION = "What does Forgettingquestion 7 ask?"
+_OTHER_ANSWER = "The other Forgettingreply of 3"
+"""Shares no word, no length and no beginning with the first: what a template makes of an answer differs in the two."""
+
+_SYSTEM = "unlearningsystem"
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,46 @@ class ChatFormat:
             InputError: The template fails, or leaves out a part of the question.
         """
         if self.opened:
-            text = _render(self.tokenizer, self.date, [("user", question)], opened=True) + self.preface
+            text = _render(self.tokenizer, self.date, [("user", question)]) + self.preface
         else:
-            turns = [("user", question), ("assistant", _ANSWER)]
-            text = _render(self.tokenizer, self.date, turns, opened=False).rpartition(_ANSWER)[0].rstrip()
-        if not _holds(text, question):
-            raise InputError(
-                "`chat` cannot be used: the tokenizer's chat template leaves out or changes a part of the question "
-                f"{_cut(question)!r}: it writes {_cut(text)!r}; use `template`"
-            )
+            answer = _ANSWER
+            while answer in question:
+                answer += "0"
+            before, *others = self._finished(question, answer).split(answer)
+            if len(others) != 1:
+                raise _refusal(f"writes an answer {len(others)} times after the question {_cut(question)!r}")
+            text = before.rstrip()
+        _check_held(text, "question", question)
         return text
+
+    def conversation(self, turns: Sequence[tuple[str, str]], *, continued: bool = False) -> str:
+        """Return the text that the model reads after several turns.
+
+        Args:
+            turns: Role (`system`, `user` or `assistant`) and text of each turn.
+            continued: The last turn is the beginning of the answer; if not, an answer is to begin.
+
+        Returns:
+            The text, which ends with the template's generation prompt or with the last turn's text.
+
+        Raises:
+            InputError: The template fails, or leaves out a part of a turn.
+        """
+        text = _render(self.tokenizer, self.date, turns, opened=not continued, continued=continued)
+        for role, content in turns:
+            _check_held(text, f"{role} turn", content)
+        return text
+
+    def takes_system(self) -> bool:
+        """Return whether the template writes system turns; some refuse them, others leave them out."""
+        try:
+            text = _render(self.tokenizer, self.date, [("system", _SYSTEM), ("user", _QUESTION)])
+        except TemplateRefusal:
+            return False
+        return _SYSTEM in text
+
+    def _finished(self, question: str, answer: str) -> str:
+        return _render(self.tokenizer, self.date, [("user", question), ("assistant", answer)], opened=False)
 
 
 def chat_format(tokenizer: "PreTrainedTokenizerBase", date: str = DEFAULT_CHAT_DATE) -> ChatFormat:
@@ -81,42 +117,81 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase", date: str = DEFAULT_CHAT_D
 
     Raises:
         InputError: The tokenizer has no chat template, or several and no default; the template fails, takes too much
-            time or memory, or leaves out the question; or the date has another form.
+            time or memory, leaves out the question, changes or repeats the answer, or writes around an answer what
+            depends on it; or the date has another form.
 
     Warns:
-        UserWarning: The template's finished answers do not begin with its generation prompt.
+        UserWarning: The template's finished answers do not begin with its generation prompt, or it writes the question
+            more than once.
     """
     if not tokenizer.chat_template:
         raise InputError("`chat` cannot be used: the tokenizer has no chat template; use `template`")
     _parse_date(date)
-    opened = ChatFormat(tokenizer, date).prompt(_QUESTION)
-    whole = _render(tokenizer, date, [("user", _QUESTION), ("assistant", _ANSWER)], opened=False)
-    before, found, after = whole.partition(_ANSWER)
-    if not found:
-        return ChatFormat(tokenizer, date)
-    if not before.startswith(opened):
-        prompt = before.rstrip()
+    found, other = (
+        _around(tokenizer, date, *probe) for probe in ((_QUESTION, _ANSWER), (_OTHER_QUESTION, _OTHER_ANSWER))
+    )
+    for name in ("opened", "preface", "separator", "turn_end"):
+        first, second = getattr(found, name), getattr(other, name)
+        if first != second:
+            raise _refusal(
+                "writes around one answer something else than around another "
+                f"({name}: {_cut(str(first))!r}, then {_cut(str(second))!r})"
+            )
+    prompt = found.prompt(_QUESTION)
+    if (times := prompt.count(_QUESTION)) > 1:
+        warnings.warn(f"the chat template writes each question {times} times", stacklevel=2)
+    if not found.opened:
+        opened = _render(tokenizer, date, [("user", _QUESTION)])
         warnings.warn(
             f"the chat template's generation prompt ends in {opened[-40:]!r}, and its finished answers begin after "
-            f"{before[-40:]!r}: prompts end as finished answers begin",
+            f"{prompt[-40:]!r}: prompts end as finished answers begin",
             stacklevel=2,
         )
-        return ChatFormat(tokenizer, date, "", before[len(prompt) :], after.rstrip(), opened=False)
+    return found
+
+
+def _around(tokenizer: "PreTrainedTokenizerBase", date: str, question: str, answer: str) -> ChatFormat:
+    """Return the format of one question and one answer."""
+    plain = ChatFormat(tokenizer, date)
+    opened = plain.prompt(question)
+    whole = plain._finished(question, answer)
+    before, *others = whole.split(answer)
+    if not others:
+        if whole != plain._finished(question, _ANSWER if answer == _OTHER_ANSWER else _OTHER_ANSWER):
+            raise _refusal(f"leaves out or changes a part of the answer {answer!r}: it writes {_cut(whole)!r}")
+        return plain  # it says nothing of answers
+    if len(others) > 1:
+        raise _refusal(f"writes an answer {len(others)} times")
+    turn_end = others[0].rstrip()
+    if not before.startswith(opened):
+        separator = before[len(before.rstrip()) :]
+        return ChatFormat(tokenizer, date, "", separator, turn_end, opened=False)
     between = before[len(opened) :]
     preface, separator = (between, "") if between.strip() else ("", between)
-    return ChatFormat(tokenizer, date, preface, separator, after.rstrip())
+    return ChatFormat(tokenizer, date, preface, separator, turn_end)
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", date: str, turns: list[tuple[str, str]], *, opened: bool) -> str:
+def _render(
+    tokenizer: "PreTrainedTokenizerBase",
+    date: str,
+    turns: Sequence[tuple[str, str]],
+    *,
+    opened: bool = True,
+    continued: bool = False,
+) -> str:
     special: dict[str, Any] = {
         name: list(map(str, token)) if isinstance(token, list | tuple) else str(token)
         for name, token in tokenizer.special_tokens_map.items()
     }
     variables = {**special, "date_string": date}
     try:
-        return render(Request(_template(tokenizer), turns, variables, _parse_date(date), opened))
+        return render(Request(_template(tokenizer), turns, variables, _parse_date(date), opened, continued))
     except InputError as error:
-        raise InputError(f"`chat` cannot be used: the tokenizer's chat template {error}; use `template`") from None
+        raise _refusal(str(error), type(error)) from None
+
+
+def _refusal(clause: str, kind: type[InputError] = InputError) -> InputError:
+    return kind(f"`chat` cannot be used: the tokenizer's chat template {clause}; use `template`")
 
 
 def _template(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -131,11 +206,12 @@ def _template(tokenizer: "PreTrainedTokenizerBase") -> str:
     return given
 
 
-def _holds(text: str, question: str) -> bool:
-    """Return whether a rendered text holds the question, white space aside, as it is or as JSON writes it."""
+def _check_held(text: str, what: str, part: str) -> None:
+    """Check that a rendered text holds a part of it, white space aside, as it is or as JSON writes it."""
     plain = " ".join(text.split())
-    written = (question, json.dumps(question, ensure_ascii=False)[1:-1])
-    return any(" ".join(form.split()) in plain for form in written)
+    written = (part, json.dumps(part, ensure_ascii=False)[1:-1])
+    if not any(" ".join(form.split()) in plain for form in written):
+        raise _refusal(f"leaves out or changes a part of the {what} {_cut(part)!r}: it writes {_cut(text)!r}")
 
 
 def _cut(text: str) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from unlearning.common.errors import InputError, check_at_least
 from unlearning.common.hashing import hash_json
-from unlearning.data.chat import DEFAULT_CHAT_DATE, chat_format
+from unlearning.data.chat import DEFAULT_CHAT_DATE, ChatFormat, chat_format
 from unlearning.evaluation.benchmarks.lm_eval.tasks import Group, identity_of, load_task, plan_tasks
 from unlearning.evaluation.harness import Benchmark, Part, Row, Rows
 from unlearning.evaluation.statistics import Direction, Metric, Resampled, Sample, Values, combine
@@ -28,7 +28,8 @@ from unlearning.evaluation.subject import Subject
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
-    from lm_eval.models.huggingface import HFLM
+
+    from unlearning.evaluation.benchmarks.lm_eval.model import HarnessModel
 
 _AT_ONCE = 1024
 """Rows scored and kept together, if the solved examples shown do not depend on earlier rows."""
@@ -86,15 +87,14 @@ def prepare(subject: Subject, tasks: Tasks, *, chat: bool = False, seed: int = 0
         check_at_least("limit", tasks.limit, 1)
     if chat and not subject.tokenizer.chat_template:
         raise InputError("`chat` needs a tokenizer with a chat template, got one with no chat template")
-    if chat:
-        chat_format(subject.tokenizer)  # the harness renders the template without limits on time and memory
+    form = chat_format(subject.tokenizer) if chat else None
     with _quiet():
         plan = plan_tasks(tasks.names, tasks.tasks_dir)
         loaded = {
             name: load_task(plan, name, tasks.data_dir, num_fewshot=tasks.num_fewshot, seed=seed) for name in plan.tasks
         }
         docs = {name: [dict(doc) for doc in task.eval_docs][: tasks.limit] for name, task in loaded.items()}
-        model = _wrap(subject, batch_size)
+        model = _wrap(subject, batch_size, form)
     measures = {name: _measures(task) for name, task in loaded.items()}
     return Benchmark(
         name="lm-eval",
@@ -106,7 +106,7 @@ def prepare(subject: Subject, tasks: Tasks, *, chat: bool = False, seed: int = 0
         },
         parts=[_part(name, task, docs[name], model, chat=chat) for name, task in loaded.items()],
         summarise=lambda rows, _control: summarise(rows, measures=measures, groups=plan.groups, seed=seed),
-        notes=tuple(f"{name}: {task.get_config('num_fewshot')}-shot" for name, task in loaded.items()),
+        notes=_notes(loaded, model),
     )
 
 
@@ -137,17 +137,18 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _wrap(subject: Subject, batch_size: int) -> "HFLM":
-    """Wrap the model for lm-evaluation-harness."""
-    from lm_eval.models.huggingface import HFLM
+def _wrap(subject: Subject, batch_size: int, chat: ChatFormat | None = None) -> "HarnessModel":
+    from unlearning.evaluation.benchmarks.lm_eval.model import HarnessModel
 
-    return HFLM(
-        pretrained=subject.model,
-        tokenizer=subject.tokenizer,
-        backend="causal",
-        batch_size=batch_size,
-        chat_template_args={"date_string": DEFAULT_CHAT_DATE},
-    )
+    return HarnessModel(subject, batch_size, chat)
+
+
+def _notes(tasks: Mapping[str, "Task"], model: "HarnessModel") -> tuple[str, ...]:
+    shots = tuple(f"{name}: {task.get_config('num_fewshot')}-shot" for name, task in tasks.items())
+    described = any(task.get_config("description") for task in tasks.values())
+    if model.chat is None or model.takes_system or not described:
+        return shots
+    return (*shots, "the chat template has no system turns: the tasks' descriptions are left out")
 
 
 def _measures(task: "Task") -> dict[str, _Measure]:
@@ -159,7 +160,7 @@ def _measures(task: "Task") -> dict[str, _Measure]:
     }
 
 
-def _part(name: str, task: "Task", docs: Sequence[Mapping[str, Any]], model: "HFLM", *, chat: bool) -> Part:
+def _part(name: str, task: "Task", docs: Sequence[Mapping[str, Any]], model: "HarnessModel", *, chat: bool) -> Part:
     def score(places: Sequence[int]) -> list[Row]:
         from lm_eval.evaluator import evaluate
 
@@ -174,6 +175,8 @@ def _part(name: str, task: "Task", docs: Sequence[Mapping[str, Any]], model: "HF
                     apply_chat_template=chat,
                     fewshot_as_multiturn=chat,
                 )
+        except InputError:  # of the chat template
+            raise
         except Exception as error:  # of the task's own code, on these rows
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason"
             raise InputError(
@@ -191,7 +194,7 @@ def _part(name: str, task: "Task", docs: Sequence[Mapping[str, Any]], model: "HF
     return Part(name, [1] * len(docs), score, at_once=len(docs) if own_draws else _AT_ONCE)
 
 
-def _described(sample: Mapping[str, Any], doc: Mapping[str, Any], model: "HFLM") -> Row:
+def _described(sample: Mapping[str, Any], doc: Mapping[str, Any], model: "HarnessModel") -> Row:
     """Return the target of a row, and the model's log-likelihoods or its generated text."""
     row: Row = {"id": str(doc.get("id", "")), "group": "", "target": str(sample["target"])}
     answers = [responses[0] for responses in sample["resps"]]
@@ -203,7 +206,7 @@ def _described(sample: Mapping[str, Any], doc: Mapping[str, Any], model: "HFLM")
     return row
 
 
-def _is_cut(model: "HFLM", text: str) -> bool:
+def _is_cut(model: "HarnessModel", text: str) -> bool:
     """Return whether a text is longer than the model's context; its beginning is then cut off silently."""
     if len(text.encode()) <= model.max_length:  # a token is a byte at least
         return False

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+from transformers import PreTrainedTokenizerFast
+
+from tests.unlearning.data.helpers import CHAT_TEMPLATES
 from tests.unlearning.evaluation.benchmarks.multiple_choice.choice_world import (
     RECORDS,
     build_model,
@@ -23,6 +27,8 @@ from tests.unlearning.evaluation.benchmarks.multiple_choice.choice_world import 
 from tests.unlearning.helpers import build_tokenizer
 from unlearning.cli import main
 from unlearning.common.errors import InputError
+from unlearning.data import template_sandbox
+from unlearning.data.chat import DEFAULT_CHAT_DATE, chat_format
 from unlearning.evaluation.benchmarks.lm_eval import benchmark as lm_eval
 from unlearning.evaluation.benchmarks.lm_eval import tasks as lm_eval_tasks
 from unlearning.evaluation.benchmarks.lm_eval.benchmark import Tasks
@@ -392,6 +398,96 @@ def test_a_chat_template_is_used_and_recorded(subject: Subject, data: Path) -> N
     assert prepared(chatting, data, chat=True)["chat"] != prepared(chatting, data)["chat"]
     with pytest.raises(InputError, match="no chat template"):
         prepared(subject, data, chat=True)
+
+
+TURNS = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TURNS
+CONVERSATIONS: list[list[tuple[str, str]]] = [
+    [("user", "Who kept the lamp?")],
+    [("system", "Be brief."), ("user", "Who kept the lamp?")],
+    [("system", "Be brief."), ("user", "Who?"), ("assistant", "Ines"), ("user", "When?")],
+    [("user", "Who?"), ("assistant", "Ines"), ("user", "When?"), ("assistant", "In the")],
+]
+
+
+def tokenizer_of(template: str) -> PreTrainedTokenizerFast:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def chatting(subject: Subject, template: str) -> Subject:
+    return replace(subject, tokenizer=tokenizer_of(template))
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS)
+@pytest.mark.parametrize("template", [*CHAT_TEMPLATES.values(), NO_SYSTEM])
+def test_several_turns_are_the_text_that_lm_eval_writes(
+    subject: Subject, template: str, turns: list[tuple[str, str]]
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    # its own class asks the clock
+    asking = chatting(subject, template.replace("strftime_now('%d %b %Y')", f"'{DEFAULT_CHAT_DATE}'"))
+    history = [{"role": role, "content": content} for role, content in turns]
+    opened = turns[-1][0] == "user"
+    theirs = HFLM(
+        pretrained=asking.model, tokenizer=asking.tokenizer, chat_template_args={"date_string": DEFAULT_CHAT_DATE}
+    ).apply_chat_template(history, add_generation_prompt=opened)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = lm_eval._wrap(chatting(subject, template), 4, chat_format(tokenizer_of(template)))
+    assert ours.apply_chat_template(history, add_generation_prompt=opened) == theirs
+
+
+def test_no_template_is_rendered_in_this_process(subject: Subject, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise AssertionError("rendered without limits")
+
+    asking = chatting(subject, TURNS)
+    monkeypatch.setattr(type(asking.tokenizer), "apply_chat_template", refuse)
+    zero = run(asking, "piqa", data_dir=data, chat=True, limit=3)
+    one = run(asking, "piqa", data_dir=data, chat=True, limit=3, num_fewshot=2)
+    assert not np.allclose(zero.rows["log_likelihoods"].tolist(), one.rows["log_likelihoods"].tolist())
+
+
+def test_a_template_that_asks_the_clock_gives_the_same_prompts_every_day(subject: Subject, data: Path) -> None:
+    rows = [
+        run(chatting(subject, date + TURNS), "piqa", data_dir=data, chat=True, limit=2).rows["log_likelihoods"].tolist()
+        for date in ("{{ strftime_now('%d %b %Y') }}", DEFAULT_CHAT_DATE)
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("harm", "phrase"),
+    [
+        ("{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3, "takes more than 0.3 s"),
+        ("{{ joiner() }}", "writes two different texts"),
+        ("{{ raise_exception('not here') }}", "refuses a question (not here)"),
+    ],
+)
+def test_a_template_that_harms_at_a_row_is_refused_in_one_line(
+    subject: Subject, data: Path, harm: str, phrase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_sandbox, "SECONDS", 0.3)
+    asking = chatting(subject, TURNS + "{% if 'reach' in messages[-1].content %}" + harm + "{% endif %}")
+    with pytest.raises(InputError) as error:
+        run(asking, "piqa", data_dir=data, chat=True)
+    message = str(error.value)
+    assert message.startswith("`chat` cannot be used: the tokenizer's chat template ") and phrase in message
+
+
+def test_descriptions_that_a_template_leaves_out_are_told_of(subject: Subject, data: Path, tasks_dir: Path) -> None:
+    def notes(template: str) -> tuple[str, ...]:
+        asked = Tasks(("quiz",), tasks_dir, data)
+        return tuple(lm_eval.prepare(chatting(subject, template), asked, chat=True).notes)
+
+    assert notes(TURNS) == ("quiz: 0-shot",)
+    assert notes(NO_SYSTEM) == (
+        "quiz: 0-shot",
+        "the chat template has no system turns: the tasks' descriptions are left out",
+    )
 
 
 def test_wrong_data_names_the_task_and_what_to_do(subject: Subject, tmp_path: Path) -> None:
