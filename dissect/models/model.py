@@ -33,6 +33,7 @@ from unlearning.checkpoints.locate import (
     weights_directory,
 )
 from unlearning.checkpoints.quantized import check_plain
+from unlearning.common.context import context_of
 from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class Model:
     @property
     def context(self) -> int:
         """Longest sequence in tokens; a very large number if there is no limit."""
-        return int(getattr(self.hf.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+        return context_of(self.hf) or 2**31
 
     @property
     def device(self) -> torch.device:

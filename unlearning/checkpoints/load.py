@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from unlearning.checkpoints.fit import check_fit, check_tensors
 from unlearning.checkpoints.keys import common_prefix, find_places, find_wrappers, without_wrappers
+from unlearning.checkpoints.links import check_links
 from unlearning.checkpoints.locate import (
     adapter_chain,
     base_of,
@@ -41,6 +42,7 @@ from unlearning.checkpoints.quantized import (
     quiet_bitsandbytes,
 )
 from unlearning.checkpoints.sizes import check_sizes
+from unlearning.checkpoints.token_ids import GENERATION_CONFIG, read_generation_config
 from unlearning.common.errors import InputError
 
 
@@ -123,6 +125,14 @@ def load_weights(
         warnings.warn(
             f"{path}: {len(unexpected)} tensors of its weights are not part of the model, such as {unexpected[0]}; "
             "check that its config.json is the right one",
+            stacklevel=2,
+        )
+    n_tokens = getattr(config.get_text_config(), "vocab_size", None)
+    beyond = [token for token in read_generation_config(path) if n_tokens is not None and token >= n_tokens]
+    if beyond:
+        warnings.warn(
+            f"{path / GENERATION_CONFIG}: eos_token_id {beyond[0]} is not among the {n_tokens} tokens of the model, so "
+            "it ends no answer",
             stacklevel=2,
         )
     if wrappers:
@@ -311,9 +321,14 @@ def tokenizer_directory(path: Path) -> Path:
         InputError: There is no tokenizer.
     """
     for directory in adapter_chain(path):
-        if any((directory / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        if any((directory / file).is_file() for file in TOKENIZER_FILES):
+            check_links(directory, *TOKENIZER_FILES)
             return directory
+    check_links(path, *TOKENIZER_FILES)
     raise InputError(f"{path}: no tokenizer; copy tokenizer.json and tokenizer_config.json beside the weights")
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
 @contextmanager

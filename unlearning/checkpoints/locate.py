@@ -10,7 +10,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from unlearning.checkpoints.headers import Header, read_headers
+from unlearning.checkpoints.links import check_links
 from unlearning.checkpoints.sizes import check_sizes
+from unlearning.checkpoints.token_ids import check_end_tokens
 from unlearning.common.errors import InputError
 from unlearning.common.paths import is_directory, is_there
 
@@ -230,17 +232,20 @@ def check_files(path: Path, *, allow_pickle: bool = False) -> None:
 
     Raises:
         InputError: The configuration, the safetensors or a shard is missing, a file is cut short (the message names
-            the file), or the configuration states sizes that the tensors cannot have.
+            the file), the configuration states sizes that the tensors cannot have, or a configuration's end tokens are
+            none.
     """
     *adapters, path = adapter_chain(path)
     for adapter in adapters:
         check_adapter(adapter, allow_pickle=allow_pickle)
-    quantization(read_json(path), path)
+    stated = read_json(path)
+    quantization(stated, path)
+    check_end_tokens(path, stated)
     headers: dict[str, Header] = {}
     for file in weight_files(path, allow_pickle=allow_pickle):
         if file.suffix == ".safetensors":
             headers |= _whole(file)
-    check_sizes(read_json(path), headers, path / "config.json")
+    check_sizes(stated, headers, path / "config.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -257,6 +262,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     if not file.is_file():
+        check_links(path, "config.json", ADAPTER_CONFIG)
         raise InputError(f"{path}: no config.json; name the directory that holds the checkpoint")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -317,6 +323,7 @@ def weight_files(path: Path, *, allow_pickle: bool = False) -> list[Path]:
             return [path / single]
         if (path / index).is_file():
             return _shards(path, path / index)
+    check_links(path, *(file for kind in kinds for file in kind))
     others = sorted(file.name for file in path.glob("*.safetensors"))
     if others:
         raise InputError(f"{path}: no {SINGLE} and no {INDEX}; name the weight file so, or save the model again")
@@ -353,6 +360,7 @@ def _shards(path: Path, index: Path) -> list[Path]:
         raise InputError(f"{index}: broken index; copy it again") from None
     for shard in shards:
         if not (path / shard).is_file():
+            check_links(path, shard)
             raise InputError(f"{path / shard}: missing, though {index.name} names it; copy it again")
     return [path / shard for shard in shards]
 
@@ -402,6 +410,7 @@ def check_adapter(path: Path, *, allow_pickle: bool = False) -> None:
     file = path / WEIGHTS
     if not file.is_file():
         if not (path / PICKLED).is_file():
+            check_links(path, WEIGHTS, PICKLED)
             raise InputError(f"{file}: missing, though there is an {ADAPTER_CONFIG}; copy it again")
         if not allow_pickle:
             raise InputError(f"{path}: only pickled adapter weights (set `allow_pickle` if you trust them)")

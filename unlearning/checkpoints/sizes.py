@@ -8,7 +8,6 @@ from unlearning.checkpoints.headers import Header
 from unlearning.common.errors import InputError
 
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "depth")
-
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _WIDTHS = (
     "hidden_size",
@@ -26,6 +25,8 @@ _WIDTHS = (
     "word_embed_proj_dim",
 )
 
+_CONTEXTS = ("max_position_embeddings", "n_positions")
+
 _SMALL = 128
 """Layers and experts that are built in a moment, whatever is on disk."""
 
@@ -41,7 +42,7 @@ def check_sizes(stated: Mapping[str, Any], headers: Mapping[str, Header], file: 
     Raises:
         InputError: A size is below 1, or larger than what the tensors can hold.
     """
-    for name in (*_LAYERS, *_WIDTHS):
+    for name in (*_LAYERS, *_WIDTHS, *_CONTEXTS):
         value = stated.get(name)
         if type(value) is int and value < 1:
             raise InputError(f"{file}: {name} must be at least 1, got {value}; copy it again")

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from unlearning.checkpoints.token_ids import end_tokens
+from unlearning.common.context import context_of
 from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
 from unlearning.data.spans import encode_prompt
@@ -157,11 +159,13 @@ def answer_ends(
 
     Returns:
         The tokens and the texts.
+
+    Raises:
+        InputError: The generation configuration names something else than tokens.
     """
     tokens = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
     configured = getattr(model.generation_config, "eos_token_id", None)
-    if configured is not None:
-        tokens |= set(configured) if isinstance(configured, list) else {configured}
+    tokens |= set(end_tokens(configured, f"the generation config of {model.name_or_path or type(model).__name__}"))
     texts = tuple(stop_texts)
     turn_end = "" if chat is None else chat.turn_end.strip()
     if turn_end:
@@ -182,7 +186,7 @@ def _encode(
     verbatim: bool,
 ) -> list[list[int]]:
     encoded = [encode_prompt(tokenizer, prompt, chat, verbatim=verbatim) for prompt in prompts]
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = context_of(model)
     for number, ids in enumerate(encoded, start=1):
         if not ids:
             raise InputError(f"prompt {number} must have at least one token, got none")
@@ -269,7 +273,7 @@ def _continue(
     ended: Callable[[list[int]], bool],
 ) -> list[list[int]]:
     input_ids, mask = _left_pad(prompts, model.device)
-    limit = getattr(model.config, "max_position_embeddings", None) or input_ids.shape[1] + max_new_tokens
+    limit = context_of(model) or input_ids.shape[1] + max_new_tokens
     room = [min(max_new_tokens, limit - len(ids)) for ids in prompts]
     accepted = inspect.signature(model.forward).parameters
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}

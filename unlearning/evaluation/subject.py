@@ -11,6 +11,7 @@ from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.load import load_tokenizer, load_weights
 from unlearning.checkpoints.locate import locate_checkpoint
 from unlearning.checkpoints.quantized import check_plain
+from unlearning.common.context import context_of
 from unlearning.common.errors import InputError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,7 +63,7 @@ class Subject:
     @property
     def context(self) -> int | None:
         """Maximum number of tokens that the model reads; None if its configuration states none."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return context_of(self.model)
 
     def check_tokens(self, texts: Sequence[Sequence[int]]) -> None:
         """Check that the model has an embedding for every token.

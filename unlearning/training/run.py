@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.training_args import TrainingArguments
 
 from unlearning.checkpoints.save import write_tokenizer
+from unlearning.common.context import context_of
 from unlearning.common.errors import InputError
 from unlearning.methods.method import AnyMethod, Needs
 from unlearning.methods.stages import PreparationInputs
@@ -168,7 +169,7 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
 def _encoded(job: Job, loaded: LoadedModel, inputs: Inputs, state: PartialState) -> EncodedInputs:
     """Return the tokenised data, after the method's `prepare` stage."""
     options = job.options
-    limit = options.max_length or getattr(loaded.model.config, "max_position_embeddings", None)
+    limit = options.max_length or context_of(loaded.model)
     prepared = None
     if job.method.prepare is not None:
         stage = PreparationInputs(

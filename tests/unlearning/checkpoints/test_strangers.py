@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, XLNetConfig, XLNetLMHeadModel
 
 from dissect.cli import main as dissect
 from dissect.models.model import load_model
@@ -18,6 +18,7 @@ from tests.unlearning.helpers import build_tiny_llama
 from unlearning.checkpoints.load import load_tokenizer, load_weights
 from unlearning.checkpoints.locate import check_files, locate_checkpoint, locate_offline, resolved_name, split_revision
 from unlearning.cli import main as unlearn
+from unlearning.common.context import context_of
 from unlearning.common.errors import InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -202,7 +203,7 @@ def test_a_shard_that_the_index_names_must_be_there(tmp_path: Path) -> None:
     shards[1].unlink()
     assert refused(path) == f"{shards[1]}: missing, though model.safetensors.index.json names it; copy it again"
     shards[1].symlink_to(tmp_path / "nowhere")  # of a hub's cache whose blob was removed
-    assert f"{shards[1]}: missing" in refused(path)
+    assert f"{shards[1]}: is a link to {tmp_path / 'nowhere'}, where there is nothing" in refused(path)
     shards[1].unlink()
     content.pop(next(iter(content)))  # the shard lacks one of its tensors
     save_file(content, shards[1])
@@ -216,6 +217,59 @@ def test_links_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
     for file in blobs.iterdir():
         (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
     assert torch.equal(logits(load_weights(snapshot)), logits(load_weights(blobs)))
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+)
+def test_a_link_that_leads_nowhere_is_named(name: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """As in a hub cache whose snapshot was copied without its blobs."""
+    path = save_base(tmp_path / "model")
+    tokenizer.save_pretrained(path)
+    (path / name).unlink()
+    (path / name).symlink_to("../../blobs/0123")
+    for stream in (False, True):
+        with pytest.raises(InputError) as error:
+            load_model(path, device="cpu", stream=stream)
+        assert str(error.value) == (
+            f"{path / name}: is a link to ../../blobs/0123, where there is nothing; copy the checkpoint with its links "
+            "followed (cp -rL), or download it again"
+        )
+
+
+def test_links_of_adapters_and_shards_that_lead_nowhere_are_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        path = copied(pair[1], tmp_path / name.partition(".")[0])
+        (path / name).unlink()
+        (path / name).symlink_to("gone")
+        assert f"{path / name}: is a link to gone, where there is nothing" in refused(path)
+    path = tmp_path / "shards"
+    build_tiny_llama().save_pretrained(path, max_shard_size="60KB")
+    (path / "model.safetensors.index.json").unlink()
+    (path / "model.safetensors.index.json").symlink_to("gone")
+    assert f"{path / 'model.safetensors.index.json'}: is a link to gone, where there is nothing" in refused(path)
+    path = save_base(tmp_path / "whole")
+    (path / "README.md").symlink_to("gone")  # nobody misses it
+    (path / "model.fp16.safetensors").symlink_to("gone")
+    load_weights(path)
+
+
+@pytest.mark.parametrize("name", ["max_position_embeddings", "n_positions"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_context_of_no_tokens_is_refused(name: str, value: int, tmp_path: Path) -> None:
+    path = save_base(tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {name: value}))
+    assert refused(path) == f"{path / 'config.json'}: {name} must be at least 1, got {value}; copy it again"
+
+
+def test_a_model_without_a_limit_has_no_context_of_minus_one_tokens(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    xlnet = XLNetLMHeadModel(XLNetConfig(vocab_size=384, d_model=32, n_layer=2, n_head=4, d_inner=64)).eval()
+    xlnet.save_pretrained(tmp_path)
+    assert xlnet.config.max_position_embeddings == -1
+    assert context_of(load_weights(tmp_path)) is None
+    assert context_of(build_tiny_llama()) == build_tiny_llama().config.max_position_embeddings
 
 
 def test_the_single_file_is_read_where_an_old_index_is_left(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from unlearning.common.context import context_of
 from unlearning.common.errors import InputError
 from unlearning.methods.whp.anchors import Anchors
 from unlearning.methods.whp.blocks import Block, Reason, Use, cut_blocks
@@ -303,7 +304,7 @@ def _check_models(base: PreTrainedModel, reinforced: PreTrainedModel, block_size
         raise InputError(
             f"the base model has {sizes[0]} tokens, the reinforced model {sizes[1]}; reinforce the base itself"
         )
-    limit = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_of(base)
     if limit is not None and block_size > limit:
         raise InputError(f"`block_size` must be at most {limit}, the model's context, got {block_size}")
 
