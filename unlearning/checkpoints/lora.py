@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unlearning.checkpoints.adapter_patterns import limit_patterns
 from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.headers import read_headers
 from unlearning.checkpoints.locate import ADAPTER_CONFIG, PICKLED, RECORD, WEIGHTS, split_revision
@@ -259,6 +260,7 @@ def _merge(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrainedMode
 
     misfit = f"{path}: does not fit its base {base_path}"
     config = _read_config(path)
+    limit_patterns(config, base, path / ADAPTER_CONFIG)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # everything that peft warns of here is refused below, and ties are undone
         with torch.random.fork_rng(devices=[]):  # peft draws values and overwrites them

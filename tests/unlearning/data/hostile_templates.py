@@ -63,7 +63,7 @@ AT_ONCE = {
     "a filter by name": (ASKED + "{{ [[1,2,3,4,5,6,7]]|map('random')|list }}", "random"),
     "latin at random": ("{{ lipsum(n=5) }}" + ASKED, "lipsum"),
     "latin at random, hidden": ("{% set f = lipsum %}{{ f(n=1) }}" + ASKED, "lipsum"),
-    "the place of a method": (ASKED + "{{ 'x'.upper }}", "two different texts"),
+    "the place of a method": (ASKED + "{{ messages[0].content.upper }}", "two different texts"),
     "the place of an object": (ASKED + "{{ joiner() }}{{ cycler(1) }}", "two different texts"),
     "the place of a generator": (ASKED + "{{ messages | map('length') }}", "two different texts"),
     "the place of a function": (ASKED + "{{ raise_exception }}", "two different texts"),
