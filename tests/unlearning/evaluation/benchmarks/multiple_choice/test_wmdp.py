@@ -131,19 +131,19 @@ def test_wrong_input_is_told_in_one_line_before_the_model_is_loaded(
     quiz.write_text(json.dumps(RECORDS))
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "quiz.json").write_text(json.dumps(RECORDS))
-    wmdp = ["eval", "wmdp", "--model", "nowhere", "--data-dir", data]
-    choice = ["eval", "choice", "--model", "nowhere", "--questions", quiz]
+    wmdp = ["eval", "wmdp", "--model", tmp_path, "--data-dir", data]
+    choice = ["eval", "choice", "--model", tmp_path, "--questions", quiz]
     assert "did you mean 'bio'" in refusal(capsys, *wmdp, "--sets", "bios")
     assert "--sets must name" in refusal(capsys, *wmdp, "--sets", ",")
     assert "letter,answer,cloze" in refusal(capsys, *wmdp, "--scoring", "letters")
     assert "Add letter to --scoring" in refusal(capsys, *wmdp, "--scoring", "cloze", "--permute", 2)
     assert "--permute must be at least 0, got -1" in refusal(capsys, *wmdp, "--permute", -1)
-    assert "no such directory" in refusal(capsys, "eval", "wmdp", "--model", "x", "--data-dir", tmp_path / "none")
+    assert "no such directory" in refusal(capsys, "eval", "wmdp", "--model", tmp_path, "--data-dir", tmp_path / "none")
     assert "forget, retain, none" in refusal(capsys, *choice, "--role", "good")
     assert "two sets called 'quiz'" in refusal(capsys, *choice, "--questions", tmp_path / "sub" / "quiz.json")
-    assert "no such file" in refusal(capsys, "eval", "choice", "--model", "x", "--questions", "gone.json")
+    assert "no such file" in refusal(capsys, "eval", "choice", "--model", tmp_path, "--questions", "gone.json")
     assert "no such file" in refusal(capsys, *choice, "--few-shot", "gone.json")
-    assert "nowhere" in refusal(capsys, *choice)
+    assert f"{tmp_path}: " in refusal(capsys, *choice)
 
 
 def test_help_imports_nothing_heavy() -> None:
