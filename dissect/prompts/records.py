@@ -7,7 +7,15 @@ from pathlib import Path
 from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
 from unlearning.data.concept_vectors import ConceptRecord, has_questions, notebook_prompt
-from unlearning.data.question_answer import ANSWER_KEYS, DEFAULT_TEMPLATE, answer_of, bare, label_of, texts_of
+from unlearning.data.question_answer import (
+    ANSWER_KEYS,
+    DEFAULT_TEMPLATE,
+    answer_of,
+    bare,
+    check_length,
+    label_of,
+    texts_of,
+)
 from unlearning.data.records import Record, keys_of
 
 
@@ -84,6 +92,7 @@ def _plain_question(
     text = record.get("prompt", record.get("question"))
     if not isinstance(text, str) or not text.strip():
         raise InputError(f'{where}: needs "prompt" or "question" with text; its keys are {keys_of(record)}')
+    check_length(text, "prompt" if "prompt" in record else "question", where)
     answer = _answer(record, where) if with_answers else None
     return Question(
         id=label_of(record, "id", where, str(number - 1)),

@@ -21,6 +21,7 @@ from unlearning.common.errors import InputError, nearest
 from unlearning.data.documents import pack_sentences
 from unlearning.data.hub import download, local_directory
 from unlearning.data.named import Found
+from unlearning.data.question_answer import check_length
 from unlearning.data.records import Record, read_records
 
 NOTEBOOK_TEMPLATE = "Question: {question}\n Answer:"
@@ -151,6 +152,8 @@ class ConceptRecord:
     def _texts(self, key: str, values: Any) -> list[str]:
         if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
             raise InputError(f"{self.where}: {key} must be a list of texts, none of them empty")
+        for text in values:
+            check_length(text, key, self.where)
         return values
 
     def _per_question(self, key: str) -> list[Any] | None:

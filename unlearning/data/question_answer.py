@@ -18,6 +18,9 @@ QUESTION_KEYS = ("question", "instruction")
 ANSWER_KEYS = ("answer", "completion", "output", "response", "gt")
 """Keys of answers, in both packages; the first that a record has counts."""
 
+MAX_PROMPT = 2_000_000
+"""Maximum number of characters of a question, a prompt or an answer; far more than any model reads."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -123,12 +126,32 @@ def text_of(record: Record, key: str, where: str) -> str:
         The text.
 
     Raises:
-        InputError: The value is no text.
+        InputError: The value is no text, or too long a one for anything but a document.
     """
     value = record[key]
     if not isinstance(value, str):
         raise InputError(f'{where}: "{key}" must be text, got {type(value).__name__}; quote it')
+    if key != "text":
+        check_length(value, key, where)
     return value
+
+
+def check_length(text: str, key: str, where: str) -> None:
+    """Check that a text of a prompt or an answer is not too long to be tokenised in seconds.
+
+    Args:
+        text: The text.
+        key: Its key in the record.
+        where: File and record, for messages.
+
+    Raises:
+        InputError: It has more than `MAX_PROMPT` characters.
+    """
+    if len(text) > MAX_PROMPT:
+        raise InputError(
+            f'{where}: "{key}" has {len(text)} characters, more than {MAX_PROMPT}; shorten it, or give it as "text" to '
+            "train on a document"
+        )
 
 
 def texts_of(record: Record, key: str, where: str) -> list[str]:
@@ -148,6 +171,8 @@ def texts_of(record: Record, key: str, where: str) -> list[str]:
     values = record[key] if isinstance(record[key], list) else [record[key]]
     if not all(isinstance(text, str) and text.strip() for text in values):
         raise InputError(f"{where}: {key} must be a list of non-empty texts; correct or remove it")
+    for text in values:
+        check_length(text, key, where)
     if any(map(_is_written_list, values)):
         raise InputError(
             f"{where}: {key} is a list that is written as text ({values[0][:40]!r}); write a JSON file with a list"

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MAX_COLUMNS = 1000
 """Maximum number of columns of a table."""
 
+MAX_RECORDS = 5_000_000
+"""Maximum number of records of any file; a record of two bytes takes a hundred times as many in memory."""
+
 MAX_CELLS = 20_000_000
 """Maximum number of values of a parquet file."""
 
@@ -64,6 +67,7 @@ def read_csv(text: str, path: Path) -> list[dict[str, Any]]:
                         f"{path}, line {line}: broken CSV: has {len(cells)} cells, and the header {len(header)}; put "
                         "quotation marks around texts with commas"
                     )
+                check_count(len(rows) + 1, path)
                 rows.append(dict(zip(header, cells, strict=True)))
             line = reader.line_num + 1
     except csv.Error as error:
@@ -77,6 +81,20 @@ def read_csv(text: str, path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise InputError(f"{path}: there are no rows under the header ({_some(header)})")
     return rows
+
+
+def check_count(n_records: int, path: Path) -> None:
+    """Check that a file does not hold too many records.
+
+    Args:
+        n_records: Number of records, at least so far.
+        path: The file.
+
+    Raises:
+        InputError: There are more than `MAX_RECORDS`.
+    """
+    if n_records > MAX_RECORDS:
+        raise InputError(f"{path}: has more than {MAX_RECORDS} records; take a part of it")
 
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -140,9 +158,10 @@ def _check_size(metadata: "pq.FileMetaData", most: int, path: Path) -> list[str]
         The columns of texts inside lists and objects. One row may name one long text many times: such columns are read
         as dictionaries, which hold it once, so that it can be counted.
     """
+    check_count(metadata.num_rows, path)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    n_cells = max(sum(chunk.num_values for chunk in chunks), metadata.num_rows)
+    n_cells = sum(chunk.num_values for chunk in chunks)
     if n_cells > MAX_CELLS:
         raise InputError(f"{path}: has {n_cells} values, more than {MAX_CELLS}; take a part of it")
     if sum(group.total_byte_size for group in groups) > most:

@@ -22,7 +22,7 @@ from tests.dissect.helpers import RECORDS, build_model, build_pair, build_tokeni
 from unlearning.common.errors import InputError
 from unlearning.data.chat import chat_format
 from unlearning.data.concept_vectors import cut_continuation
-from unlearning.data.question_answer import ANSWER_KEYS, read_examples
+from unlearning.data.question_answer import ANSWER_KEYS, MAX_PROMPT, read_examples
 
 TOKENIZER = build_tokenizer()
 
@@ -368,3 +368,30 @@ def test_numbers_that_are_none_are_no_labels() -> None:
         for value in (math.nan, math.inf, -math.inf):
             with pytest.raises(InputError, match=f'f.json, record 1: "{key}" must be text or a finite number'):
                 ask({key: value})
+
+
+@pytest.mark.parametrize("key", ["question", "prompt", "answer", "response", "wrong", "perturbed_answer", "QA"])
+def test_a_text_that_is_too_long_is_refused_before_it_is_tokenised(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert MAX_PROMPT <= 2_000_000  # 4 seconds in a tokenizer
+    monkeypatch.setattr("unlearning.data.question_answer.MAX_PROMPT", 1000)
+    for length in (1000, 1001):
+        long: Any = "a" * length
+        record: dict[str, Any] = {"question": "Where?", "answer": "Oslo"}
+        if key == "response":
+            del record["answer"]
+        if key == "QA":
+            answered = "Question: Who?\n Answer: Ana"
+            record = {"QA": ["Who?", long], "QA_with_answers": [answered, f"Question: {long[:9]}"]}
+        else:
+            record[key] = ["Lima", long] if key in ("wrong", "perturbed_answer") else long
+        path = save_records(tmp_path / "p.json", [{"question": "Who?", "answer": "Ana"}, record])
+        if length == 1000:
+            assert key == "QA" or len(load_prompts(path, TOKENIZER)) == 2
+            continue
+        with pytest.raises(InputError, match=f"^{path}, record 2: .?{key}.? has 1001 characters, more than 1000"):
+            load_prompts(path, None)  # type: ignore[arg-type]  # no tokenizer is asked
+        if key in ("question", "prompt", "answer", "response"):
+            with pytest.raises(InputError, match=f"^{path}, record 2: .{key}. has 1001 characters, more than 1000"):
+                read_examples(path)

@@ -234,7 +234,7 @@ def test_a_column_that_python_cannot_read_is_named(tmp_path: Path) -> None:
 def test_a_text_that_is_too_long_is_refused_with_its_record(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert MAX_CHARACTERS < 50_000_000  # some 60 bytes a character in a tokenizer
+    assert MAX_CHARACTERS < 20_000_000  # some 200 bytes a character in a tokenizer
     monkeypatch.setattr("unlearning.data.records.MAX_CHARACTERS", 1000)
     path = tmp_path / f"long.{suffix}"
     for length in (1000, 1001):
@@ -249,4 +249,22 @@ def test_a_text_that_is_too_long_is_refused_with_its_record(
             assert read_records(path) == rows
         else:
             with pytest.raises(InputError, match=r"(record|line) 2: holds a text of 1001 characters, more than 1000"):
+                read_records(path)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
+def test_a_file_of_too_many_records_is_refused(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_RECORDS", 100)
+    path = tmp_path / f"many.{suffix}"
+    for count in (100, 101):
+        rows = [{"text": "a"}] * count
+        if suffix == "parquet":
+            write_parquet(path, rows)
+        else:
+            text = {"json": json.dumps(rows), "jsonl": "\n".join(map(json.dumps, rows))}
+            path.write_text(text.get(suffix, "\n".join(["text", *["a"] * count])))
+        if count == 100:
+            assert read_records(path) == rows
+        else:
+            with pytest.raises(InputError, match=f"^{path}: has more than 100 records"):
                 read_records(path)

@@ -125,3 +125,9 @@ def test_a_bad_dictionary_is_refused_in_one_line(tmp_path: Path, name: str, cont
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_anchors(tmp_path / name)
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match="is a directory"):
+        read_anchors(tmp_path / name)
+    (tmp_path / f"latin-{name}").write_bytes("anchor,generic\nZoë,Anna\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"not UTF-8 text \(byte 17\)"):
+        read_anchors(tmp_path / f"latin-{name}")

@@ -8,6 +8,7 @@ from unlearning.common.errors import InputError, check_at_least, nearest
 from unlearning.common.paths import is_there
 from unlearning.data import tofu
 from unlearning.data.named import data_directory, read_file
+from unlearning.data.question_answer import bare, label_of
 from unlearning.data.records import Record
 
 RETAIN = "retain_perturbed"
@@ -132,7 +133,9 @@ def read_questions(records: Sequence[Record], *, source: str, authors_in_order: 
         where = f"{source}, record {place + 1}"
         texts = {key: _texts(record, key, where, others_have_it=key in optional) for key in ("question", "answer")}
         texts |= {key: _texts(record, key, where, others_have_it=True) for key in optional}
-        group = record.get("group", record.get("author"))
+        if bare(texts["answer"][0]) in map(bare, texts.get("perturbed_answer", ())):
+            raise InputError(f"{where}: the answer is also among the perturbed ones; remove it there")
+        named = next((key for key in ("group", "author") if record.get(key) is not None), None)
         questions.append(
             Question(
                 question=texts["question"][0],
@@ -140,8 +143,8 @@ def read_questions(records: Sequence[Record], *, source: str, authors_in_order: 
                 paraphrased_question=next(iter(texts.get("paraphrased_question", ())), None),
                 paraphrased_answer=next(iter(texts.get("paraphrased_answer", ())), None),
                 perturbed_answers=texts.get("perturbed_answer", ()),
-                id=str(record.get("id", place)),
-                group=str(group) if group is not None else tofu.author(place) if authors_in_order else "",
+                id=label_of(record, "id", where, str(place)),
+                group=label_of(record, named, where) if named else tofu.author(place) if authors_in_order else "",
             )
         )
     return questions

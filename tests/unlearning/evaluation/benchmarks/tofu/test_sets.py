@@ -1,6 +1,7 @@
 """TOFU's sets from files: what is read, how rows are grouped, what is refused."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,10 @@ def test_a_set_may_have_no_paraphrases_and_no_perturbed_answers() -> None:
         ({"paraphrased_answer": ["Lima"]}, "paraphrased_answer should be a text that is not empty"),
         ({"question": ""}, "question should be a text that is not empty"),
         ({"answer": None}, "no answer; its keys are "),
+        ({"answer": "Lima", "perturbed_answer": ["Oslo", " Lima\n"]}, "the answer is also among the perturbed ones"),
+        ({"id": ["a"]}, '"id" must be text or a number, got list'),
+        ({"group": math.nan}, '"group" must be text or a finite number'),
+        ({"author": {"a": "b"}}, '"author" must be text or a number, got dict'),
     ],
 )
 def test_a_row_of_another_shape_is_named(change: dict[str, Any], message: str) -> None:
