@@ -33,6 +33,7 @@ from unlearning.checkpoints.locate import (
     weights_directory,
 )
 from unlearning.checkpoints.quantized import check_plain
+from unlearning.checkpoints.repeatable import check_repeatable
 from unlearning.common.context import context_of
 from unlearning.common.errors import InputError
 
@@ -80,8 +81,8 @@ class Model:
             The model.
 
         Raises:
-            InputError: The weights are quantized, a weight is not finite, or TransformerLens does not support the
-                architecture.
+            InputError: The tokenizer splits texts at random, the weights are quantized, a weight is not finite, or
+                TransformerLens does not support the architecture.
 
         Examples:
             >>> from dissect import Model, load_model
@@ -90,6 +91,7 @@ class Model:
             >>> model.sha256 == loaded.sha256
             True
         """
+        check_repeatable(tokenizer, name=name)
         check_plain(hf, name=name)  # the copies that check the sites would lose the scales of quantized weights
         hf.eval()
         model = cls(name=name, hf=hf, tokenizer=tokenizer, sha256=content_hash(hf, name=name))

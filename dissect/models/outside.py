@@ -7,7 +7,6 @@ keep an attack from taking hold, is refused; what cannot, since no score depends
 
 import inspect
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from dissect.models.configurations import differing_fields
 from dissect.models.model import Model
+from dissect.models.tokenizers import differences
 from unlearning.checkpoints.load import without_bars
 from unlearning.common.errors import InputError
 
@@ -296,25 +296,6 @@ def _generation_config(hf: PreTrainedModel) -> Iterator[Finding]:
 
 def _tokenizer(model: Model, base: Model) -> Iterator[Finding]:
     """Find where the tokenizer differs from the base's, which is used for all models."""
-    ours, theirs = model.tokenizer, base.tokenizer
-    if ours is theirs:
-        return
-    end = "than the base's tokenizer, which is used for all models"
-    added, known = ours.get_added_vocab(), theirs.get_added_vocab()
-    if added != known:
-        tokens = sorted(set(added.items()) ^ set(known.items()))
-        yield Finding("tokenizer", f"other added tokens (such as {tokens[0][0]!r}) {end}", False)
-    if getattr(ours, "chat_template", None) != getattr(theirs, "chat_template", None):
-        yield Finding("tokenizer", f"another chat template {end}", False)
-    for part, value in _parts(ours).items():
-        if value != _parts(theirs).get(part):
-            yield Finding("tokenizer", f"another {part.replace('_', ' ')} {end}", False)
-
-
-def _parts(tokenizer: Any) -> dict[str, Any]:
-    """Return how a fast tokenizer treats texts, by part; an empty dict for a slow one."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return {}
-    record = json.loads(backend.to_str())
-    return {part: record.get(part) for part in ("normalizer", "pre_tokenizer", "post_processor", "model")}
+    for part in differences(model.tokenizer, base.tokenizer):
+        what = f"another {part} than the base's tokenizer, which is used for all models"
+        yield Finding("tokenizer", what, False)

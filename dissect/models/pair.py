@@ -14,6 +14,7 @@ from dissect.models.anatomy import architecture_of
 from dissect.models.configurations import differing_fields, is_of_training
 from dissect.models.model import DTYPES, Model, load_model, resolve_device, resolve_dtype
 from dissect.models.shared_rows import cut_to, on_shared_rows
+from dissect.models.tokenizers import warn_of_tokenizers
 from dissect.runtime.processes import ALONE, Processes
 from dissect.runtime.sizes import in_bytes
 from unlearning.checkpoints.hashing import content_hash
@@ -94,9 +95,10 @@ def load_pair(
             vocabulary, or the unlearned model is an adapter of another base.
 
     Warns:
-        UserWarning: The tokenizers differ in a token or in their chat template, and the base's is used for both; the
-            configurations differ in a field that can change what is computed; one model has more embeddings than the
-            other, and those that both have are compared; or the pair does not fit into memory and is streamed.
+        UserWarning: The tokenizers differ in a token, their chat template or how they treat texts, and the base's is
+            used for both; the configurations differ in a field that can change what is computed; one model has more
+            embeddings than the other, and those that both have are compared; or the pair does not fit into memory and
+            is streamed.
 
     Examples:
         >>> from dissect import load_pair
@@ -188,8 +190,8 @@ def check_comparable(base: Model, other: Model) -> None:
             (the message says in which); or they are streamed and their configurations differ.
 
     Warns:
-        UserWarning: The tokenizers differ in a token or in their chat template, or the configurations in a field that
-            can change what is computed.
+        UserWarning: The tokenizers differ in a token, their chat template or how they treat texts, or the
+            configurations in a field that can change what is computed.
     """
     for dimension, of_base, of_other in zip(_SHAPE, _shape(base), _shape(other), strict=True):
         if of_base != of_other:
@@ -212,19 +214,7 @@ def check_comparable(base: Model, other: Model) -> None:
             f"{other.name} has {fields[0]} ({base.name}){more}; what comes of it is no work of the weights",
             stacklevel=3,
         )
-    ours, theirs = base.tokenizer.get_vocab(), other.tokenizer.get_vocab()
-    if ours != theirs:
-        token = sorted(set(ours.items()) ^ set(theirs.items()))[0][0]
-        warnings.warn(
-            f"the tokenizers of {base.name} and {other.name} differ, for example in the token {token!r} "
-            f"({ours.get(token)} and {theirs.get(token)}); {base.name}'s is used for both",
-            stacklevel=3,
-        )
-    templates = [getattr(model.tokenizer, "chat_template", None) for model in (base, other)]
-    if other.tokenizer is not base.tokenizer and templates[0] != templates[1]:
-        warnings.warn(
-            f"the chat templates of {base.name} and {other.name} differ; {base.name}'s is used for both", stacklevel=3
-        )
+    warn_of_tokenizers(base, other)
 
 
 def _check_same_tensors(base: Model, other: Model) -> None:

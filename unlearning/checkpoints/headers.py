@@ -1,6 +1,7 @@
 """Headers of weight files: data type and shape of every tensor, without its values."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,13 +40,18 @@ def read_headers(file: Path) -> dict[str, Header]:
         Headers by name on disk.
 
     Raises:
-        InputError: A pickled file holds something else than tensors by name.
+        InputError: A pickled file is broken, or holds something else than tensors by name.
     """
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
             return {name: Header(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    pickled = torch.load(file, map_location="meta", weights_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*pickle protocol")  # of pickles that the user allowed
+            pickled = torch.load(file, map_location="meta", weights_only=True)
+    except Exception:  # a broken archive or pickle raises anything
+        raise InputError(f"{file}: its pickled weights are broken or hold more than tensors; copy them again") from None
     if not isinstance(pickled, dict) or not all(isinstance(tensor, Tensor) for tensor in pickled.values()):
         raise InputError(f"{file}: holds something else than tensors by name; save the model's state_dict there")
     return {

@@ -1,6 +1,5 @@
 """Load the model and the tokenizer of a checkpoint's directory, or refuse in one line what is broken."""
 
-import pickle
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ from unlearning.checkpoints.quantized import (
     prepare,
     quiet_bitsandbytes,
 )
+from unlearning.checkpoints.repeatable import without_sampling
 from unlearning.checkpoints.sizes import check_sizes
 from unlearning.checkpoints.token_ids import GENERATION_CONFIG, read_generation_config
 from unlearning.common.errors import InputError
@@ -100,8 +100,6 @@ def load_weights(
                 dtype=dtype,
                 device_map={"": device} if method is not None else "auto" if device == "auto" else None,
             )
-    except pickle.UnpicklingError:
-        raise InputError(f"{path}: its pickled weights are broken or hold more than tensors; copy them again") from None
     except InputError:
         raise
     except Exception as error:  # the configuration is a stranger's: KeyError, AssertionError, TypeError and others
@@ -294,18 +292,22 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> PreTrained
         The tokenizer.
 
     Raises:
-        InputError: The directory has no tokenizer, or a broken one.
+        InputError: The directory has no tokenizer, a broken one, or one that splits texts at random.
+
+    Warns:
+        UserWarning: The tokenizer would split texts at random, which was switched off.
     """
     path = tokenizer_directory(path)
     if (path / "config.json").is_file():  # transformers reads it too, and would blame the tokenizer
         load_config(path, trust_remote_code=trust_remote_code)
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # tokenizers raises bare Exception on a broken file
         mend = "copy tokenizer.json and tokenizer_config.json again"
         if "trust_remote_code" in str(error):
             mend = _mend(error)
         raise InputError(f"{path}: the tokenizer cannot be read ({_reason(error).rstrip(':')}); {mend}") from None
+    return without_sampling(tokenizer, name=str(path))
 
 
 def tokenizer_directory(path: Path) -> Path:

@@ -91,5 +91,5 @@ def test_chat_templates_that_differ_are_said(tmp_path: Path) -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{{ messages[0].content }}"
     tokenizer.save_pretrained(unlearned)
-    with pytest.warns(UserWarning, match="the chat templates of .*base and .*unlearned differ; .*base's is used"):
+    with pytest.warns(UserWarning, match="differ in .*the chat template; .*base's is used for both"):
         load_pair(base, unlearned, device="cpu")
