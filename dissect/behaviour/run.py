@@ -22,6 +22,7 @@ from dissect.behaviour.prompts import COMPLETION, FORGET, RETAIN, Questions
 from dissect.behaviour.result import NO_COEFFICIENTS, BehaviourResult, load_behave
 from dissect.behaviour.rows import Models, example_rows
 from dissect.coefficients.changes import coefficient_changes
+from dissect.models.alignment import check_basis
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.overlap import without_shared
@@ -70,8 +71,8 @@ def behave(
 
     Raises:
         InputError: All retain prompts are forget prompts; a prompt is longer than the context; prompts have notebook
-            scoring; a model is streamed; the control cannot be compared; `out` holds another run; or logits are not
-            finite.
+            scoring; a model is streamed, or written in another basis than the base; the control cannot be compared;
+            `out` holds another run; or logits are not finite.
 
     Warns:
         UserWarning: Some retain prompts are forget prompts.
@@ -99,6 +100,9 @@ def behave(
     if control_model is not None:
         _check(control_model, asked)
         targets["control"] = control_model
+    if pair.base.anatomy.down_proj is not None:  # coefficients are compared place by place
+        for model in targets.values():
+            check_basis(pair.base, model)
     models = Models(pair.base, targets)
     configuration = _configuration(models, asked, max_new_tokens, seed)
     provenance = {

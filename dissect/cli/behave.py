@@ -62,7 +62,7 @@ def command(
         asked.retain,
         completions=asked.completion,
         true_answers=asked.true_answers,
-        control=open_control(pair.control, opened, models, quiet=output.quiet),
+        control=open_control(pair.control, opened, models, quiet=output.quiet, align=pair.align),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         seed=seed,

@@ -129,7 +129,7 @@ def open_control(
         pair: The pair, loaded.
         options: How to load the control.
         quiet: Show no progress bar.
-        align: Put the control's neurons, heads and channels into the base's order.
+        align: Put the control into the base's basis (order, signs and scales).
 
     Returns:
         The control; `auto` unchanged; None for `none`.
@@ -166,7 +166,7 @@ def open_donors(
         pair: The pair, loaded.
         options: How to load the models.
         quiet: Show no progress bar.
-        align: Put the models' neurons, heads and channels into the base's order.
+        align: Put the models into the base's basis (order, signs and scales).
 
     Returns:
         Loaded models and names of the other donors, in the given order.

@@ -65,7 +65,7 @@ class PairOptions:
     ] = "auto"
     align: Annotated[
         bool,
-        typer.Option("--align", help="Put neurons, heads and channels of all models into the base's order first."),
+        typer.Option("--align", help="Put order, signs and scales of neurons, heads and channels back to the base's first."),
     ] = False
 
 

@@ -31,7 +31,7 @@ from dissect.coefficients.neurons import (
     value_vectors,
 )
 from dissect.coefficients.result import ProbeResult, load_probe
-from dissect.models.alignment import check_order
+from dissect.models.alignment import check_basis
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.prompts.loading import load_prompts
@@ -121,7 +121,7 @@ def probe(
     targets = {"unlearned": pair.unlearned} | ({} if control_model is None else {"control": control_model})
     for model in (pair.base, *targets.values()):
         check_coefficients(model)
-        check_order(pair.base, model)
+        check_basis(pair.base, model)
         for name, prompts in asked.items():
             check_fits(model, prompts, name)
     configuration = {

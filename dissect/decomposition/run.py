@@ -35,7 +35,7 @@ from dissect.decomposition.terms import (
     scored,
     site_modules,
 )
-from dissect.models.alignment import check_order
+from dissect.models.alignment import check_basis
 from dissect.models.model import Model
 from dissect.models.null_models import check_null, null_model
 from dissect.models.pair import ModelPair, resolve_control
@@ -120,7 +120,7 @@ def decompose(
     check_fits(pair.base, prompts)
     for model in (pair.base, pair.unlearned, *([control_model] if control_model else [])):
         check_in_memory(model, _PURPOSE)
-        check_order(pair.base, model)
+        check_basis(pair.base, model)
         _Arm.of("", model, pair.base, known)  # refuses a missing site before anything is computed
     configuration = {
         "command": "decompose",

@@ -117,7 +117,7 @@ def canonical_form(model: Model, *, like: Model | None = None) -> CanonicalForm:
     balanced = [scaling for kind in _BALANCED for scaling in by_kind.get(kind, ())]
     with torch.no_grad():
         for scaling in by_kind.get("norm", ()):
-            _fold(hf, scaling)
+            fold(hf, scaling)
         for scaling in by_kind.get("stream", ()):
             scale(hf, scaling, _to_rms(hf, scaling, theirs))
         for scaling in balanced:
@@ -146,8 +146,9 @@ def canonical_form(model: Model, *, like: Model | None = None) -> CanonicalForm:
     return CanonicalForm(changed, symmetries, orders)
 
 
-def _fold(hf: nn.Module, scaling: Scaling) -> None:
-    """Make a norm's gains 1."""
+@torch.no_grad()
+def fold(hf: nn.Module, scaling: Scaling) -> None:
+    """Make a norm's gains 1, in place: the matrices that read it are multiplied instead."""
     gain = scaling.parts[0]
     values = hf.get_parameter(gain.parameter)
     total = values.double() + gain.offset
@@ -198,16 +199,16 @@ def _fix_signs(hf: nn.Module, scalings: list[Scaling], like: nn.Module | None) -
                 product = (ours + part.offset) ** 3
             else:
                 continue
-            agreement += _by_channel(product, part, scaling.n_channels)
+            agreement += by_channel(product, part, scaling.n_channels)
         scale(hf, scaling, torch.where(agreement < 0, -1.0, 1.0).double())
 
 
 def _squares(hf: nn.Module, part: Part, n_channels: int) -> Float[Tensor, " n_channels"]:
     """Return the sum of the squares of each channel's values in a part."""
-    return _by_channel((hf.get_parameter(part.parameter) + part.offset).square(), part, n_channels)
+    return by_channel((hf.get_parameter(part.parameter) + part.offset).square(), part, n_channels)
 
 
-def _by_channel(values: Tensor, part: Part, n_channels: int) -> Float[Tensor, " n_channels"]:
+def by_channel(values: Tensor, part: Part, n_channels: int) -> Float[Tensor, " n_channels"]:
     """Sum values by channel, in float64."""
     channels = part.channels.view((1,) * (values.dim() - part.channels.dim()) + part.channels.shape)
     alike = [dim for dim in range(values.dim()) if channels.shape[dim] == 1]

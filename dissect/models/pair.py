@@ -82,8 +82,8 @@ def load_pair(
             memory.
         max_memory: Largest memory of the process, in bytes, which decides whether the pair fits; by default most of the
             free memory.
-        align: Put neurons, heads and channels of the unlearned model into the base's order, if they stand in another
-            one (`dissect.models.alignment.aligned`).
+        align: Put the unlearned model into the base's basis, if order, signs or scales of its neurons, heads or
+            channels differ (`dissect.models.alignment.aligned`).
         progress: Show a progress bar on stderr while the files of a streamed model are hashed for the first time.
         processes: Processes of the launch that load the pair too; all of them stream it, or none.
 

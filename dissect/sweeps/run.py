@@ -15,7 +15,7 @@ from dissect.engine.plan import Plan, combined_plan, make_plan
 from dissect.interventions.arms import Direction, make_arm_groups, resolve_donors
 from dissect.interventions.intervention import sweep
 from dissect.interventions.windows import parse_windows
-from dissect.models.alignment import check_order
+from dissect.models.alignment import check_basis
 from dissect.models.model import Model
 from dissect.models.pair import ModelPair, resolve_control
 from dissect.models.sites import SITES, SiteSet, is_regex, is_weight, regex_of, site_label
@@ -204,7 +204,7 @@ def _prepare(pair: ModelPair, prompts: Prompts, settings: Settings) -> _Prepared
     )
     for model in (pair.unlearned, control, *donors):
         if isinstance(model, Model):
-            check_order(pair.base, model)  # models of one shape, as the arms have found
+            check_basis(pair.base, model)  # models of one shape, as the arms have found
     restores = any(is_weight(site) for site_set in settings.sites for site in site_set)
     interventions = sweep(settings.sites, windows, pair.base.weights if restores else None)
     return _Prepared(Work(run_engine, arm_groups, prompts, interventions), control, donors)

@@ -168,6 +168,12 @@ class Structure:
                 found.append(Mlp(tuple(map(self._whole, read)), down, gate_known=False))
         return [mlp.split() for mlp in found if mlp.split().fits()]
 
+    def writers(self, layer: int) -> list[Projection]:
+        """Return the matrices of a layer that write to the residual stream, but for stacked experts."""
+        whole = [self.projection(site, layer) for site in ("W_O", "value_vectors")]
+        found = [*(one for one in whole if one is not None), *(mlp.down for mlp in self.mlps(layer))]
+        return list({one.weight: one for one in found}.values())
+
     def _whole(self, weight: str) -> Projection:
         module, _, key = weight.rpartition(".")
         owner, shape = self.hf.get_submodule(module), self.hf.get_parameter(weight).shape
@@ -232,11 +238,14 @@ class Structure:
         read_by_norm = {module for norm in self.norms for module in norm.readers}
         for layer in range(self.model.n_layers):
             experts = self.experts(layer)
-            for written in (self.projection("W_O", layer), self.projection("value_vectors", layer)):
-                if written is not None:
-                    parts += self._written(written.weight.rpartition(".")[0], written)
+            for written in self.writers(layer):
+                parts += self._written(written.weight.rpartition(".")[0], written)
             if experts is not None:
                 parts += self._written(experts, None)
+            else:
+                stacked = [name for name in self.model.weights.at(["value_vectors"], layer) if name in self.names]
+                if any(self.hf.get_parameter(name).dim() > 2 for name in stacked):
+                    parts += [Part(name, WHOLE) for name in stacked]
             for site in ("W_Q", "W_K", "W_V", "W_gate", "W_in"):
                 reader = self.projection(site, layer)
                 if reader is not None and reader.weight.rpartition(".")[0] not in read_by_norm:
@@ -263,12 +272,10 @@ class Structure:
                 reader = self.projection(site, layer)
                 if reader is not None:
                     places[reader.weight] = reader.in_dim
-            for site in ("W_O", "value_vectors"):
-                writer = self.projection(site, layer)
-                if writer is not None:
-                    written.add(writer.weight.rpartition(".")[0])
-                    places[writer.weight] = writer.out_dim
-                    places |= {} if writer.bias is None else {writer.bias: 0}
+            for writer in self.writers(layer):
+                written.add(writer.weight.rpartition(".")[0])
+                places[writer.weight] = writer.out_dim
+                places |= {} if writer.bias is None else {writer.bias: 0}
             experts = self.experts(layer)
             if experts is not None:
                 written.add(experts)

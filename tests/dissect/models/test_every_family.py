@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dissect.models.alignment import aligned, check_order
+from dissect.models.alignment import aligned, check_basis
 from dissect.models.canonical import canonical
 from dissect.models.freedoms.kinds import KINDS
 from dissect.models.model import Model
@@ -75,7 +75,7 @@ def pair(name: str) -> tuple[Model, Model]:
 @pytest.mark.parametrize("name", [name if name in HAVE else pytest.param(name, marks=pytest.mark.slow) for name in ALL])
 def test_a_model_of_every_family_is_rewritten_and_put_back(name: str) -> None:
     base, tuned = pair(name)
-    check_order(base, tuned)
+    check_basis(base, tuned)
     assert aligned(base, tuned) is tuned
     found = find_symmetries(tuned).kinds
     assert found >= HAVE.get(name, set())
