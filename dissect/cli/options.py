@@ -65,7 +65,9 @@ class PairOptions:
     ] = "auto"
     align: Annotated[
         bool,
-        typer.Option("--align", help="Put order, signs and scales of neurons, heads and channels back to the base's first."),
+        typer.Option(
+            "--align", help="Put all models into the base's basis first: order, signs and scales of their units."
+        ),
     ] = False
 
 

@@ -8,7 +8,7 @@ sides of a freedom in opposite directions. Only what `find_symmetries` proves to
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ GAIN = 0.25
 """How much more similar a moved unit is to the one at another place than to the one at its own."""
 
 SHARE = 0.05
-"""Share of a layer's units that must differ, and never less than two of several."""
+"""Share of a layer's units that must differ; of units in another order at least two."""
 
 RECOGNISED = 0.5
 """Absolute cosine with the base's weights from which on a channel is the same one, so that its sign and scale count.
@@ -73,7 +73,7 @@ _UNITS = {
     "query": "query and key channels",
 }
 _IN_TURN: tuple[str, ...] = ("stream order", "stream signs", "stream", "heads", "query heads", "experts", "neurons")
-_IN_TURN += ("normalised", "value", "query", "mlp", "norm")
+_IN_TURN += ("value", "query", "mlp", "normalised", "norm")
 """Kinds in the order in which they are compared: each after those that what it is recognised by depends on."""
 
 Freedom = Permutation | Scaling
@@ -209,7 +209,9 @@ def _undone(base: Model, other: Model) -> tuple[list[tuple[str, Freedom]], "PreT
         if scaling.kind == "norm":
             fold(plain, scaling)
             fold(plain_base, scaling)
-    found = []
+    # The scale of a matrix whose output is normalised says nothing about the units that it reads.
+    free = {part.parameter for one in symmetries.scalings if one.kind == "normalised" for part in one.parts}
+    found: list[tuple[str, Freedom]] = []
     for one in sorted(freedoms, key=lambda one: _IN_TURN.index(one.kind)):
         ours, theirs = (base.hf, hf) if one.kind == "norm" else (plain_base, plain)
         what = _differs(ours, theirs, one)
@@ -219,7 +221,7 @@ def _undone(base: Model, other: Model) -> tuple[list[tuple[str, Freedom]], "PreT
             for model in (hf, plain):
                 permute(model, one, order)
         elif what and isinstance(one, Scaling):
-            factors = _factors(ours, theirs, one, what)
+            factors = _factors(ours, theirs, one, what, free)
             for model in (hf, plain):
                 scale(model, one, factors)
     return found, hf
@@ -239,7 +241,7 @@ def _differs(base: nn.Module, hf: nn.Module, one: Freedom) -> tuple[str, ...]:
     if isinstance(one, Permutation):
         return ("order",) if _is_reordered(base, hf, one) else ()
     flipped, scaled = _evidence(_sides(base, hf, one), one)
-    needed = max(min(2, one.n_channels), SHARE * one.n_channels)
+    needed = max(1, SHARE * one.n_channels)
     return tuple(what for what, where in (("signs", flipped), ("scales", scaled)) if int(where.sum()) >= needed)
 
 
@@ -316,7 +318,8 @@ def _sides(base: nn.Module, hf: nn.Module, scaling: Scaling) -> list[_Side]:
         return [part for part in parts if base.get_parameter(part.parameter).dim() > 1] or parts
 
     if scaling.kind == "stream":
-        chosen = [[part] for part in matrices([part for part in scaling.parts if not part.inverse])]
+        first, *others = [part for part in scaling.parts if not part.inverse]  # embeddings, or the norm behind them
+        chosen = [[part] for part in (first, *matrices(others))]
     elif scaling.kind == "stream signs":
         chosen = [list(scaling.parts[:1])]  # other parts have signs that depend on those of units too
     else:
@@ -346,16 +349,23 @@ def _that_count(sides: list[_Side], scaling: Scaling) -> list[_Side]:
     return [embedding, *(side for side in written if bool((side.cosine.abs() >= RECOGNISED).all()))]
 
 
-def _factors(base: nn.Module, hf: nn.Module, scaling: Scaling, found: tuple[str, ...]) -> Float[Tensor, " n_channels"]:
-    """Return the factors that undo a scaling, channel by channel."""
+def _factors(
+    base: nn.Module, hf: nn.Module, scaling: Scaling, found: tuple[str, ...], free: Collection[str]
+) -> Float[Tensor, " n_channels"]:
+    """Return the factors that undo a scaling, channel by channel; the scale of `free` parameters does not count."""
     sides = _that_count(_sides(base, hf, scaling), scaling)
     factors = torch.ones(scaling.n_channels, dtype=torch.float64)
     if "signs" in found:
         factors[torch.stack([side.cosine < 0 for side in sides]).all(0)] = -1
     if "scales" in found:
         shifts = torch.stack([side.shift for side in sides])
-        opposite = len(sides) == 2 and scaling.kind != "stream"
-        moved = (shifts[0] - shifts[1]) / 2 if opposite else shifts.mean(0)
+        if len(sides) == 2 and scaling.kind != "stream":
+            signed = torch.stack([shifts[0], -shifts[1]])
+            told_by = [{part.parameter for part in scaling.parts if part.inverse == side} for side in (False, True)]
+            telling = [parameters.isdisjoint(free) for parameters in told_by]
+            moved = signed[telling if any(telling) else [True, True]].mean(0)
+        else:
+            moved = shifts.mean(0)
         known = torch.stack([side.cosine.abs() >= RECOGNISED for side in sides]).all(0)
         factors *= torch.where(known, (-moved).exp(), 1)
     return factors
