@@ -11,6 +11,7 @@ import errno
 import fcntl
 import glob
 import json
+import math
 import os
 import platform
 import time
@@ -22,9 +23,13 @@ from pathlib import Path
 import psutil
 
 from unlearning.common.errors import InputError
+from unlearning.common.places import kind_of
 
 CUT_SHORT_S = 30.0
 """Age in seconds after which a lock that names no holder is that of a dead process; writing it takes far less."""
+
+_MAX_BYTES = 2**16
+"""More than any lock holds."""
 
 _held: dict[Path, bytes] = {}
 """The lock files that this process holds, with their content."""
@@ -92,10 +97,9 @@ def acquire(file: Path, directory: Path) -> None:
             ) from None
         else:
             _held[file] = content
-            for part in file.parent.glob(
-                f"{glob.escape(file.name)}.*.part"
-            ):  # of a process that was killed while it claimed
-                part.unlink(missing_ok=True)
+            for part in file.parent.glob(f"{glob.escape(file.name)}.*.part"):  # of a process killed while it claimed
+                with contextlib.suppress(OSError):  # a directory, which is none of ours
+                    part.unlink()
             return
     raise InputError(f"{directory}: several processes want to write it at once; start one of them")
 
@@ -105,7 +109,7 @@ def release(file: Path) -> None:
     file = file.absolute()
     content = _held.pop(file, None)
     with contextlib.suppress(OSError):  # somebody removed it, or the directory
-        if content is not None and file.read_bytes() == content:
+        if content is not None and kind_of(file) == "file" and file.read_bytes() == content:
             file.unlink()
 
 
@@ -152,12 +156,16 @@ def _take_from_the_dead(file: Path, directory: Path) -> None:
     that come late see that another one is there.
 
     Raises:
-        InputError: The holder is alive, or may be.
+        InputError: The holder is alive, or may be; or what is there is no lock.
     """
+    if file.is_symlink() or kind_of(file) not in ("file", "nothing"):
+        what = "link" if file.is_symlink() else kind_of(file)
+        raise InputError(f"{directory}: {file} is a {what} and no lock of a process; remove it")
     with contextlib.suppress(FileNotFoundError), file.open("rb") as there:
         with contextlib.suppress(OSError):  # a file system that knows no such queue
             fcntl.flock(there, fcntl.LOCK_EX)
-        content, age = there.read(), time.time() - os.fstat(there.fileno()).st_mtime
+        # A clock that was set back leaves locks from the future.
+        content, age = there.read(_MAX_BYTES), abs(time.time() - os.fstat(there.fileno()).st_mtime)
         holder = _read(content)
         if holder is not None and not holder.is_gone:
             where = "" if holder.machine == _machine() else f"; if that process is no more, remove {file}"
@@ -178,14 +186,11 @@ def _read(content: bytes) -> Holder | None:
     """Return the holder that a lock file names; None if it was cut short."""
     try:
         record = json.loads(content)
-        return Holder(
-            str(record["host"]),
-            str(record["machine"]),
-            int(record["process"]),
-            float(record["started"]),
-            str(record["since"]),
-        )
-    except (ValueError, KeyError, TypeError, OverflowError):
+        process, started = int(record["process"]), float(record["started"])
+        if not (0 < process < 2**31 and math.isfinite(started)):
+            return None
+        return Holder(str(record["host"]), str(record["machine"]), process, started, str(record["since"]))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

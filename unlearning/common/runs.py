@@ -13,6 +13,7 @@ Every file is written under another name and then moved, so that a run that is k
 import contextlib
 import errno
 import json
+import math
 import os
 import platform
 import re
@@ -34,9 +35,18 @@ import pyarrow.parquet as pq
 from unlearning.common import lock
 from unlearning.common.errors import InputError
 from unlearning.common.hashing import hash_json
+from unlearning.common.places import kind_of
 from unlearning.common.terminal import plain
 
 FORMAT = 1
+STATUSES = ("running", "complete")
+_ENTRIES: tuple[tuple[str, Any, str], ...] = (
+    ("format", int, "a whole number"),
+    ("status", str, "a text"),
+    ("configuration", dict, "an object"),
+    ("wall_time_s", int | float, "a number of seconds"),
+)
+"""Entries that every `run.json` has, with their types."""
 LOCK = ".lock"
 _NAME = b"dissect.name"
 """Key, in a finished batch's file, of the batch's name, which the name of the file may not hold."""
@@ -238,6 +248,8 @@ def open_run(
             differences), or another process is writing it.
     """
     path = Path(path)
+    if (kind := kind_of(path)) == "link that leads nowhere":
+        raise InputError(f"{path}: is a {kind}; remove it or give another directory")
     if joins or (is_run(path) and has_whole_record(path)):
         run = _resumed(path, configuration)
         if joins or run.is_complete:
@@ -245,7 +257,7 @@ def open_run(
                 _remove_parts(path)  # a process was killed when it had just marked the run complete
                 lock.forget_the_dead(path / LOCK, path)
             return run
-    elif not is_run(path) and path.exists() and (not path.is_dir() or any(map(_is_foreign, path.iterdir()))):
+    elif not is_run(path) and kind != "nothing" and (kind != "directory" or _holds_foreign(path)):
         raise InputError(f"{path}: not a run directory (it has no run.json); give an empty or a new directory")
     _make_directory(path)
     lock.acquire(path / LOCK, path)
@@ -308,19 +320,40 @@ def _make_directory(path: Path) -> None:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}; give another directory") from None
 
 
-def _is_foreign(file: Path) -> bool:
-    """Return whether a file is none that a killed process leaves before its run has a record."""
-    return file.suffix != ".part" and file.name != LOCK
+def _holds_foreign(path: Path) -> bool:
+    """Return whether a directory holds a file that no killed process leaves before its run has a record."""
+    try:
+        return any(file.suffix != ".part" and file.name != LOCK for file in path.iterdir())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; give another directory") from None
 
 
 def has_whole_record(path: Path) -> bool:
-    """Return whether the record of a run is JSON; it is not if a disk or a copy cut it short."""
+    """Return whether the record of a run is whole; it is not if a disk, a copy or an editor broke it."""
     try:
-        return bool(json.loads((path / "run.json").read_bytes()))
+        return not _fault(json.loads((path / "run.json").read_bytes()))
     except OSError:
         return True  # `read_record` says what is wrong
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
+
+
+def _fault(record: Any) -> str:
+    """Return what keeps a JSON value from being the record of a run; empty if nothing does."""
+    if not isinstance(record, dict):
+        return f"holds a {type(record).__name__}, not an object"
+    for key, kind, what in _ENTRIES:
+        if key not in record:
+            return f"{key} is missing"
+        if not isinstance(record[key], kind) or isinstance(record[key], bool):
+            return f"{key} is not {what}"
+        if key == "format" and record[key] != FORMAT:
+            return ""  # another version's, whose entries may be others
+    if record["status"] not in STATUSES:
+        return f"status is not {' or '.join(STATUSES)}"
+    if not math.isfinite(record["wall_time_s"]):
+        return "wall_time_s is not a number of seconds"
+    return ""
 
 
 def _has_parts_of(path: Path, configuration: dict[str, Any]) -> bool:
@@ -338,26 +371,32 @@ def _digest(configuration: dict[str, Any]) -> bytes:
 
 
 def _part_files(path: Path) -> list[Path]:
-    return sorted((path / "parts").glob("[!.]*.parquet"))
+    return sorted(file for file in (path / "parts").glob("[!.]*.parquet") if file.is_file())  # a pipe never ends
 
 
 def _remove_parts(path: Path) -> None:
     parts = path / "parts"
     with contextlib.suppress(FileNotFoundError, PermissionError):  # there are none; a run that may only be read
         for file in parts.iterdir():
-            file.unlink(missing_ok=True)
-        parts.rmdir()
+            with contextlib.suppress(IsADirectoryError, PermissionError):  # not of a run; its directory stays
+                file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            parts.rmdir()
 
 
 def _sweep_up(path: Path) -> None:
     """Remove the unfinished files of a process that was killed."""
     for file in (*path.glob(".*.part"), *path.glob("*/.*.part")):
-        file.unlink(missing_ok=True)
+        if file.is_symlink() or not file.is_dir():
+            file.unlink(missing_ok=True)
 
 
 def is_run(path: Path) -> bool:
     """Check whether a directory holds a run, finished or not."""
-    return (path / "run.json").is_file()
+    try:
+        return (path / "run.json").is_file()
+    except (OSError, ValueError):  # no directory can have such a name
+        return False
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -370,16 +409,19 @@ def read_record(path: Path) -> dict[str, Any]:
         InputError: The file is missing, broken, or of another format.
     """
     file = path / "run.json"
+    if (kind := kind_of(file)) == "nothing":
+        raise InputError(f"{path}: not a run directory (it has no run.json)")
+    if kind != "file":
+        raise InputError(f"{file}: is a {kind}; remove it or give another directory")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: not a run directory (it has no run.json)") from None
+        fault = _fault(record)
     except PermissionError:
         raise InputError(f"{file}: reading is not permitted; ask for permission or give another directory") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise InputError(f"{file}: broken; start the run again in another directory") from None
-    if not isinstance(record, dict) or not record.keys() >= {"format", "status", "configuration"}:
-        raise InputError(f"{file}: not the record of a run; give another directory")
+    except (ValueError, RecursionError):
+        fault = "is no JSON that can be read"
+    if fault:
+        raise InputError(f"{file}: broken: {fault}; start the run again in another directory, or remove it")
     if record["format"] != FORMAT:
         raise InputError(
             f"{file}: format {record['format']}, but this version reads format {FORMAT}; give another directory"
@@ -423,6 +465,8 @@ def read_frame(path: Path) -> pd.DataFrame:
     Raises:
         InputError: The table is missing or broken.
     """
+    if (kind := kind_of(path)) not in ("file", "nothing"):
+        raise InputError(f"{path}: cannot be read: is a {kind}")
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:

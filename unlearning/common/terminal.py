@@ -164,8 +164,23 @@ def _with_new_names(name: str, arguments: Sequence[str], renamed: Mapping[str, M
 
 
 def write_json(content: Any) -> None:
-    """Write a machine-readable result to stdout as JSON (see `plain`)."""
-    sys.stdout.write(json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    r"""Write a machine-readable result to stdout as JSON (see `plain`).
+
+    What steers a terminal is written as an escape such as \u202e, which parses to the same value; so is what stdout
+    cannot encode.
+    """
+    text = json.dumps(plain(content), ensure_ascii=False, indent=2, allow_nan=False)
+    shown = "".join(sign if _is_shown(sign) else json.dumps(sign)[1:-1] for sign in text)
+    try:
+        shown.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a terminal that knows ASCII only
+        shown = json.dumps(plain(content), indent=2, allow_nan=False)
+    sys.stdout.write(f"{shown}\n")
+
+
+def _is_shown(sign: str) -> bool:
+    """Return whether a sign shows itself, and does nothing else to a terminal."""
+    return sign.isprintable() or sign in f"\n\t{_JOINERS}"
 
 
 _JOINERS = "\u200c\u200d"
@@ -189,7 +204,7 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(sign if sign.isprintable() or sign in f"\n\t{_JOINERS}" else "\ufffd" for sign in text)
+    return "".join(sign if _is_shown(sign) else "\ufffd" for sign in text)
 
 
 def console(**options: Any) -> "Console":

@@ -20,8 +20,9 @@ from typing import Any
 
 from unlearning.checkpoints.locate import RECORD
 from unlearning.common import lock
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, naming
 from unlearning.common.hashing import hash_json
+from unlearning.common.places import kind_of
 from unlearning.data.question_answer import Example
 from unlearning.options import with_present_names
 
@@ -54,17 +55,21 @@ def read_run(output_dir: Path, configuration: dict[str, Any]) -> dict[str, Any] 
         InputError: The directory holds other files, or a run whose configuration differs; the message names the first
             difference.
     """
-    if not output_dir.exists():
+    with naming("output_dir"):
+        kind = kind_of(output_dir)
+    if kind == "nothing":
         _check_writable(output_dir)
         return None
-    if not output_dir.is_dir():
-        raise InputError(f"`output_dir` must be a directory, got the file {output_dir}. Choose another directory.")
+    if kind != "directory":
+        raise InputError(f"`output_dir` must be a directory, got the {kind} {output_dir}. Choose another directory.")
     if not any(output_dir.iterdir()):
         return None
     try:
+        if kind_of(output_dir / RECORD) != "file":
+            raise KeyError(RECORD)
         record = json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
         done = with_present_names(record["configuration"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(
             f"`output_dir` must be new, empty or a run's directory, got {output_dir}, which holds other files. "
             "Choose another directory."
@@ -80,10 +85,11 @@ def read_run(output_dir: Path, configuration: dict[str, Any]) -> dict[str, Any] 
 
 def _check_writable(output_dir: Path) -> None:
     """Check, before training, that the directory can be made."""
-    parent = next(parent for parent in output_dir.absolute().parents if parent.exists())
-    if not parent.is_dir():
+    parent = next(parent for parent in output_dir.absolute().parents if os.path.lexists(parent))
+    if (kind := kind_of(parent)) != "directory":
         raise InputError(
-            f"`output_dir` must be in a directory, got {output_dir}, and {parent} is a file. Choose another directory."
+            f"`output_dir` must be in a directory, got {output_dir}, and {parent} is a {kind}. "
+            "Choose another directory."
         )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(
@@ -110,17 +116,23 @@ def claimed(output_dir: Path | None) -> Iterator[None]:
     if output_dir is None or os.environ.get("RANK", "0") != "0":
         yield
         return
-    parent = output_dir.absolute().parent
-    if output_dir.exists() and not os.access(parent, os.W_OK | os.X_OK):
+    with naming("output_dir"):
+        kind = kind_of(output_dir)
+    if kind == "link that leads nowhere":
+        raise InputError(f"`output_dir` must be a directory, got the {kind} {output_dir}. Choose another directory.")
+    target = output_dir.resolve()  # one lock for a directory and for links to it
+    parent = target.parent
+    if kind != "nothing" and not os.access(parent, os.W_OK | os.X_OK):
         yield  # a finished run that may only be read
         return
-    _check_writable(output_dir)
+    if kind == "nothing":
+        _check_writable(output_dir)
     missing = [each for each in (parent, *parent.parents) if not each.exists()]
     with saying_disk_full(output_dir):
         parent.mkdir(parents=True, exist_ok=True)
     try:
-        with lock.holding(parent / f".{output_dir.name}.lock", output_dir):
-            shutil.rmtree(_partial(output_dir), ignore_errors=True)  # of a process that was killed at its very end
+        with lock.holding(parent / f".{target.name}.lock", output_dir):
+            shutil.rmtree(_partial(target), ignore_errors=True)  # of a process that was killed at its very end
             yield
     finally:
         with suppress(OSError):  # nothing was written, so nothing stays
@@ -180,10 +192,11 @@ def finish_run(
         is_main: This process writes the record and the card, and moves the files.
 
     Raises:
-        InputError: The disk is full.
+        InputError: The disk is full, or the finished model cannot be moved; the message names where it is then.
     """
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(output_dir)
+    target = output_dir.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(target)
     if is_main:
         shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -191,20 +204,36 @@ def finish_run(
             write_model(partial)
             if not is_main:
                 return
-            (partial / "README.md").write_text(card, encoding="utf-8")
+            (partial / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
             _write_json(partial / RECORD, record)
-            if not output_dir.exists() or not any(output_dir.iterdir()):
-                os.replace(partial, output_dir)  # at once, also in place of an empty directory
-                return
-            with suppress(OSError):
-                (output_dir / CHECKPOINTS).rmdir()  # only if it is empty
-            for path in sorted(partial.iterdir(), key=lambda path: path.name == RECORD):
-                os.replace(path, output_dir / path.name)
-            partial.rmdir()
     except BaseException:
         if is_main:
             shutil.rmtree(partial, ignore_errors=True)
         raise
+    try:
+        _move(partial, target)
+    except OSError as error:  # the model is whole: hours of training stay
+        raise InputError(
+            f"{output_dir}: the finished model cannot be moved there: {error.strerror or error}. It is in {partial}: "
+            "move that directory elsewhere, since the next run with this `output_dir` removes it."
+        ) from None
+
+
+def _move(partial: Path, target: Path) -> None:
+    """Move a finished run to its place, at once if nothing is there, else its record last."""
+    if not target.exists() or not any(target.iterdir()):
+        try:
+            os.replace(partial, target)  # also in place of an empty directory
+            return
+        except OSError:
+            if not target.is_dir():
+                raise
+            # an empty directory that cannot be replaced, such as one that a volume is mounted on
+    with suppress(OSError):
+        (target / CHECKPOINTS).rmdir()  # only if it is empty
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == RECORD):
+        os.replace(path, target / path.name)
+    partial.rmdir()
 
 
 def _partial(output_dir: Path) -> Path:
@@ -248,7 +277,8 @@ def _write_json(path: Path, content: Any) -> None:
     """Write the file completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        partial.write_bytes(text.encode(errors="backslashreplace"))  # half characters as JSON writes them, \\udc80
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

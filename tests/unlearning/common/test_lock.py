@@ -174,3 +174,56 @@ def test_a_full_disk_is_told_of(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(InputError, match="cannot be written: the disk is full"):
         hold(file)
     assert list(file.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"[" * 200_000, b'{"a":' * 200_000, b"9" * 5000, b"x" * 200_000])
+def test_a_lock_of_nonsense_is_nobodys(content: bytes, file: Path) -> None:
+    file.write_bytes(content)
+    os.utime(file, (0, 0))
+    with holding(file, file.parent):
+        assert record_of(file)["process"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"process": process} for process in (-1, 0, 2**31, 2**70, float("nan"), "x", None, [])),
+        *({"started": started} for started in (float("nan"), float("inf"), "x", None)),
+    ],
+)
+def test_a_lock_that_names_no_process_is_nobodys(changes: dict[str, object], file: Path) -> None:
+    write(file, **changes)
+    os.utime(file, (0, 0))
+    with holding(file, file.parent):
+        assert record_of(file)["process"] == os.getpid()
+
+
+def test_a_lock_from_the_future_is_no_younger_than_an_old_one(file: Path) -> None:
+    """The clock was set back since a process was killed."""
+    file.write_bytes(b"")
+    os.utime(file, (2**32, 2**32))
+    with holding(file, file.parent):
+        assert record_of(file)["process"] == os.getpid()
+
+
+@pytest.mark.parametrize("what", ["pipe", "directory", "link to a device", "link to nothing", "link to itself"])
+def test_what_can_be_no_lock_is_named_at_once_and_stays(what: str, file: Path) -> None:
+    if what == "pipe":
+        os.mkfifo(file)
+    elif what == "directory":
+        file.mkdir()
+    else:
+        file.symlink_to({"link to a device": "/dev/zero", "link to nothing": "nothing"}.get(what, file.name))
+    for _ in range(2):
+        with pytest.raises(InputError, match=rf"{file} is a .* and no lock of a process; remove it"):
+            hold(file)
+    assert os.path.lexists(file)
+    lock.forget_the_dead(file, file.parent)
+    release(file)
+    assert os.path.lexists(file)
+
+
+def test_a_directory_named_like_an_unfinished_lock_is_no_obstacle(file: Path) -> None:
+    (file.parent / ".lock.node.1.part").mkdir()
+    with holding(file, file.parent):
+        assert record_of(file)["process"] == os.getpid()

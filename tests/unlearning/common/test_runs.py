@@ -1,6 +1,7 @@
 """Run directories: one writer, and what is whole is used where something is broken."""
 
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ from pandas.testing import assert_frame_equal
 
 from tests.other_process import other_process
 from unlearning.common.errors import InputError
-from unlearning.common.runs import Run, computing, file_name, open_run
+from unlearning.common.runs import Run, computing, file_name, open_run, read_finished, read_frame, read_record
 
 ASKED = {"command": "patch", "seed": 0, "windows": [5, 1], "margin": 0.5}
 
@@ -131,7 +132,7 @@ def test_batches_of_another_run_beside_a_broken_record_are_not_used(tmp_path: Pa
     begin(tmp_path / "run").pause(wall_time_s=1)
     (tmp_path / "run" / "run.json").write_text("{")
     before = names(tmp_path / "run")
-    with pytest.raises(InputError, match=r"run\.json: broken; start the run again in another directory"):
+    with pytest.raises(InputError, match=r"run\.json: broken: .*; start the run again in another directory"):
         open_run(tmp_path / "run", ASKED | {"seed": 1}, {})
     assert names(tmp_path / "run") == before
 
@@ -167,3 +168,107 @@ def test_different_names_are_different_files(tmp_path: Path) -> None:
     assert len(list((tmp_path / "run" / "parts").iterdir())) == 6
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     run.close()
+
+
+def change(path: Path, **entries: object) -> None:
+    record = json.loads((path / "run.json").read_text()) | entries
+    (path / "run.json").write_text(json.dumps({key: value for key, value in record.items() if value != "left out"}))
+
+
+def refused(path: Path) -> list[str]:
+    """What each reader of a run says."""
+    said = []
+    for read in (lambda: open_run(path, ASKED, {}), lambda: read_record(path), lambda: read_finished(path, "patch")):
+        with pytest.raises(InputError) as error:
+            read()
+        said.append(str(error.value))
+    assert not any("\n" in each or len(each) > 500 for each in said)
+    return said
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, '{"a":' * 200_000, '{"format": ' + "9" * 5000 + "}", "{", "", "[1]", "3"]
+)
+def test_a_record_of_nonsense_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    finish(begin(tmp_path / "run"))
+    (tmp_path / "run" / "run.json").write_text(text)
+    for said in refused(tmp_path / "run"):
+        assert "run.json: broken: " in said and "another directory" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("configuration", value) for value in ([1], None, "a", 3, "left out")),
+        *(("wall_time_s", value) for value in ("1", None, [], float("nan"), float("inf"), True, "left out")),
+        *(("status", value) for value in (["complete"], None, "done", 1, "left out")),
+        *(("format", value) for value in ("1", [1], None, True, 1.5, "left out")),
+    ],
+)
+def test_a_record_with_an_entry_of_another_type_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    finish(begin(tmp_path / "run"))
+    change(tmp_path / "run", **{key: value})
+    for said in refused(tmp_path / "run"):
+        assert f"run.json: broken: {key} " in said
+
+
+def test_batches_beside_a_record_that_lost_an_entry_are_used(tmp_path: Path) -> None:
+    begin(tmp_path / "run").pause(wall_time_s=1)
+    change(tmp_path / "run", wall_time_s="left out")
+    with pytest.warns(UserWarning, match="the 3 finished batches beside it"):
+        run = open_run(tmp_path / "run", ASKED, {})
+    finish(run)
+    assert read_finished(tmp_path / "run", "patch")["wall_time_s"] == 1
+
+
+def test_a_record_of_another_version_may_have_other_entries(tmp_path: Path) -> None:
+    finish(begin(tmp_path / "run"))
+    change(tmp_path / "run", format=2, status="new", wall_time_s="left out")
+    assert all("format 2, but this version reads format 1" in said for said in refused(tmp_path / "run"))
+
+
+def make(what: str, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to({"device": "/dev/zero", "nothing": "nowhere"}.get(what, path.name))
+
+
+KINDS = ["pipe", "directory", "device", "nothing", "itself"]
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_a_record_that_is_no_file_is_refused_at_once(what: str, tmp_path: Path) -> None:
+    finish(begin(tmp_path / "run"))
+    make(what, tmp_path / "run" / "run.json")
+    assert all("run.json" in said for said in refused(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_a_batch_that_is_no_file_is_computed_again(what: str, tmp_path: Path) -> None:
+    begin(tmp_path / "run").pause(wall_time_s=1)
+    make(what, tmp_path / "run" / "parts" / "part-1.parquet")
+    make(what, tmp_path / "run" / ".x.part")
+    make(what, tmp_path / "run" / "parts" / ".x.part")
+    run = open_run(tmp_path / "run", ASKED, {})
+    assert [name for name, _ in run.parts()] == ["part-0", "part-2"] and run.n_parts == 2
+    finish(run)
+    assert open_run(tmp_path / "run", ASKED, {}).is_complete
+    assert "results.parquet" in names(tmp_path / "run")
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_a_table_that_is_no_file_is_refused_at_once(what: str, tmp_path: Path) -> None:
+    make(what, tmp_path / "results.parquet")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_frame(tmp_path / "results.parquet")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "b/" * 3000, "nowhere", "itself"])
+def test_a_name_that_no_directory_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "nowhere").symlink_to("nothing")
+    (tmp_path / "itself").symlink_to("itself")
+    refused(tmp_path / name)

@@ -1,4 +1,7 @@
+import contextlib
 import errno
+import io
+import json
 import os
 import re
 import signal
@@ -14,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unlearning.common.errors import InputError
-from unlearning.common.terminal import console, printable, run_app
+from unlearning.common.terminal import console, printable, run_app, write_json
 
 app = typer.Typer()
 
@@ -171,3 +174,15 @@ def test_printable_text_stays_and_nothing_else_comes_through(text: str) -> None:
     for ours, theirs in zip(shown, text, strict=True):
         assert ours == theirs or (ours == "\ufffd" and not theirs.isprintable())
         assert ours.isprintable() or ours in "\n\t\u200c\u200d"
+
+
+@given(st.dictionaries(st.text(), st.text() | st.lists(st.text())))
+def test_json_steers_no_terminal_and_parses_to_the_same_values(content: dict[str, object]) -> None:
+    content |= {HOSTILE: [HOSTILE, "\x7f\x9b2J\ud83d\U000e0001\u2028 \u200d é"]}
+    for encoding in ("utf-8", "ascii", "latin-1"):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        with contextlib.redirect_stdout(out):
+            write_json(content)
+        out.seek(0)
+        shown = out.read()
+        assert printable(shown) == shown and json.loads(shown) == content

@@ -247,3 +247,88 @@ def test_plain_transformers_loads_what_is_saved(model_dir: Path, tmp_path: Path)
     assert not [
         path.name for path in (tmp_path / "run").rglob("*") if path.name.startswith(".") or path.suffix == ".bin"
     ]
+
+
+def test_a_link_that_leads_nowhere_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "nowhere").symlink_to("nothing")
+    (tmp_path / "itself").symlink_to("itself")
+    for name in ("nowhere", "itself", "nowhere/run", "itself/run", "nowhere/a/run"):
+        with pytest.raises(InputError, match="`output_dir` must be .*link that leads nowhere"):
+            read_run(tmp_path / name, CONFIGURATION)
+        with (
+            pytest.raises(InputError, match="`output_dir` must be .*link that leads nowhere"),
+            claimed(tmp_path / name),
+        ):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["itself", "nowhere"]
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "b/" * 3000])
+def test_a_name_that_no_directory_can_have_is_refused_before_training(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="^`output_dir`: "):
+        read_run(tmp_path / name, CONFIGURATION)
+    with pytest.raises(InputError, match="^`output_dir`: "), claimed(tmp_path / name):
+        pass
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"configuration": [1]}', '{"configuration": ' + "9" * 5000 + "}"])
+def test_a_broken_record_is_left_alone(content: str, tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text(content)
+    with pytest.raises(InputError, match="which holds other files"):
+        read_run(tmp_path, CONFIGURATION)
+
+
+def test_a_pipe_as_record_is_left_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / RECORD)
+    with pytest.raises(InputError, match="which holds other files"):
+        read_run(tmp_path, CONFIGURATION)
+
+
+def test_a_run_is_finished_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to("far")
+    with claimed(tmp_path / "link"):
+        assert (tmp_path / ".far.lock").is_file()
+        finish_run(tmp_path / "link", write_nothing, {"finished": True}, "card", is_main=True)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "far" / "model.safetensors").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["far", "link"]
+
+
+def test_an_empty_directory_that_cannot_be_replaced_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.replace
+
+    def mounted(source: Any, target: Any) -> None:
+        if Path(target) == tmp_path / "run":
+            raise OSError(16, "Device or resource busy")
+        real(source, target)
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(os, "replace", mounted)
+    finish_run(tmp_path / "run", write_nothing, {"finished": True}, "card", is_main=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"] and (tmp_path / "run" / RECORD).is_file()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_model_that_cannot_be_moved_stays_and_is_named(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = tmp_path / "run", os.replace
+    if begun:
+        begin_run(run, CONFIGURATION)
+
+    def failing(source: Any, target: Any) -> None:
+        if run in (Path(target), Path(target).parent):
+            raise OSError(18, "Invalid cross-device link")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(InputError, match=r"cannot be moved there: Invalid .*\. It is in .*\.run\.partial"):
+        finish_run(run, write_nothing, {"finished": True}, "card", is_main=True)
+    kept = sorted(path.name for path in (tmp_path / ".run.partial").iterdir())
+    assert kept == ["README.md", "model.safetensors", RECORD]
+
+
+def test_half_a_character_in_a_name_does_not_lose_the_model(tmp_path: Path) -> None:
+    record = {"finished": True, "configuration": CONFIGURATION, "model": "caf\udce9"}
+    finish_run(tmp_path / "run", write_nothing, record, "caf\udce9", is_main=True)
+    assert read_run(tmp_path / "run", CONFIGURATION) == record
