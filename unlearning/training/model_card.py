@@ -1,7 +1,10 @@
 """The card of a trained model: method, data, options, and metrics before and after training."""
 
+import json
+import re
 from typing import Any
 
+from unlearning.common.terminal import printable
 from unlearning.methods.method import AnyMethod
 
 
@@ -16,7 +19,8 @@ def model_card(method: AnyMethod, record: dict[str, Any]) -> str:
         Markdown with the metadata block that the Hugging Face hub reads.
     """
     configuration = record["configuration"]
-    options = "\n".join(f"| `{name}` | {value!r} |" for name, value in configuration["options"].items())
+    model, method_name = _literal(record["model"]), _literal(configuration["method"])
+    options = "\n".join(f"| `{name}` | {_literal(repr(value))} |" for name, value in configuration["options"].items())
     counts = record["examples"]
     data = "\n".join(
         f"| {name} | {counts.get(name, 'for evaluation only')} | `{configuration[key]}` |"
@@ -25,21 +29,21 @@ def model_card(method: AnyMethod, record: dict[str, Any]) -> str:
     )
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     return f"""---
-base_model: {record["model"]}
+base_model: {_scalar(record["model"])}
 library_name: {"peft" if configuration["options"]["lora_rank"] else "transformers"}
 tags:
 - machine-unlearning
-- {configuration["method"]}
+- {_scalar(configuration["method"])}
 ---
 
-# {record["model"]} after {configuration["method"]}
+# {model} after {method_name}
 
 Method: {method.summary}{f" ({method.source})" if method.source else ""}.
 
 Training: {record["steps"]} optimizer steps{_ending(record)}, {record["seconds"]:.0f} s on {record["device"]}. Random
 seed: {configuration["options"]["seed"]}. Trained with `unlearn train`; `unlearning.json` holds the history.
 
-Model before training: {record["model"]}, content hash of its weights `{configuration["start_weights"]}`.
+Model before training: {model}, content hash of its weights `{configuration["start_weights"]}`.
 
 | data | examples | content hash (SHA-256) |
 | --- | --- | --- |
@@ -59,11 +63,25 @@ Model before training: {record["model"]}, content hash of its weights `{configur
 """
 
 
+def _scalar(text: str) -> str:
+    """Return a text as a value of YAML; a text of JSON is one."""
+    return json.dumps(printable(text), ensure_ascii=False)
+
+
+def _literal(text: str) -> str:
+    """Return a text as Markdown that shows it on one line as it is: no tag, link, emphasis, code or cell of a table."""
+    return re.sub(r"[^\w\s./,:+='()\"@%-]|(?<![^\W_])_|_(?![^\W_])", _entity, " ".join(printable(text).split()))
+
+
+def _entity(found: re.Match[str]) -> str:
+    return f"&#{ord(found[0])};" if found[0].isascii() else found[0]
+
+
 def _ending(record: dict[str, Any]) -> str:
     best = record["best"]
     if best is not None:
-        return f" (the weights after step {best['step']} were kept, where {best['metric']} was best)"
-    return f" (stopped by the rule {record['stop_rule']})" if record["stopped_at"] is not None else ""
+        return f" (the weights after step {best['step']} were kept, where {_literal(best['metric'])} was best)"
+    return f" (stopped by the rule {_literal(record['stop_rule'])})" if record["stopped_at"] is not None else ""
 
 
 def _metrics(record: dict[str, Any]) -> str:

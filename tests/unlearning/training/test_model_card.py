@@ -1,17 +1,24 @@
 """The card says what was done, with what, and what came of it; nothing that is not so."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import markdown
 import pytest
 import torch
 import transformers
 import yaml
+from huggingface_hub import ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
+from lxml import html
 
 from tests.unlearning.helpers import build_examples
 from unlearning import train
 from unlearning.methods import METHODS
+from unlearning.training.model_card import model_card
 from unlearning.training.output_directory import hash_examples
 
 FORGET, RETAIN = build_examples()[:4], build_examples()[4:7]
@@ -84,3 +91,60 @@ def test_retain_data_that_is_only_measured_is_said_to_be(model_dir: Path, tmp_pa
     card = (tmp_path / "run" / "README.md").read_text()
     assert rows_of(card, "| data | examples |")["retain"][0] == "for evaluation only"
     assert "on 4 forget and 3 retain examples" in card
+
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)>|`b`\x1b[31m\u202e<b>[x](y)"
+    "\n---\nlicense: mit\n# *a* __b__ ![c](http://d) &lt; ``` a: b \udce9"
+)
+
+
+def record(model: str, **options: object) -> dict[str, Any]:
+    counts = {"forget": 2}
+    return {
+        "configuration": {
+            "method": "npo",
+            "options": {"lora_rank": 0, "seed": 1, **options},
+            "start_weights": "0" * 64,
+            "forget_data": "1" * 64,
+            "alternates_data": None,
+            "retain_data": None,
+        },
+        "examples": counts,
+        "model": model,
+        "versions": {"torch": "2"},
+        "steps": 1,
+        "seconds": 1.0,
+        "device": "cpu",
+        "best": None,
+        "stopped_at": 1,
+        "stop_rule": model,
+        "evaluations": [],
+    }
+
+
+def elements(card: str) -> list[str]:
+    """Names of all elements of the card as a page."""
+    page = html.fromstring(markdown.markdown(ModelCard(card).text, extensions=["tables", "fenced_code"]))
+    return [str(element.tag) for element in page.iter()]
+
+
+@pytest.mark.parametrize(
+    "text", [HOSTILE, "a|b", "`", "a: b", "- a", "1. a", "# a", "$x$", "'", '"', "{x}", "~~a~~", "https://d"]
+)
+def test_names_and_options_are_shown_and_not_read(text: str) -> None:
+    card = model_card(METHODS["npo"], record(text, template=text))
+    assert elements(card) == elements(model_card(METHODS["npo"], record("plain", template="plain")))
+    head = ModelCard(card).data.to_dict()
+    assert set(head) == {"base_model", "library_name", "tags"} and len(head["base_model"]) == len(text)
+    assert not set(card) & set("\x1b\u202e\udce9")
+    shown = html.fromstring(markdown.markdown(ModelCard(card).text, extensions=["tables"])).text_content()
+    kept = " ".join(re.sub("[\x1b\u202e\udce9]", "\ufffd", text).split())
+    assert f"{kept} after npo" in shown.splitlines()
+
+
+@given(st.text(min_size=1), st.text())
+def test_no_name_adds_an_element_or_metadata(name: str, template: str) -> None:
+    card = model_card(METHODS["npo"], record(f"a{name}", template=template))
+    assert elements(card) == elements(model_card(METHODS["npo"], record("plain", template="plain")))
+    assert set(ModelCard(card).data.to_dict()) == {"base_model", "library_name", "tags"}
