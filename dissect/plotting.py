@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 
 from unlearning.common.errors import InputError
 from unlearning.common.runs import file_name, write_bytes
+from unlearning.common.terminal import printable
 
 FORMATS = ("html", "pdf", "svg", "png")
 
@@ -182,7 +183,7 @@ _FORMULA = re.compile(r"[\t\r\n]|\s*[=+\-@]")
 _OWN_TAG = re.compile(r"</?(?:b|i|sub|sup|extra)>|<br ?/?>")
 """Markup of plotly that the figures of this package use themselves."""
 
-_NAMES = {"name", "text", "title", "label"}
+_NAMES = {"name", "text", "hovertext", "title", "label"}
 _DATA = {"customdata", "text", "hovertext", "x", "y", "ticktext", "tickvals", "categoryarray", "labels"}
 """Properties that hold data if they are lists; a text by itself may be this package's own."""
 
@@ -203,6 +204,8 @@ def _literal(value: Any, key: str = "", *, is_data: bool = False) -> Any:
     if isinstance(value, dict):
         return {name: _literal(item, name) for name, item in value.items()}
     if isinstance(value, str):
+        if is_data or key in _NAMES:
+            value = printable(value)  # no sign that turns the direction of what follows
         if is_data:
             return html.escape(value, quote=False)
         return _without_foreign_tags(value) if key in _NAMES or key == "hovertemplate" else value

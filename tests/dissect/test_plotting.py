@@ -308,6 +308,15 @@ def test_names_in_figures_are_shown_and_not_read() -> None:
     assert figure.data[0].name == LINK  # the figure itself stays
 
 
+def test_no_name_turns_the_direction_of_a_page() -> None:
+    turned = f"{LINK}\u202eabc\x1b\x7f\n\u200d"
+    trace = go.Scatter(x=[turned], y=[1], name=turned, hovertext=turned, text=[turned])
+    shown = literal(go.Figure(trace, layout={"title": {"text": turned}}))
+    texts = [shown.data[0].x[0], shown.data[0].name, shown.data[0].hovertext, shown.data[0].text[0]]
+    for text in (*texts, shown.layout.title.text):
+        assert "\ufffdabc\ufffd\ufffd\n\u200d" in text and "<a" not in text and "<script" not in text
+
+
 def test_a_page_holds_no_element_of_a_name(tmp_path: Path) -> None:
     figure = go.Figure(go.Bar(x=[LINK], y=[1.0], name=LINK), layout={"title": {"text": LINK}})
     exported = export_all(tmp_path, {"../a b": figure}, {"../a b": pd.DataFrame({"x": [1]})}, formats=["html"])
