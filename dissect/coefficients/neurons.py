@@ -22,7 +22,6 @@ from transformers.pytorch_utils import Conv1D
 
 from dissect.coefficients.changes import paired_coefficients
 from dissect.coefficients.hooks import check_coefficients, down_projections
-from dissect.models.anatomy import component_path
 from dissect.models.model import Model
 from dissect.prompts.prompts import Prompts
 from unlearning.common.errors import InputError
@@ -138,8 +137,7 @@ def vocabulary_scores(model: Model, vectors: Float[Tensor, "vector d_model"]) ->
         InputError: The model has more than a norm between its last block and its head.
     """
     head: Any = model.hf.get_output_embeddings()
-    path = component_path(model.adapter.component_mapping, "ln_final")
-    norm = None if path is None else model.hf.get_submodule(path)
+    norm = model.final_norm
     vectors = vectors.to(head.weight)
     if norm is not None:
         vectors = norm(vectors) - norm(torch.zeros_like(vectors[:1]))

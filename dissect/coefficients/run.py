@@ -29,6 +29,7 @@ from dissect.coefficients.neurons import (
     neuron_sets,
     top_tokens,
     value_vectors,
+    vocabulary_scores,
 )
 from dissect.coefficients.result import ProbeResult, load_probe
 from dissect.models.alignment import check_basis
@@ -108,6 +109,7 @@ def probe(
     _check_numbers(last_layers=last_layers, top=top, draws=draws, seed=seed, batch_size=batch_size)
     check_coefficients(pair.base, pair.unlearned)
     _check_shape(pair.base, last_layers, top)
+    vocabulary_scores(pair.base, value_vectors(pair.base, 0)[:1])  # refuses a head of another width before computing
     for concept in concepts:
         check_place(pair.base, concept)
     if retain is None and pair.base.name in zoo.BUILTIN:

@@ -168,8 +168,7 @@ def find_path(model: Model, batch: Batch, sites: tuple[Site, ...]) -> DirectPath
         The path, or one with the reason in `problem`.
     """
     blocks = [block_of(model.hf, model.anatomy, layer).whole for layer in range(model.n_layers)]
-    mapping = model.adapter.component_mapping
-    final_norm: nn.Module | None = model.hf.get_submodule(mapping["ln_final"].name) if "ln_final" in mapping else None
+    final_norm = model.final_norm
     seen = _watch(model, batch, blocks, final_norm)
     paths: dict[Site, str | None] = {
         "attn_out": model.anatomy.o_proj,
@@ -189,7 +188,7 @@ def find_path(model: Model, batch: Batch, sites: tuple[Site, ...]) -> DirectPath
     if (final_norm is not None and not _explained(seen["final"][0], last)) or not _explained(
         into_head, seen["head"][0]
     ):
-        return DirectPath(model, {}, None, "there is more than one norm between its last block and its head")
+        return DirectPath(model, {}, None, "there is more than a norm between its last block and its head")
     return DirectPath(model, {site: after[site] for site in sites}, final_norm)
 
 
@@ -202,7 +201,7 @@ def _watch(
     def watch(name: str) -> Any:
         def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             entered = args[0] if args else kwargs.get("hidden_states")
-            left = output[0] if isinstance(output, tuple) else output
+            left = output[0] if isinstance(output, (tuple, list)) else output
             if not isinstance(entered, Tensor) or not isinstance(left, Tensor):
                 return
             if name == "head":  # the head sees the scored positions only
@@ -241,5 +240,7 @@ def _norm_of(seen: dict[str, tuple[Tensor, Tensor]], path: str | None) -> str | 
 
 
 def _explained(found: Tensor, whole: Tensor) -> bool:
+    if found.shape != whole.shape:
+        return False
     tolerance = max(TOLERANCE, 10 * torch.finfo(whole.dtype).eps)
     return bool(torch.linalg.norm(found.double() - whole.double()) <= tolerance * torch.linalg.norm(whole.double()))

@@ -237,7 +237,7 @@ def record(model: Model, batch: Batch, sites: Sequence[Site], *, everywhere: boo
         raise InputError(f"{model.name}: a projection did not run exactly once in a forward pass and cannot be split")
     if not torch.isfinite(logits).all():
         raise InputError(f"{model.name} gives logits that are not finite; is the checkpoint sound?")
-    final_state = scored(states[-1][0] if isinstance(states[-1], tuple) else states[-1], batch)
+    final_state = scored(states[-1][0] if isinstance(states[-1], (tuple, list)) else states[-1], batch)
     return Recorded(logits, inputs, outputs, [] if everywhere else states, final_state)
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dissect.models.anatomy import Anatomy, block_of, find_adapter, find_anatomy
+from dissect.models.anatomy import Anatomy, block_of, component_path, find_adapter, find_anatomy
 from dissect.models.hooks import Act, hooked, module_of
 from dissect.models.sites import SITES, Site
 from dissect.models.weights import WeightNames, find_weights
+from unlearning.checkpoints.causality import check_causal
+from unlearning.checkpoints.experts import fit_experts
 from unlearning.checkpoints.fit import check_fit
 from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.load import load_config, load_tokenizer, load_weights
@@ -81,8 +83,9 @@ class Model:
             The model.
 
         Raises:
-            InputError: The tokenizer splits texts at random, the weights are quantized, a weight is not finite, or
-                TransformerLens does not support the architecture.
+            InputError: The tokenizer splits texts at random, the weights are quantized, a weight or a logit is not
+                finite, TransformerLens does not support the architecture, its blocks have other states than [batch,
+                position, width], or a logit depends on a later token.
 
         Examples:
             >>> from dissect import Model, load_model
@@ -93,7 +96,7 @@ class Model:
         """
         check_repeatable(tokenizer, name=name)
         check_plain(hf, name=name)  # the copies that check the sites would lose the scales of quantized weights
-        hf.eval()
+        fit_experts(hf.eval())
         model = cls(name=name, hf=hf, tokenizer=tokenizer, sha256=content_hash(hf, name=name))
         model.missing_sites = check_sites(model)
         return model
@@ -116,6 +119,15 @@ class Model:
     def weights(self) -> WeightNames:
         """Parameters of the model by weight site."""
         return find_weights(self.hf, self.anatomy, self.adapter)
+
+    @property
+    def final_norm(self) -> nn.Module | None:
+        """The norm between the last block and the output head; None for a model without one (OPT, post-norm)."""
+        path = component_path(self.adapter.component_mapping, "ln_final")
+        try:
+            return None if path is None else self.hf.get_submodule(path)
+        except AttributeError:
+            return None
 
     @property
     def n_layers(self) -> int:
@@ -338,6 +350,9 @@ def resolve_dtype(name: str | None, device: torch.device, *, stored: str | None 
     return DTYPES[name]
 
 
+_RESIDUAL = ("resid_pre", "resid_post")
+
+
 def check_sites(model: "Model") -> dict[str, str]:
     """Check that every site works on a model, with a plain forward pass and two with hooks.
 
@@ -348,8 +363,10 @@ def check_sites(model: "Model") -> dict[str, str]:
         The sites that this architecture does not have, each with the reason.
 
     Raises:
-        InputError: Patching the model with its own activations changes its logits.
+        InputError: Logits are not finite or depend on later tokens; the states of a block are not [batch, position,
+            width]; or patching the model with its own activations changes its logits.
     """
+    check_causal(model.hf, model.name)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.hf.config.get_text_config().vocab_size, (2, 6), generator=generator).to(model.device)
     missing = _without_module(model)
@@ -376,6 +393,11 @@ def check_sites(model: "Model") -> dict[str, str]:
     for site, layer, _ in places(keep):
         times, states = occurred[site.name, layer], kept.get((site.name, layer))
         where = f"its {site.name} of layer {layer}"
+        if site.name in _RESIDUAL and states is not None and states.dim() != 3:
+            raise InputError(
+                f"{model.name} ({type(model.hf).__name__}) is not supported: {where} has shape {tuple(states.shape)}, "
+                "expected [batch, position, width]"
+            )
         if times != 1 or states is None:
             missing.setdefault(site.name, f"{where} occurred {times} times in one forward pass")
         elif states.shape[:2] != ids.shape or (site.width == "d_model" and states.shape[2:] != (width,)):

@@ -32,6 +32,7 @@ from dissect.models.freedoms.kinds import (
     set_epsilon,
 )
 from dissect.runtime.memory import is_out_of_memory
+from unlearning.checkpoints.experts import fit_experts
 from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -135,8 +136,7 @@ class _Trial:
         self.hf = copy.deepcopy(model.hf)
         if n_parameters < _SMALL and model.device.type == "cpu":
             self.hf.double()
-            if any(parameter.dim() == 3 for parameter in self.hf.parameters()):
-                self.hf.set_experts_implementation("eager")  # the grouped product does not take float64
+            fit_experts(self.hf)
         self.ids = random_tokens(model)
         try:
             self.expected = self._logits()

@@ -59,7 +59,7 @@ class RecoveryScorer:
         self._base_logprobs = base.log_softmax(-1)
         self._base_logprob = self._mean(answer_logprob(self._base_logprobs, self._next))
         self._target_logprobs = target.to(base.device).log_softmax(-1) if extra == "kl_own" else None
-        self._before = self._losses(target, "no intervention")
+        self._before = self._losses(target, "its own logits, without any intervention, are")
 
     def columns(self, intervened: Float[Tensor, "scored vocab"], what: str) -> Columns:
         """Compute the recovery columns of one intervention.
@@ -75,7 +75,7 @@ class RecoveryScorer:
         Raises:
             InputError: The logits are not finite.
         """
-        before, after = self._before, self._losses(intervened, what)
+        before, after = self._before, self._losses(intervened, f"{what} gives logits that are")
         columns = {
             "loss_unlearned": before["loss"],
             "loss_intervened": after["loss"],
@@ -107,7 +107,7 @@ class RecoveryScorer:
             "kl": kl_from_base(self._base_logprobs, logprobs),
         }
         if not torch.isfinite(per_position["loss"]).all():  # not finite as soon as one logit is not
-            raise InputError(f"{self._name}: {what} gives logits that are not finite; is the checkpoint sound?")
+            raise InputError(f"{self._name}: {what} not finite; is the checkpoint sound?")
         if self._target_logprobs is not None:
             per_position["kl_own"] = kl_from_base(self._target_logprobs, logprobs)
         else:

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from unlearning.checkpoints.experts import fit_experts
 from unlearning.checkpoints.fit import check_fit, check_tensors
 from unlearning.checkpoints.keys import common_prefix, find_places, find_wrappers, without_wrappers
 from unlearning.checkpoints.links import check_links
@@ -142,6 +143,7 @@ def load_weights(
             f"{str(dtype).removeprefix('torch.')} weights",
             stacklevel=2,
         )
+    fit_experts(model)
     return (model if device == "auto" else model.to(device)).eval()  # type: ignore[arg-type]
 
 
@@ -163,11 +165,18 @@ def load_config(path: Path, *, trust_remote_code: bool = False) -> PretrainedCon
     try:
         with without_bars(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            return _computing(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
     except Exception as error:  # a configuration class may do anything with a stranger's values
         raise InputError(
             f"{path}: transformers cannot load it: its config.json: {_reason(error)}; {_mend(error)}"
         ) from None
+
+
+def _computing(config: PretrainedConfig) -> PretrainedConfig:
+    """Reset the fields that choose what a call returns, which are no part of what is computed."""
+    for part in (config, config.get_text_config()):
+        part.return_dict, part.output_attentions, part.output_hidden_states = True, False, False
+    return config
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """Greedy and sampled answers in batches, the same as one by one."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -272,22 +272,15 @@ def _continue(
     max_new_tokens: int,
     ended: Callable[[list[int]], bool],
 ) -> list[list[int]]:
-    input_ids, mask = _left_pad(prompts, model.device)
-    limit = context_of(model) or input_ids.shape[1] + max_new_tokens
+    limit = context_of(model) or max(map(len, prompts)) + max_new_tokens
     room = [min(max_new_tokens, limit - len(ids)) for ids in prompts]
-    accepted = inspect.signature(model.forward).parameters
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     rows: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(prompts)))
-    cache = None
+    steps = _with_cache if _keeps_cache(model) else _without_cache
+    feed = steps(model, prompts, limit)
+    logits = next(feed)
     for step in range(max_new_tokens):
-        placed = {"position_ids": positions} if "position_ids" in accepted else {}
-        output = model(
-            input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **placed, **last_only
-        )
-        cache = output.past_key_values
-        chosen = choose(output.logits[:, -1], step)
+        chosen = choose(logits, step)
         for row, token in enumerate(chosen.tolist()):
             if row not in open_rows:
                 continue
@@ -297,10 +290,57 @@ def _continue(
                 open_rows.remove(row)
         if not open_rows:
             break
+        if step + 1 < max_new_tokens:
+            logits = feed.send(chosen)
+    return rows
+
+
+def _keeps_cache(model: PreTrainedModel) -> bool:
+    """Check whether a model hands out keys and values; the first GPT, state-space and recurrent models do not."""
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        return False
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    output = model(input_ids=token, attention_mask=torch.ones_like(token), use_cache=True)
+    return getattr(output, "past_key_values", None) is not None
+
+
+Feed = Generator[Float[Tensor, "batch vocab"], Int[Tensor, " batch"], None]
+"""Yields logits of the next token, and is sent the token that was chosen for each row."""
+
+
+def _with_cache(model: PreTrainedModel, prompts: list[list[int]], limit: int) -> Feed:
+    """Run each new token alone, after the keys and values of those before it."""
+    input_ids, mask = _left_pad(prompts, model.device)
+    accepted = inspect.signature(model.forward).parameters
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache = None
+    while True:
+        placed = {"position_ids": positions} if "position_ids" in accepted else {}
+        output = model(
+            input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **placed, **last_only
+        )
+        cache = output.past_key_values
+        chosen = yield output.logits[:, -1]
         input_ids = chosen[:, None]
         positions = (positions[:, -1:] + 1).clamp(max=limit - 1)  # finished rows stay inside the context
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-    return rows
+
+
+def _without_cache(model: PreTrainedModel, prompts: list[list[int]], limit: int) -> Feed:
+    """Run the whole texts again for each new token, padded on the right, where no decoder sees the padding."""
+    texts = [list(ids) for ids in prompts]
+    while True:
+        lengths = torch.tensor([len(ids) for ids in texts], device=model.device)
+        input_ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long, device=model.device)
+        for row, ids in enumerate(texts):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+        mask = (torch.arange(input_ids.shape[1], device=model.device) < lengths[:, None]).long()
+        logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+        chosen = yield logits[torch.arange(len(texts), device=model.device), lengths - 1]
+        for ids, token in zip(texts, chosen.tolist(), strict=True):
+            if len(ids) < limit:  # finished rows stay inside the context
+                ids.append(token)
 
 
 def _left_pad(

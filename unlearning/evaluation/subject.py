@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from unlearning.checkpoints.causality import check_causal
 from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.load import load_tokenizer, load_weights
 from unlearning.checkpoints.locate import locate_checkpoint
@@ -102,7 +103,7 @@ def open_subject(
 
     Raises:
         InputError: There is no such model, its files are broken, its weights are not finite, or the device or the
-            dtype cannot be used on this machine.
+            dtype cannot be used on this machine; or it is no decoder: a logit depends on a later token.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -122,7 +123,9 @@ def open_subject(
         allow_pickle=allow_pickle,
     )
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    return Subject(str(name), model, tokenizer, content_hash(model, name=str(name)))
+    sha256 = content_hash(model, name=str(name))
+    check_causal(model, str(name))
+    return Subject(str(name), model, tokenizer, sha256)
 
 
 @dataclass(frozen=True)

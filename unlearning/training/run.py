@@ -134,7 +134,8 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     bar = ProgressBar(job.method.name, show=job.progress and state.is_main_process)
     values = {**asdict(job.method_options), **asdict(options)}
     bar.say(" ".join(f"{name}={shown(value)}" for name, value in values.items() if value is not None))
-    use_cache = model.config.use_cache  # the parent switches it off, and the configuration is saved with the model
+    # The parent switches it off, and the configuration is saved with the model; the first GPT has no such field.
+    use_cache = getattr(model.config, "use_cache", None)
     try:
         trainer = _trainer(job, loaded, encoded, directory, state, bar)
         evaluation = _evaluation(job, trainer, loaded.tokenizer, encoded.evaluated, directory)
@@ -147,7 +148,10 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         bar.close()
-        model.config.use_cache = use_cache
+        if use_cache is not None:
+            model.config.use_cache = use_cache
+        elif hasattr(model.config, "use_cache"):
+            del model.config.use_cache
         model.zero_grad(set_to_none=True)
         model.eval()
     _check_finite(model, job, directory)

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from unlearning.checkpoints.causality import check_causal
 from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.load import load_tokenizer, load_weights, tokenizer_directory
 from unlearning.checkpoints.locate import RECORD, check_files, locate_checkpoint, resolved_name
@@ -167,6 +168,7 @@ def train(
             path = locate_checkpoint(model)
             start, name = load_weights(path, **loading), resolved_name(name, path)
         configuration["start_weights"] = content_hash(start, name=name)
+        check_causal(start.eval(), name)
         if job.output_dir is not None:
             record = read_run(job.output_dir, configuration)
             if record is not None and record["finished"]:

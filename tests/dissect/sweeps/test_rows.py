@@ -116,10 +116,15 @@ def test_a_target_that_is_the_base_has_nothing_to_recover() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize(
-    ("which", "what"), [(1, "no intervention"), (2, r"mlp_coef\+attn_out @ 0..2"), (3, "value_vectors @ 2..2")]
+    ("which", "what"),
+    [
+        (1, "its own logits, without any intervention, are"),
+        (2, r"mlp_coef\+attn_out @ 0..2 gives logits that are"),
+        (3, "value_vectors @ 2..2 gives logits that are"),
+    ],
 )
 def test_logits_that_are_not_finite_are_refused_by_the_model_s_name(which: int, what: str, bad: float) -> None:
     logits = [made_up(seed) for seed in range(4)]
     logits[which][2, 1] = bad
-    with pytest.raises(InputError, match=f"never: {what} gives logits that are not finite; is the checkpoint sound"):
+    with pytest.raises(InputError, match=f"never: {what} not finite; is the checkpoint sound"):
         rows_of(*logits)

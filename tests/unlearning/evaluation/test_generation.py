@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -133,3 +135,58 @@ def test_a_closing_space_does_not_change_an_answer(tokenizer: PreTrainedTokenize
     kept = spaces.rstrip(" ")
     expected = greedy_answers(model, tokenizer, [f"Question: Who?\nAnswer:{kept}"], max_new_tokens=6)
     assert greedy_answers(model, tokenizer, [f"Question: Who?\nAnswer:{spaces}"], max_new_tokens=6) == expected
+
+
+def without_cache(kind: str) -> PreTrainedModel:
+    """A model that hands out no keys and values; RWKV also pays no heed to the mask."""
+    small = {"vocab_size": 384, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    wide = {**small, "hidden_size": 32, "num_hidden_layers": 2}
+    fields = {
+        "openai-gpt": {**small, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+        "mamba": {**wide, "state_size": 8},
+        "rwkv": {**wide, "context_length": 128},
+        "recurrent_gemma": {
+            **wide,
+            "num_hidden_layers": 3,
+            "intermediate_size": 48,
+            "num_attention_heads": 4,
+            "head_dim": 8,
+            "lru_width": 32,
+            "attention_window_size": 64,
+        },
+    }[kind]
+    torch.manual_seed(4)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields)).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    found: PreTrainedModel = model
+    return found
+
+
+@pytest.mark.parametrize("kind", ["openai-gpt", "mamba", "rwkv", "recurrent_gemma"])
+def test_models_without_a_cache_answer_as_a_plain_loop_does(kind: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = without_cache(kind)
+    prompts = ["Question: Where was Ada Brook born?\nAnswer:", "Ben", "Where was Cleo Stone"]
+    expected = []
+    for prompt in prompts:
+        ids = list(tokenizer(prompt)["input_ids"])
+        start = len(ids)
+        while len(ids) < start + 6:
+            with torch.no_grad():
+                token = int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            ids.append(token)
+        expected.append(tokenizer.decode(ids[start:], skip_special_tokens=True).strip())
+    assert greedy_answers(model, tokenizer, prompts, max_new_tokens=6) == expected
+    assert greedy_answers(model, tokenizer, prompts, max_new_tokens=6, batch_size=1) == expected
+    assert any(expected)
+
+
+def test_answers_without_a_cache_end_at_the_context(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = without_cache("openai-gpt")
+    prompts = ["Where was Ada Brook born? " * 9, "Ben"]
+    assert greedy_answers(model, tokenizer, prompts, max_new_tokens=150) == [
+        greedy_answers(model, tokenizer, [prompt], max_new_tokens=150)[0] for prompt in prompts
+    ]
