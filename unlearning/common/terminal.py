@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import io
 import json
 import logging
 import os
@@ -66,6 +67,9 @@ def run_app(
     """
     _tune_process()
     _quieten()
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a sign shows its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     given = list(sys.argv[1:] if arguments is None else arguments)
     flags = {**FLAGS, **_flags_of(app, given)}
 

@@ -186,3 +186,17 @@ def test_json_steers_no_terminal_and_parses_to_the_same_values(content: dict[str
         out.seek(0)
         shown = out.read()
         assert printable(shown) == shown and json.loads(shown) == content
+
+
+@app.command("show")
+def show(text: str) -> None:
+    console(width=200).print(text)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_sign_that_a_terminal_lacks_is_shown_by_its_number(encoding: str) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    with contextlib.redirect_stdout(out):
+        assert run("show", "Осло") == 0
+    out.seek(0)
+    assert out.read().strip() == ("Осло" if encoding == "utf-8" else r"\u041e\u0441\u043b\u043e")
