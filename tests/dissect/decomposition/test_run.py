@@ -331,7 +331,7 @@ def test_old_names_of_sites_still_work_and_name_the_new_ones() -> None:
 
 
 def test_a_directory_of_another_command_is_not_read(tmp_path: Path) -> None:
-    record = {"format": 1, "status": "complete", "configuration": {"command": "patch"}}
+    record = {"format": 1, "status": "complete", "configuration": {"command": "patch"}, "wall_time_s": 1.0}
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="a run of `dissect patch`, not of `dissect decompose`"):
         load_decompose(tmp_path)

@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from tests.unlearning.helpers import build_examples, build_tiny_llama
+from tests.unlearning.helpers import build_examples, build_tiny_llama, build_tokenizer
 from unlearning import Example, InputError, train
 from unlearning.methods import METHODS
 
@@ -296,3 +303,10 @@ def test_a_model_that_is_kept_gives_the_same_training_as_its_constants(model_dir
     start = build_tiny_llama()
     assert relative_distance(stored.model, kept.model, start) < 1e-6
     assert [line["loss"] for line in stored.history] == pytest.approx([line["loss"] for line in kept.history], rel=1e-6)
+
+
+def test_a_model_without_the_field_use_cache_is_trained_and_keeps_none() -> None:
+    config = OpenAIGPTConfig(vocab_size=384, n_embd=32, n_layer=2, n_head=4, n_positions=128)
+    model = OpenAIGPTLMHeadModel(config)
+    result = train("ga", model=model, tokenizer=build_tokenizer(), forget=FORGET, max_steps=1, progress=False)
+    assert not hasattr(result.model.config, "use_cache")
