@@ -48,7 +48,7 @@ from tests.dissect.cli.helpers import (
         ("--layers", "9" * 5000, ["--layers", "not a layer"]),
         ("--sites", "x" * 100_000, ["--sites", "'xxx"]),
         ("--data", "x" * 300, ["--data", "File name too long"]),
-        ("--out", "x" * 300, ["the name is too long"]),
+        ("--out", "x" * 300, ["File name too long", "another path"]),
         ("--base", "x" * 300, ["--base", "no such directory"]),
         ("--format", "gif", ["--format", "html, pdf, svg, png", "gif"]),
         ("--scoring", "paper", ["--scoring", "paper", "answer or notebook"]),
