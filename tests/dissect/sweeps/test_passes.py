@@ -1,7 +1,7 @@
 """A planned sweep: cut anyhow it gives one table, and short memory only makes it slower."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from dissect import patch
 from dissect.interventions.intervention import sweep
@@ -84,18 +84,14 @@ def room_for(tokens: int, *modules: nn.Module) -> Iterator[list[int]]:
     """Let modules fail as on a full device when they are given more tokens; yields how many each call had."""
     calls: list[int] = []
 
-    def limited(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            calls.append(hidden.shape[0] * hidden.shape[1])
-            if calls[-1] > tokens:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return forward(hidden, *args, **kwargs)
-
-        return run
+    def limit(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        calls.append(args[0].shape[0] * args[0].shape[1])
+        if calls[-1] > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(replaced_forward(module, limited(module.forward)))
+            stack.callback(module.register_forward_pre_hook(limit).remove)
         yield calls
 
 
