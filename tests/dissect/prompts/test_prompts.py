@@ -279,7 +279,8 @@ def test_the_base_answers_a_chat_prompt_that_begins_once(tmp_path: Path) -> None
     path = save_records(tmp_path / "p.json", [{"question": "Who?"}])
     load_prompts(path, tokenizer, chat=True, answers="base", answers_from=model, max_new_tokens=3)
     hook.remove()
-    assert tokenizer.decode(seen[0][0]) == "<bos>Who? says"
+    longest = max(seen, key=lambda ids: ids.shape[1])  # others hold one token: the cache is tried, and then used
+    assert tokenizer.decode(longest[0]) == "<bos>Who? says"
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
