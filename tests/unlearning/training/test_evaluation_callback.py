@@ -1,5 +1,6 @@
 """What is measured during training, and what it decides: stop, keep the best, say a collapse, and nothing else."""
 
+import html
 import json
 import operator
 from collections.abc import Iterator
@@ -192,7 +193,7 @@ def test_a_rule_stops_at_the_first_step_where_it_holds(model_dir: Path, tmp_path
     assert stopped.history == free.history[:5]
     short = train("npo", model=model_dir, **{**SHARED, "max_steps": 5})
     torch.testing.assert_close(flat_weights(stopped.model), flat_weights(short.model), atol=0, rtol=0)
-    assert f"5 optimizer steps (stopped by the rule forget_nll>{bound})" in card_of(tmp_path / "run")
+    assert f"5 optimizer steps (stopped by the rule forget_nll>{bound})" in html.unescape(card_of(tmp_path / "run"))
     assert "| after step 5 |" in card_of(tmp_path / "run")
 
 
