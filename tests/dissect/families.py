@@ -57,6 +57,15 @@ _LATENT = {
     **_EXPERTS,
 }
 _STATES = {"mamba_d_ssm": 32, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1}
+_GRANITE_HYBRID = {
+    **_GROUPED,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "shared_intermediate_size": 24,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+}
 _OPT = {**_TALL, "ffn_dim": 64}
 
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -223,26 +232,14 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite hybrid": (
         "granitemoehybrid",
         {
-            **_GROUPED,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            "shared_intermediate_size": 24,
-            "mamba_n_heads": 4,
-            "mamba_d_head": 16,
-            "mamba_d_state": 8,
+            **_GRANITE_HYBRID,
             "layer_types": ["mamba", "attention", "mamba"],
         },
     ),
     "granite hybrid, attention alone": (
         "granitemoehybrid",
         {
-            **_GROUPED,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            "shared_intermediate_size": 24,
-            "mamba_n_heads": 4,
-            "mamba_d_head": 16,
-            "mamba_d_state": 8,
+            **_GRANITE_HYBRID,
             "layer_types": ["attention"] * 3,
         },
     ),

@@ -14,7 +14,7 @@ from unlearning.checkpoints.links import check_links
 from unlearning.checkpoints.sizes import check_sizes
 from unlearning.checkpoints.token_ids import check_end_tokens
 from unlearning.common.errors import InputError
-from unlearning.common.paths import is_directory, is_there
+from unlearning.common.places import is_directory, is_there
 
 RECORD = "unlearning.json"
 """File in which a training run describes itself."""

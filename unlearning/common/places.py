@@ -1,4 +1,7 @@
-"""What is at a path: asked before anything is opened, since a pipe or a device may keep its reader for ever."""
+"""What is at a path: asked before anything is opened, since a pipe or a device may keep its reader for ever.
+
+Users type texts that can be no path too: too long, or with a NUL.
+"""
 
 import errno
 import os
@@ -38,3 +41,13 @@ def kind_of(path: Path) -> str:
     if stat.S_ISREG(mode):
         return "file"
     return "directory" if stat.S_ISDIR(mode) else "pipe, socket or device"
+
+
+def is_there(path: str | Path) -> bool:
+    """Return whether there is a file or a directory; Path.exists raises OSError for a name that is too long."""
+    return os.path.exists(path)
+
+
+def is_directory(path: str | Path) -> bool:
+    """Return whether there is a directory (see `is_there`)."""
+    return os.path.isdir(path)

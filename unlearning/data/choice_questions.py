@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearning.common.errors import InputError, nearest
-from unlearning.common.paths import is_directory, is_there
+from unlearning.common.places import is_directory, is_there
 from unlearning.data import hub, wmdp_questions
 from unlearning.data.named import data_directory, read_files
 from unlearning.data.question_answer import label_of

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from unlearning.common.errors import InputError
-from unlearning.common.paths import is_directory
+from unlearning.common.places import is_directory
 from unlearning.data.records import Record, fault_of_text, read_json, read_text
 from unlearning.data.spans import AnswerSpan, encode_answer
 

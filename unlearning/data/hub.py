@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearning.common.errors import InputError, nearest
-from unlearning.common.paths import is_directory
+from unlearning.common.places import is_directory
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearning.common.errors import InputError
-from unlearning.common.paths import is_directory
+from unlearning.common.places import is_directory
 from unlearning.data.documents import read_text_documents
 from unlearning.data.hub import Part, find_files, local_directory
 from unlearning.data.question_answer import DEFAULT_TEMPLATE

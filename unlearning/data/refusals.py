@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from unlearning.common.errors import InputError
-from unlearning.common.paths import is_directory
+from unlearning.common.places import is_directory
 from unlearning.data.question_answer import ANSWER_KEYS
 from unlearning.data.records import read_text
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from unlearning.common.errors import InputError, nearest
-from unlearning.common.paths import is_directory, is_there
+from unlearning.common.places import is_directory, is_there
 from unlearning.data import concept_vectors, hub, muse, tofu, wmdp
 from unlearning.data.alternates import match_alternates
 from unlearning.data.chat import ChatFormat

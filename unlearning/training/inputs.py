@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearning.common.errors import InputError
 from unlearning.common.hashing import hash_json
-from unlearning.common.paths import is_directory, is_there
+from unlearning.common.places import is_directory, is_there
 from unlearning.data.batches import Span
 from unlearning.data.chat import ChatFormat, chat_format
 from unlearning.data.encoding import Encoded, encode

@@ -199,13 +199,18 @@ def test_a_verdict_is_saved_resumed_and_read_back(tmp_path, two_tests):
         judged("demo:npo", out=out)
 
 
-def test_a_killed_run_goes_on_after_its_last_test(tmp_path, monkeypatch, two_tests):
-    out = tmp_path / "run"
-    whole = judged("demo:rmu")
+def kill_after_the_tests(monkeypatch, out):
+    """Run a verdict that is interrupted when all its tests are done."""
     with monkeypatch.context() as patched:
         patched.setattr("dissect.verdicts.run._utility", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             judged("demo:rmu", out=out)
+
+
+def test_a_killed_run_goes_on_after_its_last_test(tmp_path, monkeypatch, two_tests):
+    out = tmp_path / "run"
+    whole = judged("demo:rmu")
+    kill_after_the_tests(monkeypatch, out)
     assert len(two_tests) == 2
     found = judged("demo:rmu", out=out)
     assert len(two_tests) == 2
@@ -216,10 +221,7 @@ def test_a_killed_run_goes_on_after_its_last_test(tmp_path, monkeypatch, two_tes
 def test_a_table_that_was_cut_short_is_computed_again(tmp_path, monkeypatch, two_tests):
     out = tmp_path / "run"
     whole = judged("demo:rmu")
-    with monkeypatch.context() as patched:
-        patched.setattr("dissect.verdicts.run._utility", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            judged("demo:rmu", out=out)
+    kill_after_the_tests(monkeypatch, out)
     part = out / "parts" / "logit_lens--layers.parquet"
     part.write_bytes(part.read_bytes()[:100])
     assert len(two_tests) == 2

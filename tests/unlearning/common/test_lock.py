@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.other_process import other_process
+from tests.unlearning.common.no_files import KINDS, make
 from unlearning.common import lock
 from unlearning.common.errors import InputError
 from unlearning.common.lock import CUT_SHORT_S, acquire, holding, release
@@ -206,14 +207,9 @@ def test_a_lock_from_the_future_is_no_younger_than_an_old_one(file: Path) -> Non
         assert record_of(file)["process"] == os.getpid()
 
 
-@pytest.mark.parametrize("what", ["pipe", "directory", "link to a device", "link to nothing", "link to itself"])
+@pytest.mark.parametrize("what", KINDS)
 def test_what_can_be_no_lock_is_named_at_once_and_stays(what: str, file: Path) -> None:
-    if what == "pipe":
-        os.mkfifo(file)
-    elif what == "directory":
-        file.mkdir()
-    else:
-        file.symlink_to({"link to a device": "/dev/zero", "link to nothing": "nothing"}.get(what, file.name))
+    make(what, file)
     for _ in range(2):
         with pytest.raises(InputError, match=rf"{file} is a .* and no lock of a process; remove it"):
             hold(file)

@@ -1,7 +1,6 @@
 """Run directories: one writer, and what is whole is used where something is broken."""
 
 import json
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
 from tests.other_process import other_process
+from tests.unlearning.common.no_files import KINDS, make
 from unlearning.common.errors import InputError
 from unlearning.common.runs import Run, computing, file_name, open_run, read_finished, read_frame, read_record
 
@@ -225,19 +225,6 @@ def test_a_record_of_another_version_may_have_other_entries(tmp_path: Path) -> N
     finish(begin(tmp_path / "run"))
     change(tmp_path / "run", format=2, status="new", wall_time_s="left out")
     assert all("format 2, but this version reads format 1" in said for said in refused(tmp_path / "run"))
-
-
-def make(what: str, path: Path) -> None:
-    path.unlink(missing_ok=True)
-    if what == "pipe":
-        os.mkfifo(path)
-    elif what == "directory":
-        path.mkdir()
-    else:
-        path.symlink_to({"device": "/dev/zero", "nothing": "nowhere"}.get(what, path.name))
-
-
-KINDS = ["pipe", "directory", "device", "nothing", "itself"]
 
 
 @pytest.mark.parametrize("what", KINDS)

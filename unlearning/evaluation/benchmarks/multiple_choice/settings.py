@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from unlearning.common.errors import InputError, naming
-from unlearning.common.paths import is_there
+from unlearning.common.places import is_there
 from unlearning.data.choice_questions import Question, read_questions
 from unlearning.evaluation.benchmarks.multiple_choice import benchmark
 from unlearning.evaluation.benchmarks.multiple_choice.benchmark import SCORINGS, Asking

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearning.common.errors import InputError, check_at_least, nearest
-from unlearning.common.paths import is_there
+from unlearning.common.places import is_there
 from unlearning.data import tofu
 from unlearning.data.named import data_directory, read_file
 from unlearning.data.question_answer import bare, label_of
