@@ -258,7 +258,7 @@ def _check_architecture(path: Path, name: str, *, trust_remote_code: bool, allow
     from dissect.models.streamed_model import empty_model
 
     path = weights_directory(path)
-    check_fit(
+    hf = check_fit(
         path,
         load_config(path, trust_remote_code=trust_remote_code),
         stored_headers(path, allow_pickle=allow_pickle),
@@ -266,7 +266,7 @@ def _check_architecture(path: Path, name: str, *, trust_remote_code: bool, allow
         trust_remote_code=trust_remote_code,
     )
     try:
-        hf = empty_model(path, trust_remote_code=trust_remote_code)
+        hf = empty_model(path, trust_remote_code=trust_remote_code) if hf is None else hf
     except InputError:
         return  # what reads the weights says why it cannot be built
     find_anatomy(hf, find_adapter(hf, name=name))

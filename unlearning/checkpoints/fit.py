@@ -26,7 +26,7 @@ _TABLES = 2**32
 
 def check_fit(
     path: Path, config: PretrainedConfig, headers: Mapping[str, Header], *, quantized: bool, trust_remote_code: bool
-) -> bool:
+) -> PreTrainedModel | None:
     """Check that the tensors on disk are those of the configured model, which is built without memory.
 
     Args:
@@ -37,7 +37,7 @@ def check_fit(
         trust_remote_code: Run model code that comes with the checkpoint.
 
     Returns:
-        Whether the model could be built without memory, and was compared.
+        The model without memory, on the meta device; None if it cannot be built so, and nothing was compared.
 
     Raises:
         InputError: A tensor on disk has another shape than in the model or is stored as integers (see
@@ -45,9 +45,11 @@ def check_fit(
     """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), trust_remote_code=trust_remote_code
+            )
     except Exception:  # what reads the weights says why; some models compute with values while they are built
-        return False
+        return None
     if not quantized:
         check_tensors(model, headers, path)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -63,7 +65,7 @@ def check_fit(
             f"{path}: with the sizes in its config.json the table {name} takes {largest / 2**30:,.0f} GiB; correct "
             "max_position_embeddings or n_positions there"
         )
-    return True
+    return model
 
 
 def _second(pair: tuple[str, int]) -> int:

@@ -90,7 +90,7 @@ def load_weights(
             headers = stored_headers(path, allow_pickle=allow_pickle)
             check_stored(headers, method, path)
             quantized = method is not None
-            compared = check_fit(path, config, headers, quantized=quantized, trust_remote_code=trust_remote_code)
+            built = check_fit(path, config, headers, quantized=quantized, trust_remote_code=trust_remote_code)
             wrappers = find_wrappers(headers)
             loaded = _read(
                 path,
@@ -107,7 +107,7 @@ def load_weights(
         raise InputError(f"{path}: transformers cannot load it: {_reason(error)}; {_mend(error)}") from None
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
-    if method is None and not compared:
+    if method is None and built is None:
         check_tensors(model, headers, path)
     # transformers only logs missing and mismatched tensors, and continues with random numbers.
     if info["missing_keys"]:
