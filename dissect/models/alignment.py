@@ -134,8 +134,7 @@ def check_basis(base: Model, other: Model) -> None:
     """
     if base.streamed is not None or other.streamed is not None:
         return
-    # Long training may itself move the scales of the residual stream, so these alone are no reason to refuse.
-    found = [one for one in find_differences(base, other) if (one.what, one.kind) != ("scales", "stream")]
+    found = find_differences(base, other)
     if found:
         raise InputError(
             f"{other.name} is written in another basis than {base.name} ({'; '.join(map(str, found))}), so that "
@@ -292,6 +291,13 @@ class _Side:
     shift: Float[Tensor, " n_channels"]
     noise: Float[Tensor, " n_channels"]
 
+    @property
+    def scale(self) -> Float[Tensor, " n_channels"]:
+        """The part of `shift` that no change of direction explains: what the base's share of the other agrees on."""
+        back = self.shift - 2 * self.cosine.abs().clamp(min=1e-3).log()
+        nearer = torch.where(self.shift.abs() < back.abs(), self.shift, back)
+        return torch.where(self.shift * back > 0, nearer, 0)
+
 
 def _side(base: nn.Module, hf: nn.Module, parts: Iterable[Part], n_channels: int) -> _Side:
     product, ours, theirs, size = torch.zeros(4, n_channels, dtype=torch.float64)
@@ -333,9 +339,10 @@ def _evidence(sides: list[_Side], scaling: Scaling) -> tuple[Bool[Tensor, " n_ch
     sides = _that_count(sides, scaling)
     known = torch.stack([side.cosine.abs() >= RECOGNISED for side in sides]).all(0)
     flipped = known & torch.stack([side.cosine < 0 for side in sides]).all(0) & scaling.signs
-    shifts = torch.stack([side.shift for side in sides])
-    clear = torch.stack([side.shift.abs() >= DEVIATIONS * side.noise for side in sides]).all(0)
     opposite = len(sides) == 2 and scaling.kind != "stream"
+    # Of two sides, a change of direction shortens both; where all must move alike, it would look like a scale.
+    shifts = torch.stack([side.shift if opposite else side.scale for side in sides])
+    clear = torch.stack([side.shift.abs() >= DEVIATIONS * side.noise for side in sides]).all(0)
     alike = shifts[0] * shifts[1] < 0 if opposite else (shifts > 0).all(0) | (shifts < 0).all(0)
     enough = SHIFT if opposite or scaling.kind == "stream" else SHIFT_ALONE
     scaled = known & clear & alike & (shifts.abs() >= enough).all(0) & scaling.magnitudes

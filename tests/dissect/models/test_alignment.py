@@ -216,6 +216,22 @@ def test_one_side_that_training_scaled_is_no_other_basis():
     check_basis(base, changed(tuned, act))
 
 
+@pytest.mark.parametrize("cosine", [0.6, 0.7, 0.8])
+def test_long_training_that_turns_every_matrix_and_keeps_its_size_is_no_other_scale(cosine):
+    base = model("demo:base")
+
+    def act(hf):
+        generator = torch.Generator().manual_seed(3)
+        for parameter in hf.parameters():
+            if parameter.dim() > 1:
+                noise = torch.randn(parameter.shape, generator=generator)
+                noise -= parameter * (noise * parameter).sum() / parameter.square().sum()
+                noise *= parameter.norm() / noise.norm()
+                parameter.copy_(cosine * parameter + (1 - cosine**2) ** 0.5 * noise)
+
+    check_basis(base, changed(base, act))
+
+
 def test_models_that_have_nothing_in_common_are_not_called_rewritten():
     base = model("demo:base")
     assert find_differences(base, fresh(base)) == []
