@@ -340,8 +340,10 @@ def _evidence(sides: list[_Side], scaling: Scaling) -> tuple[Bool[Tensor, " n_ch
     known = torch.stack([side.cosine.abs() >= RECOGNISED for side in sides]).all(0)
     flipped = known & torch.stack([side.cosine < 0 for side in sides]).all(0) & scaling.signs
     opposite = len(sides) == 2 and scaling.kind != "stream"
-    # Of two sides, a change of direction shortens both; where all must move alike, it would look like a scale.
-    shifts = torch.stack([side.shift if opposite else side.scale for side in sides])
+    # Of two sides, a change of direction shortens both; where all must move alike, it would look like a scale. The
+    # first one tells, since units that are scaled too turn what is written to the stream.
+    first, *others = sides
+    shifts = torch.stack([first.shift if opposite else first.scale, *(side.shift for side in others)])
     clear = torch.stack([side.shift.abs() >= DEVIATIONS * side.noise for side in sides]).all(0)
     alike = shifts[0] * shifts[1] < 0 if opposite else (shifts > 0).all(0) | (shifts < 0).all(0)
     enough = SHIFT if opposite or scaling.kind == "stream" else SHIFT_ALONE
