@@ -297,7 +297,7 @@ def figure(frame: "pd.DataFrame", title: str) -> "go.Figure":
     """Draw one line per model: ROUGE-L recall on the forget and on the retain questions. Far apart is good."""
     import plotly.graph_objects as go
 
-    from dissect.plotting import COLOURS, FONT, MARKERS
+    from dissect.plotting import COLOURS, FONT, MARKERS, literal
 
     names = list(dict.fromkeys(frame["model"]))
     wide = frame.pivot(index="model", columns="asked", values="rouge").reindex(names)
@@ -306,7 +306,7 @@ def figure(frame: "pd.DataFrame", title: str) -> "go.Figure":
         chart.add_trace(
             go.Scatter(
                 x=wide[asked],
-                y=names,
+                y=[*map(literal, names)],
                 mode="markers",
                 name=f"{asked} questions ({'lower' if asked == 'forget' else 'higher'} is better)",
                 marker={"size": 11, "symbol": MARKERS[place], "color": colour},
@@ -314,11 +314,19 @@ def figure(frame: "pd.DataFrame", title: str) -> "go.Figure":
         )
     for name, row in wide.iterrows():
         line = {"color": "#BBBBBB", "width": 2}
-        chart.add_shape(type="line", x0=row["forget"], x1=row["retain"], y0=name, y1=name, line=line, layer="below")
+        chart.add_shape(
+            type="line",
+            x0=row["forget"],
+            x1=row["retain"],
+            y0=literal(name),
+            y1=literal(name),
+            line=line,
+            layer="below",
+        )
     chart.update_layout(
         template="simple_white",
         font=FONT,
-        title=title,
+        title=literal(title),
         xaxis_title="ROUGE-L recall of greedy answers",
         yaxis={"autorange": "reversed", "type": "category"},
         width=820,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -49,10 +48,10 @@ def whiskers(value: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any
 def layout(title: str, legend: str = "patched from the base") -> dict[str, Any]:
     """Return the layout that all figures share, with a title and a heading of the legend."""
     return {
-        "title": {"text": title, "x": 0.01, "xanchor": "left", "font": {"size": 16}},
+        "title": {"text": literal(title), "x": 0.01, "xanchor": "left", "font": {"size": 16}},
         "template": "plotly_white",
         "font": FONT,
-        "legend": {"title": legend},
+        "legend": {"title": literal(legend)},
         "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
     }
 
@@ -104,7 +103,6 @@ def export(figure: go.Figure, stem: Path, *, formats: Sequence[str] = ("html",))
         InputError: A format is unknown, or a file cannot be written.
     """
     check_formats(formats)
-    figure = literal(figure)
     page = figure.to_html(include_plotlyjs=True, full_html=True).encode()
     contents, problem = {"html": page}, None
     for name in dict.fromkeys(formats):
@@ -180,47 +178,25 @@ def _no_formula(cell: Any) -> Any:
 
 _FORMULA = re.compile(r"[\t\r\n]|\s*[=+\-@]")
 
-_OWN_TAG = re.compile(r"</?(?:b|i|sub|sup|extra)>|<br ?/?>")
-"""Markup of plotly that the figures of this package use themselves."""
 
-_NAMES = {"name", "text", "hovertext", "title", "label"}
-_DATA = {"customdata", "text", "hovertext", "x", "y", "ticktext", "tickvals", "categoryarray", "labels"}
-"""Properties that hold data if they are lists; a text by itself may be this package's own."""
+def literal(text: object) -> str:
+    """Return a text that plotly shows as it is.
 
-
-def literal(figure: go.Figure) -> go.Figure:
-    """Return a copy of a figure that shows names, groups and prompts as they are, without reading markup in them.
+    Plotly reads its texts as a small HTML (tags, links, entities), fills in `%{...}`, and sets what stands between two
+    `$` as a formula. Figures put every name that a user, a model or a file gave through this function.
 
     Args:
-        figure: The figure; plotly reads a subset of HTML in its texts, such as links.
+        text: A name, group, prompt or title.
 
     Returns:
-        The copy. Lists of texts are data and escaped whole; other texts keep the tags that this package writes.
+        The text for titles, names, ticks, annotations, hover texts and their templates. Signs that steer a terminal or
+        turn the direction of what follows are replaced by a visible one.
+
+    Examples:
+        >>> literal("<b>Oslo</b> & %{x}")
+        '&lt;b&gt;Oslo&lt;/b&gt; &amp; %&#123;x}'
     """
-    return go.Figure(_literal(figure.to_plotly_json()))
-
-
-def _literal(value: Any, key: str = "", *, is_data: bool = False) -> Any:
-    if isinstance(value, dict):
-        return {name: _literal(item, name) for name, item in value.items()}
-    if isinstance(value, str):
-        if is_data or key in _NAMES:
-            value = printable(value)  # no sign that turns the direction of what follows
-        if is_data:
-            return html.escape(value, quote=False)
-        return _without_foreign_tags(value) if key in _NAMES or key == "hovertemplate" else value
-    if isinstance(value, list | tuple):
-        return [_literal(item, key, is_data=is_data or key in _DATA) for item in value]
-    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
-        return _literal(value.tolist(), key, is_data=is_data)
-    return value
-
-
-def _without_foreign_tags(text: str) -> str:
-    """Escape every < that begins no tag of this package's own."""
-    kept = [*_OWN_TAG.finditer(text)]
-    starts = {found.start() for found in kept}
-    return "".join("&lt;" if sign == "<" and place not in starts else sign for place, sign in enumerate(text))
+    return html.escape(printable(str(text)), quote=False).replace("%{", "%&#123;").replace("$", "&#36;")
 
 
 def _export_problem(error: Exception) -> str:

@@ -58,7 +58,7 @@ def figure(frame: "pd.DataFrame", title: str) -> "go.Figure":
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    from dissect.plotting import COLOURS, FONT, MARKERS, whiskers
+    from dissect.plotting import COLOURS, FONT, MARKERS, literal, whiskers
 
     kinds = [kind for kind in KINDS if kind in set(frame["kind"])]
     metrics = [metric for metric in SHOWN if metric != "privleak" and metric in set(frame["metric"])]
@@ -105,7 +105,7 @@ def figure(frame: "pd.DataFrame", title: str) -> "go.Figure":
     chart.update_layout(
         template="simple_white",
         font=FONT,
-        title=title,
+        title=literal(title),
         width=240 + 420 * len(kinds),
         height=420 + 260 * leaks,
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from dissect.plotting import FONT
+from dissect.plotting import FONT, literal
 
 POINTS = 160
 """Evaluations drawn of a longer run, evenly spaced in the logarithm of their number."""
@@ -48,11 +48,13 @@ def draw_line(
             x=curve[axes[0]],
             y=curve[axes[1]],
             customdata=curve["step"],
-            name=name,
+            name=literal(name),
             mode="lines",
             line=dict(line),
             hoverinfo="skip" if is_background else None,
-            hovertemplate=None if is_background else f"{name}, step %{{customdata}}: %{{y:.3g}}<extra></extra>",
+            hovertemplate=None
+            if is_background
+            else f"{literal(name)}, step %{{customdata}}: %{{y:.3g}}<extra></extra>",
             showlegend=False,
         ),
         row=place[0],
@@ -99,7 +101,7 @@ def draw_mark(figure: go.Figure, point: tuple[float, float], symbol: str, colour
 def draw_name(figure: go.Figure, name: str, x: float, y: float, colour: str, place: Place, *, shift: int = 5) -> None:
     """Write a name `shift` pixels to the right of a point. On a logarithmic axis a coordinate is its power of ten."""
     figure.add_annotation(
-        text=name,
+        text=literal(name),
         x=x,
         y=y,
         xanchor="left",
@@ -152,7 +154,12 @@ def finish(figure: go.Figure, title: str, subtitle: str, *, height: int) -> go.F
     return figure.update_layout(
         template="plotly_white",
         font=FONT,
-        title={"text": f"{title}<br><sup>{subtitle}</sup>", "x": 0.01, "xanchor": "left", "font": {"size": 18}},
+        title={
+            "text": f"{literal(title)}<br><sup>{literal(subtitle)}</sup>",
+            "x": 0.01,
+            "xanchor": "left",
+            "font": {"size": 18},
+        },
         margin={"l": 80, "r": 20, "t": 110, "b": 60},
         width=1240,
         height=height,

@@ -20,7 +20,7 @@ from analyses.npo_synthetic.drawing import (
     thinned,
     with_margin,
 )
-from dissect.plotting import COLOURS, whiskers
+from dissect.plotting import COLOURS, literal, whiskers
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "gradient ascent": ("GA", "GA+RT", "GA+KL"),
@@ -178,7 +178,7 @@ def _draw_powers(figure: go.Figure, powers: pd.DataFrame) -> None:
                 y=rows["mean"],
                 error_y=whiskers(rows["mean"], rows["low"], rows["high"]),
                 mode="markers",
-                name=f"steps {first} to {rows['last_step'].iloc[0]}",
+                name=literal(f"steps {first} to {rows['last_step'].iloc[0]}"),
                 marker={"size": 10, "color": "#222222", "symbol": ("circle", "square-open")[number % 2]},
                 hovertemplate="%{y:.3f}<extra></extra>",
             ),
@@ -191,7 +191,12 @@ def _draw_powers(figure: go.Figure, powers: pd.DataFrame) -> None:
         draw_line(figure, ends, law, {"color": GUIDE, "dash": "dot", "width": 2}, (1, 2), is_background=True)
         draw_name(figure, law, n_methods - 0.5, level, GUIDE, (1, 2), shift=3)
     figure.update_xaxes(
-        tickvals=list(range(n_methods)), ticktext=names, range=[-0.5, n_methods + 0.7], zeroline=False, row=1, col=2
+        tickvals=list(range(n_methods)),
+        ticktext=[*map(literal, names)],
+        range=[-0.5, n_methods + 0.7],
+        zeroline=False,
+        row=1,
+        col=2,
     )
     figure.update_yaxes(title_text="power of the step in the rate of growth", zeroline=False, row=1, col=2)
     figure.update_layout(legend={"x": 0.58, "y": 0.03, "yanchor": "bottom"})

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analyses.tradeoff.report import QUALITY, UTILITY, front
-from dissect.plotting import COLOURS, FONT, MARKERS
+from dissect.plotting import COLOURS, FONT, MARKERS, literal
 
 SIGNIFICANT = 0.05
 
@@ -42,7 +42,7 @@ def tradeoff_figure(
     chart = make_subplots(
         1,
         len(splits),
-        subplot_titles=[(titles or {}).get(split, split) for split in splits],
+        subplot_titles=[literal((titles or {}).get(split, split)) for split in splits],
         shared_yaxes=True,
         horizontal_spacing=0.03,
     )
@@ -94,7 +94,7 @@ def tradeoff_figure(
     chart.update_layout(
         template="plotly_white",
         font=FONT,
-        title={"text": title, "x": 0.01, "xanchor": "left", "font": {"size": 16}},
+        title={"text": literal(title), "x": 0.01, "xanchor": "left", "font": {"size": 16}},
         width=140 + 360 * len(splits),
         height=480,
         margin={"l": 70, "r": 20, "t": 80, "b": 60},
@@ -110,11 +110,11 @@ def _path(run: pd.DataFrame, style: int, name: str, seed: int, in_legend: bool) 
         mode="lines+markers",
         line={"color": colour, "width": 1.5},
         marker={"symbol": marker, "color": colour, "size": [4] * (len(run) - 1) + [11]},
-        name=_method(name),
+        name=literal(_method(name)),
         legendgroup=_method(name),
         showlegend=in_legend,
         customdata=np.stack([run["step"], np.full(len(run), seed)], axis=1),
-        hovertemplate=f"{name}, step %{{customdata[0]}}, seed %{{customdata[1]}}<br>utility %{{x:.3f}}, "
+        hovertemplate=f"{literal(name)}, step %{{customdata[0]}}, seed %{{customdata[1]}}<br>utility %{{x:.3f}}, "
         "log10 p %{y:.2f}<extra></extra>",
     )
 

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from analyses.verdict_benchmark import constructions as making
 from analyses.verdict_benchmark.report import ALONE, NET, POWER, VERDICT
-from dissect.plotting import COLOURS, FONT, MARKERS, whiskers
+from dissect.plotting import COLOURS, FONT, MARKERS, literal, whiskers
 from dissect.verdicts.rule import Rule
 
 BROKEN = "broken"
@@ -45,7 +45,7 @@ def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) ->
     chart = make_subplots(
         1,
         len(numbers),
-        subplot_titles=[TITLES.get(name, name) for name in numbers],
+        subplot_titles=[literal(TITLES.get(name, name)) for name in numbers],
         shared_yaxes=True,
         horizontal_spacing=0.03,
     )
@@ -61,7 +61,7 @@ def scores_figure(frame: pd.DataFrame, rule: Rule, *, numbers: Sequence[str]) ->
                     y=index + generator.uniform(-0.28, 0.28, len(here)),
                     mode="markers",
                     marker={"color": colour, "size": 7, "opacity": 0.75},
-                    text=here["family"] + " " + here["model"],
+                    text=(here["family"] + " " + here["model"]).map(literal),
                     hovertemplate="%{text}: %{x:.2f}<extra></extra>",
                     showlegend=False,
                 ),
@@ -103,7 +103,7 @@ def rates_figure(table: pd.DataFrame) -> go.Figure:
         chart.add_trace(
             go.Scatter(
                 x=rows["auroc"],
-                y=rows["number"],
+                y=rows["number"].map(literal),
                 mode="markers",
                 name=name,
                 marker={"color": colour, "size": 10, "symbol": marker},
@@ -111,9 +111,12 @@ def rates_figure(table: pd.DataFrame) -> go.Figure:
                 hovertemplate="%{y}: %{x:.3f}<extra></extra>",
             )
         )
-    order = list(table["number"])
+    order = [*table["number"].map(literal)]
     chart.update_yaxes(
-        categoryorder="array", categoryarray=order[::-1], tickvals=order, ticktext=[_short(name) for name in order]
+        categoryorder="array",
+        categoryarray=order[::-1],
+        tickvals=order,
+        ticktext=[literal(_short(name)) for name in table["number"]],
     )
     chart.add_vline(x=0.5, line={"color": "#888888", "dash": "dot", "width": 1})
     chart.update_xaxes(title_text="AUROC: models that hold the knowledge against models that do not")
@@ -139,7 +142,7 @@ def shares_figure(table: pd.DataFrame) -> go.Figure:
                     x=part["share"],
                     y=part[name],
                     mode="lines+markers" if len(part) > 1 else "markers",
-                    name=str(hidden),
+                    name=literal(hidden),
                     marker=style,
                     showlegend=column == 1,
                     error_y=whiskers(part[name], part[f"{name}_low"], part[f"{name}_high"]),

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dissect.plotting import COLOURS, FONT, MARKERS, whiskers
+from dissect.plotting import COLOURS, FONT, MARKERS, literal, whiskers
 
 _PANELS = {
     "bleu": "BLEU against the base's text",
@@ -58,7 +58,9 @@ def means_figure(means: pd.DataFrame, *, title: str = "") -> go.Figure:
             trace.update(showlegend=model not in shown, legendrank=number)
             figure.add_trace(trace, **place)
             shown.add(model)
-        figure.update_xaxes(tickvals=list(range(len(sets))), ticktext=sets, range=[-0.5, len(sets) - 0.5], **place)
+        figure.update_xaxes(
+            tickvals=list(range(len(sets))), ticktext=[*map(literal, sets)], range=[-0.5, len(sets) - 0.5], **place
+        )
         if metric == "perplexity":
             figure.update_yaxes(type="log", dtick=1, **place)
         elif metric == "kl":
@@ -81,7 +83,7 @@ def _marks(points: pd.DataFrame, x: list[float], model: str) -> go.Scatter:
         marker=style | {"line": {"width": 2, "color": style["color"]}},
         name=_NAMES[model],
         legendgroup=model,
-        customdata=points[["set", "low", "high", "n"]],
+        customdata=points[["set", "low", "high", "n"]].assign(set=points["set"].map(literal)),
         hovertemplate=(
             "%{customdata[0]}: %{y:.3g} [%{customdata[1]:.3g}, %{customdata[2]:.3g}], n = %{customdata[3]}"
             f"<extra>{_NAMES[model]}</extra>"
@@ -113,7 +115,7 @@ def coefficient_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
                     mode="lines+markers",
                     line={"color": colour, "width": 2, "dash": "dash" if is_control else "solid"},
                     marker={"symbol": f"{marker}-open" if is_control else marker, "size": 8},
-                    name=f"{name}, control" if is_control else name,
+                    name=f"{literal(name)}, control" if is_control else literal(name),
                 )
             )
     n_layers = int(curve["layer"].max()) + 1
@@ -123,6 +125,7 @@ def coefficient_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
         yaxis_title="change of MLP coefficients, ‖m − m<sub>base</sub>‖ / ‖m<sub>base</sub>‖",
         width=860,
         height=520,
+        hoverlabel={"namelength": -1},
     )
     figure.update_xaxes(dtick=1 if n_layers <= 16 else 4, range=[-0.3, n_layers - 0.7])
     figure.update_yaxes(rangemode="tozero")
@@ -131,7 +134,7 @@ def coefficient_figure(curve: pd.DataFrame, *, title: str = "") -> go.Figure:
 
 def _layout(title: str) -> dict[str, Any]:
     return {
-        "title": {"text": title, "x": 0.01, "xanchor": "left", "font": {"size": 16}},
+        "title": {"text": literal(title), "x": 0.01, "xanchor": "left", "font": {"size": 16}},
         "template": "plotly_white",
         "font": FONT,
         "margin": {"l": 70, "r": 20, "t": 90, "b": 60},

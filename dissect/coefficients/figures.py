@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dissect.plotting import COLOURS, FONT, MARKERS, whiskers
+from dissect.plotting import COLOURS, FONT, MARKERS, literal, whiskers
 
 _SETS = {"forget": 0, "retain": 1}
 _SELECTIONS = {"top": "most changed", "matched": "norm-matched others", "random": "random"}
@@ -189,7 +189,7 @@ def _faint(colour: str, alpha: float) -> str:
 
 def _layout(title: str) -> dict[str, Any]:
     return {
-        "title": {"text": title, "x": 0.01, "xanchor": "left", "font": {"size": 16}},
+        "title": {"text": literal(title), "x": 0.01, "xanchor": "left", "font": {"size": 16}},
         "template": "plotly_white",
         "font": FONT,
         "margin": {"l": 70, "r": 20, "t": 80, "b": 60},

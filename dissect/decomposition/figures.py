@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dissect.plotting import COLOURS, FONT, MARKERS, whiskers
+from dissect.plotting import COLOURS, FONT, MARKERS, literal, whiskers
 
 PANELS = {"mlp_out": "MLP (down projection)", "attn_out": "attention (output projection)"}
 _LOOKS = {
@@ -101,7 +101,7 @@ def _term_figure(curve: pd.DataFrame, value: str, terms: list[str], *, title: st
         )
     figure.add_hline(y=0, line={"color": "#999999", "width": 1})
     figure.update_layout(
-        title={"text": title, "x": 0.01, "xanchor": "left", "font": {"size": 16}},
+        title={"text": literal(title), "x": 0.01, "xanchor": "left", "font": {"size": 16}},
         template="plotly_white",
         font=FONT,
         legend={"title": "term"},

@@ -5,7 +5,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dissect.plotting import ARM_NAMES, COLOURS, DASHES, MARKERS, faint, layout, whiskers
+from dissect.plotting import ARM_NAMES, COLOURS, DASHES, MARKERS, faint, layout, literal, whiskers
 
 
 def recovery_figure(curve: pd.DataFrame, *, title: str = "", legend: str = "patched from the base") -> go.Figure:
@@ -105,7 +105,7 @@ def _panels(lines: pd.DataFrame, value: str, axis: str, *, title: str, legend: s
             style = sites.index(line["site"].iloc[0])
             _add_points(figure, line, str(name), value, style, (number, len(columns)), is_named=name not in shown)
             shown.add(str(name))
-        figure.update_yaxes(title_text=row or axis, row=number, col=1)
+        figure.update_yaxes(title_text=literal(row) or axis, row=number, col=1)
     figure.add_hline(y=0, line={"color": "#999999", "width": 1})
     if top is not None:
         figure.add_hline(y=top, line={"color": "#999999", "width": 1, "dash": "dot"})
@@ -125,7 +125,7 @@ def _kind_title(kind: str) -> str:
         return "prefix: layers 0 to l"
     if kind == "suffix":
         return "suffix: layer l to the last"
-    return f"windows of {kind}" if kind.isdigit() and kind != "1" else "single layers" if kind == "1" else kind
+    return f"windows of {kind}" if kind.isdigit() and kind != "1" else "single layers" if kind == "1" else literal(kind)
 
 
 def _add_line(
@@ -154,7 +154,7 @@ def _add_line(
         go.Scatter(
             x=line["centre"],
             y=line[value],
-            name=name,
+            name=literal(name),
             mode="lines+markers",
             line={"color": colour, "width": 2, "dash": dash},
             marker={"symbol": marker if is_main else f"{marker}-open", "size": 8},
@@ -180,10 +180,11 @@ def _add_points(
     colour, marker = COLOURS[style % len(COLOURS)], MARKERS[style % len(MARKERS)]
     figure.add_trace(
         go.Scatter(
-            x=line["site"] + line["window"].map(lambda kind: "" if kind == "all" else f"<br>{kind}"),
+            x=line["site"].map(literal)
+            + line["window"].map(lambda kind: "" if kind == "all" else f"<br>{literal(kind)}"),
             y=line[value],
             error_y=whiskers(line[value], line[f"{value}_low"], line[f"{value}_high"]),
-            name=name,
+            name=literal(name),
             mode="markers",
             marker={
                 "color": colour,
@@ -215,7 +216,7 @@ def comparison_figure(curves: dict[str, pd.DataFrame], *, columns: int = 2, titl
     figure = make_subplots(
         rows=n_rows,
         cols=columns,
-        subplot_titles=list(curves),
+        subplot_titles=[*map(literal, curves)],
         shared_yaxes=True,
         horizontal_spacing=0.04,
         vertical_spacing=0.16 / n_rows,
@@ -266,7 +267,9 @@ def example_heatmap(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
     ours = frame[(frame["arm"] == "main") & (frame["window"] == first_kind)]
     sites = list(ours["site"].unique())
     examples = ours.drop_duplicates("example_index").sort_values("example_index")["example"].tolist()
-    figure = make_subplots(rows=1, cols=len(sites), subplot_titles=sites, shared_yaxes=True, horizontal_spacing=0.03)
+    figure = make_subplots(
+        rows=1, cols=len(sites), subplot_titles=[*map(literal, sites)], shared_yaxes=True, horizontal_spacing=0.03
+    )
     for column, site in enumerate(sites, start=1):
         table = ours[ours["site"] == site].pivot(index="example_index", columns="centre", values="krs")
         figure.add_trace(
@@ -274,7 +277,7 @@ def example_heatmap(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
                 x=table.columns,
                 y=list(range(len(examples))),
                 z=table.to_numpy(),
-                text=[[example] * table.shape[1] for example in examples],
+                text=[[literal(example)] * table.shape[1] for example in examples],
                 coloraxis="coloraxis",
                 hovertemplate="%{text}<br>centre %{x}: KRS %{z:.3f}<extra></extra>",
             ),

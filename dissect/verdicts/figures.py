@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from dissect.plotting import COLOURS, FONT, whiskers
+from dissect.plotting import COLOURS, FONT, literal, whiskers
 from dissect.verdicts.rule import Rule, Score
 
 LOWEST = -1.0
@@ -30,7 +30,7 @@ def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
     chart = go.Figure()
     alone = (evidence["against"] == "floor").all()
     zero, attacked = ("chance", "chance") if alone else ("control", "attacked control")
-    order = list(evidence["test"])
+    order = [*evidence["test"].map(literal)]
     for level, rows in evidence.groupby("level", sort=False):
         known = rows[rows["rho"].notna()]
         # Some residuals have no lower bound: those below `LOWEST` are drawn at it, and the hover text has the value.
@@ -39,12 +39,14 @@ def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
         chart.add_trace(
             go.Scatter(
                 x=rho,
-                y=known["test"],
+                y=known["test"].map(literal),
                 mode="markers",
                 marker={"color": LEVEL_COLOURS[int(str(level))], "size": 11},
                 error_x=whiskers(rho, low, high),
-                name=f"{level} {rows['claim'].iloc[0]}",
-                customdata=known[["variant", "measure", "n", "rho"]],
+                name=f"{level} {literal(rows['claim'].iloc[0])}",
+                customdata=known[["variant", "measure", "n", "rho"]].assign(
+                    variant=known["variant"].map(literal), measure=known["measure"].map(literal)
+                ),
                 hovertemplate="%{y}: rho %{customdata[3]:.2f}<br>strongest: %{customdata[0]}<br>%{customdata[1]}, "
                 "%{customdata[2]} facts<extra></extra>",
             )
@@ -59,7 +61,7 @@ def evidence_figure(evidence: pd.DataFrame, *, title: str = "") -> go.Figure:
     chart.update_layout(
         template="plotly_white",
         font=FONT,
-        title={"text": title, "x": 0.01, "xanchor": "left", "font": {"size": 16}},
+        title={"text": literal(title), "x": 0.01, "xanchor": "left", "font": {"size": 16}},
         width=900,
         height=170 + 34 * len(order),
         margin={"l": 170, "r": 20, "t": 80, "b": 60},
@@ -85,7 +87,7 @@ def standing_figure(score: Score, rule: Rule, *, label: str) -> go.Figure:
         chart.add_trace(
             go.Box(
                 x=list(scores),
-                name=f"{kind} ({len(scores)})",
+                name=f"{literal(kind)} ({len(scores)})",
                 boxpoints="all",
                 jitter=0.6,
                 pointpos=0,
@@ -113,7 +115,7 @@ def standing_figure(score: Score, rule: Rule, *, label: str) -> go.Figure:
         chart.add_trace(
             go.Scatter(
                 x=value,
-                y=[label],
+                y=[literal(label)],
                 mode="markers",
                 marker={"symbol": "diamond", "size": 15, "color": "#000000"},
                 error_x=whiskers(value, low, high),

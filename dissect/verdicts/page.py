@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dissect.plotting import literal
 from dissect.stress.spike_ins.figures import spike_ins_figure
 from dissect.stress.spike_ins.result import SpikeIns
 from dissect.stress.spike_ins.scale import PERCENTAGES
@@ -57,7 +56,7 @@ def page(found: Findings, subject: Subject, *, title: str, spike_ins: SpikeIns |
     Returns:
         The HTML document.
     """
-    evidence = literal(evidence_figure(found.evidence)).to_html(full_html=False, include_plotlyjs=True)
+    evidence = evidence_figure(found.evidence).to_html(full_html=False, include_plotlyjs=True)
     standing = standing_figure(found.score, found.rule, label="this model")
     first = "".join(f'<p class="first">{_code(sentence)}</p>' for sentence in sentences(found))
     changes = "".join(f"<li>{_code(change)}</li>" for change in advice(found))
@@ -75,7 +74,7 @@ def page(found: Findings, subject: Subject, *, title: str, spike_ins: SpikeIns |
 <div class="wide">{evidence}</div>
 <h2>How this compares</h2>
 {_standing_caption(found)}
-<div class="wide">{literal(standing).to_html(full_html=False, include_plotlyjs=False)}</div>
+<div class="wide">{standing.to_html(full_html=False, include_plotlyjs=False)}</div>
 <h2>What each test shows</h2>
 {_tests_caption(found)}
 <div class="wide"><table>
@@ -259,7 +258,7 @@ def _spike_ins(found: SpikeIns) -> str:
     said = "".join(f"<p>{_code(sentence)}</p>" for sentence in found.sentences())
     if found.reason:
         return f"<h2>What the attacks find of invented people</h2>\n{said}"
-    chart = literal(spike_ins_figure(found.scales())).to_html(full_html=False, include_plotlyjs=False)
+    chart = spike_ins_figure(found.scales()).to_html(full_html=False, include_plotlyjs=False)
     rows = "\n".join(
         f"<tr><td>{html.escape(row['attack'])}</td><td>{_NUMBERS[row['number']]}</td>"
         f'<td class="number">{_with_interval(row)}</td><td>{row["n"]}</td></tr>'

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from dissect.plotting import COLOURS, FONT, whiskers
+from dissect.plotting import COLOURS, FONT, literal, whiskers
 from dissect.stress.core.scores import RANK_FLOOR
 from dissect.stress.spike_ins.scale import Scale
 
@@ -32,7 +32,7 @@ def spike_ins_figure(scales: Sequence[Scale]) -> go.Figure:
         chart.add_trace(
             go.Scatter(
                 x=found["value"],
-                y=[scale.attack for scale in scales],
+                y=[literal(scale.attack) for scale in scales],
                 mode="markers",
                 marker={"color": colour, "symbol": symbol, "size": 12},
                 error_x=whiskers(found["value"], found["low"], found["high"]),
