@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Protocol
 
 from dissect.models.anatomy import Block, block_of
+from dissect.models.layer_reader import LayerReader
 from dissect.models.model import Model
 
 
@@ -59,8 +60,6 @@ class Streamed:
 
     def __init__(self, models: Sequence[Model]) -> None:
         """Plan what is read; the models are in the order of `Layers.models`."""
-        from dissect.engine.streaming import LayerReader
-
         self.models = models
         streamed = [model.streamed for model in models if model.streamed is not None]
         self._reader = LayerReader(streamed, blocks=models[0].anatomy.blocks)

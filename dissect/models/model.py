@@ -281,14 +281,17 @@ def _open_streamed(
     trust_remote_code: bool,
     progress: bool,
 ) -> Model:
+    from dissect.models.streamed_forward import weights_on_demand
     from dissect.models.streamed_model import open_streamed
 
     streamed = open_streamed(
         path, name=name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, progress=progress
     )
     model = Model(name=name, hf=streamed.hf, tokenizer=tokenizer, sha256=streamed.sha256, streamed=streamed)
-    # The model cannot be run before its layers are read; the engine checks the sites when it runs the first layer.
+    # Every forward pass reads all weights, so that only one is run; the engine checks the sites when it runs the layers.
     model.missing_sites = _without_module(model) | dict(model.weights.refused)
+    with weights_on_demand(streamed, blocks=model.anatomy.blocks):
+        check_causal(model.hf, name, device=device)
     return model
 
 

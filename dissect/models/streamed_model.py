@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dissect.models.fingerprints import fingerprint
+from unlearning.checkpoints.experts import fit_experts
 from unlearning.checkpoints.fit import check_tensors
 from unlearning.checkpoints.hashing import combined_hash
 from unlearning.checkpoints.keys import find_wrappers
@@ -131,13 +131,30 @@ def empty_model(path: Path, *, dtype: torch.dtype = torch.float32, trust_remote_
     """
     config = load_config(path, trust_remote_code=trust_remote_code)
     try:
-        with init_empty_weights(include_buffers=False):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        # Built on the meta device throughout: `init_empty_weights` would take memory for one tensor after the other, and
+        # the stacked experts of one layer of DeepSeek V3 are 30 GB.
+        with torch.device("meta"):
+            hf = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        _compute_buffers(hf)
+        return hf
     except Exception as error:  # the configuration is a stranger's: any error may come
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
             f"{path}: transformers cannot build it: {reason}; name a causal language model that it knows"
         ) from None
+
+
+@torch.no_grad()
+def _compute_buffers(hf: PreTrainedModel) -> None:
+    """Give a model's buffers their values, as transformers does for those that no checkpoint holds."""
+    for parameter in hf.parameters():
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    for module in hf.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        if hasattr(module, "_is_hf_initialized"):
+            del module._is_hf_initialized
+    hf.initialize_weights()
 
 
 def _skeleton(path: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> PreTrainedModel:
@@ -153,6 +170,7 @@ def _skeleton(path: Path, *, dtype: torch.dtype, device: torch.device, trust_rem
     for module in hf.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
+    fit_experts(hf)
     return hf.eval()
 
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dissect.engine.streaming import LayerReader, StreamedModel
+from dissect.models.layer_reader import LayerReader
+from dissect.models.streamed_model import StreamedModel
 from tests.dissect.helpers import build_model, change_weights
 
 BLOCKS = {

@@ -13,7 +13,7 @@ TOLERANCE_HALF = 2e-2
 
 
 @torch.no_grad()
-def check_causal(model: PreTrainedModel, name: str) -> None:
+def check_causal(model: PreTrainedModel, name: str, *, device: torch.device | None = None) -> None:
     """Check on a few random tokens that a later token changes no earlier logit.
 
     The configuration does not tell: `is_decoder` is false for BERT, which then sees later tokens, and for GPT-NeoX,
@@ -22,17 +22,18 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     Args:
         model: The model, in evaluation mode.
         name: Name of the model in messages.
+        device: Device of the model's inputs; None for that of its parameters.
 
     Raises:
         InputError: A logit depends on a later token, or is not finite. A model that gives other logits at each call is
             not judged.
     """
     vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.randint(vocabulary, (2, 6), generator=torch.Generator().manual_seed(1)).to(model.device)
+    ids = torch.randint(vocabulary, (2, 6), generator=torch.Generator().manual_seed(1)).to(device or model.device)
     changed = ids.clone()
     changed[:, 3:] = (changed[:, 3:] + 1) % vocabulary
-    before, after = _logits(model, ids), _logits(model, changed)
-    if not torch.isfinite(before).all():
+    before, after = _logits(model, torch.cat([ids, changed])).chunk(2)
+    if not (torch.isfinite(before).all() and torch.isfinite(after).all()):
         raise InputError(
             f"{name}: its logits are not finite, on random tokens and without any intervention; check its weights and "
             "its config.json"
@@ -40,7 +41,7 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
     gap = float((before[:, :3] - after[:, :3]).abs().max())
     if gap > (TOLERANCE_HALF if half else TOLERANCE) * float(before.abs().max()):
-        if not torch.equal(before, _logits(model, ids)):
+        if not torch.equal(before, _logits(model, torch.cat([ids, changed])).chunk(2)[0]):
             return  # not deterministic, which says nothing of later tokens
         encoder = getattr(model.config, "is_decoder", None) is False
         mend = "; set is_decoder to true in its config.json if it was trained as a decoder" if encoder else ""

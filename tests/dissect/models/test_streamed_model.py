@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from dissect.engine.streaming import LayerReader, open_streamed
+from dissect.models.layer_reader import LayerReader
+from dissect.models.streamed_model import open_streamed
 from tests.dissect.helpers import build_model
 from tests.dissect.streaming_helpers import assert_walks_as, edit, held, reader_threads, save, save_pair, walk
 from unlearning.checkpoints import keys

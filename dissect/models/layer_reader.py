@@ -15,9 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dissect.models.streamed_model import StreamedModel, open_streamed
-
-__all__ = ["LayerReader", "StreamedModel", "open_streamed"]
+from dissect.models.streamed_model import StreamedModel
 
 _EXACT_IN_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dissect.engine.streaming import LayerReader, open_streamed
+from dissect.models.layer_reader import LayerReader
+from dissect.models.streamed_model import open_streamed
 from tests.dissect.helpers import build_model, change_weights
 from tests.dissect.streaming_helpers import (
     BLOCKS,
