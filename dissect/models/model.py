@@ -255,8 +255,6 @@ def load_model(
 
 def _check_architecture(path: Path, name: str, *, trust_remote_code: bool, allow_pickle: bool) -> None:
     """Refuse a model whose blocks cannot be found, or whose sizes are not those of its files: no weight is read."""
-    from dissect.models.streamed_model import empty_model
-
     path = weights_directory(path)
     hf = check_fit(
         path,
@@ -265,11 +263,8 @@ def _check_architecture(path: Path, name: str, *, trust_remote_code: bool, allow
         quantized=quantization(read_json(path), path) is not None,
         trust_remote_code=trust_remote_code,
     )
-    try:
-        hf = empty_model(path, trust_remote_code=trust_remote_code) if hf is None else hf
-    except InputError:
-        return  # what reads the weights says why it cannot be built
-    find_anatomy(hf, find_adapter(hf, name=name))
+    if hf is not None:  # what reads the weights says why it cannot be built
+        find_anatomy(hf, find_adapter(hf, name=name))
 
 
 def _open_streamed(
@@ -288,7 +283,7 @@ def _open_streamed(
         path, name=name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, progress=progress
     )
     model = Model(name=name, hf=streamed.hf, tokenizer=tokenizer, sha256=streamed.sha256, streamed=streamed)
-    # Every forward pass reads all weights, so that only one is run; the engine checks the sites when it runs the layers.
+    # Every forward pass reads all weights, so only one is run; the engine checks the sites when it runs the layers.
     model.missing_sites = _without_module(model) | dict(model.weights.refused)
     with weights_on_demand(streamed, blocks=model.anatomy.blocks):
         check_causal(model.hf, name, device=device)

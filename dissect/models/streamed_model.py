@@ -131,8 +131,7 @@ def empty_model(path: Path, *, dtype: torch.dtype = torch.float32, trust_remote_
     """
     config = load_config(path, trust_remote_code=trust_remote_code)
     try:
-        # Built on the meta device throughout: `init_empty_weights` would take memory for one tensor after the other, and
-        # the stacked experts of one layer of DeepSeek V3 are 30 GB.
+        # Never in memory and then emptied, tensor by tensor: the experts of one layer of DeepSeek V3 take 30 GB.
         with torch.device("meta"):
             hf = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         _compute_buffers(hf)
