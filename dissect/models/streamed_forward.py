@@ -4,8 +4,6 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
-from torch import nn
-
 from dissect.models.layer_reader import LayerReader
 from dissect.models.streamed_model import StreamedModel
 from dissect.runtime.memory import is_out_of_memory
@@ -31,13 +29,13 @@ def weights_on_demand(model: StreamedModel, *, blocks: str, act: Callable[[], No
         InputError: The model does not run its blocks once from end to end, or uses weights of another stage.
     """
     stages = _Stages(LayerReader([model], blocks=blocks), act)
-    layers: list[nn.Module] = list(model.hf.get_submodule(blocks))  # type: ignore[arg-type]
+    layers = list(model.hf.get_submodule(blocks).children())
     with ExitStack() as hooks:
         hooks.callback(stages.close)
         for handle in (
             model.hf.register_forward_pre_hook(lambda *_: stages.before()),
             *(
-                block.register_forward_pre_hook(lambda *_, layer=layer: stages.block(layer))  # type: ignore[misc]
+                block.register_forward_pre_hook(lambda *_, layer=layer: stages.block(layer))
                 for layer, block in enumerate(layers)
             ),
             layers[-1].register_forward_hook(lambda *_: stages.after()),
