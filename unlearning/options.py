@@ -14,6 +14,10 @@ from unlearning.data.chat import DEFAULT_CHAT_DATE
 
 T = TypeVar("T")
 
+Named = Literal["file", "data", "model", "directory", "benchmark", "control"]
+"""What an option may name: a file, a source of `read_training_data`, a model, the directory of named data sets, a
+benchmark's data, or a control (a model or the directory of its evaluation)."""
+
 MAX_WHOLE = 10**9
 """Largest whole number that an option takes unless it says otherwise."""
 
@@ -26,6 +30,7 @@ def option(
     help: str,
     *,
     source: str = "",
+    names: Named | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
@@ -37,6 +42,8 @@ def option(
         default: Value if the user gives none.
         help: What the user sets, in one line, for `unlearn methods`.
         source: Paper or code that the default comes from.
+        names: What the value names, if that lies outside the run: the run's record then holds a hash of its content,
+            since the same name may stand for other content later.
         minimum: Smallest value that is allowed.
         maximum: Largest value that is allowed; None for `MAX_WHOLE` or `MAX_NUMBER`.
         above: Value that the option must exceed.
@@ -46,7 +53,7 @@ def option(
         The dataclass field.
     """
     bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
-    metadata = {"help": help, "source": source, **bounds}
+    metadata = {"help": help, "source": source, "names": names, **bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -112,7 +119,9 @@ class TrainOptions:
         minimum=1,
     )
     data_dir: str | None = option(
-        None, "directory of named data sets such as tofu:forget05 (none: $DISSECT_DATA, else the hub)"
+        None,
+        "directory of named data sets such as tofu:forget05 (none: $DISSECT_DATA, else the hub)",
+        names="directory",
     )
     append_eos: bool = option(True, "end every answer with the end-of-sequence token")
     reference_budget: float = option(
@@ -134,10 +143,12 @@ class TrainOptions:
         64, "maximum number of forget and of retain examples to evaluate on during training", minimum=1
     )
     benchmark: str | None = option(
-        None, "benchmark of `unlearn eval` to run at every evaluation, such as tofu:forget05 (none: no benchmark)"
+        None,
+        "benchmark of `unlearn eval` to run at every evaluation, such as tofu:forget05 (none: no benchmark)",
+        names="benchmark",
     )
     benchmark_control: str | None = option(
-        None, "control that the benchmark compares with: a model, or the directory of its evaluation"
+        None, "control that the benchmark compares with: a model, or the directory of its evaluation", names="control"
     )
     benchmark_rows: int = option(40, "rows of each of the benchmark's sets, evenly spaced", minimum=1)
     benchmark_generate: bool = option(False, "also compute the benchmark's metrics that need generated answers")

@@ -1,12 +1,16 @@
 """Content hashes of weights: the same numbers give the same hash, whatever files and dtype they are stored in."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unlearning.checkpoints.locate import ADAPTER_CONFIG, WEIGHTS, adapter_chain, is_adapter, read_json, weight_files
 from unlearning.common.errors import InputError
 
 
@@ -62,6 +66,69 @@ def combined_hash(tensors: Iterable[tuple[str, Sequence[int], str]]) -> str:
     for key, shape, sha256 in sorted((key, tuple(shape), sha256) for key, shape, sha256 in tensors):
         digest.update(f"{key}{shape}{sha256}\n".encode())
     return digest.hexdigest()
+
+
+def configuration_hash(model: PreTrainedModel) -> str:
+    """Hash all of a model's configuration that its numbers depend on besides the weights, such as the rotary base.
+
+    Args:
+        model: The model.
+
+    Returns:
+        SHA-256 in hexadecimal; names, versions and dtypes are left out.
+    """
+    return _json_hash(model.config.to_dict())
+
+
+def stored_hash(path: Path) -> str:
+    """Hash a checkpoint from its files, without loading it: weight files and configuration, an adapter's base too.
+
+    Args:
+        path: Directory of the checkpoint or of an adapter.
+
+    Returns:
+        SHA-256 in hexadecimal. A copy has the same; the same weights in other files have another one.
+
+    Raises:
+        InputError: A file is missing.
+    """
+    digest = hashlib.sha256()
+    for part in adapter_chain(path):
+        adapter = is_adapter(part)
+        configuration = json.loads((part / ADAPTER_CONFIG).read_bytes()) if adapter else read_json(part)
+        digest.update(_json_hash(configuration).encode())
+        for file in [part / WEIGHTS] if adapter else weight_files(part):
+            digest.update(file_hash(file).encode())
+    return digest.hexdigest()
+
+
+def file_hash(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+_NAMES = {
+    "_name_or_path",
+    "architectures",
+    "base_model_name_or_path",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+"""Entries of a configuration on which no number depends, or which the weights state better."""
+
+
+def _json_hash(configuration: Any) -> str:
+    text = json.dumps(_without_names(configuration), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_names(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {str(key): _without_names(part) for key, part in value.items() if key not in _NAMES}
 
 
 HASHED_AT_ONCE = 2**18

@@ -8,6 +8,7 @@ from typing import TypeVar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearning.common.errors import InputError, nearest
+from unlearning.common.hashing import hash_json
 from unlearning.common.runs import is_run
 from unlearning.data.question_answer import Wrapping
 from unlearning.evaluation.harness import Prepare, evaluate, remembered
@@ -177,14 +178,40 @@ def open_benchmark(
     Raises:
         InputError: The benchmark is unknown, its data is not found, or the control cannot be evaluated.
     """
-    name, _, part = spec.partition(":")
-    if name not in BENCHMARKS:
-        hint = nearest(name, BENCHMARKS) or ";"
-        raise InputError(f"`benchmark` must begin with one of {', '.join(BENCHMARKS)}, got {spec!r}{hint.rstrip(';')}")
-    prepare = BENCHMARKS[name](part, reading)
+    name, prepare = _read(spec, reading)
     results = None
     if control is not None:
         results = Path(control)
         if not is_run(results):
             results = remembered(prepare, open_subject(control, device=device), batch_size=batch_size, progress=False)
     return TrainingBenchmark(name, prepare, results, batch_size)
+
+
+def benchmark_hash(spec: str, reading: Reading, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash the data of a benchmark and how they are asked.
+
+    Args:
+        spec: NAME:PART, as `open_benchmark` takes it.
+        reading: How the data are read.
+        model: The model to train.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        SHA-256 in hexadecimal; the same data under another name give the same hash.
+
+    Raises:
+        InputError: The benchmark is unknown, or its data is not found.
+    """
+    name, prepare = _read(spec, reading)
+    benchmark = prepare(Subject(name="the model in training", model=model, tokenizer=tokenizer, sha256=""))
+    sets = [[part.name, len(part.costs)] for part in benchmark.parts]
+    return hash_json([name, sets, benchmark.configuration])
+
+
+def _read(spec: str, reading: Reading) -> tuple[str, Prepare]:
+    """Return the name of a benchmark and the function that prepares it."""
+    name, _, part = spec.partition(":")
+    if name not in BENCHMARKS:
+        hint = nearest(name, BENCHMARKS) or ";"
+        raise InputError(f"`benchmark` must begin with one of {', '.join(BENCHMARKS)}, got {spec!r}{hint.rstrip(';')}")
+    return name, BENCHMARKS[name](part, reading)

@@ -265,16 +265,20 @@ def _evaluated(
     return EvaluationData(examples, first, inputs.chat)
 
 
+def benchmark_reading(options: TrainOptions, chat: ChatFormat | None) -> Reading:
+    """Return how a benchmark's data are read during training."""
+    template = {} if options.template is None else {"template": options.template}
+    return Reading(
+        options.data_dir, Wrapping(**template, chat=chat), options.benchmark_rows, options.benchmark_generate
+    )
+
+
 def _benchmark(options: TrainOptions, chat: ChatFormat | None) -> TrainingBenchmark | None:
     if options.benchmark is None:
         return None
-    template = {} if options.template is None else {"template": options.template}
-    reading = Reading(
-        options.data_dir, Wrapping(**template, chat=chat), options.benchmark_rows, options.benchmark_generate
-    )
     return open_benchmark(
         options.benchmark,
-        reading,
+        benchmark_reading(options, chat),
         control=options.benchmark_control,
         device=None if options.device == "auto" else options.device,
         batch_size=options.batch_size,

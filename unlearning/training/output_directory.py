@@ -27,6 +27,12 @@ from unlearning.data.question_answer import Example
 from unlearning.options import with_present_names
 
 CHECKPOINTS = "checkpoints"
+CONTENTS = "contents"
+"""Entry of a configuration: content hashes of what options name (see `unlearning.training.named_content`)."""
+UNREAD = "not read yet"
+"""In place of a content hash that is not known yet, and in no record."""
+SEEN = "hashed where it is read"
+"""In place of the hash of a directory."""
 WHOLE = "unlearning_step.json"
 """The last file that is written into a checkpoint: a checkpoint without it is incomplete."""
 
@@ -74,12 +80,12 @@ def read_run(output_dir: Path, configuration: dict[str, Any]) -> dict[str, Any] 
             f"`output_dir` must be new, empty or a run's directory, got {output_dir}, which holds other files. "
             "Choose another directory."
         ) from None
-    for name, value in configuration.items():
-        if done.get(name) != value:
-            raise InputError(
-                f"`output_dir` {output_dir} holds a run of another configuration: "
-                f"{_difference(name, done.get(name), value)}. Choose another directory, or remove that run."
-            )
+    difference = _difference(done, configuration)
+    if difference:
+        raise InputError(
+            f"`output_dir` {output_dir} holds a run of another configuration: {difference}. Choose another directory, "
+            "or remove that run."
+        )
     return record
 
 
@@ -285,15 +291,27 @@ def _write_json(path: Path, content: Any) -> None:
         raise
 
 
-def _difference(name: str, done: Any, wanted: Any) -> str:
-    """Return the first difference between an entry of a run's configuration and the wanted one, in words."""
-    if isinstance(done, dict) and isinstance(wanted, dict):
-        for key in wanted:
-            if done.get(key) != wanted[key]:
-                return f"{key} is {done.get(key)!r} there, {wanted[key]!r} now"
-    if name in _HASHED:
-        return f"its {_HASHED[name]} differ"
-    return f"{name} is {done!r} there, {wanted!r} now"
+def _difference(done: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Return the first difference between a run's configuration and the wanted one, in words; empty if there is none.
+
+    Where the wanted one has the hash of what an option names, the name itself does not count.
+    """
+    contents, known = wanted.get(CONTENTS, {}), done.get(CONTENTS, {})
+    for name, value in wanted.items():
+        theirs = done.get(name)
+        if name == CONTENTS or theirs == value or (name in _LATER and name not in done):
+            continue
+        if name in _HASHED:
+            return f"its {_HASHED[name]} differ"
+        if not isinstance(theirs, dict) or not isinstance(value, dict):
+            return f"{name} is {theirs!r} there, {value!r} now"
+        for key in value:
+            if theirs.get(key) != value[key] and not (contents.get(key) and known.get(key)):
+                return f"{key} is {theirs.get(key)!r} there, {value[key]!r} now"
+    for key, sha256 in contents.items():
+        if sha256 not in (None, SEEN, UNREAD, known.get(key)):
+            return f"what {key} names has other content now" if key in known else f"it has no hash of what {key} names"
+    return ""
 
 
 _HASHED = {
@@ -301,5 +319,10 @@ _HASHED = {
     "retain_data": "retain data",
     "alternates_data": "alternate answers",
     "start_weights": "weights before training",
+    "start_configuration": "configurations of the model before training",
+    "tokenizer": "tokenizers",
 }
 """Entries of a configuration that are content hashes, in words."""
+
+_LATER = ("start_configuration", "tokenizer")
+"""Entries that records of earlier versions lack."""

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearning.checkpoints.causality import check_causal
-from unlearning.checkpoints.hashing import content_hash
+from unlearning.checkpoints.hashing import configuration_hash, content_hash
 from unlearning.checkpoints.load import load_tokenizer, load_weights, tokenizer_directory
 from unlearning.checkpoints.locate import RECORD, check_files, locate_checkpoint, resolved_name
 from unlearning.checkpoints.quantized import check_plain
@@ -24,7 +24,9 @@ from unlearning.training.arguments import check_launch, resolve_device
 from unlearning.training.evaluation_callback import Rule, check_metric, parse_rule
 from unlearning.training.inputs import Data, GivenData, Inputs, check_needs, read_inputs
 from unlearning.training.model_card import model_card
+from unlearning.training.named_content import benchmark_content, named_content, tokenizer_hash
 from unlearning.training.output_directory import (
+    CONTENTS,
     abandon_run,
     begin_run,
     claimed,
@@ -158,6 +160,7 @@ def train(
         "method": method,
         "options": {name: value for name, value in resolved.items() if name not in UNRECORDED},
         **inputs.hashes(),
+        CONTENTS: named_content(train_options, method_options),
     }
     with claimed(job.output_dir):
         if job.output_dir is not None:
@@ -168,6 +171,9 @@ def train(
             path = locate_checkpoint(model)
             start, name = load_weights(path, **loading), resolved_name(name, path)
         configuration["start_weights"] = content_hash(start, name=name)
+        configuration["tokenizer"] = tokenizer_hash(tokenizer, chat=train_options.chat)
+        configuration["start_configuration"] = configuration_hash(start)
+        configuration[CONTENTS] |= benchmark_content(train_options, start, tokenizer, inputs.chat)
         check_causal(start.eval(), name)
         if job.output_dir is not None:
             record = read_run(job.output_dir, configuration)

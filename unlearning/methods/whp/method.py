@@ -40,13 +40,16 @@ class WHPOptions:
     """
 
     anchors: str | None = option(
-        None, "file of anchors and their generic counterparts (none: proposed from background)", source=SOURCE
+        None,
+        "file of anchors and their generic counterparts (none: proposed from background)",
+        source=SOURCE,
+        names="file",
     )
     background: str | None = option(
-        None, "data without the knowledge, to propose anchors by contrast (needed if anchors is none)"
+        None, "data without the knowledge, to propose anchors by contrast (needed if anchors is none)", names="data"
     )
     reinforced: str | None = option(
-        None, "model trained further on the text to forget (none: trained before the run)", source=SOURCE
+        None, "model trained further on the text to forget (none: trained before the run)", source=SOURCE, names="model"
     )
     reinforced_epochs: int = option(3, "passes over the text to train the reinforced model", source=SOURCE, minimum=1)
     reinforced_learning_rate: float = option(3e-6, "peak learning rate of the reinforced model", source=SOURCE, above=0)
@@ -121,7 +124,8 @@ def _anchors(options: WHPOptions, texts: Sequence[str], inputs: PreparationInput
             "whp needs `anchors`, a file of the text's own names and generic ones, or `background`, data without the "
             "knowledge, to propose them"
         )
-    background = [join_answer(e.prompt, e.answer) for e in read_training_data(options.background).examples]
+    read = read_training_data(options.background, data_dir=inputs.training.data_dir)
+    background = [join_answer(example.prompt, example.answer) for example in read.examples]
     proposals = propose_by_contrast(texts, background, seed=inputs.seed)
     return Anchors({proposal.anchor: proposal.generic for proposal in proposals})
 
