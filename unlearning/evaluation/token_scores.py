@@ -18,8 +18,8 @@ from unlearning.data.spans import AnswerSpan, encode_answer
 from unlearning.evaluation.subject import Subject
 from unlearning.objectives.forward import answer_logits
 
-_AT_ONCE = 512
-"""Number of tokens whose log-softmax is in memory at a time."""
+_AT_ONCE = 2**24
+"""Number of logits whose log-softmax is in memory at a time: 512 tokens of a vocabulary of 32768."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Target:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Scores of one answer's tokens, in float64 of a float32 log-softmax.
+    """Scores of one answer's tokens, in float64 of a float32 log-softmax; with moments, of a float64 one.
 
     Attributes:
         log_probs: log p(y_t | prompt, y_<t), in nats.
         is_likeliest: Whether y_t is the token of the highest probability.
         mean_log_prob: Sum over the vocabulary of p log p (minus the entropy), in nats; None unless asked for.
-        var_log_prob: Sum of p (log p)^2 minus the square of the mean, in nats squared; None unless asked for.
+        var_log_prob: Sum over the vocabulary of p (log p - mean)^2, in nats squared; None unless asked for.
         n_closing: Number of tokens at the end that close the answer.
     """
 
@@ -149,17 +149,31 @@ def score_tokens(
     return [found[place] for place in range(len(targets))]
 
 
+def log_prob_moments(log_p: Float[Tensor, "token vocab"]) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
+    """Compute mean and variance of log p under p at each token.
+
+    The variance is summed from deviations: of a flat distribution it is far below the square of the mean, and the
+    difference of two sums of squares would be rounding alone.
+
+    Args:
+        log_p: Log-probabilities over the vocabulary, in nats; float64 where the distribution may be flat.
+
+    Returns:
+        Sum of p log p, and sum of p (log p - mean)^2; impossible tokens (log p = -inf) add nothing.
+    """
+    p = log_p.exp()
+    log_p = torch.where(p > 0, log_p, 0.0)  # 0 * -inf for an impossible token
+    mean = (p * log_p).sum(dim=-1, keepdim=True)
+    return mean[:, 0], (p * (log_p - mean) ** 2).sum(dim=-1)
+
+
 def _token_columns(logits: Tensor, targets: Tensor, *, moments: bool) -> list[np.ndarray]:
     """Return per token: log-probability, whether it is the likeliest, and mean and variance of log p if asked for."""
     columns: list[list[Tensor]] = [[] for _ in range(4 if moments else 2)]
-    for some, wanted in zip(logits.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True):
-        log_p = some.float().log_softmax(dim=-1)
-        columns[0].append(log_p.gather(1, wanted[:, None])[:, 0])
-        columns[1].append(log_p.argmax(dim=-1) == wanted)
-        if moments:
-            p = log_p.exp()
-            weighed = torch.where(p > 0, p * log_p, 0.0)  # 0 * -inf for an impossible token
-            mean = weighed.double().sum(dim=-1)
-            columns[2].append(mean)
-            columns[3].append(torch.where(p > 0, weighed * log_p, 0.0).double().sum(dim=-1) - mean**2)
+    at_once = max(1, _AT_ONCE // logits.shape[-1] // (2 if moments else 1))  # float64 takes twice the memory
+    for some, wanted in zip(logits.split(at_once), targets.split(at_once), strict=True):
+        log_p = (some.double() if moments else some.float()).log_softmax(dim=-1)
+        found = [log_p.gather(1, wanted[:, None])[:, 0], log_p.argmax(dim=-1) == wanted]
+        for column, values in zip(columns, [*found, *(log_prob_moments(log_p) if moments else ())], strict=True):
+            column.append(values)
     return [torch.cat(column).double().cpu().numpy() for column in columns]

@@ -1,17 +1,21 @@
 """Token scores against one forward pass a text in float64, by hand."""
 
 import copy
+from decimal import Decimal, localcontext
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning.common.errors import InputError
+from unlearning.evaluation.metrics.membership import min_k_plus_plus
 from unlearning.evaluation.subject import Subject
-from unlearning.evaluation.token_scores import Target, TokenScores, encode_target, score_tokens
+from unlearning.evaluation.token_scores import Target, TokenScores, encode_target, log_prob_moments, score_tokens
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,66 @@ def test_scores_are_those_of_a_float64_softmax_over_the_vocabulary(subject: Subj
         assert found.is_likeliest.tolist() == list(likeliest)
         assert found.mean_log_prob == pytest.approx(means, abs=1e-5)
         assert found.var_log_prob == pytest.approx(variances, abs=1e-4)
+
+
+def fifty_digit_moments(logits: list[float]) -> tuple[list[Decimal], Decimal, Decimal]:
+    """Log-probabilities, and mean and variance of log p, in decimal arithmetic."""
+    with localcontext() as context:
+        context.prec = 50
+        exact = list(map(Decimal, logits))
+        total = sum((value - max(exact)).exp() for value in exact)
+        log_p = [value - max(exact) - Decimal(total).ln() for value in exact]
+        p = [value.exp() for value in log_p]
+        mean = sum((a * b for a, b in zip(p, log_p, strict=True)), Decimal(0))
+        return log_p, mean, sum((a * (b - mean) ** 2 for a, b in zip(p, log_p, strict=True)), Decimal(0))
+
+
+LOGITS = st.lists(st.floats(-1, 1), min_size=2, max_size=40)
+
+
+@given(LOGITS, st.sampled_from([1e-6, 1e-4, 1e-2, 1.0, 30.0, 2000.0]))
+def test_moments_equal_decimal_arithmetic_from_flat_to_peaked(logits: list[float], scale: float) -> None:
+    scaled = [value * scale for value in logits]
+    log_p, mean, variance = fifty_digit_moments(scaled)
+    means, variances = log_prob_moments(torch.tensor([scaled], dtype=torch.float64).log_softmax(dim=-1))
+    assert float(means[0]) == pytest.approx(float(mean), rel=1e-11, abs=1e-11)
+    # Log-probabilities are rounded to 1e-16 of their size, and so are the deviations that are squared.
+    assert float(variances[0]) == pytest.approx(float(variance), rel=1e-6, abs=1e-20)
+
+
+@given(LOGITS, st.integers(-4096, 4096))
+def test_a_constant_added_to_all_logits_changes_no_moment(logits: list[float], shift: int) -> None:
+    exact = torch.tensor([[round(value * 2**12) / 2**12 for value in logits]], dtype=torch.float64)
+    plain, moved = (log_prob_moments((exact + by).log_softmax(dim=-1)) for by in (0, shift))
+    for one, other in zip(plain, moved, strict=True):
+        assert torch.allclose(one, other, rtol=1e-11, atol=1e-12)
+
+
+def test_impossible_tokens_add_nothing_to_the_moments() -> None:
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0]], dtype=torch.float64)
+    masked, without = (log_prob_moments(some.log_softmax(dim=-1)) for some in (logits, logits[:, [0, 1, 3]]))
+    assert torch.allclose(torch.stack(masked), torch.stack(without), rtol=1e-14)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-2, 1.0, 300.0])
+def test_min_k_plus_plus_of_flat_and_of_peaked_models_is_that_of_decimal_arithmetic(
+    subject: Subject, scale: float
+) -> None:
+    model = copy.deepcopy(subject.model)
+    with torch.no_grad():
+        model.lm_head.weight *= scale / 10
+    target = targets_of(subject)[0]
+    found = score_tokens(Subject.wrap(model, subject.tokenizer), [target], batch_size=1, moments=True)[0]
+    ids, values = target.span.input_ids, []
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0]
+    for place in range(target.span.answer_start, len(ids)):
+        log_p, mean, variance = fifty_digit_moments(logits[place - 1].double().tolist())
+        values.append((log_p[ids[place]] - mean) / max(variance, Decimal("1e-6")).sqrt())
+    lowest = sorted(values)[: max(1, len(values) * 4 // 10)]
+    # The logits of the two passes are rounded to float32; a peaked model's differ by the scale's size more.
+    expected = -float(sum(lowest) / len(lowest))
+    assert min_k_plus_plus(found) == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 def test_without_moments_there_are_none(subject: Subject) -> None:

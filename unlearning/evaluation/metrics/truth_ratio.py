@@ -3,8 +3,12 @@
 From mean negative log-likelihoods per token L (nats), the truth ratio is R = p(wrong answers) / p(right answer), with
 p = exp(-L) for the right answer, and for the wrong ones
 
-- geometric form: exp(-mean_j L_wj), the geometric mean, as in TOFU's public code and in every published table;
-- arithmetic form: mean_j exp(-L_wj), as in TOFU's text (arXiv 2401.06121, equation 1).
+- geometric form: exp(-mean_j L_wj), in open-unlearning and in the codes of NPO and SimNPO; of TOFU's own code
+  (locuslab/tofu) in forget quality and in `aggregate_eval_stat.py`;
+- arithmetic form: mean_j exp(-L_wj), in TOFU's text (arXiv 2401.06121, equation 1); of its own code in the truth ratios
+  and the model utility of `utils.py`, which writes `aggregate_stat.csv` beside each checkpoint.
+
+The arithmetic mean is never below the geometric one, so the arithmetic form's max(0, 1 - R) is never above the other's.
 
 R < 1 if the right answer is preferred. This module uses log R, in which a collapsed model's values stay finite and
 distinct; the public code adds 1e-10 to denominators, which determines its values if p is near or below that.

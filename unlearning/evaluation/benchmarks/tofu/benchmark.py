@@ -14,7 +14,7 @@ from unlearning.common.errors import check_at_least
 from unlearning.common.hashing import hash_json
 from unlearning.data.question_answer import Wrapping
 from unlearning.evaluation.benchmarks.tofu.sets import Question, QuestionSet
-from unlearning.evaluation.benchmarks.tofu.summary import shown_floor, summarise
+from unlearning.evaluation.benchmarks.tofu.summary import FORMS, shown_floor, summarise
 from unlearning.evaluation.generation import greedy_answers
 from unlearning.evaluation.harness import Benchmark, Part, Row
 from unlearning.evaluation.metrics.memorisation import exact_memorisation, extraction_strength
@@ -194,6 +194,8 @@ def _notes(sets: Sequence[QuestionSet]) -> tuple[str, ...]:
     n = len(sets[0].questions)
     notes = [f"{each.name}: {len(each.questions)} rows of {each.source}" for each in sets]
     notes.append(f"forget quality of {n} rows cannot be below {shown_floor(n, n)} (at D = 1)")
+    if any(question.perturbed_answers for each in sets for question in each.questions):
+        notes.append(FORMS)
     for each in sets:
         authors = len({question.group for question in each.questions} - {""})
         if 1 < authors < FEW_AUTHORS:

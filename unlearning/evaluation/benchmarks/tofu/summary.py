@@ -11,14 +11,16 @@ With NLL the mean negative log-likelihood of an answer in nats per token, p = ex
     SET_rouge                     mean ROUGE-L recall of the greedy answer       0 to 1     lower on forget  2401.06121
     forget_truth_ratio            mean min(R, 1 / R)                             0 to 1     the control's    2401.06121
     SET_truth_ratio (others)      mean max(0, 1 - R)                             0 to 1     higher           2401.06121
+    *_arithmetic                  the same with the arithmetic mean in R         -          as without       2401.06121
     forget_log_truth_ratio        mean log R                                     nats       the control's    here
     forget_knowledge_truth_ratio  mean 1 / (1 + R)                               0 to 1     lower            2506.12618
     forget_exact_memorisation     mean share of tokens that are the likeliest    0 to 1     the control's    2506.12618
     forget_extraction_strength    mean share completed from the answer's end     0 to 1     the control's    2506.12618
     SET_gibberish                 share of empty or gibberish answers            0 to 1     lower            here
 
-`*_arithmetic` takes the arithmetic mean over wrong answers in R, as in the paper's text, and `*_paraphrased_*` asks or
-answers in other words.
+R takes the geometric mean over wrong answers, as open-unlearning, NPO and SimNPO do; metrics named `*_arithmetic` take
+the arithmetic mean, as TOFU's text does (`unlearning.evaluation.metrics.truth_ratio` says which code has which form).
+`*_paraphrased_*` asks or answers in other words.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +43,19 @@ UTILITY_PARTS = (
     *("real_authors_normalised_probability", "real_authors_rouge", "real_authors_truth_ratio"),
     *("world_facts_normalised_probability", "world_facts_rouge", "world_facts_truth_ratio"),
 )
-"""The nine numbers whose harmonic mean is model utility."""
+"""The nine numbers whose harmonic mean is model utility, in the form of open-unlearning, NPO and SimNPO."""
+
+UTILITY_PARTS_ARITHMETIC = tuple(
+    f"{part}_arithmetic" if part.endswith("truth_ratio") else part for part in UTILITY_PARTS
+)
+"""The same nine numbers in the form of TOFU's text."""
+
+FORMS = (
+    "truth ratios and model utility are published in two forms: *_arithmetic averages the wrong answers' probabilities "
+    "arithmetically (TOFU's paper; utils.py of its code), those without the suffix geometrically (open-unlearning, "
+    "NPO, SimNPO; aggregate_eval_stat.py of TOFU's code)"
+)
+"""A note for the reader of the metrics."""
 
 _LOWER: Direction = "lower is better"
 _HIGHER: Direction = "higher is better"
@@ -111,8 +125,8 @@ _MEANS = (
         {"forget": _AS_CONTROL},
         "log_truth_ratio",
         forget_truth_ratio,
-        "mean of min(R, 1/R), R the wrong answers' probability (geometric mean) over the right paraphrase's, 0 to 1: 0 "
-        "one is preferred, 1 both are equally likely",
+        "mean of min(R, 1/R), R the wrong answers' probability (geometric mean, the form of open-unlearning, NPO and "
+        "SimNPO) over the right paraphrase's, 0 to 1: 0 one is preferred, 1 both are equally likely",
         _NO_TRUTH,
     ),
     _Mean(
@@ -120,8 +134,8 @@ _MEANS = (
         _UTILITY,
         "log_truth_ratio",
         utility_truth_ratio,
-        "mean of max(0, 1 - R), R the wrong answers' probability (geometric mean) over the right one's, 0 to 1: 1 the "
-        "right answer is preferred",
+        "mean of max(0, 1 - R), R the wrong answers' probability (geometric mean, the form of open-unlearning, NPO and "
+        "SimNPO) over the right one's, 0 to 1: 1 the right answer is preferred",
         _NO_TRUTH,
     ),
     _Mean(
@@ -129,8 +143,17 @@ _MEANS = (
         {"forget": _AS_CONTROL},
         "log_truth_ratio_arithmetic",
         forget_truth_ratio,
-        "forget_truth_ratio with the arithmetic mean over wrong answers, as in the paper's text, 0 to 1; published "
-        "tables use the geometric mean",
+        "forget_truth_ratio with the arithmetic mean over wrong answers, the form of TOFU's paper, 0 to 1; "
+        "open-unlearning, NPO and SimNPO publish the geometric form",
+        _NO_TRUTH,
+    ),
+    _Mean(
+        "truth_ratio_arithmetic",
+        _UTILITY,
+        "log_truth_ratio_arithmetic",
+        utility_truth_ratio,
+        "mean of max(0, 1 - R) with the arithmetic mean over wrong answers, the form of TOFU's paper, 0 to 1; "
+        "open-unlearning, NPO and SimNPO publish the geometric form",
         _NO_TRUTH,
     ),
     _Mean(
@@ -226,18 +249,21 @@ def summarise(rows: Rows, control_rows: Rows | None, *, seed: int = 0) -> list[M
         seed: Random seed of the bootstrap.
 
     Returns:
-        Forget quality, then model utility and its nine parts, then the other metrics.
+        Forget quality, then model utility and its nine parts, then the other metrics; those that hold truth ratios in
+        both forms (`FORMS`).
     """
     sets = {str(name): _scored(str(name), part, seed) for name, part in rows.groupby("set", sort=False)}
     means = {metric.name: metric for metric in _means(sets)}
-    parts = [means.pop(name) for name in UTILITY_PARTS]
+    shown = tuple(dict.fromkeys((*UTILITY_PARTS, *UTILITY_PARTS_ARITHMETIC)))
+    others = [metric for name, metric in means.items() if name not in shown]
     control = None if control_rows is None else _scored("forget", control_rows[control_rows["set"] == "forget"], seed)
     return [
         *_forget_quality(sets["forget"], control, "", "geometric"),
         *_forget_quality(sets["forget"], control, "_arithmetic", "arithmetic"),
-        _model_utility(parts),
-        *parts,
-        *means.values(),
+        _model_utility("", "open-unlearning, NPO and SimNPO", [means[name] for name in UTILITY_PARTS]),
+        _model_utility("_arithmetic", "TOFU's paper", [means[name] for name in UTILITY_PARTS_ARITHMETIC]),
+        *(means[name] for name in shown),
+        *others,
     ]
 
 
@@ -276,15 +302,17 @@ def _means(sets: Mapping[str, _Scored]) -> Iterator[Metric]:
             yield Metric(f"{name}_{mean.name}", estimate, direction, mean.meaning, reason)
 
 
-def _model_utility(parts: list[Metric]) -> Metric:
+def _model_utility(suffix: str, published: str, parts: list[Metric]) -> Metric:
+    name = f"model_utility{suffix}"
     meaning = (
-        "harmonic mean of the next nine metrics, which are about retained knowledge, 0 to 1; 0 if one of them is 0"
+        f"harmonic mean of nine metrics of retained knowledge ({', '.join(part.name for part in parts)}), 0 to 1; 0 if "
+        f"one of them is 0; the form of {published}"
     )
     there = [part.estimate for part in parts if part.estimate is not None]
     missing = ", ".join(part.name for part in parts if part.estimate is None)
     if missing:
-        return Metric("model_utility", None, _HIGHER, meaning, f"needs all of its nine parts; missing: {missing}")
-    return Metric("model_utility", combine(harmonic_mean, *there), _HIGHER, meaning)
+        return Metric(name, None, _HIGHER, meaning, f"needs all of its nine parts; missing: {missing}")
+    return Metric(name, combine(harmonic_mean, *there), _HIGHER, meaning)
 
 
 def _forget_quality(forget: _Scored, control: _Scored | None, suffix: str, form: str) -> list[Metric]:

@@ -124,8 +124,10 @@ def slow_metrics(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) ->
             ratio = math.prod(wrong) ** (1 / len(wrong)) / p(question, right)
             add(f"{name}_probability", p(question, answer))
             add(f"{name}_rouge", rouge_l_recall(slow.generate(question), answer))
+            arithmetic = sum(wrong) / len(wrong) / p(question, right)
             if name != "forget":
                 add(f"{name}_truth_ratio", max(0, 1 - ratio))
+                add(f"{name}_truth_ratio_arithmetic", max(0, 1 - arithmetic))
             if name in ("real_authors", "world_facts"):
                 add(f"{name}_normalised_probability", p(question, answer) / (p(question, answer) + sum(wrong)))
                 continue
@@ -134,7 +136,6 @@ def slow_metrics(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) ->
             add(f"{name}_paraphrased_question_rouge", rouge_l_recall(slow.generate(reworded), answer))
             if name == "forget":
                 ratios.append(ratio)
-                arithmetic = sum(wrong) / len(wrong) / p(question, right)
                 add("forget_truth_ratio", min(ratio, 1 / ratio))
                 add("forget_truth_ratio_arithmetic", min(arithmetic, 1 / arithmetic))
                 add("forget_log_truth_ratio", math.log(ratio))
@@ -145,10 +146,12 @@ def slow_metrics(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) ->
                 add("forget_exact_memorisation", sum(likeliest) / n)
                 add("forget_extraction_strength", 1 - min(k for k in range(n + 1) if all(likeliest[k:])) / n)
     means = {name: sum(values) / len(values) for name, values in found.items()}
-    nine = [means[f"retain_{part}"] for part in ("probability", "rouge", "truth_ratio")]
-    for part in ("normalised_probability", "rouge", "truth_ratio"):
-        nine += [means[f"real_authors_{part}"], means[f"world_facts_{part}"]]
-    return means | {"model_utility": statistics.harmonic_mean(nine)}, ratios
+    for form in ("", "_arithmetic"):
+        nine = [means[f"retain_{part}"] for part in ("probability", "rouge", f"truth_ratio{form}")]
+        for part in ("normalised_probability", "rouge", f"truth_ratio{form}"):
+            nine += [means[f"real_authors_{part}"], means[f"world_facts_{part}"]]
+        means[f"model_utility{form}"] = statistics.harmonic_mean(nine)
+    return means, ratios
 
 
 def test_every_metric_equals_its_definition_one_text_at_a_time(
@@ -163,7 +166,11 @@ def test_every_metric_equals_its_definition_one_text_at_a_time(
     assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert not left_out(evaluation)
     telling = ("exact_memorisation", "extraction_strength", "rouge", "truth_ratio")
-    assert all(0 < values[f"forget_{name}"] < 1 for name in telling) and values["model_utility"] > 0
+    assert all(0 < values[f"forget_{name}"] < 1 for name in telling)
+    # The arithmetic mean of the wrong answers is above the geometric one, so its form shows less utility.
+    assert 0 < values["model_utility_arithmetic"] < values["model_utility"] < 1
+    for name in ("retain", "real_authors", "world_facts"):
+        assert values[f"{name}_truth_ratio_arithmetic"] < values[f"{name}_truth_ratio"]
     # Every number is there with an interval, a direction and a meaning; but a p-value has no interval.
     for name, record in evaluation.summary()["metrics"].items():
         is_p_value = name in ("forget_quality", "forget_quality_arithmetic")
@@ -233,6 +240,7 @@ def test_a_collapsed_model_has_finite_numbers_and_none_that_are_missing(
     text = json.dumps(evaluation.summary(), allow_nan=False)
     metrics = json.loads(text)["metrics"]
     assert metrics["forget_probability"]["value"] == metrics["model_utility"]["value"] == 0
+    assert metrics["model_utility_arithmetic"]["value"] == 0
     log_ratios = evaluation.rows.query("set == 'forget'")["log_truth_ratio"]
     assert log_ratios.abs().min() > 10 and log_ratios.nunique() == 5  # finite and apart
     assert metrics["forget_truth_ratio"]["value"] == pytest.approx(np.exp(-log_ratios.abs()).mean(), rel=1e-12)
@@ -265,14 +273,15 @@ def test_what_needs_a_retain_model_or_texts_is_left_out_by_name(subject: Subject
     quality = {name for name in without if name.startswith("forget_quality")}
     assert len(quality) == 4
     assert all("`control` or `control_result`" in without[name] for name in quality)
-    assert without["model_utility"] == (
-        "needs all of its nine parts; missing: retain_rouge, real_authors_rouge, world_facts_rouge"
-    )
+    for form in ("", "_arithmetic"):
+        assert without[f"model_utility{form}"] == (
+            "needs all of its nine parts; missing: retain_rouge, real_authors_rouge, world_facts_rouge"
+        )
     assert "`generate=False`" in without["forget_rouge"]
     assert without.keys() - quality == {
         *(f"{name}_rouge" for name in SET_NAMES),
         *(f"{name}_paraphrased_question_rouge" for name in ("forget", "retain")),
-        *("model_utility", "forget_gibberish", "retain_gibberish"),
+        *("model_utility", "model_utility_arithmetic", "forget_gibberish", "retain_gibberish"),
     }
 
 
@@ -284,7 +293,7 @@ def test_sets_that_are_not_asked_leave_model_utility_out(
     assert without["world_facts_truth_ratio"] == "the world_facts questions were not asked"
     assert "real_authors_rouge" in without["model_utility"] and "retain_rouge" not in without["model_utility"]
     facts = {metric.name for metric in whole.metrics if metric.name.startswith(("real_authors", "world_facts"))}
-    assert set(without) == {"model_utility", *facts}
+    assert set(without) == {"model_utility", "model_utility_arithmetic", *facts}
     for name in ("forget_quality", "retain_truth_ratio"):
         assert evaluation[name] == pytest.approx(whole[name], rel=1e-6)
 
