@@ -140,7 +140,7 @@ class TrainOptions:
         minimum=1,
     )
     eval_examples: int = option(
-        64, "maximum number of forget and of retain examples to evaluate on during training", minimum=1
+        64, "maximum number of forget and of retain examples to evaluate on in training, evenly spaced", minimum=1
     )
     benchmark: str | None = option(
         None,

@@ -64,10 +64,17 @@ def _tofu(split: str, reading: Reading) -> Prepare:
 
 def _muse(corpus: str, reading: Reading) -> Prepare:
     from unlearning.evaluation.benchmarks.muse import benchmark as muse
-    from unlearning.evaluation.benchmarks.muse.data import read_muse
+    from unlearning.evaluation.benchmarks.muse.data import PARTS, read_muse
 
-    found = read_muse(corpus, reading.data_dir, limit=reading.rows)
-    return lambda subject: muse.prepare(subject, found)
+    data = read_muse(corpus, reading.data_dir)
+    found = {
+        name: tuple(
+            texts if part.endswith("_icl") else evenly_spaced(texts, reading.rows)  # all solved examples are shown
+            for part, texts in zip(PARTS[name], sets, strict=True)
+        )
+        for name, sets in data.found.items()
+    }
+    return lambda subject: muse.prepare(subject, replace(data, found=found))
 
 
 def _wmdp(name: str, reading: Reading) -> Prepare:

@@ -18,7 +18,7 @@ from unlearning.data.question_answer import Example, Wrapping
 from unlearning.data.records import read_text
 from unlearning.data.refusals import draw_refusals, read_refusals
 from unlearning.data.sources import read_alternates, read_training_data
-from unlearning.evaluation.during_training import Reading, TrainingBenchmark, open_benchmark
+from unlearning.evaluation.during_training import Reading, TrainingBenchmark, evenly_spaced, open_benchmark
 from unlearning.methods.method import AnyMethod, Needs
 from unlearning.methods.stages import PreparedData
 from unlearning.options import TrainOptions
@@ -80,7 +80,7 @@ class EncodedInputs:
         spans: Tokenised sets by name: forget, alternate, retain.
         pairs: Items of an epoch, as (index into forget, index into alternate); the second index is -1 without
             alternates. Empty for a method that reads retain examples alone.
-        evaluated: The first examples of the forget and the retain set, for evaluations during training.
+        evaluated: Evenly spaced examples of the forget and the retain set, for evaluations during training.
         notes: Remarks about the data, stored in the run's record.
     """
 
@@ -256,13 +256,14 @@ def encode_inputs(
 def _evaluated(
     inputs: Inputs, spans: Mapping[str, Sequence[Span]], origins: Mapping[str, Sequence[int]], limit: int
 ) -> EvaluationData:
+    """Return at most `limit` examples of each set, from all of it: data are often sorted by subject."""
     examples: dict[str, Sequence[Example]] = {}
-    first: dict[str, Sequence[Span]] = {}
+    chosen: dict[str, Sequence[Span]] = {}
     for name, read in (("forget", inputs.forget), ("retain", inputs.retain)):
         if read is not None:
-            first[name] = spans[name][:limit]
-            examples[name] = [read[origin] for origin in origins[name][:limit]]
-    return EvaluationData(examples, first, inputs.chat)
+            chosen[name] = evenly_spaced(spans[name], limit)
+            examples[name] = [read[origin] for origin in evenly_spaced(origins[name], limit)]
+    return EvaluationData(examples, chosen, inputs.chat)
 
 
 def benchmark_reading(options: TrainOptions, chat: ChatFormat | None) -> Reading:

@@ -11,12 +11,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from tests.analyses.helpers import needs_tofu, real_tofu
+from tests.unlearning.evaluation.benchmarks.muse.muse_world import build_long_llama, muse_parts, write_hub
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning import InputError, train
 from unlearning.checkpoints.load import load_tokenizer
 from unlearning.data.chat import ChatFormat
+from unlearning.data.question_answer import Wrapping
 from unlearning.evaluation import during_training
 from unlearning.evaluation.during_training import Prepare, Reading, evenly_spaced
 from unlearning.evaluation.harness import Benchmark, Part, Row
@@ -181,3 +184,24 @@ def test_rows_are_evenly_spaced(n: int, count: int) -> None:
     assert len(chosen) == min(n, count) and chosen[0] == 0
     gaps = set(np.diff(chosen))
     assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_rows_of_muse_are_evenly_spaced_and_all_solved_examples_are_shown(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    parts = muse_parts(5)
+    few = {
+        name: {split: rows if split.endswith("_icl") else [rows[0], rows[2]] for split, rows in splits.items()}
+        for name, splits in parts.items()
+        if name in ("verbmem", "knowmem", "privleak")
+    }
+    subject = Subject.wrap(build_long_llama(), tokenizer)
+    found = []
+    for name, rows, content in (("all", 2, parts), ("few", 9, few)):
+        write_hub(tmp_path / name / "muse-news", content)
+        reading = Reading(tmp_path / name, Wrapping(), rows, generate=False)
+        found.append(during_training.BENCHMARKS["muse"]("news", reading)(subject))
+    assert found[0].configuration == found[1].configuration
+    assert {part.name: len(part.costs) for part in found[0].parts} == dict.fromkeys(
+        ("verbmem", "forget_knowmem", "retain_knowmem", "privleak_forget", "privleak_holdout"), 2
+    )

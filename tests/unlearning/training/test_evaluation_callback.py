@@ -5,6 +5,7 @@ import json
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,21 @@ def test_a_gap_is_retain_minus_forget_and_all_is_measured_when_asked(model_dir: 
     likelihoods = train("npo", model=model_dir, **SHARED).evaluations
     assert [int(line["step"]) for line in likelihoods] == [0, 8]
     assert not any(name.endswith(("rouge", "exact")) for line in likelihoods for name in line)
+
+
+def test_metrics_are_of_evenly_spaced_examples(model_dir: Path) -> None:
+    """Data are often sorted by subject, so the first rows are about the first subject only."""
+
+    def first(examples: list[Example], limit: int) -> dict[str, float]:
+        data = {"forget": examples, "retain": list(reversed(build_examples()))}
+        options = {**SHARED, **data, "eval_every": 1, "eval_examples": limit, "max_steps": 1}
+        return train("npo", model=model_dir, **options).evaluations[0]
+
+    every = [replace(example, answer=f"{example.answer} {i}") for i, example in enumerate(build_examples())]
+    watched = {name: value for name, value in first(every, 3).items() if name.startswith("forget")}
+    spaced, beginning = (first(some, 9) for some in ([every[0], every[2], every[5]], every[:3]))
+    assert watched == pytest.approx({name: spaced[name] for name in watched}, abs=1e-6)
+    assert abs(watched["forget_nll"] - beginning["forget_nll"]) > 1e-3
 
 
 def test_evaluating_changes_no_number_of_the_training(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
