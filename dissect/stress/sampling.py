@@ -8,7 +8,6 @@ Without a control no floor of leak@k is known, and `excess@k` decides: leak@k of
 the distractors, which is 0 for a model that does not prefer the right answer.
 """
 
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from dissect.stress.core.result import StressResult, value_rows
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
 from unlearning.evaluation.generation import sampled_answers
+from unlearning.evaluation.metrics.text_words import has_words
 
 Counts = Int[np.ndarray, " fact"]
 
@@ -197,5 +197,4 @@ def holds(text: str, answer: str) -> bool:
     Returns:
         True if it does.
     """
-    wanted = r"\s+".join(map(re.escape, answer.strip().rstrip(".").split()))
-    return bool(wanted) and re.search(rf"(?<!\w){wanted}(?!\w)", text, re.IGNORECASE) is not None
+    return has_words(text, answer.strip().rstrip(".。"), any_case=True)

@@ -5,7 +5,6 @@ A judge puts a completion into one of the four classes of `unlearning.evaluation
 
 import hashlib
 import importlib
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from unlearning.common.errors import InputError
 from unlearning.evaluation.metrics.familiarity import CLASSES
+from unlearning.evaluation.metrics.text_words import has_words
 
 Judging = Callable[[str, str], int]
 """Takes a prompt and its completion and returns a class, 1 to 4."""
@@ -52,9 +52,9 @@ class Judge:
 def judge_by_rule(prompt: str, completion: str, references: Sequence[str], subtle: Sequence[str] = ()) -> int:
     """Return class 1 if the completion has a reference, 2 if it has a subtle theme, else 4.
 
-    A phrase counts as whole words only, with any white space between its words. A phrase with a capital letter matches
-    as it is written, or all in capitals (many names are words: Stone); a phrase in small letters matches in any case.
-    Phrases that the prompt has do not count. The rule misses paraphrases, and never returns 3.
+    A phrase counts as whole words only (see `has_words`), with any white space between its words. A phrase with a
+    capital letter matches as it is written, or all in capitals (many names are words: Stone); a phrase in small letters
+    matches in any case. Phrases that the prompt has do not count. The rule misses paraphrases, and never returns 3.
 
     Args:
         prompt: The prompt.
@@ -75,12 +75,7 @@ def has_phrase(text: str, phrase: str) -> bool:
     """Return whether a text has a phrase, by the matching of `judge_by_rule`."""
     named = phrase != phrase.lower()
     forms = {phrase, phrase.upper()} if named else {phrase}
-    return any(
-        re.search(
-            r"(?<!\w)" + r"\s+".join(map(re.escape, form.split())) + r"(?!\w)", text, 0 if named else re.IGNORECASE
-        )
-        for form in forms
-    )
+    return any(has_words(text, form, any_case=not named) for form in forms)
 
 
 def load_judge(name: str) -> Judge:

@@ -54,6 +54,8 @@ def test_many_samples_neither_overflow_nor_vanish():
         ("a (b) c", "(b)", True),
         ("", "x", False),
         ("anything", ".", False),
+        ("安娜出生在奥斯陆，我想", "奥斯陆。", True),
+        ("वह दिनों था", "दिन", False),
     ],
 )
 def test_an_answer_is_held_as_whole_words(text, answer, expected):

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from unlearning.evaluation.metrics.text_match import exact_match, rouge_l_f1, rouge_l_recall
 
@@ -22,6 +23,20 @@ def longest_common_subsequence(a: list[str], b: list[str]) -> int:
 def test_rouge_l_recall_is_the_share_of_the_answers_words(generated: list[str], answer: list[str]) -> None:
     expected = longest_common_subsequence(generated, answer) / len(answer)
     assert rouge_l_recall(" ".join(generated), " ".join(answer)) == pytest.approx(expected)
+
+
+ENGLISH = st.lists(
+    st.sampled_from(["Oslo", "oslo's", "books", "BOOKING", "re-read", "1990", "the", "a_b", "said:", "don’t", "—"])
+).map(" ".join)
+PUBLIC = {stems: RougeScorer(["rougeL"], use_stemmer=stems) for stems in (True, False)}
+
+
+@given(generated=ENGLISH, answer=ENGLISH)
+def test_rouge_of_english_equals_the_public_package_s(generated: str, answer: str) -> None:
+    stemmed, plain = (PUBLIC[stems].score(answer, generated)["rougeL"] for stems in (True, False))
+    found = rouge_l_recall(generated, answer), rouge_l_f1(generated, answer)
+    assert found in ((stemmed.recall, plain.fmeasure), (None, None))
+    assert (None in found) == (not any(sign.isalnum() for sign in answer))
 
 
 def test_rouge_l_recall_stems_and_ignores_case_and_what_is_said_besides() -> None:

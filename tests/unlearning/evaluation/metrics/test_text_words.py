@@ -1,5 +1,6 @@
 """Words of every script; for ASCII they are rouge-score's own, which published numbers were made with."""
 
+import re
 import unicodedata
 
 import pytest
@@ -9,9 +10,10 @@ from nltk.stem.porter import PorterStemmer
 from rouge_score.tokenize import tokenize
 
 from unlearning.evaluation.metrics.text_match import _Words
-from unlearning.evaluation.metrics.text_words import spaced_words, spoken_words
+from unlearning.evaluation.metrics.text_words import has_words, spaced_words, spoken_words
 
 ASCII = st.text(st.characters(max_codepoint=127))
+TYPED = st.text(st.characters(min_codepoint=32, max_codepoint=126) | st.sampled_from("\t\n"), max_size=12)
 TYPOGRAPHY = st.text(st.sampled_from("aB 7.,'’‘“”–—…•\u00a0€£©-_/"))
 ANY = st.text(st.characters(exclude_categories=("Cn", "Cs")))
 """Characters of a later Unicode than Python's own are letters to one library and unknown to the other."""
@@ -64,3 +66,37 @@ def test_the_form_of_an_accent_makes_no_difference(text: str) -> None:
 )
 def test_words_by_hand(text: str, words: list[str]) -> None:
     assert spoken_words(text) == words
+
+
+@given(TYPED, TYPED | st.sampled_from(["Oslo", "a b", "the"]), TYPED, st.booleans())
+def test_whole_words_of_english_are_those_between_word_boundaries(
+    before: str, phrase: str, after: str, any_case: bool
+) -> None:
+    text = before + (phrase.upper() if any_case else phrase) + after
+    pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, phrase.split())) + r"(?!\w)"
+    expected = bool(phrase.split()) and re.search(pattern, text, re.IGNORECASE if any_case else 0) is not None
+    assert has_words(text, phrase, any_case=any_case) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "has"),
+    [
+        ("安娜出生在奥斯陆。", "奥斯陆", True),
+        ("安娜出生在奥斯陆。", "奥斯汀", False),
+        ("彼はiPhoneを買う", "iphone", True),
+        ("彼はiPhone3を買う", "iphone", False),
+        ("วันนี้Osloฝนตก", "oslo", True),
+        ("वह दिन था", "दिन", True),
+        ("वह दिन था", "द", False),
+        ("वह दिनों था", "दिन", False),
+        ("นี้", "น", False),
+        ("Анна родилась в Осло.", "в осло", True),
+        ("Анна родилась в Ослоe", "в осло", False),
+        ("in cafe\u0301s", "café", False),
+        ("a cafe\u0301.", "café", True),
+        ("a café.", "cafe", False),
+        ("x", " ", False),
+    ],
+)
+def test_whole_words_by_hand(text: str, phrase: str, has: bool) -> None:
+    assert has_words(text, phrase, any_case=True) is has
