@@ -1,5 +1,12 @@
-"""`python -m dissect` is `dissect`."""
+"""Run the command line: `dissect`, and `python -m dissect`."""
 
-from dissect.cli import main
+from unlearning.common.start import start
 
-main()
+
+def main() -> None:
+    """Run `dissect`."""
+    start("dissect", "dissect.cli")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,12 @@
-"""Run the command line: `python -m unlearning` is `unlearn`."""
+"""Run the command line: `unlearn`, and `python -m unlearning`."""
 
-from unlearning.cli import main
+from unlearning.common.start import start
 
-main()
+
+def main() -> None:
+    """Run `unlearn`."""
+    start("unlearn", "unlearning.cli")
+
+
+if __name__ == "__main__":
+    main()

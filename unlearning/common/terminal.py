@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unlearning.common.errors import InputError, shortened, with_flags
+from unlearning.common.start import STOPPING, is_default
 
 if TYPE_CHECKING:
     import typer
@@ -55,7 +56,7 @@ def run_app(
     interrupted: str,
     renamed: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    """Run a command line and exit: with 0, 2 on bad input (one line on stderr), 130 on Ctrl-C, 143 on SIGTERM.
+    """Run a command line and exit: with 0, 2 on bad input (one line on stderr), 128 and its number on a signal.
 
     Args:
         app: The typer application.
@@ -77,60 +78,69 @@ def run_app(
         _tell(name, f"warning: {with_flags(str(message), flags)}")
 
     warnings.showwarning = warn
-    terminated: list[int] = []
+    stopped: list[signal.Signals] = []
     try:
-        with _interrupted_by_sigterm(terminated):
+        with _interrupted_by_signals(stopped):
             code = app(args=_with_new_names(name, given, renamed or {}), prog_name=name, standalone_mode=False)
     except InputError as error:
         code = _fail(name, with_flags(str(error), flags), 2)
     except KeyboardInterrupt:
-        code = 130
+        code = 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of stdout has gone, as in `dissect ... | head`.
         sys.stderr.close()
         code = 1
-    except OSError as error:  # of a library, or of stdout
-        if error.errno == errno.ENAMETOOLONG:
-            code = _fail(name, f"{error.filename}: the name is too long; choose a shorter one", 2)
-        elif error.errno in _NOT_WRITABLE:
-            code = _fail(name, f"{error.filename or 'stdout'}: cannot be written: {error.strerror}", 2)
-        else:
-            raise
     except Exception as error:
-        # A usage error of typer, such as a misspelt flag; its class is private to typer.
-        if not hasattr(error, "format_message"):
-            raise
-        message = error.format_message()
-        if message.startswith("Usage:"):  # the help, which typer raises if there are no arguments
-            sys.stderr.write(message + "\n")
-            code = 2
-        else:
-            code = _fail(name, message, 2)
-    if code == 130:
-        how, code = ("stopped by SIGTERM", 143) if terminated else ("interrupted", 130)
-        _fail(name, f"{how}; {interrupted}", code)
+        if not stopped:  # else a library turned the interruption into its own error, or the terminal is gone
+            code = _code_of(name, error)
+    if stopped or code == 128 + signal.SIGINT:
+        number = stopped[0] if stopped else signal.SIGINT
+        code = _fail(name, f"{STOPPING[number]}; {interrupted}", 128 + number)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _code_of(name: str, error: Exception) -> int:
+    """Tell of an error that is none of this package's own, and return the exit code; raise it if it is a bug."""
+    if isinstance(error, OSError):  # of a library, or of stdout
+        if error.errno == errno.ENAMETOOLONG:
+            return _fail(name, f"{error.filename}: the name is too long; choose a shorter one", 2)
+        if error.errno in _NOT_WRITABLE:
+            return _fail(name, f"{error.filename or 'stdout'}: cannot be written: {error.strerror}", 2)
+    # A usage error of typer, such as a misspelt flag; its class is private to typer.
+    if not hasattr(error, "format_message"):
+        raise error
+    message = error.format_message()
+    if message.startswith("Usage:"):  # the help, which typer raises if there are no arguments
+        sys.stderr.write(message + "\n")
+        return 2
+    return _fail(name, message, 2)
 
 
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
-def _interrupted_by_sigterm(terminated: list[int]) -> Iterator[None]:
-    """Let SIGTERM end what runs as Ctrl-C does, so that it is cleaned up behind; note that it came."""
+def _interrupted_by_signals(stopped: list[signal.Signals]) -> Iterator[None]:
+    """Let every signal that ends a process do so as Ctrl-C does, so that it is cleaned up behind; note that it came.
+
+    Only Ctrl-C interrupts the cleaning up: a shell and its terminal both send SIGHUP.
+    """
 
     def stop(number: int, _frame: object) -> None:
-        terminated.append(number)
-        raise KeyboardInterrupt
+        again = bool(stopped)
+        stopped.append(signal.Signals(number))
+        if not again or number == signal.SIGINT:
+            raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in STOPPING if is_default(number)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _flags_of(app: "typer.Typer", arguments: Sequence[str]) -> dict[str, str]:
@@ -259,4 +269,5 @@ def _fail(name: str, message: str, code: int) -> int:
 
 
 def _tell(name: str, message: object) -> None:
-    sys.stderr.write(f"{name}: {printable(shortened(' '.join(str(message).split())))}\n")
+    with contextlib.suppress(OSError):  # the terminal was closed
+        sys.stderr.write(f"{name}: {printable(shortened(' '.join(str(message).split())))}\n")

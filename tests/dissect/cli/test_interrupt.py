@@ -6,6 +6,8 @@ Each kind of end is a real signal to a real process; only what comes after it ru
 import json
 import os
 import platform
+import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -118,6 +120,33 @@ def test_kill_keeps_whole_batches_and_the_same_command_finishes_the_run(
     run = tmp_path / "run"
     code, out, err = stopped(command, run, signal.SIGKILL)
     assert (code, out, err) == (-signal.SIGKILL, "", "")
+    assert_whole_and_unfinished(run)
+    assert call(*command, "--out", run).code == 0
+    assert_same_run(run, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_keeps_whole_batches_and_frees_the_run(
+    command: list[str], uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    child, terminal = pty.fork()
+    if child == 0:
+        shown = [argument for argument in command if argument != "--quiet"]  # its progress bar goes nowhere
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "dissect", *shown, "--out", str(run)],
+            {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"},
+        )
+    deadline = time.monotonic() + 120
+    while len(list(run.glob("parts/*.parquet"))) < 3:
+        assert time.monotonic() < deadline, "no batch was kept in two minutes"
+        while select.select([terminal], [], [], 0.002)[0]:
+            os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in (128 + signal.SIGHUP, 120)  # 120: Python cannot flush its streams
+    assert unfinished_files(run) == [] and not (run / ".lock").exists()
     assert_whole_and_unfinished(run)
     assert call(*command, "--out", run).code == 0
     assert_same_run(run, uninterrupted)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 import warnings
 from typing import Annotated
@@ -100,12 +101,40 @@ def wait(number: int, how: str = "signal") -> None:
     time.sleep(60)
 
 
-@pytest.mark.parametrize(("number", "code", "how"), [(2, 130, "interrupted"), (15, 143, "stopped by SIGTERM")])
+@app.command("clean")
+def clean(number: int, error: bool = False) -> None:
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    finally:
+        os.kill(os.getpid(), number)  # a shell and its terminal both send SIGHUP
+        sys.stdout.write("cleaned\n")
+        if error:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))  # writing to a closed terminal
+
+
+SIGNALS = [
+    (signal.SIGINT, 130, "interrupted"),
+    (signal.SIGTERM, 143, "stopped by SIGTERM"),
+    (signal.SIGHUP, 129, "stopped by SIGHUP, which a closed terminal sends"),
+]
+
+
+@pytest.mark.parametrize(("number", "code", "how"), SIGNALS)
 def test_a_signal_ends_in_one_line(number: int, code: int, how: str, capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    assert run("wait", str(number)) == code
+    before = signal.getsignal(number)
+    assert run("wait", str(int(number))) == code
     assert capsys.readouterr().err == f"tool: {how}; nothing is lost\n"
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("options", [(), ("--error",)])
+@pytest.mark.parametrize(("number", "code", "how"), SIGNALS[1:])
+def test_a_second_signal_does_not_interrupt_the_cleaning_up(
+    number: int, code: int, how: str, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("clean", str(int(number)), *options) == code
+    assert capsys.readouterr() == ("cleaned\n", f"tool: {how}; nothing is lost\n")
 
 
 def test_a_handler_of_the_callers_own_stays(capsys: pytest.CaptureFixture[str]) -> None:
