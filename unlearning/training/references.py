@@ -1,9 +1,9 @@
 """Quantities of the reference model that a loss reads: computed once, kept on disk, and the model freed.
 
-A column holds one quantity of one data set. Its file is named by the content hash of the model, the token ids (which
-stand for the data and the tokenizer) and the quantity, so that the numbers of another model are never read. If the file
-would be larger than the budget, a frozen copy of the model is kept instead and evaluated at every step; the numbers are
-the same.
+A column holds one quantity of those examples of a data set that the run reads. Its file is named by the content hash of
+the model, the token ids (which stand for the data and the tokenizer) and the quantity, so that the numbers of another
+model are never read. If the file would be larger than the budget, a frozen copy of the model is kept instead and
+evaluated at every step; the numbers are the same.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unlearning.checkpoints.hashing import configuration_hash
 from unlearning.common.cache import cache_directory
 from unlearning.common.errors import InputError
 from unlearning.data.batches import LabelledSpan, Span, TokenBatch, collate, n_predicted
@@ -47,7 +48,7 @@ class Column(Protocol):
 
 @dataclass(frozen=True)
 class StoredColumn:
-    """Values on disk: rows `offsets[i]` to `offsets[i + 1]` belong to example i.
+    """Values on disk: rows `offsets[i]` to `offsets[i + 1]` belong to example i; an example that is not read has none.
 
     The file is read rather than mapped, because the pages of a mapped file count as memory of the process.
 
@@ -78,6 +79,7 @@ class StoredColumn:
         """
         row = self.width or 1
         ranges = [(int(self.offsets[index]), int(self.offsets[index + 1])) for index in indices]
+        assert all(first < last for first, last in ranges), "an example that the run was not to read"
         read = np.empty(row * sum(last - first for first, last in ranges), dtype="<f4")
         done = 0
         try:
@@ -198,6 +200,7 @@ def compute_references(
     model: PreTrainedModel,
     model_hash: str,
     spans: Mapping[str, Sequence[Span]],
+    read: Mapping[str, Sequence[int]],
     references: Iterable[Reference],
     settings: ReferenceSettings,
 ) -> References:
@@ -207,6 +210,7 @@ def compute_references(
         model: The reference model, on its device.
         model_hash: Its `content_hash`.
         spans: The data sets by name.
+        read: Indices, in ascending order, of the examples of each data set that the run reads.
         references: The quantities to compute.
         settings: Batch size, budget, precision and callbacks.
 
@@ -220,17 +224,23 @@ def compute_references(
     copied: PreTrainedModel | None = None
     was_training = model.training
     model.eval()
+    start_hash = f"{model_hash} {configuration_hash(model)}"
     try:
         for reference in dict.fromkeys(references):
-            data = spans[reference.data]
-            offsets = np.concatenate([[0], np.cumsum([_n_rows(span, reference) for span in data])])
+            data = {index: spans[reference.data][index] for index in read[reference.data]}
+            rows = [
+                _n_rows(data[index], reference) if index in data else 0 for index in range(len(spans[reference.data]))
+            ]
+            offsets = np.concatenate([[0], np.cumsum(rows)])
             width = _width(model, reference)
             if reference.quantity != "nll" and 4e-9 * offsets[-1] * width > settings.budget:
                 if copied is None:
                     copied = _frozen_copy(model)
                 columns[reference] = LiveColumn(copied, reference, settings.precision)
                 continue
-            path = cache_directory("reference") / f"{_key(model_hash, data, reference, settings.precision)}.npy"
+            path = (
+                cache_directory("reference") / f"{_key(start_hash, data.values(), reference, settings.precision)}.npy"
+            )
             shape = (int(offsets[-1]),) if reference.quantity == "nll" else (int(offsets[-1]), width)
             with settings.main_first():
                 if _start_of_values(path, shape) is None:
@@ -271,8 +281,8 @@ def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copied
 
 
-def _key(model_hash: str, data: Sequence[Span], reference: Reference, precision: str) -> str:
-    digest = hashlib.sha256(f"{model_hash} {reference.quantity} {reference.layer} {precision}\n".encode())
+def _key(start_hash: str, data: Iterable[Span], reference: Reference, precision: str) -> str:
+    digest = hashlib.sha256(f"{start_hash} {reference.quantity} {reference.layer} {precision}\n".encode())
     for span in data:
         where = [span.targets, span.mask] if isinstance(span, LabelledSpan) else [span.answer_start]
         digest.update(json.dumps([span.input_ids, *where]).encode())
@@ -294,7 +304,7 @@ def _write(
     shape: tuple[int, ...],
     offsets: np.ndarray,
     model: PreTrainedModel,
-    data: Sequence[Span],
+    data: Mapping[int, Span],
     reference: Reference,
     settings: ReferenceSettings,
 ) -> None:
@@ -308,7 +318,7 @@ def _write(
             # Written rather than mapped: a full disk raises here, and would crash the process through a mapped file.
             file.truncate(start + 4 * int(np.prod(shape)))
             row_bytes = 4 * (shape[1] if len(shape) > 1 else 1)
-            order = sorted(range(len(data)), key=lambda index: len(data[index].input_ids))
+            order = sorted(data, key=lambda index: len(data[index].input_ids))
             for first in range(0, len(order), settings.batch_size):
                 indices = order[first : first + settings.batch_size]
                 batch = collate([data[index] for index in indices]).to(model.device)

@@ -34,7 +34,7 @@ from unlearning.training.output_directory import (
 )
 from unlearning.training.parameters import choose_parameters
 from unlearning.training.progress_callback import ProgressBar
-from unlearning.training.references import ReferenceSettings, compute_references
+from unlearning.training.references import References, ReferenceSettings, compute_references
 from unlearning.training.trainer import Diverged, UnlearningTrainer
 from unlearning.training.training_set import TrainingSet
 
@@ -198,10 +198,18 @@ def _trainer(
 ) -> UnlearningTrainer:
     """Return the trainer, with reference quantities computed and the parameters that train chosen."""
     options = job.options
-    n_items = len(encoded.pairs) or len(encoded.spans["retain"])
+    training_set = TrainingSet(
+        forget=encoded.spans["forget"],
+        alternate=encoded.spans["alternate"],
+        retain=encoded.spans["retain"],
+        pairs=encoded.pairs,
+        references=References({}),
+    )
+    size = step_batch_size(options, state.num_processes)
+    n_steps = steps_per_epoch(len(training_set), size)
     arguments = training_arguments(
         options,
-        n_steps=steps_per_epoch(n_items, step_batch_size(options, state.num_processes)),
+        n_steps=n_steps,
         device=job.device,
         output_dir=str(directory / CHECKPOINTS),
         hidden_losses=any(reference.quantity == "hidden" for reference in job.needs.references),
@@ -213,22 +221,18 @@ def _trainer(
         main_first=state.main_process_first,
         advance=bar.show_references,
     )
-    references = compute_references(loaded.model, loaded.sha256, encoded.spans, job.needs.references, settings)
-    choose_parameters(loaded.model, job.method, job.method_options, options, base=loaded.name)
-    training_set = TrainingSet(
-        forget=encoded.spans["forget"],
-        alternate=encoded.spans["alternate"],
-        retain=encoded.spans["retain"],
-        pairs=encoded.pairs,
-        references=references,
+    read = training_set.read(
+        seed=options.seed, step_batch_size=size, n_steps=options.max_steps or options.epochs * n_steps
     )
+    references = compute_references(loaded.model, loaded.sha256, encoded.spans, read, job.needs.references, settings)
+    choose_parameters(loaded.model, job.method, job.method_options, options, base=loaded.name)
     return UnlearningTrainer(
         method=job.method,
         method_options=job.method_options,
         options=options,
         model=loaded.model,
         args=arguments,
-        training_set=training_set,
+        training_set=replace(training_set, references=references),
     )
 
 

@@ -1,13 +1,15 @@
 """The training data: tokenised examples with their reference quantities, and the micro-batches of a step batch."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch.utils.data import Dataset
 
 from unlearning.data.batches import Span, collate, n_predicted
-from unlearning.data.order import StepPlan
+from unlearning.data.order import StepPlan, StepSampler
 from unlearning.methods.method import Batch, StepBatch
 from unlearning.training.references import References
 
@@ -66,6 +68,38 @@ class TrainingSet(Dataset[StepPlan]):
             retain_tokens=_n_answer_tokens(retain),
             retain_positions=_n_tokens(retain),
         )
+
+    def read(self, *, seed: int, step_batch_size: int, n_steps: int) -> dict[str, list[int]]:
+        """Return which examples the first steps of a run read, on all processes together.
+
+        Args:
+            seed: Random seed of the order.
+            step_batch_size: Items of an epoch per optimizer step, on all processes.
+            n_steps: Number of optimizer steps.
+
+        Returns:
+            Indices in ascending order, by the name of the data set ("forget", "alternate" or "retain").
+        """
+        items, retain = set(), set()
+        sampler = StepSampler(
+            self.main_lengths(),
+            self.retain_lengths(),
+            seed=seed,
+            batch_size=step_batch_size,
+            step_batch_size=step_batch_size,
+        )
+        for epoch in range(math.ceil(n_steps / len(sampler))):
+            sampler.set_epoch(epoch)
+            for plan in islice(sampler, n_steps - epoch * len(sampler)):
+                items.update(plan.main)
+                retain.update(plan.retain)
+            if len(items) == len(self) and len(retain) == len(self.retain_lengths()):
+                break
+        if not self.pairs:
+            return {"forget": [], "alternate": [], "retain": sorted(items)}
+        pairs = [self.pairs[item] for item in items]
+        others = {other for _, other in pairs if other >= 0}
+        return {"forget": sorted({index for index, _ in pairs}), "alternate": sorted(others), "retain": sorted(retain)}
 
     def forget_batches(
         self, plan: StepPlan, step_batch: StepBatch, device: torch.device, statistic: float | None

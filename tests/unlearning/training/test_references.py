@@ -8,17 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from tests.unlearning.helpers import build_examples, build_tiny_llama
-from unlearning import InputError
+from unlearning import InputError, train
 from unlearning.common.cache import cache_directory
 from unlearning.data.batches import TokenBatch, collate
 from unlearning.data.encoding import encode
+from unlearning.data.order import StepSampler
 from unlearning.data.spans import AnswerSpan
 from unlearning.methods.method import Reference
 from unlearning.training import references as reference_module
 from unlearning.training.references import LiveColumn, References, ReferenceSettings, StoredColumn, compute_references
+from unlearning.training.training_set import TrainingSet
 
 ALL = (Reference("retain", "nll"), Reference("retain", "logits"), Reference("retain", "hidden", 1))
 
@@ -35,12 +39,19 @@ def spans(tokenizer: PreTrainedTokenizerFast) -> list[AnswerSpan]:
 
 
 def computed(
-    spans: list[AnswerSpan], *, model: torch.nn.Module | None = None, name: str = "start", budget: float = 1.0, size=3
+    spans: list[AnswerSpan],
+    *,
+    model: torch.nn.Module | None = None,
+    name: str = "start",
+    budget: float = 1.0,
+    size=3,
+    read=None,
 ) -> References:
     return compute_references(
         model if model is not None else build_tiny_llama(),
         name,
         {"retain": spans},
+        {"retain": range(len(spans)) if read is None else read},
         ALL,
         ReferenceSettings(
             batch_size=size,
@@ -127,6 +138,107 @@ def test_what_is_on_disk_is_not_computed_again(spans: list[AnswerSpan], monkeypa
             computed(**{"spans": spans, **changed})
 
 
+@pytest.mark.parametrize("budget", [1.0, 0.0], ids=["on disk", "model kept"])
+def test_of_the_examples_that_are_not_read_nothing_is_computed(
+    spans: list[AnswerSpan], budget: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed_rows: list[int] = []
+    real = reference_module.evaluate
+
+    def counted(model: torch.nn.Module, batch: TokenBatch, *rest: object) -> torch.Tensor:
+        computed_rows.append(len(batch.input_ids))
+        return real(model, batch, *rest)
+
+    monkeypatch.setattr(reference_module, "evaluate", counted)
+    references = computed(spans, read=[1, 4, 6], budget=budget)
+    assert sum(computed_rows) == 3 * (3 if budget else 1)  # nll is on disk with any budget
+    some, whole = attached(references, spans, [6, 1]), attached(computed(spans), spans, [6, 1])
+    for name in ("nll", "logits", "hidden"):
+        found, wanted = (getattr(batch, f"reference_{name}") for batch in (some, whole))
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    with pytest.raises(AssertionError, match="not to read"):
+        attached(references, spans, [0])
+
+
+@pytest.mark.parametrize(("steps", "wanted"), [(5, 10), (1, 2)])
+def test_a_run_computes_constants_of_the_rows_that_it_reads_and_of_no_others(
+    steps: int, wanted: int, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four forget rows and two thousand retain rows: few steps read few retain rows."""
+    forget, shown = build_examples()[:4], build_examples()[4:]
+    retain = [replace(shown[place % 4], prompt=f"{place} {shown[place % 4].prompt}") for place in range(2000)]
+    counted: dict[str, int] = {}
+    read: dict[str, set[int]] = {"forget": set(), "retain": set()}
+    evaluate, attach = reference_module.evaluate, References.attach
+
+    def counting(model: torch.nn.Module, batch: TokenBatch, reference: Reference, precision: str) -> torch.Tensor:
+        counted[reference.data] = counted.get(reference.data, 0) + len(batch.input_ids)
+        return evaluate(model, batch, reference, precision)
+
+    def noting(self: References, data: str, indices: list[int], batch: TokenBatch) -> TokenBatch:
+        read[data].update(indices)
+        return attach(self, data, indices, batch)
+
+    monkeypatch.setattr(reference_module, "evaluate", counting)
+    monkeypatch.setattr(References, "attach", noting)
+    settings = {"batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": steps, "seed": 3, "eval_examples": 2}
+    train(
+        "npo",
+        model=build_tiny_llama(),
+        tokenizer=tokenizer,
+        forget=forget,
+        retain=retain,
+        retain_loss="kl",
+        progress=False,
+        **settings,
+    )
+    assert counted == {name: len(indices) for name, indices in read.items()}
+    assert counted["retain"] == wanted <= 2000 / 50
+
+
+@given(
+    n_forget=st.integers(0, 7),
+    n_retain=st.integers(1, 30),
+    alternates=st.integers(0, 2),
+    steps=st.integers(1, 30),
+    size=st.integers(1, 9),
+    batch=st.integers(1, 4),
+    world=st.integers(1, 3),
+)
+def test_the_rows_known_beforehand_are_those_of_all_processes(
+    n_forget: int, n_retain: int, alternates: int, steps: int, size: int, batch: int, world: int
+) -> None:
+    """Against the plans of every process, epoch by epoch."""
+    some = [AnswerSpan([1] * (2 + place % 3), 1) for place in range(40)]
+    pairs = [(index, place if alternates else -1) for index in range(n_forget) for place in range(alternates or 1)]
+    data = TrainingSet(some[:n_forget], some[:alternates], some[:n_retain], pairs, References({}))
+    forget, alternate, retain = set(), set(), set()
+    for rank in range(world):
+        sampler = StepSampler(
+            data.main_lengths(),
+            data.retain_lengths(),
+            seed=5,
+            batch_size=batch,
+            step_batch_size=size,
+            rank=rank,
+            world=world,
+        )
+        done = epoch = 0
+        while done < steps:
+            sampler.set_epoch(epoch)
+            for plan in sampler:
+                if done < steps:
+                    for items in plan.main_batches:
+                        forget |= {pairs[item][0] for item in items if pairs}
+                        alternate |= {pairs[item][1] for item in items if pairs}
+                        retain |= set() if pairs else set(items)
+                    retain |= {index for items in plan.retain_batches for index in items}
+                done += 1
+            epoch += 1
+    found = data.read(seed=5, step_batch_size=size, n_steps=steps)
+    assert found == {"forget": sorted(forget), "alternate": sorted(alternate - {-1}), "retain": sorted(retain)}
+
+
 def test_a_file_that_is_cut_short_is_computed_again(spans: list[AnswerSpan], cache: Path) -> None:
     first = attached(computed(spans), spans, [3]).reference_logits
     files = sorted(cache.iterdir())
@@ -163,7 +275,7 @@ def test_rows_are_read_into_their_place_and_stand_in_memory_once(tmp_path: Path)
     column = StoredColumn(tmp_path / "rows", 0, 500, np.array([0, 50, 100, 100, 200]))
     tracemalloc.start()
     try:
-        found = column.of([3, 2, 1], collate([AnswerSpan([1, 2], 1)]))
+        found = column.of([3, 1], collate([AnswerSpan([1, 2], 1)]))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ RUNS: dict[str, tuple[dict[str, Any], Callable[[], PreTrainedModel], int]] = {
     "bf16_mixed": ({"precision": "bf16_mixed"}, build_tiny_llama, 8),
     "bfloat16": ({"precision": "bfloat16"}, build_tiny_llama, 8),
     "cosine": ({"lr_schedule": "cosine", "warmup_ratio": 0.5}, build_tiny_llama, 8),
+    "few of many retain rows": (
+        {"retain_loss": "kl", "retain": [replace(RETAIN[0], prompt=f"{place} is") for place in range(99)]},
+        build_tiny_llama,
+        8,
+    ),
     "watched": ({"keep_best": "forget_nll"}, build_tiny_llama, 8),
 }
 
