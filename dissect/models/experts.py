@@ -4,12 +4,26 @@ No family's names are trusted. Experts are stacked matrices that read or write t
 modules; the router is what has one output for each of them.
 """
 
+import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
+
+_ACTIVE = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "experts_per_token",
+    "num_selected_experts",
+    "top_k_experts",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+)
+"""Names that configurations have for the number of experts that one token goes through."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,7 @@ def feed_forward(block: nn.Module, attn: str | None, d_model: int) -> FeedForwar
             if any(parameter.dim() > 1 for parameter in module.parameters()):
                 site = "value_vectors" if child == last else "key_vectors"
                 sites |= {f"{path}.{child}.{key}": site for key, _ in module.named_parameters()}
-    counts = frozenset([*(shape[0] for shape in shapes.values()), *_lengths(block, mlps)])
+    counts = frozenset([*(shape[0] for shape in shapes.values()), *_lists(block, mlps).values()])
     if counts:
         sites |= _router(block, parameters, sites, counts, d_model, attn)
         # A vector beside the experts that is as wide as the residual stream is added to what they wrote.
@@ -110,6 +124,37 @@ def feed_forward(block: nn.Module, attn: str | None, d_model: int) -> FeedForwar
     return FeedForward(counts, bool(shapes), sites)
 
 
+def shares_of_experts(block: nn.Module, config: Any, d_model: int) -> dict[str, float]:
+    """Return which share of every expert's parameters one token goes through, all experts together.
+
+    Args:
+        block: A block; its weights need not be in memory.
+        config: The model's configuration, asked where no router says how many experts it chooses.
+        d_model: Width of the residual stream.
+
+    Returns:
+        The share by name of parameter, in the attention too; what every token goes through is left out.
+    """
+    chosen = {module.top_k for module in block.modules() if isinstance(getattr(module, "top_k", None), int)}
+    named = (getattr(config, name, None) for name in _ACTIVE)
+    active = chosen.pop() if len(chosen) == 1 else next((n for n in named if isinstance(n, int)), None)
+    counts = {
+        name: len(parameter)
+        for name, parameter in block.named_parameters()
+        if parameter.dim() == 3 and len(parameter) > 1 and d_model in parameter.shape[1:]
+        if _is_told_where(block.get_submodule(name.rpartition(".")[0]))
+    }
+    mlps = [path for path, module in block.named_modules() if path and down_projection(module, d_model) is not None]
+    for path, n_experts in _lists(block, mlps).items():
+        counts |= {name: n_experts for name, _ in block.named_parameters() if is_below(name, path)}
+    return {name: min(1.0, (active or n_experts) / n_experts) for name, n_experts in counts.items()}
+
+
+def _is_told_where(experts: nn.Module) -> bool:
+    """Return True if stacked experts are told which token each is to read; those of Llama 4 all read every token."""
+    return len(inspect.signature(experts.forward).parameters) > 1
+
+
 def _stacked_down_projection(shapes: Mapping[str, tuple[int, ...]], d_model: int) -> str | None:
     """Return the down projection among the stacked matrices of all experts, however they are transposed."""
     inner = {name: rows * columns // d_model for name, (_, rows, columns) in shapes.items()}
@@ -120,12 +165,14 @@ def _stacked_down_projection(shapes: Mapping[str, tuple[int, ...]], d_model: int
     return alone[0] if len(shapes) == 3 and len(alone) == 1 and len(set(inner.values())) == 1 else None
 
 
-def _lengths(block: nn.Module, mlps: Iterable[str]) -> Iterator[int]:
-    """Yield the length of every list of MLPs."""
-    for path, module in block.named_modules():
-        several = isinstance(module, nn.ModuleList) and len(module) > 1
-        if several and all(f"{path}.{name}" in mlps for name, _ in module.named_children()):
-            yield len(list(module.children()))
+def _lists(block: nn.Module, mlps: Iterable[str]) -> dict[str, int]:
+    """Return the length of every list of MLPs."""
+    return {
+        path: len(module)
+        for path, module in block.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1
+        if all(f"{path}.{name}" in mlps for name, _ in module.named_children())
+    }
 
 
 def _router(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dissect.engine.costs import costs_of, pass_bytes, pass_flops
@@ -15,11 +16,15 @@ from dissect.interventions.donors import Donor, own_activations
 from dissect.interventions.intervention import Intervention, sweep
 from dissect.interventions.windows import centred_windows
 from dissect.models.anatomy import block_of
+from dissect.models.model import Model
 from dissect.models.pair import ModelPair
 from dissect.models.sites import PATCH_SITES
 from dissect.prompts.prompts import Batch
 from dissect.scoring.forward import scored_logits
-from tests.dissect.helpers import build_pair, run_engine
+from tests.dissect.families import CONFIGURATIONS, build
+from tests.dissect.helpers import build_pair, change_weights, run_engine
+from tests.unlearning.helpers import build_tokenizer
+from unlearning.common.errors import InputError
 
 POSITIONS = 40
 
@@ -62,12 +67,13 @@ def counted(pair: ModelPair, batch: Batch, interventions: Sequence[Intervention]
     return int(counter.get_total_flops())
 
 
-def proofs(pair: ModelPair, batch: Batch, *, targets: int = 1) -> int:
-    """What finding out about a block and proving the sweep on one row takes, once in a walk."""
+def proofs(pair: ModelPair, batch: Batch, *, targets: int = 1, layers: Sequence[int] = (0,)) -> int:
+    """What finding out about each form of block, and proving the sweep on one row, takes once in a walk."""
     row = batch.pieces(1)[0]
     state = model_state(pair.base, row.trimmed())
     with FlopCounterMode(display=False) as counter:
-        _mlp_traits(0, block_of(pair.base.hf, pair.base.anatomy, 0), state)
+        for layer in layers:
+            _mlp_traits(layer, block_of(pair.base.hf, pair.base.anatomy, layer), state)
         scored_logits(pair.base, row)
         prove_weights_only(pair.base, [pair.unlearned] * targets, batch)
     return int(counter.get_total_flops())
@@ -82,6 +88,87 @@ def test_a_plain_forward_is_counted_to_the_operation(family: str) -> None:
     assert costs.forward(*batch.input_ids.shape) == counter.get_total_flops()
     fewer = 2 * costs.head * (batch.input_ids.numel() - 5)
     assert costs.forward(*batch.input_ids.shape, logits_at=5) == counter.get_total_flops() - fewer
+
+
+_BY_DEFAULT = (
+    *(
+        "mixtral",
+        "qwen2 mixture",
+        "qwen3 mixture, one dense layer",
+        "gpt-oss",
+        "olmoe",
+        "glm 4 mixture",
+        "granite mixture",
+    ),
+    *("deepseek v3", "llama 4", "jet mixture", "gemma 4 mixture", "ernie 4.5 mixture", "opt, projected", "laguna"),
+)
+_MORE = {"falcon h1": "the scan of its states", "glm 5": "its indexer"}
+"""What some families compute beside products with weights and attention scores."""
+
+
+def eager(name: str) -> Model:
+    """A random model whose operations torch can count, without the checks of loading."""
+    hf = build(name)
+    hf.set_attn_implementation("eager")
+    if hf._can_set_experts_implementation():
+        hf.set_experts_implementation("eager")  # the grouped product is not counted
+    return Model(name, hf, build_tokenizer(), sha256=name)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in _BY_DEFAULT else pytest.mark.slow) for name in CONFIGURATIONS]
+)
+def test_every_family_s_layers_are_counted_to_the_operation(name: str) -> None:
+    """Dense layers beside mixtures, shared experts, latent attention, all names for the number of active experts."""
+    model, batch = eager(name), BATCHES["dense"]
+    try:
+        costs = costs_of(model)
+    except InputError as refused:
+        pytest.skip(str(refused))
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model.hf(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    counted, expected = costs.forward(*batch.input_ids.shape), counter.get_total_flops()
+    assert 0 < counted < expected if name in _MORE else counted == expected
+
+
+def test_layers_of_different_size_are_told_apart() -> None:
+    dense, *mixtures = costs_of(eager("deepseek v3")).layers
+    width, inner, expert = 32, 48, 24
+    assert dense.mlp == 3 * width * inner
+    shared_and_active, router = 3 * width * expert * (1 + 2), 4 * width
+    assert [layer.mlp for layer in mixtures] == [shared_and_active + router] * 2
+    assert [layer.d_mlp for layer in (dense, *mixtures)] == [inner, 3 * expert, 3 * expert]
+
+
+@pytest.mark.parametrize("active", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        *[("mixtral", "num_experts_per_tok"), ("ernie 4.5 mixture", "moe_k"), ("gemma 4 mixture", "top_k_experts")],
+        *[("gpt-oss", "num_experts_per_tok"), ("deepseek v3", "num_experts_per_tok")],
+    ],
+)
+def test_experts_count_as_often_as_they_are_chosen(name: str, field: str, active: int) -> None:
+    """One expert more is one expert's matrices more."""
+
+    def weights(n: int) -> int:
+        model = Model(name, build(name, **{field: n}), build_tokenizer(), sha256="")
+        return sum(layer.mlp for layer in costs_of(model).layers)
+
+    of_all = sum(p.numel() for key, p in build(name).named_parameters() if p.dim() == 3 and "bias" not in key)
+    assert weights(active + 1) - weights(active) == of_all // 4
+
+
+@pytest.mark.parametrize("name", ["deepseek v3", "glm 4 mixture"])
+def test_a_walk_over_dense_and_expert_layers_is_counted_to_the_operation(name: str) -> None:
+    base, unlearned = eager(name), eager(name)
+    change_weights(unlearned.hf, scale=0.05)
+    pair, batch = ModelPair(base, unlearned), BATCHES["padded"]
+    once = proofs(pair, batch, layers=(0, 1))
+    for sites in [("attn_out",), ("mlp_out",), ("resid_post",)]:
+        interventions = sweep([sites], centred_windows(3, 3), base.weights)
+        expected = pass_flops(make_schedule(interventions, 3), costs_of(base), batch, 1) + once
+        assert counted(pair, batch, interventions) == expected, sites
 
 
 @pytest.mark.parametrize("padding", BATCHES)
