@@ -164,6 +164,7 @@ def test_a_walk_over_dense_and_expert_layers_is_counted_to_the_operation(name: s
     base, unlearned = eager(name), eager(name)
     change_weights(unlearned.hf, scale=0.05)
     pair, batch = ModelPair(base, unlearned), BATCHES["padded"]
+    assert base.weights.n_layers == unlearned.weights.n_layers == 3  # finding them runs a head once
     once = proofs(pair, batch, layers=(0, 1))
     for sites in [("attn_out",), ("mlp_out",), ("resid_post",)]:
         interventions = sweep([sites], centred_windows(3, 3), base.weights)
