@@ -135,9 +135,9 @@ def shares_of_experts(block: nn.Module, config: Any, d_model: int) -> dict[str, 
     Returns:
         The share by name of parameter, in the attention too; what every token goes through is left out.
     """
-    chosen = {module.top_k for module in block.modules() if isinstance(getattr(module, "top_k", None), int)}
-    named = (getattr(config, name, None) for name in _ACTIVE)
-    active = chosen.pop() if len(chosen) == 1 else next((n for n in named if isinstance(n, int)), None)
+    chosen = {n for module in block.modules() if isinstance(n := getattr(module, "top_k", None), int)}
+    named = {n for name in _ACTIVE if isinstance(n := getattr(config, name, None), int)}
+    active = max(chosen or named, default=None)
     counts = {
         name: len(parameter)
         for name, parameter in block.named_parameters()

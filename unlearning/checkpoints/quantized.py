@@ -31,6 +31,9 @@ _QUANTIZES = re.compile(
 )
 """Names of tensors that only a quantized checkpoint has, such as scales."""
 
+_BLOCKS = "_blocks"
+"""End of the names of mxfp4's packed numbers; `_scales` is that of their powers of two."""
+
 
 def check_stored(headers: Mapping[str, Header], method: str | None, path: Path) -> None:
     """Check that the data types on disk are those that the configuration announces.
@@ -41,13 +44,18 @@ def check_stored(headers: Mapping[str, Header], method: str | None, path: Path) 
         path: Directory of the checkpoint, for messages.
 
     Raises:
-        InputError: The configuration states a quantization, and all tensors are plain.
+        InputError: The configuration states a quantization, and all tensors are plain; or blocks have no scales.
     """
     if method is not None and all(header.dtype in FLOATS for header in headers.values()):
         raise InputError(
             f"{path}: its config.json says that the weights are quantized ({method}), and none is; remove "
             "quantization_config there"
         )
+    alone = [
+        name for name in headers if name.endswith(_BLOCKS) and f"{name.removesuffix(_BLOCKS)}_scales" not in headers
+    ]
+    if method == "mxfp4" and alone:
+        raise InputError(f"{path}: the tensor {min(alone)} has no scales beside it; copy the weights again")
 
 
 def check_places(places: Places, headers: Mapping[str, Header], model: PreTrainedModel, path: Path) -> None:
@@ -162,6 +170,8 @@ def dequantized(model: PreTrainedModel, dtype: torch.dtype, path: Path) -> PreTr
         finally:
             transformers_logging.set_verbosity(verbosity)
         plain.name_or_path = model.name_or_path
+    else:
+        vars(plain).pop("_weight_conversions", None)  # saving would undo them: plain values under the packed names
     check_plain(plain, name=str(path))
     wide = {*(plain._keep_in_fp32_modules or ()), *(plain._keep_in_fp32_modules_strict or ())}
     for name, parameter in plain.named_parameters():  # some methods leave weights in the dtype of their scales

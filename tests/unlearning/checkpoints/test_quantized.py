@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from dissect.models.model import Model, load_model
+from tests.dissect.families import build
 from tests.unlearning.checkpoints.adapters import copied, logits, refused, save_base
 from tests.unlearning.helpers import build_tiny_llama
 from unlearning import train
@@ -79,6 +80,44 @@ def from_8bit(stored: Tensors) -> Tensors:
         elif not name.endswith(("SCB", "weight_format")):
             plain[name] = tensor
     return plain
+
+
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+"""Magnitudes of a 4-bit float; the highest of its four bits is the sign."""
+
+
+def to_mxfp4(tensors: Tensors) -> Tensors:
+    """Stack the experts' matrices by output rows, in blocks of 32 numbers of 4 bits with one power of two each."""
+    stored = dict(tensors)
+    for name, tensor in tensors.items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            del stored[name]
+            rows = tensor.transpose(1, 2)
+            blocks = rows.reshape(*rows.shape[:2], -1, 32)
+            exponents = (blocks.abs().amax(-1).clamp(min=2**-100) / 6).log2().ceil()
+            scaled = blocks / 2 ** exponents[..., None]
+            code = (scaled.abs()[..., None] - FP4).abs().argmin(-1) + 8 * (scaled < 0)
+            stored[f"{name}_blocks"] = (code[..., 0::2] + 16 * code[..., 1::2]).to(torch.uint8)
+            stored[f"{name}_scales"] = (exponents + 127).to(torch.uint8)
+    return stored
+
+
+def from_mxfp4(stored: Tensors) -> Tensors:
+    """Look every nibble up, the lower one first, and multiply it by its block's power of two."""
+    values = torch.cat([FP4, -FP4])
+    plain = {}
+    for name, tensor in stored.items():
+        if name.endswith("_blocks"):
+            codes = torch.stack([tensor % 16, tensor // 16], -1).flatten(-2).long()
+            powers = 2.0 ** (stored[f"{name.removesuffix('_blocks')}_scales"].float() - 127)
+            plain[name.removesuffix("_blocks")] = (values[codes] * powers[..., None]).flatten(2).transpose(1, 2)
+        elif not name.endswith("_scales"):
+            plain[name] = tensor
+    return plain
+
+
+def build_gpt_oss() -> PreTrainedModel:
+    return build("gpt-oss", intermediate_size=64)  # whole blocks of 32
 
 
 def changed(path: Path, change: Callable[[Tensors], Tensors], **config: Any) -> Path:
@@ -148,8 +187,79 @@ def test_8_bit_floats_are_multiplied_by_their_scales(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"quantized \(fp8\); they were dequantized"):
         model = load_weights(path, dtype=torch.float64)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    model.save_pretrained(tmp_path / "plain")
+    assert torch.equal(logits(load_weights(tmp_path / "plain", dtype=torch.float64)), logits(model))
     wanted = plain_logits(from_fp8(load_file(path / "model.safetensors")))
     torch.testing.assert_close(logits(model).float(), wanted, atol=1e-4, rtol=1e-4)
+
+
+MXFP4 = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_4_bit_floats_of_experts_are_multiplied_by_the_power_of_two_of_their_block(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    path = changed(save_base(tmp_path / "mxfp4", build_gpt_oss), to_mxfp4, **MXFP4)
+    stored = load_file(path / "model.safetensors")
+    assert stored["model.layers.0.mlp.experts.gate_up_proj_blocks"].shape == (4, 128, 1, 16)
+    assert stored["model.layers.0.mlp.experts.down_proj_blocks"].shape == (4, 32, 2, 16)
+    with pytest.warns(UserWarning, match=r"quantized \(mxfp4\); they were dequantized"):
+        loaded = load_weights(path, dtype=dtype)
+    wanted, found = from_mxfp4(stored), loaded.state_dict()
+    assert wanted.keys() == found.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor.to(dtype)), name
+    oracle = build_gpt_oss()
+    original = logits(oracle)
+    oracle.load_state_dict(wanted)
+    torch.testing.assert_close(logits(loaded).float(), logits(oracle), atol=1e-4, rtol=1e-4)
+    # The original, for scale: 4 bits change something, but not everything.
+    assert 0 < (logits(oracle) - original).std() < 0.5 * original.std()
+
+
+@pytest.mark.filterwarnings("ignore:.*dequantized")
+def test_a_mixture_of_4_bit_floats_is_a_model_as_any_other(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = changed(save_base(tmp_path / "mxfp4", build_gpt_oss), to_mxfp4, **MXFP4)
+    tokenizer.save_pretrained(path)
+    model = load_model(path, device="cpu")
+    assert "mlp_out" not in model.missing_sites
+    model.hf.save_pretrained(tmp_path / "plain")
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert torch.equal(logits(load_weights(tmp_path / "plain")), logits(model.hf))
+    with pytest.raises(InputError, match="cannot be streamed: its weights are quantized"):
+        load_model(path, device="cpu", stream=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "phrase"),
+    [
+        (
+            to_mxfp4,
+            {},
+            r"its weights are quantized \(model\.layers\.0\.\S+_blocks\), and its configuration does not say",
+        ),
+        (dict, MXFP4, r"quantized \(mxfp4\), and none is"),
+        (
+            lambda tensors: {k: t for k, t in to_mxfp4(tensors).items() if "1.mlp.experts.down_proj_s" not in k},
+            MXFP4,
+            r"model\.layers\.1\.mlp\.experts\.down_proj_blocks has no scales",
+        ),
+        (
+            lambda tensors: {k: t[..., :8] if "_blocks" in k else t for k, t in to_mxfp4(tensors).items()},
+            MXFP4,
+            "down_proj has shape",
+        ),
+    ],
+    ids=["not stated", "stated and plain", "no scales", "half a block"],
+)
+def test_broken_4_bit_floats_are_refused_in_one_line(
+    change: Callable[[Tensors], Tensors], config: dict[str, Any], phrase: str, tmp_path: Path
+) -> None:
+    path = changed(save_base(tmp_path / "mxfp4", build_gpt_oss), change, **config)
+    with pytest.raises(InputError, match=phrase) as error:
+        load_weights(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:.*dequantized")
