@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import typer
 
+from unlearning.cli.cache import EXAMPLES as CACHE_EXAMPLES
+from unlearning.cli.cache import cache as cache_command
 from unlearning.cli.eval import RENAMED, eval_app
 from unlearning.cli.labels import labels_app
 from unlearning.cli.methods import EXAMPLES as METHODS_EXAMPLES
@@ -29,6 +31,7 @@ app = typer.Typer(
 )
 app.command("train", epilog=TRAIN_EXAMPLES)(train_command)
 app.command("methods", epilog=METHODS_EXAMPLES)(methods_command)
+app.command("cache", epilog=CACHE_EXAMPLES)(cache_command)
 app.add_typer(labels_app, name="labels")
 app.add_typer(eval_app, name="eval")
 

@@ -55,6 +55,7 @@ class Inputs:
             none or makes them itself.
         chat: Chat template that wraps the prompts; None for none.
         notes: Remarks about the data, stored in the run's record.
+        sources: Name of each set's source, by "forget", "alternate" and "retain"; only of those that have a name.
     """
 
     forget: Sequence[Example] | None
@@ -62,6 +63,7 @@ class Inputs:
     alternates: Sequence[Sequence[str]] | None
     chat: ChatFormat | None
     notes: dict[str, Any]
+    sources: dict[str, str]
 
     def hashes(self) -> dict[str, str | None]:
         """Return the content hash of each set, by its key in the run's record; None for a set that is missing."""
@@ -146,7 +148,9 @@ def read_inputs(
     alternates = None
     if needs.alternates and forget is not None and not (makes_alternates and given.alternates is None):
         alternates = _alternates(given.alternates, forget, options, chat)
-    return Inputs(forget, retain, alternates, chat, notes)
+    named = {"forget": given.forget, "alternate": given.alternates, "retain": given.retain}
+    sources = {name: str(source) for name, source in named.items() if isinstance(source, (str, Path))}
+    return Inputs(forget, retain, alternates, chat, notes, sources)
 
 
 def _alternates(

@@ -2,8 +2,8 @@
 
 A column holds one quantity of those examples of a data set that the run reads. Its file is named by the content hash of
 the model, the token ids (which stand for the data and the tokenizer) and the quantity, so that the numbers of another
-model are never read. If the file would be larger than the budget, a frozen copy of the model is kept instead and
-evaluated at every step; the numbers are the same.
+model are never read. If the file would be larger than the budget, or cannot be written, a frozen copy of the model is
+kept instead and evaluated at every step; the numbers are the same.
 """
 
 import contextlib
@@ -11,10 +11,13 @@ import copy
 import errno
 import hashlib
 import json
+import math
 import os
+import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unlearning.checkpoints.hashing import configuration_hash
-from unlearning.common.cache import cache_directory
+from unlearning.common.cache import cache_directory, cache_limit, described_by, hold, hold_alone, make_room
 from unlearning.common.errors import InputError
 from unlearning.data.batches import LabelledSpan, Span, TokenBatch, collate, n_predicted
 from unlearning.methods.method import Reference
@@ -50,19 +53,26 @@ class Column(Protocol):
 class StoredColumn:
     """Values on disk: rows `offsets[i]` to `offsets[i + 1]` belong to example i; an example that is not read has none.
 
-    The file is read rather than mapped, because the pages of a mapped file count as memory of the process.
+    The file is read rather than mapped, because the pages of a mapped file count as memory of the process. It stays
+    open and held as long as the column lives, so that it is neither removed for others nor lost.
 
     Attributes:
         path: The file, as `numpy.save` writes it.
+        descriptor: The open file, which the column closes.
         start: Offset of the values in the file, in bytes.
         width: Values per row; None if a row is a single number.
         offsets: First row of each example, followed by the number of rows.
     """
 
     path: Path
+    descriptor: int
     start: int
     width: int | None
     offsets: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Let the file be closed with the column."""
+        weakref.finalize(self, os.close, self.descriptor)
 
     def of(self, indices: Sequence[int], batch: TokenBatch) -> Tensor:
         """Read the rows of some examples, one example after the other.
@@ -75,7 +85,7 @@ class StoredColumn:
             Float32, [row] or [row, width].
 
         Raises:
-            InputError: The file was removed or cut short since training began.
+            InputError: The file was cut short since training began.
         """
         row = self.width or 1
         ranges = [(int(self.offsets[index]), int(self.offsets[index + 1])) for index in indices]
@@ -83,13 +93,10 @@ class StoredColumn:
         read = np.empty(row * sum(last - first for first, last in ranges), dtype="<f4")
         done = 0
         try:
-            with self.path.open("rb") as file:
-                for first, last in ranges:  # read into one array: joining parts would hold the logits twice
-                    file.seek(self.start + 4 * row * first)
-                    part = read[done : done + row * (last - first)]
-                    if file.readinto(part.data) < part.nbytes:
-                        raise OSError("cut short")
-                    done += len(part)
+            for first, last in ranges:  # read into one array: joining parts would hold the logits twice
+                part = read[done : done + row * (last - first)]
+                _read_into(part.view("u1").data, self.descriptor, self.start + 4 * row * first)
+                done += len(part)
         except OSError as error:
             raise InputError(
                 f"{self.path}: {error.strerror or error} during training. Run the command again."
@@ -164,6 +171,7 @@ class ReferenceSettings:
         precision: The option `precision` of the run; it is part of the file's name, because it changes the numbers.
         main_first: Return a context in which the other processes wait for the main one.
         advance: Called with the number of examples done and their total.
+        described: By data set, what `unlearn cache` tells of its constants: the names of model and data.
     """
 
     batch_size: int
@@ -171,6 +179,7 @@ class ReferenceSettings:
     precision: str
     main_first: Callable[[], AbstractContextManager[None]]
     advance: Callable[[int, int], None]
+    described: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -218,7 +227,7 @@ def compute_references(
         A column for each quantity.
 
     Raises:
-        InputError: The disk is full, or the cache directory is not writable.
+        InputError: The disk is full.
     """
     columns: dict[Reference, Column] = {}
     copied: PreTrainedModel | None = None
@@ -232,26 +241,23 @@ def compute_references(
                 _n_rows(data[index], reference) if index in data else 0 for index in range(len(spans[reference.data]))
             ]
             offsets = np.concatenate([[0], np.cumsum(rows)])
-            width = _width(model, reference)
-            if reference.quantity != "nll" and 4e-9 * offsets[-1] * width > settings.budget:
-                if copied is None:
-                    copied = _frozen_copy(model)
-                columns[reference] = LiveColumn(copied, reference, settings.precision)
-                continue
+            shape = (int(offsets[-1]),) if reference.quantity == "nll" else (int(offsets[-1]), _width(model, reference))
+            n_bytes = 4 * math.prod(shape)
             path = (
                 cache_directory("reference") / f"{_key(start_hash, data.values(), reference, settings.precision)}.npy"
             )
-            shape = (int(offsets[-1]),) if reference.quantity == "nll" else (int(offsets[-1]), width)
-            with settings.main_first():
-                if _start_of_values(path, shape) is None:
-                    _write(path, shape, offsets, model, data, reference, settings)
-            start = _start_of_values(path, shape)
-            if start is None:
-                raise InputError(
-                    f"{path}: written by the main process but not readable by this one. Use a cache directory that "
-                    "all processes share (environment variable UNLEARNING_CACHE)."
-                )
-            columns[reference] = StoredColumn(path, start, shape[1] if len(shape) > 1 else None, offsets)
+            opened = None
+            if reference.quantity == "nll" or n_bytes <= min(1e9 * settings.budget, cache_limit()):
+                with settings.main_first():
+                    opened = _open(path, shape)
+                    if opened is None:
+                        _write(path, shape, offsets, model, data, reference, settings)
+                        opened = _open(path, shape)
+            if opened is None:
+                copied = copied or _frozen_copy(model)
+                columns[reference] = LiveColumn(copied, reference, settings.precision)
+            else:
+                columns[reference] = StoredColumn(path, *opened, shape[1] if len(shape) > 1 else None, offsets)
     finally:
         model.train(was_training)
     return References(columns)
@@ -289,14 +295,39 @@ def _key(start_hash: str, data: Iterable[Span], reference: Reference, precision:
     return digest.hexdigest()[:32]
 
 
-def _start_of_values(path: Path, shape: tuple[int, ...]) -> int | None:
-    """Return the offset of the values in a column's file, in bytes; None if the file is missing or incomplete."""
+def _read_into(memory: memoryview, descriptor: int, start: int) -> None:
+    """Fill memory from a file; a single call of the system reads at most 2 GB."""
+    while memory:
+        count = os.preadv(descriptor, [memory], start)
+        if count == 0:
+            raise OSError("cut short")
+        memory, start = memory[count:], start + count
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Open a column's file, hold it and note that it is used.
+
+    Returns:
+        The descriptor and the offset of the values in bytes; None if the file is missing or incomplete.
+    """
     try:
-        rows = np.load(path, mmap_mode="r")  # raises if the file is shorter than its header says
-    except (OSError, ValueError, EOFError):
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
         return None
-    whole = isinstance(rows, np.memmap) and rows.shape == shape and rows.dtype == np.float32
-    return rows.offset if whole else None
+    hold(descriptor)
+    start = None
+    with suppress(OSError, ValueError, EOFError), open(descriptor, "rb", closefd=False) as file:
+        if np.lib.format.read_magic(file) == (2, 0):
+            found, _, dtype = np.lib.format.read_array_header_2_0(file)
+            size = file.tell() + 4 * math.prod(shape)
+            if found == shape and dtype == np.float32 and os.fstat(descriptor).st_size == size:
+                start = file.tell()
+    if start is None:
+        os.close(descriptor)
+        return None
+    with suppress(OSError):  # a cache that may only be read
+        os.utime(path)
+    return descriptor, start
 
 
 def _write(
@@ -308,15 +339,21 @@ def _write(
     reference: Reference,
     settings: ReferenceSettings,
 ) -> None:
-    """Fill a file beside `path`, then rename it, so that an interrupted computation leaves no file of that name."""
+    """Fill a file beside `path`, then rename it, so that an interrupted computation leaves no file of that name.
+
+    Where nothing can be written, a warning says so and there is no file.
+    """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    n_bytes = 4 * math.prod(shape)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        make_room(n_bytes)
         with partial.open("wb") as file:
+            hold_alone(file.fileno())
             np.lib.format.write_array_header_2_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
             start = file.tell()
             # Written rather than mapped: a full disk raises here, and would crash the process through a mapped file.
-            file.truncate(start + 4 * int(np.prod(shape)))
+            file.truncate(start + n_bytes)
             row_bytes = 4 * (shape[1] if len(shape) > 1 else 1)
             order = sorted(data, key=lambda index: len(data[index].input_ids))
             for first in range(0, len(order), settings.batch_size):
@@ -328,15 +365,30 @@ def _write(
                     file.seek(start + row_bytes * int(offsets[index]))
                     file.write(np.ascontiguousarray(part).data)
                 settings.advance(first + len(indices), len(order))
+        described_by(path).write_text(json.dumps(_description(reference, len(data), settings)), encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        what = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
-        raise InputError(
-            f"{path.parent}: {what} for {4e-9 * np.prod(shape):.2g} GB of the reference model's {reference.quantity}. "
-            "Set the environment variable UNLEARNING_CACHE to another directory, or set a lower `reference_budget` to "
-            "keep the model in memory instead."
-        ) from None
+        with suppress(OSError):
+            partial.unlink()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(
+                f"{path.parent}: no space left for {1e-9 * n_bytes:.2g} GB of the reference model's "
+                f"{reference.quantity}. Set the environment variable UNLEARNING_CACHE to another directory, or set a "
+                "lower `reference_budget` to keep the model in memory instead."
+            ) from None
+        warnings.warn(
+            f"{path.parent}: cannot be written: {error.strerror or error}; a copy of the model before training is kept "
+            "in memory instead. Set the environment variable UNLEARNING_CACHE to another directory to avoid that.",
+            stacklevel=2,
+        )
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _description(reference: Reference, n_examples: int, settings: ReferenceSettings) -> dict[str, str]:
+    """Return what `unlearn cache` tells of a file."""
+    words = {"nll": "losses", "logits": "logits", "hidden": f"hidden states of block {reference.layer}"}
+    names = settings.described.get(reference.data, {})
+    data = f"{n_examples} {reference.data} rows" + (f" of {names['data']}" if names.get("data") else "")
+    return {"what": words[reference.quantity], "model": names.get("model", ""), "data": data}

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     # The parent switches it off, and the configuration is saved with the model; the first GPT has no such field.
     use_cache = getattr(model.config, "use_cache", None)
     try:
-        trainer = _trainer(job, loaded, encoded, directory, state, bar)
+        trainer = _trainer(job, loaded, encoded, inputs.sources, directory, state, bar)
         evaluation = _evaluation(job, trainer, loaded.tokenizer, encoded.evaluated, directory)
         checkpoint = last_checkpoint(directory)
         for callback in (evaluation, _Resuming(trainer, evaluation, checkpoint), bar):
@@ -194,7 +194,13 @@ def _encoded(job: Job, loaded: LoadedModel, inputs: Inputs, state: PartialState)
 
 
 def _trainer(
-    job: Job, loaded: LoadedModel, encoded: EncodedInputs, directory: Path, state: PartialState, bar: ProgressBar
+    job: Job,
+    loaded: LoadedModel,
+    encoded: EncodedInputs,
+    sources: Mapping[str, str],
+    directory: Path,
+    state: PartialState,
+    bar: ProgressBar,
 ) -> UnlearningTrainer:
     """Return the trainer, with reference quantities computed and the parameters that train chosen."""
     options = job.options
@@ -220,6 +226,9 @@ def _trainer(
         precision=options.precision,
         main_first=state.main_process_first,
         advance=bar.show_references,
+        described={
+            name: {"model": loaded.name, "data": sources.get(name, "")} for name in ("forget", "alternate", "retain")
+        },
     )
     read = training_set.read(
         seed=options.seed, step_batch_size=size, n_steps=options.max_steps or options.epochs * n_steps
