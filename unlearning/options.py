@@ -59,16 +59,22 @@ def option(
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of the training loop, the same for every method. Defaults: open-unlearning's TOFU recipe."""
+    """Options of the training loop, the same for every method.
 
-    learning_rate: float = option(1e-5, "peak learning rate", source="open-unlearning", above=0)
-    epochs: int = option(
-        10, "passes over the forget set (finetune: over the retain set)", source="open-unlearning", minimum=1
+    What is None here and is a part of a recipe comes from the method's recipe. Other defaults: open-unlearning's TOFU
+    configuration.
+    """
+
+    learning_rate: float | None = option(
+        None, "peak learning rate (none: the recipe's, by the number of parameters)", above=0
+    )
+    epochs: int | None = option(
+        None, "passes over the forget set, finetune: over the retain set (none: the recipe's)", minimum=1
     )
     max_steps: int | None = option(None, "optimizer steps (none: as many as epochs needs)", minimum=1)
     batch_size: int = option(4, "forget examples per micro-batch and process, and as many retain examples", minimum=1)
-    gradient_accumulation_steps: int = option(
-        8, "micro-batches per optimizer step", source="open-unlearning", minimum=1
+    gradient_accumulation_steps: int | None = option(
+        None, "micro-batches per optimizer step (none: the recipe's, by the number of examples)", minimum=1
     )
     optimizer: Literal["adamw", "adamw_8bit", "lion"] = option(
         "adamw", "optimizer; adamw_8bit needs bitsandbytes, lion needs lion-pytorch", source="open-unlearning"
@@ -157,6 +163,15 @@ class TrainOptions:
     )
     stop_when: str | None = option(
         None, "condition under which training stops, such as forget_rouge<0.2 (none: no early stop)"
+    )
+    target_forget: float | None = option(
+        None, "forget_probability at which training stops (none: no early stop)", above=0, below=1
+    )
+    target_retain: float = option(
+        0.9,
+        "with target_forget, also stop where less than this fraction of retain_probability is left",
+        above=0,
+        below=1,
     )
     collapse_below: float = option(
         0.1, "warn if retain_probability falls below this fraction of its initial value", minimum=0, below=1

@@ -21,6 +21,12 @@ _NOTE = (
     "reference: outputs of the model before training, computed before the first step"
 )
 
+_RECIPE = ("lr 1M", "135M", "1B", "8B", "epochs", "least steps", "step batch", "source")
+_RECIPE_NOTE = (
+    "recipe: what is used unless it is set. lr: learning_rate by number of parameters (of a LoRA adapter)\n"
+    "least steps: small data sets are passed over more often. step batch: forget examples of a step, at most"
+)
+
 
 def methods(
     method: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="List only this method.")] = None,
@@ -49,9 +55,19 @@ def _tables(listed: dict[str, Any]) -> "Group":
         for index, option in enumerate(method["options"]):
             name = "" if index else method["name"]
             own.add_row(name, f"{option['name']}={option['default']}", option["help"], option["source"])
+    recipes = Table("recipe of", *_RECIPE, box=box.SIMPLE_HEAD, caption=_RECIPE_NOTE, caption_justify="left")
+    for method in listed["methods"]:
+        recipe = method["recipe"]
+        rates = [
+            f"{recipe['learning_rate'][size]:g} ({recipe['learning_rate_of_an_adapter'][size]:g})"
+            for size in recipe["learning_rate"]
+        ]
+        recipes.add_row(
+            method["name"], *rates, *(str(recipe[name]) for name in ("epochs", "steps", "step_batch", "source"))
+        )
     shared = Table("option of every method", "meaning", "source", box=box.SIMPLE_HEAD)
     for option in listed["train_options"]:
         shared.add_row(f"{option['name']}={option['default']}", option["help"], option["source"])
-    for table in (methods, own, shared):
+    for table in (methods, own, recipes, shared):
         table.columns[0].no_wrap = True
-    return Group(*(table for table in (methods, own, shared) if table.row_count))
+    return Group(*(table for table in (methods, own, recipes, shared) if table.row_count))

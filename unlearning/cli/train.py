@@ -29,6 +29,10 @@ Examples:
   unlearn train finetune --model ./pretrained --retain retain.json --out runs/control --batch-size 32
 """
 
+NOTHING, LITTLE, KEPT = 0.9, 0.5, 0.9
+"""Fractions of a probability before training: of the forget answers above which nothing or little was forgotten, and of
+the retain answers below which the model was damaged."""
+
 
 def train(
     method: Annotated[
@@ -176,16 +180,44 @@ def _report(method: str, out: Path, result: "TrainResult") -> dict[str, Any]:
     }
 
 
+def _changed(method: str, first: dict[str, float], final: dict[str, float], options: dict[str, Any]) -> list[str]:
+    """Return the lines that say how much was forgotten and how much else was lost."""
+    left = {
+        name: final[f"{name}_probability"] / first[f"{name}_probability"]
+        for name in ("forget", "retain")
+        if first.get(f"{name}_probability", 0.0) > 0 and f"{name}_probability" in final
+    }
+    if method == "finetune" or "forget" not in left:
+        return []
+    lines = []
+    if left["forget"] > NOTHING:
+        lines.append(
+            f"nothing was forgotten: {left['forget']:.0%} of forget_probability is left. Set a higher learning_rate "
+            f"(now {options['learning_rate']:g}), more epochs (now {options['epochs']}), or tune=true."
+        )
+    elif left["forget"] > LITTLE:
+        lines.append(f"little was forgotten: {left['forget']:.0%} of forget_probability is left")
+    if left.get("retain", 1.0) < KEPT:
+        lines.append(
+            f"the rest suffered: {left['retain']:.0%} of retain_probability is left. Set a lower learning_rate (now "
+            f"{options['learning_rate']:g}), a higher weight of the retain loss, or target_forget=0.1."
+        )
+    return lines
+
+
 def _summary(method: str, out: Path, result: "TrainResult") -> str:
     if result.already_done:
         return f"{out} already holds this run; nothing was trained"
     last = result.history[-1]
     losses = ", ".join(f"{name} {value:.4g}" for name, value in last.items() if name.endswith("loss"))
     lines = [f"{method}: {int(last['step'])} optimizer steps; at the end {losses}"]
+    if result.stopped_by is not None:
+        lines.append(f"stopped: {result.stopped_by}")
     if result.evaluations:
         first, final = result.evaluations[0], result.final
         names = [name for name in final if name.endswith(("probability", "rouge")) and not name.startswith("gap")]
         changes = (f"{name} {first[name]:.3f} -> {final[name]:.3f}" for name in names if name in first)
         lines.append("before -> after training: " + ", ".join(changes))
+        lines += _changed(method, first, final, result.options)
     lines += [f"{name}: {note}" for name, notes in result.notes.items() if isinstance(notes, list) for note in notes]
     return "\n".join([*lines, f"saved in {out}"])

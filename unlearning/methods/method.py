@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unlearning.data.batches import TokenBatch
+from unlearning.methods.recipe import Recipe
 from unlearning.methods.stages import Finish, Prepare
 from unlearning.objectives.combination import Combination, WeightedSum
 
@@ -125,6 +126,7 @@ class Method(Generic[Options]):
         resolve: Fill in options whose default depends on the model, before `needs` and the losses read them.
         prepare: Make the training data from what the user gave (generic labels, generated answers).
         finish: Make the final weights from the trained ones.
+        recipe: Settings of the trainer that the user need not give.
     """
 
     name: str
@@ -141,6 +143,7 @@ class Method(Generic[Options]):
     resolve: Callable[[PreTrainedModel, Options], Options] | None = None
     prepare: Prepare | None = None
     finish: Finish | None = None
+    recipe: Recipe = Recipe()
 
 
 AnyMethod = Method[Any]

@@ -58,6 +58,7 @@ def check_launch(method: str, *, combines_gradients: bool) -> None:
 
 def step_batch_size(options: TrainOptions, n_processes: int) -> int:
     """Return the number of examples that one optimizer step reads, over all processes."""
+    assert options.gradient_accumulation_steps is not None
     return options.batch_size * options.gradient_accumulation_steps * n_processes
 
 
@@ -72,7 +73,7 @@ def training_arguments(
     """Return the parent trainer's arguments.
 
     Args:
-        options: The trainer's options.
+        options: The trainer's options, with those of the recipe.
         n_steps: Optimizer steps of an epoch.
         device: Device to train on.
         output_dir: Directory of the checkpoints.
@@ -86,6 +87,7 @@ def training_arguments(
     """
     if options.precision == "fp16_mixed" and device.type == "cpu":
         raise InputError("`precision` must be float32, bf16_mixed or bfloat16 on a CPU, got fp16_mixed")
+    assert options.learning_rate is not None and options.epochs is not None
     steps = options.max_steps or options.epochs * n_steps
     schedule = "constant_with_warmup" if options.lr_schedule == "constant" else options.lr_schedule
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1

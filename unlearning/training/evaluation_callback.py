@@ -43,9 +43,38 @@ class Rule:
     comparison: str
     bound: float
 
+    def __str__(self) -> str:
+        """Return the rule as a user writes it."""
+        return f"{self.metric}{self.comparison}{self.bound}"
+
     def holds(self, metrics: dict[str, float]) -> bool:
         """Return True if the metric has passed the bound."""
         return _COMPARISONS[self.comparison](metrics[self.metric], self.bound)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The aim of a run: forget answers below a probability, retain answers still about as probable as before.
+
+    Attributes:
+        forget: Value of `forget_probability` at which the aim is reached.
+        retain: Fraction of the initial `retain_probability` that must be left; training stops below it.
+    """
+
+    forget: float
+    retain: float
+
+    def reason(self, metrics: dict[str, float], first: dict[str, float]) -> str | None:
+        """Return why training stops at these metrics, `first` before the first step; None to go on."""
+        forget, retain = metrics["forget_probability"], metrics.get("retain_probability")
+        if forget <= self.forget:
+            return f"forget_probability {forget:.3g} reached target_forget={self.forget:g}"
+        if retain is not None and retain < self.retain * first["retain_probability"]:
+            return (
+                f"retain_probability {retain:.3g} fell below {self.retain:g} of the {first['retain_probability']:.3g} "
+                f"before training; forget_probability is {forget:.3g}, above target_forget={self.forget:g}"
+            )
+        return None
 
 
 def parse_rule(text: str, *, benchmark: str | None = None) -> Rule:
@@ -197,6 +226,7 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         measure: Return the present metrics.
         every: Steps between two evaluations; None to evaluate only before and after training.
         rule: Rule that stops the training; None for none.
+        target: Aim at which training stops; None for none.
         best: Metric whose best weights are kept; None for none.
         save_best: Write the present weights.
         collapse_below: Fraction of the initial `retain_probability` below which the model counts as collapsed.
@@ -209,6 +239,7 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         measure: Callable[[], Measured],
         every: int | None,
         rule: Rule | None,
+        target: Target | None,
         best: str | None,
         save_best: Callable[[], None],
         collapse_below: float,
@@ -218,6 +249,7 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         self.measure = measure
         self.every = every
         self.rule = rule
+        self.target = target
         self.best = best
         self.save_best = save_best
         self.collapse_below = collapse_below
@@ -227,6 +259,7 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         self.best_step: int | None = None
         self.collapsed_at: int | None = None
         self.stopped_at: int | None = None
+        self.stopped_by: str | None = None
 
     def state(self) -> dict[str, Any]:
         """Return the state that a checkpoint keeps."""
@@ -236,6 +269,7 @@ class EvaluationCallback(TrainerCallback, ExportableState):
             "best_step": self.best_step,
             "collapsed_at": self.collapsed_at,
             "stopped_at": self.stopped_at,
+            "stopped_by": self.stopped_by,
         }
         return {"args": {}, "attributes": attributes}
 
@@ -257,8 +291,10 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         if state.global_step == 0:
             self._evaluate(state, control)
             if self.stopped_at is not None:
+                name = "stop_when" if self.target is None else "target_forget"
                 raise InputError(
-                    "`stop_when` must not hold before the first step, or there is nothing to train. Set another bound."
+                    f"`{name}` must not hold before the first step, or there is nothing to train: {self.stopped_by}. "
+                    "Set another bound."
                 )
 
     def on_step_end(
@@ -285,10 +321,17 @@ class EvaluationCallback(TrainerCallback, ExportableState):
         if self.best is not None and self._is_better(metrics[self.best], measured.directions[self.best]):
             self.best_value, self.best_step = metrics[self.best], state.global_step
             self.save_best()
-        if self.rule is not None and self.rule.holds(metrics):
+        self.stopped_by = self._reason(metrics)
+        if self.stopped_by is not None:
             self.stopped_at = state.global_step
             control.should_training_stop = True
             control.should_log = True
+
+    def _reason(self, metrics: dict[str, float]) -> str | None:
+        """Return why training stops now; None to go on."""
+        if self.rule is not None and self.rule.holds(metrics):
+            return f"{self.rule} holds"
+        return None if self.target is None else self.target.reason(metrics, self.first)
 
     def note_collapse(self, metrics: dict[str, float], step: int) -> None:
         """Warn once if `retain_probability` fell below `collapse_below` times its initial value."""

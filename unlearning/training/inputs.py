@@ -91,6 +91,11 @@ class EncodedInputs:
     evaluated: EvaluationData
     notes: dict[str, Any]
 
+    @property
+    def n_items(self) -> int:
+        """Number of items of an epoch."""
+        return len(self.pairs) or len(self.spans["retain"])
+
 
 def check_needs(method: AnyMethod, needs: Needs, given: GivenData) -> None:
     """Check that a method gets the data that it needs, and no data that it does not read.

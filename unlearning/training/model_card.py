@@ -81,7 +81,7 @@ def _ending(record: dict[str, Any]) -> str:
     best = record["best"]
     if best is not None:
         return f" (the weights after step {best['step']} were kept, where {_literal(best['metric'])} was best)"
-    return f" (stopped by the rule {_literal(record['stop_rule'])})" if record["stopped_at"] is not None else ""
+    return f" (stopped: {_literal(record['stopped_by'])})" if record["stopped_at"] is not None else ""
 
 
 def _metrics(record: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from unlearning.checkpoints.save import write_tokenizer
 from unlearning.common.context import context_of
 from unlearning.common.errors import InputError
 from unlearning.methods.method import AnyMethod, Needs
+from unlearning.methods.recipe import with_recipe
 from unlearning.methods.stages import PreparationInputs
 from unlearning.objectives.forward import unwrapped
 from unlearning.options import TrainOptions, shown
@@ -25,7 +26,7 @@ from unlearning.training.arguments import (
     tensorboard_callback,
     training_arguments,
 )
-from unlearning.training.evaluation_callback import METRICS, EvaluationCallback, EvaluationData, Measured, Rule
+from unlearning.training.evaluation_callback import METRICS, EvaluationCallback, EvaluationData, Measured, Rule, Target
 from unlearning.training.inputs import EncodedInputs, Inputs, encode_inputs
 from unlearning.training.output_directory import (
     CHECKPOINTS,
@@ -49,6 +50,7 @@ class Job:
         options: The trainer's options.
         needs: Inputs that the method reads under these options.
         rule: Rule that stops the training (option `stop_when`); None for no rule.
+        target: Aim at which training stops (option `target_forget`); None for none.
         device: Device to train on.
         output_dir: Output directory; None to save nothing.
         progress: Show progress bars on stderr.
@@ -60,6 +62,7 @@ class Job:
     options: TrainOptions
     needs: Needs
     rule: Rule | None
+    target: Target | None
     device: torch.device
     output_dir: Path | None
     progress: bool
@@ -130,9 +133,19 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
         model.bfloat16()
     model.to(job.device)  # type: ignore[arg-type]
     encoded = _encoded(job, loaded, inputs, state)
+    job = replace(
+        job,
+        options=with_recipe(
+            options,
+            job.method.recipe,
+            n_parameters=model.num_parameters(),
+            n_examples=encoded.n_items,
+            n_processes=state.num_processes,
+        ),
+    )
     reference = copy.deepcopy(model).cpu() if job.method.finish is not None else None
     bar = ProgressBar(job.method.name, show=job.progress and state.is_main_process)
-    values = {**asdict(job.method_options), **asdict(options)}
+    values = {**asdict(job.method_options), **asdict(job.options)}
     bar.say(" ".join(f"{name}={shown(value)}" for name, value in values.items() if value is not None))
     # The parent switches it off, and the configuration is saved with the model; the first GPT has no such field.
     use_cache = getattr(model.config, "use_cache", None)
@@ -262,13 +275,13 @@ def _record(
         "evaluations": evaluations,
         "final": final,
         "notes": encoded.notes,
-        "resolved": asdict(job.method_options),
+        "resolved": {**asdict(job.method_options), **asdict(job.options)},
         "steps": trainer.state.global_step,
         "examples": {name: len(spans) for name, spans in encoded.spans.items() if spans},
         "evaluated_examples": encoded.evaluated.counts(),
         "best": best,
-        "stop_rule": job.options.stop_when,
         "stopped_at": evaluation.stopped_at,
+        "stopped_by": evaluation.stopped_by,
         "collapsed_at": evaluation.collapsed_at,
     }
 
@@ -304,7 +317,11 @@ def _evaluation(
 ) -> EvaluationCallback:
     """Return the callback that evaluates during training, after checking that the wanted metrics can be measured."""
     options = job.options
-    asked = {"keep_best": options.keep_best, "stop_when": job.rule.metric if job.rule else None}
+    asked = {
+        "keep_best": options.keep_best,
+        "stop_when": job.rule.metric if job.rule else None,
+        "target_forget": "forget_probability" if job.target else None,
+    }
     wanted = {option: name for option, name in asked.items() if name}
     for option, name in wanted.items():
         of_benchmark = data.benchmark is not None and data.benchmark.has(name)
@@ -315,7 +332,7 @@ def _evaluation(
             )
     every = options.eval_every
     if every is None and (wanted or options.benchmark):
-        every = max(1, trainer.planned_steps() // 10)
+        every = max(1, trainer.planned_steps() // (20 if job.target else 10))
     generate = any(name.endswith(("rouge", "exact")) for name in wanted.values()) or (
         options.eval_every is not None and data.has_prompts()
     )
@@ -332,6 +349,7 @@ def _evaluation(
         measure=measure,
         every=every,
         rule=job.rule,
+        target=job.target,
         best=options.keep_best,
         save_best=save_best,
         collapse_below=options.collapse_below,

@@ -21,7 +21,7 @@ from unlearning.methods import get_method
 from unlearning.objectives.combination import Bilevel
 from unlearning.options import TrainOptions, resolve_options
 from unlearning.training.arguments import check_launch, resolve_device
-from unlearning.training.evaluation_callback import Rule, check_metric, parse_rule
+from unlearning.training.evaluation_callback import Rule, Target, check_metric, parse_rule
 from unlearning.training.inputs import Data, GivenData, Inputs, check_needs, read_inputs
 from unlearning.training.model_card import model_card
 from unlearning.training.named_content import benchmark_content, named_content, tokenizer_hash
@@ -58,6 +58,7 @@ class TrainResult:
         final: Metrics of the returned weights: those after the last step, or the best ones (`keep_best`).
         options: All options, resolved.
         notes: Remarks about the data and about data that the method made.
+        stopped_by: What stopped the training before its last planned step; None if nothing did.
         already_done: True if the output directory already held this run, so that nothing was trained.
     """
 
@@ -68,6 +69,7 @@ class TrainResult:
     evaluations: list[dict[str, float]] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    stopped_by: str | None = None
     already_done: bool = False
 
 
@@ -134,6 +136,7 @@ def train(
         options=train_options,
         needs=chosen.needs(method_options),
         rule=_rule(train_options),
+        target=_target(train_options),
         device=resolve_device(train_options.device),
         output_dir=None if output_dir is None else Path(output_dir),
         progress=progress,
@@ -159,6 +162,7 @@ def train(
     configuration: dict[str, Any] = {
         "method": method,
         "options": {name: value for name, value in resolved.items() if name not in UNRECORDED},
+        "recipe": asdict(chosen.recipe) if _asks_recipe(train_options) else None,
         **inputs.hashes(),
         CONTENTS: named_content(train_options, method_options),
     }
@@ -179,14 +183,12 @@ def train(
             record = read_run(job.output_dir, configuration)
             if record is not None and record["finished"]:
                 done = load_weights(job.output_dir, device=job.device, **loading)
-                return TrainResult(done, tokenizer, already_done=True, options=resolved, **_recorded(record))
+                return TrainResult(done, tokenizer, already_done=True, **_recorded(record, resolved))
         loaded = LoadedModel(start, name, configuration["start_weights"], tokenizer, files)
-        return _trained(job, loaded, inputs, configuration, resolved)
+        return _trained(job, loaded, inputs, configuration)
 
 
-def _trained(
-    job: Job, loaded: LoadedModel, inputs: Inputs, configuration: dict[str, Any], resolved: dict[str, Any]
-) -> TrainResult:
+def _trained(job: Job, loaded: LoadedModel, inputs: Inputs, configuration: dict[str, Any]) -> TrainResult:
     """Train the loaded model and write the run."""
     state = PartialState(cpu=job.device.type == "cpu")
     state.wait_for_everyone()  # until all have read the directory that the main process writes into
@@ -208,7 +210,7 @@ def _trained(
             card = model_card(job.method, record)
             finish_run(job.output_dir, outcome.write, record, card, is_main=state.is_main_process)
             state.wait_for_everyone()
-    return TrainResult(outcome.model, loaded.tokenizer, options=resolved, **_recorded(record))
+    return TrainResult(outcome.model, loaded.tokenizer, **_recorded(record, {}))
 
 
 def _train_another(method: str, **arguments: Any) -> PreTrainedModel:
@@ -237,14 +239,27 @@ def _directory(job: Job, configuration: dict[str, Any], state: PartialState) -> 
         raise
 
 
+def _asks_recipe(options: TrainOptions) -> bool:
+    """Return True if the recipe decides an option."""
+    return None in (options.learning_rate, options.epochs, options.gradient_accumulation_steps)
+
+
 def _rule(options: TrainOptions) -> Rule | None:
     return parse_rule(options.stop_when, benchmark=options.benchmark) if options.stop_when else None
+
+
+def _target(options: TrainOptions) -> Target | None:
+    if options.target_forget is None:
+        return None
+    if options.stop_when is not None:
+        raise InputError("`target_forget` and `stop_when` cannot be combined: both stop the training. Remove one.")
+    return Target(options.target_forget, options.target_retain)
 
 
 def _check_keeping(job: Job) -> None:
     if job.options.keep_best is not None:
         check_metric(job.options.keep_best, "keep_best", benchmark=job.options.benchmark)
-    for name in ("stop_when", "keep_best"):
+    for name in ("stop_when", "target_forget", "keep_best"):
         if getattr(job.options, name) is not None and job.method.finish is not None:
             raise InputError(
                 f"`{name}` is not supported by {job.method.name}, which edits the weights after the last step. "
@@ -265,8 +280,12 @@ def _check_resume(record: dict[str, Any] | None, output_dir: Path, resume: bool)
     )
 
 
-def _recorded(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: record[name] for name in ("history", "evaluations", "final", "notes") if name in record}
+def _recorded(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the result that a run's record holds; an older record lacks some of the resolved options."""
+    kept: dict[str, Any] = {
+        name: record[name] for name in ("history", "evaluations", "final", "notes", "stopped_by") if name in record
+    }
+    return {**kept, "options": {**given, **record.get("resolved", {})}}
 
 
 def _tokenizer_files(model: str | Path | PreTrainedModel, *, allow_pickle: bool) -> Path:

@@ -19,4 +19,4 @@ def test_methods_lists_needs_defaults_and_sources(capsys: pytest.CaptureFixture[
     assert run("methods") == 0
     table = capsys.readouterr().out
     assert "beta=0.1" in table
-    assert "gradient_accumulation_steps=8" in table
+    assert "gradient_accumulation_steps=none" in table

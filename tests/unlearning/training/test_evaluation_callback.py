@@ -209,8 +209,43 @@ def test_a_rule_stops_at_the_first_step_where_it_holds(model_dir: Path, tmp_path
     assert stopped.history == free.history[:5]
     short = train("npo", model=model_dir, **{**SHARED, "max_steps": 5})
     torch.testing.assert_close(flat_weights(stopped.model), flat_weights(short.model), atol=0, rtol=0)
-    assert f"5 optimizer steps (stopped by the rule forget_nll>{bound})" in html.unescape(card_of(tmp_path / "run"))
+    assert f"5 optimizer steps (stopped: forget_nll>{bound} holds)" in html.unescape(card_of(tmp_path / "run"))
     assert "| after step 5 |" in card_of(tmp_path / "run")
+
+
+def test_training_stops_where_the_target_is_reached(model_dir: Path, tmp_path: Path) -> None:
+    settings = {name: value for name, value in SHARED.items() if name != "alpha"}
+    free = train("ga", model=model_dir, eval_every=1, **settings)
+    values = [line["forget_probability"] for line in free.evaluations]
+    target = (values[3] + values[4]) / 2
+    assert min(values[:4]) > target > values[4]
+    aim = {"target_forget": target, "target_retain": 1e-9, "eval_every": 1}
+    reached = train("ga", model=model_dir, output_dir=tmp_path / "run", **aim, **settings)
+    assert steps_of(reached) == [0, 1, 2, 3, 4]
+    assert reached.stopped_by == f"forget_probability {values[4]:.3g} reached target_forget={target:g}"
+    assert html.unescape(reached.stopped_by) in html.unescape(card_of(tmp_path / "run"))
+    again = train("ga", model=model_dir, output_dir=tmp_path / "run", **aim, **settings)
+    assert again.already_done and again.stopped_by == reached.stopped_by and again.options == reached.options
+
+
+def test_training_stops_where_too_little_of_the_rest_is_left(model_dir: Path) -> None:
+    settings = {name: value for name, value in SHARED.items() if name != "alpha"}
+    free = train("ga", model=model_dir, eval_every=1, **settings)
+    left = [line["retain_probability"] / free.evaluations[0]["retain_probability"] for line in free.evaluations]
+    first = next(step for step, value in enumerate(left) if value < 0.95)
+    stopped = train("ga", model=model_dir, eval_every=1, target_forget=1e-9, target_retain=0.95, **settings)
+    assert steps_of(stopped)[-1] == first
+    assert stopped.stopped_by is not None and "fell below 0.95 of" in stopped.stopped_by
+
+
+@pytest.mark.parametrize("method", ["npo", "task_vector"])
+def test_a_target_goes_with_no_other_rule(method: str, model_dir: Path) -> None:
+    rule = {"stop_when": "forget_rouge<0.2"} if method == "npo" else {}
+    settings = SHARED if method == "npo" else {name: value for name, value in SHARED.items() if name != "alpha"}
+    with pytest.raises(InputError, match="`target_forget`"):
+        train(method, model=model_dir, target_forget=0.1, **rule, **settings)
+    with pytest.raises(InputError, match="`target_forget`.*before the first step"):
+        train("npo", model=model_dir, target_forget=0.999999, **SHARED)
 
 
 def test_a_rule_that_holds_before_the_first_step_is_refused(model_dir: Path, tmp_path: Path) -> None:
@@ -306,6 +341,7 @@ def test_the_state_is_read_from_checkpoints_of_this_and_of_earlier_versions(name
         measure=lambda: Measured({}, {}),
         every=None,
         rule=None,
+        target=None,
         best=None,
         save_best=lambda: None,
         collapse_below=0.1,

@@ -118,7 +118,7 @@ def record(model: str, **options: object) -> dict[str, Any]:
         "device": "cpu",
         "best": None,
         "stopped_at": 1,
-        "stop_rule": model,
+        "stopped_by": model,
         "evaluations": [],
     }
 
