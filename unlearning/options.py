@@ -76,6 +76,9 @@ class TrainOptions:
     gradient_accumulation_steps: int | None = option(
         None, "micro-batches per optimizer step (none: the recipe's, by the number of examples)", minimum=1
     )
+    tune: bool = option(
+        False, "search the learning rate first, from the given or the recipe's, on a sample of the data"
+    )
     optimizer: Literal["adamw", "adamw_8bit", "lion"] = option(
         "adamw", "optimizer; adamw_8bit needs bitsandbytes, lion needs lion-pytorch", source="open-unlearning"
     )

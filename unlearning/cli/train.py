@@ -24,6 +24,8 @@ Examples:
       --set learning_rate=5e-5 --set epochs=5 --save-every 50 --stop-when "forget_rouge<0.2"
   unlearn train blur --model ./base --forget tofu:forget05 --retain tofu:retain95 --out runs/blur \\
       --set learning_rate=5e-5 --set epochs=5 --save-every 50 --stop-when "forget_rouge<0.2" --resume
+  unlearn train npo --model ./base --forget forget.json --retain retain.json --out runs/npo --tune \\
+      --set target_forget=0.1
   unlearn train dpo --model ./base --forget forget.json --alternates refusals.txt --set alpha=0 --out runs/dpo
   unlearn train npo --model ./base --forget forget.csv --retain retain.csv --set lora_rank=8 --out runs/npo-lora
   unlearn train finetune --model ./pretrained --retain retain.json --out runs/control --batch-size 32
@@ -74,6 +76,9 @@ def train(
     chat: Annotated[
         bool, typer.Option("--chat", help="Wrap prompts in the tokenizer's chat template instead.")
     ] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Search the learning rate first, in short runs on a sample of the data.")
+    ] = False,
     save_every: Annotated[
         int | None, typer.Option(metavar="N", help="Save a checkpoint every N optimizer steps. [default: never]")
     ] = None,
@@ -121,6 +126,7 @@ def train(
     flags = {
         "template": None if template is None else template.replace("\\n", "\n"),
         "chat": chat or None,
+        "tune": tune or None,
         "save_every": save_every,
         "eval_every": eval_every,
         "keep_best": keep_best,
@@ -193,7 +199,7 @@ def _changed(method: str, first: dict[str, float], final: dict[str, float], opti
     if left["forget"] > NOTHING:
         lines.append(
             f"nothing was forgotten: {left['forget']:.0%} of forget_probability is left. Set a higher learning_rate "
-            f"(now {options['learning_rate']:g}), more epochs (now {options['epochs']}), or tune=true."
+            f"(now {options['learning_rate']:g}), more epochs (now {options['epochs']}), or --tune."
         )
     elif left["forget"] > LITTLE:
         lines.append(f"little was forgotten: {left['forget']:.0%} of forget_probability is left")

@@ -158,7 +158,7 @@ def begin_run(output_dir: Path, configuration: dict[str, Any]) -> None:
     """
     with saying_disk_full(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
-        _write_json(output_dir / RECORD, {"finished": False, "configuration": configuration})
+        write_json(output_dir / RECORD, {"finished": False, "configuration": configuration})
 
 
 def abandon_run(output_dir: Path) -> None:
@@ -211,7 +211,7 @@ def finish_run(
             if not is_main:
                 return
             (partial / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
-            _write_json(partial / RECORD, record)
+            write_json(partial / RECORD, record)
     except BaseException:
         if is_main:
             shutil.rmtree(partial, ignore_errors=True)
@@ -279,7 +279,7 @@ def _step(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write the file completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:

@@ -15,19 +15,19 @@ from transformers.training_args import TrainingArguments
 from unlearning.checkpoints.save import write_tokenizer
 from unlearning.common.context import context_of
 from unlearning.common.errors import InputError
-from unlearning.methods.method import AnyMethod, Needs
 from unlearning.methods.recipe import with_recipe
 from unlearning.methods.stages import PreparationInputs
 from unlearning.objectives.forward import unwrapped
-from unlearning.options import TrainOptions, shown
+from unlearning.options import shown
 from unlearning.training.arguments import (
     step_batch_size,
     steps_per_epoch,
     tensorboard_callback,
     training_arguments,
 )
-from unlearning.training.evaluation_callback import METRICS, EvaluationCallback, EvaluationData, Measured, Rule, Target
+from unlearning.training.evaluation_callback import METRICS, EvaluationCallback, EvaluationData, Measured
 from unlearning.training.inputs import EncodedInputs, Inputs, encode_inputs
+from unlearning.training.job import Job, LoadedModel
 from unlearning.training.output_directory import (
     CHECKPOINTS,
     last_checkpoint,
@@ -38,41 +38,7 @@ from unlearning.training.progress_callback import ProgressBar
 from unlearning.training.references import References, ReferenceSettings, compute_references
 from unlearning.training.trainer import Diverged, UnlearningTrainer
 from unlearning.training.training_set import TrainingSet
-
-
-@dataclass(frozen=True)
-class Job:
-    """A resolved request to train.
-
-    Attributes:
-        method: The unlearning method.
-        method_options: The method's options.
-        options: The trainer's options.
-        needs: Inputs that the method reads under these options.
-        rule: Rule that stops the training (option `stop_when`); None for no rule.
-        target: Aim at which training stops (option `target_forget`); None for none.
-        device: Device to train on.
-        output_dir: Output directory; None to save nothing.
-        progress: Show progress bars on stderr.
-        train: Train another model (see `PreparationInputs.train`).
-    """
-
-    method: AnyMethod
-    method_options: Any
-    options: TrainOptions
-    needs: Needs
-    rule: Rule | None
-    target: Target | None
-    device: torch.device
-    output_dir: Path | None
-    progress: bool
-    train: Callable[..., PreTrainedModel]
-
-    @property
-    def keeps_files(self) -> bool:
-        """True if the run writes into its directory before its end: checkpoints, logs, or prepared data."""
-        wanted = self.options.save_every or self.options.keep_best or self.options.tensorboard or self.method.prepare
-        return self.output_dir is not None and bool(wanted)
+from unlearning.training.tuning import tuned
 
 
 @dataclass(frozen=True)
@@ -88,25 +54,6 @@ class Outcome:
     model: PreTrainedModel
     write: Callable[[Path], None]
     record: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """The model to train. Before the first step it is the reference model.
-
-    Attributes:
-        model: The model, in float32.
-        name: Directory, hub id or built-in name.
-        sha256: Content hash of its weights before training.
-        tokenizer: Its tokenizer.
-        tokenizer_files: Directory that the tokenizer was read from; None for one that was given in memory.
-    """
-
-    model: PreTrainedModel
-    name: str
-    sha256: str
-    tokenizer: PreTrainedTokenizerBase
-    tokenizer_files: Path | None = None
 
 
 def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, state: PartialState) -> Outcome:
@@ -145,6 +92,8 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     )
     reference = copy.deepcopy(model).cpu() if job.method.finish is not None else None
     bar = ProgressBar(job.method.name, show=job.progress and state.is_main_process)
+    if options.tune:
+        job = tuned(job, loaded, inputs, encoded, directory, bar.say)
     values = {**asdict(job.method_options), **asdict(job.options)}
     bar.say(" ".join(f"{name}={shown(value)}" for name, value in values.items() if value is not None))
     # The parent switches it off, and the configuration is saved with the model; the first GPT has no such field.

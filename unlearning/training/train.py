@@ -23,6 +23,7 @@ from unlearning.options import TrainOptions, resolve_options
 from unlearning.training.arguments import check_launch, resolve_device
 from unlearning.training.evaluation_callback import Rule, Target, check_metric, parse_rule
 from unlearning.training.inputs import Data, GivenData, Inputs, check_needs, read_inputs
+from unlearning.training.job import Job, LoadedModel
 from unlearning.training.model_card import model_card
 from unlearning.training.named_content import benchmark_content, named_content, tokenizer_hash
 from unlearning.training.output_directory import (
@@ -37,7 +38,8 @@ from unlearning.training.output_directory import (
     remove_broken_checkpoints,
     saying_disk_full,
 )
-from unlearning.training.run import Job, LoadedModel, run_steps
+from unlearning.training.run import run_steps
+from unlearning.training.tuning import check_tunable
 
 UNRECORDED = ("device", "save_every", "keep_checkpoints", "reference_budget", "tensorboard")
 """Options that change no number, so that a resumed run may change them."""
@@ -144,6 +146,8 @@ def train(
     )
     check_launch(method, combines_gradients=isinstance(chosen.combination(method_options), Bilevel))
     check_needs(chosen, job.needs, given)
+    if train_options.tune:
+        check_tunable(chosen)
     _check_keeping(job)
     name = str(model.name_or_path if isinstance(model, PreTrainedModel) else model)
     if train_options.lora_rank and job.output_dir is not None and not name:
