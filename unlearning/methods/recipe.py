@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from unlearning.options import TrainOptions
 
-EXPONENT = -0.45
-"""Power of the number of parameters by which the learning rate falls: 5e-4 at 1 million gives 1e-5 at 6 billion."""
+EXPONENT = -0.5
+"""Power of the number of parameters by which the learning rate falls: 8e-4 at 1 million gives 1e-5 at 6 billion."""
 
 ADAPTER_FACTOR = 10.0
 """Factor of the learning rate of a LoRA adapter, whose matrices begin at zero."""
@@ -29,7 +29,7 @@ class Recipe:
         source: Source of the settings, or the measurement behind them.
     """
 
-    learning_rate: float = 5e-4
+    learning_rate: float = 8e-4
     epochs: int = 10
     steps: int = 80
     step_batch: int = 32
