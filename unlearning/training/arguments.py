@@ -67,6 +67,13 @@ def steps_per_epoch(n_examples: int, size: int) -> int:
     return math.ceil(n_examples / size)
 
 
+def planned_steps(options: TrainOptions, n_examples: int, n_processes: int) -> int:
+    """Return the number of optimizer steps of a run of `n_examples` an epoch, if nothing stops it."""
+    assert options.epochs is not None
+    size = step_batch_size(options, n_processes)
+    return options.max_steps or options.epochs * steps_per_epoch(n_examples, size)
+
+
 def training_arguments(
     options: TrainOptions, *, n_steps: int, device: torch.device, output_dir: str, hidden_losses: bool
 ) -> TrainingArguments:
@@ -74,7 +81,7 @@ def training_arguments(
 
     Args:
         options: The trainer's options, with those of the recipe.
-        n_steps: Optimizer steps of an epoch.
+        n_steps: Optimizer steps of the run.
         device: Device to train on.
         output_dir: Directory of the checkpoints.
         hidden_losses: A loss reads a block's output, so that the parameters above that block get no gradient.
@@ -88,7 +95,6 @@ def training_arguments(
     if options.precision == "fp16_mixed" and device.type == "cpu":
         raise InputError("`precision` must be float32, bf16_mixed or bfloat16 on a CPU, got fp16_mixed")
     assert options.learning_rate is not None and options.epochs is not None
-    steps = options.max_steps or options.epochs * n_steps
     schedule = "constant_with_warmup" if options.lr_schedule == "constant" else options.lr_schedule
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     args = TrainingArguments(
@@ -99,7 +105,7 @@ def training_arguments(
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=1,  # one call of the step reads the whole step batch
         lr_scheduler_type=schedule,
-        warmup_steps=int(options.warmup_ratio * steps),  # rounded down, so that a single step is not all warm-up
+        warmup_steps=int(options.warmup_ratio * n_steps),  # rounded down, so that a single step is not all warm-up
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         optim="adamw_bnb_8bit" if options.optimizer == "adamw_8bit" else "adamw_torch_fused",

@@ -20,8 +20,8 @@ from unlearning.methods.stages import PreparationInputs
 from unlearning.objectives.forward import unwrapped
 from unlearning.options import shown
 from unlearning.training.arguments import (
+    planned_steps,
     step_batch_size,
-    steps_per_epoch,
     tensorboard_callback,
     training_arguments,
 )
@@ -173,8 +173,7 @@ def _trainer(
         pairs=encoded.pairs,
         references=References({}),
     )
-    size = step_batch_size(options, state.num_processes)
-    n_steps = steps_per_epoch(len(training_set), size)
+    n_steps = planned_steps(options, len(training_set), state.num_processes)
     arguments = training_arguments(
         options,
         n_steps=n_steps,
@@ -192,9 +191,8 @@ def _trainer(
             name: {"model": loaded.name, "data": sources.get(name, "")} for name in ("forget", "alternate", "retain")
         },
     )
-    read = training_set.read(
-        seed=options.seed, step_batch_size=size, n_steps=options.max_steps or options.epochs * n_steps
-    )
+    size = step_batch_size(options, state.num_processes)
+    read = training_set.read(seed=options.seed, step_batch_size=size, n_steps=n_steps)
     references = compute_references(loaded.model, loaded.sha256, encoded.spans, read, job.needs.references, settings)
     choose_parameters(loaded.model, job.method, job.method_options, options, base=loaded.name)
     return UnlearningTrainer(

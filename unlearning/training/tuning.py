@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from unlearning.common.errors import InputError
 from unlearning.methods.method import AnyMethod
-from unlearning.training.arguments import step_batch_size, steps_per_epoch
+from unlearning.training.arguments import planned_steps
 from unlearning.training.inputs import EncodedInputs, Inputs
 from unlearning.training.job import Job, LoadedModel
 from unlearning.training.output_directory import saying_disk_full, write_json
@@ -154,8 +154,7 @@ def _trial(
         ).values
 
     options = {name: value for name, value in asdict(job.options).items() if name not in OF_THE_RUN}
-    size = step_batch_size(job.options, PartialState().num_processes)
-    steps = job.options.max_steps or (job.options.epochs or 1) * steps_per_epoch(encoded.n_items, size)
+    steps = planned_steps(job.options, encoded.n_items, PartialState().num_processes)
     model = job.train(
         job.method.name,
         model=copy.deepcopy(loaded.model),
