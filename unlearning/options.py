@@ -6,6 +6,7 @@
 import dataclasses
 import math
 import types
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -25,6 +26,26 @@ MAX_NUMBER = 1e30
 """Largest other number; products of larger ones overflow float32, in which models are trained."""
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What must hold so that an option has an effect.
+
+    Attributes:
+        text: The condition as a user reads it after "unless".
+        holds: Return whether a dataclass of options meets it.
+    """
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+FORGETS = Condition("gamma is above 0", lambda options: options.gamma > 0)
+"""The forget loss has a weight."""
+
+KEEPS = Condition("alpha is above 0", lambda options: options.alpha > 0)
+"""The retain loss has a weight."""
+
+
 def option(
     default: Any,
     help: str,
@@ -35,6 +56,7 @@ def option(
     maximum: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    read_if: Condition | None = None,
 ) -> Any:
     """Declare a field of an options dataclass.
 
@@ -48,13 +70,19 @@ def option(
         maximum: Largest value that is allowed; None for `MAX_WHOLE` or `MAX_NUMBER`.
         above: Value that the option must exceed.
         below: Value that the option must stay below.
+        read_if: Condition under which the option has an effect; None for any. An option that is set and has none is
+            refused.
 
     Returns:
         The dataclass field.
     """
     bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
-    metadata = {"help": help, "source": source, "names": names, **bounds}
+    metadata = {"help": help, "source": source, "names": names, "read_if": read_if, **bounds}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+_ADAPTER = Condition("lora_rank is above 0", lambda options: options.lora_rank > 0)
+_BENCHMARK = Condition("benchmark is set", lambda options: options.benchmark is not None)
 
 
 @dataclass(frozen=True)
@@ -69,7 +97,9 @@ class TrainOptions:
         None, "peak learning rate (none: the recipe's, by the number of parameters)", above=0
     )
     epochs: int | None = option(
-        None, "passes over the forget set, finetune: over the retain set (none: the recipe's)", minimum=1
+        None,
+        "passes over the forget set, finetune: over the retain set (none: the recipe's); not read if max_steps is set",
+        minimum=1,
     )
     max_steps: int | None = option(None, "optimizer steps (none: as many as epochs needs)", minimum=1)
     batch_size: int = option(4, "forget examples per micro-batch and process, and as many retain examples", minimum=1)
@@ -103,10 +133,14 @@ class TrainOptions:
         0, "rank of a LoRA adapter to train instead of the weights (0: no adapter)", minimum=0, maximum=16_384
     )
     lora_alpha: int = option(
-        16, "alpha of the adapter, whose scale is alpha / rank", source="UNDIAL 2402.10052", minimum=1
+        16, "alpha of the adapter, whose scale is alpha / rank", source="UNDIAL 2402.10052", minimum=1, read_if=_ADAPTER
     )
-    lora_dropout: float = option(0.0, "probability of dropping an input of the adapter", minimum=0, below=1)
-    lora_targets: str | None = option(None, "regular expression of the modules to adapt (none: every linear layer)")
+    lora_dropout: float = option(
+        0.0, "probability of dropping an input of the adapter", minimum=0, below=1, read_if=_ADAPTER
+    )
+    lora_targets: str | None = option(
+        None, "regular expression of the modules to adapt (none: every linear layer)", read_if=_ADAPTER
+    )
     seed: int = option(
         0, "random seed (order of the examples, random draws)", source="open-unlearning", minimum=0, below=2**32
     )
@@ -142,7 +176,12 @@ class TrainOptions:
     logging_steps: int = option(10, "optimizer steps between two lines of the history", minimum=1)
     tensorboard: bool = option(False, "also write the history to DIR/logs; needs tensorboard")
     save_every: int | None = option(None, "optimizer steps between two checkpoints (none: no checkpoints)", minimum=1)
-    keep_checkpoints: int = option(2, "number of newest checkpoints to keep", minimum=1)
+    keep_checkpoints: int = option(
+        2,
+        "number of newest checkpoints to keep",
+        minimum=1,
+        read_if=Condition("save_every is set", lambda options: options.save_every is not None),
+    )
     eval_every: int | None = option(
         None,
         "optimizer steps between two evaluations (none: only before and after, or 10 if a metric is named)",
@@ -157,10 +196,17 @@ class TrainOptions:
         names="benchmark",
     )
     benchmark_control: str | None = option(
-        None, "control that the benchmark compares with: a model, or the directory of its evaluation", names="control"
+        None,
+        "control that the benchmark compares with: a model, or the directory of its evaluation",
+        names="control",
+        read_if=_BENCHMARK,
     )
-    benchmark_rows: int = option(40, "rows of each of the benchmark's sets, evenly spaced", minimum=1)
-    benchmark_generate: bool = option(False, "also compute the benchmark's metrics that need generated answers")
+    benchmark_rows: int = option(
+        40, "rows of each of the benchmark's sets, evenly spaced", minimum=1, read_if=_BENCHMARK
+    )
+    benchmark_generate: bool = option(
+        False, "also compute the benchmark's metrics that need generated answers", read_if=_BENCHMARK
+    )
     keep_best: str | None = option(
         None, "metric, such as gap_rouge, at whose best step the weights are saved (none: the last step)"
     )
@@ -202,8 +248,8 @@ def resolve_options(method: str, method_options: type[T], given: dict[str, Any])
         The method's options and the trainer's.
 
     Raises:
-        InputError: A name is unknown (the message proposes the nearest known one), or a value has the wrong type or is
-            out of range.
+        InputError: A name is unknown (the message proposes the nearest known one), or a value has the wrong type, is
+            out of range, or has no effect besides the other values.
     """
     given = with_present_names(given)
     own = {field.name for field in dataclasses.fields(method_options)}  # type: ignore[arg-type]
@@ -212,10 +258,31 @@ def resolve_options(method: str, method_options: type[T], given: dict[str, Any])
         if name not in own | shared:
             hint = nearest(name, sorted(own | shared)) or ";"
             raise InputError(f"{method} has no option {name!r}{hint} `unlearn methods` lists them")
-    return (
+    built = (
         _build(method_options, {name: value for name, value in given.items() if name in own}),
         _build(TrainOptions, {name: value for name, value in given.items() if name in shared}),
     )
+    for options in built:
+        refuse_idle(options, given)
+    return built
+
+
+def refuse_idle(options: Any, given: Iterable[str]) -> None:
+    """Check that every option that was set has an effect.
+
+    Args:
+        options: A dataclass of options.
+        given: Names of the options that the user set. One that has its default value is no wish, and passes.
+
+    Raises:
+        InputError: An option has no effect besides the others.
+    """
+    named = set(given)
+    for field in dataclasses.fields(options):
+        condition = field.metadata["read_if"]
+        value = getattr(options, field.name)
+        if field.name in named and value != field.default and condition is not None and not condition.holds(options):
+            raise InputError(f"`{field.name}` has no effect unless {condition.text}, got {shown(value)}. Remove it.")
 
 
 def shown(value: Any) -> str:

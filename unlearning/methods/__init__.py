@@ -20,6 +20,7 @@ from unlearning.methods.ce_u import CE_U
 from unlearning.methods.dpo import DPO
 from unlearning.methods.finetune import FINETUNE
 from unlearning.methods.ga import GA
+from unlearning.methods.ga_forget_kl import GA_FORGET_KL
 from unlearning.methods.grad_diff import GRAD_DIFF
 from unlearning.methods.idk import IDK
 from unlearning.methods.kto import KTO
@@ -37,6 +38,7 @@ from unlearning.methods.whp.method import WHP
 _ALL: tuple[AnyMethod, ...] = (
     FINETUNE,
     GA,
+    GA_FORGET_KL,
     GRAD_DIFF,
     IDK,
     DPO,

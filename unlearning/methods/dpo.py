@@ -14,18 +14,20 @@ from transformers import PreTrainedModel
 
 from unlearning.methods.method import Batch, Method, Needs
 from unlearning.methods.terms import PREFERENCE_REFERENCES, RetainLoss, preference, retain_references, retain_term
-from unlearning.options import option
+from unlearning.options import FORGETS, KEEPS, option
 
 
 @dataclass(frozen=True)
 class DPOOptions:
     """Options of DPO."""
 
-    beta: float = option(0.1, "inverse temperature of the preference loss", source="NPO 2404.05868", above=0)
+    beta: float = option(
+        0.1, "inverse temperature of the preference loss", source="NPO 2404.05868", above=0, read_if=FORGETS
+    )
     gamma: float = option(1.0, "weight of the forget loss", source="NPO 2404.05868", minimum=0)
     alpha: float = option(1.0, "weight of the retain loss (0: none)", source="NPO 2404.05868", minimum=0)
     retain_loss: RetainLoss = option(
-        "nll", "loss on retain data: nll (DPO + RT) or kl (DPO + KL)", source="NPO 2404.05868"
+        "nll", "loss on retain data: nll (DPO + RT) or kl (DPO + KL)", source="NPO 2404.05868", read_if=KEEPS
     )
 
 

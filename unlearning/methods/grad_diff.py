@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from unlearning.methods.method import Batch, Method, Needs
 from unlearning.methods.terms import RetainLoss, forget_cross_entropy, retain_references, retain_term
-from unlearning.options import option
+from unlearning.options import KEEPS, option
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,9 @@ class GradDiffOptions:
 
     gamma: float = option(1.0, "weight of the forget loss", source="TOFU 2401.06121", minimum=0)
     alpha: float = option(1.0, "weight of the retain loss (0: none)", source="TOFU 2401.06121", minimum=0)
-    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl (GA + KL)", source="TOFU 2401.06121")
+    retain_loss: RetainLoss = option(
+        "nll", "loss on retain data: nll or kl (GA + KL)", source="TOFU 2401.06121", read_if=KEEPS
+    )
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, _options: GradDiffOptions) -> Float[Tensor, ""]:

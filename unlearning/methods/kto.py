@@ -19,20 +19,24 @@ from unlearning.methods.terms import RetainLoss, retain_references, retain_term
 from unlearning.objectives import losses
 from unlearning.objectives.forward import answer_sequence_nll
 from unlearning.objectives.losses import KTOVariant
-from unlearning.options import option
+from unlearning.options import FORGETS, KEEPS, option
 
 
 @dataclass(frozen=True)
 class KTOOptions:
     """Options of KTO."""
 
-    beta: float = option(0.1, "inverse temperature of the preference loss", source="NPO 2404.05868", above=0)
+    beta: float = option(
+        0.1, "inverse temperature of the preference loss", source="NPO 2404.05868", above=0, read_if=FORGETS
+    )
     variant: KTOVariant = option(
-        "clamped", "form of the loss: clamped, or two forms of the NPO paper's code (K not clamped, not times beta)"
+        "clamped",
+        "form of the loss: clamped, or two forms of the NPO paper's code (K not clamped, not times beta)",
+        read_if=FORGETS,
     )
     gamma: float = option(1.0, "weight of the forget loss", source="NPO 2404.05868", minimum=0)
     alpha: float = option(1.0, "weight of the retain loss (0: none)", source="NPO 2404.05868", minimum=0)
-    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source="NPO 2404.05868")
+    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source="NPO 2404.05868", read_if=KEEPS)
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: KTOOptions) -> Float[Tensor, ""]:

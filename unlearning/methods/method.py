@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unlearning.common.errors import InputError
 from unlearning.data.batches import TokenBatch
 from unlearning.methods.recipe import Recipe
-from unlearning.methods.stages import Finish, Prepare
-from unlearning.objectives.combination import Combination, WeightedSum
+from unlearning.methods.stages import Finish, Prepare, Settle
+from unlearning.objectives.combination import Combination, DualAscent, WeightedSum
 
 Options = TypeVar("Options")
 
@@ -124,6 +125,8 @@ class Method(Generic[Options]):
             batch is `Batch.statistic`, for estimates that must not depend on how the step batch is split.
         trains: Return a regular expression of the parameters that the method trains; None to train all.
         resolve: Fill in options whose default depends on the model, before `needs` and the losses read them.
+        settle: Fill in options whose default depends on the data or on the length of the run; called with the reference
+            model once the data are tokenised. The values are shown before the first step and kept in the record.
         prepare: Make the training data from what the user gave (generic labels, generated answers).
         finish: Make the final weights from the trained ones.
         recipe: Settings of the trainer that the user need not give.
@@ -141,9 +144,29 @@ class Method(Generic[Options]):
     statistic: Callable[[PreTrainedModel, Batch, Options], tuple[float, float]] | None = None
     trains: Callable[[PreTrainedModel, Options], str | None] | None = None
     resolve: Callable[[PreTrainedModel, Options], Options] | None = None
+    settle: Settle | None = None
     prepare: Prepare | None = None
     finish: Finish | None = None
     recipe: Recipe = Recipe()
 
 
 AnyMethod = Method[Any]
+
+
+def check_weights(method: AnyMethod, options: Any) -> None:
+    """Check that some loss has a weight.
+
+    Args:
+        method: The method.
+        options: Its options.
+
+    Raises:
+        InputError: All weights are 0 and stay so; nothing would be trained.
+    """
+    combination = method.combination(options)
+    ascends = isinstance(combination, DualAscent) and combination.eta > 0
+    if any(combination.weights()) or ascends:
+        return
+    names = [name for name in ("gamma", "alpha", "lambda0", "eta") if hasattr(options, name)]
+    listed = " and ".join(f"`{name}`" for name in names)
+    raise InputError(f"{listed} must not all be 0 for {method.name}: nothing would be trained. Set one above 0.")

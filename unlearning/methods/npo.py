@@ -15,18 +15,20 @@ from unlearning.methods.method import Batch, Method, Needs, Reference
 from unlearning.methods.terms import RetainLoss, retain_references, retain_term
 from unlearning.objectives import losses
 from unlearning.objectives.forward import answer_sequence_nll
-from unlearning.options import option
+from unlearning.options import FORGETS, KEEPS, option
 
 
 @dataclass(frozen=True)
 class NPOOptions:
     """Options of NPO."""
 
-    beta: float = option(0.1, "inverse temperature of the preference loss", source="NPO 2404.05868", above=0)
+    beta: float = option(
+        0.1, "inverse temperature of the preference loss", source="NPO 2404.05868", above=0, read_if=FORGETS
+    )
     gamma: float = option(1.0, "weight of the forget loss", source="NPO 2404.05868", minimum=0)
     alpha: float = option(1.0, "weight of the retain loss (0: none)", source="NPO 2404.05868", minimum=0)
     retain_loss: RetainLoss = option(
-        "nll", "loss on retain data: nll (NPO + RT) or kl (NPO + KL)", source="NPO 2404.05868"
+        "nll", "loss on retain data: nll (NPO + RT) or kl (NPO + KL)", source="NPO 2404.05868", read_if=KEEPS
     )
 
 

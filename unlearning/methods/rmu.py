@@ -4,10 +4,12 @@ Loss: J = gamma F + alpha R, F = mean_{t, i} (h_ti - c u_i)^2 >= 0 over all toke
 vector), R = mean_{t, i} (h_ti - h_ti^ref)^2 >= 0 over all tokens of the retain texts; h is the block's output.
 Needs: forget data; retain data and hidden states of the reference model unless alpha = 0. Trains the down projections
 of the block and of the two before it.
-Source: The WMDP Benchmark (RMU), arXiv 2403.03218, normalised as in its code.
+Source: The WMDP Benchmark (RMU), arXiv 2403.03218, normalised as in its code; c by Adaptive RMU, arXiv 2408.06223.
 """
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,12 +19,22 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from unlearning.common.errors import InputError
+from unlearning.data.batches import Span, collate
 from unlearning.methods.method import Batch, Method, Needs, Reference
+from unlearning.methods.stages import RunFacts, Settled
 from unlearning.objectives import losses
+from unlearning.objectives.dropout import without_dropout
 from unlearning.objectives.forward import block_output, blocks, unwrapped
-from unlearning.options import option
+from unlearning.options import FORGETS, Condition, option
 
 SOURCE = "RMU 2403.03218, Zephyr-7B"
+ADAPTIVE = "Adaptive RMU 2408.06223"
+
+
+_RELATIVE = Condition(
+    "gamma is above 0 and steering_coefficient is none",
+    lambda options: options.gamma > 0 and options.steering_coefficient is None,
+)
 
 
 @dataclass(frozen=True)
@@ -31,13 +43,36 @@ class RMUOptions:
 
     The paper steers Zephyr-7B, which has 32 blocks, at block 7, a quarter of the depth. Both losses are means over
     tokens and hidden dimensions; with squared norms instead, alpha would be the same.
+
+    The paper's constant c = 6.5 belongs to Zephyr-7B; hidden states of other models have norms of 100 and more. The
+    first token of a text often has a norm many times that of the others, which would rule their mean.
     """
 
     layer: int | None = option(
         None, "block that is steered, from 0 (none: at a quarter of the depth)", source=SOURCE, minimum=0
     )
-    steering_coefficient: float = option(6.5, "norm c of the target vector", source=SOURCE, above=0)
-    steering_seed: int = option(0, "seed of the direction of the target vector", minimum=0)
+    steering_scale: float = option(
+        5.0,
+        "norm c of the target vector, in mean norms of the block's output on the forget texts",
+        source=ADAPTIVE,
+        above=0,
+        read_if=_RELATIVE,
+    )
+    massive_ratio: float | None = option(
+        4.0,
+        "leave tokens out of that mean whose norm is above this many medians (none: keep all)",
+        above=1,
+        read_if=_RELATIVE,
+    )
+    skip_first_token: bool = option(False, "leave the first token of each text out of that mean", read_if=_RELATIVE)
+    steering_coefficient: float | None = option(
+        None,
+        "norm c itself, such as the paper's 6.5 (none: steering_scale mean norms)",
+        source=SOURCE,
+        above=0,
+        read_if=FORGETS,
+    )
+    steering_seed: int = option(0, "seed of the direction of the target vector", minimum=0, read_if=FORGETS)
     gamma: float = option(1.0, "weight of the forget loss", source=SOURCE, minimum=0)
     alpha: float = option(1200.0, "weight of the retain loss (0: none)", source=SOURCE, minimum=0)
 
@@ -82,9 +117,106 @@ def with_layer(model: PreTrainedModel, options: RMUOptions) -> RMUOptions:
     return replace(options, layer=steered_layer(model, options.layer))
 
 
+@dataclass(frozen=True)
+class Norms:
+    """Norms of a block's output at the tokens of the forget texts.
+
+    Attributes:
+        mean: Mean over the tokens that count.
+        tokens: Number of these tokens.
+        left_out: Number of the other tokens.
+        largest: Largest norm of all tokens.
+    """
+
+    mean: float
+    tokens: int
+    left_out: int
+    largest: float
+
+
+@torch.no_grad()
+def output_norms(
+    model: PreTrainedModel,
+    spans: Sequence[Span],
+    layer: int,
+    *,
+    batch_size: int,
+    massive_ratio: float | None = None,
+    skip_first_token: bool = False,
+) -> Norms:
+    """Measure the norms of a block's output, without padding and without dropout.
+
+    Args:
+        model: The model.
+        spans: The texts.
+        layer: Index of the block, from 0.
+        batch_size: Texts per batch.
+        massive_ratio: Leave out tokens whose norm is above this many medians of the tokens that count; None keeps all.
+        skip_first_token: Leave out the first token of each text.
+
+    Returns:
+        The norms, computed in float64.
+
+    Raises:
+        InputError: No token is left, or the mean is not a positive number.
+    """
+    norms, firsts = [], []
+    with without_dropout(model):
+        for start in range(0, len(spans), batch_size):
+            batch = collate(spans[start : start + batch_size]).to(model.device)
+            norms.append(block_output(model, batch, layer).double().norm(dim=-1).cpu())
+            firsts += [place == 0 for span in spans[start : start + batch_size] for place in range(len(span.input_ids))]
+    every = torch.cat(norms)
+    kept = every[~torch.tensor(firsts)] if skip_first_token else every
+    if not len(kept):
+        raise InputError("`skip_first_token` leaves no token: every forget text is one token long. Set it to false.")
+    if massive_ratio is not None:
+        kept = kept[kept <= massive_ratio * kept.median()]
+    mean = kept.mean().item()
+    if not 0 < mean < math.inf:
+        raise InputError(
+            f"`layer` {layer} has outputs of mean norm {mean:g}, which gives RMU no target. Choose another `layer`, or "
+            "set `steering_coefficient`."
+        )
+    return Norms(mean, len(kept), len(every) - len(kept), every.max().item())
+
+
+def with_coefficient(model: PreTrainedModel, facts: RunFacts, options: RMUOptions) -> Settled:
+    """Return the options with the norm c of the target vector, and what it is a multiple of.
+
+    Args:
+        model: The model before training.
+        facts: The forget texts.
+        options: RMU's options.
+
+    Returns:
+        The options, a note of the norms, and a line that says c beside the mean norm.
+    """
+    if not options.gamma:
+        return Settled(options)
+    layer = steered_layer(model, options.layer)
+    norms = output_norms(
+        model,
+        facts.forget,
+        layer,
+        batch_size=facts.batch_size,
+        massive_ratio=options.massive_ratio,
+        skip_first_token=options.skip_first_token,
+    )
+    coefficient = options.steering_coefficient or options.steering_scale * norms.mean
+    note = {"coefficient": coefficient, "mean_norm": norms.mean, "tokens": norms.tokens, "left_out": norms.left_out}
+    line = (
+        f"steering to norm {coefficient:.4g}, {coefficient / norms.mean:.3g} times the mean norm {norms.mean:.4g} of "
+        f"block {layer}'s output at {norms.tokens} forget tokens ({norms.left_out} left out; the largest norm is "
+        f"{norms.largest:.4g})"
+    )
+    return Settled(replace(options, steering_coefficient=coefficient), {"steering": note}, [line])
+
+
 def forget_loss(model: PreTrainedModel, batch: Batch, options: RMUOptions) -> Float[Tensor, ""]:
     """Compute F = mean_{t, i} (h_ti - c u_i)^2 >= 0 over all tokens of the forget texts, prompts included."""
     assert batch.forget is not None
+    assert options.steering_coefficient is not None  # `with_coefficient` fills it in
     hidden = block_output(model, batch.forget, steered_layer(model, options.layer))
     target = options.steering_coefficient * steering_vector(hidden.shape[-1], options.steering_seed)
     return losses.rmu(hidden, target.to(hidden.device), n_positions=batch.step_batch.forget_positions)
@@ -168,4 +300,5 @@ RMU = Method(
     retain_loss=retain_loss,
     trains=trained_parameters,
     resolve=with_layer,
+    settle=with_coefficient,
 )

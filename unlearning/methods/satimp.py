@@ -15,7 +15,7 @@ from unlearning.methods.method import Batch, Method, Needs
 from unlearning.methods.terms import RetainLoss, retain_references, retain_term
 from unlearning.objectives import losses
 from unlearning.objectives.forward import answer_nll
-from unlearning.options import option
+from unlearning.options import FORGETS, KEEPS, option
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,18 @@ class SatImpOptions:
     """Options of SatImp; the forget loss weighs ten times as much as the retain loss."""
 
     beta1: float = option(
-        5.0, "power of p in the weight of a token (saturation)", source="SatImp 2505.11953", minimum=0
+        5.0, "power of p in the weight of a token (saturation)", source="SatImp 2505.11953", minimum=0, read_if=FORGETS
     )
     beta2: float = option(
-        1.0, "power of 1 - p in the weight of a token (importance)", source="SatImp 2505.11953", minimum=0
+        1.0,
+        "power of 1 - p in the weight of a token (importance)",
+        source="SatImp 2505.11953",
+        minimum=0,
+        read_if=FORGETS,
     )
     gamma: float = option(1.0, "weight of the forget loss", source="SatImp 2505.11953", minimum=0)
     alpha: float = option(0.1, "weight of the retain loss (0: none)", source="SatImp 2505.11953", minimum=0)
-    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source="open-unlearning")
+    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source="open-unlearning", read_if=KEEPS)
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: SatImpOptions) -> Float[Tensor, ""]:

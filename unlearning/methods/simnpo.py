@@ -15,7 +15,7 @@ from unlearning.methods.method import Batch, Method, Needs
 from unlearning.methods.terms import RetainLoss, retain_references, retain_term
 from unlearning.objectives import losses
 from unlearning.objectives.forward import answer_logits
-from unlearning.options import option
+from unlearning.options import FORGETS, KEEPS, option
 
 SOURCE = "SimNPO 2410.07163, TOFU forget10"
 
@@ -28,11 +28,13 @@ class SimNPOOptions:
     alpha 0.1.
     """
 
-    beta: float = option(4.5, "inverse temperature of the preference loss", source=SOURCE, above=0)
-    delta: float = option(0.0, "margin in nats per token (the paper's gamma is beta times delta)", source=SOURCE)
+    beta: float = option(4.5, "inverse temperature of the preference loss", source=SOURCE, above=0, read_if=FORGETS)
+    delta: float = option(
+        0.0, "margin in nats per token (the paper's gamma is beta times delta)", source=SOURCE, read_if=FORGETS
+    )
     gamma: float = option(0.125, "weight of the forget loss", source=SOURCE, minimum=0)
     alpha: float = option(1.0, "weight of the retain loss (0: none)", source=SOURCE, minimum=0)
-    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source=SOURCE)
+    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source=SOURCE, read_if=KEEPS)
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: SimNPOOptions) -> Float[Tensor, ""]:

@@ -1,11 +1,11 @@
 """Stages before and after the training steps, for methods that are more than a loss.
 
-`prepare` makes the training data (generic labels, generated answers); `finish` makes the final weights from the trained
-ones.
+`settle` chooses options from the data and the length of the run; `prepare` makes the training data (generic labels,
+generated answers); `finish` makes the final weights from the trained ones.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,51 @@ class PreparedData:
         alternates: Alternate answers to each forget prompt.
         forget: The tokenised forget set.
         notes: Counts and remarks by name, stored in the run's record.
+        said: Lines that a person reads before the first step.
     """
 
     alternates: Sequence[Sequence[str]] | None = None
     forget: Sequence[Span] | None = None
     notes: dict[str, Any] | None = None
+    said: Sequence[str] = ()
 
 
 Prepare = Callable[[PreparationInputs, Any], PreparedData]
 """Make the training data from the inputs and the method's options."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a run before its first step.
+
+    Attributes:
+        forget: The tokenised forget set.
+        steps: Number of optimizer steps of the whole run.
+        batch_size: Sequences per batch.
+    """
+
+    forget: Sequence[Span]
+    steps: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Options that a method settled before the first step.
+
+    Attributes:
+        options: The method's options, filled in.
+        notes: Remarks by name, stored in the run's record.
+        said: Lines that a person reads before the first step.
+    """
+
+    options: Any
+    notes: dict[str, Any] = field(default_factory=dict)
+    said: Sequence[str] = ()
+
+
+Settle = Callable[[PreTrainedModel, RunFacts, Any], Settled]
+"""Fill in options from the reference model, the facts of the run and the method's options."""
 
 Finish = Callable[[PreTrainedModel, PreTrainedModel, Any], None]
 """Change the trained model's weights in place; arguments: trained model, reference model, the method's options."""

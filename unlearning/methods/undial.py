@@ -15,7 +15,7 @@ from unlearning.methods.method import Batch, Method, Needs, Reference
 from unlearning.methods.terms import RetainLoss, retain_references, retain_term
 from unlearning.objectives import losses
 from unlearning.objectives.forward import answer_logits
-from unlearning.options import option
+from unlearning.options import FORGETS, KEEPS, option
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,15 @@ class UNDIALOptions:
     """
 
     beta: float = option(
-        10.0, "amount by which the logit of the forget token is lowered", source="UNDIAL 2402.10052", minimum=0
+        10.0,
+        "amount by which the logit of the forget token is lowered",
+        source="UNDIAL 2402.10052",
+        minimum=0,
+        read_if=FORGETS,
     )
     gamma: float = option(1.0, "weight of the forget loss", source="UNDIAL 2402.10052", minimum=0)
     alpha: float = option(0.0, "weight of the retain loss (0: none)", source="UNDIAL 2402.10052", minimum=0)
-    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl")
+    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", read_if=KEEPS)
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: UNDIALOptions) -> Float[Tensor, ""]:

@@ -15,17 +15,19 @@ from unlearning.methods.method import Batch, Method, Needs
 from unlearning.methods.terms import RetainLoss, retain_references, retain_term
 from unlearning.objectives import losses
 from unlearning.objectives.forward import answer_nll
-from unlearning.options import option
+from unlearning.options import FORGETS, KEEPS, option
 
 
 @dataclass(frozen=True)
 class WGAOptions:
     """Options of WGA."""
 
-    beta: float = option(1.0, "power of p in the weight of a token (0: grad_diff)", source="WGA 2502.19301", minimum=0)
+    beta: float = option(
+        1.0, "power of p in the weight of a token (0: grad_diff)", source="WGA 2502.19301", minimum=0, read_if=FORGETS
+    )
     gamma: float = option(1.0, "weight of the forget loss", source="open-unlearning", minimum=0)
     alpha: float = option(1.0, "weight of the retain loss (0: none)", source="open-unlearning", minimum=0)
-    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source="open-unlearning")
+    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source="open-unlearning", read_if=KEEPS)
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: WGAOptions) -> Float[Tensor, ""]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from unlearning.objectives.bilevel import Clamp, Scope
+from unlearning.objectives.bilevel import Clamp, First, Scope
 
 
 class Combination(Protocol):
@@ -105,12 +105,13 @@ class DualAscent:
 
 @dataclass(frozen=True)
 class Bilevel:
-    """Forget first: remove the retain gradient's component along the forget gradient (`unlearning.objectives.bilevel`).
+    """One loss first: remove the other gradient's component along its gradient (`unlearning.objectives.bilevel`).
 
     The two gradients are accumulated separately over the whole step batch and combined once; both losses have weight 1.
 
     Attributes:
-        gamma: Multiple of the forget gradient that every step keeps.
+        gamma: Multiple of the first gradient that every step keeps.
+        first: The gradient to which the other one yields.
         scope: Parameters whose gradients form one vector: "global" (all), "layer" or "tensor".
         clamp: "none", "nonnegative" or "pcgrad".
 
@@ -118,6 +119,7 @@ class Bilevel:
     """
 
     gamma: float
+    first: First = "forget"
     scope: Scope = "global"
     clamp: Clamp = "none"
 

@@ -16,7 +16,7 @@ from unlearning.checkpoints.save import write_tokenizer
 from unlearning.common.context import context_of
 from unlearning.common.errors import InputError
 from unlearning.methods.recipe import with_recipe
-from unlearning.methods.stages import PreparationInputs
+from unlearning.methods.stages import PreparationInputs, PreparedData, RunFacts, Settled
 from unlearning.objectives.forward import unwrapped
 from unlearning.options import shown
 from unlearning.training.arguments import (
@@ -79,7 +79,9 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     if options.precision == "bfloat16":
         model.bfloat16()
     model.to(job.device)  # type: ignore[arg-type]
-    encoded = _encoded(job, loaded, inputs, state)
+    prepared = _prepared(job, loaded, inputs, state)
+    limit = options.max_length or context_of(model)
+    encoded = encode_inputs(inputs, prepared, job.needs, options, loaded.tokenizer, model, limit)
     job = replace(
         job,
         options=with_recipe(
@@ -94,8 +96,13 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     bar = ProgressBar(job.method.name, show=job.progress and state.is_main_process)
     if options.tune:
         job = tuned(job, loaded, inputs, encoded, directory, bar.say)
+    settled = _settled(job, model, encoded, state)
+    job = replace(job, method_options=settled.options, needs=job.method.needs(settled.options))
+    encoded = replace(encoded, notes={**encoded.notes, **settled.notes})
     values = {**asdict(job.method_options), **asdict(job.options)}
     bar.say(" ".join(f"{name}={shown(value)}" for name, value in values.items() if value is not None))
+    for line in (*(prepared.said if prepared else ()), *settled.said):
+        bar.say(line)
     # The parent switches it off, and the configuration is saved with the model; the first GPT has no such field.
     use_cache = getattr(model.config, "use_cache", None)
     try:
@@ -132,27 +139,38 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     return Outcome(model, write, _record(job, encoded, trainer, evaluation))
 
 
-def _encoded(job: Job, loaded: LoadedModel, inputs: Inputs, state: PartialState) -> EncodedInputs:
-    """Return the tokenised data, after the method's `prepare` stage."""
+def _prepared(job: Job, loaded: LoadedModel, inputs: Inputs, state: PartialState) -> PreparedData | None:
+    """Return the data that the method makes; None for a method without a `prepare` stage."""
+    if job.method.prepare is None:
+        return None
     options = job.options
-    limit = options.max_length or context_of(loaded.model)
-    prepared = None
-    if job.method.prepare is not None:
-        stage = PreparationInputs(
-            model=loaded.model,
-            tokenizer=loaded.tokenizer,
-            forget=inputs.forget or [],
-            alternates=inputs.alternates,
-            max_length=limit,
-            training=options,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            output_dir=job.output_dir,
-            progress=job.progress and state.is_main_process,
-            train=job.train,
-        )
-        prepared = _broadcast(job.method.prepare(stage, job.method_options), state)
-    return encode_inputs(inputs, prepared, job.needs, options, loaded.tokenizer, loaded.model, limit)
+    stage = PreparationInputs(
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        forget=inputs.forget or [],
+        alternates=inputs.alternates,
+        max_length=options.max_length or context_of(loaded.model),
+        training=options,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        output_dir=job.output_dir,
+        progress=job.progress and state.is_main_process,
+        train=job.train,
+    )
+    return _broadcast(job.method.prepare(stage, job.method_options), state)
+
+
+def _settled(job: Job, model: PreTrainedModel, encoded: EncodedInputs, state: PartialState) -> Settled:
+    """Return the method's options, with those that depend on the data and on the length of the run filled in."""
+    if job.method.settle is None:
+        return Settled(job.method_options)
+    options = job.options
+    facts = RunFacts(
+        forget=encoded.spans["forget"],
+        steps=planned_steps(options, encoded.n_items, state.num_processes),
+        batch_size=options.batch_size,
+    )
+    return _broadcast(job.method.settle(model, facts, job.method_options), state)
 
 
 def _trainer(

@@ -18,6 +18,7 @@ from unlearning.checkpoints.locate import RECORD, check_files, locate_checkpoint
 from unlearning.checkpoints.quantized import check_plain
 from unlearning.common.errors import InputError, naming
 from unlearning.methods import get_method
+from unlearning.methods.method import check_weights
 from unlearning.objectives.combination import Bilevel
 from unlearning.options import TrainOptions, resolve_options
 from unlearning.training.arguments import check_launch, resolve_device
@@ -131,6 +132,7 @@ def train(
     given = GivenData(forget, retain, alternates)
     chosen = get_method(method)
     method_options, train_options = resolve_options(method, chosen.options, options)
+    check_weights(chosen, method_options)
     resolved = {**asdict(method_options), **asdict(train_options)}
     job = Job(
         method=chosen,
@@ -148,6 +150,11 @@ def train(
     check_needs(chosen, job.needs, given)
     if train_options.tune:
         check_tunable(chosen)
+    if train_options.lora_dropout and job.needs.references:
+        raise InputError(
+            f"`lora_dropout` has no effect with {method}, which compares the model with its start and trains without "
+            "dropout. Remove it."
+        )
     _check_keeping(job)
     name = str(model.name_or_path if isinstance(model, PreTrainedModel) else model)
     if train_options.lora_rank and job.output_dir is not None and not name:

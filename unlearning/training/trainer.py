@@ -32,7 +32,8 @@ from unlearning.common.errors import InputError
 from unlearning.data.order import StepPlan, StepSampler
 from unlearning.methods.method import AnyMethod, Batch, StepBatch
 from unlearning.objectives.bilevel import combine
-from unlearning.objectives.combination import Bilevel
+from unlearning.objectives.combination import Bilevel, DualAscent
+from unlearning.objectives.dropout import without_dropout
 from unlearning.objectives.forward import unwrapped
 from unlearning.objectives.gradients import GradientAccumulator, put, sum_over_ranks
 from unlearning.options import TrainOptions
@@ -51,7 +52,7 @@ class _Pass:
 
     Attributes:
         name: "forget" or "retain".
-        weight: Weight of the loss.
+        weight: Weight of the loss; a loss of weight 0 is computed without its gradient.
         loss: The method's loss.
         batches: This process's micro-batches, each with the indices of its examples.
         n_batches: Number of micro-batches.
@@ -94,6 +95,7 @@ class UnlearningTrainer(Trainer):
         self.method = method
         self.method_options = method_options
         self.combination = method.combination(method_options)
+        self.compares = bool(method.needs(method_options).references)
         self.training_set = training_set
         self.batch_size = options.batch_size
         self.step_batch_size = step_batch_size(options, args.world_size)
@@ -162,6 +164,10 @@ class UnlearningTrainer(Trainer):
             The weighted sum of the two losses over the step batch.
         """
         model.train()
+        with without_dropout(model) if self.compares else contextlib.nullcontext():
+            return self._optimizer_step(model, inputs)
+
+    def _optimizer_step(self, model: torch.nn.Module, inputs: Any) -> Float[Tensor, ""]:
         bilevel = self.combination if isinstance(self.combination, Bilevel) else None
         accumulator = self._accumulator(model) if bilevel else None
         passes = self._passes(model, inputs)
@@ -169,9 +175,10 @@ class UnlearningTrainer(Trainer):
         self._read = [pairs[item][0] for item in inputs.main] if pairs else inputs.main
         values: dict[str, float] = {}
         apart: list[list[Tensor]] = []
-        for part in passes:
+        last = max((place for place, part in enumerate(passes) if part.weight), default=None)
+        for place, part in enumerate(passes):
             # Gradients are reduced across processes once per step: in the last backward pass, or when combined.
-            reduce_at = part.n_batches if part is passes[-1] and not bilevel else 0
+            reduce_at = part.n_batches if place == last and not bilevel else 0
             values[part.name] = self._backward(model, part, reduce_at, accumulator)
             if accumulator:
                 apart.append(accumulator.take())
@@ -185,7 +192,7 @@ class UnlearningTrainer(Trainer):
         return torch.tensor(total, dtype=torch.float32, device=self.args.device)
 
     def _passes(self, model: torch.nn.Module, plan: StepPlan) -> list["_Pass"]:
-        """Return the losses whose weight is not 0, forget first.
+        """Return the losses whose weight is not 0, forget first; a multiplier needs its loss at any weight.
 
         The passes run one after the other, so that only one graph is in memory.
         """
@@ -197,7 +204,8 @@ class UnlearningTrainer(Trainer):
             statistic = self._statistic(model, plan, step_batch)
             batches = data.forget_batches(plan, step_batch, device, statistic)
             passes.append(_Pass("forget", gamma, self.method.forget_loss, batches, len(plan.main_batches)))
-        if self.method.retain_loss is not None and data.retain and alpha:
+        learns = isinstance(self.combination, DualAscent)
+        if self.method.retain_loss is not None and data.retain and (alpha or learns):
             n_batches = len(plan.retain_batches if data.pairs else plan.main_batches)
             batches = data.retain_batches(plan, step_batch, device)
             passes.append(_Pass("retain", alpha, self.method.retain_loss, batches, n_batches))
@@ -206,7 +214,7 @@ class UnlearningTrainer(Trainer):
     def _backward(
         self, model: torch.nn.Module, part: "_Pass", reduce_at: int, accumulator: GradientAccumulator | None
     ) -> float:
-        """Run forward and backward over all micro-batches of a loss.
+        """Run forward and backward over all micro-batches of a loss; forward alone if its weight is 0.
 
         Args:
             model: The model, in its data-parallel wrapper.
@@ -220,6 +228,11 @@ class UnlearningTrainer(Trainer):
         """
         shares: list[tuple[Float[Tensor, ""], list[int]]] = []
         for batch, indices in part.batches:  # `enumerate` would keep a reference to the batch
+            if not part.weight:
+                with torch.no_grad():
+                    value = part.loss(model, batch, self.method_options)
+                shares.append((value.double() * (1 if indices else 0), indices))
+                continue
             with contextlib.nullcontext() if len(shares) + 1 == reduce_at else self._not_reduced(model):
                 value = part.loss(model, batch, self.method_options)
                 del batch  # so that reference logits are freed as soon as the backward pass has used them
@@ -278,6 +291,7 @@ class UnlearningTrainer(Trainer):
             retain,
             names=self.trained_names,
             gamma=combination.gamma,
+            first=combination.first,
             scope=combination.scope,
             clamp=combination.clamp,
         )

@@ -1,5 +1,6 @@
 """Every method's two losses against plain formulas, token by token and without padding."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import fields
@@ -118,14 +119,15 @@ def slow_idk(model: LlamaForCausalLM, spans: list[Any]) -> Tensor:
     return torch.stack(tokens(model, spans)).sum() / (n_answer(DATA.alternate) + n_answer(DATA.retain))
 
 
-def slow_kl(model: LlamaForCausalLM, data: Data) -> Tensor:
-    pairs = [(slow_logits(model, span), slow_logits(START, span).detach()) for span in data.retain]
+def slow_kl(model: LlamaForCausalLM, spans: list[Any]) -> Tensor:
+    pairs = [(slow_logits(model, span), slow_logits(START, span).detach()) for span in spans]
     rows = [(p, q) for ours, theirs in pairs for p, q in zip(ours.softmax(-1), theirs.softmax(-1), strict=True)]
     return mean([(q * (torch.log(q) - torch.log(p))).sum() for p, q in rows])
 
 
 SLOW: dict[str, Callable[[LlamaForCausalLM, Data, Any], Tensor]] = {
     "ga": lambda model, data, _: -mean(tokens(model, data.forget)),
+    "ga_forget_kl": lambda model, data, o: o.kl_weight * slow_kl(model, data.forget) - mean(tokens(model, data.forget)),
     "grad_diff": lambda model, data, _: -mean(tokens(model, data.forget)),
     "idk": lambda model, data, _: slow_idk(model, data.alternate),
     "dpo": lambda model, data, o: slow_dpo(model, data, o.beta),
@@ -141,10 +143,14 @@ SLOW: dict[str, Callable[[LlamaForCausalLM, Data, Any], Tensor]] = {
 }
 KL = ["grad_diff", "dpo", "npo", "kto", "simnpo", "undial", "wga", "satimp"]
 
+SETTLED: dict[str, dict[str, Any]] = {"rmu": {"steering_coefficient": 6.5}}
+"""What a run settles from the data before its first step."""
+
 # Every method as it comes, and what else its options can mean.
 CASES: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in SLOW),
+    *((name, SETTLED.get(name, {})) for name in SLOW),
     *((name, {"retain_loss": "kl", "alpha": 0.5}) for name in KL),
+    ("ga_forget_kl", {"kl_weight": 3.0}),
     ("kto", {"variant": "kto_sigmoid", "beta": 0.7}),
     ("kto", {"variant": "kto_logsigmoid", "beta": 0.7}),
     ("simnpo", {"beta": 0.7, "delta": 1.5}),
@@ -162,7 +168,7 @@ def slow_retain(name: str, model: LlamaForCausalLM, options: Any) -> Tensor | No
     if name == "idk":
         return slow_idk(model, DATA.retain)
     if getattr(options, "retain_loss", "nll") == "kl":
-        return slow_kl(model, DATA)
+        return slow_kl(model, DATA.retain)
     return mean(tokens(model, DATA.retain))
 
 
@@ -189,7 +195,11 @@ def test_losses_and_gradients_equal_plain_formulas(name: str, given_options: dic
 
 @pytest.mark.parametrize(
     ("name", "given_options"),
-    [*((name, {}) for name in SLOW), ("npo", {"retain_loss": "kl"}), ("kto", {"variant": "kto_sigmoid"})],
+    [
+        *((name, SETTLED.get(name, {})) for name in SLOW),
+        ("npo", {"retain_loss": "kl"}),
+        ("kto", {"variant": "kto_sigmoid"}),
+    ],
 )
 @given(
     order=st.permutations(range(3)),
@@ -231,7 +241,7 @@ def test_preferences_begin_at_two_over_beta_log_two(name: str, value: float) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "given_options"), [("rmu", {}), *((name, {"retain_loss": "kl", "alpha": 1.0}) for name in KL)]
+    ("name", "given_options"), [("rmu", SETTLED["rmu"]), *((name, {"retain_loss": "kl", "alpha": 1.0}) for name in KL)]
 )
 @torch.no_grad()
 def test_what_is_kept_is_at_its_minimum_at_the_start(name: str, given_options: dict[str, Any]) -> None:
@@ -241,6 +251,19 @@ def test_what_is_kept_is_at_its_minimum_at_the_start(name: str, given_options: d
     assert at_start is not None and later is not None
     assert at_start.item() == pytest.approx(0, abs=1e-12)
     assert later > 1e-3
+
+
+def test_ga_with_forget_kl_begins_as_ga() -> None:
+    """The divergence and its gradient are 0 at the start, whatever its weight; without the weight it is ga anywhere."""
+    for start, weight in ((START, 7.0), (MODEL, 0.0)):
+        gradients = []
+        for name, options in (("ga", {}), ("ga_forget_kl", {"kl_weight": weight})):
+            method, model = METHODS[name], copy.deepcopy(start)
+            forget, _ = losses_of(method, method.options(**options), DATA, model=model)
+            assert forget is not None
+            forget.backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        torch.testing.assert_close(*gradients, atol=1e-10, rtol=1e-7)
 
 
 @torch.no_grad()
@@ -299,14 +322,14 @@ def test_weights_are_left_to_the_combination(name: str) -> None:
     method = METHODS[name]
     names = {field.name for field in fields(method.options)}
     given_options = {key: value for key, value in (("gamma", 0.3), ("alpha", 7.0)) if key in names}
-    options = method.options(**given_options)
+    options = method.options(**given_options, **SETTLED.get(name, {}))
     if name != "pdu":
         assert method.combination(options) == WeightedSum(
             given_options.get("gamma", 1.0), given_options.get("alpha", 1.0)
         )
     with torch.no_grad():
         forget, _ = losses_of(method, options, DATA)
-        plain, _ = losses_of(method, method.options(), DATA)
+        plain, _ = losses_of(method, method.options(**SETTLED.get(name, {})), DATA)
     assert forget is not None and plain is not None
     assert torch.equal(forget, plain)
 

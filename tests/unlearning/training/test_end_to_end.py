@@ -44,12 +44,13 @@ class Case:
 STOPPED: dict[str, Any] = {"stop_when": "forget_probability<0.5"}
 CASES = {
     "ga": Case({"learning_rate": 2e-3, "max_steps": 10, **STOPPED}, forget=0.7, retain=None),
+    "ga_forget_kl": Case({"learning_rate": 2e-3, "max_steps": 10, **STOPPED}, forget=0.7, retain=None),
     "grad_diff": Case({"learning_rate": 3e-3, "max_steps": 12, "alpha": 2}),
     "idk": Case({"learning_rate": 4e-3, "max_steps": 20}),
     "dpo": Case({"learning_rate": 6e-3, "max_steps": 18, "beta": 0.01}, forget=0.3),
     "altpo": Case(
         {"learning_rate": 5e-3, "max_steps": 14, "beta": 0.02, "alpha": 4, "samples": 1}
-        | {"max_new_tokens": 4, "temperature": 3}
+        | {"max_new_tokens": 4, "temperature": 3, "alternate_template": "{prompt}"}
     ),
     "npo": Case({"learning_rate": 4e-3, "max_steps": 14, "beta": 1, "alpha": 3}),
     "kto": Case({"learning_rate": 4e-3, "max_steps": 12, "alpha": 2}, forget=0.4),

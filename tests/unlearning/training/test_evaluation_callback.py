@@ -189,13 +189,15 @@ def test_metrics_are_of_evenly_spaced_examples(model_dir: Path) -> None:
 def test_evaluating_changes_no_number_of_the_training(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """Not the dropout's, not the lines of the history, wherever an evaluation falls on one."""
     settings = {**SHARED, "logging_steps": 3, "learning_rate": 1e-3, "max_steps": 7}
-    plain = train("npo", model=with_dropout(), tokenizer=tokenizer, **settings)
+    plain = train("grad_diff", model=with_dropout(), tokenizer=tokenizer, **settings)
     asked = {"eval_every": 1, "keep_best": "gap_rouge", "stop_when": "forget_nll>1000", "save_every": 3}
-    watched = train("npo", model=with_dropout(), tokenizer=tokenizer, output_dir=tmp_path / "w", **settings, **asked)
+    watched = train(
+        "grad_diff", model=with_dropout(), tokenizer=tokenizer, output_dir=tmp_path / "w", **settings, **asked
+    )
     assert steps_of(watched) == list(range(8))
     assert watched.history == plain.history
     assert [line["step"] for line in plain.history] == [1, 3, 6, 7]
-    last = train("npo", model=with_dropout(), tokenizer=tokenizer, **settings, **{"eval_every": 1}).model
+    last = train("grad_diff", model=with_dropout(), tokenizer=tokenizer, **settings, **{"eval_every": 1}).model
     torch.testing.assert_close(flat_weights(last), flat_weights(plain.model), atol=0, rtol=0)
 
 
