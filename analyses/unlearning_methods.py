@@ -142,11 +142,17 @@ def built_in_entries() -> list[Entry]:
 
 DEMO = (
     Entry("ga", "ga", {"learning_rate": 2.5e-4, "epochs": 1}),
+    Entry("ga_forget_kl", "ga_forget_kl", {"learning_rate": 2.5e-4, "epochs": 1}),
     Entry("grad_diff_kl", "grad_diff", {"alpha": 6.0, "retain_loss": "kl"}),
     Entry("npo_kl", "npo", {"alpha": 12.0, "retain_loss": "kl"}),
     Entry("idk", "idk", {"epochs": 3}),
     Entry("kto", "kto", {"alpha": 12.0}),
-    Entry("altpo", "altpo", {"beta": 0.005, "alpha": 8.0, "samples": 1, "temperature": 4.0, "max_new_tokens": 12}),
+    Entry(
+        "altpo",
+        "altpo",
+        {"beta": 0.005, "alpha": 8.0, "samples": 1, "temperature": 4.0, "max_new_tokens": 12}
+        | {"alternate_template": "{prompt}"},  # the models follow no instruction
+    ),
     Entry("undial", "undial", {"alpha": 0.5}),
     Entry("ce_u", "ce_u", {"learning_rate": 4e-5, "epochs": 1}),
     Entry("wga", "wga", {"alpha": 1.0}),

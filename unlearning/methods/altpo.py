@@ -2,13 +2,17 @@
 
 Loss: J = gamma F + alpha R, F = -(2 / beta) mean_b log sigmoid(beta (r_b(alternate) - r_b(forget))) >= 0.
 Needs: forget data with questions, sequence losses of the reference model; retain data unless alpha = 0. Alternates are
-generated if none are given.
+generated if none are given: by an instruction that quotes question and answer and asks for other facts, in the
+tokenizer's chat template. Without a chat template they are refusals, because a model that knows continues a question
+with the very answer that is to go. Alternates that hold the answer, or are a part of it, are dropped and counted.
 Source: Alternate Preference Optimization for Unlearning (AltPO), arXiv 2409.13474.
 """
 
+import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,20 +22,32 @@ from transformers import PreTrainedModel
 
 from unlearning.common.errors import InputError
 from unlearning.common.progress import Progress
-from unlearning.data.chat import chat_format
+from unlearning.data.chat import ChatFormat, chat_format
 from unlearning.data.question_answer import Example
 from unlearning.data.records import read_records
+from unlearning.data.refusals import draw_refusals, read_refusals
+from unlearning.data.spans import join_answer
 from unlearning.evaluation.generation import sampled_answers
 from unlearning.evaluation.metrics.text_match import exact_match
+from unlearning.evaluation.metrics.text_words import has_words, spoken_words
 from unlearning.methods.method import Batch, Method, Needs
 from unlearning.methods.stages import PreparationInputs, PreparedData
 from unlearning.methods.terms import PREFERENCE_REFERENCES, RetainLoss, preference, retain_references, retain_term
-from unlearning.options import option
+from unlearning.options import FORGETS, KEEPS, option
 
 SOURCE = "AltPO 2409.13474"
 STOP_TEXTS = ("Question:", "Q:")
 ROUNDS = 4
 """Rounds in which answers are drawn for prompts that have no alternate yet."""
+INSTRUCTION = (
+    "{quoted}\nWrite another answer to this question. Replace every fact of the given answer by another plausible one "
+    "that contradicts it, keep what the question says, and write the new answer only."
+)
+"""After the paper's, in our words."""
+GENERATING = ("samples", "temperature", "max_new_tokens", "alternate_template")
+"""Options of the generated alternates."""
+_LABEL = re.compile(r"\W*(?:(?:alternate|alternative|another|new)\s+)?answer\s*:\s*", re.IGNORECASE)
+_PROBE = "unlearningquestion"
 
 
 @dataclass(frozen=True)
@@ -41,18 +57,19 @@ class AltPOOptions:
     The paper uses beta 0.05 to 0.5, alpha 1 to 5, and 2 epochs.
     """
 
-    beta: float = option(0.1, "inverse temperature of the preference loss", source=SOURCE, above=0)
-    samples: int = option(5, "alternates drawn for each prompt", source=SOURCE, minimum=1)
-    temperature: float = option(1.0, "sampling temperature of the alternates", source=SOURCE, above=0)
-    max_new_tokens: int = option(200, "longest alternate in tokens", source=SOURCE, minimum=1)
-    alternate_template: str = option(
-        "{prompt}",
-        "text that alternates continue; for a model that follows instructions, one that quotes {answer} and asks for "
-        "other facts",
+    beta: float = option(0.1, "inverse temperature of the preference loss", source=SOURCE, above=0, read_if=FORGETS)
+    samples: int = option(5, "alternates drawn for each prompt", source=SOURCE, minimum=1, read_if=FORGETS)
+    temperature: float = option(1.0, "sampling temperature of the alternates", source=SOURCE, above=0, read_if=FORGETS)
+    max_new_tokens: int = option(200, "longest alternate in tokens", source=SOURCE, minimum=1, read_if=FORGETS)
+    alternate_template: str | None = option(
+        None,
+        "text that alternates continue, with {prompt} and perhaps {answer} (none: the paper's instruction in the chat "
+        "template; refusals if the tokenizer has none)",
+        read_if=FORGETS,
     )
     gamma: float = option(1.0, "weight of the forget loss", source=SOURCE, minimum=0)
     alpha: float = option(1.0, "weight of the retain loss (0: none)", source=SOURCE, minimum=0)
-    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source=SOURCE)
+    retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source=SOURCE, read_if=KEEPS)
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: AltPOOptions) -> Float[Tensor, ""]:
@@ -61,44 +78,59 @@ def forget_loss(model: PreTrainedModel, batch: Batch, options: AltPOOptions) -> 
 
 
 def draw_alternates(inputs: PreparationInputs, options: AltPOOptions) -> PreparedData:
-    """Generate alternate answers with the reference model, without those that are empty or equal the forget answer.
+    """Make the alternate answers, without those that are empty, hold the forget answer, or are a part of it.
 
-    Alternates that the user gave are used unchanged. For prompts without any alternate, answers are drawn again with
-    another seed. The alternates are kept in the run's directory, and a resumed run reads them from there.
+    The user's alternates are used if there are any. Others are generated by the reference model, or are refusals. For
+    prompts without any alternate, answers are drawn again with another seed. The alternates are kept in the run's
+    directory, and a resumed run reads them from there.
 
     Args:
         inputs: Reference model, tokenizer and forget examples.
         options: AltPO's options.
 
     Returns:
-        The alternates and counts of drawn and dropped answers; empty if the user gave alternates.
+        The alternates, and counts of drawn and dropped answers.
 
     Raises:
-        InputError: Some prompts have no alternate, or the template lacks the prompt.
+        InputError: Some prompts have no alternate, the forget data are plain texts, the template lacks the prompt, or
+            an option has no effect on these alternates.
     """
+    _check_questions(inputs.forget)
+    drawn = _Drawn([[] for _ in inputs.forget])
     if inputs.alternates is not None:
-        return PreparedData()
-    if "{prompt}" not in options.alternate_template:
-        raise InputError(f"`alternate_template` must contain {{prompt}}, got {options.alternate_template!r}")
+        _check_unused(options, "the alternates are given. Remove it, or remove `alternates`")
+        drawn.take(inputs.forget, range(len(inputs.forget)), inputs.alternates)
+        return _checked(inputs, drawn, "given", "Give other `alternates`.")
     kept = None if inputs.output_dir is None else inputs.output_dir / "alternates.jsonl"
     if kept is not None and kept.is_file():
-        return PreparedData(alternates=_read(kept), notes={"alternates": {"read_from": kept.name}})
-    drawn = _Drawn([[] for _ in inputs.forget])
-    with Progress(len(inputs.forget), "alternates", show=inputs.progress) as bar:
-        for number in range(ROUNDS):
-            if drawn.lacking():
-                _draw(inputs, options, drawn, seed=inputs.seed + number, advance=bar.update)
-    lacking = drawn.lacking()
-    if lacking:
-        raise InputError(
-            f"{len(lacking)} of {len(inputs.forget)} forget prompts have no alternate after {ROUNDS} rounds of "
-            f"{options.samples} samples: all were empty or equal to the forget answer (the first prompt: "
-            f"{inputs.forget[lacking[0]].prompt[-60:]!r}). Set a higher `temperature`, or give `alternates`."
+        line = f"alternates: read from {kept}"
+        return PreparedData(alternates=_read(kept), notes={"alternates": {"read_from": kept.name}}, said=[line])
+    if options.alternate_template is None and not inputs.tokenizer.chat_template:
+        _check_unused(
+            options,
+            "the tokenizer has no chat template for the instruction, so that the alternates are refusals. Remove it, "
+            "or set `alternate_template`",
         )
+        prepared = _refusals(inputs, drawn)
+    else:
+        prepared = _generated(inputs, options, drawn)
     if kept is not None and kept.parent.is_dir():
         _write(kept, inputs.forget, drawn.kept)
-    counts = {"drawn": drawn.n_drawn, "dropped_empty": drawn.n_empty, "dropped_equal_to_the_answer": drawn.n_same}
-    return PreparedData(alternates=drawn.kept, notes={"alternates": counts})
+    return prepared
+
+
+def holds(text: str, answer: str) -> bool:
+    """Return whether a text has the words of the answer next to each other, in whatever case and with whatever signs.
+
+    Args:
+        text: A text.
+        answer: An answer; one without a word, such as "?!", is held by an equal text only.
+
+    Returns:
+        True if it does.
+    """
+    words, wanted = (" ".join(spoken_words(each)) for each in (text, answer))
+    return has_words(words, wanted, any_case=True) if wanted else exact_match(text, answer)
 
 
 @dataclass
@@ -108,39 +140,132 @@ class _Drawn:
     kept: list[list[str]]
     n_drawn: int = 0
     n_empty: int = 0
-    n_same: int = 0
+    n_holding: int = 0
 
     def lacking(self) -> list[int]:
         """Return the indices of the forget examples without alternates."""
         return [index for index, answers in enumerate(self.kept) if not answers]
 
+    def take(self, forget: Sequence[Example], indices: Sequence[int], rows: Sequence[Sequence[str]]) -> None:
+        """Keep the answers of some forget examples that are not empty and do not hold the forget answer."""
+        for index, row in zip(indices, rows, strict=True):
+            answer = forget[index].answer
+            spoken = [text for text in row if text.strip()]
+            holding = [text for text in spoken if holds(text, answer) or holds(answer, text)]
+            self.kept[index] = [text for text in spoken if text not in holding]
+            self.n_drawn += len(row)
+            self.n_empty += len(row) - len(spoken)
+            self.n_holding += len(holding)
 
-def _draw(
-    inputs: PreparationInputs, options: AltPOOptions, drawn: _Drawn, *, seed: int, advance: Callable[[int, int], None]
-) -> None:
-    """Draw answers once for the forget examples that have no alternate yet."""
-    lacking = [(index, inputs.forget[index]) for index in drawn.lacking()]
+
+def _check_questions(forget: Sequence[Example]) -> None:
+    documents = sum(not example.prompt for example in forget)
+    if documents:
+        raise InputError(
+            f"`forget` must have questions for altpo, and {documents} of the {len(forget)} examples are plain text. "
+            "Give questions and answers."
+        )
+
+
+def _check_unused(options: AltPOOptions, why: str) -> None:
+    """Refuse options of generated alternates where none are generated."""
+    defaults = {option.name: option.default for option in dataclasses.fields(options)}
+    for name in GENERATING:
+        if getattr(options, name) != defaults[name]:
+            raise InputError(f"`{name}` has no effect: {why}.")
+
+
+def _refusals(inputs: PreparationInputs, drawn: _Drawn) -> PreparedData:
+    refusals = read_refusals()
+    for number in range(ROUNDS):
+        every = draw_refusals(len(inputs.forget), refusals, inputs.seed + number)
+        lacking = drawn.lacking()
+        drawn.take(inputs.forget, lacking, [[every[index]] for index in lacking])
+    return _checked(inputs, drawn, "refusals", "Give `alternates`.")
+
+
+def _generated(inputs: PreparationInputs, options: AltPOOptions, drawn: _Drawn) -> PreparedData:
+    chat, prompts = _prompts(inputs, options)
+    with Progress(len(inputs.forget), "alternates", show=inputs.progress) as bar:
+        for number in range(ROUNDS):
+            lacking = drawn.lacking()
+            if not lacking:
+                break
+            answers = sampled_answers(
+                inputs.model,
+                inputs.tokenizer,
+                [prompts[index] for index in lacking],
+                samples=options.samples,
+                temperature=options.temperature,
+                seed=inputs.seed + number,
+                max_new_tokens=options.max_new_tokens,
+                stop_texts=STOP_TEXTS,
+                batch_size=inputs.batch_size,
+                chat=chat,
+                advance=bar.update,
+            )
+            drawn.take(inputs.forget, lacking, [[_without_label(text) for text in row] for row in answers])
+    source = "instruction" if options.alternate_template is None else "template"
+    return _checked(inputs, drawn, source, "Set a higher `temperature`, or give `alternates`.")
+
+
+def _without_label(text: str) -> str:
+    """Return an answer without the words "Alternate answer:" before it."""
+    label = _LABEL.match(text)
+    return text[label.end() :] if label else text
+
+
+def _prompts(inputs: PreparationInputs, options: AltPOOptions) -> tuple[ChatFormat | None, list[str]]:
+    """Return the text that each example's alternates continue, and the chat template that it is wrapped in."""
+    wraps = options.alternate_template is None or inputs.training.chat
+    chat = chat_format(inputs.tokenizer, inputs.training.chat_date) if wraps else None
     template = options.alternate_template
-    prompts = [template.replace("{prompt}", e.prompt).replace("{answer}", e.answer) for _, e in lacking]
-    answers = sampled_answers(
-        inputs.model,
-        inputs.tokenizer,
-        prompts,
-        samples=options.samples,
-        temperature=options.temperature,
-        seed=seed,
-        max_new_tokens=options.max_new_tokens,
-        stop_texts=STOP_TEXTS,
-        batch_size=inputs.batch_size,
-        chat=chat_format(inputs.tokenizer, inputs.training.chat_date) if inputs.training.chat else None,
-        advance=advance,
+    if template is not None:
+        if "{prompt}" not in template:
+            raise InputError(f"`alternate_template` must contain {{prompt}}, got {template!r}")
+        return chat, [template.replace("{prompt}", e.prompt).replace("{answer}", e.answer) for e in inputs.forget]
+    assert chat is not None
+    quoted = [_quoted(example, chat if inputs.training.chat else None) for example in inputs.forget]
+    return chat, [chat.prompt(INSTRUCTION.replace("{quoted}", text)) for text in quoted]
+
+
+def _quoted(example: Example, chat: ChatFormat | None) -> str:
+    """Return question and answer as the instruction quotes them; a question in the chat template is taken out of it."""
+    if chat is None:
+        return join_answer(example.prompt, example.answer)
+    before, _, after = chat.prompt(_PROBE).partition(_PROBE)
+    wrapped = example.prompt.startswith(before) and example.prompt.endswith(after)
+    question = example.prompt[len(before) : len(example.prompt) - len(after)] if wrapped else example.prompt
+    return f"Question: {question}\nAnswer: {example.answer}"
+
+
+def _checked(inputs: PreparationInputs, drawn: _Drawn, source: str, remedy: str) -> PreparedData:
+    """Return the alternates with their counts; refuse prompts that have none."""
+    lacking = drawn.lacking()
+    if lacking:
+        rounds = "" if source == "given" else f" after {ROUNDS} rounds"
+        first = inputs.forget[lacking[0]].prompt[-60:]
+        raise InputError(
+            f"{len(lacking)} of {len(inputs.forget)} forget prompts have no alternate{rounds}: all were empty, held "
+            f"the forget answer, or were a part of it (the first: {first!r}). {remedy}"
+        )
+    counts = {
+        "source": source,
+        "drawn": drawn.n_drawn,
+        "dropped_empty": drawn.n_empty,
+        "dropped_holding_the_answer": drawn.n_holding,
+    }
+    made = {
+        "given": "given",
+        "refusals": "drawn from the refusals, as the tokenizer has no chat template",
+        "instruction": "generated by instruction",
+        "template": "generated from `alternate_template`",
+    }[source]
+    line = (
+        f"alternates: {drawn.n_drawn} {made}; dropped: {drawn.n_holding} that hold the answer or are a part of it, "
+        f"{drawn.n_empty} empty"
     )
-    for (index, example), row in zip(lacking, answers, strict=True):
-        same = [answer for answer in row if exact_match(answer, example.answer)]
-        drawn.kept[index] = [answer for answer in row if answer and answer not in same]
-        drawn.n_drawn += len(row)
-        drawn.n_same += len(same)
-        drawn.n_empty += row.count("")
+    return PreparedData(alternates=drawn.kept, notes={"alternates": counts}, said=[line])
 
 
 def _write(path: Path, forget: Sequence[Example], alternates: Sequence[Sequence[str]]) -> None:
