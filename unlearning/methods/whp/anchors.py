@@ -3,8 +3,8 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,12 +24,14 @@ class Occurrence:
         end: End of the characters that are replaced, exclusive.
         anchor: The dictionary's entry, whatever variant of it the text has.
         replacement: The generic counterpart in the variant of the text.
+        inside: Other anchors that lie within this one, as (first character, end, entry).
     """
 
     start: int
     end: int
     anchor: str
     replacement: str
+    inside: tuple[tuple[int, int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,26 +82,37 @@ class Anchors:
     def find(self, text: str) -> list[Occurrence]:
         """Find the occurrences of anchors in a text, from left to right.
 
+        Of anchors that overlap, the longest is replaced, and of equally long ones the first; anchors inside of it are
+        named but not replaced.
+
         Args:
             text: The text.
 
         Returns:
-            Whole words only, and the longest of the variants that begin at one position.
+            Whole words only; occurrences do not overlap.
         """
         found: list[Occurrence] = []
+        group: list[Occurrence] = []  # overlaps with the next candidate, perhaps
         end = 0
+        for candidate in self._candidates(text):
+            if candidate.start >= end:
+                found += _longest(group)
+                group = []
+            group.append(candidate)
+            end = max(end, candidate.end)
+        return found + _longest(group)
+
+    def _candidates(self, text: str) -> Iterator[Occurrence]:
+        """Yield every variant at every place, from left to right."""
         for word in _WORD.finditer(text):
             start = word.start()
             # "Mira" in O'Mira is only part of a word.
-            if start < end or (text[start - 1 : start] in _APOSTROPHES and text[start - 2 : start - 1].isalnum()):
+            if text[start - 1 : start] in _APOSTROPHES and text[start - 2 : start - 1].isalnum():
                 continue
             for form in self._forms.get(word.group(), ()):
                 match = form.pattern.match(text, start)
                 if match:
-                    found.append(_occurrence(form, text, start, match.end()))
-                    end = found[-1].end
-                    break
-        return found
+                    yield _occurrence(form, text, start, match.end())
 
     @cached_property
     def _forms(self) -> dict[str, list["_Form"]]:
@@ -158,6 +171,20 @@ class _Form:
         """The variant before a word boundary, with any white space (such as a line break) between its words."""
         # Compiled when a text has its first word: there are thousands of variants, and a text has few.
         return re.compile(r"\s+".join(re.escape(word) for word in self.written.split()) + r"(?!\w)")
+
+
+def _longest(overlapping: Sequence[Occurrence]) -> list[Occurrence]:
+    """Return the occurrences that remain, from left to right, when longer ones go first."""
+    chosen: list[Occurrence] = []
+    for candidate in sorted(overlapping, key=lambda each: (each.start - each.end, each.start)):
+        if all(candidate.end <= other.start or candidate.start >= other.end for other in chosen):
+            inner = {
+                (other.start, other.end, other.anchor)
+                for other in overlapping
+                if candidate.start <= other.start and other.end <= candidate.end and other.anchor != candidate.anchor
+            }
+            chosen.append(replace(candidate, inside=tuple(sorted(inner))))
+    return sorted(chosen, key=lambda each: each.start)
 
 
 def _occurrence(form: _Form, text: str, start: int, end: int) -> Occurrence:

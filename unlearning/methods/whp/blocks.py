@@ -1,7 +1,6 @@
 """Texts cut into blocks of tokens, each with its translation and with the reasons why tokens are not trained on."""
 
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +13,8 @@ from unlearning.methods.whp.translation import AlignedTokens, Span, Translation,
 
 Reason = Literal["", "start", "repeat", "anchor", "unaligned"]
 """Reason for a token without label: "start", nothing predicts a block's first token; "repeat", it belongs to the second
-or a later occurrence of an anchor; "anchor", it lies inside an anchor and the replacement has no piece for it;
+or a later occurrence of an anchor ("Mira" after "Mira Vell" is one, if both are anchors, and so is its "Mira" after
+"Mira"); "anchor", it lies inside an anchor and the replacement has no piece for it;
 "unaligned", no token of the translation starts at its position; "", the token has a label."""
 
 
@@ -113,7 +113,7 @@ def _blocks_of_text(
     for (first, target_first), (last, target_last) in _pieces(tokens, len(source), len(target), room):
         if len(opening) + last - first < 2:
             continue
-        uses, reasons, n_occurrences = _uses(translation, tokens, first, last, first_tokens)
+        uses, reasons, n_occurrences = _uses(translation, tokens, source_spans, (first, last), first_tokens)
         shift = len(opening) - target_first
         aligned: list[int | None] = list(range(len(opening)))
         for index, piece in enumerate(tokens.aligned[first:last]):
@@ -134,26 +134,34 @@ def _blocks_of_text(
 
 
 def _uses(
-    translation: Translation, tokens: AlignedTokens, first: int, last: int, first_tokens: "_FirstTokens"
+    translation: Translation,
+    tokens: AlignedTokens,
+    spans: Sequence[Span],
+    piece: tuple[int, int],
+    first_tokens: "_FirstTokens",
 ) -> tuple[list[Use], list[Reason], int]:
-    """Find the first uses of anchors among the tokens first..last, the tokens of later uses, and the number of uses."""
-    spans: dict[int, list[int]] = {}
+    """Find the first uses of anchors among the tokens of a piece, the tokens of later uses, and the number of uses."""
+    first, last = piece
+    edits: dict[int, list[int]] = {}
     for token in range(first, last):
         index = tokens.edit[token]
         if index is not None:
-            spans.setdefault(index, []).append(token)
+            edits.setdefault(index, []).append(token)
     reasons: list[Reason] = [""] * (last - first)
     uses = []
-    seen: Counter[str] = Counter()
-    for index, inside in spans.items():
+    seen: set[str] = set()
+    for index, inside in edits.items():
         edit = translation.edits[index]
-        if seen[edit.anchor]:
-            for token in inside:
-                reasons[token - first] = "repeat"
+        repeated = [(start, end) for start, end, anchor in edit.inside if anchor in seen]
+        if edit.anchor in seen:
+            repeated = [(edit.start, edit.end)]
         else:
             uses.append(Use(inside[-1], first_tokens(edit)))
-        seen[edit.anchor] += 1
-    return uses, reasons, seen.total()
+        for token in inside:
+            if any(spans[token][0] < end and spans[token][1] > start for start, end in repeated):
+                reasons[token - first] = "repeat"
+        seen |= {edit.anchor, *(anchor for _, _, anchor in edit.inside)}
+    return uses, reasons, len(edits)
 
 
 def _starts(n_tokens: int) -> list[Reason]:

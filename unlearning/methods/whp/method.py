@@ -27,9 +27,17 @@ from unlearning.methods.whp.blocks import cut_blocks
 from unlearning.methods.whp.labels import LabelledBlock, LabelOptions, Labels, make_labels
 from unlearning.methods.whp.proposing import propose_by_contrast
 from unlearning.methods.whp.storage import RECORD, read_labels, save_labels
-from unlearning.options import option
+from unlearning.options import Condition, option
 
 SOURCE = "WHP 2310.02238"
+
+
+_PROPOSES = Condition("anchors is none", lambda options: options.anchors is None)
+_COMPARES = Condition("reinforced_weight is above 0", lambda options: options.reinforced_weight > 0)
+_REINFORCES = Condition(
+    "reinforced_weight is above 0 and reinforced is none",
+    lambda options: options.reinforced_weight > 0 and options.reinforced is None,
+)
 
 
 @dataclass(frozen=True)
@@ -46,18 +54,29 @@ class WHPOptions:
         names="file",
     )
     background: str | None = option(
-        None, "data without the knowledge, to propose anchors by contrast (needed if anchors is none)", names="data"
+        None,
+        "data without the knowledge, to propose anchors by contrast (needed if anchors is none)",
+        names="data",
+        read_if=_PROPOSES,
     )
     reinforced: str | None = option(
-        None, "model trained further on the text to forget (none: trained before the run)", source=SOURCE, names="model"
+        None,
+        "model trained further on the text to forget (none: trained before the run)",
+        source=SOURCE,
+        names="model",
+        read_if=_COMPARES,
     )
-    reinforced_epochs: int = option(3, "passes over the text to train the reinforced model", source=SOURCE, minimum=1)
-    reinforced_learning_rate: float = option(3e-6, "peak learning rate of the reinforced model", source=SOURCE, above=0)
+    reinforced_epochs: int = option(
+        3, "passes over the text to train the reinforced model", source=SOURCE, minimum=1, read_if=_REINFORCES
+    )
+    reinforced_learning_rate: float = option(
+        3e-6, "peak learning rate of the reinforced model", source=SOURCE, above=0, read_if=_REINFORCES
+    )
     reinforced_weight: float = option(
         5.0, "weight of the ReLU term in the labels, the paper's alpha", source=SOURCE, minimum=0
     )
     relu_baseline: Literal["translated", "original"] = option(
-        "translated", "text on which the base's logits inside the ReLU are computed", source=SOURCE
+        "translated", "text on which the base's logits inside the ReLU are computed", source=SOURCE, read_if=_COMPARES
     )
     seen_penalty: float = option(
         5.0,
@@ -133,10 +152,12 @@ def _anchors(options: WHPOptions, texts: Sequence[str], inputs: PreparationInput
 def _reinforced(
     inputs: PreparationInputs, options: WHPOptions, texts: Sequence[str], block_size: int
 ) -> PreTrainedModel:
-    """Load the given reinforced model, or train a copy of the reference model further on the text."""
+    """Load the given reinforced model, or train a copy of the reference model further on the text, if it is read."""
     from unlearning.checkpoints.load import load_weights
     from unlearning.checkpoints.locate import locate_checkpoint
 
+    if not options.reinforced_weight:
+        return inputs.model  # the labels do not depend on it
     if options.reinforced is not None:
         return load_weights(locate_checkpoint(options.reinforced), dtype=inputs.model.dtype, device=inputs.model.device)
     training = inputs.training

@@ -75,6 +75,55 @@ def test_find_equals_trying_every_variant_at_every_place(words: list[str]) -> No
     assert translate(text, anchors).target == expected
 
 
+OVERLAPPING = [
+    "Old",
+    "Old Mira",
+    "Old Mira Vell",
+    "Mira",
+    "Mira Vell",
+    "Vell Court Hall",
+    "Vell",
+    "Court",
+    "Hall of Old",
+]
+
+
+@given(
+    words=st.lists(st.sampled_from(["Old", "Mira", "Vell", "Court", "Hall", "of", "and"]), max_size=12),
+    entries=st.permutations(OVERLAPPING),
+    n=st.integers(1, len(OVERLAPPING)),
+)
+@settings(max_examples=80)
+def test_the_longest_of_overlapping_anchors_is_replaced(words: list[str], entries: list[str], n: int) -> None:
+    """In whatever order the dictionary has them; words are replaced one by one here, the longest anchor first."""
+    kept = entries[:n]
+    generics = {anchor: f"X{OVERLAPPING.index(anchor)}" for anchor in kept}
+    text = " ".join(words)
+    runs = [
+        (-len(anchor), first, first + len(anchor.split()), anchor)
+        for anchor in kept
+        for first in range(len(words))
+        if words[first : first + len(anchor.split())] == anchor.split()
+    ]
+    replaced: dict[int, tuple[int, str]] = {}
+    taken: set[int] = set()
+    for _, first, end, anchor in sorted(runs):
+        if taken.isdisjoint(range(first, end)):
+            taken |= set(range(first, end))
+            replaced[first] = end, anchor
+    expected = [
+        generics[replaced[place][1]] if place in replaced else word
+        for place, word in enumerate(words)
+        if place in replaced or place not in taken
+    ]
+    anchors = Anchors(generics)
+    assert translate(text, anchors).target == " ".join(expected)
+    for found in anchors.find(text):
+        inside = {(a, b) for a, b, _ in found.inside}
+        shown = {text[a:b] for a, b in inside}
+        assert shown == {other for other in kept if other != found.anchor and f" {other} " in f" {found.anchor} "}
+
+
 def test_files_of_every_form_read_the_same(tmp_path: Path) -> None:
     records = [{"anchor": anchor, "generic": generic, "count": 3} for anchor, generic in ANCHORS.items()]
     write_anchors(tmp_path / "object.json", ANCHORS)

@@ -31,6 +31,11 @@ def test_blocks_hold_the_whole_text_and_the_whole_translation(tokenizers: dict[s
                 assert all(block.reasons[0] == "start" and block.aligned[:2] == (0, 1) for block in blocks)
 
 
+def shown_by(piece: str, anchors: Anchors) -> set[str]:
+    """The anchors of one word that a reader of an occurrence has seen."""
+    return {anchor for anchor in anchors.generics if anchor in piece.split()}
+
+
 @given(case=texts_and_dictionaries(), size=st.integers(30, 80))
 @settings(max_examples=40)
 def test_reasons_equal_a_walk_over_tokens(
@@ -48,20 +53,32 @@ def test_reasons_equal_a_walk_over_tokens(
     place = 0
     for block in blocks:
         assert [a for a in block.aligned if a is not None] == sorted({a for a in block.aligned if a is not None})
-        seen: dict[str, int] = {}
-        occurrences: set[int] = set()
+        seen: set[str] = set()  # anchors that the context shows, alone or within others
+        before: set[str] = set()  # those of them when the present occurrence began
+        occurrences: list[int] = []
+        n_uses = 0
         assert block.source[0] == tokenizer.bos_token_id and block.reasons[0] == "start"
         for token in range(1, len(block.source)):
             start, end = spans[place + token - 1]
             inside = [e for e in anchors.find(text) if start < e.end and end > e.start][:1]
             assert block.anchors[token] == (inside[0].anchor if inside else "")
+            repeat = False
             for edit in inside:
-                seen.setdefault(edit.anchor, edit.start)
-                occurrences.add(edit.start)
-            repeat = bool(inside) and seen[inside[0].anchor] != inside[0].start
+                if edit.start not in occurrences:
+                    occurrences.append(edit.start)
+                    before = set(seen)
+                    n_uses += edit.anchor not in before
+                    seen |= shown_by(text[edit.start : edit.end], anchors) | {edit.anchor}
+                piece = text[edit.start : edit.end]
+                places = [
+                    (edit.start + at, edit.start + at + len(name))
+                    for name in before & set(piece.split())
+                    for at in [piece.index(name)]
+                ]
+                repeat = edit.anchor in before or any(start < b and end > a for a, b in places)
             missing = "" if block.aligned[token] is not None else "anchor" if inside else "unaligned"
             assert block.reasons[token] == ("repeat" if repeat else missing)
-        assert len(block.uses) == len(seen)
+        assert len(block.uses) == n_uses
         assert block.n_occurrences == len(occurrences)
         place += len(block.source) - 1
     assert place == len(spans)
@@ -82,6 +99,22 @@ def test_uses_begin_at_the_last_token_of_the_first_occurrence() -> None:
     firsts = [tokenizer.convert_ids_to_tokens(list(use.first_tokens)) for use in block.uses]
     assert firsts == [["Anna"], ["Guild"]]
     assert block.reasons == ("start", "", "", "", "", "anchor", "", "repeat", "repeat")
+
+
+@pytest.mark.parametrize(
+    ("text", "reasons"),
+    [
+        # "Vell" has been read in "Mira Vell": its label would ask for another name of what the context shows.
+        ("Mira Vell saw Vell", ("start", "", "", "repeat")),
+        ("saw Vell and Mira Vell", ("start", "", "", "", "repeat")),
+        ("saw Vell and Mira", ("start", "", "", "")),
+        ("saw Mira Vell and Mira Vell", ("start", "", "", "", "repeat", "repeat")),
+    ],
+)
+def test_an_anchor_within_another_has_been_seen_with_it(text: str, reasons: tuple[str, ...]) -> None:
+    words = "? Mira Vell Anna Foster Bea saw and"
+    block, _ = toy_block(text, {"Mira Vell": "Anna Foster", "Vell": "Foster", "Mira": "Bea"}, words)
+    assert block.reasons == reasons
 
 
 def test_first_tokens_are_those_with_and_without_a_space(tokenizers: dict[str, PreTrainedTokenizerFast]) -> None:
