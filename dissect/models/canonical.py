@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from dissect.models.freedoms.kinds import Part, Permutation, Scaling, Unproven, permute, scale
+from dissect.models.freedoms.kinds import HasParameters, Part, Permutation, Scaling, Unproven, permute, scale
 from dissect.models.freedoms.norms import share_epsilon
 from dissect.models.model import Model
 from dissect.models.symmetries import Symmetries, find_symmetries
@@ -151,10 +151,18 @@ def fold(hf: nn.Module, scaling: Scaling) -> None:
     """Make a norm's gains 1, in place: the matrices that read it are multiplied instead."""
     gain = scaling.parts[0]
     values = hf.get_parameter(gain.parameter)
-    total = values.double() + gain.offset
-    alive = total != 0
-    scale(hf, scaling, torch.where(alive, 1 / torch.where(alive, total, 1), 1).cpu())
+    alive = values.double() + gain.offset != 0
+    scale(hf, scaling, folding_factors(hf, scaling))
     values[alive] = 1 - gain.offset
+
+
+@torch.no_grad()
+def folding_factors(hf: HasParameters, scaling: Scaling) -> Float[Tensor, " n_channels"]:
+    """Return the factors that make a norm's gains 1; a gain of exactly 0 stays."""
+    gain = scaling.parts[0]
+    total = hf.get_parameter(gain.parameter).double() + gain.offset
+    alive = total != 0
+    return torch.where(alive, 1 / torch.where(alive, total, 1), 1).cpu()
 
 
 def _to_rms(hf: nn.Module, scaling: Scaling, like: nn.Module | None) -> Float[Tensor, " n_channels"]:

@@ -100,7 +100,11 @@ def open_streamed(
     files = TensorFiles(path)
     hf = _skeleton(path, dtype=dtype, device=torch.device(device), trust_remote_code=trust_remote_code)
     stored = _find_tensors(hf, files)
-    empty = {key: _emptied(tensor) for key, tensor in hf.state_dict(keep_vars=True).items()}
+    hollow: dict[tuple[int, str], Tensor] = {}  # tied parameters stay one
+    empty = {
+        key: hollow.setdefault((id(tensor), stored[key]), _emptied(tensor))
+        for key, tensor in hf.state_dict(keep_vars=True).items()
+    }
     by_name = fingerprint(files, name=name, progress=progress)
     hashes = {key: by_name[stored[key]] for key in empty}
     sha256 = combined_hash((key, tensor.shape, hashes[key]) for key, tensor in empty.items())

@@ -35,6 +35,8 @@ from unlearning.checkpoints.experts import fit_experts
 from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from dissect.models.model import Model
 
 _Freedom = TypeVar("_Freedom", Scaling, Permutation)
@@ -119,6 +121,12 @@ def random_tokens(model: "Model") -> Int[Tensor, "batch position"]:
     return torch.randint(vocabulary, _TOKENS, generator=torch.Generator().manual_seed(0)).to(model.device)
 
 
+def tolerance_of(hf: "PreTrainedModel") -> float:
+    """Return the largest change of a logit, relative to the logits' spread, that counts as a model's rounding."""
+    half = next(hf.parameters()).dtype in (torch.bfloat16, torch.float16)
+    return _TOLERANCE_HALF if half else _TOLERANCE
+
+
 def _by_kind(candidates: Iterable[Sequence[_Freedom]]) -> list[list[Sequence[_Freedom]]]:
     groups: dict[str, list[Sequence[_Freedom]]] = {}
     for alternatives in candidates:
@@ -142,8 +150,7 @@ class _Trial:
         except RuntimeError:  # a model that fills its mask with the lowest float64 cannot be run in it
             self.hf.float()
             self.expected = self._logits()
-        half = next(self.hf.parameters()).dtype in (torch.bfloat16, torch.float16)
-        self.tolerance = _TOLERANCE_HALF if half else _TOLERANCE
+        self.tolerance = tolerance_of(self.hf)
 
     @torch.no_grad()
     def _logits(self) -> Tensor:

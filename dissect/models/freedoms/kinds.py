@@ -1,6 +1,8 @@
 """Say what a rewriting of weights touches, and do it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +16,13 @@ smaller units are recognised by, or that hold them, come first."""
 
 WHOLE = torch.zeros(1, dtype=torch.long)
 """Channels of a scaling by one factor."""
+
+
+class HasParameters(Protocol):
+    """A module, or whatever else gives parameters by their names."""
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """Return the parameter with a name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +106,12 @@ class Slots:
         shape = hf.get_parameter(self.parameter).shape[0 if self.inside is None else 1 :]
         return self.dim < len(shape) and not _beyond(self.rows, shape[self.dim])
 
-    def view(self, hf: nn.Module) -> Tensor:
+    def view(self, hf: HasParameters) -> Tensor:
         """Return the values that hold the units; writing to them changes the model."""
         values = hf.get_parameter(self.parameter).data
         return values if self.inside is None else values[self.inside]
 
-    def units(self, hf: nn.Module) -> Float[Tensor, "n_units size width"]:
+    def units(self, hf: HasParameters) -> Float[Tensor, "n_units size width"]:
         """Return a copy of the units' values."""
         chosen = self.view(hf).movedim(self.dim, 0)[self.rows.to(hf.get_parameter(self.parameter).device)]
         return chosen.reshape(*self.rows.shape, -1)
@@ -147,14 +156,22 @@ def _beyond(numbers: Int[Tensor, "..."], size: int) -> bool:
 
 @torch.no_grad()
 def scale(hf: nn.Module, scaling: Scaling, factors: Float[Tensor, " n_channels"]) -> None:
-    """Multiply the parts of a scaling by factors, in place.
+    """Multiply the parts of a scaling by factors, in place, and let the norms' epsilons follow.
 
     Args:
         hf: Hugging Face model; it is changed.
         scaling: What is multiplied.
         factors: A factor for each channel, float64.
     """
-    for part in scaling.parts:
+    scale_parts(hf, scaling.parts, factors)
+    for path in scaling.eps:
+        set_epsilon(hf, path, epsilon(hf, path) * squared_mean(factors))
+
+
+@torch.no_grad()
+def scale_parts(hf: HasParameters, parts: Iterable[Part], factors: Float[Tensor, " n_channels"]) -> None:
+    """Multiply parts of a scaling by factors, in place, and leave epsilons alone; see `scale`."""
+    for part in parts:
         values = hf.get_parameter(part.parameter)
         across = torch.cat([factors, factors.new_ones(1)])[part.channels]  # -1 is the last one
         across = (1 / across if part.inverse else across).to(values.device)
@@ -162,8 +179,11 @@ def scale(hf: nn.Module, scaling: Scaling, factors: Float[Tensor, " n_channels"]
             values.copy_((values.double() + part.offset) * across - part.offset)
         else:
             values.mul_(across.to(values.dtype))
-    for path in scaling.eps:
-        set_epsilon(hf, path, epsilon(hf, path) * float(factors.abs().log().mean().exp()) ** 2)
+
+
+def squared_mean(factors: Float[Tensor, " n_channels"]) -> float:
+    """Return what a scaling by factors multiplies epsilons by: the square of their geometric mean."""
+    return float(factors.abs().log().mean().exp()) ** 2
 
 
 def epsilon(hf: nn.Module, path: str) -> float:
@@ -179,7 +199,7 @@ def set_epsilon(hf: nn.Module, path: str, value: float) -> None:
 
 
 @torch.no_grad()
-def permute(hf: nn.Module, permutation: Permutation, order: Int[Tensor, " n_units"]) -> None:
+def permute(hf: HasParameters, permutation: Permutation, order: Int[Tensor, " n_units"]) -> None:
     """Put units into another order, in place.
 
     Args:

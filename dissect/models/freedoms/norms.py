@@ -111,7 +111,10 @@ def find_norms(hf: "PreTrainedModel", ids: Tensor) -> tuple[list[Norm], set[str]
 
 def _offset(norm: nn.Module) -> float:
     """Return what a norm adds to its gain: its output for a gain of zero is not zero."""
-    zeros = {name: torch.zeros_like(values) for name, values in norm.named_parameters(recurse=False)}
+    zeros = {  # in memory, also where the weights are on disk
+        name: torch.zeros_like(values, device="cpu" if values.is_meta else None)
+        for name, values in norm.named_parameters(recurse=False)
+    }
     width = zeros["weight"].shape[-1]
     row = torch.arange(1.0, width + 1, device=zeros["weight"].device, dtype=zeros["weight"].dtype)
     return 0.0 if not functional_call(norm, zeros, (row.view(1, 1, -1),)).any() else 1.0
