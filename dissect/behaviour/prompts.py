@@ -11,7 +11,7 @@ from dissect.prompts.loading import continuations, load_prompts
 from dissect.prompts.prompts import Prompt, Prompts
 from dissect.prompts.records import questions
 from unlearning.common.errors import InputError
-from unlearning.data.chat import chat_format
+from unlearning.data.chat import DEFAULT_CHAT_DATE, chat_format
 from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, ConceptRecord, has_questions
 from unlearning.data.question_answer import label_of
 from unlearning.data.records import Record, read_records
@@ -36,12 +36,14 @@ class Reading:
         chat: Use the tokenizer's chat template.
         answers: `given` in the file, or greedy continuations of the `base` model.
         limit: Largest number of prompts per file.
+        chat_date: Date that the chat template writes as today's.
     """
 
     template: str | None = None
     chat: bool = False
     answers: Literal["given", "base"] = "given"
     limit: int | None = None
+    chat_date: str = DEFAULT_CHAT_DATE
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ def read_questions(
             tokenizer,
             template=reading.template,
             chat=reading.chat,
+            chat_date=reading.chat_date,
             answers=reading.answers,
             answers_from=answers_from,
             max_new_tokens=_ANSWER_TOKENS,
@@ -186,7 +189,7 @@ def _encode(
 ) -> Prompts:
     """Tokenise records that were extracted from a file, by default with the template of ConceptVectors."""
     template = None if reading.chat else reading.template or NOTEBOOK_TEMPLATE
-    chat = chat_format(tokenizer) if reading.chat else None
+    chat = chat_format(tokenizer, reading.chat_date) if reading.chat else None
     has_answers = all("answer" in record for record in records)
     raw = list(questions(list(records), source, template, chat, answers=has_answers))[: reading.limit]
     if has_answers:

@@ -7,7 +7,15 @@ import typer
 
 from dissect import zoo
 from dissect.cli import options
-from dissect.cli.loading import check_data, check_one_process, find_data, open_control, open_pair, short_name, unescape
+from dissect.cli.loading import (
+    check_data,
+    check_one_process,
+    choose_reading,
+    find_data,
+    open_control,
+    open_pair,
+    short_name,
+)
 from dissect.cli.report import earlier_run, figure_formats, report
 from dissect.runtime.processes import ALONE
 
@@ -47,12 +55,12 @@ def command(
         check_data(flag, file)
     sources = _sources(data, retain, completions, pair.base)
     check_one_process("behave")
+    reading = choose_reading(prompts, pair, quiet=output.quiet)
     opened = open_pair(pair, models, ALONE, quiet=output.quiet)
-    from dissect.behaviour.prompts import Reading, read_questions
+    from dissect.behaviour.prompts import read_questions
     from dissect.behaviour.run import behave
     from dissect.behaviour.tables import print_behaviour
 
-    reading = Reading(unescape(prompts.template), prompts.chat, prompts.answers, prompts.limit)  # type: ignore[arg-type]
     asked = read_questions(sources, opened.tokenizer, reading, answers_from=opened.base)
     out = output.out or Path("runs") / f"behave-{short_name(pair.unlearned)}"
     earlier = earlier_run(out)

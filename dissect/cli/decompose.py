@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dissect.cli import options
-from dissect.cli.loading import check_one_process, find_data, open_control, open_pair, open_prompts, short_name
+from dissect.cli.loading import (
+    check_one_process,
+    choose_reading,
+    find_data,
+    open_control,
+    open_pair,
+    open_prompts,
+    short_name,
+)
 from dissect.cli.report import earlier_run, figure_formats, report
 from dissect.runtime.processes import ALONE
 
@@ -52,11 +60,12 @@ def command(
     from dissect.decomposition.tables import print_decomposition
 
     known = parse_decomposed(sites)
+    reading = choose_reading(prompts, pair, quiet=output.quiet, scoring=scoring)
     opened = open_pair(pair, models, ALONE, quiet=output.quiet, stream=stream)
     asked = open_prompts(
         data,
         opened,
-        prompts,
+        reading,
         scoring=scoring,  # type: ignore[arg-type]
         max_new_tokens=max_new_tokens,
     )

@@ -4,13 +4,15 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dissect import zoo
 from dissect.cli.options import ModelOptions, PairOptions, PromptOptions
 from unlearning.common.errors import InputError
+from unlearning.common.terminal import tell
 
 if TYPE_CHECKING:
+    from dissect.behaviour.prompts import Reading
     from dissect.models.model import Model
     from dissect.models.pair import ModelPair
     from dissect.prompts.prompts import Prompts
@@ -196,10 +198,42 @@ def _load_third(name: str, pair: "ModelPair", options: ModelOptions, *, quiet: b
     return aligned(pair.base, model) if align else model
 
 
+def choose_reading(options: PromptOptions, pair: PairOptions, *, quiet: bool, scoring: str = "answer") -> "Reading":
+    """Choose how files of prompts are read: as the options say, else as the unlearned model, or the base, was trained.
+
+    One line on stderr says what was taken from the record of a training run, and one warns where the options ask
+    otherwise, or where both models were trained with different wrappings.
+
+    Args:
+        options: How to read the files.
+        pair: Names of the models.
+        quiet: Do not say what was taken from a record.
+        scoring: Positions that are scored; `notebook` has its own wrapping.
+
+    Returns:
+        How to read the files.
+
+    Raises:
+        InputError: The options exclude each other, or the template, or that of a record, is refused.
+    """
+    from dissect.behaviour.prompts import Reading
+    from unlearning.evaluation.trained_wrapping import choose_wrapping
+
+    template = None if options.template is None else options.template.replace("\\n", "\n")  # as typed in a shell
+    answers: Any = options.answers
+    if scoring == "notebook":
+        return Reading(template, bool(options.chat), answers, options.limit)
+    chosen = choose_wrapping(template, options.chat, [pair.unlearned, pair.base])
+    if chosen.note is not None and not quiet and os.environ.get("RANK", "0") == "0":
+        tell("dissect", chosen.note)
+    found = chosen.wrapping
+    return Reading(found.template, found.chat, answers, options.limit, found.chat_date)
+
+
 def open_prompts(
     data: Path,
     pair: "ModelPair",
-    options: PromptOptions,
+    reading: "Reading",
     *,
     scoring: Literal["answer", "notebook"] = "answer",
     max_new_tokens: int = 30,
@@ -209,7 +243,7 @@ def open_prompts(
     Args:
         data: The file.
         pair: The pair; its base model writes the answers that the file lacks.
-        options: How to read the file.
+        reading: How to read the file.
         scoring: Positions that are scored.
         max_new_tokens: Length of answers that the base model writes, in tokens.
 
@@ -222,18 +256,14 @@ def open_prompts(
         data,
         pair.tokenizer,
         scoring=scoring,
-        template=unescape(options.template),
-        chat=options.chat,
-        answers=options.answers,  # type: ignore[arg-type]
+        template=reading.template,
+        chat=reading.chat,
+        chat_date=reading.chat_date,
+        answers=reading.answers,
         answers_from=pair.base,
         max_new_tokens=max_new_tokens,
-        limit=options.limit,
+        limit=reading.limit,
     )
-
-
-def unescape(template: str | None) -> str | None:
-    """Replace every backslash followed by n, as typed in a shell, by a line break."""
-    return None if template is None else template.replace("\\n", "\n")
 
 
 def split_names(text: str) -> list[str]:

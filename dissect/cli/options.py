@@ -37,9 +37,20 @@ AnswerTokens = Annotated[
     int, typer.Option("--max-new-tokens", help="Length of the base model's answers, in tokens (if the file has none).")
 ]
 Template = Annotated[
-    str | None, typer.Option(help="Template of a question.  [default: 'Question: {question}\\nAnswer:']")
+    str | None,
+    typer.Option(
+        help="Template of a question.  [default: as the unlearned model was trained, else "
+        "'Question: {question}\\nAnswer:']"
+    ),
 ]
-Chat = Annotated[bool, typer.Option("--chat", help="Use the tokenizer's chat template.")]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Use the tokenizer's chat template, or do not.  [default: as the unlearned model was trained, else not]",
+        show_default=False,
+    ),
+]
 Formats = Annotated[str, typer.Option("--format", metavar="LIST", help="Formats of figures: html, pdf, svg, png.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
@@ -96,7 +107,7 @@ class PromptOptions:
     """
 
     template: Template = None
-    chat: Chat = False
+    chat: Chat = None
     answers: Annotated[
         str, typer.Option(help="given (in the file), or base for the base model's greedy continuations.")
     ] = "given"

@@ -8,7 +8,15 @@ import typer
 
 from dissect import zoo
 from dissect.cli import options
-from dissect.cli.loading import check_data, check_one_process, find_data, open_control, open_pair, short_name, unescape
+from dissect.cli.loading import (
+    check_data,
+    check_one_process,
+    choose_reading,
+    find_data,
+    open_control,
+    open_pair,
+    short_name,
+)
 from dissect.cli.report import earlier_run, figure_formats, report
 from dissect.runtime.processes import ALONE
 
@@ -49,12 +57,12 @@ def command(
     data = find_data(data, pair.base)
     check_data("--retain", retain)
     check_one_process("probe")
-    from dissect.behaviour.prompts import Reading, Sources
+    from dissect.behaviour.prompts import Sources
     from dissect.coefficients.concept_vectors import read_concepts
 
     named = read_concepts(data) if concepts else ()
+    reading = choose_reading(prompts, pair, quiet=output.quiet)
     opened = open_pair(pair, models, ALONE, quiet=output.quiet)
-    reading = Reading(unescape(prompts.template), prompts.chat, prompts.answers, prompts.limit)  # type: ignore[arg-type]
     forget, retained = _read_prompts(Sources(data, retain), reading, opened)
     from dissect.coefficients.run import probe
     from dissect.coefficients.tables import print_probe
@@ -91,6 +99,7 @@ def _read_prompts(sources: "Sources", reading: "Reading", pair: "ModelPair") -> 
                 pair.tokenizer,
                 template=reading.template,
                 chat=reading.chat,
+                chat_date=reading.chat_date,
                 answers=reading.answers,
                 answers_from=pair.base,
                 limit=reading.limit,

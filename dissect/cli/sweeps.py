@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dissect.cli.loading import (
+    choose_reading,
     find_data,
     open_control,
     open_donors,
@@ -52,12 +53,13 @@ def run_sweep(
     windows = window_kinds_of(sweep)
     max_memory = None if sweep.max_memory is None else parse_bytes(sweep.max_memory)
     data = find_data(data, pair.base)
+    reading = choose_reading(prompts, pair, quiet=output.quiet, scoring=sweep.scoring)
     with join_processes(device=models.device) as processes:
         opened = open_pair(pair, models, processes, quiet=output.quiet, stream=sweep.stream, max_memory=max_memory)
         asked = open_prompts(
             data,
             opened,
-            prompts,
+            reading,
             scoring=sweep.scoring,  # type: ignore[arg-type]
             max_new_tokens=sweep.max_new_tokens,
         )

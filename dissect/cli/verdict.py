@@ -10,6 +10,7 @@ from dissect.cli import options
 from dissect.cli.loading import (
     check_data,
     check_one_process,
+    choose_reading,
     find_data,
     open_control,
     open_pair,
@@ -22,6 +23,7 @@ from dissect.runtime.processes import ALONE
 from unlearning.common.errors import InputError
 
 if TYPE_CHECKING:
+    from dissect.behaviour.prompts import Reading
     from dissect.models.model import Model
     from dissect.models.pair import ModelPair
     from dissect.prompts.prompts import Prompts
@@ -136,7 +138,7 @@ def command(
         ),
     ] = False,
     template: options.Template = None,
-    chat: options.Chat = False,
+    chat: options.Chat = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 64,
     models: options.ModelOptions,
@@ -167,17 +169,18 @@ def command(
     if margin is not None:
         check_margin(margin)
     check_number(spike_ins)
-    opened = open_pair(options.PairOptions(base=base, unlearned=unlearned), models, ALONE, quiet=output.quiet)
+    pair = options.PairOptions(base=base, unlearned=unlearned)
+    reading = choose_reading(options.PromptOptions(template=template, chat=chat), pair, quiet=output.quiet)
+    opened = open_pair(pair, models, ALONE, quiet=output.quiet)
     from dissect.verdicts.tables import print_verdict
 
     out = output.out or Path("runs") / f"verdict-{short_name(unlearned)}"
     earlier = earlier_run(out, adds=None if spike_ins is None else "spike_ins")
-    prompts = options.PromptOptions(template=template, chat=chat)
-    forget = open_prompts(data, opened, prompts)
+    forget = open_prompts(data, opened, reading)
     chosen_options: dict[str, Any] = {
-        "retain": _optional(retain, opened, prompts),
-        "paraphrases": _optional(paraphrases, opened, prompts),
-        "general": _optional(general, opened, prompts),
+        "retain": _optional(retain, opened, reading),
+        "paraphrases": _optional(paraphrases, opened, reading),
+        "general": _optional(general, opened, reading),
         "control": _opened(names, opened, models, quiet=output.quiet),
         "strangers": open_strangers(strangers or [], opened, models, quiet=output.quiet),
         "budget": chosen,
@@ -248,6 +251,6 @@ def _opened(
     return found[0] if len(found) == 1 else [model for model in found if model is not None]
 
 
-def _optional(file: Path | None, pair: "ModelPair", prompts: options.PromptOptions) -> "Prompts | None":
+def _optional(file: Path | None, pair: "ModelPair", reading: "Reading") -> "Prompts | None":
     """Read the prompts of a file, or return None if there is no file."""
-    return None if file is None else open_prompts(file, pair, prompts)
+    return None if file is None else open_prompts(file, pair, reading)

@@ -10,7 +10,7 @@ from dissect.prompts.notebook import notebook_prompts
 from dissect.prompts.prompts import Prompt, Prompts, Scoring, check_in_memory
 from dissect.prompts.records import Question, questions
 from unlearning.common.errors import InputError, check_at_least
-from unlearning.data.chat import ChatFormat, chat_format
+from unlearning.data.chat import DEFAULT_CHAT_DATE, ChatFormat, chat_format
 from unlearning.data.concept_vectors import NOTEBOOK_TEMPLATE, cut_continuation
 from unlearning.data.question_answer import check_template, unused_template
 from unlearning.data.records import read_records
@@ -27,6 +27,7 @@ def load_prompts(
     scoring: Scoring = "answer",
     template: str | None = None,
     chat: bool = False,
+    chat_date: str = DEFAULT_CHAT_DATE,
     answers: Literal["given", "base"] = "given",
     answers_from: "Model | None" = None,
     max_new_tokens: int = 30,
@@ -43,6 +44,7 @@ def load_prompts(
             notebooks' protocol with its flaws, for replication.
         template: Wrapping of a question, with `{question}`. By default `Question: {question}\nAnswer:`.
         chat: Wrap questions by the tokenizer's chat template instead.
+        chat_date: Date that the chat template writes as today's.
         answers: `given` takes the file's answers, and every record must have one; `base` takes greedy continuations of
             `answers_from` for all prompts, and `source` says so.
         answers_from: The model that answers the prompts for `base`, usually `pair.base`.
@@ -84,7 +86,7 @@ def load_prompts(
         rows = questions(read_records(path), path, NOTEBOOK_TEMPLATE, None, verbatim_rows=given, answers=False)
         model = None if given else _answering(answers_from)
         return notebook_prompts(list(rows)[:limit], tokenizer, _source(path, answers), model, max_new_tokens)
-    wrap = chat_format(tokenizer) if chat else None
+    wrap = chat_format(tokenizer, chat_date) if chat else None
     records = read_records(path)
     if (unused := unused_template(records, template)) is not None:
         warnings.warn(f"{path}: {unused}", stacklevel=2)

@@ -14,7 +14,7 @@ from unlearning.checkpoints.links import check_links
 from unlearning.checkpoints.sizes import check_sizes
 from unlearning.checkpoints.token_ids import check_end_tokens
 from unlearning.common.errors import InputError
-from unlearning.common.places import is_directory, is_there
+from unlearning.common.places import is_directory, is_there, kind_of
 
 RECORD = "unlearning.json"
 """File in which a training run describes itself."""
@@ -95,6 +95,38 @@ def locate_offline(name: str | Path) -> Path | None:
             "(demo:base)"
         )
     return None
+
+
+def locate_record(name: str | Path) -> Path | None:
+    """Find the record that a training run wrote beside a checkpoint; of a hub's checkpoint nothing else is downloaded.
+
+    Args:
+        name: See `locate_checkpoint`.
+
+    Returns:
+        What is at the record's place, a broken link or a pipe too: `DIR/unlearning.json` for `DIR` and for
+        `DIR/checkpoints/...`; None if nothing is there, or the hub has none or does not answer.
+
+    Raises:
+        InputError: See `locate_offline`.
+    """
+    path = locate_offline(name)
+    if path is None:
+        return _record_on_hub(str(name))
+    path = path.absolute()
+    places = (path, path.parent.parent) if path.parent.name == "checkpoints" else (path,)
+    return next((place / RECORD for place in places if kind_of(place / RECORD) != "nothing"), None)
+
+
+def _record_on_hub(name: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    hub_id, revision = split_revision(name)
+    try:
+        return Path(hf_hub_download(hub_id, RECORD, revision=revision))
+    except (HfHubHTTPError, OSError, ValueError):  # no such file or repository, no network, no valid id
+        return None
 
 
 _LONGEST = 4096

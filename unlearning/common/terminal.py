@@ -75,7 +75,7 @@ def run_app(
     flags = {**FLAGS, **_flags_of(app, given)}
 
     def warn(message: object, *_args: object, **_kwargs: object) -> None:
-        _tell(name, f"warning: {with_flags(str(message), flags)}")
+        tell(name, f"warning: {with_flags(str(message), flags)}")
 
     warnings.showwarning = warn
     stopped: list[signal.Signals] = []
@@ -172,7 +172,7 @@ def _with_new_names(name: str, arguments: Sequence[str], renamed: Mapping[str, M
         flag, equals, value = argument.partition("=")
         now = renamed[command].get(flag)
         if now is not None:
-            _tell(name, f"{flag} is now called {now}; the old name works in this version only")
+            tell(name, f"{flag} is now called {now}; the old name works in this version only")
         new.append(f"{now or flag}{equals}{value}")
     return new
 
@@ -264,10 +264,16 @@ def plain(value: Any) -> Any:
 
 
 def _fail(name: str, message: str, code: int) -> int:
-    _tell(name, message)
+    tell(name, message)
     return code
 
 
-def _tell(name: str, message: object) -> None:
+def tell(name: str, message: object) -> None:
+    """Write one line to stderr; what steers a terminal is replaced, and long quotations are cut.
+
+    Args:
+        name: Name of the command line, which begins the line.
+        message: The line; line breaks become spaces.
+    """
     with contextlib.suppress(OSError):  # the terminal was closed
         sys.stderr.write(f"{name}: {printable(shortened(' '.join(str(message).split())))}\n")

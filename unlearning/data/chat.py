@@ -126,7 +126,7 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase", date: str = DEFAULT_CHAT_D
     """
     if not tokenizer.chat_template:
         raise InputError("`chat` cannot be used: the tokenizer has no chat template; use `template`")
-    _parse_date(date)
+    parse_date(date)
     found, other = (
         _around(tokenizer, date, *probe) for probe in ((_QUESTION, _ANSWER), (_OTHER_QUESTION, _OTHER_ANSWER))
     )
@@ -185,7 +185,7 @@ def _render(
     }
     variables = {**special, "date_string": date}
     try:
-        return render(Request(_template(tokenizer), turns, variables, _parse_date(date), opened, continued))
+        return render(Request(_template(tokenizer), turns, variables, parse_date(date), opened, continued))
     except InputError as error:
         raise _refusal(str(error), type(error)) from None
 
@@ -218,7 +218,18 @@ def _cut(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:60]}...{text[-17:]}"
 
 
-def _parse_date(date: str) -> datetime:
+def parse_date(date: str) -> datetime:
+    """Read the date that a chat template writes as today's.
+
+    Args:
+        date: A date such as `26 Jul 2024`.
+
+    Returns:
+        The date.
+
+    Raises:
+        InputError: The date has another form.
+    """
     try:
         return datetime.strptime(date, _DATE_FORMAT)
     except ValueError:

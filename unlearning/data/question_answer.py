@@ -18,6 +18,9 @@ QUESTION_KEYS = ("question", "instruction")
 ANSWER_KEYS = ("answer", "completion", "output", "response", "gt")
 """Keys of answers, in both packages; the first that a record has counts."""
 
+MAX_TEMPLATE = 100_000
+"""Maximum number of characters of a template."""
+
 MAX_PROMPT = 2_000_000
 """Maximum number of characters of a question, a prompt or an answer; far more than any model reads."""
 
@@ -79,8 +82,10 @@ def check_template(template: str) -> None:
         template: Text around a question.
 
     Raises:
-        InputError: It does not hold `{question}`, or is no text.
+        InputError: It does not hold `{question}`, is too long, or is no text.
     """
+    if len(template) > MAX_TEMPLATE:
+        raise InputError(f"`template` must have at most {MAX_TEMPLATE} characters, got {len(template)}. Shorten it.")
     if "{question}" not in template:
         raise InputError(f"`template` must hold {{question}}, got {template!r}. Write for example {DEFAULT_TEMPLATE!r}")
     try:

@@ -27,12 +27,14 @@ class Reading:
         wrapping: Text around each question, as in training.
         rows: Number of rows of each set, evenly spaced.
         generate: Also compute the metrics that need generated answers.
+        append_eos: Score answers with the end-of-sequence token, as in training.
     """
 
     data_dir: str | Path | None
     wrapping: Wrapping
     rows: int
     generate: bool
+    append_eos: bool = True
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
@@ -59,7 +61,9 @@ def _tofu(split: str, reading: Reading) -> Prepare:
     )  # the other sets are for model utility, which needs generated answers
     sets = read_sets(split or "forget10", names=names, data_dir=reading.data_dir)
     sets = [replace(each, questions=evenly_spaced(each.questions, reading.rows)) for each in sets]
-    return lambda subject: tofu.prepare(subject, sets=sets, wrapping=reading.wrapping, generate=reading.generate)
+    return lambda subject: tofu.prepare(
+        subject, sets=sets, wrapping=reading.wrapping, append_eos=reading.append_eos, generate=reading.generate
+    )
 
 
 def _muse(corpus: str, reading: Reading) -> Prepare:

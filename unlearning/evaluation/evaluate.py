@@ -1,18 +1,23 @@
 """Evaluate a model on a benchmark by name: read the data, load the models, score and compute the metrics."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearning.checkpoints.locate import locate_offline
 from unlearning.common.errors import InputError, naming
 from unlearning.common.runs import is_run
+from unlearning.common.terminal import tell
+from unlearning.data.chat import DEFAULT_CHAT_DATE
 from unlearning.evaluation import harness
 from unlearning.evaluation.catalogue import settings_of
 from unlearning.evaluation.harness import Evaluation, Prepare
-from unlearning.evaluation.settings import given
+from unlearning.evaluation.settings import Settings, given
 from unlearning.evaluation.subject import Runtime, Subject
+from unlearning.evaluation.trained_wrapping import choose_wrapping
 
 AnyModel = str | Path | PreTrainedModel
 
@@ -51,7 +56,8 @@ def evaluate(
         allow_pickle: Read pickled .bin weights.
         trust_remote_code: Run the code of a hub model.
         progress: Show a progress bar on stderr.
-        **options: Options of the benchmark; `list_benchmarks` lists them.
+        **options: Options of the benchmark; `list_benchmarks` lists them. Without `template` and `chat`, a model in a
+            directory of `unlearn train` is asked as it was trained, as one line on stderr says.
 
     Returns:
         The metrics with 95 % bootstrap intervals (`frame`, `summary()`, `result["metric_name"]`) and the rows behind
@@ -60,6 +66,10 @@ def evaluate(
     Raises:
         InputError: There is no such benchmark or option, data or a model cannot be read, `output_dir` holds another
             run, or the control's results were computed with other options.
+
+    Warns:
+        UserWarning: The model is asked otherwise than it was trained (see
+            `unlearning.evaluation.trained_wrapping.choose_wrapping`).
 
     Examples:
         >>> from dissect.zoo import question_set
@@ -88,7 +98,8 @@ def evaluate(
                 locate_offline(name)  # before the benchmark's data are read
     runtime = Runtime(device, dtype, allow_pickle, trust_remote_code, batch_size)
     if isinstance(benchmark, str):
-        prepare = settings_of(benchmark, options).open(runtime)
+        names = [name for name in (model, named) if isinstance(name, str | Path)]
+        prepare = _as_trained(settings_of(benchmark, options), names, show=progress).open(runtime)
     elif options:
         raise InputError(f"a benchmark given as a function takes no options, got {', '.join(options)}")
     else:
@@ -101,6 +112,21 @@ def evaluate(
         batch_size=batch_size,
         progress=progress,
     )
+
+
+def _as_trained(settings: Settings, names: Sequence[str | Path], *, show: bool) -> Settings:
+    """Return settings that ask as the models were trained, where the user does not say how to ask."""
+    asks: Any = settings
+    if not hasattr(settings, "chat_date") or getattr(settings, "texts", None) is not None:
+        return settings  # fixed prompts, or texts that the model has written already
+    has_eos = hasattr(settings, "append_eos")
+    chosen = choose_wrapping(asks.template, asks.chat, names, append_eos=asks.append_eos if has_eos else None)
+    if chosen.note is not None and show:
+        tell("unlearn", chosen.note)
+    found = chosen.wrapping
+    date = found.chat_date if asks.chat_date == DEFAULT_CHAT_DATE else asks.chat_date
+    closing = {"append_eos": found.append_eos} if has_eos else {}
+    return cast("Settings", replace(asks, template=found.template, chat=found.chat, chat_date=date, **closing))
 
 
 def _opened(model: AnyModel, tokenizer: PreTrainedTokenizerBase | None, runtime: Runtime) -> Subject:

@@ -52,13 +52,16 @@ def given(value: str | None) -> str | None:
     return None if value == "none" else value
 
 
-def wrapping_of(subject: Subject, template: str | None, chat: bool, *, default: str | None = None) -> Wrapping:
+def wrapping_of(
+    subject: Subject, template: str | None, chat: bool | None, chat_date: str, *, default: str | None = None
+) -> Wrapping:
     """Return what is put around questions.
 
     Args:
         subject: The model, whose tokenizer has the chat template.
         template: Text with `{question}` in it; None for the default.
         chat: Use the tokenizer's chat template instead.
+        chat_date: Date that the chat template writes as today's.
         default: Template of the data set; None for `DEFAULT_TEMPLATE`.
 
     Returns:
@@ -70,4 +73,6 @@ def wrapping_of(subject: Subject, template: str | None, chat: bool, *, default: 
     """
     if template is not None and chat:
         raise InputError("`template` and `chat` both wrap the question. Give one of them.")
-    return Wrapping(template or default or DEFAULT_TEMPLATE, chat_format(subject.tokenizer) if chat else None)
+    return Wrapping(
+        template or default or DEFAULT_TEMPLATE, chat_format(subject.tokenizer, chat_date) if chat else None
+    )

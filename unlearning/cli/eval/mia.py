@@ -50,7 +50,8 @@ def command(
     ] = None,
     data_dir: options.DataDir = None,
     template: options.Template = None,
-    chat: options.Chat = False,
+    chat: options.TrainedChat = None,
+    append_eos: options.AppendEos = None,
     limit: options.Limit = None,
     seed: options.Seed = 0,
     run: options.RunOptions,
@@ -70,6 +71,7 @@ def command(
         data_dir=data_dir,
         template=unescaped(template),
         chat=chat,
+        append_eos=append_eos,
         limit=limit,
         seed=seed,
     )

@@ -15,9 +15,28 @@ DataDir = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Use only the first N rows of each set.")]
 Template = Annotated[
-    str | None, typer.Option(help="Text around each question.  [default: 'Question: {question}\\nAnswer:']")
+    str | None,
+    typer.Option(
+        help="Text around each question.  [default: as the model was trained, else 'Question: {question}\\nAnswer:']"
+    ),
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Wrap prompts by the tokenizer's chat template.")]
+TrainedChat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Wrap prompts by the tokenizer's chat template, or do not.  [default: as the model was trained, else not]",
+        show_default=False,
+    ),
+]
+AppendEos = Annotated[
+    bool | None,
+    typer.Option(
+        "--append-eos/--no-append-eos",
+        help="Score answers with the end-of-sequence token.  [default: as the model was trained, else with it]",
+        show_default=False,
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Random seed (bootstrap, and whatever the benchmark draws).")]
 
 

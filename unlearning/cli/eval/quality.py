@@ -52,7 +52,7 @@ def command(
     control: options.ControlOptions,
     data_dir: options.DataDir = None,
     template: options.Template = None,
-    chat: options.Chat = False,
+    chat: options.TrainedChat = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Maximum tokens of a continuation.")] = 100,
     limit: options.Limit = None,
     seed: options.Seed = 0,

@@ -31,7 +31,8 @@ def command(
     control: options.ControlOptions,
     data_dir: options.DataDir = None,
     template: options.Template = None,
-    chat: options.Chat = False,
+    chat: options.TrainedChat = None,
+    append_eos: options.AppendEos = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Maximum tokens of a generated answer.")] = 200,
     generate: Annotated[
         bool, typer.Option("--generate/--no-generate", help="Generate answers, which ROUGE and model utility need.")
@@ -52,6 +53,7 @@ def command(
         data_dir=data_dir,
         template=unescaped(template),
         chat=chat,
+        append_eos=append_eos,
         max_new_tokens=max_new_tokens,
         generate=generate,
         limit=limit,

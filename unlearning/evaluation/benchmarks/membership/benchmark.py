@@ -59,6 +59,7 @@ class Attacking:
         fraction: Share of the tokens that Min-K and Min-K++ read.
         max_tokens: Score only the first N tokens of each text; None for all. A text that is cut is not closed.
         chat: Chat format of the prompts, if they have one.
+        append_eos: Score texts that are not cut with the end-of-sequence token.
     """
 
     attacks: Sequence[str] | None = None
@@ -66,6 +67,7 @@ class Attacking:
     fraction: float = FRACTION
     max_tokens: int | None = None
     chat: ChatFormat | None = None
+    append_eos: bool = True
 
 
 def prepare(
@@ -108,6 +110,7 @@ def prepare(
             "attacks": list(chosen),
             "fraction": attacking.fraction,
             "max_tokens": attacking.max_tokens,
+            **({} if attacking.append_eos else {"append_eos": False}),  # runs of earlier versions always had it
             "reference_sha256": None if reference is None else reference.sha256,
         },
         parts=[attacker.part(name, texts[name]) for name in SETS],
@@ -197,9 +200,8 @@ class _Attacker:
         scored = text.answer
         if max_tokens is not None:
             scored = first_tokens(self.subject.tokenizer, text.answer, max_tokens)
-        encode = partial(
-            encode_text, prompt=text.prompt, chat=self.attacking.chat, is_whole=scored == text.answer, where=where
-        )
+        closes = self.attacking.append_eos and scored == text.answer
+        encode = partial(encode_text, prompt=text.prompt, chat=self.attacking.chat, closes=closes, where=where)
         target = encode(self.subject, answer=scored)
         lowered = encode(self.subject, answer=scored.lower()) if self.has("lower") else None
         if reference is not None and encode(reference, answer=scored) != target:
@@ -246,16 +248,16 @@ class _Attacker:
 
 
 def encode_text(
-    subject: Subject, *, prompt: str, answer: str, chat: ChatFormat | None, is_whole: bool, where: str
+    subject: Subject, *, prompt: str, answer: str, chat: ChatFormat | None, closes: bool, where: str
 ) -> Target:
-    """Tokenise a text; a whole text is closed by the tokens that end a sequence.
+    """Tokenise a text.
 
     Args:
         subject: The model, with its tokenizer.
         prompt: Text before the scored one; may be empty.
         answer: Text that is scored.
         chat: Chat format of the prompt, if it has one.
-        is_whole: The text was not cut.
+        closes: Close the text by the tokens that end a sequence; for a text that was not cut.
         where: Set and number of the text, for messages.
 
     Returns:
@@ -265,7 +267,7 @@ def encode_text(
         InputError: The text is empty, too long for the model's context, or a single token, which nothing predicts.
     """
     try:
-        target = encode_target(subject, prompt, answer, chat=chat, append_eos=is_whole)
+        target = encode_target(subject, prompt, answer, chat=chat, append_eos=closes)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     if n_predicted(target.span) <= target.n_closing:

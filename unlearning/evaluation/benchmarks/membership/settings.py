@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from unlearning.common.errors import naming
+from unlearning.data.chat import DEFAULT_CHAT_DATE
 from unlearning.evaluation.benchmarks.membership import benchmark
 from unlearning.evaluation.benchmarks.membership.benchmark import Attacking
 from unlearning.evaluation.benchmarks.membership.texts import check_sets, note_of_sizes, read_source
@@ -27,7 +28,10 @@ class MembershipSettings:
         min_k: Share of the tokens that Min-K and Min-K++ read.
         max_tokens: Score only the first N tokens of each text.
         template: Text around each question, with {question} in it; None for the data set's own.
-        chat: Wrap questions by the tokenizer's chat template.
+        chat: Wrap questions by the tokenizer's chat template; False for `template`; None for the wrapping that the
+            model was trained with, if its directory has a record of `unlearn train`.
+        chat_date: Date that the chat template writes as today's.
+        append_eos: Score answers with the end-of-sequence token; None for what the model was trained with, else True.
         data_dir: Directory that holds the named sets; None for $DISSECT_DATA, then the hub.
         limit: Use only the first N texts of each set.
         seed: Random seed of the bootstrap.
@@ -42,7 +46,9 @@ class MembershipSettings:
     min_k: float = FRACTION
     max_tokens: int | None = None
     template: str | None = None
-    chat: bool = False
+    chat: bool | None = None
+    chat_date: str = DEFAULT_CHAT_DATE
+    append_eos: bool | None = None
     data_dir: str | Path | None = None
     limit: int | None = None
     seed: int = 0
@@ -61,13 +67,17 @@ class MembershipSettings:
         reference = None if reference_model is None else runtime.open(reference_model)
 
         def prepare(subject: Subject) -> Benchmark:
-            wrappings = [wrapping_of(subject, self.template, self.chat, default=each.template) for each in sources]
+            wrappings = [
+                wrapping_of(subject, self.template, self.chat, self.chat_date, default=each.template)
+                for each in sources
+            ]
+            closes = self.append_eos is not False
             forget, holdout = (each.texts(wrapping) for each, wrapping in zip(sources, wrappings, strict=True))
             return benchmark.prepare(
                 subject,
                 forget=forget[: self.limit],
                 holdout=holdout[: self.limit],
-                attacking=Attacking(chosen, reference, self.min_k, self.max_tokens, wrappings[0].chat),
+                attacking=Attacking(chosen, reference, self.min_k, self.max_tokens, wrappings[0].chat, closes),
                 seed=self.seed,
                 notes=note_of_sizes(str(self.forget), str(self.holdout)),
             )

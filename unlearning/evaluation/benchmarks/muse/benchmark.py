@@ -168,7 +168,7 @@ def _generated(
 def _texts(subject: Subject, name: str, texts: Sequence[Text]) -> Part:
     """Return whole texts, ready to be scored; MUSE does not close them by an end-of-sequence token."""
     targets = [
-        encode_text(subject, prompt="", answer=text.answer, chat=None, is_whole=False, where=f"{name} row {number}")
+        encode_text(subject, prompt="", answer=text.answer, chat=None, closes=False, where=f"{name} row {number}")
         for number, text in enumerate(texts, start=1)
     ]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from unlearning.common.errors import InputError, check_at_least, naming
+from unlearning.data.chat import DEFAULT_CHAT_DATE
 from unlearning.evaluation.benchmarks.quality import benchmark
 from unlearning.evaluation.benchmarks.quality.prompts import read_prompts, read_texts
 from unlearning.evaluation.harness import Benchmark, Prepare
@@ -27,7 +28,9 @@ class QualitySettings:
         classifier_tokens: Number of tokens of a text that the classifier reads.
         template: Text around each question, with {question} in it; None for the default (a line with Question:, a line
             with Answer:).
-        chat: Wrap questions by the tokenizer's chat template.
+        chat: Wrap questions by the tokenizer's chat template; False for `template`; None for the wrapping that the
+            model was trained with, if its directory has a record of `unlearn train`.
+        chat_date: Date that the chat template writes as today's.
         max_new_tokens: Maximum number of tokens of a continuation.
         data_dir: Directory that holds the named sets; None for $DISSECT_DATA, then the hub.
         limit: Use only the first N rows.
@@ -43,7 +46,8 @@ class QualitySettings:
     clean_label: str | None = None
     classifier_tokens: int = 32
     template: str | None = None
-    chat: bool = False
+    chat: bool | None = None
+    chat_date: str = DEFAULT_CHAT_DATE
     max_new_tokens: int = 100
     data_dir: str | Path | None = None
     limit: int | None = None
@@ -70,7 +74,7 @@ class QualitySettings:
         intact = None if base is None else runtime.open(base)
 
         def prepare(subject: Subject) -> Benchmark:
-            chat = wrapping_of(subject, self.template, self.chat).chat
+            chat = wrapping_of(subject, self.template, self.chat, self.chat_date).chat
             asked = texts
             if asked is None:
                 asked = read_prompts(self.prompts or "", template=self.template, chat=chat, data_dir=self.data_dir)

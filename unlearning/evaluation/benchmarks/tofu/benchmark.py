@@ -41,6 +41,7 @@ def prepare(
     *,
     sets: Sequence[QuestionSet],
     wrapping: Wrapping | None = None,
+    append_eos: bool = True,
     max_new_tokens: int = MAX_NEW_TOKENS,
     generate: bool = True,
     seed: int = 0,
@@ -51,6 +52,7 @@ def prepare(
         subject: The model.
         sets: The question sets; see `sets.read_sets`.
         wrapping: Text around each question.
+        append_eos: Score answers with the end-of-sequence token, as the public codes do.
         max_new_tokens: Maximum number of tokens of a generated answer.
         generate: Generate answers; otherwise ROUGE and model utility, which need them, are left out.
         seed: Random seed of the bootstrap.
@@ -64,7 +66,8 @@ def prepare(
     """
     check_at_least("max_new_tokens", max_new_tokens, 1)
     wrapping = wrapping or Wrapping()
-    asked = {each.name: [_targets(subject, question, wrapping) for question in each.questions] for each in sets}
+    encode = partial(encode_target, subject, chat=wrapping.chat, append_eos=append_eos)
+    asked = {each.name: [_targets(question, wrapping, encode) for question in each.questions] for each in sets}
     tokens = {name: [[target.span.input_ids for target in _flat(row)] for row in rows] for name, rows in asked.items()}
     subject.check_tokens([ids for rows in tokens.values() for row in rows for ids in row])
     answer = partial(_generated, subject, wrapping, max_new_tokens) if generate else None
@@ -91,10 +94,10 @@ def prepare(
     )
 
 
-def _targets(subject: Subject, question: Question, wrapping: Wrapping) -> Asked:
+def _targets(question: Question, wrapping: Wrapping, encode: Callable[[str, str], Target]) -> Asked:
     def encoded(asked: str, *answers: str) -> list[Target]:
         prompt = wrapping.question(asked)
-        return [encode_target(subject, prompt, answer, chat=wrapping.chat) for answer in answers]
+        return [encode(prompt, answer) for answer in answers]
 
     paraphrased = [] if question.paraphrased_answer is None else [question.paraphrased_answer]
     reworded = question.paraphrased_question

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from unlearning.data.chat import DEFAULT_CHAT_DATE
 from unlearning.evaluation.benchmarks.tofu import benchmark
 from unlearning.evaluation.benchmarks.tofu.sets import RETAIN, SETS, read_sets
 from unlearning.evaluation.harness import Benchmark, Prepare
@@ -21,7 +22,10 @@ class TofuSettings:
         sets: Sets that are asked, of forget, retain, real_authors and world_facts; model utility needs all of them.
         template: Text around each question, with {question} in it; None for the default (a line with Question:, a line
             with Answer:).
-        chat: Wrap questions by the tokenizer's chat template.
+        chat: Wrap questions by the tokenizer's chat template; False for `template`; None for the wrapping that the
+            model was trained with, if its directory has a record of `unlearn train`.
+        chat_date: Date that the chat template writes as today's.
+        append_eos: Score answers with the end-of-sequence token; None for what the model was trained with, else True.
         max_new_tokens: Maximum number of tokens of a generated answer.
         generate: Generate answers, which ROUGE and model utility need.
         data_dir: Directory that holds tofu/; None for $DISSECT_DATA, then the hub.
@@ -35,7 +39,9 @@ class TofuSettings:
     retain: str | Path = RETAIN
     sets: Names = SETS
     template: str | None = None
-    chat: bool = False
+    chat: bool | None = None
+    chat_date: str = DEFAULT_CHAT_DATE
+    append_eos: bool | None = None
     max_new_tokens: int = benchmark.MAX_NEW_TOKENS
     generate: bool = True
     data_dir: str | Path | None = None
@@ -51,8 +57,9 @@ class TofuSettings:
             return benchmark.prepare(
                 subject,
                 sets=sets,
-                wrapping=wrapping_of(subject, self.template, self.chat),
+                wrapping=wrapping_of(subject, self.template, self.chat, self.chat_date),
                 max_new_tokens=self.max_new_tokens,
+                append_eos=self.append_eos is not False,
                 generate=self.generate,
                 seed=self.seed,
             )
