@@ -98,35 +98,36 @@ def locate_offline(name: str | Path) -> Path | None:
 
 
 def locate_record(name: str | Path) -> Path | None:
-    """Find the record that a training run wrote beside a checkpoint; of a hub's checkpoint nothing else is downloaded.
+    """Find the record that a training run wrote beside a checkpoint, which is downloaded if it is on the hub.
 
     Args:
         name: See `locate_checkpoint`.
 
     Returns:
         What is at the record's place, a broken link or a pipe too: `DIR/unlearning.json` for `DIR` and for
-        `DIR/checkpoints/...`; None if nothing is there, or the hub has none or does not answer.
+        `DIR/checkpoints/...`; None if nothing is there, or no directory or built-in model has the name.
 
     Raises:
-        InputError: See `locate_offline`.
+        InputError: The hub has no such checkpoint, or cannot be reached.
     """
-    path = locate_offline(name)
-    if path is None:
-        return _record_on_hub(str(name))
-    path = path.absolute()
+    try:
+        path = locate_offline(name)
+    except InputError:  # as whoever loads the model says
+        return None
+    path = (_downloaded(str(name)) if path is None else path).absolute()
     places = (path, path.parent.parent) if path.parent.name == "checkpoints" else (path,)
     return next((place / RECORD for place in places if kind_of(place / RECORD) != "nothing"), None)
 
 
-def _record_on_hub(name: str) -> Path | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+def _downloaded(name: str) -> Path:
+    """Return the directory of a checkpoint on the hub without asking the hub, if it was downloaded before."""
+    from huggingface_hub import snapshot_download
 
     hub_id, revision = split_revision(name)
     try:
-        return Path(hf_hub_download(hub_id, RECORD, revision=revision))
-    except (HfHubHTTPError, OSError, ValueError):  # no such file or repository, no network, no valid id
-        return None
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    except (OSError, ValueError):  # not downloaded yet, or no valid id
+        return _download(name)
 
 
 _LONGEST = 4096

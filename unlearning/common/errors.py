@@ -67,7 +67,10 @@ def with_flags(message: str, flags: Mapping[str, str]) -> str:
 
 
 _LONGEST_MESSAGE = 1500
-_QUOTED = re.compile(r"""(?<!\w)(['"])(.{121,}?)\1(?!\w)""", re.DOTALL)
+_QUOTED = re.compile(r"""(?<!\w)(['"])((?:\\.|(?!\1).)*)\1(?!\w)""", re.DOTALL)
+"""A quotation, also a short one, so that what stands between two is none."""
+
+_LONGEST_QUOTED = 120
 _UNBROKEN = re.compile(r"\S{251,}")
 
 
@@ -86,11 +89,16 @@ def shortened(message: str) -> str:
         ...     f"`sites` must be sites, got {'x' * 67 + '...' + 'x' * 30!r}; leave it out"
         ... )
         True
+        >>> shortened(f"'a' {'is long, ' * 20}'b'") == f"'a' {'is long, ' * 20}'b'"
+        True
     """
     if len(message) > _LONGEST_MESSAGE:
         half = _LONGEST_MESSAGE // 2
         message = f"{message[:half]}...{message[-half:]}"
-    message = _QUOTED.sub(lambda found: f"{found[1]}{_middle_cut(found[2])}{found[1]}", message)
+    message = _QUOTED.sub(
+        lambda found: found[0] if len(found[2]) <= _LONGEST_QUOTED else f"{found[1]}{_middle_cut(found[2])}{found[1]}",
+        message,
+    )
     return _UNBROKEN.sub(lambda found: _middle_cut(found[0]), message)
 
 

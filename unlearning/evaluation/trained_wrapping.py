@@ -85,15 +85,12 @@ def read_trained_wrapping(name: str | Path) -> TrainedWrapping | None:
 
     Raises:
         InputError: A setting of the record is refused where a user would set it: the template lacks `{question}`, is
-            too long or no text, or the date or a truth value is none.
+            too long or no text, or the date or a truth value is none. Or the hub has no such model.
 
     Warns:
         UserWarning: The file with the record's name is no record of `unlearn train`.
     """
-    try:
-        file = locate_record(name)
-    except InputError:  # there is no such model, as whoever loads it says
-        return None
+    file = locate_record(name)
     if file is None:
         return None
     options = _options(file)

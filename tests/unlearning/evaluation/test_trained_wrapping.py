@@ -74,6 +74,26 @@ def test_without_a_record_the_default_is_asked(tmp_path: Path) -> None:
     assert choose_wrapping(None, True, ["demo:base"]).wrapping == TrainedWrapping(chat=True)
 
 
+def test_a_hub_s_checkpoint_that_was_downloaded_is_read_without_the_hub(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def download(_hub_id: str, *, local_files_only: bool = False, **_: Any) -> str:
+        asked.append(local_files_only)
+        if local_files_only and len(asked) > 1:
+            raise FileNotFoundError
+        return made
+
+    made = make("snapshot", chat=True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    assert read_trained_wrapping("owner/name") == TrainedWrapping(chat=True)
+    assert asked == [True]
+    assert read_trained_wrapping("owner/name@v1") == TrainedWrapping(chat=True)
+    assert asked == [True, True, False]  # not downloaded yet
+
+
 def test_checkpoints_of_a_run_have_its_record(make: Make) -> None:
     checkpoint = Path(make("run", chat=True)) / "checkpoints" / "checkpoint-8"
     checkpoint.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -96,3 +97,66 @@ def test_bad_input_is_one_line_and_exit_code_two(
     assert tofu(*given, *arguments) == 2  # where an option is given twice, the last counts
     captured = capsys.readouterr()
     assert re.search(message, captured.err) and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def recorded(model: Path, where: Path, **options: object) -> Path:
+    """A copy of a model with the record of a training run beside it."""
+    shutil.copytree(model, where)
+    record = {"finished": True, "configuration": {"options": options}}
+    (where / "unlearning.json").write_text(json.dumps(record), encoding="utf-8")
+    return where
+
+
+def test_a_model_is_asked_as_it_was_trained_unless_the_command_line_says_otherwise(
+    model_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = "Q: {question}\nA:"
+    model = recorded(model_dir, tmp_path / "npo", template=template, append_eos=False)
+    shared = ["--forget", "forget01", "--sets", "forget", "--data-dir", data, "--no-generate", "--json"]
+
+    def probability(model: Path, *more: str) -> tuple[float, str]:
+        out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        assert tofu("--model", model, *shared, "--out", out, *more) == 0
+        captured = capsys.readouterr()
+        return json.loads(captured.out)["metrics"]["forget_probability"]["value"], captured.err
+
+    plain, silent = probability(model_dir)
+    own, said = probability(model_dir, "--template", template, "--no-append-eos")
+    assert silent == said == ""
+    found, said = probability(model)
+    assert found == own != plain
+    assert said.count("\n") == 1 and said.startswith("unlearn: asked as ") and str(model) in said
+    found, said = probability(model, "--no-chat", "--append-eos")
+    assert found == plain
+    assert said.count("\n") == 1 and said.startswith("unlearn: warning: ") and repr(template) in said
+
+
+def test_a_control_is_asked_as_the_model_was_trained(
+    model_dir: Path, never_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = recorded(model_dir, tmp_path / "npo", template="Q: {question}\nA:")
+    control = recorded(never_dir, tmp_path / "control", template="{question}")
+    shared = ["--forget", "forget01", "--sets", "forget", "--data-dir", data, "--no-generate", "--json"]
+    values = []
+    for number, (name, given) in enumerate(
+        ((control, []), (never_dir, []), (control, ["--template", "Q: {question}\\nA:"]))
+    ):
+        out = tmp_path / f"out-{number}"
+        assert tofu("--model", model, "--control", name, *shared, "--out", out, *given) == 0
+        captured = capsys.readouterr()
+        values.append(json.loads(captured.out)["metrics"]["forget_probability"]["control"])
+        lines = captured.err.splitlines()
+        warned = [line for line in lines if "warning" in line]
+        assert len(warned) == (name == control) and all(str(control) in line for line in warned)
+        assert len(lines) - len(warned) == (not given)
+    assert len(set(values)) == 1
+
+
+def test_a_hostile_record_is_one_line_and_exit_code_two(
+    model_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = recorded(model_dir, tmp_path / "npo", template="\x1b[2J\nno question " * 1000)
+    assert tofu("--model", model, "--forget", "forget01", "--data-dir", data) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and captured.err[:-1].isprintable()
+    assert "unlearning.json" in captured.err and "--template" in captured.err and len(captured.err) < 1600
