@@ -183,7 +183,7 @@ def choose_wrapping(
 
 def _trained(models: Sequence[str | Path], *, decides: bool) -> dict[str, TrainedWrapping]:
     """Return the wrappings of those models that have a record; a refused record matters only if it may decide."""
-    found = {}
+    found: dict[str, TrainedWrapping] = {}
     for name in dict.fromkeys(map(str, models)):
         try:
             wrapping = read_trained_wrapping(name)
