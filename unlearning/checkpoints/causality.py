@@ -25,14 +25,23 @@ def check_causal(model: PreTrainedModel, name: str, *, device: torch.device | No
         device: Device of the model's inputs; None for that of its parameters.
 
     Raises:
-        InputError: A logit depends on a later token, or is not finite. A model that gives other logits at each call is
-            not judged.
+        InputError: The model cannot be run, or a logit depends on a later token or is not finite. A model that gives
+            other logits at each call is not judged.
     """
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (2, 6), generator=torch.Generator().manual_seed(1)).to(device or model.device)
     changed = ids.clone()
     changed[:, 3:] = (changed[:, 3:] + 1) % vocabulary
-    before, after = _logits(model, torch.cat([ids, changed])).chunk(2)
+    try:
+        before, after = _logits(model, torch.cat([ids, changed])).chunk(2)
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of the model's own code, given a stranger's configuration
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"{name} ({type(model).__name__}) cannot be run, on random tokens and without any intervention: {reason}; "
+            "check its config.json"
+        ) from error
     if not (torch.isfinite(before).all() and torch.isfinite(after).all()):
         raise InputError(
             f"{name}: its logits are not finite, on random tokens and without any intervention; check its weights and "

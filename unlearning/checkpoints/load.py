@@ -42,7 +42,7 @@ from unlearning.checkpoints.quantized import (
     quiet_bitsandbytes,
 )
 from unlearning.checkpoints.repeatable import without_sampling
-from unlearning.checkpoints.sizes import check_sizes
+from unlearning.checkpoints.sizes import check_parts, check_sizes
 from unlearning.checkpoints.token_ids import GENERATION_CONFIG, read_generation_config
 from unlearning.common.errors import InputError
 
@@ -165,7 +165,11 @@ def load_config(path: Path, *, trust_remote_code: bool = False) -> PretrainedCon
     try:
         with without_bars(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _computing(AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            check_parts(config, path / "config.json")
+            return _computing(config)
+    except InputError:
+        raise
     except Exception as error:  # a configuration class may do anything with a stranger's values
         raise InputError(
             f"{path}: transformers cannot load it: its config.json: {_reason(error)}; {_mend(error)}"

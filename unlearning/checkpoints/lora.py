@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,10 @@ def add_adapter(
     config = LoraConfig(
         r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=adapted, bias="none", task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    tied = _tied_ends(model)
+    with torch.random.fork_rng(devices=[]), quiet_bitsandbytes(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft corrects the setting for GPT-2 by itself
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # in our words below
         torch.manual_seed(seed)
         try:
             model.add_adapter(config)
@@ -95,6 +98,12 @@ def add_adapter(
                 f"({_first_line(error)}). Write one such as {_some_linear(model)}"
             ) from None
     name, revision = split_revision(base or str(model.name_or_path))
+    for end in tied.intersection(adapted if isinstance(adapted, list) else ()):
+        warnings.warn(
+            f"`lora_targets` adapts {end}, which this model ties to its other embedding. The adapter changes that one "
+            "only, so the trained model is no longer tied; leave it out to keep them equal",
+            stacklevel=2,
+        )
     added: Any = model.peft_config["default"]
     added.base_model_name_or_path, added.revision = _durable(name), revision
 
@@ -233,6 +242,14 @@ def _ends(model: PreTrainedModel) -> tuple[Any, Any]:
     return model.get_input_embeddings(), model.get_output_embeddings()
 
 
+def _tied_ends(model: PreTrainedModel) -> set[str]:
+    """Return the names of the input and the output embedding if they are one parameter."""
+    first, last = _ends(model)
+    if last is None or getattr(first, "weight", None) is not last.weight:
+        return set()
+    return {name for name, module in model.named_modules() if module is first or module is last}
+
+
 def _untie(model: torch.nn.Module) -> None:
     """Give every module its own copy of a parameter that several share: a merge would change it in all of them."""
     seen: set[int] = set()
@@ -307,14 +324,24 @@ def _read_config(path: Path) -> Any:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     file = path / ADAPTER_CONFIG
-    kind = json.loads(file.read_text(encoding="utf-8")).get("peft_type")
+    stated = json.loads(file.read_text(encoding="utf-8"))
+    kind = stated.get("peft_type")
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise InputError(
             f"{file}: peft_type must be a kind of adapter that the installed peft knows, such as LORA, got {kind!r}; "
             "copy it again, or install a newer peft"
         )
-    with _in_one_line(f"{file}: peft cannot read it", "copy it again"):
+    with _in_one_line(f"{file}: peft cannot read it", "copy it again"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fields that it does not know, whatever they say
         config = PeftConfig.from_pretrained(str(path))
+    fields = {field.name for field in dataclasses.fields(config)}
+    unknown = sorted(name for name, value in stated.items() if name not in fields and value)  # null and false are off
+    if unknown:
+        warnings.warn(
+            f"{file}: the installed peft {version('peft')} does not know {', '.join(unknown)}, so the adapter is read "
+            "without; install the peft that wrote it",
+            stacklevel=2,
+        )
     if config.is_prompt_learning:
         raise InputError(f"{path}: a {config.peft_type} adapter changes no weights, so it cannot be merged into them")
     for field in dataclasses.fields(config):

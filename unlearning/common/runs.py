@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unlearning.common import lock
-from unlearning.common.errors import InputError
+from unlearning.common.errors import InputError, naming
 from unlearning.common.hashing import hash_json
 from unlearning.common.places import kind_of
 from unlearning.common.terminal import plain
@@ -248,7 +248,9 @@ def open_run(
             differences), or another process is writing it.
     """
     path = Path(path)
-    if (kind := kind_of(path)) == "link that leads nowhere":
+    with naming("out"):
+        kind = kind_of(path)
+    if kind == "link that leads nowhere":
         raise InputError(f"{path}: is a {kind}; remove it or give another directory")
     if joins or (is_run(path) and has_whole_record(path)):
         run = _resumed(path, configuration)
@@ -260,7 +262,8 @@ def open_run(
     elif not is_run(path) and kind != "nothing" and (kind != "directory" or _holds_foreign(path)):
         raise InputError(f"{path}: not a run directory (it has no run.json); give an empty or a new directory")
     _make_directory(path)
-    lock.acquire(path / LOCK, path)
+    with naming("out"):
+        lock.acquire(path / LOCK, path)
     try:
         if is_run(path) and (has_whole_record(path) or not _has_parts_of(path, configuration)):
             run = _resumed(path, configuration)  # again, now that nobody else writes it
@@ -317,7 +320,9 @@ def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}; give another directory") from None
+        raise InputError(
+            f"`out`: {path}: cannot be written: {error.strerror or error}; give another directory"
+        ) from None
 
 
 def _holds_foreign(path: Path) -> bool:

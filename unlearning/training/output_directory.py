@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -136,8 +136,11 @@ def claimed(output_dir: Path | None) -> Iterator[None]:
     missing = [each for each in (parent, *parent.parents) if not each.exists()]
     with saying_disk_full(output_dir):
         parent.mkdir(parents=True, exist_ok=True)
+    file = parent / f".{target.name}.lock"
     try:
-        with lock.holding(parent / f".{target.name}.lock", output_dir):
+        with ExitStack() as held:
+            with naming("output_dir"):
+                held.enter_context(lock.holding(file, output_dir))
             shutil.rmtree(_partial(target), ignore_errors=True)  # of a process that was killed at its very end
             yield
     finally:

@@ -98,6 +98,37 @@ def test_an_adapter_of_any_kind_computes_what_peft_computes(
     torch.testing.assert_close(logits(load_weights(tmp_path / "merged")), logits(merged), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("end", ["embed_tokens", "lm_head", ""])
+def test_an_adapter_of_one_tied_embedding_is_told_of_in_our_own_words(end: str, tied: bool) -> None:
+    model = build_tied() if tied else build_tiny_llama()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        add_adapter(model, rank=2, alpha=4, targets=f".*({end or 'v_proj'}|q_proj)")
+    assert len(told) == (1 if tied and end else 0)
+    for warning in told:
+        name = "model.embed_tokens" if end == "embed_tokens" else end
+        assert str(warning.message).startswith(f"`lora_targets` adapts {name}, which this model ties")
+
+
+@pytest.mark.parametrize(
+    ("value", "names"), [(None, ""), (False, ""), ([], ""), (3, "new_field"), ({"a": 1}, "new_field")]
+)
+def test_fields_of_a_newer_peft_are_named_where_they_may_do_something(value: Any, names: str, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    train_adapter(tmp_path / "adapter", base)
+    before = logits(load_weights(tmp_path / "adapter"))
+    rewritten(tmp_path / "adapter", new_field=value, peft_version="99.0")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert torch.equal(logits(load_weights(tmp_path / "adapter")), before)
+    assert len(told) == bool(value)
+    for warning in told:
+        text = str(warning.message)
+        assert text.startswith(str(tmp_path / "adapter" / "adapter_config.json"))
+        assert "does not know new_field," in text and "install the peft that wrote it" in text
+
+
 def test_tied_embeddings_that_no_adapter_touches_stay_tied(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", build_tied)
     train_adapter(tmp_path / "adapter", base)

@@ -14,17 +14,20 @@ from hypothesis import strategies as st
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    DeepseekV3Config,
     GPTJConfig,
     GPTNeoConfig,
     MixtralConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
     XGLMConfig,
 )
 
 from dissect.models.model import load_model
 from tests.unlearning.checkpoints.adapters import build_gpt2, logits, refused, save_base, train_adapter
 from tests.unlearning.helpers import build_tiny_llama
+from unlearning.checkpoints import load
 from unlearning.checkpoints.headers import Header
 from unlearning.checkpoints.load import load_weights
 from unlearning.checkpoints.sizes import check_sizes
@@ -54,6 +57,26 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
         XGLMConfig(vocab_size=384, d_model=32, ffn_dim=64, num_layers=2, attention_heads=4, max_position_embeddings=64)
     ),
     "mixtral": lambda: build(MixtralConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4)),
+    "qwen3_moe": lambda: build(
+        Qwen3MoeConfig(**SMALL, num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2)
+    ),
+    "deepseek_v3": lambda: build(
+        DeepseekV3Config(
+            **SMALL,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_group=2,
+            topk_group=1,
+            first_k_dense_replace=1,
+            kv_lora_rank=8,
+            q_lora_rank=8,
+            qk_nope_head_dim=8,
+            qk_rope_head_dim=8,
+            v_head_dim=8,
+        )
+    ),
 }
 
 
@@ -141,6 +164,65 @@ def test_sizes_below_one_are_refused_in_one_line(
     assert refused(path) == f"{path / 'config.json'}: {name} must be at least 1, got {value}; copy it again"
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the reading of weights be an error."""
+
+    def read(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(load, "_read", read)
+
+
+@pytest.mark.parametrize("value", [[], [1], 5, "x", True, {}, {"a": 1}], ids=str)
+@pytest.mark.parametrize("name", ["text_config", "decoder"])
+@pytest.mark.usefixtures("no_weights")
+def test_a_part_that_is_none_is_refused_in_one_line(
+    name: str, value: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = restated(save_base(tmp_path / "model"), **{name: value})
+    capfd.readouterr()
+    said = refused(path)
+    if isinstance(value, dict):
+        assert said == f"{path / 'config.json'}: model_type llama has no {name}; remove it, or copy the file again"
+    else:
+        shown = json.dumps(value)
+        assert said == f"{path / 'config.json'}: {name} must be a JSON object, got {shown}; copy it again"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_part_that_is_null_is_no_part(tmp_path: Path) -> None:
+    built = build_tiny_llama()
+    built.save_pretrained(tmp_path)
+    restated(tmp_path, text_config=None)
+    assert torch.equal(logits(load_weights(tmp_path)), logits(built))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("value", [0, -1, 5, 10**30, "2", 2.0], ids=str)
+@pytest.mark.usefixtures("no_weights")
+def test_routers_that_cannot_choose_are_refused_in_one_line(
+    family: str, value: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = restated(save_base(tmp_path / "model", FAMILIES[family]), num_experts_per_tok=value)
+    capfd.readouterr()
+    said = refused(path)
+    assert said.startswith(str(path)) and "\n" not in said and "num_experts_per_tok" in said
+    if type(value) is int:
+        assert "config.json: num_experts_per_tok must be a number from 1 to the 4 experts" in said
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("changes", [{"n_group": 3}, {"n_group": 0}, {"topk_group": 5}], ids=str)
+def test_a_model_that_its_configuration_breaks_is_refused_in_one_line(
+    changes: dict[str, int], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = restated(save_base(tmp_path / "model", FAMILIES["deepseek_v3"]), **changes)
+    tokenizer.save_pretrained(path)
+    with pytest.raises(InputError, match=r"model \(DeepseekV3ForCausalLM\) cannot be run, .*; check its config.json$"):
+        load_model(str(path))
 
 
 NAMES = st.sampled_from(["num_hidden_layers", "hidden_size", "num_experts", "n_layer", "other", "layer_types"])

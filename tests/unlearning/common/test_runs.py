@@ -259,3 +259,10 @@ def test_a_name_that_no_directory_can_have_is_refused(name: str, tmp_path: Path)
     (tmp_path / "nowhere").symlink_to("nothing")
     (tmp_path / "itself").symlink_to("itself")
     refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "b" * 5 + "/" + "a" * 300, "b/" * 3000])
+def test_a_name_that_is_too_long_names_the_argument(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^`out`: .*[Nn]ame too long"):
+        open_run(tmp_path / name, {}, {})
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))

@@ -271,6 +271,15 @@ def test_a_name_that_no_directory_can_have_is_refused_before_training(name: str,
         pass
 
 
+@pytest.mark.parametrize("length", [245, 252, 255])
+def test_a_name_that_leaves_no_room_for_what_stands_beside_it_is_refused_before_training(
+    length: int, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"^`output_dir`: .*[Nn]ame too long"), claimed(tmp_path / ("a" * length)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("content", ["[" * 200_000, '{"configuration": [1]}', '{"configuration": ' + "9" * 5000 + "}"])
 def test_a_broken_record_is_left_alone(content: str, tmp_path: Path) -> None:
     (tmp_path / RECORD).write_text(content)
