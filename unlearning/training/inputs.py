@@ -279,7 +279,11 @@ def benchmark_reading(options: TrainOptions, chat: ChatFormat | None) -> Reading
     """Return how a benchmark's data are read during training."""
     template = {} if options.template is None else {"template": options.template}
     return Reading(
-        options.data_dir, Wrapping(**template, chat=chat), options.benchmark_rows, options.benchmark_generate
+        options.data_dir,
+        Wrapping(**template, chat=chat),
+        options.benchmark_rows,
+        options.benchmark_generate,
+        options.append_eos,
     )
 
 

@@ -92,6 +92,21 @@ def test_every_evaluation_has_the_benchmark_s_metrics_of_the_weights_at_that_ste
     assert result.evaluations[-1]["asked_nll"] > result.evaluations[0]["asked_nll"]
 
 
+def test_answers_are_asked_and_end_as_in_training(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings: list[Reading] = []
+
+    def kept(part: str, reading: Reading) -> Prepare:
+        readings.append(reading)
+        return read_asked(part, reading)
+
+    monkeypatch.setitem(during_training.BENCHMARKS, "asked", kept)
+    for append_eos in (True, False):
+        options = {**SHARED, "append_eos": append_eos, "template": "Q: {question}\nA:", "max_steps": 1}
+        train("npo", model=model_dir, **options)
+    assert [reading.append_eos for reading in readings] == [True, False]
+    assert {reading.wrapping.template for reading in readings} == {"Q: {question}\nA:"}
+
+
 def test_measuring_changes_no_weight(model_dir: Path) -> None:
     measured = train("npo", model=model_dir, **SHARED).model
     alone = train("npo", model=model_dir, **{**SHARED, "benchmark": None, "eval_every": None}).model

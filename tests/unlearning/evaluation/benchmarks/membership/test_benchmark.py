@@ -68,6 +68,13 @@ def slow_losses(subject: Subject, prompt: str, answer: str) -> list[float]:
     return [-float(log_p[place - 1, ids[place]]) for place in range(max(1, len(before)), len(ids))]
 
 
+def test_texts_are_scored_without_the_end_of_sequence_where_the_model_never_saw_it(subject: Subject) -> None:
+    rows = attack(subject, attacks=("loss", "min_k"), append_eos=False).rows.set_index("id")
+    for text in (*FORGET, *HOLDOUT):
+        losses = slow_losses(subject, text.prompt, text.answer)[:-1]
+        assert rows.loc[text.id]["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+
+
 def test_rows_are_those_of_a_slow_loop(subject: Subject, never: Subject, everything: Evaluation) -> None:
     rows = everything.rows.set_index("id")
     for text in (*FORGET, *HOLDOUT):
