@@ -221,6 +221,7 @@ class TrainOptions:
         "with target_forget, also stop where less than this fraction of retain_probability is left",
         above=0,
         below=1,
+        read_if=Condition("target_forget is set", lambda options: options.target_forget is not None),
     )
     collapse_below: float = option(
         0.1, "warn if retain_probability falls below this fraction of its initial value", minimum=0, below=1

@@ -246,6 +246,7 @@ def test_an_option_changes_a_step_or_is_refused(
         ("pdu", {"dual_warmup_steps": 2, "dual_warmup_ratio": 0.5}, "`dual_warmup_ratio`.*dual_warmup_steps is none"),
         ("npo", {"lora_alpha": 32}, "`lora_alpha` has no effect unless lora_rank is above 0, got 32"),
         ("npo", {"keep_checkpoints": 5}, "`keep_checkpoints` has no effect unless save_every is set"),
+        ("npo", {"target_retain": 0.5}, "`target_retain` has no effect unless target_forget is set, got 0.5"),
         ("npo", {"benchmark_rows": 5}, "`benchmark_rows` has no effect unless benchmark is set"),
         ("npo", {"lora_rank": 2, "lora_dropout": 0.1}, "`lora_dropout` has no effect with npo.*Remove"),
         ("npo", {"gamma": 0, "alpha": 0}, "`gamma` and `alpha` must not all be 0 for npo: nothing would be trained"),
