@@ -123,7 +123,16 @@ class TrainOptions:
         1.0, "norm to which gradients are clipped (0: no clipping)", source="open-unlearning", minimum=0
     )
     precision: Literal["float32", "bf16_mixed", "fp16_mixed", "bfloat16"] = option(
-        "float32", "float32 weights, float32 weights with mixed precision, or bfloat16 weights"
+        "float32",
+        "float32 weights, float32 weights with mixed precision, or bfloat16 weights (the frozen base of an adapter)",
+    )
+    bfloat16_update: Literal["stochastic", "master"] = option(
+        "stochastic",
+        "how bfloat16 weights take a float32 step: rounded up or down at random, or from float32 weights beside them",
+        read_if=Condition(
+            "precision=bfloat16 and no adapter trains",
+            lambda options: options.precision == "bfloat16" and not options.lora_rank,
+        ),
     )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass, which saves memory")
     train_parameters: str | None = option(
@@ -178,8 +187,8 @@ class TrainOptions:
     save_every: int | None = option(None, "optimizer steps between two checkpoints (none: no checkpoints)", minimum=1)
     keep_checkpoints: int = option(
         2,
-        "number of newest checkpoints to keep",
-        minimum=1,
+        "newest checkpoints to keep, also when the run is finished (0: one until then, none after)",
+        minimum=0,
         read_if=Condition("save_every is set", lambda options: options.save_every is not None),
     )
     eval_every: int | None = option(

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from unlearning.common.errors import InputError
 from unlearning.options import TrainOptions
+from unlearning.training.bfloat16_optimizer import Bfloat16Optimizer
 
 
 def resolve_device(name: str) -> torch.device:
@@ -92,6 +93,11 @@ def training_arguments(
     Raises:
         InputError: The device does not support the precision.
     """
+    if options.precision == "bfloat16" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise InputError(
+            "`precision` bfloat16 is not supported under FSDP, whose checkpoints hold no state of float32 steps. Set "
+            "bf16_mixed."
+        )
     if options.precision == "fp16_mixed" and device.type == "cpu":
         raise InputError("`precision` must be float32, bf16_mixed or bfloat16 on a CPU, got fp16_mixed")
     assert options.learning_rate is not None and options.epochs is not None
@@ -132,11 +138,13 @@ def training_arguments(
     return args
 
 
-def optimizer_class(options: TrainOptions) -> tuple[Any, dict[str, Any]] | None:
+def optimizer_class(options: TrainOptions, *, bfloat16: bool = False) -> tuple[Any, dict[str, Any]] | None:
     """Return an optimizer that `transformers` does not provide.
 
     Args:
         options: The trainer's options.
+        bfloat16: The weights that train are bfloat16; steps and moments are float32 (see
+            `unlearning.training.bfloat16_optimizer`).
 
     Returns:
         The optimizer's class and its arguments; None if the parent makes the optimizer.
@@ -146,13 +154,21 @@ def optimizer_class(options: TrainOptions) -> tuple[Any, dict[str, Any]] | None:
     """
     if options.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise InputError("`optimizer` adamw_8bit needs bitsandbytes. Run: pip install bitsandbytes")
-    if options.optimizer != "lion":
-        return None
-    try:
-        from lion_pytorch import Lion
-    except ImportError:
-        raise InputError("`optimizer` lion needs lion-pytorch. Run: pip install lion-pytorch") from None
-    return Lion, {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    rates = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    inner: Any = torch.optim.AdamW
+    if options.optimizer == "adamw_8bit" and bfloat16:
+        from bitsandbytes.optim import AdamW8bit
+
+        inner = AdamW8bit
+    if options.optimizer == "lion":
+        try:
+            from lion_pytorch import Lion
+        except ImportError:
+            raise InputError("`optimizer` lion needs lion-pytorch. Run: pip install lion-pytorch") from None
+        inner = Lion
+    if bfloat16:
+        return Bfloat16Optimizer, {**rates, "inner": inner, "update": options.bfloat16_update, "seed": options.seed}
+    return (inner, rates) if options.optimizer == "lion" else None
 
 
 def tensorboard_callback(directory: Path) -> TrainerCallback:

@@ -27,6 +27,8 @@ from unlearning.data.question_answer import Example
 from unlearning.options import with_present_names
 
 CHECKPOINTS = "checkpoints"
+BEST = "best"
+"""Directory, beside the checkpoints, of the best weights so far (option `keep_best`)."""
 CONTENTS = "contents"
 """Entry of a configuration: content hashes of what options name (see `unlearning.training.named_content`)."""
 UNREAD = "not read yet"
@@ -183,6 +185,34 @@ def remove_broken_checkpoints(output_dir: Path) -> None:
     for path in (output_dir / CHECKPOINTS).glob("checkpoint-*"):
         if not (path / WHOLE).is_file():
             shutil.rmtree(path)
+
+
+def tidy_checkpoints(output_dir: Path, keep: int) -> str | None:
+    """Remove what a finished run needs no more, and say what stays of its checkpoints.
+
+    The best weights are the finished model. The other checkpoints were asked for (`save_every`): they stay, unless none
+    are to be kept. They hold the optimizer's state too, and may take several times the model's size.
+
+    Args:
+        output_dir: Directory of a finished run.
+        keep: The option `keep_checkpoints`.
+
+    Returns:
+        A sentence with number, size and place of the checkpoints that stay; None if none do.
+    """
+    directory = output_dir / CHECKPOINTS
+    shutil.rmtree(directory if keep == 0 else directory / BEST, ignore_errors=True)
+    kept = sorted(directory.glob("checkpoint-*")) if directory.is_dir() else []
+    if not kept:
+        with suppress(OSError):  # there is none, or it holds something else
+            directory.rmdir()
+        return None
+    size = sum(file.stat().st_size for path in kept for file in path.rglob("*") if file.is_file())
+    count = f"{len(kept)} checkpoint{'s' if len(kept) > 1 else ''}"
+    return (
+        f"{count} of the finished run, {size / 1e9:.2g} GB, in {directory}: remove that directory if you do not need "
+        "them, or set keep_checkpoints=0"
+    )
 
 
 def finish_run(

@@ -49,6 +49,9 @@ def choose_parameters(
             seed=options.seed,
             base=base,
         )
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # small, and what trains: float32 on a base of any dtype
+                parameter.data = parameter.data.float()
     else:
         pattern = options.train_parameters
         if pattern is None and method.trains is not None:

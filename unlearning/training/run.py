@@ -29,6 +29,7 @@ from unlearning.training.evaluation_callback import METRICS, EvaluationCallback,
 from unlearning.training.inputs import EncodedInputs, Inputs, encode_inputs
 from unlearning.training.job import Job, LoadedModel
 from unlearning.training.output_directory import (
+    BEST,
     CHECKPOINTS,
     last_checkpoint,
     saying_disk_full,
@@ -125,7 +126,7 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
         model.eval()
     _check_finite(model, job, directory)
     if options.keep_best is not None:
-        trainer._load_from_checkpoint(str(directory / CHECKPOINTS / "best"))
+        trainer._load_from_checkpoint(str(directory / CHECKPOINTS / BEST))
     if job.method.finish is not None:
         assert reference is not None
         job.method.finish(model, reference.to(model.device), job.method_options)  # type: ignore[arg-type]
@@ -308,7 +309,7 @@ def _evaluation(
 
     def save_best() -> None:
         with saying_disk_full(directory):
-            trainer.save_model(str(directory / CHECKPOINTS / "best"))
+            trainer.save_model(str(directory / CHECKPOINTS / BEST))
 
     return EvaluationCallback(
         measure=measure,

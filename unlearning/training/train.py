@@ -38,6 +38,7 @@ from unlearning.training.output_directory import (
     read_run,
     remove_broken_checkpoints,
     saying_disk_full,
+    tidy_checkpoints,
 )
 from unlearning.training.run import run_steps
 from unlearning.training.tuning import check_tunable
@@ -221,7 +222,11 @@ def _trained(job: Job, loaded: LoadedModel, inputs: Inputs, configuration: dict[
             card = model_card(job.method, record)
             finish_run(job.output_dir, outcome.write, record, card, is_main=state.is_main_process)
             state.wait_for_everyone()
-    return TrainResult(outcome.model, loaded.tokenizer, **_recorded(record, {}))
+    told = _recorded(record, {})
+    if job.output_dir is not None and state.is_main_process:
+        left = tidy_checkpoints(job.output_dir, job.options.keep_checkpoints)
+        told["notes"] = {**told["notes"], **({"checkpoints": [left]} if left else {})}
+    return TrainResult(outcome.model, loaded.tokenizer, **told)
 
 
 def _train_another(method: str, **arguments: Any) -> PreTrainedModel:

@@ -88,8 +88,12 @@ class UnlearningTrainer(Trainer):
         training_set: TrainingSet,
     ) -> None:
         """Set up the parent without its printing callback."""
+        bfloat16 = any(p.dtype == torch.bfloat16 for p in model.parameters() if p.requires_grad)
         super().__init__(
-            model=model, args=args, train_dataset=training_set, optimizer_cls_and_kwargs=optimizer_class(options)
+            model=model,
+            args=args,
+            train_dataset=training_set,
+            optimizer_cls_and_kwargs=optimizer_class(options, bfloat16=bfloat16),
         )
         self.remove_callback(PrinterCallback)
         self.method = method
@@ -99,7 +103,7 @@ class UnlearningTrainer(Trainer):
         self.training_set = training_set
         self.batch_size = options.batch_size
         self.step_batch_size = step_batch_size(options, args.world_size)
-        self.keep_checkpoints = options.keep_checkpoints
+        self.keep_checkpoints = max(1, options.keep_checkpoints)  # without one, a killed run could not go on
         self.log_sums: dict[str, float] = {}
         self.steps_logged = 0
         self.trained_names: list[str] = []

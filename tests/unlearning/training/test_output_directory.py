@@ -25,6 +25,7 @@ from unlearning.training.output_directory import (
     read_run,
     remove_broken_checkpoints,
     saying_disk_full,
+    tidy_checkpoints,
 )
 
 CONFIGURATION = {"method": "npo", "options": {"seed": 0, "beta": 0.1}, "forget_data": "a" * 64}
@@ -138,6 +139,31 @@ def test_a_run_is_finished_beside_its_checkpoints(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == ["README.md", "checkpoints", "model.safetensors", RECORD]
     assert json.loads((run / RECORD).read_text())["finished"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_stays_of_a_finished_runs_checkpoints_is_said(tmp_path: Path) -> None:
+    for name, keep in (("kept", 2), ("removed", 0), ("none", 2)):
+        run = tmp_path / name
+        for step in (3, 6) if name != "none" else ():
+            add_checkpoint(run, step)
+        (run / "checkpoints" / "best").mkdir(parents=True)
+        said = tidy_checkpoints(run, keep)
+        assert (run / "checkpoints").exists() == (said is not None) == (name == "kept")
+    kept = tmp_path / "kept" / "checkpoints"
+    assert sorted(path.name for path in kept.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+    said = tidy_checkpoints(tmp_path / "kept", 2)
+    assert said is not None and said.startswith("2 checkpoints of the finished run, 1.8e-08 GB, in ")  # 18 bytes
+    assert str(kept) in said and "keep_checkpoints=0" in said
+    assert tidy_checkpoints(tmp_path / "missing", 0) is None
+
+
+def test_a_run_says_where_its_checkpoints_are_or_removes_them(model_dir: Path, tmp_path: Path) -> None:
+    kept = train("ga", model=model_dir, output_dir=tmp_path / "kept", save_every=1, **SHARED)
+    assert str(tmp_path / "kept" / "checkpoints") in kept.notes["checkpoints"][0]
+    settings = {**SHARED, "keep_checkpoints": 0, "keep_best": "forget_nll", "save_every": 1}
+    removed = train("ga", model=model_dir, output_dir=tmp_path / "removed", **settings)
+    assert "checkpoints" not in removed.notes and not (tmp_path / "removed" / "checkpoints").exists()
+    assert train("ga", model=model_dir, output_dir=tmp_path / "removed", **settings).already_done
 
 
 def test_an_empty_folder_of_checkpoints_does_not_stay(tmp_path: Path) -> None:

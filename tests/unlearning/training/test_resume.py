@@ -77,6 +77,10 @@ RUNS: dict[str, tuple[dict[str, Any], Callable[[], PreTrainedModel], int]] = {
     "adamw_8bit": ({"optimizer": "adamw_8bit"}, build_tiny_llama, 8),
     "bf16_mixed": ({"precision": "bf16_mixed"}, build_tiny_llama, 8),
     "bfloat16": ({"precision": "bfloat16"}, build_tiny_llama, 8),
+    "bfloat16, master": ({"precision": "bfloat16", "bfloat16_update": "master"}, build_tiny_llama, 8),
+    "bfloat16, lion": ({"precision": "bfloat16", "optimizer": "lion"}, build_tiny_llama, 8),
+    "bfloat16, adamw_8bit": ({"precision": "bfloat16", "optimizer": "adamw_8bit"}, build_tiny_llama, 8),
+    "bfloat16, lora": ({"precision": "bfloat16", "lora_rank": 2}, build_tiny_llama, 8),
     "cosine": ({"lr_schedule": "cosine", "warmup_ratio": 0.5}, build_tiny_llama, 8),
     "few of many retain rows": (
         {"retain_loss": "kl", "retain": [replace(RETAIN[0], prompt=f"{place} is") for place in range(99)]},
