@@ -16,6 +16,7 @@ from dissect.stress.core.prompts_once import score_with_prompts_once
 from dissect.stress.core.scores import chance_accuracy, ranks, score_answers, score_facts
 from dissect.stress.directions import edit_of
 from dissect.stress.rewording import given_prefix
+from tests.dissect.families import build
 from tests.dissect.helpers import build_model, build_prompts, build_tokenizer
 from tests.dissect.stress.constructed import case_of, model, questions
 
@@ -69,9 +70,11 @@ def test_prompts_run_once_in_other_architectures_too(family, tmp_path):
     _are_slow_ones(score_facts(of, facts, batch_size=3), of, facts)
 
 
-def test_a_model_without_positions_runs_whole_texts(tmp_path):
+@pytest.mark.parametrize("name", ["bloom", "mpt", "the first gpt"])
+def test_a_model_without_positions_or_without_a_cache_runs_whole_texts(name, tmp_path):
     facts = with_distractors(build_prompts(tmp_path), n=3)
-    of = Model.wrap(build_model("bloom"), build_tokenizer(), name="bloom")
+    of = Model.wrap(build(name), build_tokenizer(), name=name)
+    assert of.takes_position_ids == (name == "the first gpt")
     assert _once(of, facts) is None
     _are_slow_ones(score_facts(of, facts, batch_size=3), of, facts)
 
