@@ -61,10 +61,8 @@ def _on_input(
 
 
 def _on_output(_module: nn.Module, _args: Any, output: Any, *, act: Act, shape: tuple[int, ...]) -> Any:
-    if not isinstance(output, tuple | list):
-        return _act(output, act, shape)
-    new = _act(output[0], act, shape)
-    return None if new is None else type(output)([new, *output[1:]])
+    new = _act(states_of(output), act, shape)
+    return None if new is None else with_states(output, new)
 
 
 def _act(states: Tensor, act: Act, shape: tuple[int, ...]) -> Tensor | None:
@@ -72,3 +70,14 @@ def _act(states: Tensor, act: Act, shape: tuple[int, ...]) -> Tensor | None:
     flat = states.dim() == 2 and len(states) == shape[0] * shape[1]
     new = act(states.view(*shape, -1) if flat else states)
     return new if new is None or not flat else new.flatten(0, 1)
+
+
+def states_of(output: Any) -> Tensor:
+    """Return the states among what a block or one of its modules returns: a tensor, or the first of several things."""
+    states: Tensor = output[0] if isinstance(output, tuple | list) else output
+    return states
+
+
+def with_states(output: Any, states: Tensor) -> Any:
+    """Return what a module returned, with other states in it."""
+    return type(output)([states, *output[1:]]) if isinstance(output, tuple | list) else states

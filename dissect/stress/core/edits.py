@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from dissect.models.anatomy import block_of
+from dissect.models.hooks import states_of, with_states
 from dissect.models.model import Model
 from dissect.models.taken_apart import replaced_forward
 from dissect.stress.core.distractors import Facts
@@ -54,7 +55,7 @@ def outputs_edited(edits: Mapping[nn.Module, Edit], *, pointwise: bool = False) 
 
     def after(edit: Edit) -> Callable[..., Any]:
         def change(_module: nn.Module, _args: Any, output: Any) -> Any:
-            return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+            return with_states(output, edit(states_of(output)))
 
         return change
 
@@ -110,7 +111,7 @@ def remembering(model: Model, layer: int, memory: Memory | None) -> Iterator[Non
 
 def _copy(output: Any) -> Any:
     """Return a copy of a block's output, because the next block may write into it."""
-    return (output[0].clone(), *output[1:]) if isinstance(output, tuple) else output.clone()
+    return with_states(output, states_of(output).clone())
 
 
 def remembered_scores(model: Model, facts: Facts, layer: int, *, batch_size: int) -> tuple[FactScores, Memory | None]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dissect.engine.blocks import block_inputs
 from dissect.models.anatomy import block_of
+from dissect.models.hooks import states_of
 from dissect.models.model import Model
 from dissect.models.taken_apart import logits_of
 from dissect.prompts.prompts import Batch, Prompt, Prompts
@@ -93,8 +94,8 @@ def residual_stream(model: Model, batch: Batch) -> Stream:
 
     def after(layer: int) -> Any:
         def keep(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            tuples.append(isinstance(output, tuple))
-            kept[layer + 1] = scored(output[0] if isinstance(output, tuple) else output)
+            tuples.append(isinstance(output, tuple | list))  # the first GPT's blocks return lists
+            kept[layer + 1] = scored(states_of(output))
 
         return keep
 
@@ -148,7 +149,7 @@ def patched_logits(
         args, kwargs = inputs.arguments(layer, 1)
         # Every branch is a tensor of its own, because a block may write into its input.
         outputs = (block(branch, *args, **kwargs) for branch in branches)
-        branches = [output[0] if isinstance(output, tuple) else output for output in outputs]
+        branches = [states_of(output) for output in outputs]
         branches.append(_replaced(branches[0], batch, states[layer]))
 
     def logits(branch: Tensor) -> Float[Tensor, "scored vocab"]:

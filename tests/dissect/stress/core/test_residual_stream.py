@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from dissect.models.anatomy import block_of
+from dissect.models.model import Model
 from dissect.scoring.forward import scored_logits
+from dissect.stress.core.edits import outputs_edited
 from dissect.stress.core.residual_stream import (
     even_batches,
     head_logits,
@@ -13,6 +15,8 @@ from dissect.stress.core.residual_stream import (
     states_at,
 )
 from dissect.stress.core.scores import score_answers
+from tests.dissect.families import build, hooked, inputs_of
+from tests.dissect.helpers import build_prompts, build_tokenizer
 from tests.dissect.stress.constructed import model, questions
 
 NAMES = ["demo:base", "demo-neox:base"]
@@ -107,3 +111,23 @@ def test_no_hook_stays(prompts):
     before = [dict(module._forward_hooks) | dict(module._forward_pre_hooks) for module in of.hf.modules()]
     list(patched_logits(of, batch, residual_stream(of, batch).states[1:])[1])
     assert before == [dict(module._forward_hooks) | dict(module._forward_pre_hooks) for module in of.hf.modules()]
+
+
+def test_blocks_that_return_lists_are_read_and_edited_as_others(tmp_path):
+    """As those of the first GPT do."""
+    of = Model.wrap(build("the first gpt"), build_tokenizer(), name="mine")
+    (batch,) = build_prompts(tmp_path).batches(8)
+    stream, whole = residual_stream(of, batch), scored_logits(of, batch)
+    with torch.no_grad():
+        states = of.hf(**inputs_of(of, batch), output_hidden_states=True).hidden_states
+    for layer, found in enumerate(stream.states):
+        torch.testing.assert_close(found, states[layer][batch.rows, batch.columns], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(stream.logits(of.n_layers, of), whole, atol=1e-4, rtol=1e-4)
+    for logits in patched_logits(of, batch, stream.states[1:])[1]:  # a model's own states change nothing
+        torch.testing.assert_close(logits, whole, atol=1e-4, rtol=1e-4)
+    block = block_of(of.hf, of.anatomy, 1).whole
+    with outputs_edited({block: lambda found: found + 1.0}):
+        edited = scored_logits(of, batch)
+    with hooked(of.hf, "resid_post", (1,), lambda _layer, found: found + 1.0):
+        torch.testing.assert_close(edited, scored_logits(of, batch), atol=1e-5, rtol=1e-5)
+    assert (edited - whole).abs().max() > 1e-3
