@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class ChatFormat:
         separator: White space between prompt and answer; None if the template does not show it.
         turn_end: Text that the template writes after an answer, such as `<|eot_id|>`; empty if there is none.
         opened: Prompts end with the template's generation prompt; if not, as its finished answers begin.
+        instead: What to do where the template is refused.
     """
 
     tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
@@ -46,6 +47,7 @@ class ChatFormat:
     separator: str | None = None
     turn_end: str = ""
     opened: bool = True
+    instead: str = field(default="use `template`", repr=False, compare=False)
 
     def prompt(self, question: str) -> str:
         """Return the text that the model reads before it answers.
@@ -60,16 +62,16 @@ class ChatFormat:
             InputError: The template fails, or leaves out a part of the question.
         """
         if self.opened:
-            text = _render(self.tokenizer, self.date, [("user", question)]) + self.preface
+            text = self._render([("user", question)]) + self.preface
         else:
             answer = _ANSWER
             while answer in question:
                 answer += "0"
             before, *others = self._finished(question, answer).split(answer)
             if len(others) != 1:
-                raise _refusal(f"writes an answer {len(others)} times after the question {_cut(question)!r}")
+                raise self._refusal(f"writes an answer {len(others)} times after the question {_cut(question)!r}")
             text = before.rstrip()
-        _check_held(text, "question", question)
+        self._check_held(text, "question", question)
         return text
 
     def conversation(self, turns: Sequence[tuple[str, str]], *, continued: bool = False) -> str:
@@ -85,24 +87,49 @@ class ChatFormat:
         Raises:
             InputError: The template fails, or leaves out a part of a turn.
         """
-        text = _render(self.tokenizer, self.date, turns, opened=not continued, continued=continued)
+        text = self._render(turns, opened=not continued, continued=continued)
         for role, content in turns:
-            _check_held(text, f"{role} turn", content)
+            self._check_held(text, f"{role} turn", content)
         return text
 
     def takes_system(self) -> bool:
         """Return whether the template writes system turns; some refuse them, others leave them out."""
         try:
-            text = _render(self.tokenizer, self.date, [("system", _SYSTEM), ("user", _QUESTION)])
+            text = self._render([("system", _SYSTEM), ("user", _QUESTION)])
         except TemplateRefusal:
             return False
         return _SYSTEM in text
 
     def _finished(self, question: str, answer: str) -> str:
-        return _render(self.tokenizer, self.date, [("user", question), ("assistant", answer)], opened=False)
+        return self._render([("user", question), ("assistant", answer)], opened=False)
+
+    def _render(self, turns: Sequence[tuple[str, str]], *, opened: bool = True, continued: bool = False) -> str:
+        special: dict[str, Any] = {
+            name: list(map(str, token)) if isinstance(token, list | tuple) else str(token)
+            for name, token in self.tokenizer.special_tokens_map.items()
+        }
+        variables = {**special, "date_string": self.date}
+        try:
+            return render(
+                Request(_template(self.tokenizer), turns, variables, parse_date(self.date), opened, continued)
+            )
+        except InputError as error:
+            raise self._refusal(str(error), type(error)) from None
+
+    def _check_held(self, text: str, what: str, part: str) -> None:
+        """Check that a rendered text holds a part of it, white space aside, as it is or as JSON writes it."""
+        plain = " ".join(text.split())
+        written = (part, json.dumps(part, ensure_ascii=False)[1:-1])
+        if not any(" ".join(form.split()) in plain for form in written):
+            raise self._refusal(f"leaves out or changes a part of the {what} {_cut(part)!r}: it writes {_cut(text)!r}")
+
+    def _refusal(self, clause: str, kind: type[InputError] = InputError) -> InputError:
+        return kind(f"`chat` cannot be used: the tokenizer's chat template {clause}; {self.instead}")
 
 
-def chat_format(tokenizer: "PreTrainedTokenizerBase", date: str = DEFAULT_CHAT_DATE) -> ChatFormat:
+def chat_format(
+    tokenizer: "PreTrainedTokenizerBase", date: str = DEFAULT_CHAT_DATE, *, instead: str = ChatFormat.instead
+) -> ChatFormat:
     """Find out what a tokenizer's chat template writes around an answer.
 
     Templates that insert today's date would make training, evaluation and a second run differ, so all get the same
@@ -111,6 +138,7 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase", date: str = DEFAULT_CHAT_D
     Args:
         tokenizer: The model's tokenizer.
         date: A date such as `26 Jul 2024`.
+        instead: What to do where the template is refused, for callers that have no `template`.
 
     Returns:
         The format.
@@ -125,15 +153,14 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase", date: str = DEFAULT_CHAT_D
             more than once.
     """
     if not tokenizer.chat_template:
-        raise InputError("`chat` cannot be used: the tokenizer has no chat template; use `template`")
+        raise InputError(f"`chat` cannot be used: the tokenizer has no chat template; {instead}")
     parse_date(date)
-    found, other = (
-        _around(tokenizer, date, *probe) for probe in ((_QUESTION, _ANSWER), (_OTHER_QUESTION, _OTHER_ANSWER))
-    )
+    plain = ChatFormat(tokenizer, date, instead=instead)
+    found, other = (_around(plain, *probe) for probe in ((_QUESTION, _ANSWER), (_OTHER_QUESTION, _OTHER_ANSWER)))
     for name in ("opened", "preface", "separator", "turn_end"):
         first, second = getattr(found, name), getattr(other, name)
         if first != second:
-            raise _refusal(
+            raise plain._refusal(
                 "writes around one answer something else than around another "
                 f"({name}: {_cut(str(first))!r}, then {_cut(str(second))!r})"
             )
@@ -141,7 +168,7 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase", date: str = DEFAULT_CHAT_D
     if (times := prompt.count(_QUESTION)) > 1:
         warnings.warn(f"the chat template writes each question {times} times", stacklevel=2)
     if not found.opened:
-        opened = _render(tokenizer, date, [("user", _QUESTION)])
+        opened = plain._render([("user", _QUESTION)])
         warnings.warn(
             f"the chat template's generation prompt ends in {opened[-40:]!r}, and its finished answers begin after "
             f"{prompt[-40:]!r}: prompts end as finished answers begin",
@@ -150,48 +177,24 @@ def chat_format(tokenizer: "PreTrainedTokenizerBase", date: str = DEFAULT_CHAT_D
     return found
 
 
-def _around(tokenizer: "PreTrainedTokenizerBase", date: str, question: str, answer: str) -> ChatFormat:
+def _around(plain: ChatFormat, question: str, answer: str) -> ChatFormat:
     """Return the format of one question and one answer."""
-    plain = ChatFormat(tokenizer, date)
     opened = plain.prompt(question)
     whole = plain._finished(question, answer)
     before, *others = whole.split(answer)
     if not others:
         if whole != plain._finished(question, _ANSWER if answer == _OTHER_ANSWER else _OTHER_ANSWER):
-            raise _refusal(f"leaves out or changes a part of the answer {answer!r}: it writes {_cut(whole)!r}")
+            raise plain._refusal(f"leaves out or changes a part of the answer {answer!r}: it writes {_cut(whole)!r}")
         return plain  # it says nothing of answers
     if len(others) > 1:
-        raise _refusal(f"writes an answer {len(others)} times")
+        raise plain._refusal(f"writes an answer {len(others)} times")
     turn_end = others[0].rstrip()
     if not before.startswith(opened):
         separator = before[len(before.rstrip()) :]
-        return ChatFormat(tokenizer, date, "", separator, turn_end, opened=False)
+        return replace(plain, separator=separator, turn_end=turn_end, opened=False)
     between = before[len(opened) :]
     preface, separator = (between, "") if between.strip() else ("", between)
-    return ChatFormat(tokenizer, date, preface, separator, turn_end)
-
-
-def _render(
-    tokenizer: "PreTrainedTokenizerBase",
-    date: str,
-    turns: Sequence[tuple[str, str]],
-    *,
-    opened: bool = True,
-    continued: bool = False,
-) -> str:
-    special: dict[str, Any] = {
-        name: list(map(str, token)) if isinstance(token, list | tuple) else str(token)
-        for name, token in tokenizer.special_tokens_map.items()
-    }
-    variables = {**special, "date_string": date}
-    try:
-        return render(Request(_template(tokenizer), turns, variables, parse_date(date), opened, continued))
-    except InputError as error:
-        raise _refusal(str(error), type(error)) from None
-
-
-def _refusal(clause: str, kind: type[InputError] = InputError) -> InputError:
-    return kind(f"`chat` cannot be used: the tokenizer's chat template {clause}; use `template`")
+    return replace(plain, preface=preface, separator=separator, turn_end=turn_end)
 
 
 def _template(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -204,14 +207,6 @@ def _template(tokenizer: "PreTrainedTokenizerBase") -> str:
     if not isinstance(given, str):
         raise InputError(f"is {type(given).__name__}, not text")
     return given
-
-
-def _check_held(text: str, what: str, part: str) -> None:
-    """Check that a rendered text holds a part of it, white space aside, as it is or as JSON writes it."""
-    plain = " ".join(text.split())
-    written = (part, json.dumps(part, ensure_ascii=False)[1:-1])
-    if not any(" ".join(form.split()) in plain for form in written):
-        raise _refusal(f"leaves out or changes a part of the {what} {_cut(part)!r}: it writes {_cut(text)!r}")
 
 
 def _cut(text: str) -> str:

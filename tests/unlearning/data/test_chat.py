@@ -87,6 +87,32 @@ def test_what_cannot_chat_is_refused() -> None:
     assert "refuses a question (only systems may speak)" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{{ raise_exception('no') }}",
+        "hello",
+        "{{ messages[0].content }}{% for m in messages[1:] %}{{ m.content }}{{ m.content }}{% endfor %}",
+        "{{ messages[0].content }}{% for m in messages[1:] %}{{ m.content | upper }}{% endfor %}",
+        "{% for m in messages %}{{ m.content }}{% if loop.index == 2 %}{{ m.content | length }}{% endif %}{% endfor %}",
+    ],
+)
+def test_a_refusal_says_what_the_command_has(template: str | None) -> None:
+    with pytest.raises(InputError, match="; leave `chat` out$"):
+        chat_format(build_tokenizer(chat_template=template), instead="leave `chat` out")
+    with pytest.raises(InputError, match="; use `template`$"):
+        chat_format(build_tokenizer(chat_template=template))
+
+
+def test_a_later_refusal_says_so_too() -> None:
+    template = "{% for m in messages %}{{ m.content if 'nettle' not in m.content else '' }}{% endfor %}"
+    chat = chat_format(build_tokenizer(chat_template=template), instead="leave `chat` out")
+    for late in (chat.prompt, lambda text: chat.conversation([("user", "a"), ("assistant", "b"), ("user", text)])):
+        with pytest.raises(InputError, match="leaves out or changes .*; leave `chat` out$"):
+            late("Is it a nettle?")
+
+
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
 def test_what_is_trained_is_what_dissect_scores(tmp_path: Path, name: str) -> None:
     tokenizer = build_tokenizer(bos=True, chat_template=CHAT_TEMPLATES[name])

@@ -85,9 +85,7 @@ def prepare(subject: Subject, tasks: Tasks, *, chat: bool = False, seed: int = 0
     """
     if tasks.limit is not None:
         check_at_least("limit", tasks.limit, 1)
-    if chat and not subject.tokenizer.chat_template:
-        raise InputError("`chat` needs a tokenizer with a chat template, got one with no chat template")
-    form = chat_format(subject.tokenizer) if chat else None
+    form = chat_format(subject.tokenizer, instead="leave `chat` out") if chat else None
     with _quiet():
         plan = plan_tasks(tasks.names, tasks.tasks_dir)
         loaded = {

@@ -86,7 +86,7 @@ def prepare(
     shots = {
         topic: tuple(shot for shot in asking.few_shot if shot.subject == topic)[: asking.n_shots] for topic in topics
     }
-    chat = chat_format(subject.tokenizer) if asking.chat else None
+    chat = chat_format(subject.tokenizer, instead="leave `chat` out") if asking.chat else None
     asker = _Asker(subject, kinds, shots, chat, asking.permute, seed)
     parts: list[Part] = []
     hashes: dict[str, str] = {}

@@ -396,7 +396,7 @@ def test_a_chat_template_is_used_and_recorded(subject: Subject, data: Path) -> N
     plain, wrapped = run(chatting, "piqa", data_dir=data), run(chatting, "piqa", data_dir=data, chat=True)
     assert not np.allclose(plain.rows["log_likelihoods"].tolist(), wrapped.rows["log_likelihoods"].tolist())
     assert prepared(chatting, data, chat=True)["chat"] != prepared(chatting, data)["chat"]
-    with pytest.raises(InputError, match="no chat template"):
+    with pytest.raises(InputError, match="no chat template; leave `chat` out$"):
         prepared(subject, data, chat=True)
 
 

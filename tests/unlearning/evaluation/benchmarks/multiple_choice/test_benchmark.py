@@ -330,6 +330,8 @@ def test_a_chat_template_wraps_the_whole_prompt_and_is_recorded(subject: Subject
     benchmark = multiple_choice.prepare(chatting, sets={"quiz": questions()}, asking=Asking(chat=True))
     assert benchmark.configuration["chat"]["date"] == "26 Jul 2024"
     assert multiple_choice.prepare(subject, sets={"quiz": questions()}).configuration["chat"] is None
+    with pytest.raises(InputError, match="no chat template; leave `chat` out$"):
+        multiple_choice.prepare(subject, sets={"quiz": questions()}, asking=Asking(chat=True))
 
 
 def test_a_killed_run_goes_on_where_it_stopped(
