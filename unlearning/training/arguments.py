@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from unlearning.common.errors import InputError
 from unlearning.options import TrainOptions
@@ -169,6 +169,33 @@ def optimizer_class(options: TrainOptions, *, bfloat16: bool = False) -> tuple[A
     if bfloat16:
         return Bfloat16Optimizer, {**rates, "inner": inner, "update": options.bfloat16_update, "seed": options.seed}
     return (inner, rates) if options.optimizer == "lion" else None
+
+
+def state_line(model: PreTrainedModel, options: TrainOptions) -> str:
+    """Say how much memory weights, gradients and moments take; activations and a kept reference model come on top.
+
+    Args:
+        model: The model, with the parameters that train chosen.
+        options: The trainer's options.
+
+    Returns:
+        One line.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    n_trained = sum(parameter.numel() for parameter in trained)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    gradients = sum(parameter.nbytes for parameter in trained)
+    moments = {"adamw": 8, "lion": 4, "adamw_8bit": 2}[options.optimizer]
+    narrow = any(parameter.dtype == torch.bfloat16 for parameter in trained)
+    master = 4 if narrow and options.bfloat16_update == "master" else 0
+    parts = {"weights": gradients // n_trained, "float32 weights": master, "gradients": gradients // n_trained}
+    parts["moments"] = moments
+    words = " + ".join(f"{size} {name}" for name, size in parts.items() if size)
+    total = weights + gradients + n_trained * (master + moments)
+    return (
+        f"state: {words} = {sum(parts.values())} bytes per trained parameter ({n_trained / 1e6:.3g} of "
+        f"{model.num_parameters() / 1e6:.3g} million); {total / 1e9:.3g} GB with what is frozen"
+    )
 
 
 def tensorboard_callback(directory: Path) -> TrainerCallback:

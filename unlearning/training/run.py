@@ -21,6 +21,7 @@ from unlearning.objectives.forward import unwrapped
 from unlearning.options import shown
 from unlearning.training.arguments import (
     planned_steps,
+    state_line,
     step_batch_size,
     tensorboard_callback,
     training_arguments,
@@ -108,6 +109,7 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     use_cache = getattr(model.config, "use_cache", None)
     try:
         trainer = _trainer(job, loaded, encoded, inputs.sources, directory, state, bar)
+        bar.say(state_line(model, options))
         evaluation = _evaluation(job, trainer, loaded.tokenizer, encoded.evaluated, directory)
         checkpoint = last_checkpoint(directory)
         for callback in (evaluation, _Resuming(trainer, evaluation, checkpoint), bar):

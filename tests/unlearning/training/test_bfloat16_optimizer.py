@@ -13,7 +13,9 @@ from torch import Tensor
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from tests.unlearning.small_world import flat_weights
 from unlearning import InputError, train
+from unlearning.options import TrainOptions
 from unlearning.training import bfloat16_optimizer
+from unlearning.training.arguments import state_line, training_arguments
 from unlearning.training.bfloat16_optimizer import Bfloat16Optimizer, Update, round_stochastically
 
 UPDATES: list[Update] = ["stochastic", "master"]
@@ -171,12 +173,36 @@ def test_an_adapter_on_a_bfloat16_base_is_float32(model_dir: Path) -> None:
     assert kinds == {True: {torch.float32}, False: {torch.bfloat16}}
 
 
+@pytest.mark.parametrize(
+    ("options", "words", "factor"),
+    [
+        ({}, "4 weights + 4 gradients + 8 moments = 16 bytes", 16),
+        ({"optimizer": "lion"}, "4 weights + 4 gradients + 4 moments = 12 bytes", 12),
+        ({"precision": "bfloat16"}, "2 weights + 2 gradients + 8 moments = 12 bytes", 12),
+        (
+            {"precision": "bfloat16", "bfloat16_update": "master"},
+            "2 weights + 4 float32 weights + 2 gradients + 8 moments = 16 bytes",
+            16,
+        ),
+    ],
+)
+def test_the_memory_of_the_state_is_said(options: dict[str, Any], words: str, factor: int) -> None:
+    model = build_tiny_llama()
+    if options.get("precision") == "bfloat16":
+        model.bfloat16()
+    line = state_line(model, TrainOptions(**options))
+    assert words in line and f"{factor * model.num_parameters() / 1e9:.3g} GB" in line
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("norm" in name)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    size = 2 if "precision" in options else 4
+    total = size * model.num_parameters() + (factor - size) * trained
+    assert f"{total / 1e9:.3g} GB" in state_line(model, TrainOptions(**options))
+
+
 def test_bfloat16_weights_are_refused_under_fsdp(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    from unlearning.options import TrainOptions
-    from unlearning.training.arguments import training_arguments
-
     with pytest.raises(InputError, match="`precision` bfloat16 is not supported under FSDP.*bf16_mixed"):
         training_arguments(
             TrainOptions(precision="bfloat16"),
