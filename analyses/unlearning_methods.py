@@ -167,7 +167,7 @@ TOFU = (
     Entry("npo_rt", "npo", {"alpha": 30.0, "learning_rate": 1.5e-4, "epochs": 6}),
     Entry("simnpo", "simnpo", {"beta": 1.0, "gamma": 0.2, "learning_rate": 2e-4, "epochs": 7}),
     Entry("dpo", "dpo", {"beta": 0.01, "alpha": 100.0, "learning_rate": 1.5e-4, "epochs": 6}),
-    Entry("grad_diff", "grad_diff", {"gamma": 0.05, "learning_rate": 2.5e-4, "epochs": 7}),
+    Entry("grad_diff", "grad_diff", {"gamma": 0.05, "alpha": 1.0, "learning_rate": 2.5e-4, "epochs": 7}),
     Entry("blur_npo", "blur", {"gamma": 0.05, "learning_rate": 1.5e-4, "epochs": 6}),
 )
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ def _tried(
     *,
     progress: bool,
 ) -> Row:
-    start = {"forget_before": before["forget"], "retain_before": before["retain"]}
+    row = Row(world.name, method, forget_before=before["forget"], retain_before=before["retain"])
     defaults = METHODS[method].options()
     retain = world.retain if METHODS[method].needs(defaults).retain else None
     began = time.perf_counter()
@@ -112,12 +112,10 @@ def _tried(
             **world.own.get(method, {}),
         )
     except InputError as error:
-        return Row(world.name, method, **start, refused=str(error))
+        return replace(row, refused=str(error))
     after = _asked(result.model, tokenizer, world)
-    return Row(
-        world.name,
-        method,
-        **start,
+    return replace(
+        row,
         forget_after=after["forget"],
         retain_after=after["retain"],
         learning_rate=float(result.options["learning_rate"]),

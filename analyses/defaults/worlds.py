@@ -67,7 +67,7 @@ def tofu_world(directory: Path) -> World:
     if not (base / "config.json").is_file():
         raise InputError(f"{base}: no model in it; run `python -m analyses.tofu_pair --out {directory}` first")
     sets = {name: read_examples(str(directory / "data" / f"{name}.jsonl")) for name in ("forget", "retain")}
-    return World(name="tofu", base=str(base), **sets)
+    return World(name="tofu", base=str(base), forget=sets["forget"], retain=sets["retain"])
 
 
 def language_model_world(name: str, *, n_forget: int = 24) -> World:

@@ -57,7 +57,7 @@ class Entry:
 ENTRIES = (
     Entry("ga", "ga", {"learning_rate": 7e-5}, retains=False),
     Entry("npo", "npo", {"alpha": 0, "learning_rate": 7e-5}, retains=False),
-    Entry("grad_diff", "grad_diff", {"gamma": 0.05, "learning_rate": 2.5e-4}),
+    Entry("grad_diff", "grad_diff", {"gamma": 0.05, "alpha": 1.0, "learning_rate": 2.5e-4}),
     Entry("dpo", "dpo", {"beta": 0.01, "alpha": 100, "learning_rate": 1.5e-4}),
     Entry("npo_rt", "npo", {"alpha": 30, "learning_rate": 1.5e-4}),
     Entry("npo_rt_10", "npo", {"alpha": 10, "learning_rate": 1.5e-4}),

@@ -57,7 +57,13 @@ class AltPOOptions:
     The paper uses beta 0.05 to 0.5, alpha 1 to 5, and 2 epochs.
     """
 
-    beta: float = option(0.1, "inverse temperature of the preference loss", source=SOURCE, above=0, read_if=FORGETS)
+    beta: float = option(
+        0.01,
+        "inverse temperature of the preference loss",
+        source="measured; AltPO: 0.05 to 0.5",
+        above=0,
+        read_if=FORGETS,
+    )
     samples: int = option(5, "alternates drawn for each prompt", source=SOURCE, minimum=1, read_if=FORGETS)
     temperature: float = option(1.0, "sampling temperature of the alternates", source=SOURCE, above=0, read_if=FORGETS)
     max_new_tokens: int = option(200, "longest alternate in tokens", source=SOURCE, minimum=1, read_if=FORGETS)
@@ -68,7 +74,7 @@ class AltPOOptions:
         read_if=FORGETS,
     )
     gamma: float = option(1.0, "weight of the forget loss", source=SOURCE, minimum=0)
-    alpha: float = option(1.0, "weight of the retain loss (0: none)", source=SOURCE, minimum=0)
+    alpha: float = option(10.0, "weight of the retain loss (0: none)", source="measured; AltPO: 1 to 5", minimum=0)
     retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source=SOURCE, read_if=KEEPS)
 
 

@@ -62,9 +62,9 @@ class BLUROptions:
         source=SOURCE,
     )
     gamma: float = option(
-        1.0,
+        0.1,
         "length of the step along the forget gradient (swapped, sum: along the retain gradient)",
-        source=SOURCE,
+        source="measured; BLUR 2506.08164: 1",
         above=0,
     )
     scope: Scope = option(

@@ -22,10 +22,14 @@ class DPOOptions:
     """Options of DPO."""
 
     beta: float = option(
-        0.1, "inverse temperature of the preference loss", source="NPO 2404.05868", above=0, read_if=FORGETS
+        0.01,
+        "inverse temperature of the preference loss",
+        source="measured; NPO 2404.05868: 0.1",
+        above=0,
+        read_if=FORGETS,
     )
     gamma: float = option(1.0, "weight of the forget loss", source="NPO 2404.05868", minimum=0)
-    alpha: float = option(1.0, "weight of the retain loss (0: none)", source="NPO 2404.05868", minimum=0)
+    alpha: float = option(10.0, "weight of the retain loss (0: none)", source="measured; NPO 2404.05868: 1", minimum=0)
     retain_loss: RetainLoss = option(
         "nll", "loss on retain data: nll (DPO + RT) or kl (DPO + KL)", source="NPO 2404.05868", read_if=KEEPS
     )

@@ -21,7 +21,7 @@ class GradDiffOptions:
     """Options of gradient difference."""
 
     gamma: float = option(1.0, "weight of the forget loss", source="TOFU 2401.06121", minimum=0)
-    alpha: float = option(1.0, "weight of the retain loss (0: none)", source="TOFU 2401.06121", minimum=0)
+    alpha: float = option(5.0, "weight of the retain loss (0: none)", source="measured; TOFU 2401.06121: 1", minimum=0)
     retain_loss: RetainLoss = option(
         "nll", "loss on retain data: nll or kl (GA + KL)", source="TOFU 2401.06121", read_if=KEEPS
     )

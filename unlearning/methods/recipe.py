@@ -33,7 +33,7 @@ class Recipe:
     epochs: int = 10
     steps: int = 80
     step_batch: int = 32
-    source: str = "open-unlearning: 10 epochs of 32 examples"
+    source: str = "10 epochs of 32 examples: open-unlearning; rates: measured"
 
     def rate(self, n_parameters: int, *, adapter: bool = False) -> float:
         """Return the peak learning rate.

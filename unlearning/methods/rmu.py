@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from unlearning.common.errors import InputError
 from unlearning.data.batches import Span, collate
 from unlearning.methods.method import Batch, Method, Needs, Reference
+from unlearning.methods.recipe import Recipe
 from unlearning.methods.stages import RunFacts, Settled
 from unlearning.objectives import losses
 from unlearning.objectives.dropout import without_dropout
@@ -301,4 +302,5 @@ RMU = Method(
     trains=trained_parameters,
     resolve=with_layer,
     settle=with_coefficient,
+    recipe=Recipe(learning_rate=5e-3, steps=150, source="RMU: 5e-5 and 150 steps at 7 billion parameters"),
 )

@@ -20,7 +20,11 @@ from unlearning.options import FORGETS, KEEPS, option
 
 @dataclass(frozen=True)
 class SatImpOptions:
-    """Options of SatImp; the forget loss weighs ten times as much as the retain loss."""
+    """Options of SatImp.
+
+    In the paper the forget loss weighs ten times as much as the retain loss, on answers of moderate probability. The
+    weight of a token that is certain is nearly 0, so that answers which a model knows well need a larger one.
+    """
 
     beta1: float = option(
         5.0, "power of p in the weight of a token (saturation)", source="SatImp 2505.11953", minimum=0, read_if=FORGETS
@@ -32,8 +36,10 @@ class SatImpOptions:
         minimum=0,
         read_if=FORGETS,
     )
-    gamma: float = option(1.0, "weight of the forget loss", source="SatImp 2505.11953", minimum=0)
-    alpha: float = option(0.1, "weight of the retain loss (0: none)", source="SatImp 2505.11953", minimum=0)
+    gamma: float = option(100.0, "weight of the forget loss", source="measured; SatImp 2505.11953: 1", minimum=0)
+    alpha: float = option(
+        1.0, "weight of the retain loss (0: none)", source="measured; SatImp 2505.11953: 0.1", minimum=0
+    )
     retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source="open-unlearning", read_if=KEEPS)
 
 

@@ -28,11 +28,17 @@ class SimNPOOptions:
     alpha 0.1.
     """
 
-    beta: float = option(4.5, "inverse temperature of the preference loss", source=SOURCE, above=0, read_if=FORGETS)
+    beta: float = option(
+        1.0,
+        "inverse temperature of the preference loss",
+        source="measured; SimNPO: 2.5 to 4.5",
+        above=0,
+        read_if=FORGETS,
+    )
     delta: float = option(
         0.0, "margin in nats per token (the paper's gamma is beta times delta)", source=SOURCE, read_if=FORGETS
     )
-    gamma: float = option(0.125, "weight of the forget loss", source=SOURCE, minimum=0)
+    gamma: float = option(0.3, "weight of the forget loss", source="measured; SimNPO: 0.125", minimum=0)
     alpha: float = option(1.0, "weight of the retain loss (0: none)", source=SOURCE, minimum=0)
     retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", source=SOURCE, read_if=KEEPS)
 

@@ -33,7 +33,9 @@ class UNDIALOptions:
         read_if=FORGETS,
     )
     gamma: float = option(1.0, "weight of the forget loss", source="UNDIAL 2402.10052", minimum=0)
-    alpha: float = option(0.0, "weight of the retain loss (0: none)", source="UNDIAL 2402.10052", minimum=0)
+    alpha: float = option(
+        1.0, "weight of the retain loss (0: none)", source="measured; UNDIAL 2402.10052: 0", minimum=0
+    )
     retain_loss: RetainLoss = option("nll", "loss on retain data: nll or kl", read_if=KEEPS)
 
 
@@ -58,7 +60,7 @@ UNDIAL = Method(
     needs=lambda options: Needs(
         retain=options.alpha > 0, references=(Reference("forget", "logits"), *retain_references(options))
     ),
-    needs_note="forget, reference, retain if alpha>0",
+    needs_note="forget, reference, retain unless alpha=0",
     forget_loss=forget_loss,
     retain_loss=retain_term,
 )
