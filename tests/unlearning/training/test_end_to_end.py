@@ -58,7 +58,7 @@ CASES = {
     "undial": Case({"learning_rate": 4e-3, "max_steps": 20, "alpha": 3}),
     "ce_u": Case({"learning_rate": 2e-3, "max_steps": 6, **STOPPED}, forget=0.9, retain=None),
     "wga": Case({"learning_rate": 4e-3, "max_steps": 12}),
-    "satimp": Case({"learning_rate": 5e-3, "max_steps": 12, "beta1": 1, "alpha": 0.2}),
+    "satimp": Case({"learning_rate": 5e-3, "max_steps": 12, "beta1": 1, "gamma": 1, "alpha": 0.2}),
     "pdu": Case({"learning_rate": 4e-3, "max_steps": 14, "epsilon": 0.05, "dual_warmup_steps": 3}),
     "rmu": Case(
         {"learning_rate": 1e-2, "max_steps": 30, "layer": 0, "alpha": 3, "steering_coefficient": 20}
