@@ -20,6 +20,7 @@ from unlearning.data.question_answer import Example
 from unlearning.data.sources import read_training_data
 from unlearning.data.spans import join_answer
 from unlearning.methods.method import Batch, Method, Needs
+from unlearning.methods.recipe import Recipe
 from unlearning.methods.stages import PreparationInputs, PreparedData
 from unlearning.methods.terms import forget_cross_entropy, retain_cross_entropy
 from unlearning.methods.whp.anchors import Anchors, read_anchors
@@ -38,6 +39,9 @@ _REINFORCES = Condition(
     "reinforced_weight is above 0 and reinforced is none",
     lambda options: options.reinforced_weight > 0 and options.reinforced is None,
 )
+
+REINFORCEMENT = Recipe(learning_rate=3e-4)
+"""Recipe of the reinforced model."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,12 @@ class WHPOptions:
     reinforced_epochs: int = option(
         3, "passes over the text to train the reinforced model", source=SOURCE, minimum=1, read_if=_REINFORCES
     )
-    reinforced_learning_rate: float = option(
-        3e-6, "peak learning rate of the reinforced model", source=SOURCE, above=0, read_if=_REINFORCES
+    reinforced_learning_rate: float | None = option(
+        None,
+        "peak learning rate of the reinforced model (none: by the number of parameters, 3.6e-6 for 7 billion)",
+        source=f"measured; {SOURCE}: 3e-6",
+        above=0,
+        read_if=_REINFORCES,
     )
     reinforced_weight: float = option(
         5.0, "weight of the ReLU term in the labels, the paper's alpha", source=SOURCE, minimum=0
@@ -167,7 +175,7 @@ def _reinforced(
         tokenizer=inputs.tokenizer,
         retain=[Example("", text) for text in texts],
         progress=inputs.progress,
-        learning_rate=options.reinforced_learning_rate,
+        learning_rate=options.reinforced_learning_rate or REINFORCEMENT.rate(inputs.model.num_parameters()),
         epochs=options.reinforced_epochs,
         batch_size=training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
