@@ -43,9 +43,9 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("finetune", "finetune", uses_forget=False),
-        Method("grad_diff", "grad_diff"),
-        Method("npo_nll", "npo", {"beta": BETA}, preference=True),
-        Method("npo_kl", "npo", {"beta": BETA, "retain_loss": "kl"}, preference=True, divergence=True),
+        Method("grad_diff", "grad_diff", {"alpha": 1.0}),
+        Method("npo_nll", "npo", {"beta": BETA, "alpha": 1.0}, preference=True),
+        Method("npo_kl", "npo", {"beta": BETA, "alpha": 1.0, "retain_loss": "kl"}, preference=True, divergence=True),
         Method("blur", "blur", {"beta": BETA, "gamma": 1.0}, preference=True, bilevel=True),
     )
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ANALYSES = [
+    "defaults",
     "dissecting",
     "muse_runs",
     "npo_synthetic",

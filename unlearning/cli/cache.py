@@ -19,7 +19,7 @@ Examples:
   unlearn cache
   unlearn cache --older-than 30
   unlearn cache --clear --older-than 30
-  UNLEARNING_CACHE=/scratch/cache unlearn cache --clear
+  unlearn cache --clear
 """
 
 

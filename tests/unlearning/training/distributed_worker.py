@@ -17,7 +17,7 @@ from accelerate.utils import DistributedType
 # Not `kl` for BLUR: its gradient is zero at the start, and the rounding that is left of it differs between machines.
 RUNS: dict[str, dict[str, Any]] = {
     "npo": {"method": "npo", "batch_size": 2, "gradient_accumulation_steps": 1},
-    "blur": {"method": "blur", "batch_size": 1, "gradient_accumulation_steps": 2, "retain_loss": "nll"},
+    "blur": {"method": "blur", "batch_size": 1, "gradient_accumulation_steps": 2, "gamma": 1.0, "retain_loss": "nll"},
 }
 SHARED: dict[str, Any] = {"max_steps": 3, "learning_rate": 1e-3, "weight_decay": 0, "logging_steps": 1}
 FSDP = {

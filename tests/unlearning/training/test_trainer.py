@@ -140,6 +140,6 @@ def test_reference_logits_are_freed_before_the_backward_pass_ends(
     model = build_tiny_llama()
     model.get_input_embeddings().weight.register_hook(lambda _: left.append(any(kept() is not None for kept in given)))
     options = {**WHOLE, "gradient_accumulation_steps": 2, "batch_size": 2, "max_steps": 1}
-    data = {"forget": FORGET} | ({"retain": RETAIN, "retain_loss": "kl"} if method == "npo" else {})
+    data = {"forget": FORGET} | ({"retain": RETAIN, "retain_loss": "kl"} if method == "npo" else {"alpha": 0})
     train(method, model=model, tokenizer=tokenizer, progress=False, **options, **data)
     assert len(given) == 2 and not any(left) and len(left) == (4 if method == "npo" else 2)
