@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {
     "background": "background.txt",
     "reinforced": "reinforced-model",
     "delta": 0.5,
+    "reinforced_learning_rate": 0.3,
 }
 """`layer` 0 is the default of a model of two blocks."""
 
