@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from unlearning.common.context import why_no_longer
 from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
 
@@ -236,7 +237,7 @@ def check_fits(model: "Model", prompts: Prompts, name: str = "") -> None:
         if len(item.input_ids) > model.context:
             raise InputError(
                 f"{prompt} has {len(item.input_ids)} tokens with its answer, and the context of {model.name} "
-                f"is {model.context} tokens; shorten or remove the prompt"
+                f"is {model.context} tokens{why_no_longer(model.hf)}; shorten or remove the prompt"
             )
         if max(item.input_ids) >= vocabulary:
             raise InputError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearning.checkpoints.token_ids import end_tokens
-from unlearning.common.context import context_of
+from unlearning.common.context import context_of, why_no_longer
 from unlearning.common.errors import InputError
 from unlearning.data.chat import ChatFormat
 from unlearning.data.spans import encode_prompt
@@ -193,6 +193,7 @@ def _encode(
         if limit is not None and len(ids) >= limit:
             raise InputError(
                 f"prompt {number} must be shorter than the model's context of {limit} tokens, got {len(ids)} tokens"
+                f"{why_no_longer(model)}"
             )
     return encoded
 

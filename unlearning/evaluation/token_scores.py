@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from unlearning.common.context import why_no_longer
 from unlearning.common.errors import InputError
 from unlearning.data.batches import collate
 from unlearning.data.chat import ChatFormat
@@ -98,7 +99,7 @@ def encode_target(
     if limit is not None and len(span.input_ids) > limit:
         raise InputError(
             f"{(prompt or answer)[:60]!r} has {len(span.input_ids)} tokens with its answer, more than the model's "
-            f"context of {limit}. Shorten it, or leave it out."
+            f"context of {limit}{why_no_longer(subject.model)}. Shorten it, or leave it out."
         )
     return Target(span, span.n_closing)
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from tests.command_lines import call_main
 from tests.dissect.cli.helpers import (
     CONTEXT,
     VOCABULARY,
@@ -28,6 +29,7 @@ from tests.dissect.cli.helpers import (
     with_noise,
     write_records,
 )
+from unlearning.cli import main as unlearn
 
 
 @pytest.mark.parametrize(
@@ -462,3 +464,35 @@ def test_a_misspelt_base_is_named_before_the_data_are_missed(base: str) -> None:
     outcome = call("patch", "--base", base, "--unlearned", "demo:npo")
     assert_refused(outcome, "--base", base)
     assert "--data" not in outcome.err
+
+
+def test_another_order_of_neurons_is_refused_and_align_undoes_it(world: World, tmp_path: Path) -> None:
+    other = copied(world.unlearned, tmp_path / "other")
+
+    def turn(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if "mlp." in name:
+                tensors[name] = tensor.roll(5, 1 if "down_proj" in name else 0).contiguous()
+
+    edit_weights(other, turn)
+    outcome = call(*world.patch(tmp_path / "run", unlearned=other))
+    assert_refused(outcome, "another basis", "order of the MLP neurons", "Set --align")
+    whole = call(*world.patch(tmp_path / "whole", "--json", "--quiet"))
+    outcome = call(*world.patch(tmp_path / "run", "--align", "--json", "--quiet", unlearned=other))
+    assert (outcome.code, outcome.err) == (0, "")
+    assert json.loads(outcome.out)["peaks"] == json.loads(whole.out)["peaks"]
+
+
+def test_a_model_with_code_of_its_own_names_the_flag_in_both_packages(world: World, tmp_path: Path) -> None:
+    own = copied(world.unlearned, tmp_path / "own")
+    _configure("model_type", "own-type")(own)
+    _configure("auto_map", {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"})(own)
+    (own / "own.py").write_text("from pathlib import Path\n(Path(__file__).parent / 'ran').touch()\n")
+    said = "own code, which runs only if you set --trust-remote-code"
+    assert_refused(call(*world.patch(tmp_path / "run", unlearned=own)), str(own), said)
+    data = write_records(tmp_path / "q.jsonl", build_records(2))
+    train = ("train", "ga", "--model", own, "--forget", data, "--out", tmp_path / "trained")
+    for command in (train, ("eval", "quality", "--model", own, "--prompts", data)):
+        outcome = call_main(unlearn, *command)
+        assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1
+    assert not (own / "ran").exists()

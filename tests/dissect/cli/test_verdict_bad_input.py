@@ -145,3 +145,14 @@ def test_two_people_are_too_few_for_relearning_but_no_bad_input(tmp_path: Path) 
     assert found["verdict"] != "erased"
     by_test = {row["test"]: row for row in found["evidence"]}
     assert by_test["relearn_disjoint"]["rho"] is None and "no fact" in by_test["relearn_disjoint"]["reason"]
+
+
+def test_three_questions_give_no_number_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One of each of three people: an interval may reach over everything, and every text still says what is known."""
+    one = Entry("without_attack", dict.fromkeys(catalogue.BUDGETS, without_attack))
+    monkeypatch.setattr(catalogue, "entries", lambda *_: (one,))
+    three = list({record["group"]: record for record in records()}.values())[:3]
+    outcome = judged(tmp_path, "--control", "none", data=three)
+    assert outcome.code == 0, outcome.err
+    assert "nan" not in (outcome.out + outcome.err).lower().split(str(tmp_path))[0]
+    assert "verdict: erased" not in outcome.out

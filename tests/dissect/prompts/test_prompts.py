@@ -152,6 +152,16 @@ def test_the_chat_template_wraps_without_a_second_bos(tmp_path: Path) -> None:
         load_prompts(path, tokenizer, chat=True, template="{question}")
 
 
+def test_a_prompt_that_is_rendered_already_begins_once(tmp_path: Path) -> None:
+    tokenizer = special_token_tokenizer(bos=True)
+    written, bare = (
+        load(tmp_path, [{"prompt": f"{bos}Question: Who?\nAnswer:", "answer": "Ada"}], tokenizer).items[0]
+        for bos in ("<bos>", "")
+    )
+    assert list(written.input_ids) == list(bare.input_ids)
+    assert written.input_ids.count(tokenizer.bos_token_id) == 1
+
+
 def test_json_lines_and_a_json_list_are_the_same_prompts(tmp_path: Path) -> None:
     lines = tmp_path / "p.jsonl"
     lines.write_text("\n".join(map(json.dumps, RECORDS)) + "\n", encoding="utf-8")

@@ -320,6 +320,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "patch": (dissect_main, ["patch", "--base", "demo:base", "--unlearned", "demo:npo", "--data"]),
     "verdict": (dissect_main, ["verdict", "--base", "demo:base", "--unlearned", "demo:npo", "--data"]),
     "train": (unlearning_main, ["train", "ga", "--model", "demo:base", "--out", "run", "--forget"]),
+    "quality": (unlearning_main, ["eval", "quality", "--model", "demo:base", "--out", "run", "--prompts"]),
 }
 
 

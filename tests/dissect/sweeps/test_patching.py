@@ -435,7 +435,10 @@ def test_a_prompt_longer_than_the_context_is_refused(tmp_path: Path) -> None:
     long = [{"prompt": "Where was Ada Brook born? " * 40, "answer": "Oslo", "id": "long"}]
     prompts = load_prompts(save_records(tmp_path / "p.json", long), pair.tokenizer)
     assert len(prompts.items[0].input_ids) > 128
-    with pytest.raises(InputError, match=r"prompt long has \d+ tokens .* the context of base is 128"):
+    with pytest.raises(InputError, match=r"prompt long has \d+ tokens .* the context of base is 128 tokens; shorten"):
+        patch(pair, prompts, window=1, control=None, progress=False)
+    pair.base.hf.config.rope_parameters = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    with pytest.raises(InputError, match=r"128 tokens \(beyond 128, its dynamic rotary scaling .*; shorten"):
         patch(pair, prompts, window=1, control=None, progress=False)
 
 
