@@ -146,6 +146,8 @@ def test_the_chat_template_wraps_without_a_second_bos(tmp_path: Path) -> None:
     assert item.input_ids.count(tokenizer.bos_token_id) == 1
     assert tokenizer.decode(item.input_ids) == "<bos>[user] Who?\n[assistant] Ada Brook"
     assert tokenizer.decode(item.input_ids[item.answer_start :]).strip() == "Ada Brook"
+    bare = save_records(tmp_path / "bare.json", [{"prompt": "Who?", "answer": "Ada Brook"}])
+    assert load_prompts(bare, tokenizer, chat=True).items[0].input_ids == item.input_ids  # a prompt is a turn too
     with pytest.raises(InputError, match="no chat template"):
         load_prompts(path, build_tokenizer(), chat=True)
     with pytest.raises(InputError, match="`chat`.*`template`"):

@@ -316,6 +316,27 @@ def test_a_pipe_is_not_waited_for(reader: Callable[[Path], Any], name: str, tmp_
     assert_one_line(found, path)
 
 
+@pytest.mark.parametrize("wrong", BAD_WRONGS, ids=repr)
+@pytest.mark.parametrize("key", ["wrong", "perturbed_answer"])
+def test_what_is_no_list_of_wrong_answers_is_refused(key: str, wrong: Any, tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([{"question": "Who?", "answer": "Ada", key: wrong}]))
+    found = outcome(read_by_dissect, path)
+    assert isinstance(found, str) and "record 1" in found
+    assert key in found or "half a character" in found
+    assert_one_line(found, path)
+
+
+@pytest.mark.parametrize("cell", ['["a", "b"]', "['a', 'b']", '[["a"]]'])
+def test_a_cell_with_a_list_of_wrong_answers_is_not_one_answer(cell: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    quoted = cell.replace('"', '""')
+    path.write_text(f'question,answer,wrong\nWho?,Ada,"{quoted}"\n')
+    found = outcome(read_by_dissect, path)
+    assert isinstance(found, str) and "wrong" in found
+    assert_one_line(found, path)
+
+
 COMMANDS: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "patch": (dissect_main, ["patch", "--base", "demo:base", "--unlearned", "demo:npo", "--data"]),
     "verdict": (dissect_main, ["verdict", "--base", "demo:base", "--unlearned", "demo:npo", "--data"]),
