@@ -10,10 +10,22 @@ import torch
 from transformers import AddedToken, AutoConfig, AutoModelForCausalLM
 
 from dissect import load_pair
+from dissect.interventions.intervention import sweep as all_in
+from dissect.interventions.windows import Window
 from dissect.models.model import Model
-from dissect.models.pair import check_comparable, resolve_control
-from tests.dissect.families import CONFIGURATIONS
-from tests.dissect.helpers import build_model, build_pair, build_tokenizer, save_model
+from dissect.models.pair import ModelPair, check_comparable, resolve_control
+from tests.dissect.families import CONFIGURATIONS, inputs_of
+from tests.dissect.families import run as logits_of
+from tests.dissect.helpers import (
+    assert_close,
+    build_batch,
+    build_model,
+    build_pair,
+    build_tokenizer,
+    change_weights,
+    run_engine,
+    save_model,
+)
 from unlearning.common.errors import InputError
 
 
@@ -79,6 +91,28 @@ def test_a_streamed_pair_of_two_configurations_is_refused(tmp_path: Path) -> Non
         load_pair(path, tmp_path / "rms_norm_eps", device="cpu", stream=True)
     with pytest.warns(UserWarning, match="attention_dropout"):
         load_pair(path, tmp_path / "attention_dropout", device="cpu", stream=True)
+
+
+@pytest.mark.parametrize("engine", ["wavefront", "reference"])
+@pytest.mark.parametrize("tied", ["base", "unlearned"])
+def test_one_tied_and_one_untied_model_are_a_pair_that_is_told_of(tied: str, engine: str, tmp_path: Path) -> None:
+    """Each end is restored by itself, as in an untied model into which the weights were written."""
+    hf = {role: build_model("llama", tied=role == tied) for role in ("base", "unlearned")}
+    change_weights(hf["unlearned"], scale=0.05)
+    pair = ModelPair(*(Model.wrap(one, build_tokenizer(), name=role) for role, one in hf.items()))
+    with pytest.warns(UserWarning, match="tie_word_embeddings"):
+        check_comparable(pair.base, pair.unlearned)
+    batch = build_batch(tmp_path, "left")
+    items = all_in([("embed",), ("unembed",)], [Window(0, (0,))], pair.base.weights)
+    ((swept,),) = run_engine(engine, [pair.base, pair.unlearned], [batch], items)
+    for found, end in zip(swept.intervened, ("get_input_embeddings", "get_output_embeddings"), strict=True):
+        written: Any = build_model("llama", tied=False)
+        for name, parameter in hf["unlearned"].named_parameters(remove_duplicate=False):
+            written.get_parameter(name).data.copy_(parameter)
+        getattr(written, end)().weight.data.copy_(getattr(hf["base"], end)().weight)
+        expected = logits_of(written, inputs_of(pair.base, batch))[batch.rows, batch.columns]
+        assert float((expected - swept.target).abs().max()) > 1e-2
+        assert_close(found, expected, atol=5e-5)
 
 
 def test_tokenizers_that_differ_in_a_token_are_warned_of(tmp_path: Path) -> None:
