@@ -146,6 +146,7 @@ DEMO = (
     Entry("grad_diff_kl", "grad_diff", {"alpha": 6.0, "retain_loss": "kl"}),
     Entry("npo_kl", "npo", {"alpha": 12.0, "retain_loss": "kl"}),
     Entry("idk", "idk", {"epochs": 3}),
+    Entry("jensun", "jensun", {"learning_rate": 1.1e-3}),
     Entry("kto", "kto", {"alpha": 12.0}),
     Entry(
         "altpo",

@@ -23,6 +23,7 @@ from unlearning.methods.ga import GA
 from unlearning.methods.ga_forget_kl import GA_FORGET_KL
 from unlearning.methods.grad_diff import GRAD_DIFF
 from unlearning.methods.idk import IDK
+from unlearning.methods.jensun import JENSUN
 from unlearning.methods.kto import KTO
 from unlearning.methods.method import AnyMethod
 from unlearning.methods.npo import NPO
@@ -41,6 +42,7 @@ _ALL: tuple[AnyMethod, ...] = (
     GA_FORGET_KL,
     GRAD_DIFF,
     IDK,
+    JENSUN,
     DPO,
     ALTPO,
     NPO,

@@ -11,6 +11,7 @@ its tokens, n_b the number of these tokens, e_y the one-hot vector of y, and sg 
 nats, except `pdu` and `rmu`.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -399,6 +400,42 @@ def satimp(nll: Float[Tensor, " token"], *, beta1: float, beta2: float, n_tokens
     constant = nll.detach()
     weight = (-beta1 * constant).exp() * (-torch.expm1(-constant)).clamp(min=0) ** beta2
     return -(weight * nll).sum() / n_tokens
+
+
+def certainty_divergence(nll: Float[Tensor, " token"]) -> Float[Tensor, " token"]:
+    """Compute JSD(e_y, p), the Jensen-Shannon divergence of the next token's distribution from certainty of token y.
+
+    Only p_y enters: JSD = log 2 + (p_y log p_y - (1 + p_y) log(1 + p_y)) / 2, which is 0 at p_y = 1 and log 2 at 0.
+
+    Args:
+        nll: -log p_y of each token, in nats.
+
+    Returns:
+        Divergences in nats.
+
+    Source: Unlearning That Lasts (JensUn), arXiv 2509.02820.
+    """
+    probability = (-nll).exp()
+    return math.log(2) - (probability * nll + (1 + probability) * torch.log1p(probability)) / 2
+
+
+def jensen_shannon(
+    logits: Float[Tensor, "token vocab"], reference_logits: Float[Tensor, "token vocab"]
+) -> Float[Tensor, " token"]:
+    """Compute JSD(reference, model) of the next token at each position; 0 with gradient 0 where the two agree.
+
+    Args:
+        logits: Logits of the model, in any floating dtype.
+        reference_logits: Logits of the reference model, a constant.
+
+    Returns:
+        Divergences in nats, between 0 and log 2, computed in float32 or wider.
+
+    Source: Unlearning That Lasts (JensUn), arXiv 2509.02820.
+    """
+    ours, theirs = _log_softmax(logits, reference_logits.detach())
+    middle = torch.logaddexp(ours, theirs) - math.log(2)
+    return ((ours.exp() * (ours - middle)).sum(-1) + (theirs.exp() * (theirs - middle)).sum(-1)) / 2
 
 
 def pdu(logits: Float[Tensor, "token vocab"], *, n_tokens: int) -> Float[Tensor, ""]:

@@ -125,11 +125,32 @@ def slow_kl(model: LlamaForCausalLM, spans: list[Any]) -> Tensor:
     return mean([(q * (torch.log(q) - torch.log(p))).sum() for p, q in rows])
 
 
+def jsd(one: Tensor, other: Tensor) -> Tensor:
+    middle = (one + other) / 2
+    return sum((torch.special.xlogy(p, p) - torch.special.xlogy(p, middle)).sum() for p in (one, other)) / 2
+
+
+def slow_jensun(model: LlamaForCausalLM, data: Data) -> Tensor:
+    terms = []
+    for span in data.alternate:
+        for p, y in zip(slow_logits(model, span).softmax(-1), span.input_ids[span.answer_start :], strict=True):
+            certain = torch.zeros_like(p)
+            certain[y] = 1
+            terms.append(jsd(certain, p))
+    return mean(terms)
+
+
+def slow_jensun_retain(model: LlamaForCausalLM, data: Data) -> Tensor:
+    pairs = [(slow_logits(model, span), slow_logits(START, span).detach()) for span in data.retain]
+    return mean([jsd(p, q) for a, b in pairs for p, q in zip(a.softmax(-1), b.softmax(-1), strict=True)])
+
+
 SLOW: dict[str, Callable[[LlamaForCausalLM, Data, Any], Tensor]] = {
     "ga": lambda model, data, _: -mean(tokens(model, data.forget)),
     "ga_forget_kl": lambda model, data, o: o.kl_weight * slow_kl(model, data.forget) - mean(tokens(model, data.forget)),
     "grad_diff": lambda model, data, _: -mean(tokens(model, data.forget)),
     "idk": lambda model, data, _: slow_idk(model, data.alternate),
+    "jensun": lambda model, data, _: slow_jensun(model, data),
     "dpo": lambda model, data, o: slow_dpo(model, data, o.beta),
     "npo": lambda model, data, o: preferred([-r for r in log_ratios(model, data.forget)], o.beta),
     "kto": slow_kto,
@@ -167,6 +188,8 @@ def slow_retain(name: str, model: LlamaForCausalLM, options: Any) -> Tensor | No
         return slow_rmu_retain(model, DATA)
     if name == "idk":
         return slow_idk(model, DATA.retain)
+    if name == "jensun":
+        return slow_jensun_retain(model, DATA)
     if getattr(options, "retain_loss", "nll") == "kl":
         return slow_kl(model, DATA.retain)
     return mean(tokens(model, DATA.retain))
@@ -235,7 +258,8 @@ def test_preferences_begin_at_two_over_beta_log_two(name: str, beta: float) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "given_options"), [("rmu", SETTLED["rmu"]), *((name, {"retain_loss": "kl", "alpha": 1.0}) for name in KL)]
+    ("name", "given_options"),
+    [("rmu", SETTLED["rmu"]), ("jensun", {}), *((name, {"retain_loss": "kl", "alpha": 1.0}) for name in KL)],
 )
 @torch.no_grad()
 def test_what_is_kept_is_at_its_minimum_at_the_start(name: str, given_options: dict[str, Any]) -> None:

@@ -47,6 +47,7 @@ CASES = {
     "ga_forget_kl": Case({"learning_rate": 2e-3, "max_steps": 10, **STOPPED}, forget=0.7, retain=None),
     "grad_diff": Case({"learning_rate": 3e-3, "max_steps": 12, "alpha": 2}),
     "idk": Case({"learning_rate": 4e-3, "max_steps": 20}),
+    "jensun": Case({"learning_rate": 4e-3, "max_steps": 40, "alpha": 0.3}),
     "dpo": Case({"learning_rate": 6e-3, "max_steps": 18, "beta": 0.01}, forget=0.3),
     "altpo": Case(
         {"learning_rate": 5e-3, "max_steps": 14, "beta": 0.02, "alpha": 4, "samples": 1}
