@@ -168,6 +168,7 @@ def main() -> None:
     for name in given.commands:
         folder = given.folder / name
         folder.mkdir()
+        os.environ["UNLEARNING_CACHE"] = str(folder / "cache")  # other tests run beside this one
         counts[name] = kill(COMMANDS[name](folder), folder, n=given.kills, seed=given.seed)
     sys.stdout.write(json.dumps(counts) + "\n")
 
@@ -211,7 +212,7 @@ def kill(act: Act, folder: Path, *, n: int, seed: int) -> dict[str, int]:
             if code != 0:
                 kills["moment" if "after_s" in way else "change"] += 1
                 left -= 1
-        assert differences(wanted, content(out)) == [], said
+        assert (found := differences(wanted, content(out))) == [], f"{said}: {found}"
         assert [path.name for path in out.parent.iterdir()] == ["run"], said
         finished += 1
         shutil.rmtree(out.parent)

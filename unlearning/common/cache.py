@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from unlearning.common.errors import InputError
 
@@ -157,9 +157,24 @@ def hold(descriptor: int) -> None:
     _locked(descriptor, fcntl.LOCK_SH)
 
 
-def hold_alone(descriptor: int) -> None:
-    """Lock a file of the cache that is being written, until it is closed."""
-    _locked(descriptor, fcntl.LOCK_EX)
+def created(path: Path) -> BinaryIO:
+    """Open a new file of the cache to write it, locked until it is closed.
+
+    Until it is locked, another process may take it for a leftover and remove it (`make_room`); then it is made again.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The open file, which `path` names.
+    """
+    while True:
+        file = path.open("wb")
+        _locked(file.fileno(), fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
 
 
 def described_by(file: Path) -> Path:

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unlearning.checkpoints.hashing import configuration_hash
-from unlearning.common.cache import cache_directory, cache_limit, described_by, hold, hold_alone, make_room
+from unlearning.common.cache import cache_directory, cache_limit, created, described_by, hold, make_room
 from unlearning.common.errors import InputError
 from unlearning.data.batches import LabelledSpan, Span, TokenBatch, collate, n_predicted
 from unlearning.methods.method import Reference
@@ -348,8 +348,7 @@ def _write(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         make_room(n_bytes)
-        with partial.open("wb") as file:
-            hold_alone(file.fileno())
+        with created(partial) as file:
             np.lib.format.write_array_header_2_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
             start = file.tell()
             # Written rather than mapped: a full disk raises here, and would crash the process through a mapped file.

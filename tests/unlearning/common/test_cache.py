@@ -9,7 +9,8 @@ import pytest
 
 from tests.other_process import other_process
 from unlearning import InputError
-from unlearning.common.cache import cache_limit, hold, list_cache, make_room, older_than
+from unlearning.common import cache as cache_module
+from unlearning.common.cache import cache_limit, created, hold, list_cache, make_room, older_than
 
 KEYS = ["a" * 32, "b" * 32, "c" * 32]
 
@@ -68,6 +69,24 @@ def test_leftovers_of_killed_processes_are_removed_and_those_of_living_ones_not(
         assert left(root) == [living.name]
     assert [entry.what for entry in list_cache()] == ["unfinished outputs of a model"]
     assert not dead.exists()
+
+
+def test_a_file_that_was_taken_for_a_leftover_before_it_was_locked_is_made_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = add_file(root, KEYS[0], 10, 1e9).rename(root / "reference" / f".{KEYS[0]}.npy.partial-1")
+    lock, others = cache_module._locked, iter([lambda: make_room(0), path.unlink])
+
+    def late(descriptor: int, operation: int) -> bool:
+        if operation == fcntl.LOCK_EX:  # not those of `make_room`, which do not wait
+            next(others, lambda: None)()
+        return lock(descriptor, operation)
+
+    monkeypatch.setattr(cache_module, "_locked", late)
+    with created(path) as file:
+        file.write(b"whole")
+        make_room(0)
+    assert next(others, None) is None and path.read_bytes() == b"whole"
 
 
 def test_all_kinds_are_listed_with_what_is_known_of_them(root: Path) -> None:
