@@ -27,6 +27,9 @@ from unlearning.options import Condition, option
 SOURCE = "BLUR 2506.08164"
 
 
+SIMNPO_BETA = 4.5
+"""SimNPO's published inverse temperature. The default of `simnpo` itself goes with that method's weights."""
+
 _PROJECTS = Condition("variant is blur or swapped", lambda options: options.variant != "sum")
 _PREFERS = Condition("forget_loss is npo or simnpo", lambda options: options.forget_loss in ("npo", "simnpo"))
 _SIMPLE = Condition("forget_loss is simnpo", lambda options: options.forget_loss == "simnpo")
@@ -81,7 +84,7 @@ class BLUROptions:
     )
     beta: float | None = option(
         None,
-        "inverse temperature of npo or simnpo (none: 0.1 or 4.5)",
+        f"inverse temperature of npo or simnpo (none: {npo.NPOOptions.beta} or {SIMNPO_BETA})",
         source="BLUR's TOFU code, SimNPO",
         above=0,
         read_if=_PREFERS,
@@ -126,8 +129,7 @@ def loss_options(options: BLUROptions) -> object:
     if options.forget_loss == "npo":
         return npo.NPOOptions() if options.beta is None else npo.NPOOptions(beta=options.beta)
     if options.forget_loss == "simnpo":
-        defaults = simnpo.SimNPOOptions()
-        return simnpo.SimNPOOptions(beta=options.beta or defaults.beta, delta=options.delta)
+        return simnpo.SimNPOOptions(beta=options.beta or SIMNPO_BETA, delta=options.delta)
     if options.forget_loss == "rmu":
         return _rmu_options(options)
     return ga.GAOptions()

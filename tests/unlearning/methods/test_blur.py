@@ -1,5 +1,6 @@
 """BLUR and the paper's two ablations: the gradient that the optimizer gets, against plain autograd in float64."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning import Example, train
 from unlearning.data.encoding import encode
 from unlearning.methods import METHODS
-from unlearning.methods.blur import BLUROptions
+from unlearning.methods.blur import BLUROptions, loss_options
+from unlearning.methods.npo import NPOOptions
+from unlearning.methods.simnpo import SimNPOOptions
 from unlearning.objectives.combination import WeightedSum
 
 FORGET, RETAIN = build_examples()[:4], build_examples()[4:]
@@ -88,3 +91,11 @@ def test_the_optimizer_gets_the_papers_direction(variant: str, scope: str, token
 def test_a_weighted_sum_needs_no_gradients_apart() -> None:
     combination = METHODS["blur"].combination(BLUROptions(variant="sum", gamma=0.25))
     assert combination == WeightedSum(gamma=1.0, alpha=0.25)
+
+
+def test_the_inverse_temperature_is_the_one_that_its_help_names() -> None:
+    assert loss_options(BLUROptions()) == NPOOptions(beta=0.1)
+    simple = loss_options(BLUROptions(forget_loss="simnpo"))
+    assert isinstance(simple, SimNPOOptions) and simple.beta == 4.5
+    (beta,) = [field for field in dataclasses.fields(BLUROptions) if field.name == "beta"]
+    assert "(none: 0.1 or 4.5)" in beta.metadata["help"]
