@@ -34,10 +34,17 @@ PART_METHODS = ("npo", "dpo")
 NOISES = (0.4, 0.6, 0.8)
 """Standard deviations of weight noise, as shares of each matrix's own root mean square."""
 
-OPTIONS: dict[str, dict[str, Any]] = {
+BY_METHODS = (
+    *("ga", "grad_diff_kl", "npo_kl", "idk", "kto", "altpo", "undial", "ce_u", "wga", "satimp", "pdu", "task_vector"),
+    *("grad_diff", "npo", "dpo", "blur", "simnpo", "rmu", "whp"),
+)
+"""Entries that the benchmark's models are made by; a place decides the strength, so a new one belongs at the end."""
+
+_KNOWN: dict[str, dict[str, Any]] = {
     **{entry.name: {"learning_rate": 5e-4, "epochs": 4, **entry.options} for entry in DEMO},
     **{name: dict(unlearning.flat()) for name, unlearning in RECIPES["demo"].unlearning.items()},
 }
+OPTIONS = {name: _KNOWN[name] for name in BY_METHODS}
 """As the built-in models and `analyses.unlearning_methods` have them; found on the built-in world, not on these."""
 OPTIONS["rmu"] |= {"layer": 3, "steering_coefficient": 50.0, "learning_rate": 3e-3, "alpha": 30.0}
 """These models are narrower and shallower than those that RMU's options were found on."""

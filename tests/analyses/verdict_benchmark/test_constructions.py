@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from analyses.verdict_benchmark.constructions import METHODS, OPTIONS, SHARES, constructions
+from analyses.verdict_benchmark.constructions import BY_A_METHOD, METHODS, OPTIONS, SHARES, constructions
 from analyses.verdict_benchmark.families import Family
 from analyses.verdict_benchmark.recipes import part_of
 from dissect.zoo.recipes import new_model
@@ -29,6 +29,16 @@ def test_every_model_has_its_own_name_and_a_truth(family):
 def test_two_seeds_have_every_method_at_both_strengths(tmp_path):
     names = {one.name for seed in (1, 2) for one in constructions(Family("llama", seed, tmp_path))}
     assert {f"{name}-{strength}" for name in OPTIONS for strength in ("mild", "strong")} <= names
+
+
+def test_the_models_of_the_published_report_stay_what_they_are(family):
+    """Another entry before one would change its strength, and with it the model that a name stands for."""
+    names = " ".join(one.name for one in constructions(family) if one.made == BY_A_METHOD)
+    assert names.startswith(
+        "ga-strong grad_diff_kl-mild npo_kl-strong idk-mild kto-strong altpo-mild undial-strong ce_u-mild wga-strong "
+        "satimp-mild pdu-strong task_vector-mild grad_diff-strong npo-mild dpo-strong blur-mild simnpo-strong rmu-mild "
+        "whp-strong"
+    )
 
 
 def test_every_option_is_one_of_its_method(family):
