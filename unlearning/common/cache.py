@@ -108,16 +108,11 @@ class Entry:
                     with contextlib.suppress(OSError):  # it holds other models
                         parent.rmdir()
                 return True
-            with self.path.open("rb") as file:
-                if not _locked(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    return False
-                self.path.unlink()
-                described_by(self.path).unlink(missing_ok=True)
+            return _remove_file(self.path)
         except FileNotFoundError:  # another process was faster
             return True
         except OSError as error:
             raise InputError(f"{self.path}: cannot be removed: {error.strerror or error}; ask for permission") from None
-        return True
 
 
 def list_cache() -> list[Entry]:
@@ -142,14 +137,16 @@ def make_room(needed: int) -> None:
     Args:
         needed: Size of the new file in bytes.
     """
-    found = sorted(_references(cache_directory("reference")), key=lambda entry: entry.used)
-    total = sum(entry.size for entry in found)
-    for entry in found:
-        leftover = entry.path.suffix != ".npy"  # of a process that was killed while it wrote
-        if total + needed <= cache_limit() and not leftover:
-            continue
-        with contextlib.suppress(InputError):
-            total -= entry.size if entry.remove() else 0
+    found: list[tuple[float, int, Path]] = []
+    for path in _reference_files(cache_directory("reference")):
+        with contextlib.suppress(OSError):  # another process removed it, or may remove it alone
+            found.append((path.stat().st_mtime, _size_of(path), path))
+    limit, total = cache_limit(), sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        leftover = path.suffix != ".npy"  # of a process that was killed while it wrote
+        if total + needed > limit or leftover:
+            with contextlib.suppress(OSError):  # also removed by another process, which may be making room too
+                total -= size if _remove_file(path) else 0
 
 
 def hold(descriptor: int) -> None:
@@ -190,19 +187,37 @@ def _locked(descriptor: int, operation: int) -> bool:
     return True
 
 
+def _remove_file(path: Path) -> bool:
+    """Remove a file of `reference` and what describes it, unless a process holds it; return True if it is gone."""
+    with path.open("rb") as file:
+        if not _locked(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return False
+        path.unlink()
+        described_by(path).unlink(missing_ok=True)
+    return True
+
+
+def _reference_files(directory: Path) -> list[Path]:
+    """Return the files of `reference`, also those that are being written."""
+    files = sorted(directory.glob("*.npy")) + sorted(directory.glob(".*.npy.partial-*"))
+    return [path for path in files if _KEY.fullmatch(path.name.lstrip(".").partition(".")[0])]
+
+
+def _size_of(path: Path) -> int:
+    """Return the size in bytes of a file of `reference`, with what describes it."""
+    described = described_by(path)
+    return path.stat().st_size + (described.stat().st_size if described.is_file() else 0)
+
+
 def _references(directory: Path) -> Iterator[Entry]:
-    for path in sorted(directory.glob("*.npy")) + sorted(directory.glob(".*.npy.partial-*")):
-        if not _KEY.fullmatch(path.name.lstrip(".").partition(".")[0]):
-            continue
+    for path in _reference_files(directory):
         with contextlib.suppress(FileNotFoundError, PermissionError), path.open("rb") as file:
             in_use = not _locked(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             whole = path.suffix == ".npy"
             said = _described(described_by(path)) if whole else {}
             what = str(said.get("what", "outputs of a model")) if whole else "unfinished outputs of a model"
-            status = path.stat()
-            size = status.st_size + (described_by(path).stat().st_size if said else 0)
             names = str(said.get("model", "")), str(said.get("data", ""))
-            yield Entry("reference", path, what, *names, size, status.st_mtime, in_use)
+            yield Entry("reference", path, what, *names, _size_of(path), path.stat().st_mtime, in_use)
 
 
 def _evaluations(directory: Path) -> Iterator[Entry]:
