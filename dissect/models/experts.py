@@ -13,17 +13,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-_ACTIVE = (
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "experts_per_token",
-    "num_selected_experts",
-    "top_k_experts",
-    "moe_topk",
-    "moe_top_k",
-    "moe_k",
-)
-"""Names that configurations have for the number of experts that one token goes through."""
+from unlearning.checkpoints.sizes import CHOSEN_EXPERTS
 
 
 @dataclass(frozen=True)
@@ -136,7 +126,7 @@ def shares_of_experts(block: nn.Module, config: Any, d_model: int) -> dict[str, 
         The share by name of parameter, in the attention too; what every token goes through is left out.
     """
     chosen = {n for module in block.modules() if isinstance(n := getattr(module, "top_k", None), int)}
-    named = {n for name in _ACTIVE if isinstance(n := getattr(config, name, None), int)}
+    named = {n for name in CHOSEN_EXPERTS if isinstance(n := getattr(config, name, None), int)}
     active = max(chosen or named, default=None)
     counts = {
         name: len(parameter)

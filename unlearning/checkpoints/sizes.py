@@ -29,8 +29,17 @@ _WIDTHS = (
     "word_embed_proj_dim",
 )
 
-_CHOSEN = ("num_experts_per_tok", "experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
-"""How many experts a router chooses for a token."""
+CHOSEN_EXPERTS = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "experts_per_token",
+    "num_selected_experts",
+    "top_k_experts",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+)
+"""Names that configurations have for the number of experts that a router chooses for a token."""
 
 _TEXT = ("text_config", "decoder", "generator")
 """Where transformers looks for the part of a configuration that is the language model's."""
@@ -97,7 +106,7 @@ def check_parts(config: "PretrainedConfig", file: Path) -> None:
             raise InputError(f"{file}: model_type {config.model_type} has no {name}; remove it, or copy the file again")
     for part in (config, config.get_text_config()):
         n_experts = next((n for name in _EXPERTS if type(n := getattr(part, name, None)) is int and n > 0), None)
-        for name in _CHOSEN:
+        for name in CHOSEN_EXPERTS:
             chosen = getattr(part, name, None)
             if n_experts is None or chosen is None or isinstance(chosen, list):  # a number per layer
                 continue
