@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dissect import zoo
 from dissect.cli.options import ModelOptions, PairOptions, PromptOptions
 from unlearning.common.errors import InputError
-from unlearning.common.terminal import tell
+from unlearning.common.terminal import tell, unescaped
 
 if TYPE_CHECKING:
     from dissect.behaviour.prompts import Reading
@@ -219,7 +219,7 @@ def choose_reading(options: PromptOptions, pair: PairOptions, *, quiet: bool, sc
     from dissect.behaviour.prompts import Reading
     from unlearning.evaluation.trained_wrapping import choose_wrapping
 
-    template = None if options.template is None else options.template.replace("\\n", "\n")  # as typed in a shell
+    template = unescaped(options.template)
     answers: Any = options.answers
     if scoring == "notebook":
         return Reading(template, bool(options.chat), answers, options.limit)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unlearning.common.errors import InputError
-from unlearning.common.terminal import console, write_json
+from unlearning.common.terminal import console, unescaped, write_json
 
 if TYPE_CHECKING:
     from unlearning.training.train import TrainResult
@@ -124,7 +124,7 @@ def train(
             f"--dtype must be float32 or bfloat16, got {dtype}. For mixed precision use --set precision=bf16_mixed."
         )
     flags = {
-        "template": None if template is None else template.replace("\\n", "\n"),
+        "template": unescaped(template),
         "chat": chat or None,
         "tune": tune or None,
         "save_every": save_every,

@@ -221,6 +221,11 @@ def printable(text: str) -> str:
     return "".join(sign if _is_shown(sign) else "\ufffd" for sign in text)
 
 
+def unescaped(template: str | None) -> str | None:
+    """Return a template as typed in a shell with the two characters backslash and n replaced by a line break."""
+    return None if template is None else template.replace("\\n", "\n")
+
+
 def console(**options: Any) -> "Console":
     """Return a console that prints texts as they are: without rich's markup, and without control characters.
 

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from unlearning.cli.eval import options
-from unlearning.cli.eval.running import run_benchmark, unescaped
+from unlearning.cli.eval.running import run_benchmark
+from unlearning.common.terminal import unescaped
 
 EXAMPLES = """\b
 Examples:

@@ -47,11 +47,6 @@ def run_benchmark(name: str, model: str, control: ControlOptions, run: RunOption
         show(evaluation, out)
 
 
-def unescaped(template: str | None) -> str | None:
-    """Return a template with the two characters backslash and n replaced by a line break."""
-    return None if template is None else template.replace("\\n", "\n")
-
-
 def show(evaluation: "Evaluation", out: Path) -> None:
     """Print the metrics as a table, the metrics that were left out, the notes, and the run directory.
 
