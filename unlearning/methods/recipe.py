@@ -74,6 +74,11 @@ class Recipe:
         return max(self.epochs, math.ceil(self.steps / math.ceil(n_examples / size)))
 
 
+def is_asked(options: TrainOptions) -> bool:
+    """Return whether the user left an option to the recipe (see `with_recipe`)."""
+    return None in (options.learning_rate, options.gradient_accumulation_steps, options.epochs)
+
+
 def with_recipe(
     options: TrainOptions, recipe: Recipe, *, n_parameters: int, n_examples: int, n_processes: int = 1
 ) -> TrainOptions:

@@ -63,16 +63,10 @@ def step_batch_size(options: TrainOptions, n_processes: int) -> int:
     return options.batch_size * options.gradient_accumulation_steps * n_processes
 
 
-def steps_per_epoch(n_examples: int, size: int) -> int:
-    """Return the number of optimizer steps of an epoch, given the size of a step batch."""
-    return math.ceil(n_examples / size)
-
-
 def planned_steps(options: TrainOptions, n_examples: int, n_processes: int) -> int:
     """Return the number of optimizer steps of a run of `n_examples` an epoch, if nothing stops it."""
     assert options.epochs is not None
-    size = step_batch_size(options, n_processes)
-    return options.max_steps or options.epochs * steps_per_epoch(n_examples, size)
+    return options.max_steps or options.epochs * math.ceil(n_examples / step_batch_size(options, n_processes))
 
 
 def training_arguments(

@@ -81,8 +81,8 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     if options.precision == "bfloat16":
         model.bfloat16()
     model.to(job.device)  # type: ignore[arg-type]
-    prepared = _prepared(job, loaded, inputs, state)
     limit = options.max_length or context_of(model)
+    prepared = _prepared(job, loaded, inputs, limit, state)
     encoded = encode_inputs(inputs, prepared, job.needs, options, loaded.tokenizer, model, limit)
     job = replace(
         job,
@@ -98,7 +98,8 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     bar = ProgressBar(job.method.name, show=job.progress and state.is_main_process)
     if options.tune:
         job = tuned(job, loaded, inputs, encoded, directory, bar.say)
-    settled = _settled(job, model, encoded, state)
+    n_steps = planned_steps(job.options, encoded.n_items, state.num_processes)
+    settled = _settled(job, model, encoded, n_steps, state)
     job = replace(job, method_options=settled.options, needs=job.method.needs(settled.options))
     encoded = replace(encoded, notes={**encoded.notes, **settled.notes})
     values = {**asdict(job.method_options), **asdict(job.options)}
@@ -110,7 +111,7 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     try:
         trainer = _trainer(job, loaded, encoded, inputs.sources, directory, state, bar)
         bar.say(state_line(model, options))
-        evaluation = _evaluation(job, trainer, loaded.tokenizer, encoded.evaluated, directory)
+        evaluation = _evaluation(job, trainer, loaded.tokenizer, encoded.evaluated, n_steps, directory)
         checkpoint = last_checkpoint(directory)
         for callback in (evaluation, _Resuming(trainer, evaluation, checkpoint), bar):
             trainer.add_callback(callback)
@@ -142,7 +143,9 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     return Outcome(model, write, _record(job, encoded, trainer, evaluation))
 
 
-def _prepared(job: Job, loaded: LoadedModel, inputs: Inputs, state: PartialState) -> PreparedData | None:
+def _prepared(
+    job: Job, loaded: LoadedModel, inputs: Inputs, limit: int | None, state: PartialState
+) -> PreparedData | None:
     """Return the data that the method makes; None for a method without a `prepare` stage."""
     if job.method.prepare is None:
         return None
@@ -152,7 +155,7 @@ def _prepared(job: Job, loaded: LoadedModel, inputs: Inputs, state: PartialState
         tokenizer=loaded.tokenizer,
         forget=inputs.forget or [],
         alternates=inputs.alternates,
-        max_length=options.max_length or context_of(loaded.model),
+        max_length=limit,
         training=options,
         batch_size=options.batch_size,
         seed=options.seed,
@@ -163,16 +166,11 @@ def _prepared(job: Job, loaded: LoadedModel, inputs: Inputs, state: PartialState
     return _broadcast(job.method.prepare(stage, job.method_options), state)
 
 
-def _settled(job: Job, model: PreTrainedModel, encoded: EncodedInputs, state: PartialState) -> Settled:
+def _settled(job: Job, model: PreTrainedModel, encoded: EncodedInputs, n_steps: int, state: PartialState) -> Settled:
     """Return the method's options, with those that depend on the data and on the length of the run filled in."""
     if job.method.settle is None:
         return Settled(job.method_options)
-    options = job.options
-    facts = RunFacts(
-        forget=encoded.spans["forget"],
-        steps=planned_steps(options, encoded.n_items, state.num_processes),
-        batch_size=options.batch_size,
-    )
+    facts = RunFacts(forget=encoded.spans["forget"], steps=n_steps, batch_size=job.options.batch_size)
     return _broadcast(job.method.settle(model, facts, job.method_options), state)
 
 
@@ -281,7 +279,12 @@ class _Resuming(TrainerCallback):
 
 
 def _evaluation(
-    job: Job, trainer: UnlearningTrainer, tokenizer: PreTrainedTokenizerBase, data: EvaluationData, directory: Path
+    job: Job,
+    trainer: UnlearningTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    data: EvaluationData,
+    n_steps: int,
+    directory: Path,
 ) -> EvaluationCallback:
     """Return the callback that evaluates during training, after checking that the wanted metrics can be measured."""
     options = job.options
@@ -300,7 +303,7 @@ def _evaluation(
             )
     every = options.eval_every
     if every is None and (wanted or options.benchmark):
-        every = max(1, trainer.planned_steps() // (20 if job.target else 10))
+        every = max(1, n_steps // (20 if job.target else 10))
     generate = any(name.endswith(("rouge", "exact")) for name in wanted.values()) or (
         options.eval_every is not None and data.has_prompts()
     )

@@ -17,7 +17,7 @@ from unlearning.checkpoints.load import load_tokenizer, load_weights, tokenizer_
 from unlearning.checkpoints.locate import RECORD, check_files, locate_checkpoint, resolved_name
 from unlearning.checkpoints.quantized import check_plain
 from unlearning.common.errors import InputError, naming
-from unlearning.methods import get_method
+from unlearning.methods import get_method, recipe
 from unlearning.methods.method import check_weights
 from unlearning.objectives.combination import Bilevel
 from unlearning.options import TrainOptions, resolve_options
@@ -174,7 +174,7 @@ def train(
     configuration: dict[str, Any] = {
         "method": method,
         "options": {name: value for name, value in resolved.items() if name not in UNRECORDED},
-        "recipe": asdict(chosen.recipe) if _asks_recipe(train_options) else None,
+        "recipe": asdict(chosen.recipe) if recipe.is_asked(train_options) else None,
         **inputs.hashes(),
         CONTENTS: named_content(train_options, method_options),
     }
@@ -253,11 +253,6 @@ def _directory(job: Job, configuration: dict[str, Any], state: PartialState) -> 
         if state.is_main_process:
             abandon_run(job.output_dir)
         raise
-
-
-def _asks_recipe(options: TrainOptions) -> bool:
-    """Return True if the recipe decides an option."""
-    return None in (options.learning_rate, options.epochs, options.gradient_accumulation_steps)
 
 
 def _rule(options: TrainOptions) -> Rule | None:

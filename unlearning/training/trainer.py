@@ -37,7 +37,7 @@ from unlearning.objectives.dropout import without_dropout
 from unlearning.objectives.forward import unwrapped
 from unlearning.objectives.gradients import GradientAccumulator, put, sum_over_ranks
 from unlearning.options import TrainOptions
-from unlearning.training.arguments import optimizer_class, step_batch_size, steps_per_epoch
+from unlearning.training.arguments import optimizer_class, step_batch_size
 from unlearning.training.output_directory import WHOLE
 from unlearning.training.training_set import TrainingSet
 
@@ -126,12 +126,6 @@ class UnlearningTrainer(Trainer):
         loader: Any = DataLoader(self.training_set, batch_sampler=sampler, collate_fn=unchanged)
         loader.set_epoch = sampler.set_epoch  # the parent calls it on the loader
         return loader
-
-    def planned_steps(self) -> int:
-        """Return the number of optimizer steps of the whole run."""
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        return steps_per_epoch(len(self.training_set), self.step_batch_size) * int(self.args.num_train_epochs)
 
     def get_batch_samples(
         self,
