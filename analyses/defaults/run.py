@@ -18,9 +18,7 @@ from unlearning.data.encoding import encode
 from unlearning.data.question_answer import Example
 from unlearning.evaluation.answers import answer_likelihoods
 from unlearning.methods import METHODS
-
-FORGOTTEN, KEPT = 0.2, 0.9
-"""The aim: at most and at least these fractions of the answers' mean probability are left."""
+from unlearning.training.tuning import FORGOTTEN, KEPT
 
 NAMES = tuple(name for name, method in METHODS.items() if method.forget_loss is not None)
 """Every method that forgets."""
@@ -53,12 +51,12 @@ class Row:
 
     @property
     def forgot(self) -> bool:
-        """True if at most a fifth of the forget answers' probability is left."""
+        """True if as little of the forget answers' probability is left as `--tune` aims at."""
         return self.forget_after <= FORGOTTEN * self.forget_before
 
     @property
     def kept(self) -> bool:
-        """True if at least nine tenths of the retain answers' probability are left."""
+        """True if as much of the retain answers' probability is left as `--tune` aims at."""
         return self.retain_after >= KEPT * self.retain_before
 
 

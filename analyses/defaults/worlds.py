@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analyses import unlearning_methods
 from dissect.zoo import QUESTIONS, question_set
 from unlearning import Example, read_examples
 from unlearning.checkpoints.load import load_tokenizer, load_weights
@@ -61,13 +62,11 @@ def tofu_world(directory: Path) -> World:
         The base and its data.
 
     Raises:
-        InputError: The base or the data are missing.
+        InputError: The models or the data are missing.
     """
-    base = directory / "models" / "base"
-    if not (base / "config.json").is_file():
-        raise InputError(f"{base}: no model in it; run `python -m analyses.tofu_pair --out {directory}` first")
+    pair = unlearning_methods.tofu_world(directory)
     sets = {name: read_examples(str(directory / "data" / f"{name}.jsonl")) for name in ("forget", "retain")}
-    return World(name="tofu", base=str(base), forget=sets["forget"], retain=sets["retain"])
+    return World(name="tofu", base=pair.base, forget=sets["forget"], retain=sets["retain"])
 
 
 def language_model_world(name: str, *, n_forget: int = 24) -> World:

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from unlearning.common.errors import InputError
+from unlearning.evaluation.during_training import evenly_spaced
 from unlearning.methods.method import AnyMethod
 from unlearning.training.arguments import planned_steps
 from unlearning.training.inputs import EncodedInputs, Inputs
@@ -178,10 +179,7 @@ def _trial(
 
 def _sampled(items: Sequence[T] | None) -> list[T] | None:
     """Return `SAMPLE` evenly spaced items; all of them if there are no more, None for None."""
-    if items is None:
-        return None
-    count = min(SAMPLE, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
+    return None if items is None else evenly_spaced(items, SAMPLE)
 
 
 def _read(path: Path) -> float | None:
