@@ -143,7 +143,7 @@ def _width_of_scores(block: Block, config: Any, d_model: int) -> int:
     o_proj = next((p for p in block.o_proj.parameters() if p.dim() == 2), None) if block.o_proj is not None else None
     values = heads * int(head) if o_proj is None else o_proj.numel() // d_model
     latent = getattr(block.attn, "qk_head_dim", None)
-    return (values if latent is None else (values + heads * int(latent))) // (1 if latent is None else 2)
+    return values if latent is None else (values + heads * int(latent)) // 2
 
 
 def _weights(module: nn.Module | None) -> int:
