@@ -135,6 +135,7 @@ class Link:
         self._n_waits = 0
         self._main = threading.get_ident()
         self._leaving = threading.Event()
+        self._stopped_at: float | None = None
         self._monitor = threading.Thread(target=self._monitor_others, daemon=True)
         me = psutil.Process()
         self._store.set(f"process/{rank}", f"{me.pid} {me.create_time()}")
@@ -173,9 +174,15 @@ class Link:
         self._monitor.start()
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        """Stop the main thread, once; SIGTERM comes from the launcher or from the monitoring thread."""
-        if not self._leaving.is_set():
-            self._leaving.set()
+        """Stop the main thread; SIGTERM comes from the launcher or from the monitoring thread.
+
+        What is raised in a signal's handler is lost if the main thread is in a destructor or a callback at that moment.
+        The monitoring thread therefore sends the signal again until the main thread leaves.
+        """
+        now = time.monotonic()
+        recently = self._stopped_at is not None and now - self._stopped_at < GRACE_S / 2
+        if not self._leaving.is_set() and not recently:
+            self._stopped_at = now
             raise Stopped
 
     def report(self, error: BaseException) -> None:
@@ -227,11 +234,11 @@ class Link:
                     self._peers, self._store.multi_get([f"beat/{peer.rank}" for peer in self._peers]), strict=True
                 ):
                     peer.update(beat)
-                if self._stopped_process() is None:
+                if self._stopped_process() is None and self._stopped_at is None:
                     continue
             except RuntimeError:  # the process with the store has ended
                 pass
-            if not self._leaving.wait(GRACE_S):
+            while not self._leaving.wait(GRACE_S):
                 # A signal interrupts the main thread wherever it waits.
                 signal.pthread_kill(self._main, signal.SIGTERM)
             return

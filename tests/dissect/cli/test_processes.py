@@ -124,12 +124,38 @@ def test_a_killed_process_ends_the_others_with_one_line_and_one_process_finishes
     launcher = start(launched(2, *many, "--out", run))
     kill_one(launcher, run, rank=0)
     outcome = finish(launcher)
-    assert outcome.code != 0
+    assert outcome.code == 1
     reason = "it was killed, by a user or because memory ran out"
     assert (outcome.out, outcome.err) == ("", f"dissect: process 0 stopped: {reason}; {RESUME_HINT}\n")
     assert_unfinished(run)
     assert call(*many, "--out", run, "--device", "cpu") == Outcome(0, "", "")
     assert_same_numbers(run, many_finished, processes=1)
+
+
+LOSING = """
+import os, time
+from dissect.runtime.link import Stopped, joined_link
+rank = int(os.environ["RANK"])
+with joined_link(rank, 2) as link:
+    if rank == 0:
+        time.sleep(1)
+        os._exit(1)
+    try:
+        time.sleep(60)
+    except Stopped:  # lost, as one that is raised in a destructor is
+        pass
+    link.wait()
+"""
+
+
+@pytest.mark.slow
+def test_a_lost_signal_is_sent_again(tmp_path: Path) -> None:
+    program = tmp_path / "losing.py"
+    program.write_text(LOSING)
+    command = launched(2, program=(str(program),))
+    process = start(command[:-2])  # without `--device`
+    _, err = process.communicate(timeout=60)
+    assert "process 0 stopped: it was killed" in err
 
 
 @pytest.mark.slow
