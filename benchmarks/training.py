@@ -22,6 +22,7 @@ Examples:
   python -m benchmarks.training --shape wide --json runs/training-wide.json
   python -m benchmarks.training --shape deep --methods finetune,npo_nll,npo_kl --repeats 5
   python -m benchmarks.training --shape 1b --device cuda
+  python -m benchmarks.training --model ./SmolLM2-135M-Instruct --methods finetune,npo_nll
   python -m benchmarks.training --quick --json -
 """
 
@@ -31,6 +32,9 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions
 @app.command(epilog=_EXAMPLES)
 def command(
     shape: Annotated[str, typer.Option(help=f"Model and steps: {', '.join(SHAPES)}.")] = "wide",
+    model: Annotated[
+        str | None, typer.Option(metavar="M", help="Checkpoint to train in place of a random model.")
+    ] = None,
     methods: Annotated[str, typer.Option(metavar="LIST", help="Methods to train.")] = ",".join(METHODS),
     repeats: Annotated[int, typer.Option(help="Timed runs of each; times are medians over them.")] = 3,
     steps: Annotated[int, typer.Option(help="Optimizer steps of a run; the first is not timed.")] = 4,
@@ -43,7 +47,7 @@ def command(
 ) -> None:
     """Time optimizer steps of the toolkit and of a straightforward trainer, interleaved in one process.
 
-    Both train the same random model on the same random examples of TOFU's lengths in the same order, and their losses
+    Both train the same random model, or the same checkpoint, on the same random examples of TOFU's lengths in the same order, and their losses
     must agree. The straightforward trainer keeps a frozen second model where the method has a reference, runs it at
     every step, computes logits at every position, and pads batches as they come. Timed is all between the ends of two
     optimizer steps; what a run does before its first step is measured apart.
@@ -60,15 +64,15 @@ def command(
     check_target(json_to)
     set_threads(threads)
 
-    from benchmarks.training_case import TrainingCase, find_shape
+    from benchmarks.training_case import TrainingCase, checkpoint_shape, find_shape
     from benchmarks.training_race import SIDES, as_record, race
     from dissect.models.model import resolve_device
     from unlearning.common.progress import Progress
 
-    case = TrainingCase(find_shape(shape), steps, resolve_device(device))
+    case = TrainingCase(checkpoint_shape(model) if model else find_shape(shape), steps, resolve_device(device))
     with Progress(len(chosen) * len(SIDES) * (1 + repeats), "training") as bar:
         result = race(case, chosen, repeats=repeats, advance=lambda: bar.advance(1))
-    settings = {"shape": shape, "repeats": repeats, **describe_machine(case.device)}
+    settings = {"shape": case.shape.name, "repeats": repeats, **describe_machine(case.device)}
     write_record({**settings, **as_record(result)}, json_to)
     _show(result, settings, to_stderr=json_to == "-")
 

@@ -1,8 +1,9 @@
-"""What the training benchmark trains: a random Llama and data with TOFU's lengths, both from seeds."""
+"""What the training benchmark trains: a random Llama or a checkpoint, and data with TOFU's lengths, from seeds."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from benchmarks.models import build_tokenizer
 from unlearning import Example
+from unlearning.checkpoints.load import load_config, load_weights
+from unlearning.checkpoints.locate import locate_checkpoint
 from unlearning.common.errors import InputError
 from unlearning.data.order import StepSampler
 
@@ -19,11 +22,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class TrainingShape:
-    """A Llama of random weights, and the amount of data that one optimizer step reads.
+    """A model, and the amount of data that one optimizer step reads.
 
     Attributes:
         name: Name on the command line.
-        n_layers, d_model, d_mlp, n_heads, vocab: Sizes of the model; embedding and head are not tied.
+        n_layers, d_model, d_mlp, n_heads, vocab: Sizes of a Llama of random weights whose embedding and head are not
+            tied.
+        checkpoint: Directory of a model that is trained instead; None for the random one.
         batch: Examples of a micro-batch, forget and retain each.
         accumulation: Micro-batches of an optimizer step.
     """
@@ -36,6 +41,7 @@ class TrainingShape:
     vocab: int
     batch: int = 4
     accumulation: int = 2
+    checkpoint: Path | None = None
 
     @property
     def step_batch_size(self) -> int:
@@ -45,8 +51,9 @@ class TrainingShape:
     @property
     def description(self) -> str:
         """One line for tables."""
+        kind = "Llama of random weights" if self.checkpoint is None else "a checkpoint"
         return (
-            f"{self.name}: Llama of random weights, {self.n_layers} layers, d {self.d_model}, d_mlp {self.d_mlp}, "
+            f"{self.name}: {kind}, {self.n_layers} layers, d {self.d_model}, d_mlp {self.d_mlp}, "
             f"vocabulary {self.vocab}; a step of {self.accumulation} x {self.batch} forget and as many retain examples"
         )
 
@@ -78,6 +85,31 @@ def find_shape(name: str) -> TrainingShape:
     if name not in SHAPES:
         raise InputError(f"--shape {name}: unknown; there are {', '.join(SHAPES)}")
     return SHAPES[name]
+
+
+def checkpoint_shape(name: str) -> TrainingShape:
+    """Return the shape of a model on disk.
+
+    Args:
+        name: Directory, hub id or built-in name of a checkpoint.
+
+    Returns:
+        Its shape.
+
+    Raises:
+        InputError: The checkpoint cannot be read.
+    """
+    path = locate_checkpoint(name)
+    config = load_config(path).get_text_config()
+    return TrainingShape(
+        name=Path(name).name,
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        d_mlp=config.intermediate_size,
+        n_heads=config.num_attention_heads,
+        vocab=config.vocab_size,
+        checkpoint=path,
+    )
 
 
 @dataclass(frozen=True)
@@ -126,6 +158,8 @@ class TrainingCase:
     def build_model(self) -> PreTrainedModel:
         """Build the model that training starts from, the same one at every call."""
         shape = self.shape
+        if shape.checkpoint is not None:
+            return load_weights(shape.checkpoint).to(self.device)  # type: ignore[arg-type]
         config = LlamaConfig(
             vocab_size=shape.vocab,
             hidden_size=shape.d_model,

@@ -24,12 +24,19 @@ from unlearning.methods.method import Batch, Method, Needs, Reference
 from unlearning.methods.recipe import Recipe
 from unlearning.methods.stages import RunFacts, Settled
 from unlearning.objectives import losses
+from unlearning.objectives.combination import WeightedSum
 from unlearning.objectives.dropout import without_dropout
 from unlearning.objectives.forward import block_output, blocks, unwrapped
 from unlearning.options import FORGETS, Condition, option
 
 SOURCE = "RMU 2403.03218, Zephyr-7B"
 ADAPTIVE = "Adaptive RMU 2408.06223"
+RETAIN_SHARE = 0.35
+"""Weight of the retain loss, in units of c^2 / d_model, which is the forget loss of a model far from its target.
+
+Measured: a weight of 30 makes the demo's base (c^2 / d_model = 78) forget and keep the rest, and one of 300 makes
+SmolLM2-135M (700) do so; ten times as much leaves either model as it was, a tenth loses a third of the rest.
+"""
 
 
 _RELATIVE = Condition(
@@ -75,7 +82,12 @@ class RMUOptions:
     )
     steering_seed: int = option(0, "seed of the direction of the target vector", minimum=0, read_if=FORGETS)
     gamma: float = option(1.0, "weight of the forget loss", source=SOURCE, minimum=0)
-    alpha: float = option(1200.0, "weight of the retain loss (0: none)", source=SOURCE, minimum=0)
+    alpha: float | None = option(
+        None,
+        f"weight of the retain loss (0: no retain loss; none: {RETAIN_SHARE} c^2 / d_model)",
+        source="measured; Zephyr-7B: 1200",
+        minimum=0,
+    )
 
 
 def steering_vector(d_model: int, seed: int) -> Float[Tensor, " d_model"]:
@@ -194,7 +206,7 @@ def with_coefficient(model: PreTrainedModel, facts: RunFacts, options: RMUOption
         The options, a note of the norms, and a line that says c beside the mean norm.
     """
     if not options.gamma:
-        return Settled(options)
+        return Settled(replace(options, alpha=retain_weight(options)))
     layer = steered_layer(model, options.layer)
     norms = output_norms(
         model,
@@ -211,7 +223,15 @@ def with_coefficient(model: PreTrainedModel, facts: RunFacts, options: RMUOption
         f"block {layer}'s output at {norms.tokens} forget tokens ({norms.left_out} left out; the largest norm is "
         f"{norms.largest:.4g})"
     )
-    return Settled(replace(options, steering_coefficient=coefficient), {"steering": note}, [line])
+    d_model = int(unwrapped(model).config.get_text_config().hidden_size)
+    alpha = RETAIN_SHARE * coefficient**2 / d_model if options.alpha is None else options.alpha
+    settled = replace(options, steering_coefficient=coefficient, alpha=float(f"{alpha:.3g}"))
+    return Settled(settled, {"steering": note}, [line])
+
+
+def retain_weight(options: RMUOptions) -> float:
+    """Return the weight of the retain loss; 1 where it is not known yet."""
+    return 1.0 if options.alpha is None else options.alpha
 
 
 def forget_loss(model: PreTrainedModel, batch: Batch, options: RMUOptions) -> Float[Tensor, ""]:
@@ -293,14 +313,17 @@ RMU = Method(
     source="RMU 2403.03218",
     options=RMUOptions,
     needs=lambda options: Needs(
-        retain=options.alpha > 0,
-        references=(Reference("retain", "hidden", options.layer),) if options.alpha > 0 else (),
+        retain=retain_weight(options) > 0,
+        references=(Reference("retain", "hidden", options.layer),) if retain_weight(options) > 0 else (),
     ),
     needs_note="forget, retain and reference unless alpha=0",
     forget_loss=forget_loss,
     retain_loss=retain_loss,
+    combination=lambda options: WeightedSum(gamma=options.gamma, alpha=retain_weight(options)),
     trains=trained_parameters,
     resolve=with_layer,
     settle=with_coefficient,
-    recipe=Recipe(learning_rate=5e-3, steps=150, source="RMU: 5e-5 and 150 steps at 7 billion parameters"),
+    recipe=Recipe(
+        learning_rate=5e-3, steps=600, source="measured; RMU: 5e-5 and 150 steps of 4 texts at 7 billion parameters"
+    ),
 )

@@ -41,64 +41,94 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
 
 def answer_logits(model: PreTrainedModel, batch: TokenBatch) -> AnswerLogits:
     """Run the model and return the logits that predict answer tokens."""
-    logits, kept, targets = _run(model, batch)
-    return AnswerLogits(logits=logits[kept], targets=targets, sequence=kept.nonzero()[:, 0])
+    run = _run(model, batch)
+    logits = run.logits if run.rows is None else run.logits[run.rows]
+    return AnswerLogits(logits=logits, targets=run.targets, sequence=run.sequence)
 
 
 def answer_nll(model: PreTrainedModel, batch: TokenBatch) -> Float[Tensor, " token"]:
     """Return the negative log-likelihood of every answer token of the batch, in nats, as one flat list."""
-    logits, kept, targets = _run(model, batch)
-    return _nll(logits, kept, targets)
+    run = _run(model, batch)
+    return token_nll(run.logits, run.targets, run.rows)
 
 
 def answer_sequence_nll(model: PreTrainedModel, batch: TokenBatch) -> Float[Tensor, " batch"]:
     """Return the negative log-likelihood of each answer, summed over its tokens, in nats."""
-    logits, kept, targets = _run(model, batch)
-    return sequence_nll(_nll(logits, kept, targets), kept.nonzero()[:, 0], batch.n_sequences)
+    run = _run(model, batch)
+    return sequence_nll(token_nll(run.logits, run.targets, run.rows), run.sequence, batch.n_sequences)
 
 
 def answer_divergence(model: PreTrainedModel, batch: TokenBatch) -> Float[Tensor, " token"]:
     """Return KL(reference model || model) of every answer token, in nats, from the batch's `reference_logits`."""
     assert batch.reference_logits is not None
-    logits, kept, _ = _run(model, batch)
-    return token_divergence(logits.flatten(0, 1), batch.reference_logits, _rows(kept))
+    run = _run(model, batch)
+    return token_divergence(run.logits, batch.reference_logits, run.rows)
 
 
-def _run(
-    model: PreTrainedModel, batch: TokenBatch
-) -> tuple[Float[Tensor, "batch kept vocab"], Bool[Tensor, "batch kept"], Int[Tensor, " token"]]:
-    """Run the model at the positions where some sequence predicts an answer token.
+@dataclass(frozen=True)
+class _Run:
+    """The result of a forward pass.
 
-    The output projection runs at these positions only: with a large vocabulary the rest of the logits would take most
-    of the memory.
+    Attributes:
+        logits: Logits of the positions that were computed.
+        rows: Row of each answer token's logits; None if the logits are those of the answer tokens alone.
+        targets: The answer tokens, or the labels in their place.
+        sequence: Index of the sequence that each token belongs to.
+    """
 
-    Returns:
-        The logits there, which of them predict an answer token, and the targets of these.
+    logits: Float[Tensor, "row vocab"]
+    rows: Int[Tensor, " token"] | None
+    targets: Int[Tensor, " token"]
+    sequence: Int[Tensor, " token"]
+
+
+def _run(model: PreTrainedModel, batch: TokenBatch) -> _Run:
+    """Run the model, with the output projection at the answer tokens alone.
+
+    With a large vocabulary the rest of the logits would take most of the memory, and much of the time.
     """
     mask = batch.predicts_answer
     positions = mask.any(dim=0).nonzero().squeeze(1)
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    if _keeps_logits(model):
-        logits = model(**inputs, logits_to_keep=positions).logits
-    else:
-        logits = model(**inputs).logits[:, positions]
     kept = mask[:, positions]
     targets = batch.input_ids[:, positions + 1] if batch.targets is None else batch.targets[:, positions]
-    return logits, kept, targets[kept]
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    if _keeps_logits(model):
+        with _projecting_rows(model, kept) as projected:
+            logits = model(**inputs, logits_to_keep=positions).logits
+    else:
+        projected = []
+        logits = model(**inputs).logits[:, positions]
+    # A copy of the rows that count would be one more of the largest tensors of a step.
+    rows = None if projected else kept.flatten().nonzero().squeeze(1)
+    return _Run(logits.flatten(0, 1), rows, targets[kept], kept.nonzero()[:, 0])
 
 
-def _nll(
-    logits: Float[Tensor, "batch kept vocab"], kept: Bool[Tensor, "batch kept"], targets: Int[Tensor, " token"]
-) -> Float[Tensor, " token"]:
-    return token_nll(logits.flatten(0, 1), targets, _rows(kept))
+@contextmanager
+def _projecting_rows(model: nn.Module, kept: Bool[Tensor, "batch kept"]) -> Iterator[list[bool]]:
+    """Let the output projection read the hidden states that count, as one sequence.
 
+    `logits_to_keep` takes the same positions of every sequence; answers of a batch begin and end at different ones.
 
-def _rows(kept: Bool[Tensor, "batch kept"]) -> Int[Tensor, " token"]:
-    """Return the rows of the logits that count.
-
-    A copy of these logits alone would be one more of the largest tensors of a step.
+    Yields:
+        A list that is not empty once the projection has read them; it stays empty where the model calls its output
+        projection in a way of its own.
     """
-    return kept.flatten().nonzero().squeeze(1)
+    done: list[bool] = []
+    projection = unwrapped(model).get_output_embeddings()
+
+    def choose(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        (hidden, *others) = inputs
+        if done or not isinstance(hidden, Tensor) or hidden.shape[:2] != kept.shape or hidden.dim() != 3:
+            return None
+        done.append(True)
+        return (hidden[kept][None], *others)
+
+    handle = projection.register_forward_pre_hook(choose) if isinstance(projection, nn.Module) else None
+    try:
+        yield done
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:

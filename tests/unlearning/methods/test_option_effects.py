@@ -35,6 +35,7 @@ OTHER: dict[str, Any] = {
     "dual_warmup_steps": 3,
     "layer": 1,
     "beta": 0.7,
+    "alpha": 0.7,
     "anchors": "anchors.json",
     "background": "background.txt",
     "reinforced": "reinforced-model",
