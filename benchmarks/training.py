@@ -47,10 +47,10 @@ def command(
 ) -> None:
     """Time optimizer steps of the toolkit and of a straightforward trainer, interleaved in one process.
 
-    Both train the same random model, or the same checkpoint, on the same random examples of TOFU's lengths in the same order, and their losses
-    must agree. The straightforward trainer keeps a frozen second model where the method has a reference, runs it at
-    every step, computes logits at every position, and pads batches as they come. Timed is all between the ends of two
-    optimizer steps; what a run does before its first step is measured apart.
+    Both train the same random model, or the same checkpoint, on the same random examples of TOFU's lengths in the same
+    order, and their losses must agree. The straightforward trainer keeps a frozen second model where the method has a
+    reference, runs it at every step, computes logits at every position, and pads batches as they come. Timed is all
+    between the ends of two optimizer steps; what a run does before its first step is measured apart.
     """
     if quick:
         shape, repeats, steps = "tiny", 1, 3

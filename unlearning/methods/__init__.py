@@ -29,8 +29,10 @@ from unlearning.methods.method import AnyMethod
 from unlearning.methods.npo import NPO
 from unlearning.methods.pdu import PDU
 from unlearning.methods.rmu import RMU
+from unlearning.methods.sam_npo import SAM_NPO
 from unlearning.methods.satimp import SATIMP
 from unlearning.methods.simnpo import SIMNPO
+from unlearning.methods.tar import TAR
 from unlearning.methods.task_vector import TASK_VECTOR
 from unlearning.methods.undial import UNDIAL
 from unlearning.methods.wga import WGA
@@ -46,6 +48,8 @@ _ALL: tuple[AnyMethod, ...] = (
     DPO,
     ALTPO,
     NPO,
+    SAM_NPO,
+    TAR,
     KTO,
     SIMNPO,
     UNDIAL,

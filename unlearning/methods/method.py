@@ -13,6 +13,7 @@ from unlearning.data.batches import TokenBatch
 from unlearning.methods.recipe import Recipe
 from unlearning.methods.stages import Finish, Prepare, Settle
 from unlearning.objectives.combination import Combination, DualAscent, WeightedSum
+from unlearning.objectives.displacement import Displacement
 
 Options = TypeVar("Options")
 
@@ -121,6 +122,8 @@ class Method(Generic[Options]):
         forget_loss: Loss over forget examples; None for a method that trains on retain examples alone.
         retain_loss: Loss over retain examples; None for a method that has none.
         combination: Return how the two losses become one update.
+        displacement: Return how the weights are moved before the forget pass of a step, so that its gradient is taken
+            beside the present weights; None to take it at them.
         statistic: Return a sum and a count over a micro-batch, computed without gradient. Their ratio over the step
             batch is `Batch.statistic`, for estimates that must not depend on how the step batch is split.
         trains: Return a regular expression of the parameters that the method trains; None to train all.
@@ -141,6 +144,7 @@ class Method(Generic[Options]):
     forget_loss: Loss[Options] | None = None
     retain_loss: Loss[Options] | None = None
     combination: Callable[[Options], Combination] = weighted_sum
+    displacement: Callable[[Options], Displacement] | None = None
     statistic: Callable[[PreTrainedModel, Batch, Options], tuple[float, float]] | None = None
     trains: Callable[[PreTrainedModel, Options], str | None] | None = None
     resolve: Callable[[PreTrainedModel, Options], Options] | None = None

@@ -6,6 +6,7 @@ Source: Negative Preference Optimization, arXiv 2404.05868, equation 3.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -32,7 +33,12 @@ class NPOOptions:
     )
 
 
-def forget_loss(model: PreTrainedModel, batch: Batch, options: NPOOptions) -> Float[Tensor, ""]:
+def needs(options: Any) -> Needs:
+    """Return the data, and the quantities of the reference model that the two losses read."""
+    return Needs(retain=options.alpha > 0, references=(Reference("forget", "nll"), *retain_references(options)))
+
+
+def forget_loss(model: PreTrainedModel, batch: Batch, options: Any) -> Float[Tensor, ""]:
     """Compute F = -(2 / beta) mean_b log sigmoid(beta (L_b - L_b^ref)) >= 0."""
     assert batch.forget is not None and batch.forget.reference_nll is not None
     return losses.npo(
@@ -48,9 +54,7 @@ NPO = Method(
     summary="-(2 gamma / beta) mean log sigmoid(beta (NLL - NLL_ref)) + alpha R, R = CE or KL on retain",
     source="NPO 2404.05868",
     options=NPOOptions,
-    needs=lambda options: Needs(
-        retain=options.alpha > 0, references=(Reference("forget", "nll"), *retain_references(options))
-    ),
+    needs=needs,
     needs_note="forget, reference, retain unless alpha=0",
     forget_loss=forget_loss,
     retain_loss=retain_term,

@@ -86,6 +86,9 @@ def _run(model: PreTrainedModel, batch: TokenBatch) -> _Run:
     """Run the model, with the output projection at the answer tokens alone.
 
     With a large vocabulary the rest of the logits would take most of the memory, and much of the time.
+
+    Returns:
+        The logits and what they predict.
     """
     mask = batch.predicts_answer
     positions = mask.any(dim=0).nonzero().squeeze(1)

@@ -78,7 +78,7 @@ def sum_over_ranks(gradients: Iterable[Tensor]) -> None:
     """
     if not _is_distributed() or dist.get_world_size() == 1:
         return
-    pending = [dist.all_reduce(gradient, async_op=True) for gradient in gradients if not _is_sharded(gradient)]
+    pending = [dist.all_reduce(gradient, async_op=True) for gradient in gradients if not is_sharded(gradient)]
     for work in pending:
         work.wait()
 
@@ -107,7 +107,7 @@ def products(forget: Sequence[Tensor], retain: Sequence[Tensor]) -> Float[Tensor
 
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a tensor, which shares its memory; a tensor that is not sharded is its own part."""
-    found = tensor.to_local() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    found = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return found.detach()
 
 
@@ -129,7 +129,7 @@ def _shard_groups(tensors: Sequence[Tensor]) -> list[tuple[Any, list[int]]]:
     """Return the process groups over which tensors are sharded, each with the indices of its tensors."""
     found: dict[tuple[Any, int], list[int]] = {}
     for index, tensor in enumerate(tensors):
-        if _is_sharded(tensor):
+        if is_sharded(tensor):
             mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
             for dimension, placement in enumerate(placements):
                 if placement.is_shard():
@@ -146,7 +146,8 @@ def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether a tensor is one of FSDP's, of which this process holds a part."""
     if not _is_distributed():
         return False
     from torch.distributed.tensor import DTensor

@@ -99,7 +99,14 @@ class UnlearningTrainer(Trainer):
         self.method = method
         self.method_options = method_options
         self.combination = method.combination(method_options)
-        self.compares = bool(method.needs(method_options).references)
+        self.displacement = method.displacement(method_options) if method.displacement else None
+        if self.displacement is not None and bfloat16:
+            raise InputError(
+                f"`precision` bfloat16 is not supported by {method.name}, which moves the weights by less than "
+                "bfloat16 resolves. Set float32 or bf16_mixed."
+            )
+        # Two passes over the same examples must drop the same units, or none, and references are without dropout.
+        self.steady = bool(method.needs(method_options).references) or self.displacement is not None
         self.training_set = training_set
         self.batch_size = options.batch_size
         self.step_batch_size = step_batch_size(options, args.world_size)
@@ -162,7 +169,7 @@ class UnlearningTrainer(Trainer):
             The weighted sum of the two losses over the step batch.
         """
         model.train()
-        with without_dropout(model) if self.compares else contextlib.nullcontext():
+        with without_dropout(model) if self.steady else contextlib.nullcontext():
             return self._optimizer_step(model, inputs)
 
     def _optimizer_step(self, model: torch.nn.Module, inputs: Any) -> Float[Tensor, ""]:
@@ -172,15 +179,17 @@ class UnlearningTrainer(Trainer):
         pairs = self.training_set.pairs
         self._read = [pairs[item][0] for item in inputs.main] if pairs else inputs.main
         values: dict[str, float] = {}
+        moved: dict[str, float] = {}
         apart: list[list[Tensor]] = []
         last = max((place for place, part in enumerate(passes) if part.weight), default=None)
         for place, part in enumerate(passes):
             # Gradients are reduced across processes once per step: in the last backward pass, or when combined.
             reduce_at = part.n_batches if place == last and not bilevel else 0
-            values[part.name] = self._backward(model, part, reduce_at, accumulator)
+            with self._displaced(model, inputs, part, moved):
+                values[part.name] = self._backward(model, part, reduce_at, accumulator)
             if accumulator:
                 apart.append(accumulator.take())
-        logs = {f"{name}_loss": value for name, value in values.items()}
+        logs = moved | {f"{name}_loss": value for name, value in values.items()}
         if bilevel and accumulator:
             logs |= self._combine(bilevel, accumulator, *apart)
         logs |= self.combination.after_step(values.get("retain"))
@@ -208,6 +217,35 @@ class UnlearningTrainer(Trainer):
             batches = data.retain_batches(plan, step_batch, device)
             passes.append(_Pass("retain", alpha, self.method.retain_loss, batches, n_batches))
         return passes
+
+    @contextlib.contextmanager
+    def _displaced(
+        self, model: torch.nn.Module, plan: StepPlan, part: "_Pass", logs: dict[str, float]
+    ) -> Iterator[None]:
+        """Move the weights where the method takes its forget gradient beside them, and put them back to the bit."""
+        if self.displacement is None or part.name != "forget":
+            yield
+            return
+        parameters = self._accumulator(model).parameters
+        present = [parameter.detach().clone() for parameter in parameters]
+        try:
+            logs |= self.displacement.move(
+                parameters, lambda loss: self._forget_gradient(model, plan, loss or part.loss), self.state.global_step
+            )
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, before in zip(parameters, present, strict=True):
+                    parameter.copy_(before)
+
+    def _forget_gradient(self, model: torch.nn.Module, plan: StepPlan, loss: Any) -> list[Tensor]:
+        """Return the gradient of a loss over the forget examples of the whole step batch, on all processes."""
+        data, accumulator = self.training_set, self._accumulator(model)
+        step_batch = data.step_batch(plan)
+        batches = data.forget_batches(plan, step_batch, self.args.device, None)
+        with torch.enable_grad():
+            self._backward(model, _Pass("forget", 1.0, loss, batches, len(plan.main_batches)), 0, accumulator)
+        return self._whole(accumulator.take())
 
     def _backward(
         self, model: torch.nn.Module, part: "_Pass", reduce_at: int, accumulator: GradientAccumulator | None
@@ -275,15 +313,7 @@ class UnlearningTrainer(Trainer):
         self, combination: Bilevel, accumulator: GradientAccumulator, forget: list[Tensor], retain: list[Tensor]
     ) -> dict[str, float]:
         """Put BLUR's direction into `.grad`, given the forget and the retain gradient of the whole step batch."""
-        # The float16 loss scale and FSDP's factor are divided out, because the norms are logged and compared.
-        scaler = self.accelerator.scaler
-        scale = 1.0 if scaler is None else float(scaler.get_scale())
-        # Losses were multiplied by the number of processes, which FSDP's mean undoes; without FSDP it is undone here.
-        factor = scale if self.is_fsdp_enabled else scale * self.args.world_size
-        if factor != 1:
-            for gradient in (*forget, *retain):
-                gradient.mul_(1 / factor)
-        sum_over_ranks([*forget, *retain])
+        self._whole([*forget, *retain])
         direction, report = combine(
             forget,
             retain,
@@ -293,11 +323,26 @@ class UnlearningTrainer(Trainer):
             scope=combination.scope,
             clamp=combination.clamp,
         )
+        scale = self._loss_scale()
         if scale != 1:
             for gradient in direction:
                 gradient.mul_(scale)
         put(accumulator.parameters, direction)
         return report.as_logs()
+
+    def _whole(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Sum this process's gradients over all processes, in place, without the float16 scale and FSDP's factor."""
+        # Losses were multiplied by the number of processes, which FSDP's mean undoes; without FSDP it is undone here.
+        factor = self._loss_scale() * (1 if self.is_fsdp_enabled else self.args.world_size)
+        if factor != 1:
+            for gradient in gradients:
+                gradient.mul_(1 / factor)
+        sum_over_ranks(gradients)
+        return gradients
+
+    def _loss_scale(self) -> float:
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _total(self, name: str, shares: list[tuple[Float[Tensor, ""], list[int]]]) -> float:
         """Return the loss of the whole step batch over all processes; raise on all of them if it is not finite."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.unlearning.helpers import build_examples
 from tests.unlearning.methods.helpers import DATA, MODEL, START, losses_of
@@ -40,6 +40,7 @@ OTHER: dict[str, Any] = {
     "background": "background.txt",
     "reinforced": "reinforced-model",
     "delta": 0.5,
+    "attack_learning_rate": 0.001,
     "reinforced_learning_rate": 0.3,
 }
 """`layer` 0 is the default of a model of two blocks."""
@@ -55,6 +56,8 @@ BESIDE: dict[str, list[dict[str, Any]]] = {
     ],
     "pdu": [{"eta": 0.0}, {"dual_warmup_steps": 1}, {"gamma": 0.0}],
     "rmu": [{"gamma": 0.0}, {"alpha": 0.0}, {"steering_coefficient": 3.0}],
+    "sam_npo": [{"smoothing": "noise"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
+    "tar": [{"forget_loss": "npo"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
     "whp": [{"anchors": "given.json"}, {"reinforced": "given"}, {"reinforced_weight": 0.0}],
 }
 WEIGHTS: list[dict[str, Any]] = [{"gamma": 0.0}, {"alpha": 0.0}, {"alpha": 1.0}, {"retain_loss": "kl"}]
@@ -84,11 +87,25 @@ def others(method: AnyMethod, name: str, default: Any) -> list[Any]:
     return [default + 1 if isinstance(default, int) else default * 0.5 + 0.11]
 
 
-def gradient(loss: Tensor | None) -> list[Tensor]:
+def gradient(loss: Tensor | None, model: LlamaForCausalLM = MODEL) -> list[Tensor]:
     if loss is None:
-        return [torch.zeros_like(parameter) for parameter in MODEL.parameters()]
-    found = torch.autograd.grad(loss, list(MODEL.parameters()), allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(MODEL.parameters(), found, strict=True)]
+        return [torch.zeros_like(parameter) for parameter in model.parameters()]
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), found, strict=True)]
+
+
+def moved(method: AnyMethod, options: Any, step: int) -> LlamaForCausalLM:
+    """The model at the weights where the forget gradient of a step is taken."""
+    model = copy.deepcopy(MODEL)
+    if method.displacement is not None:
+
+        def slopes(loss: Any) -> list[Tensor]:
+            attacking = method if loss is None else replace(method, forget_loss=loss)
+            with torch.enable_grad():
+                return gradient(losses_of(attacking, options, DATA, model=model)[0], model)
+
+        method.displacement(options).move(list(model.parameters()), slopes, step)
+    return model
 
 
 def done_in_a_step(method: AnyMethod, options: Any) -> list[Any]:
@@ -107,9 +124,12 @@ def done_in_a_step(method: AnyMethod, options: Any) -> list[Any]:
     left_out = replace(
         method, forget_loss=method.forget_loss if gamma else None, statistic=method.statistic if gamma else None
     )
-    forget, retain = losses_of(left_out, options, DATA)
-    f, r = gradient(forget), gradient(retain if alpha else None)
-    directions = [[gamma * a + alpha * b for a, b in zip(f, r, strict=True)]]
+    directions = []
+    for step in range(4 if method.displacement is not None and gamma else 1):
+        model = moved(left_out, options, step) if gamma else MODEL
+        f = gradient(losses_of(left_out, options, DATA, model=model)[0], model)
+        r = gradient(losses_of(left_out, options, DATA)[1] if alpha else None)
+        directions.append([gamma * a + alpha * b for a, b in zip(f, r, strict=True)])
     if isinstance(combination, Bilevel):
         # What yields is also taken along the other gradient, where every clamp binds.
         along = [5 * part for part in (f if combination.first == "forget" else r)]

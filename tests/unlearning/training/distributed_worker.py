@@ -18,6 +18,9 @@ from accelerate.utils import DistributedType
 RUNS: dict[str, dict[str, Any]] = {
     "npo": {"method": "npo", "batch_size": 2, "gradient_accumulation_steps": 1},
     "blur": {"method": "blur", "batch_size": 1, "gradient_accumulation_steps": 2, "gamma": 1.0, "retain_loss": "nll"},
+    "sam_npo": {"method": "sam_npo", "batch_size": 1, "gradient_accumulation_steps": 2, "rho": 0.1},
+    "noise": {"method": "sam_npo", "batch_size": 2, "gradient_accumulation_steps": 1, "smoothing": "noise"},
+    "tar": {"method": "tar", "batch_size": 2, "gradient_accumulation_steps": 1, "forget_loss": "npo"},
 }
 SHARED: dict[str, Any] = {"max_steps": 3, "learning_rate": 1e-3, "weight_decay": 0, "logging_steps": 1}
 FSDP = {
