@@ -9,6 +9,10 @@ from analyses.defaults.run import Row
 
 WHY = {
     "ga": "nothing keeps the rest: stop it early (target_forget)",
+    "ga_forget_kl": "nothing keeps the rest: stop it early (target_forget)",
+    "jensun": "where a model is sure of its answer, the divergence has hardly a gradient: raise learning_rate",
+    "grad_diff": "its forget loss has no bound: raise alpha, or stop it early (target_forget)",
+    "idk": "learns the refusal; the old answer's own probability falls only as far as that asks",
     "ce_u": "the first token of an answer carries no loss, and nothing keeps the rest",
     "task_vector": "nothing keeps the rest: choose scaling by hand",
     "whp": "forgets a text that it is given, through a dictionary of the text's names",

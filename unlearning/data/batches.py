@@ -43,8 +43,8 @@ class TokenBatch:
         targets: Token to predict at each position; None if it is the next token.
         reference_nll: Summed negative log-likelihood of each answer under the reference model, in nats.
         reference_logits: The reference model's logits at the positions that carry loss, sequence after sequence.
-        reference_hidden: Output of one of the reference model's blocks at every token that is not padding, sequence
-            after sequence.
+        reference_hidden: Output of one or several of the reference model's blocks at every token that is not padding,
+            sequence after sequence.
     """
 
     input_ids: Int[Tensor, "batch position"]
@@ -53,7 +53,7 @@ class TokenBatch:
     targets: Int[Tensor, "batch position"] | None = None
     reference_nll: Float[Tensor, " batch"] | None = None
     reference_logits: Float[Tensor, "token vocab"] | None = None
-    reference_hidden: Float[Tensor, "all_token d_model"] | None = None
+    reference_hidden: Float[Tensor, "all_token width"] | None = None
 
     @property
     def n_sequences(self) -> int:

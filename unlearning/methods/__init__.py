@@ -17,6 +17,7 @@ from unlearning.common.errors import InputError, nearest
 from unlearning.methods.altpo import ALTPO
 from unlearning.methods.blur import BLUR
 from unlearning.methods.ce_u import CE_U
+from unlearning.methods.circuit_breakers import CIRCUIT_BREAKERS
 from unlearning.methods.dpo import DPO
 from unlearning.methods.finetune import FINETUNE
 from unlearning.methods.ga import GA
@@ -58,6 +59,7 @@ _ALL: tuple[AnyMethod, ...] = (
     SATIMP,
     PDU,
     RMU,
+    CIRCUIT_BREAKERS,
     TASK_VECTOR,
     BLUR,
     WHP,

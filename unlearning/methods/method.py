@@ -73,12 +73,13 @@ class Reference:
         data: The examples that the quantity is computed on.
         quantity: "nll" fills `TokenBatch.reference_nll`; "logits" fills `TokenBatch.reference_logits` at the answer
             positions; "hidden" fills `TokenBatch.reference_hidden`, a block's output at every token.
-        layer: Block whose output "hidden" is, counted from 0; None for the other quantities.
+        layer: Block whose output "hidden" is, counted from 0, or several blocks in rising order, whose outputs stand
+            side by side; None for the other quantities.
     """
 
     data: Literal["forget", "alternate", "retain"]
     quantity: Literal["nll", "logits", "hidden"]
-    layer: int | None = None
+    layer: int | tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,46 @@ class DualAscent:
         self.multiplier, self.steps = state["multiplier"], state["steps"]
 
 
+@dataclass
+class Schedule:
+    """Weights that move over the run from the forget loss to the retain loss.
+
+    At step t of T (from 1): J = gamma (1 - t / 2T) forget + alpha (t / 2T) retain.
+
+    Attributes:
+        gamma: Factor of the forget loss.
+        alpha: Factor of the retain loss.
+        total: T.
+        steps: Optimizer steps so far.
+
+    Source: circuit breakers, arXiv 2406.04313, algorithm 1, whose steps count from 0.
+    """
+
+    gamma: float
+    alpha: float
+    total: int
+    steps: int = 0
+
+    def weights(self) -> tuple[float, float]:
+        """Return the factors of the present step."""
+        share = min(self.steps + 1, self.total) / (2 * self.total)
+        return self.gamma * (1 - share), self.alpha * share
+
+    def after_step(self, retain_loss: float | None) -> dict[str, float]:  # noqa: ARG002
+        """Count the step, and return the retain weight that it had to log."""
+        _, retain_weight = self.weights()
+        self.steps += 1
+        return {"retain_weight": retain_weight}
+
+    def state(self) -> dict[str, Any]:
+        """Return the number of steps."""
+        return {"steps": self.steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore the number of steps."""
+        self.steps = state["steps"]
+
+
 @dataclass(frozen=True)
 class Bilevel:
     """One loss first: remove the other gradient's component along its gradient (`unlearning.objectives.bilevel`).

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,32 +156,40 @@ def blocks(model: nn.Module) -> nn.ModuleList:
     return lists[0]
 
 
-def block_output(model: PreTrainedModel, batch: TokenBatch, layer: int) -> Float[Tensor, "all_token d_model"]:
-    """Compute the output of one block at every token that is not padding.
+def block_output(
+    model: PreTrainedModel, batch: TokenBatch, layer: int | tuple[int, ...]
+) -> Float[Tensor, "all_token width"]:
+    """Compute the output of a block, or of several, at every token that is not padding.
 
     The blocks above are skipped, except inside a data-parallel wrapper, which needs whole passes.
 
     Args:
         model: A Hugging Face model, wrapped or not.
         batch: The sequences.
-        layer: Index of the block, from 0.
+        layer: Index of the block, from 0, or the indices of several in rising order.
 
     Returns:
-        The hidden states, sequence after sequence, in the model's dtype.
+        The hidden states, sequence after sequence, in the model's dtype; those of several blocks side by side, so that
+        the width is that many times d_model.
 
     Raises:
         InputError: The model has no such block.
     """
     modules = blocks(model)
-    if not 0 <= layer < len(modules):
-        raise InputError(f"`layer` must be from 0 to {len(modules) - 1}, got {layer}")
+    layers = (layer,) if isinstance(layer, int) else layer
+    for index in layers:
+        if not 0 <= index < len(modules):
+            raise InputError(f"`layer` must be from 0 to {len(modules) - 1}, got {index}")
     stop = not isinstance(model, (DistributedDataParallel, FSDPModule))
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
     if _keeps_logits(model):
         inputs["logits_to_keep"] = torch.zeros(1, dtype=torch.long, device=batch.input_ids.device)
-    with _caught(modules[layer], stop=stop) as caught, suppress(_Enough):
+    with ExitStack() as stack:
+        caught = [stack.enter_context(_caught(modules[index], stop=stop and index == layers[-1])) for index in layers]
+        stack.enter_context(suppress(_Enough))
         model(**inputs)
-    return caught[0][batch.attention_mask.bool()]
+    outputs = [found[0][batch.attention_mask.bool()] for found in caught]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
 class _Enough(Exception):

@@ -194,7 +194,7 @@ def evaluate(model: PreTrainedModel, batch: TokenBatch, reference: Reference, pr
 
     Returns:
         Float32 on the batch's device: [batch] for "nll", [token, vocab] for "logits", [all tokens, d_model] for
-        "hidden".
+        "hidden" (of several blocks side by side).
     """
     with _autocast(precision, batch.input_ids.device):
         if reference.quantity == "nll":
@@ -277,7 +277,9 @@ def _n_rows(span: Span, reference: Reference) -> int:
 
 def _width(model: PreTrainedModel, reference: Reference) -> int:
     config = model.config.get_text_config()
-    return int(config.vocab_size if reference.quantity == "logits" else config.hidden_size)
+    if reference.quantity == "logits":
+        return int(config.vocab_size)
+    return int(config.hidden_size) * (len(reference.layer) if isinstance(reference.layer, tuple) else 1)
 
 
 def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -385,9 +387,15 @@ def _write(
         raise
 
 
+def _blocks(reference: Reference) -> str:
+    if isinstance(reference.layer, tuple):
+        return f"blocks {' and '.join(map(str, reference.layer))}"
+    return f"block {reference.layer}"
+
+
 def _description(reference: Reference, n_examples: int, settings: ReferenceSettings) -> dict[str, str]:
     """Return what `unlearn cache` tells of a file."""
-    words = {"nll": "losses", "logits": "logits", "hidden": f"hidden states of block {reference.layer}"}
+    words = {"nll": "losses", "logits": "logits", "hidden": f"hidden states of {_blocks(reference)}"}
     names = settings.described.get(reference.data, {})
     data = f"{n_examples} {reference.data} rows" + (f" of {names['data']}" if names.get("data") else "")
     return {"what": words[reference.quantity], "model": names.get("model", ""), "data": data}

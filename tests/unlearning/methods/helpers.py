@@ -83,19 +83,28 @@ def slow_nll(model: LlamaForCausalLM, span: AnswerSpan) -> list[Tensor]:
 
 
 def slow_hidden(model: LlamaForCausalLM, span: AnswerSpan, layer: int) -> Tensor:
-    hidden = model(torch.tensor([span.input_ids]), output_hidden_states=True).hidden_states
-    assert layer + 1 < len(hidden) - 1  # the last of them has gone through the final norm
-    return hidden[layer + 1][0]
+    """What the block above reads, or the final norm."""
+    above = [*model.model.layers, model.model.norm][layer + 1]
+    seen: list[Tensor] = []
+    handle = above.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(torch.tensor([span.input_ids]))
+    handle.remove()
+    return seen[0][0]
+
+
+def slow_reference_hidden(span: AnswerSpan, layer: int | tuple[int, ...]) -> Tensor:
+    layers = (layer,) if isinstance(layer, int) else layer
+    return torch.cat([slow_hidden(START, span, index) for index in layers], dim=-1)
 
 
 @torch.no_grad()
 def batch_of(spans: Sequence[AnswerSpan], references: Sequence[Reference], data: str, padding: int = 0) -> TokenBatch:
     """The spans as `data` (forget, alternate or retain), with constants of START and more padding than they need."""
     batch = collate(spans)
-    asked = {reference.quantity for reference in references if reference.data == data}
+    asked = {reference.quantity: reference.layer for reference in references if reference.data == data}
     nll = [torch.stack(slow_nll(START, span)).sum() for span in spans] if "nll" in asked else None
     logits = [slow_logits(START, span) for span in spans] if "logits" in asked else None
-    hidden = [slow_hidden(START, span, 0) for span in spans] if "hidden" in asked else None
+    hidden = [slow_reference_hidden(span, asked["hidden"] or 0) for span in spans] if "hidden" in asked else None
     return replace(
         batch,
         input_ids=F.pad(batch.input_ids, (0, padding), value=5),

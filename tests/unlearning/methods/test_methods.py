@@ -145,6 +145,26 @@ def slow_jensun_retain(model: LlamaForCausalLM, data: Data) -> Tensor:
     return mean([jsd(p, q) for a, b in pairs for p, q in zip(a.softmax(-1), b.softmax(-1), strict=True)])
 
 
+def slow_circuit_breakers(model: LlamaForCausalLM, data: Data, options: Any) -> Tensor:
+    terms = []
+    for layer in map(int, options.layers.split(",")):
+        for span in data.forget:
+            ours, theirs = slow_hidden(model, span, layer), slow_hidden(START, span, layer).detach()
+            for place in range(span.answer_start - 1, len(span.input_ids) - 1):
+                h, r = ours[place], theirs[place]
+                terms.append((h @ r / (h.square().sum().sqrt() * r.square().sum().sqrt())).clamp(min=0))
+    return mean(terms)
+
+
+def slow_circuit_breakers_retain(model: LlamaForCausalLM, data: Data, options: Any) -> Tensor:
+    terms = []
+    for layer in map(int, options.layers.split(",")):
+        for span in data.retain:
+            apart = slow_hidden(model, span, layer) - slow_hidden(START, span, layer).detach()
+            terms += [row.square().sum().sqrt() for row in apart]
+    return mean(terms)
+
+
 SLOW: dict[str, Callable[[LlamaForCausalLM, Data, Any], Tensor]] = {
     "ga": lambda model, data, _: -mean(tokens(model, data.forget)),
     "ga_forget_kl": lambda model, data, o: o.kl_weight * slow_kl(model, data.forget) - mean(tokens(model, data.forget)),
@@ -156,6 +176,7 @@ SLOW: dict[str, Callable[[LlamaForCausalLM, Data, Any], Tensor]] = {
     "kto": slow_kto,
     "simnpo": slow_simnpo,
     "rmu": slow_rmu,
+    "circuit_breakers": slow_circuit_breakers,
     "undial": slow_undial,
     "ce_u": lambda model, data, _: slow_ce_u(model, data),
     "wga": lambda model, data, o: slow_satimp(model, data, o.beta, 0),
@@ -164,7 +185,10 @@ SLOW: dict[str, Callable[[LlamaForCausalLM, Data, Any], Tensor]] = {
 }
 KL = ["grad_diff", "dpo", "npo", "kto", "simnpo", "undial", "wga", "satimp"]
 
-SETTLED: dict[str, dict[str, Any]] = {"rmu": {"steering_coefficient": 6.5}}
+SETTLED: dict[str, dict[str, Any]] = {
+    "rmu": {"steering_coefficient": 6.5},
+    "circuit_breakers": {"layers": "0,1", "schedule_steps": 8},
+}
 """What a run settles from the data before its first step."""
 
 # Every method as it comes, and what else its options can mean.
@@ -176,6 +200,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("kto", {"variant": "kto_logsigmoid", "beta": 0.7}),
     ("simnpo", {"beta": 0.7, "delta": 1.5}),
     ("rmu", {"layer": 0, "steering_seed": 4, "steering_coefficient": 2.0}),
+    ("circuit_breakers", {"layers": "0", "schedule_steps": 8}),
     ("undial", {"beta": 1.0, "alpha": 1.0}),
     ("satimp", {"beta1": 0.2, "beta2": 6.0}),  # at the defaults it is next to nothing for a model of random weights
 ]
@@ -186,6 +211,8 @@ def slow_retain(name: str, model: LlamaForCausalLM, options: Any) -> Tensor | No
         return None
     if name == "rmu":
         return slow_rmu_retain(model, DATA)
+    if name == "circuit_breakers":
+        return slow_circuit_breakers_retain(model, DATA, options)
     if name == "idk":
         return slow_idk(model, DATA.retain)
     if name == "jensun":
@@ -259,7 +286,11 @@ def test_preferences_begin_at_two_over_beta_log_two(name: str, beta: float) -> N
 
 @pytest.mark.parametrize(
     ("name", "given_options"),
-    [("rmu", SETTLED["rmu"]), ("jensun", {}), *((name, {"retain_loss": "kl", "alpha": 1.0}) for name in KL)],
+    [
+        *SETTLED.items(),
+        ("jensun", {}),
+        *((name, {"retain_loss": "kl", "alpha": 1.0}) for name in KL),
+    ],
 )
 @torch.no_grad()
 def test_what_is_kept_is_at_its_minimum_at_the_start(name: str, given_options: dict[str, Any]) -> None:
@@ -341,7 +372,14 @@ def test_weights_are_left_to_the_combination(name: str) -> None:
     names = {field.name for field in fields(method.options)}
     given_options = {key: value for key, value in (("gamma", 0.3), ("alpha", 7.0)) if key in names}
     options = method.options(**given_options, **SETTLED.get(name, {}))
-    if name != "pdu":
+    if name == "circuit_breakers":
+        combination, seen = method.combination(options), []
+        for _ in range(9):
+            seen.append(combination.weights())
+            combination.after_step(None)
+        shares = [min(step, 8) / 16 for step in range(1, 10)]
+        assert seen == [(0.3 * (1 - share), 7.0 * share) for share in shares]
+    elif name != "pdu":
         assert method.combination(options) == WeightedSum(
             given_options.get("gamma", 1.0), given_options.get("alpha", 1.0)
         )

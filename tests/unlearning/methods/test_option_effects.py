@@ -41,6 +41,8 @@ OTHER: dict[str, Any] = {
     "reinforced": "reinforced-model",
     "delta": 0.5,
     "attack_learning_rate": 0.001,
+    "layers": "1",
+    "schedule_steps": 5,
     "reinforced_learning_rate": 0.3,
 }
 """`layer` 0 is the default of a model of two blocks."""

@@ -21,6 +21,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "sam_npo": {"method": "sam_npo", "batch_size": 1, "gradient_accumulation_steps": 2, "rho": 0.1},
     "noise": {"method": "sam_npo", "batch_size": 2, "gradient_accumulation_steps": 1, "smoothing": "noise"},
     "tar": {"method": "tar", "batch_size": 2, "gradient_accumulation_steps": 1, "forget_loss": "npo"},
+    "circuit_breakers": {
+        "method": "circuit_breakers",
+        "batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "layers": "0",
+    },
 }
 SHARED: dict[str, Any] = {"max_steps": 3, "learning_rate": 1e-3, "weight_decay": 0, "logging_steps": 1}
 FSDP = {
