@@ -4,11 +4,12 @@ Loss: J = gamma (1 - t / 2T) F + alpha (t / 2T) R at step t of T; F = mean_{t, l
 over the positions that predict forget answers, R = mean_{t, l} ||h_tl - h_tl^ref|| over all tokens of the retain texts;
 h_tl is the output of block l.
 Needs: forget data and hidden states of the reference model; retain data unless alpha = 0. The reference's hidden states
-take 4 bytes times d_model times the number of blocks per token on disk.
+take 4 bytes times d_model times the number of blocks per token on disk. Trains the blocks up to the last of them.
 Source: circuit breakers, arXiv 2406.04313. Differs: the paper trains a LoRA adapter (`lora_rank`) and passes texts that
 make the model refuse as further retain texts; here all weights train unless an adapter is asked for.
 """
 
+import re
 from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from unlearning.methods.recipe import Recipe
 from unlearning.methods.rmu import output_norms
 from unlearning.methods.stages import RunFacts, Settled
 from unlearning.objectives.combination import Combination, Schedule
-from unlearning.objectives.forward import block_output, blocks
+from unlearning.objectives.forward import block_output, blocks, unwrapped
 from unlearning.options import option
 
 SOURCE = "circuit breakers 2406.04313"
@@ -111,6 +112,14 @@ def retain_weight(options: CircuitBreakersOptions) -> float:
     return 1.0 if options.alpha is None else options.alpha
 
 
+def trained_parameters(model: PreTrainedModel, options: CircuitBreakersOptions) -> str:
+    """Return a pattern of the weights of the blocks up to the last that is rerouted; no other has a gradient."""
+    found = blocks(model)
+    (prefix,) = (name for name, module in unwrapped(model).named_modules() if module is found)
+    below = "|".join(map(str, range(max(indices(options)) + 1)))
+    return f"^{re.escape(prefix)}\\.({below})\\."
+
+
 def forget_loss(model: PreTrainedModel, batch: Batch, options: CircuitBreakersOptions) -> Float[Tensor, ""]:
     """Compute F = mean_{t, l} ReLU(cos(h_tl, h_tl^ref)), over the positions that predict forget answers."""
     assert batch.forget is not None
@@ -164,7 +173,10 @@ CIRCUIT_BREAKERS = Method(
     forget_loss=forget_loss,
     retain_loss=retain_loss,
     combination=combination,
+    trains=trained_parameters,
     resolve=with_layers,
     settle=with_weights,
-    recipe=Recipe(steps=400, source="measured; circuit breakers: 150 steps with LoRA at 7 billion parameters"),
+    recipe=Recipe(
+        learning_rate=2e-3, steps=400, source="measured; circuit breakers: 150 steps with LoRA at 7 billion parameters"
+    ),
 )

@@ -1,8 +1,11 @@
 """The parameters that train: all, those of a regular expression, those that the method names, or an adapter."""
 
+import re
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from unlearning.common.errors import InputError
 from unlearning.common.patterns import searcher
@@ -25,17 +28,13 @@ def choose_parameters(
     Raises:
         InputError: Two options contradict each other, or an expression matches no parameter.
     """
+    pattern = method.trains(model, method_options) if method.trains is not None else None
     if options.lora_rank:
         if options.train_parameters is not None:
             raise InputError("`lora_rank` and `train_parameters` exclude each other. Set only one of them.")
         if method.finish is not None:
             raise InputError(
                 f"`lora_rank` is not supported by {method.name}, which edits the full weights after training. "
-                "Remove `lora_rank`."
-            )
-        if method.trains is not None and method.trains(model, method_options) is not None:
-            raise InputError(
-                f"`lora_rank` is not supported by {method.name}, which chooses the weights that it trains. "
                 "Remove `lora_rank`."
             )
         from unlearning.checkpoints.lora import ALL_LINEAR, add_adapter
@@ -45,7 +44,7 @@ def choose_parameters(
             rank=options.lora_rank,
             alpha=options.lora_alpha,
             dropout=options.lora_dropout,
-            targets=options.lora_targets or ALL_LINEAR,
+            targets=options.lora_targets or _linear_maps(model, pattern) or ALL_LINEAR,
             seed=options.seed,
             base=base,
         )
@@ -53,10 +52,20 @@ def choose_parameters(
             if parameter.requires_grad:  # small, and what trains: float32 on a base of any dtype
                 parameter.data = parameter.data.float()
     else:
-        pattern = options.train_parameters
-        if pattern is None and method.trains is not None:
-            pattern = method.trains(model, method_options)
-        _freeze_others(model, pattern)
+        _freeze_others(model, options.train_parameters or pattern)
+
+
+def _linear_maps(model: PreTrainedModel, pattern: str | None) -> str | None:
+    """Return an expression of the linear maps whose weights a pattern matches; None without a pattern."""
+    if pattern is None:
+        return None
+    matches = searcher("train_parameters", pattern)
+    maps = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and matches(f"{name}.weight")
+    ]
+    return "|".join(map(re.escape, maps)) or None
 
 
 def _freeze_others(model: PreTrainedModel, pattern: str | None) -> None:

@@ -86,7 +86,7 @@ def test_two_processes_equal_one_with_twice_the_batch(runs: Path, model_dir: Pat
     assert (alone["processes"], shared["processes"]) == (1, 2)
     start = load_file(model_dir / "model.safetensors")
     moved = weights - torch.cat([start[name].flatten() for name in sorted(start)])
-    assert moved.norm() > 0.1
+    assert moved.norm() > 0.02
     assert (weights - theirs).norm() < 1e-4 * moved.norm()
     assert len(alone["history"]) == len(shared["history"]) == 3
     for line, other in zip(alone["history"], shared["history"], strict=True):

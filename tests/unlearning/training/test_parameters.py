@@ -102,13 +102,24 @@ def test_parameters_that_the_loss_does_not_reach_are_refused(model_dir: Path) ->
 def test_adapters_are_refused_where_whole_weights_are_needed(
     model_dir: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(InputError, match="`lora_rank` .* rmu"):
-        train("rmu", model=model_dir, lora_rank=2, **SHARED)
     with pytest.raises(InputError, match="`lora_rank` .* task_vector"):
         train("task_vector", model=model_dir, lora_rank=2, **SHARED)
     with pytest.raises(InputError, match="`model` must be a directory or a hub id to save an adapter"):
         model = build_tiny_llama()
         train("npo", model=model, tokenizer=tokenizer, lora_rank=2, output_dir=tmp_path / "run", **SHARED)
+
+
+@pytest.mark.parametrize(("method", "adapted"), [("rmu", {"down_proj"}), ("circuit_breakers", None)])
+def test_an_adapter_is_of_the_maps_that_the_method_trains(
+    method: str, adapted: set[str] | None, model_dir: Path
+) -> None:
+    own = {"layer": 0} if method == "rmu" else {"layers": "0"}
+    trained = train(method, model=model_dir, lora_rank=2, **own, **SHARED).model
+    names = {name for name, parameter in trained.named_parameters() if parameter.requires_grad}
+    assert names and all(".layers.0." in name and ".lora_" in name for name in names)
+    maps = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in names}
+    everything = {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"}
+    assert maps == (adapted or everything)
 
 
 @pytest.mark.parametrize("method", ["npo", "blur"])
