@@ -10,9 +10,12 @@ from analyses.defaults.run import Row
 WHY = {
     "ga": "nothing keeps the rest: stop it early (target_forget)",
     "ga_forget_kl": "nothing keeps the rest: stop it early (target_forget)",
-    "jensun": "where a model is sure of its answer, the divergence has hardly a gradient: raise learning_rate",
+    "jensun": "where a model is sure of its answer, the divergence has hardly a gradient",
     "grad_diff": "its forget loss has no bound: raise alpha, or stop it early (target_forget)",
     "idk": "learns the refusal; the old answer's own probability falls only as far as that asks",
+    "tar": "the rest needs a larger alpha on long answers",
+    "undial": "long answers are not quite down to a fifth",
+    "rmu": "the retain weight that a model needs differs: alpha=30 leaves 0.17 / 0.88 of the TOFU pair's",
     "ce_u": "the first token of an answer carries no loss, and nothing keeps the rest",
     "task_vector": "nothing keeps the rest: choose scaling by hand",
     "whp": "forgets a text that it is given, through a dictionary of the text's names",

@@ -35,7 +35,8 @@ RETAIN_SHARE = 0.35
 """Weight of the retain loss, in units of c^2 / d_model, which is the forget loss of a model far from its target.
 
 Measured: a weight of 30 makes the demo's base (c^2 / d_model = 78) forget and keep the rest, and one of 300 makes
-SmolLM2-135M (700) do so; ten times as much leaves either model as it was, a tenth loses more of the rest.
+SmolLM2-135M (700) do so; ten times as much leaves either model as it was, a tenth loses more of the rest. It is no law:
+the TOFU pair's base (950) needs 30.
 """
 
 
