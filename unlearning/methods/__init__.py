@@ -33,6 +33,7 @@ from unlearning.methods.rmu import RMU
 from unlearning.methods.sam_npo import SAM_NPO
 from unlearning.methods.satimp import SATIMP
 from unlearning.methods.simnpo import SIMNPO
+from unlearning.methods.sure import SURE
 from unlearning.methods.tar import TAR
 from unlearning.methods.task_vector import TASK_VECTOR
 from unlearning.methods.undial import UNDIAL
@@ -50,6 +51,7 @@ _ALL: tuple[AnyMethod, ...] = (
     ALTPO,
     NPO,
     SAM_NPO,
+    SURE,
     TAR,
     KTO,
     SIMNPO,

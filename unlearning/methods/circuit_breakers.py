@@ -5,6 +5,8 @@ over the positions that predict forget answers, R = mean_{t, l} ||h_tl - h_tl^re
 h_tl is the output of block l.
 Needs: forget data and hidden states of the reference model; retain data unless alpha = 0. The reference's hidden states
 take 4 bytes times d_model times the number of blocks per token on disk. Trains the blocks up to the last of them.
+Before training both gradients are zero: a cosine of 1 is its maximum. What moves the first step is rounding, so runs on
+other machines, or on another number of processes, are alike in what they reach but not in their weights.
 Source: circuit breakers, arXiv 2406.04313. Differs: the paper trains a LoRA adapter (`lora_rank`) and passes texts that
 make the model refuse as further retain texts; here all weights train unless an adapter is asked for.
 """

@@ -42,6 +42,8 @@ OTHER: dict[str, Any] = {
     "delta": 0.5,
     "attack_learning_rate": 0.001,
     "layers": "1",
+    "salient": "down_proj",
+    "salient_share": 0.2,
     "schedule_steps": 5,
     "reinforced_learning_rate": 0.3,
 }
@@ -59,6 +61,8 @@ BESIDE: dict[str, list[dict[str, Any]]] = {
     "pdu": [{"eta": 0.0}, {"dual_warmup_steps": 1}, {"gamma": 0.0}],
     "rmu": [{"gamma": 0.0}, {"alpha": 0.0}, {"steering_coefficient": 3.0}],
     "sam_npo": [{"smoothing": "noise"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
+    "circuit_breakers": [{"gamma": 0.0}, {"alpha": 0.0}, {"layers": "1"}, {"schedule_steps": 3}],
+    "sure": [{"salient": "q_proj"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
     "tar": [{"forget_loss": "npo"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
     "whp": [{"anchors": "given.json"}, {"reinforced": "given"}, {"reinforced_weight": 0.0}],
 }

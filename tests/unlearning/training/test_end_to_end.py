@@ -55,6 +55,7 @@ CASES = {
     ),
     "npo": Case({"learning_rate": 4e-3, "max_steps": 14, "beta": 1, "alpha": 3}),
     "sam_npo": Case({"learning_rate": 4e-3, "max_steps": 14, "beta": 1, "alpha": 3}),
+    "sure": Case({"learning_rate": 4e-3, "max_steps": 14, "beta": 1, "alpha": 3}),
     "tar": Case({"learning_rate": 4e-3, "max_steps": 24, "alpha": 6}),
     "circuit_breakers": Case({"learning_rate": 4e-3, "max_steps": 60, "alpha": 10}),
     "kto": Case({"learning_rate": 4e-3, "max_steps": 12, "alpha": 2}, forget=0.4),
