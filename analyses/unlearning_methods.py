@@ -160,6 +160,10 @@ DEMO = (
     Entry("satimp", "satimp", {"gamma": 100.0, "alpha": 1.0, "epochs": 3}),
     Entry("pdu", "pdu", {"epsilon": 0.05, "dual_warmup_steps": 10, "epochs": 2}),
     Entry("task_vector", "task_vector", {"scaling": 4.0, "epochs": 1}),
+    Entry("sam_npo", "sam_npo", {"alpha": 12.0}),
+    Entry("sure", "sure", {"learning_rate": 1.2e-3}),
+    Entry("tar", "tar", {}),
+    Entry("circuit_breakers", "circuit_breakers", {"learning_rate": 1.5e-3, "epochs": 9}),
 )
 """Options were found by asking the very questions of the table: it shows what a method can do here, not a race."""
 
