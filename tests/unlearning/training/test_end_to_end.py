@@ -57,7 +57,9 @@ CASES = {
     "sam_npo": Case({"learning_rate": 4e-3, "max_steps": 14, "beta": 1, "alpha": 3}),
     "sure": Case({"learning_rate": 4e-3, "max_steps": 14, "beta": 1, "alpha": 3}),
     "tar": Case({"learning_rate": 4e-3, "max_steps": 24, "alpha": 6}),
-    "circuit_breakers": Case({"learning_rate": 4e-3, "max_steps": 60, "alpha": 10}),
+    "circuit_breakers": Case(
+        {"learning_rate": 4e-3, "max_steps": 80, "alpha": 20, "train_parameters": "embed|layers.0"}
+    ),
     "kto": Case({"learning_rate": 4e-3, "max_steps": 12, "alpha": 2}, forget=0.4),
     "simnpo": Case({"learning_rate": 4e-3, "max_steps": 12, "gamma": 1}),
     "undial": Case({"learning_rate": 4e-3, "max_steps": 20, "alpha": 3}),

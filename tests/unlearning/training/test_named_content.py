@@ -30,6 +30,8 @@ PLAIN_TEXTS = {
     "keep_best",
     "stop_when",
     "alternate_template",
+    "layers",
+    "salient",
 }
 """Options whose text is all there is: it names no file, no data and no model."""
 
