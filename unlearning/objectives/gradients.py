@@ -19,7 +19,8 @@ Engines that hide or flatten gradients (FSDP1, DeepSpeed) are not supported. Gra
 unscaled before they are taken.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,12 +45,37 @@ class GradientAccumulator:
 
     def add(self) -> None:
         """Add the gradients of the last backward pass; to be called after every backward pass."""
-        for index, parameter in enumerate(self.parameters):
-            if parameter.dtype not in HALF or parameter.grad is None:
-                continue
-            total = self._sums[index]
-            self._sums[index] = parameter.grad.float() if total is None else total.add_(parameter.grad)
-            parameter.grad = None
+        for index in range(len(self.parameters)):
+            self._move(index)
+
+    def _move(self, index: int) -> None:
+        """Move a gradient in half precision into its sum."""
+        parameter = self.parameters[index]
+        if parameter.dtype not in HALF or parameter.grad is None:
+            return
+        total = self._sums[index]
+        self._sums[index] = parameter.grad.float() if total is None else total.add_(parameter.grad)
+        parameter.grad = None
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Add each gradient as soon as a backward pass has it, so that few in half precision are in memory together.
+
+        Not for sharded parameters, whose gradients are reduced later.
+
+        Yields:
+            Nothing; backward passes within the context need no `add`.
+        """
+        handles = [
+            parameter.register_post_accumulate_grad_hook(lambda _, index=index: self._move(index))
+            for index, parameter in enumerate(self.parameters)
+            if parameter.dtype in HALF
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def take(self) -> list[Tensor]:
         """Take the sums so far off the parameters and this accumulator, which are left without gradients.
@@ -59,10 +85,25 @@ class GradientAccumulator:
         """
         taken = []
         for index, parameter in enumerate(self.parameters):
-            total = self._sums[index] if parameter.dtype in HALF else parameter.grad
+            total = self._pop(index)
             taken.append(_zeros(parameter) if total is None else total)
-            self._sums[index] = parameter.grad = None
         return taken
+
+    def take_reached(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Take the sums as `take` does, of those parameters alone that a loss reached.
+
+        Returns:
+            These parameters, and one tensor for each.
+        """
+        totals = [(parameter, self._pop(index)) for index, parameter in enumerate(self.parameters)]
+        reached = [(parameter, total) for parameter, total in totals if total is not None]
+        return [parameter for parameter, _ in reached], [total for _, total in reached]
+
+    def _pop(self, index: int) -> Tensor | None:
+        parameter = self.parameters[index]
+        total = self._sums[index] if parameter.dtype in HALF else parameter.grad
+        self._sums[index] = parameter.grad = None
+        return total
 
 
 def put(parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:

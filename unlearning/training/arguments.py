@@ -178,14 +178,15 @@ def state_line(model: PreTrainedModel, options: TrainOptions) -> str:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     n_trained = sum(parameter.numel() for parameter in trained)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    gradients = sum(parameter.nbytes for parameter in trained)
+    size = sum(parameter.nbytes for parameter in trained) // n_trained
     moments = {"adamw": 8, "lion": 4, "adamw_8bit": 2}[options.optimizer]
     narrow = any(parameter.dtype == torch.bfloat16 for parameter in trained)
     master = 4 if narrow and options.bfloat16_update == "master" else 0
-    parts = {"weights": gradients // n_trained, "float32 weights": master, "gradients": gradients // n_trained}
+    gradients = 4 if narrow else size  # of bfloat16 weights they are summed in float32
+    parts = {"weights": size, "float32 weights": master, "gradients": gradients}
     parts["moments"] = moments
     words = " + ".join(f"{size} {name}" for name, size in parts.items() if size)
-    total = weights + gradients + n_trained * (master + moments)
+    total = weights + n_trained * (master + gradients + moments)
     return (
         f"state: {words} = {sum(parts.values())} bytes per trained parameter ({n_trained / 1e6:.3g} of "
         f"{model.num_parameters() / 1e6:.3g} million); {total / 1e9:.3g} GB with what is frozen"

@@ -114,6 +114,8 @@ class UnlearningTrainer(Trainer):
         self.log_sums: dict[str, float] = {}
         self.steps_logged = 0
         self.trained_names: list[str] = []
+        # A bfloat16 sum over micro-batches would stop growing; float32 weights are summed by autograd.
+        self.sums_wide = bfloat16
         self._kept_accumulator: GradientAccumulator | None = None
         self._read: list[int] = []
 
@@ -169,12 +171,16 @@ class UnlearningTrainer(Trainer):
             The weighted sum of the two losses over the step batch.
         """
         model.train()
-        with without_dropout(model) if self.steady else contextlib.nullcontext():
+        accumulator = self._accumulator(model) if self.sums_wide else None
+        with (
+            without_dropout(model) if self.steady else contextlib.nullcontext(),
+            accumulator.at_once() if accumulator else contextlib.nullcontext(),
+        ):
             return self._optimizer_step(model, inputs)
 
     def _optimizer_step(self, model: torch.nn.Module, inputs: Any) -> Float[Tensor, ""]:
         bilevel = self.combination if isinstance(self.combination, Bilevel) else None
-        accumulator = self._accumulator(model) if bilevel else None
+        accumulator = self._accumulator(model) if bilevel or self.sums_wide else None
         passes = self._passes(model, inputs)
         pairs = self.training_set.pairs
         self._read = [pairs[item][0] for item in inputs.main] if pairs else inputs.main
@@ -184,14 +190,18 @@ class UnlearningTrainer(Trainer):
         last = max((place for place, part in enumerate(passes) if part.weight), default=None)
         for place, part in enumerate(passes):
             # Gradients are reduced across processes once per step: in the last backward pass, or when combined.
-            reduce_at = part.n_batches if place == last and not bilevel else 0
+            reduce_at = part.n_batches if place == last and not accumulator else 0
             with self._displaced(model, inputs, part, moved):
                 values[part.name] = self._backward(model, part, reduce_at, accumulator)
-            if accumulator:
+            if bilevel and accumulator:
                 apart.append(accumulator.take())
         logs = moved | {f"{name}_loss": value for name, value in values.items()}
         if bilevel and accumulator:
             logs |= self._combine(bilevel, accumulator, *apart)
+        elif accumulator:
+            reached, sums = accumulator.take_reached()
+            self._whole(sums)
+            put(reached[::-1], (sums.pop() for _ in reached))  # each sum is freed as soon as it is put
         logs |= self.combination.after_step(values.get("retain"))
         for name, logged in logs.items():
             self.log_sums[name] = self.log_sums.get(name, 0.0) + logged
