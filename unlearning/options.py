@@ -8,7 +8,7 @@ import math
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from unlearning.common.errors import InputError, check_at_least, nearest
 from unlearning.data.chat import DEFAULT_CHAT_DATE
@@ -133,6 +133,9 @@ class TrainOptions:
             "precision=bfloat16 and no adapter trains",
             lambda options: options.precision == "bfloat16" and not options.lora_rank,
         ),
+    )
+    save_dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "data type of the saved weights (none: that of the checkpoint before training; of an adapter, float32)"
     )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass, which saves memory")
     train_parameters: str | None = option(
@@ -308,9 +311,13 @@ def describe_type(hint: Any) -> str:
     """Return an option's type as a user reads it."""
     if get_origin(hint) is Literal:
         return ", ".join(str(choice) for choice in get_args(hint))
-    if isinstance(hint, types.UnionType):
+    if get_origin(hint) in _UNIONS:
         return " or ".join("none" if part is type(None) else describe_type(part) for part in get_args(hint))
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+
+
+_UNIONS = (types.UnionType, Union)
+"""Origins of the types of options that may be none; Python gives a `Literal` the second."""
 
 
 def _build(cls: type[T], given: dict[str, Any]) -> T:
@@ -330,7 +337,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     # Python writes no whole number of thousands of digits.
     given = "thousands of digits" if isinstance(value, int) and value.bit_length() > 10_000 else repr(value)
     refused = InputError(f"`{name}` must be {describe_type(hint)}, got {given}")
-    if isinstance(hint, types.UnionType):
+    if get_origin(hint) in _UNIONS:
         if value is None or value == "none":
             return None
         hint = next(part for part in get_args(hint) if part is not type(None))

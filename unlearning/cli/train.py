@@ -105,6 +105,12 @@ def train(
     dtype: Annotated[
         str | None, typer.Option(help="Train with weights in float32 or bfloat16. [default: float32]")
     ] = None,
+    save_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE", help="Save weights in float32, bfloat16 or float16. [default: as M; an adapter: float32]"
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Random seed (order of the examples, random draws). [default: 0]")
     ] = None,
@@ -133,6 +139,7 @@ def train(
         "stop_when": stop_when,
         "device": device,
         "precision": dtype,
+        "save_dtype": save_dtype,
         "seed": seed,
         "batch_size": batch_size,
     }

@@ -59,6 +59,7 @@ class LoadedModel:
         sha256: Content hash of its weights before training.
         tokenizer: Its tokenizer.
         tokenizer_files: Directory that the tokenizer was read from; None for one that was given in memory.
+        stored: Data type of its weights before they were loaded, a name in `unlearning.checkpoints.storage.DTYPES`.
     """
 
     model: PreTrainedModel
@@ -66,3 +67,8 @@ class LoadedModel:
     sha256: str
     tokenizer: PreTrainedTokenizerBase
     tokenizer_files: Path | None = None
+    stored: str = "float32"
+
+    def saved_dtype(self, options: TrainOptions) -> str:
+        """Return the data type in which the trained model is saved; an adapter is small, and loses nothing."""
+        return options.save_dtype or ("float32" if options.lora_rank else self.stored)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.training_args import TrainingArguments
 
 from unlearning.checkpoints.save import write_tokenizer
+from unlearning.checkpoints.storage import fits, round_to, store_as
 from unlearning.common.context import context_of
 from unlearning.common.errors import InputError
 from unlearning.methods.recipe import with_recipe
@@ -134,13 +136,33 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
         assert reference is not None
         job.method.finish(model, reference.to(model.device), job.method_options)  # type: ignore[arg-type]
         _check_finite(model, job, directory)
+    saved = _saved_dtype(job, loaded)
+    rounded = saved is not None and round_to(model, saved)
 
     def write(target: Path) -> None:
         trainer.save_model(str(target))
         if state.is_main_process:
             write_tokenizer(loaded.tokenizer, target, loaded.tokenizer_files)
+            if saved is not None:
+                store_as(target, saved)
 
-    return Outcome(model, write, _record(job, encoded, trainer, evaluation))
+    record = _record(job, encoded, trainer, evaluation, rounded=rounded)
+    return Outcome(model, write, {**record, "saved_dtype": saved})
+
+
+def _saved_dtype(job: Job, loaded: LoadedModel) -> str | None:
+    """Return the data type in which the trained model is saved; None if nothing is."""
+    if job.output_dir is None:
+        return None
+    dtype = loaded.saved_dtype(job.options)
+    if not fits(loaded.model, dtype):
+        warnings.warn(
+            f"a trained weight is beyond what {dtype} can hold, so the model is saved in float32. Set "
+            "`save_dtype` bfloat16 for a smaller file.",
+            stacklevel=2,
+        )
+        return "float32"
+    return dtype
 
 
 def _prepared(
@@ -225,9 +247,9 @@ def _trainer(
 
 
 def _record(
-    job: Job, encoded: EncodedInputs, trainer: UnlearningTrainer, evaluation: EvaluationCallback
+    job: Job, encoded: EncodedInputs, trainer: UnlearningTrainer, evaluation: EvaluationCallback, *, rounded: bool
 ) -> dict[str, Any]:
-    """Return the entries of `unlearning.json` that describe the steps."""
+    """Return the entries of `unlearning.json` that describe the steps; `rounded` weights are measured again."""
     lines = trainer.state.log_history
     # Sorted, because a checkpoint sorts them: a resumed run writes the same file as one that was never stopped.
     evaluations = [dict(sorted(line.items())) for line in lines if not METRIC_NAMES.isdisjoint(line)]
@@ -236,6 +258,8 @@ def _record(
         evaluation.note_collapse(evaluations[-1], trainer.state.global_step)
     best = _best(job, evaluation)
     final = next((line for line in evaluations if best and line["step"] == best["step"]), evaluations[-1])
+    if rounded and job.method.finish is None:
+        final = final | dict(sorted(evaluation.measure().values.items()))
     return {
         "history": [dict(sorted(line.items())) for line in lines if "loss" in line],
         "evaluations": evaluations,

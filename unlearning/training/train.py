@@ -16,6 +16,7 @@ from unlearning.checkpoints.hashing import configuration_hash, content_hash
 from unlearning.checkpoints.load import load_tokenizer, load_weights, tokenizer_directory
 from unlearning.checkpoints.locate import RECORD, check_files, locate_checkpoint, resolved_name
 from unlearning.checkpoints.quantized import check_plain
+from unlearning.checkpoints.storage import dtype_in_memory, stored_dtype
 from unlearning.common.errors import InputError, naming
 from unlearning.methods import get_method, recipe
 from unlearning.methods.method import check_weights
@@ -182,10 +183,12 @@ def train(
         if job.output_dir is not None:
             _check_resume(read_run(job.output_dir, configuration), job.output_dir, resume)  # before the model is loaded
         if isinstance(model, PreTrainedModel):
+            stored = dtype_in_memory(model)
             start = model.float()
         else:
             path = locate_checkpoint(model)
             start, name = load_weights(path, **loading), resolved_name(name, path)
+            stored = stored_dtype(path, allow_pickle=allow_pickle)
         configuration["start_weights"] = content_hash(start, name=name)
         configuration["tokenizer"] = tokenizer_hash(tokenizer, chat=train_options.chat)
         configuration["start_configuration"] = configuration_hash(start)
@@ -196,7 +199,7 @@ def train(
             if record is not None and record["finished"]:
                 done = load_weights(job.output_dir, device=job.device, **loading)
                 return TrainResult(done, tokenizer, already_done=True, **_recorded(record, resolved))
-        loaded = LoadedModel(start, name, configuration["start_weights"], tokenizer, files)
+        loaded = LoadedModel(start, name, configuration["start_weights"], tokenizer, files, stored)
         return _trained(job, loaded, inputs, configuration)
 
 
@@ -276,7 +279,7 @@ def _check_keeping(job: Job) -> None:
                 f"`{name}` is not supported by {job.method.name}, which edits the weights after the last step. "
                 f"Remove `{name}`."
             )
-    for name in ("save_every", "keep_best", "tensorboard"):
+    for name in ("save_every", "keep_best", "tensorboard", "save_dtype"):
         if getattr(job.options, name) and job.output_dir is None:
             raise InputError(f"`{name}` needs a directory. Give `output_dir`.")
 

@@ -36,7 +36,7 @@ FILE = "tuning.json"
 AIM = f"at most {FORGOTTEN:.0%} of forget_probability and at least {KEPT:.0%} of retain_probability left"
 OF_THE_RUN = (
     *("learning_rate", "max_steps", "tune", "target_forget", "target_retain", "stop_when", "keep_best", "eval_every"),
-    *("save_every", "keep_checkpoints", "tensorboard"),
+    *("save_every", "keep_checkpoints", "tensorboard", "save_dtype"),
     *("benchmark", "benchmark_control", "benchmark_rows", "benchmark_generate"),
 )
 """Options that a trial does not share with its run."""

@@ -66,6 +66,10 @@ def test_train_saves_and_reports_json_on_stdout(
             ["train", "npo", "--model", "m", "--out", "o", "--dtype", "float16"],
             "--dtype must be float32 or bfloat16, got float16",
         ),
+        (
+            ["train", "npo", "--model", "m", "--out", "o", "--save-dtype", "int8"],
+            "--save-dtype must be float32, bfloat16, float16 or none, got 'int8'",
+        ),
         (["train", "ga", "--model", "demo:base", "--out", "o", "--forget", "no.json"], "no.json: no such file"),
         (["train", "ga", "--model", "m", "--out", "o", "--forget", "f.json"], "m: no such directory"),
         (["trian"], "No such command 'trian'"),
