@@ -44,7 +44,7 @@ def add_adapter(
     rank: int,
     alpha: float,
     dropout: float = 0.0,
-    targets: str = ALL_LINEAR,
+    targets: str | list[str] = ALL_LINEAR,
     base: str | None = None,
     seed: int = 0,
 ) -> None:
@@ -58,8 +58,8 @@ def add_adapter(
         rank: Rank of B A.
         alpha: Numerator of the adapter's scale.
         dropout: Probability of dropping an input of A in training.
-        targets: Regular expression that the whole name of an adapted module matches. The default adapts every linear
-            layer but the output embedding, whatever the architecture calls the layers.
+        targets: Regular expression that the whole name of an adapted module matches, or the names themselves. The
+            default adapts every linear layer but the output embedding, whatever the architecture calls the layers.
         base: Name of the base that the saved adapter gives; None takes the name that the model was loaded from.
         seed: Random seed of A's initial values.
 
@@ -70,17 +70,7 @@ def add_adapter(
     require_peft()
     from peft import LoraConfig
 
-    try:
-        matches = searcher("lora_targets", targets, whole=True)
-    except InputError as error:
-        raise InputError(f"{error}. Write one such as {_some_linear(model)}") from None
-    # peft would search without a limit on time, by an engine that takes for ever where ours may not
-    adapted = targets if targets == ALL_LINEAR else [name for name, _ in model.named_modules() if matches(name)]
-    if not adapted:
-        raise InputError(
-            f"`lora_targets` must match the whole name of a module, got {targets!r}. Write one such as "
-            f"{_some_linear(model)}"
-        )
+    adapted = targets if targets == ALL_LINEAR or not isinstance(targets, str) else _matching(model, targets)
     scale: Any = alpha  # peft annotates an integer, and takes any number
     config = LoraConfig(
         r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=adapted, bias="none", task_type="CAUSAL_LM"
@@ -106,6 +96,24 @@ def add_adapter(
         )
     added: Any = model.peft_config["default"]
     added.base_model_name_or_path, added.revision = _durable(name), revision
+
+
+def _matching(model: PreTrainedModel, targets: str) -> list[str]:
+    """Return the names of the modules that an expression matches.
+
+    peft would search without a limit on time, by an engine that takes for ever where ours may not.
+    """
+    try:
+        matches = searcher("lora_targets", targets, whole=True)
+    except InputError as error:
+        raise InputError(f"{error}. Write one such as {_some_linear(model)}") from None
+    adapted = [name for name, _ in model.named_modules() if matches(name)]
+    if not adapted:
+        raise InputError(
+            f"`lora_targets` must match the whole name of a module, got {targets!r}. Write one such as "
+            f"{_some_linear(model)}"
+        )
+    return adapted
 
 
 def save_adapter(model: PreTrainedModel, directory: Path, *, state_dict: Mapping[str, Tensor] | None = None) -> None:

@@ -29,13 +29,14 @@ _EXTENSION = re.compile(r"\?(?:[:=!>(]|<[=!]|P[<=]|[aimsuL]*(?:-[ims]+)?[:)])")
 """What may follow an opening bracket and a question mark: what Python's own expressions have, without verbose ones."""
 
 
-def searcher(argument: str, text: str, *, whole: bool = False) -> Callable[[str], bool]:
+def searcher(argument: str, text: str, *, whole: bool = False, length: int | None = LENGTH) -> Callable[[str], bool]:
     r"""Return a function that says whether a name matches a regular expression.
 
     Args:
         argument: Name of the argument, as Python spells it, for messages.
         text: The expression.
         whole: It must match the whole name, not only a part.
+        length: Maximum length in characters; None for an expression that lists names, which no user typed.
 
     Returns:
         The function; it raises InputError if the expression takes too long or too much memory.
@@ -50,7 +51,7 @@ def searcher(argument: str, text: str, *, whole: bool = False) -> Callable[[str]
         (True, False)
     """
     shown = repr(text if len(text) <= 200 else f"{text[:150]}...{text[-40:]}")
-    if reason := _excess(text):
+    if reason := _excess(text, length):
         raise InputError(f"`{argument}` must be a regular expression, got {shown}: {reason}")
     try:
         compiled = regex.compile(text)
@@ -91,10 +92,10 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _excess(text: str) -> str | None:
+def _excess(text: str, length: int | None) -> str | None:
     """Return what makes an expression too large to be compiled or matched; None if nothing does."""
-    if len(text) > LENGTH:
-        return f"it has {len(text)} characters, and at most {LENGTH} are allowed"
+    if length is not None and len(text) > length:
+        return f"it has {len(text)} characters, and at most {length} are allowed"
     sizes, last = [0], 0  # length of the open groups, written out, from the outermost; and of what a count repeats
     for token in _TOKEN.finditer(text):
         if token[0] == "(":

@@ -127,7 +127,8 @@ class Method(Generic[Options]):
             beside the present weights; None to take it at them.
         statistic: Return a sum and a count over a micro-batch, computed without gradient. Their ratio over the step
             batch is `Batch.statistic`, for estimates that must not depend on how the step batch is split.
-        trains: Return a regular expression of the parameters that the method trains; None to train all.
+        trains: Return the parameters that the method trains, as a regular expression or by their names; None to train
+            all.
         resolve: Fill in options whose default depends on the model, before `needs` and the losses read them.
         settle: Fill in options whose default depends on the data or on the length of the run; called with the reference
             model once the data are tokenised. The values are shown before the first step and kept in the record.
@@ -147,7 +148,7 @@ class Method(Generic[Options]):
     combination: Callable[[Options], Combination] = weighted_sum
     displacement: Callable[[Options], Displacement] | None = None
     statistic: Callable[[PreTrainedModel, Batch, Options], tuple[float, float]] | None = None
-    trains: Callable[[PreTrainedModel, Options], str | None] | None = None
+    trains: Callable[[PreTrainedModel, Options], str | frozenset[str] | None] | None = None
     resolve: Callable[[PreTrainedModel, Options], Options] | None = None
     settle: Settle | None = None
     prepare: Prepare | None = None

@@ -25,6 +25,7 @@ from unlearning.methods.stages import RunFacts, Settled
 from unlearning.methods.terms import RetainLoss, retain_term
 from unlearning.objectives.dropout import without_dropout
 from unlearning.objectives.forward import answer_sequence_nll, unwrapped
+from unlearning.objectives.gradients import GradientAccumulator
 from unlearning.options import FORGETS, KEEPS, Condition, option
 
 SOURCE = "SURE 2410.16454"
@@ -69,13 +70,15 @@ def gradient_norms(model: PreTrainedModel, spans: Sequence[Span], *, batch_size:
     asked = {name: parameter.requires_grad for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
+    accumulator = GradientAccumulator(parameters.values())  # bfloat16 gradients are summed in float32
     with without_dropout(model), torch.enable_grad():
         for start in range(0, len(spans), batch_size):
             batch = collate(spans[start : start + batch_size]).to(model.device)
             (answer_sequence_nll(model, batch).sum() / len(spans)).backward()
-    norms = {name: 0.0 if p.grad is None else float(p.grad.double().norm()) for name, p in parameters.items()}
+            accumulator.add()
+    gradients = zip(parameters, accumulator.take(), strict=True)
+    norms = {name: float(gradient.double().norm()) for name, gradient in gradients}
     for name, parameter in parameters.items():
-        parameter.grad = None
         parameter.requires_grad_(asked[name])
     return norms
 
@@ -109,6 +112,13 @@ def with_salient(model: PreTrainedModel, facts: RunFacts, options: SUREOptions) 
     return Settled(replace(options, salient="^(" + "|".join(map(re.escape, chosen)) + ")$"), {"norms": norms}, [line])
 
 
+def trained_parameters(model: PreTrainedModel, options: SUREOptions) -> frozenset[str]:
+    """Return the names of the weights that train: of a large model more than an expression may name."""
+    assert options.salient is not None  # `with_salient` fills it in, and has checked what the user gave
+    matches = searcher("salient", options.salient, length=None)
+    return frozenset(name for name, _ in model.named_parameters() if matches(name))
+
+
 SURE = Method(
     name="sure",
     summary="npo on the share of the weight tensors with the longest gradients of F before training",
@@ -118,7 +128,7 @@ SURE = Method(
     needs_note="forget, reference, retain unless alpha=0",
     forget_loss=npo.forget_loss,
     retain_loss=retain_term,
-    trains=lambda _model, options: options.salient,
+    trains=trained_parameters,
     settle=with_salient,
     recipe=Recipe(learning_rate=1.6e-3, source="10 epochs of 32 examples: open-unlearning; twice npo's rate: ours"),
 )

@@ -1,6 +1,6 @@
 """The parameters that train: all, those of a regular expression, those that the method names, or an adapter."""
 
-import re
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -28,7 +28,7 @@ def choose_parameters(
     Raises:
         InputError: Two options contradict each other, or an expression matches no parameter.
     """
-    pattern = method.trains(model, method_options) if method.trains is not None else None
+    chosen = method.trains(model, method_options) if method.trains is not None else None
     if options.lora_rank:
         if options.train_parameters is not None:
             raise InputError("`lora_rank` and `train_parameters` exclude each other. Set only one of them.")
@@ -44,7 +44,7 @@ def choose_parameters(
             rank=options.lora_rank,
             alpha=options.lora_alpha,
             dropout=options.lora_dropout,
-            targets=options.lora_targets or _linear_maps(model, pattern) or ALL_LINEAR,
+            targets=options.lora_targets or (ALL_LINEAR if chosen is None else _linear_maps(model, chosen, method)),
             seed=options.seed,
             base=base,
         )
@@ -52,29 +52,37 @@ def choose_parameters(
             if parameter.requires_grad:  # small, and what trains: float32 on a base of any dtype
                 parameter.data = parameter.data.float()
     else:
-        _freeze_others(model, options.train_parameters or pattern)
+        _freeze_others(model, options.train_parameters or chosen)
 
 
-def _linear_maps(model: PreTrainedModel, pattern: str | None) -> str | None:
-    """Return an expression of the linear maps whose weights a pattern matches; None without a pattern."""
-    if pattern is None:
-        return None
-    matches = searcher("train_parameters", pattern)
+def _matcher(chosen: str | frozenset[str] | None) -> Callable[[str], bool]:
+    """Return a function that says whether a parameter is chosen: by an expression, by its name, or in any case."""
+    return chosen.__contains__ if isinstance(chosen, frozenset) else searcher("train_parameters", chosen or "")
+
+
+def _linear_maps(model: PreTrainedModel, chosen: str | frozenset[str], method: AnyMethod) -> list[str]:
+    """Return the names of the linear maps whose weights a method trains."""
+    matches = _matcher(chosen)
     maps = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and matches(f"{name}.weight")
     ]
-    return "|".join(map(re.escape, maps)) or None
+    if not maps:
+        raise InputError(
+            f"`lora_rank` adapts linear maps, and {method.name} trains none of this model. Set `lora_targets`, or "
+            "remove `lora_rank`."
+        )
+    return maps
 
 
-def _freeze_others(model: PreTrainedModel, pattern: str | None) -> None:
-    matches = searcher("train_parameters", pattern or "")
+def _freeze_others(model: PreTrainedModel, chosen: str | frozenset[str] | None) -> None:
+    matches = _matcher(chosen)
     names = [name for name, _ in model.named_parameters()]
     if not any(matches(name) for name in names):
         raise InputError(
             f"`train_parameters` must match at least one of the {len(names)} parameters (such as {names[-1]}), got "
-            f"{pattern!r}"
+            f"{chosen!r}"
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(matches(name))
