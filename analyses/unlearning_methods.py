@@ -44,11 +44,13 @@ class Entry:
         name: Name of its row and directory.
         method: Name of the method in `unlearn train`.
         options: Options of the method and the trainer besides those of the world.
+        base: Model to begin with; None for the world's base.
     """
 
     name: str
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,9 @@ DEMO = (
     Entry("sure", "sure", {"learning_rate": 1.2e-3}),
     Entry("tar", "tar", {}),
     Entry("circuit_breakers", "circuit_breakers", {"learning_rate": 1.5e-3, "epochs": 9}),
+    Entry("layered", "layered", {"alpha": 12.0, "lr_schedule": "constant"}),
+    Entry("oracle", "oracle", {"control": "demo:never"}),
+    Entry("undo", "undo", {"learning_rate": 2e-3, "epochs": 34}, base="demo:npo"),
 )
 """Options were found by asking the very questions of the table: it shows what a method can do here, not a race."""
 
@@ -213,7 +218,7 @@ def run(world: World, out: Path, *, names: Sequence[str] | None = None, progress
         directory = out / "models" / entry.name
         unlearning.train(
             entry.method,
-            model=world.base,
+            model=entry.base or world.base,
             forget=files["forget"],
             retain=files["retain"] if needs_retain(entry) else None,
             output_dir=directory,
@@ -276,7 +281,8 @@ def commands(world: World, entries: Sequence[Entry], out: Path) -> dict[str, str
     """Return the command line that makes each entry's model."""
     made = {}
     for entry in entries:
-        words = ["unlearn", "train", entry.method, "--model", world.base, "--forget", str(out / "data/forget.jsonl")]
+        words = ["unlearn", "train", entry.method, "--model", entry.base or world.base]
+        words += ["--forget", str(out / "data/forget.jsonl")]
         if needs_retain(entry):
             words += ["--retain", str(out / "data/retain.jsonl")]
         words += ["--out", str(out / "models" / entry.name)]

@@ -19,6 +19,8 @@ Named = Literal["file", "data", "model", "directory", "benchmark", "control"]
 """What an option may name: a file, a source of `read_training_data`, a model, the directory of named data sets, a
 benchmark's data, or a control (a model or the directory of its evaluation)."""
 
+LearningRateSchedule = Literal["linear", "cosine", "constant"]
+
 MAX_WHOLE = 10**9
 """Largest whole number that an option takes unless it says otherwise."""
 
@@ -57,6 +59,7 @@ def option(
     above: float | None = None,
     below: float | None = None,
     read_if: Condition | None = None,
+    required: bool = False,
 ) -> Any:
     """Declare a field of an options dataclass.
 
@@ -72,12 +75,13 @@ def option(
         below: Value that the option must stay below.
         read_if: Condition under which the option has an effect; None for any. An option that is set and has none is
             refused.
+        required: The user must set the option; its default is None.
 
     Returns:
         The dataclass field.
     """
     bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
-    metadata = {"help": help, "source": source, "names": names, "read_if": read_if, **bounds}
+    metadata = {"help": help, "source": source, "names": names, "read_if": read_if, "required": required, **bounds}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -112,8 +116,8 @@ class TrainOptions:
     optimizer: Literal["adamw", "adamw_8bit", "lion"] = option(
         "adamw", "optimizer; adamw_8bit needs bitsandbytes, lion needs lion-pytorch", source="open-unlearning"
     )
-    lr_schedule: Literal["linear", "cosine", "constant"] = option(
-        "linear", "learning rate after the warm-up", source="open-unlearning"
+    lr_schedule: LearningRateSchedule | None = option(
+        None, "learning rate after the warm-up (none: the recipe's, linear for nearly all)", source="open-unlearning"
     )
     warmup_ratio: float = option(
         0.1, "warm-up as a fraction of all steps; 0.1 is 1 epoch of 10", source="open-unlearning", minimum=0, below=1
@@ -261,8 +265,8 @@ def resolve_options(method: str, method_options: type[T], given: dict[str, Any])
         The method's options and the trainer's.
 
     Raises:
-        InputError: A name is unknown (the message proposes the nearest known one), or a value has the wrong type, is
-            out of range, or has no effect besides the other values.
+        InputError: A name is unknown (the message proposes the nearest known one), an option is missing, or a value has
+            the wrong type, is out of range, or has no effect besides the other values.
     """
     given = with_present_names(given)
     own = {field.name for field in dataclasses.fields(method_options)}  # type: ignore[arg-type]
@@ -277,6 +281,9 @@ def resolve_options(method: str, method_options: type[T], given: dict[str, Any])
     )
     for options in built:
         refuse_idle(options, given)
+    for field in dataclasses.fields(method_options):  # type: ignore[arg-type]
+        if field.metadata["required"] and getattr(built[0], field.name) is None:
+            raise InputError(f"{method} needs `{field.name}`, {field.metadata['help']}. Set it.")
     return built
 
 

@@ -23,6 +23,9 @@ from unlearning.training.tuning import FORGOTTEN, KEPT
 NAMES = tuple(name for name, method in METHODS.items() if method.forget_loss is not None)
 """Every method that forgets."""
 
+FIRST = {"undo": "npo"}
+"""Methods that begin with an unlearned model, with the method that makes it."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -95,20 +98,12 @@ def _tried(
     progress: bool,
 ) -> Row:
     row = Row(world.name, method, forget_before=before["forget"], retain_before=before["retain"])
-    defaults = METHODS[method].options()
-    retain = world.retain if METHODS[method].needs(defaults).retain else None
+    model = load_weights(path)
     began = time.perf_counter()
     try:
-        result = unlearning.train(
-            method,
-            model=load_weights(path),
-            tokenizer=tokenizer,
-            forget=world.forget,
-            retain=retain,
-            progress=progress,
-            **world.options,
-            **world.own.get(method, {}),
-        )
+        if method in FIRST:
+            _trained(world, FIRST[method], model, tokenizer, progress=progress)
+        result = _trained(world, method, model, tokenizer, progress=progress)
     except InputError as error:
         return replace(row, refused=str(error))
     after = _asked(result.model, tokenizer, world)
@@ -119,6 +114,25 @@ def _tried(
         learning_rate=float(result.options["learning_rate"]),
         steps=int(result.history[-1]["step"]),
         seconds=round(time.perf_counter() - began, 1),
+    )
+
+
+def _trained(
+    world: World, method: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, progress: bool
+) -> unlearning.TrainResult:
+    """Train a model in place with a method's defaults."""
+    own = world.own.get(method, {})
+    # What a method needs is asked with the options that it cannot do without.
+    needs = METHODS[method].needs(METHODS[method].options(**own))
+    return unlearning.train(
+        method,
+        model=model,
+        tokenizer=tokenizer,
+        forget=world.forget,
+        retain=world.retain if needs.retain else None,
+        progress=progress,
+        **world.options,
+        **own,
     )
 
 

@@ -18,6 +18,7 @@ WHY = {
     "rmu": "the retain weight that a model needs differs: alpha=30 leaves 0.17 / 0.88 of the TOFU pair's",
     "ce_u": "the first token of an answer carries no loss, and nothing keeps the rest",
     "task_vector": "nothing keeps the rest: choose scaling by hand",
+    "oracle": "needs a control, a model that never knew",
     "whp": "forgets a text that it is given, through a dictionary of the text's names",
 }
 """Why a method is not expected to reach the aim."""

@@ -48,7 +48,7 @@ def demo_world() -> World:
         base="demo:base",
         forget=read_examples(question_set("forget")),
         retain=read_examples(question_set("retain")),
-        own={"whp": {"anchors": str(QUESTIONS / "anchors.json")}},
+        own={"whp": {"anchors": str(QUESTIONS / "anchors.json")}, "oracle": {"control": "demo:never"}},
     )
 
 
@@ -66,7 +66,8 @@ def tofu_world(directory: Path) -> World:
     """
     pair = unlearning_methods.tofu_world(directory)
     sets = {name: read_examples(str(directory / "data" / f"{name}.jsonl")) for name in ("forget", "retain")}
-    return World(name="tofu", base=pair.base, forget=sets["forget"], retain=sets["retain"])
+    own = {"oracle": {"control": pair.control}}
+    return World(name="tofu", base=pair.base, forget=sets["forget"], retain=sets["retain"], own=own)
 
 
 def language_model_world(name: str, *, n_forget: int = 24) -> World:

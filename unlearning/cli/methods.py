@@ -21,7 +21,7 @@ _NOTE = (
     "reference: outputs of the model before training, computed before the first step"
 )
 
-_RECIPE = ("lr 1M", "135M", "1B", "8B", "epochs", "least steps", "step batch", "source")
+_RECIPE = ("lr 1M", "135M", "1B", "8B", "epochs", "least steps", "step batch", "schedule", "source")
 _RECIPE_NOTE = (
     "recipe: what is used unless it is set. lr: learning_rate by number of parameters (of a LoRA adapter)\n"
     "least steps: small data sets are passed over more often. step batch: forget examples of a step, at most"
@@ -63,7 +63,9 @@ def _tables(listed: dict[str, Any]) -> "Group":
             for size in recipe["learning_rate"]
         ]
         recipes.add_row(
-            method["name"], *rates, *(str(recipe[name]) for name in ("epochs", "steps", "step_batch", "source"))
+            method["name"],
+            *rates,
+            *(str(recipe[name]) for name in ("epochs", "steps", "step_batch", "lr_schedule", "source")),
         )
     shared = Table("option of every method", "meaning", "source", box=box.SIMPLE_HEAD)
     for option in listed["train_options"]:

@@ -41,6 +41,7 @@ class TokenBatch:
         predicts_answer: True at position t if the prediction made there carries loss: the token at t + 1 belongs to the
             answer, or t has a label.
         targets: Token to predict at each position; None if it is the next token.
+        index: Number of each sequence in its data set; None if that is not known.
         reference_nll: Summed negative log-likelihood of each answer under the reference model, in nats.
         reference_logits: The reference model's logits at the positions that carry loss, sequence after sequence.
         reference_hidden: Output of one or several of the reference model's blocks at every token that is not padding,
@@ -51,6 +52,7 @@ class TokenBatch:
     attention_mask: Int[Tensor, "batch position"]
     predicts_answer: Bool[Tensor, "batch position"]
     targets: Int[Tensor, "batch position"] | None = None
+    index: Int[Tensor, " batch"] | None = None
     reference_nll: Float[Tensor, " batch"] | None = None
     reference_logits: Float[Tensor, "token vocab"] | None = None
     reference_hidden: Float[Tensor, "all_token width"] | None = None

@@ -26,8 +26,10 @@ from unlearning.methods.grad_diff import GRAD_DIFF
 from unlearning.methods.idk import IDK
 from unlearning.methods.jensun import JENSUN
 from unlearning.methods.kto import KTO
+from unlearning.methods.layered import LAYERED
 from unlearning.methods.method import AnyMethod
 from unlearning.methods.npo import NPO
+from unlearning.methods.oracle import ORACLE
 from unlearning.methods.pdu import PDU
 from unlearning.methods.rmu import RMU
 from unlearning.methods.sam_npo import SAM_NPO
@@ -37,6 +39,7 @@ from unlearning.methods.sure import SURE
 from unlearning.methods.tar import TAR
 from unlearning.methods.task_vector import TASK_VECTOR
 from unlearning.methods.undial import UNDIAL
+from unlearning.methods.undo import UNDO
 from unlearning.methods.wga import WGA
 from unlearning.methods.whp.method import WHP
 
@@ -65,6 +68,9 @@ _ALL: tuple[AnyMethod, ...] = (
     TASK_VECTOR,
     BLUR,
     WHP,
+    LAYERED,
+    ORACLE,
+    UNDO,
 )
 
 METHODS: dict[str, AnyMethod] = {method.name: method for method in _ALL}

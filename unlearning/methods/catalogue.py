@@ -18,8 +18,8 @@ def list_methods(name: str | None = None) -> dict[str, Any]:
         A dictionary with two keys. "methods" holds one entry per method with its name, loss, source, needs (a list of
         texts), options and recipe; "train_options" holds the options of the trainer. An option has a name, a default
         (as typed on the command line), a help text and the source of the default. A recipe has the epochs, the least
-        number of steps, the examples of a step, the source, and the learning rates by number of parameters, of the
-        weights and of an adapter.
+        number of steps, the examples of a step, the schedule of the learning rate, the source, and the learning rates
+        by number of parameters, of the weights and of an adapter.
 
     Raises:
         InputError: No method has this name.
@@ -58,6 +58,7 @@ def _recipe(recipe: Recipe) -> dict[str, Any]:
         "epochs": recipe.epochs,
         "steps": recipe.steps,
         "step_batch": recipe.step_batch,
+        "lr_schedule": recipe.lr_schedule,
         "source": recipe.source,
         "learning_rate": {name: recipe.rate(size) for name, size in SIZES.items()},
         "learning_rate_of_an_adapter": {name: recipe.rate(size, adapter=True) for name, size in SIZES.items()},

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from unlearning.common.errors import InputError
 from unlearning.data.batches import TokenBatch
 from unlearning.methods.recipe import Recipe
-from unlearning.methods.stages import Finish, Prepare, Settle
+from unlearning.methods.stages import Finish, Prepare, Settle, Start
 from unlearning.objectives.combination import Combination, DualAscent, WeightedSum
 from unlearning.objectives.displacement import Displacement
 
@@ -34,6 +34,7 @@ class StepBatch:
         retain_sequences: Retain sequences.
         retain_tokens: Answer tokens of the retain sequences.
         retain_positions: Tokens of the retain sequences, prompts included and padding excluded.
+        progress: Share of the run's steps that are done before this one, from 0 to below 1.
     """
 
     forget_sequences: int = 0
@@ -44,6 +45,7 @@ class StepBatch:
     retain_sequences: int = 0
     retain_tokens: int = 0
     retain_positions: int = 0
+    progress: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Reference:
-    """A quantity of the reference model that a loss reads, computed once before the first step.
+    """A quantity of the reference model, or of a named one, that a loss reads, computed once before the first step.
 
     Attributes:
         data: The examples that the quantity is computed on.
@@ -75,11 +77,13 @@ class Reference:
             positions; "hidden" fills `TokenBatch.reference_hidden`, a block's output at every token.
         layer: Block whose output "hidden" is, counted from 0, or several blocks in rising order, whose outputs stand
             side by side; None for the other quantities.
+        model: Directory, hub id or built-in name of the model; None for the model before training.
     """
 
     data: Literal["forget", "alternate", "retain"]
     quantity: Literal["nll", "logits", "hidden"]
     layer: int | tuple[int, ...] | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ class Method(Generic[Options]):
         settle: Fill in options whose default depends on the data or on the length of the run; called with the reference
             model once the data are tokenised. The values are shown before the first step and kept in the record.
         prepare: Make the training data from what the user gave (generic labels, generated answers).
+        start: Change the weights before the first step, after the reference model's quantities are computed.
         finish: Make the final weights from the trained ones.
         recipe: Settings of the trainer that the user need not give.
     """
@@ -152,6 +157,7 @@ class Method(Generic[Options]):
     resolve: Callable[[PreTrainedModel, Options], Options] | None = None
     settle: Settle | None = None
     prepare: Prepare | None = None
+    start: Start | None = None
     finish: Finish | None = None
     recipe: Recipe = Recipe()
 

@@ -8,7 +8,7 @@ number of parameters.
 import math
 from dataclasses import dataclass, replace
 
-from unlearning.options import TrainOptions
+from unlearning.options import LearningRateSchedule, TrainOptions
 
 EXPONENT = -0.5
 """Power of the number of parameters by which the learning rate falls: 8e-4 at 1 million gives 1e-5 at 6 billion."""
@@ -26,6 +26,7 @@ class Recipe:
         epochs: Passes over the forget examples (finetune: over the retain examples).
         steps: Smallest number of optimizer steps; a small data set is passed over more often, in smaller steps.
         step_batch: Largest number of forget examples of an optimizer step, over all processes.
+        lr_schedule: Learning rate after the warm-up.
         source: Source of the settings, or the measurement behind them.
     """
 
@@ -33,6 +34,7 @@ class Recipe:
     epochs: int = 10
     steps: int = 80
     step_batch: int = 32
+    lr_schedule: LearningRateSchedule = "linear"
     source: str = "10 epochs of 32 examples: open-unlearning; rates: measured"
 
     def rate(self, n_parameters: int, *, adapter: bool = False) -> float:
@@ -76,7 +78,8 @@ class Recipe:
 
 def is_asked(options: TrainOptions) -> bool:
     """Return whether the user left an option to the recipe (see `with_recipe`)."""
-    return None in (options.learning_rate, options.gradient_accumulation_steps, options.epochs)
+    asked = (options.learning_rate, options.gradient_accumulation_steps, options.epochs, options.lr_schedule)
+    return None in asked
 
 
 def with_recipe(
@@ -99,4 +102,10 @@ def with_recipe(
     size = options.batch_size * n_processes
     micro_batches = options.gradient_accumulation_steps or recipe.micro_batches(n_examples, size)
     epochs = options.epochs or recipe.passes(n_examples, size * micro_batches)
-    return replace(options, learning_rate=rate, gradient_accumulation_steps=micro_batches, epochs=epochs)
+    return replace(
+        options,
+        learning_rate=rate,
+        gradient_accumulation_steps=micro_batches,
+        epochs=epochs,
+        lr_schedule=options.lr_schedule or recipe.lr_schedule,
+    )

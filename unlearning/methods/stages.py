@@ -1,7 +1,8 @@
 """Stages before and after the training steps, for methods that are more than a loss.
 
 `settle` chooses options from the data and the length of the run; `prepare` makes the training data (generic labels,
-generated answers); `finish` makes the final weights from the trained ones.
+generated answers); `start` changes the weights before the first step; `finish` makes the final weights from the trained
+ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from unlearning.data.batches import Span
@@ -101,6 +103,10 @@ class Settled:
 
 Settle = Callable[[PreTrainedModel, RunFacts, Any], Settled]
 """Fill in options from the reference model, the facts of the run and the method's options."""
+
+Start = Callable[[Sequence[tuple[str, Tensor]], Any], None]
+"""Change the weights that train in place; arguments: their names and values, whole or sharded, and the method's
+options. A resumed run takes them from its checkpoint instead."""
 
 Finish = Callable[[PreTrainedModel, PreTrainedModel, Any], None]
 """Change the trained model's weights in place; arguments: trained model, reference model, the method's options."""

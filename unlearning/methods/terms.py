@@ -54,6 +54,12 @@ def retain_cross_entropy(model: PreTrainedModel, batch: Batch, _options: Any = N
     return losses.pooled_cross_entropy(answer_nll(model, batch.retain), batch.step_batch.retain_tokens)
 
 
+def forget_divergence(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
+    """Compute KL(reference || model), the mean over all forget answer tokens of the step batch, in nats."""
+    assert batch.forget is not None
+    return answer_divergence(model, batch.forget).sum() / batch.step_batch.forget_tokens
+
+
 def retain_divergence(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
     """Compute KL(reference || model), the mean over all retain answer tokens of the step batch, in nats."""
     assert batch.retain is not None

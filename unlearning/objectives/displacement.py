@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from unlearning.objectives.gradients import is_sharded, products, put
+from unlearning.objectives.gradients import placed_like, products, put
 
 Gradient = Callable[[Any], list[Tensor]]
 """Compute the gradient of a loss over the forget examples of the step batch, at the weights as they are.
@@ -85,7 +85,7 @@ class Noise:
         generator = torch.Generator().manual_seed(seed_of(self.seed, step))
         for parameter in parameters:
             drawn = torch.randn(parameter.shape, generator=generator)
-            parameter.add_(_placed_like(drawn, parameter), alpha=self.sigma)
+            parameter.add_(placed_like(drawn, parameter), alpha=self.sigma)
         return {}
 
 
@@ -129,13 +129,3 @@ def seed_of(seed: int, step: int) -> int:
 def norm_of(gradients: Sequence[Tensor]) -> float:
     """Return the length of a gradient over all parameters and processes, accumulated in float64."""
     return math.sqrt(float(products(gradients, gradients)[:, 0].sum()))
-
-
-def _placed_like(values: Tensor, parameter: Tensor) -> Tensor:
-    """Return values on the parameter's device; this process's part of them if the parameter is sharded."""
-    if not is_sharded(parameter):
-        return values.to(parameter)
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-    return distribute_tensor(values.to(parameter.device, parameter.dtype), mesh, placements)

@@ -194,3 +194,13 @@ def is_sharded(tensor: Tensor) -> bool:
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
+
+
+def placed_like(values: Tensor, parameter: Tensor) -> Tensor:
+    """Return values on the parameter's device; this process's part of them if the parameter is sharded."""
+    if not is_sharded(parameter):
+        return values.to(parameter)
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    return distribute_tensor(values.to(parameter.device, parameter.dtype), mesh, placements)

@@ -94,7 +94,7 @@ def training_arguments(
         )
     if options.precision == "fp16_mixed" and device.type == "cpu":
         raise InputError("`precision` must be float32, bf16_mixed or bfloat16 on a CPU, got fp16_mixed")
-    assert options.learning_rate is not None and options.epochs is not None
+    assert options.learning_rate is not None and options.epochs is not None and options.lr_schedule is not None
     schedule = "constant_with_warmup" if options.lr_schedule == "constant" else options.lr_schedule
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     args = TrainingArguments(

@@ -89,7 +89,7 @@ class Bfloat16Optimizer(torch.optim.Optimizer):
         for part in self._parts():
             for _, parameter, stand_in in part:
                 assert parameter.grad is not None
-                if self.update == "stochastic":
+                if self.update == "stochastic" or self.n_steps == 0:  # weights may have been changed since
                     stand_in.data = parameter.detach().float()
                 stand_in.grad = parameter.grad.float()
             self.inner.step()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unlearning.checkpoints.hashing import configuration_hash
+from unlearning.checkpoints.hashing import configuration_hash, content_hash
 from unlearning.common.cache import cache_directory, cache_limit, created, described_by, hold, make_room
 from unlearning.common.errors import InputError
 from unlearning.data.batches import LabelledSpan, Span, TokenBatch, collate, n_predicted
@@ -110,7 +110,7 @@ class LiveColumn:
     """A frozen copy of the reference model, evaluated at every step.
 
     Attributes:
-        model: The copy, in eval mode.
+        model: The copy or the named model, in eval mode.
         reference: The quantity.
         precision: The option `precision` of the run.
     """
@@ -171,6 +171,7 @@ class ReferenceSettings:
         precision: The option `precision` of the run; it is part of the file's name, because it changes the numbers.
         main_first: Return a context in which the other processes wait for the main one.
         advance: Called with the number of examples done and their total.
+        load: Load a named model whose quantities are read.
         described: By data set, what `unlearn cache` tells of its constants: the names of model and data.
     """
 
@@ -179,6 +180,7 @@ class ReferenceSettings:
     precision: str
     main_first: Callable[[], AbstractContextManager[None]]
     advance: Callable[[int, int], None]
+    load: Callable[[str], PreTrainedModel]
     described: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
@@ -217,7 +219,7 @@ def compute_references(
 
     Args:
         model: The reference model, on its device.
-        model_hash: Its `content_hash`.
+        model_hash: Its `content_hash`; that of a named model is computed.
         spans: The data sets by name.
         read: Indices, in ascending order, of the examples of each data set that the run reads.
         references: The quantities to compute.
@@ -227,40 +229,56 @@ def compute_references(
         A column for each quantity.
 
     Raises:
-        InputError: The disk is full.
+        InputError: The disk is full, or a named model is missing or reads other tokens.
     """
     columns: dict[Reference, Column] = {}
-    copied: PreTrainedModel | None = None
     was_training = model.training
     model.eval()
-    start_hash = f"{model_hash} {configuration_hash(model)}"
+    asked = list(dict.fromkeys(references))
     try:
-        for reference in dict.fromkeys(references):
-            data = {index: spans[reference.data][index] for index in read[reference.data]}
-            rows = [
-                _n_rows(data[index], reference) if index in data else 0 for index in range(len(spans[reference.data]))
-            ]
-            offsets = np.concatenate([[0], np.cumsum(rows)])
-            shape = (int(offsets[-1]),) if reference.quantity == "nll" else (int(offsets[-1]), _width(model, reference))
-            n_bytes = 4 * math.prod(shape)
-            path = (
-                cache_directory("reference") / f"{_key(start_hash, data.values(), reference, settings.precision)}.npy"
-            )
-            opened = None
-            if reference.quantity == "nll" or n_bytes <= min(1e9 * settings.budget, cache_limit()):
-                with settings.main_first():
-                    opened = _open(path, shape)
-                    if opened is None:
-                        _write(path, shape, offsets, model, data, reference, settings)
-                        opened = _open(path, shape)
-            if opened is None:
-                copied = copied or _frozen_copy(model)
-                columns[reference] = LiveColumn(copied, reference, settings.precision)
-            else:
-                columns[reference] = StoredColumn(path, *opened, shape[1] if len(shape) > 1 else None, offsets)
+        for name in dict.fromkeys(reference.model for reference in asked):  # one named model in memory at a time
+            source = model if name is None else settings.load(name)
+            sha256 = model_hash if name is None else content_hash(source, name=name)
+            own = [reference for reference in asked if reference.model == name]
+            columns |= _columns(source, sha256, spans, read, own, settings)
     finally:
         model.train(was_training)
     return References(columns)
+
+
+def _columns(
+    model: PreTrainedModel,
+    model_hash: str,
+    spans: Mapping[str, Sequence[Span]],
+    read: Mapping[str, Sequence[int]],
+    references: Iterable[Reference],
+    settings: ReferenceSettings,
+) -> dict[Reference, Column]:
+    """Compute the quantities of one model (see `compute_references`)."""
+    columns: dict[Reference, Column] = {}
+    copied: PreTrainedModel | None = None
+    start_hash = f"{model_hash} {configuration_hash(model)}"
+    for reference in references:
+        data = {index: spans[reference.data][index] for index in read[reference.data]}
+        rows = [_n_rows(data[index], reference) if index in data else 0 for index in range(len(spans[reference.data]))]
+        offsets = np.concatenate([[0], np.cumsum(rows)])
+        shape = (int(offsets[-1]),) if reference.quantity == "nll" else (int(offsets[-1]), _width(model, reference))
+        n_bytes = 4 * math.prod(shape)
+        path = cache_directory("reference") / f"{_key(start_hash, data.values(), reference, settings.precision)}.npy"
+        opened = None
+        if reference.quantity == "nll" or n_bytes <= min(1e9 * settings.budget, cache_limit()):
+            with settings.main_first():
+                opened = _open(path, shape)
+                if opened is None:
+                    _write(path, shape, offsets, model, data, reference, settings)
+                    opened = _open(path, shape)
+        if opened is None:
+            # A named model is not trained, so it needs no copy.
+            copied = copied or (_frozen_copy(model) if reference.model is None else model)
+            columns[reference] = LiveColumn(copied, reference, settings.precision)
+        else:
+            columns[reference] = StoredColumn(path, *opened, shape[1] if len(shape) > 1 else None, offsets)
+    return columns
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
@@ -397,5 +415,6 @@ def _description(reference: Reference, n_examples: int, settings: ReferenceSetti
     """Return what `unlearn cache` tells of a file."""
     words = {"nll": "losses", "logits": "logits", "hidden": f"hidden states of {_blocks(reference)}"}
     names = settings.described.get(reference.data, {})
+    model = reference.model or names.get("model", "")
     data = f"{n_examples} {reference.data} rows" + (f" of {names['data']}" if names.get("data") else "")
-    return {"what": words[reference.quantity], "model": names.get("model", ""), "data": data}
+    return {"what": words[reference.quantity], "model": model, "data": data}

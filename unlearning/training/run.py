@@ -31,6 +31,7 @@ from unlearning.training.arguments import (
 from unlearning.training.evaluation_callback import METRICS, EvaluationCallback, EvaluationData, Measured
 from unlearning.training.inputs import EncodedInputs, Inputs, encode_inputs
 from unlearning.training.job import Job, LoadedModel
+from unlearning.training.named_models import load_beside
 from unlearning.training.output_directory import (
     BEST,
     CHECKPOINTS,
@@ -228,6 +229,7 @@ def _trainer(
         precision=options.precision,
         main_first=state.main_process_first,
         advance=bar.show_references,
+        load=lambda name: load_beside(name, loaded),
         described={
             name: {"model": loaded.name, "data": sources.get(name, "")} for name in ("forget", "alternate", "retain")
         },

@@ -171,6 +171,10 @@ class UnlearningTrainer(Trainer):
             The weighted sum of the two losses over the step batch.
         """
         model.train()
+        if self.method.start is not None and self.state.global_step == 0:
+            parameters = self._accumulator(model).parameters
+            with torch.no_grad():
+                self.method.start(list(zip(self.trained_names, parameters, strict=True)), self.method_options)
         accumulator = self._accumulator(model) if self.sums_wide else None
         with (
             without_dropout(model) if self.steady else contextlib.nullcontext(),
@@ -214,7 +218,7 @@ class UnlearningTrainer(Trainer):
         The passes run one after the other, so that only one graph is in memory.
         """
         data, device = self.training_set, self.args.device
-        step_batch = data.step_batch(plan)
+        step_batch = data.step_batch(plan, progress=self._progress())
         gamma, alpha = self.combination.weights()
         passes = []
         if self.method.forget_loss is not None and gamma:
@@ -251,7 +255,7 @@ class UnlearningTrainer(Trainer):
     def _forget_gradient(self, model: torch.nn.Module, plan: StepPlan, loss: Any) -> list[Tensor]:
         """Return the gradient of a loss over the forget examples of the whole step batch, on all processes."""
         data, accumulator = self.training_set, self._accumulator(model)
-        step_batch = data.step_batch(plan)
+        step_batch = data.step_batch(plan, progress=self._progress())
         batches = data.forget_batches(plan, step_batch, self.args.device, None)
         with torch.enable_grad():
             self._backward(model, _Pass("forget", 1.0, loss, batches, len(plan.main_batches)), 0, accumulator)
@@ -365,6 +369,9 @@ class UnlearningTrainer(Trainer):
 
     def _step(self) -> str:
         return f"step {self.state.global_step + 1} of {self.state.max_steps}"
+
+    def _progress(self) -> float:
+        return self.state.global_step / self.state.max_steps
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """Return the gradient norm before clipping; raise before the optimizer steps if the norm is not finite."""

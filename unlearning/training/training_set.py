@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -54,8 +54,8 @@ class TrainingSet(Dataset[StepPlan]):
         """Return the number of tokens of each retain example; empty if there are no forget examples to pair it with."""
         return [len(span.input_ids) for span in self.retain] if self.pairs else []
 
-    def step_batch(self, plan: StepPlan) -> StepBatch:
-        """Return the sizes of a whole step batch, over all processes."""
+    def step_batch(self, plan: StepPlan, *, progress: float = 0.0) -> StepBatch:
+        """Return the sizes of a whole step batch, over all processes, and how far the run is."""
         forget, alternate = self._spans(plan.main)
         retain = [self.retain[index] for index in (plan.retain if self.pairs else plan.main)]
         return StepBatch(
@@ -67,6 +67,7 @@ class TrainingSet(Dataset[StepPlan]):
             retain_sequences=len(retain) if self.retain else 0,
             retain_tokens=_n_answer_tokens(retain),
             retain_positions=_n_tokens(retain),
+            progress=progress,
         )
 
     def read(self, *, seed: int, step_batch_size: int, n_steps: int) -> dict[str, list[int]]:
@@ -150,7 +151,7 @@ class TrainingSet(Dataset[StepPlan]):
     ) -> Batch:
         indices = [index for index, _ in pairs]
         others = [index for _, index in pairs if index >= 0]
-        forget = collate([self.forget[index] for index in indices]).to(device)
+        forget = replace(collate([self.forget[i] for i in indices]), index=torch.tensor(indices)).to(device)
         forget = self.references.attach("forget", indices, forget)
         alternate = None
         if others:

@@ -145,7 +145,7 @@ def losses_of(
         return [
             Batch(
                 step_batch=step_batch_of(data),
-                forget=part("forget", piece),
+                forget=replace(part("forget", piece), index=torch.tensor(piece)),
                 alternate=part("alternate", piece) if needs.alternates else None,
                 statistic=statistic,
             )

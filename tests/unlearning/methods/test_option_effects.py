@@ -45,6 +45,8 @@ OTHER: dict[str, Any] = {
     "salient": "down_proj",
     "salient_share": 0.2,
     "schedule_steps": 5,
+    "folds": 2,
+    "control": "another control",
     "reinforced_learning_rate": 0.3,
 }
 """`layer` 0 is the default of a model of two blocks."""
@@ -63,22 +65,26 @@ BESIDE: dict[str, list[dict[str, Any]]] = {
     "sam_npo": [{"smoothing": "noise"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
     "circuit_breakers": [{"gamma": 0.0}, {"alpha": 0.0}, {"layers": "1"}, {"schedule_steps": 3}],
     "sure": [{"salient": "q_proj"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
+    "oracle": [{"control": "another"}, {"gamma": 0.0}, {"alpha": 0.0}, {"wrong_answers": True}],
+    "undo": [{"noise": 0.0}, {"noise_scale": 0.0}, {"noise": 1.0}, {"gamma": 0.0}, {"alpha": 0.0}],
     "tar": [{"forget_loss": "npo"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
     "whp": [{"anchors": "given.json"}, {"reinforced": "given"}, {"reinforced_weight": 0.0}],
 }
+REQUIRED = {"oracle": {"control": "a control"}}
 WEIGHTS: list[dict[str, Any]] = [{"gamma": 0.0}, {"alpha": 0.0}, {"alpha": 1.0}, {"retain_loss": "kl"}]
 
 
 def contexts(method: AnyMethod, *, pairs: bool) -> Iterator[dict[str, Any]]:
     names = {field.name for field in dataclasses.fields(method.options)}
+    needed = REQUIRED.get(method.name, {})
     single = [each for each in BESIDE.get(method.name, WEIGHTS) if names.issuperset(each)]
     if not pairs:
-        yield {}
-        yield from single
+        yield needed
+        yield from (needed | each for each in single)
         return
     for one, other in itertools.combinations(single, 2):
         if one.keys().isdisjoint(other):
-            yield one | other
+            yield needed | one | other
 
 
 def others(method: AnyMethod, name: str, default: Any) -> list[Any]:
@@ -100,9 +106,18 @@ def gradient(loss: Tensor | None, model: LlamaForCausalLM = MODEL) -> list[Tenso
     return [torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), found, strict=True)]
 
 
-def moved(method: AnyMethod, options: Any, step: int) -> LlamaForCausalLM:
-    """The model at the weights where the forget gradient of a step is taken."""
+def started(method: AnyMethod, options: Any) -> LlamaForCausalLM:
+    """The model before the first step."""
     model = copy.deepcopy(MODEL)
+    if method.start is not None:
+        with torch.no_grad():
+            method.start(list(model.named_parameters()), options)
+    return model
+
+
+def moved(method: AnyMethod, options: Any, step: int, start: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The model at the weights where the forget gradient of a step is taken."""
+    model = copy.deepcopy(start)
     if method.displacement is not None:
 
         def slopes(loss: Any) -> list[Tensor]:
@@ -130,11 +145,12 @@ def done_in_a_step(method: AnyMethod, options: Any) -> list[Any]:
     left_out = replace(
         method, forget_loss=method.forget_loss if gamma else None, statistic=method.statistic if gamma else None
     )
+    start = started(method, options)
     directions = []
     for step in range(4 if method.displacement is not None and gamma else 1):
-        model = moved(left_out, options, step) if gamma else MODEL
+        model = moved(left_out, options, step, start) if gamma else start
         f = gradient(losses_of(left_out, options, DATA, model=model)[0], model)
-        r = gradient(losses_of(left_out, options, DATA)[1] if alpha else None)
+        r = gradient(losses_of(left_out, options, DATA, model=start)[1] if alpha else None, start)
         directions.append([gamma * a + alpha * b for a, b in zip(f, r, strict=True)])
     if isinstance(combination, Bilevel):
         # What yields is also taken along the other gradient, where every clamp binds.
@@ -148,7 +164,8 @@ def done_in_a_step(method: AnyMethod, options: Any) -> list[Any]:
         method.finish(last, START, options)
         end = [parameter.sum().item() for parameter in last.parameters()]
     every = torch.cat([part.flatten() for direction in directions for part in direction]) + 0.0  # no -0
-    return [every.numpy().tobytes(), trained, learned, end]
+    beside = {reference.model for reference in method.needs(options).references}
+    return [every.numpy().tobytes(), trained, learned, end, beside]
 
 
 def combined(combination: Bilevel, f: list[Tensor], r: list[Tensor]) -> list[Tensor]:

@@ -51,5 +51,5 @@ def test_processes_share_the_step_of_one(n_examples: int, batch_size: int) -> No
 
 
 def test_what_the_user_sets_stays() -> None:
-    given_options = TrainOptions(learning_rate=0.5, epochs=3, gradient_accumulation_steps=7)
+    given_options = TrainOptions(learning_rate=0.5, epochs=3, gradient_accumulation_steps=7, lr_schedule="cosine")
     assert with_recipe(given_options, Recipe(), n_parameters=10**9, n_examples=5) == given_options

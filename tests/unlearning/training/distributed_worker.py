@@ -22,6 +22,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "sam_npo": {"method": "sam_npo", "batch_size": 1, "gradient_accumulation_steps": 2, "rho": 0.1},
     "noise": {"method": "sam_npo", "batch_size": 2, "gradient_accumulation_steps": 1, "smoothing": "noise"},
     "sure": {"method": "sure", "batch_size": 2, "gradient_accumulation_steps": 1},
+    "undo": {"method": "undo", "batch_size": 2, "gradient_accumulation_steps": 1},
+    "layered": {"method": "layered", "batch_size": 1, "gradient_accumulation_steps": 2, "folds": 2},
+    "oracle": {"method": "oracle", "batch_size": 2, "gradient_accumulation_steps": 1, "control": "DIRECTORY/control"},
     "tar": {"method": "tar", "batch_size": 2, "gradient_accumulation_steps": 1, "forget_loss": "npo"},
 }
 SHARED: dict[str, Any] = {"max_steps": 3, "learning_rate": 1e-3, "weight_decay": 0, "logging_steps": 1}
@@ -31,6 +34,12 @@ FSDP = {
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
 }
+
+
+def run_in(run: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """A run with its paths."""
+    there = {name: value for name, value in run.items() if isinstance(value, str)}
+    return run | {name: value.replace("DIRECTORY", str(directory)) for name, value in there.items()}
 
 
 def shard_on_cpu() -> None:
@@ -76,7 +85,7 @@ def main(directory: Path) -> None:
                 retain=directory / "retain.json",
                 output_dir=directory / f"{name}-{wrapper}",
                 progress=False,
-                **run,
+                **run_in(run, directory),
                 **SHARED,
             )
             assert wrappers == {wrapper}, wrappers

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.unlearning.helpers import build_examples
-from tests.unlearning.training.distributed_worker import RUNS, SHARED
+from tests.unlearning.helpers import build_examples, build_tiny_llama
+from tests.unlearning.training.distributed_worker import RUNS, SHARED, run_in
 from unlearning import train
 
 ROOT = Path(__file__).parents[3]
@@ -26,6 +26,7 @@ def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Trained alone, and by two processes side by side. Five forget examples: the second step of an epoch has one."""
     directory = tmp_path_factory.mktemp("distributed")
     (directory / "model").symlink_to(model_dir)
+    build_tiny_llama(2).save_pretrained(directory / "control")
     records = [asdict(example) for example in build_examples()]
     (directory / "forget.json").write_text(json.dumps(records[:5]))
     (directory / "retain.json").write_text(json.dumps(records[5:]))
@@ -59,7 +60,7 @@ def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             retain=directory / "retain.json",
             output_dir=directory / f"{name}-one",
             progress=False,
-            **{**run, "batch_size": 2 * run["batch_size"]},
+            **{**run_in(run, directory), "batch_size": 2 * run["batch_size"]},
             **SHARED,
         )
     try:

@@ -1,5 +1,6 @@
 """Every method, on a model that knows a small world: it forgets, keeps the rest, and a killed run comes to the same."""
 
+import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from tests.unlearning.small_world import FORGET, NAMES, RETAIN, World, at_call, interrupt
 from unlearning import train
@@ -60,6 +62,9 @@ CASES = {
     "circuit_breakers": Case(
         {"learning_rate": 4e-3, "max_steps": 80, "alpha": 20, "train_parameters": "embed|layers.0"}
     ),
+    "layered": Case({"learning_rate": 3e-3, "max_steps": 24, "beta": 1, "alpha": 3, "folds": 2}),
+    "oracle": Case({"learning_rate": 4e-3, "max_steps": 40}),
+    "undo": Case({"learning_rate": 4e-3, "max_steps": 60, "noise": 0.3}),
     "kto": Case({"learning_rate": 4e-3, "max_steps": 12, "alpha": 2}, forget=0.4),
     "simnpo": Case({"learning_rate": 4e-3, "max_steps": 12, "gamma": 1}),
     "undial": Case({"learning_rate": 4e-3, "max_steps": 20, "alpha": 3}),
@@ -93,8 +98,32 @@ def anchors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def settings_of(method: str, anchors: Path) -> dict[str, Any]:
-    own = {"anchors": str(anchors)} if method == "whp" else {}
+@pytest.fixture(scope="session")
+def beside(world: World, anchors: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What single methods cannot do without, by method."""
+    control = str(tmp_path_factory.mktemp("control") / "control")
+    torch.manual_seed(0)
+    train(
+        "finetune",
+        model=LlamaForCausalLM(world.model.config),
+        tokenizer=world.tokenizer,
+        retain=RETAIN,
+        output_dir=control,
+        **{**SHARED, "learning_rate": 4e-3, "max_steps": 80},
+    )
+    return {"whp": {"anchors": str(anchors)}, "oracle": {"control": control}}
+
+
+@pytest.fixture(scope="session")
+def starts(world: World) -> dict[str, PreTrainedModel]:
+    """What single methods begin with, by method, in place of a model that knows."""
+    model = world.start()
+    train("npo", model=model, tokenizer=world.tokenizer, **settings_of("npo", {}))
+    return {"undo": model}
+
+
+def settings_of(method: str, beside: dict[str, Any]) -> dict[str, Any]:
+    own = beside.get(method, {})
     given = {**SHARED, **CASES[method].options, **own, "forget": FORGET}
     described = METHODS[method]
     names = {name for name in described.options.__dataclass_fields__ if name in given}
@@ -111,10 +140,19 @@ def last_loss(method: str) -> str:
 
 @pytest.mark.parametrize("method", list(CASES))
 def test_a_method_forgets_keeps_and_resumes(
-    method: str, world: World, anchors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    world: World,
+    beside: dict[str, Any],
+    starts: dict[str, PreTrainedModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    case, settings = CASES[method], settings_of(method, anchors)
-    whole = train(method, model=world.start(), tokenizer=world.tokenizer, **settings)
+    case, settings = CASES[method], settings_of(method, beside)
+
+    def start() -> PreTrainedModel:
+        return copy.deepcopy(starts[method]) if method in starts else world.start()
+
+    whole = train(method, model=start(), tokenizer=world.tokenizer, **settings)
     scores = world.scores(whole.model)
     assert scores.forget_exact < case.forget
     assert scores.forget_probability < case.forget
@@ -128,10 +166,10 @@ def test_a_method_forgets_keeps_and_resumes(
     with monkeypatch.context() as patched:
         at_call(patched, method, save_every + 2, interrupt, loss=last_loss(method))
         with pytest.raises(KeyboardInterrupt):
-            train(method, model=world.start(), tokenizer=world.tokenizer, **kept)
+            train(method, model=start(), tokenizer=world.tokenizer, **kept)
     checkpoints = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert f"checkpoint-{save_every}" in checkpoints
-    resumed = train(method, model=world.start(), tokenizer=world.tokenizer, resume=True, **kept)
+    resumed = train(method, model=start(), tokenizer=world.tokenizer, resume=True, **kept)
     assert resumed.history == whole.history
     assert resumed.evaluations == whole.evaluations
     wanted, saved = whole.model.state_dict(), load_file(tmp_path / "run" / "model.safetensors")

@@ -49,19 +49,21 @@ def computed(
     budget: float = 1.0,
     size=3,
     read=None,
+    asked=ALL,
 ) -> References:
     return compute_references(
         model if model is not None else build_tiny_llama(),
         name,
         {"retain": spans},
         {"retain": range(len(spans)) if read is None else read},
-        ALL,
+        asked,
         ReferenceSettings(
             batch_size=size,
             budget=budget,
             precision="float32",
             main_first=nullcontext,
             advance=lambda _done, _total: None,
+            load=lambda _name: build_tiny_llama(2),
         ),
     )
 
@@ -105,6 +107,20 @@ def test_constants_equal_one_unpadded_pass(spans: list[AnswerSpan], size: int, b
             torch.testing.assert_close(found, torch.cat([row[part] for row in expected]), atol=1e-5, rtol=0)
     assert attached(references, spans, [0]).to(torch.device("cpu")).reference_logits is not None
     assert references.attach("forget", [0], collate(spans[:1])).reference_nll is None
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.0], ids=["on disk", "model kept"])
+def test_a_named_model_beside_the_start(spans: list[AnswerSpan], budget: float) -> None:
+    own, named = Reference("retain", "logits"), Reference("retain", "logits", model="another")
+    columns = computed(spans, budget=budget, asked=(own, named)).columns
+    for reference, model in ((own, build_tiny_llama()), (named, build_tiny_llama(2))):
+        found = References({reference: columns[reference]}).attach("retain", [2], collate([spans[2]]))
+        with torch.no_grad():
+            logits = model(torch.tensor([spans[2].input_ids])).logits[0, spans[2].answer_start - 1 : -1]
+        assert found.reference_logits is not None
+        torch.testing.assert_close(found.reference_logits, logits, atol=1e-5, rtol=0)
+    if budget:
+        assert {entry.model for entry in list_cache()} == {"", "another"}
 
 
 def test_the_kept_model_is_not_the_trained_one(spans: list[AnswerSpan]) -> None:
