@@ -24,6 +24,7 @@ from unlearning.methods.ga import GA
 from unlearning.methods.ga_forget_kl import GA_FORGET_KL
 from unlearning.methods.grad_diff import GRAD_DIFF
 from unlearning.methods.idk import IDK
+from unlearning.methods.ilu import ILU
 from unlearning.methods.jensun import JENSUN
 from unlearning.methods.kto import KTO
 from unlearning.methods.layered import LAYERED
@@ -56,6 +57,7 @@ _ALL: tuple[AnyMethod, ...] = (
     SAM_NPO,
     SURE,
     TAR,
+    ILU,
     KTO,
     SIMNPO,
     UNDIAL,

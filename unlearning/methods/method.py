@@ -131,6 +131,7 @@ class Method(Generic[Options]):
             beside the present weights; None to take it at them.
         statistic: Return a sum and a count over a micro-batch, computed without gradient. Their ratio over the step
             batch is `Batch.statistic`, for estimates that must not depend on how the step batch is split.
+        statistic_of: The examples that `statistic` reads, and in whose batches it is.
         trains: Return the parameters that the method trains, as a regular expression or by their names; None to train
             all.
         resolve: Fill in options whose default depends on the model, before `needs` and the losses read them.
@@ -153,6 +154,7 @@ class Method(Generic[Options]):
     combination: Callable[[Options], Combination] = weighted_sum
     displacement: Callable[[Options], Displacement] | None = None
     statistic: Callable[[PreTrainedModel, Batch, Options], tuple[float, float]] | None = None
+    statistic_of: Literal["forget", "retain"] = "forget"
     trains: Callable[[PreTrainedModel, Options], str | frozenset[str] | None] | None = None
     resolve: Callable[[PreTrainedModel, Options], Options] | None = None
     settle: Settle | None = None

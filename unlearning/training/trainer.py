@@ -222,13 +222,14 @@ class UnlearningTrainer(Trainer):
         gamma, alpha = self.combination.weights()
         passes = []
         if self.method.forget_loss is not None and gamma:
-            statistic = self._statistic(model, plan, step_batch)
+            statistic = self._statistic("forget", model, plan, step_batch)
             batches = data.forget_batches(plan, step_batch, device, statistic)
             passes.append(_Pass("forget", gamma, self.method.forget_loss, batches, len(plan.main_batches)))
         learns = isinstance(self.combination, DualAscent)
         if self.method.retain_loss is not None and data.retain and (alpha or learns):
             n_batches = len(plan.retain_batches if data.pairs else plan.main_batches)
-            batches = data.retain_batches(plan, step_batch, device)
+            statistic = self._statistic("retain", model, plan, step_batch)
+            batches = data.retain_batches(plan, step_batch, device, statistic)
             passes.append(_Pass("retain", alpha, self.method.retain_loss, batches, n_batches))
         return passes
 
@@ -300,12 +301,15 @@ class UnlearningTrainer(Trainer):
                 accumulator.add()
         return self._total(part.name, shares)
 
-    def _statistic(self, model: torch.nn.Module, plan: StepPlan, step_batch: StepBatch) -> float | None:
-        if self.method.statistic is None:
+    def _statistic(self, name: str, model: torch.nn.Module, plan: StepPlan, step_batch: StepBatch) -> float | None:
+        """Return the method's statistic over the step batch, on all processes; None if it is not of these examples."""
+        if self.method.statistic is None or self.method.statistic_of != name:
             return None
+        data = self.training_set
+        read = data.forget_batches if name == "forget" else data.retain_batches
         sums = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad():
-            for batch, indices in self.training_set.forget_batches(plan, step_batch, self.args.device, None):
+            for batch, indices in read(plan, step_batch, self.args.device, None):
                 total, count = self.method.statistic(model, batch, self.method_options)  # type: ignore[arg-type]
                 if indices:
                     sums += torch.tensor([total, count], dtype=torch.float64)

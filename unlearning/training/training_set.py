@@ -114,7 +114,7 @@ class TrainingSet(Dataset[StepPlan]):
             plan: Examples of the step.
             step_batch: Sizes of the whole step batch.
             device: Device of the tensors.
-            statistic: Value of `Method.statistic` over the step batch; None if the method has no statistic.
+            statistic: Value of `Method.statistic` over the step batch; None if the method has none of forget examples.
 
         Yields:
             A micro-batch, and the indices of its examples in the forget set.
@@ -128,7 +128,7 @@ class TrainingSet(Dataset[StepPlan]):
             yield self._forget_batch(pairs, step_batch, device, statistic), indices
 
     def retain_batches(
-        self, plan: StepPlan, step_batch: StepBatch, device: torch.device
+        self, plan: StepPlan, step_batch: StepBatch, device: torch.device, statistic: float | None
     ) -> Iterator[tuple[Batch, list[int]]]:
         """Yield this process's micro-batches of retain examples (see `forget_batches`).
 
@@ -136,6 +136,7 @@ class TrainingSet(Dataset[StepPlan]):
             plan: Examples of the step.
             step_batch: Sizes of the whole step batch.
             device: Device of the tensors.
+            statistic: Value of `Method.statistic` over the step batch; None if the method has none of retain examples.
 
         Yields:
             A micro-batch, and the indices of its examples in the retain set.
@@ -144,7 +145,7 @@ class TrainingSet(Dataset[StepPlan]):
             return
         every, cut = (plan.retain, plan.retain_batches) if self.pairs else (plan.main, plan.main_batches)
         for items in cut:
-            yield self._retain_batch(items or every[:1], step_batch, device), items
+            yield self._retain_batch(items or every[:1], step_batch, device, statistic), items
 
     def _forget_batch(
         self, pairs: Sequence[tuple[int, int]], step_batch: StepBatch, device: torch.device, statistic: float | None
@@ -159,9 +160,11 @@ class TrainingSet(Dataset[StepPlan]):
             alternate = self.references.attach("alternate", others, alternate)
         return Batch(step_batch, forget=forget, alternate=alternate, statistic=statistic)
 
-    def _retain_batch(self, indices: Sequence[int], step_batch: StepBatch, device: torch.device) -> Batch:
+    def _retain_batch(
+        self, indices: Sequence[int], step_batch: StepBatch, device: torch.device, statistic: float | None
+    ) -> Batch:
         batch = collate([self.retain[index] for index in indices]).to(device)
-        return Batch(step_batch, retain=self.references.attach("retain", indices, batch))
+        return Batch(step_batch, retain=self.references.attach("retain", indices, batch), statistic=statistic)
 
     def _spans(self, items: Sequence[int]) -> tuple[list[Span], list[Span]]:
         if not self.pairs:

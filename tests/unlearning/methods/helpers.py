@@ -141,7 +141,10 @@ def losses_of(
     def part(name: str, piece: Sequence[int]) -> TokenBatch:
         return batch_of([getattr(data, name)[place] for place in piece], needs.references, name, padding)
 
-    def micro_batches(statistic: float | None) -> list[Batch]:
+    def retain_batches(statistic: float | None) -> list[Batch]:
+        return [Batch(step_batch_of(data), retain=part("retain", piece), statistic=statistic) for piece in pieces]
+
+    def forget_batches(statistic: float | None) -> list[Batch]:
         return [
             Batch(
                 step_batch=step_batch_of(data),
@@ -152,14 +155,16 @@ def losses_of(
             for piece in pieces
         ]
 
-    statistic = None
+    statistics: dict[str, float] = {}
     if method.statistic is not None:
-        sums = [method.statistic(model, batch, options) for batch in micro_batches(None)]
-        statistic = sum(total for total, _ in sums) / sum(count for _, count in sums)
+        read = forget_batches if method.statistic_of == "forget" else retain_batches
+        sums = [method.statistic(model, batch, options) for batch in read(None)]
+        statistics[method.statistic_of] = sum(total for total, _ in sums) / sum(count for _, count in sums)
     forget = retain = None
     if method.forget_loss is not None:
-        forget = torch.stack([method.forget_loss(model, batch, options) for batch in micro_batches(statistic)]).sum()
+        batches = forget_batches(statistics.get("forget"))
+        forget = torch.stack([method.forget_loss(model, batch, options) for batch in batches]).sum()
     if method.retain_loss is not None and needs.retain:
-        batches = [Batch(step_batch_of(data), retain=part("retain", piece)) for piece in pieces]
+        batches = retain_batches(statistics.get("retain"))
         retain = torch.stack([method.retain_loss(model, batch, options) for batch in batches]).sum()
     return forget, retain

@@ -65,6 +65,7 @@ BESIDE: dict[str, list[dict[str, Any]]] = {
     "sam_npo": [{"smoothing": "noise"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
     "circuit_breakers": [{"gamma": 0.0}, {"alpha": 0.0}, {"layers": "1"}, {"schedule_steps": 3}],
     "sure": [{"salient": "q_proj"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
+    "ilu": [{"invariance": 0.0}, {"gamma": 0.0}, {"alpha": 1.0}, {"retain_loss": "kl"}],
     "oracle": [{"control": "another"}, {"gamma": 0.0}, {"alpha": 0.0}, {"wrong_answers": True}],
     "undo": [{"noise": 0.0}, {"noise_scale": 0.0}, {"noise": 1.0}, {"gamma": 0.0}, {"alpha": 0.0}],
     "tar": [{"forget_loss": "npo"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
@@ -142,8 +143,9 @@ def done_in_a_step(method: AnyMethod, options: Any) -> list[Any]:
         combination.after_step(retain_loss)
         learned.append(combination.weights())
     # A loss without weight is not computed by the trainer.
+    read = gamma or method.statistic_of == "retain"
     left_out = replace(
-        method, forget_loss=method.forget_loss if gamma else None, statistic=method.statistic if gamma else None
+        method, forget_loss=method.forget_loss if gamma else None, statistic=method.statistic if read else None
     )
     start = started(method, options)
     directions = []

@@ -63,6 +63,7 @@ CASES = {
         {"learning_rate": 4e-3, "max_steps": 80, "alpha": 20, "train_parameters": "embed|layers.0"}
     ),
     "layered": Case({"learning_rate": 3e-3, "max_steps": 24, "beta": 1, "alpha": 3, "folds": 2}),
+    "ilu": Case({"learning_rate": 4e-3, "max_steps": 14, "beta": 1, "alpha": 3}),
     "oracle": Case({"learning_rate": 4e-3, "max_steps": 40}),
     "undo": Case({"learning_rate": 4e-3, "max_steps": 60, "noise": 0.3}),
     "kto": Case({"learning_rate": 4e-3, "max_steps": 12, "alpha": 2}, forget=0.4),
