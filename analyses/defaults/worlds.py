@@ -48,7 +48,11 @@ def demo_world() -> World:
         base="demo:base",
         forget=read_examples(question_set("forget")),
         retain=read_examples(question_set("retain")),
-        own={"whp": {"anchors": str(QUESTIONS / "anchors.json")}, "oracle": {"control": "demo:never"}},
+        own={
+            "whp": {"anchors": str(QUESTIONS / "anchors.json")},
+            "oracle": {"control": "demo:never"},
+            "elm": {"concept": "the people"},
+        },
     )
 
 
@@ -66,7 +70,7 @@ def tofu_world(directory: Path) -> World:
     """
     pair = unlearning_methods.tofu_world(directory)
     sets = {name: read_examples(str(directory / "data" / f"{name}.jsonl")) for name in ("forget", "retain")}
-    own = {"oracle": {"control": pair.control}}
+    own = {"oracle": {"control": pair.control}, "elm": {"concept": "the authors"}}
     return World(name="tofu", base=pair.base, forget=sets["forget"], retain=sets["retain"], own=own)
 
 
@@ -97,4 +101,5 @@ def language_model_world(name: str, *, n_forget: int = 24) -> World:
         raise InputError(f"`model` must know 8 capitals to forget some, got {name}, which knows {len(capitals)}")
     forget = capitals[::2][:n_forget]
     retain = [fact for fact in known if fact not in forget]
-    return World(name=path.name, base=name, forget=forget, retain=retain, options={"append_eos": False})
+    own = {"elm": {"concept": "the capitals of countries"}}
+    return World(name=path.name, base=name, forget=forget, retain=retain, options={"append_eos": False}, own=own)

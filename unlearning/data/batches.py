@@ -75,6 +75,26 @@ def n_predicted(span: Span) -> int:
     return len(span.input_ids) - max(span.answer_start, 1)  # nothing predicts the very first token
 
 
+def inserted(span: Span, tokens: list[int], at: int) -> Span:
+    """Put tokens that carry no loss into a span; the tokens that carried loss still do.
+
+    Args:
+        span: The span.
+        tokens: The tokens to put in.
+        at: Index of the first of them, which comes before all tokens that carry loss.
+
+    Returns:
+        The longer span.
+    """
+    input_ids = [*span.input_ids[:at], *tokens, *span.input_ids[at:]]
+    if isinstance(span, LabelledSpan):
+        targets = [*span.targets[:at], *([0] * len(tokens)), *span.targets[at:]]
+        mask = [*span.mask[:at], *([False] * len(tokens)), *span.mask[at:]]
+        return LabelledSpan(input_ids, targets, mask)
+    # The very first token carried no loss, and has something before it now.
+    return replace(span, input_ids=input_ids, answer_start=max(span.answer_start, 1) + len(tokens))
+
+
 def collate(spans: Sequence[Span]) -> TokenBatch:
     """Pad spans on the right into one batch.
 

@@ -7,10 +7,11 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from unlearning.common.errors import InputError
+from unlearning.data.batches import Span, inserted
 from unlearning.data.chat import ChatFormat
 from unlearning.data.documents import cut_document
 from unlearning.data.question_answer import Example
-from unlearning.data.spans import AnswerSpan, encode_answer
+from unlearning.data.spans import AnswerSpan, encode_answer, encode_text
 
 TooLong = Literal["refuse", "cut", "skip"]
 
@@ -92,6 +93,25 @@ def encode(
             f"({sum(lost)} answer tokens are not trained on)"
         )
     return Encoded(spans, origin, tuple(notes))
+
+
+def put_before(tokenizer: PreTrainedTokenizerBase, text: str, span: Span) -> Span:
+    """Put a text before an example, after the special tokens that open it; the example's own tokens stay.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        text: The text.
+        span: The example.
+
+    Returns:
+        The longer example; its loss lies on the same tokens as before.
+    """
+    opening = 0
+    for special, token in zip(tokenizer("")["input_ids"], span.input_ids, strict=False):
+        if special != token:
+            break
+        opening += 1
+    return inserted(span, encode_text(tokenizer, text, add_special_tokens=False), opening)
 
 
 def _document(

@@ -19,6 +19,7 @@ from unlearning.methods.blur import BLUR
 from unlearning.methods.ce_u import CE_U
 from unlearning.methods.circuit_breakers import CIRCUIT_BREAKERS
 from unlearning.methods.dpo import DPO
+from unlearning.methods.elm import ELM
 from unlearning.methods.finetune import FINETUNE
 from unlearning.methods.ga import GA
 from unlearning.methods.ga_forget_kl import GA_FORGET_KL
@@ -61,6 +62,7 @@ _ALL: tuple[AnyMethod, ...] = (
     KTO,
     SIMNPO,
     UNDIAL,
+    ELM,
     CE_U,
     WGA,
     SATIMP,

@@ -78,12 +78,15 @@ class Reference:
         layer: Block whose output "hidden" is, counted from 0, or several blocks in rising order, whose outputs stand
             side by side; None for the other quantities.
         model: Directory, hub id or built-in name of the model; None for the model before training.
+        prefixes: Texts that are put before the example, each with a weight: "logits" is then the weighted sum of the
+            logits after each text ("" for the example alone). Empty for the quantity as it is.
     """
 
     data: Literal["forget", "alternate", "retain"]
     quantity: Literal["nll", "logits", "hidden"]
     layer: int | tuple[int, ...] | None = None
     model: str | None = None
+    prefixes: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

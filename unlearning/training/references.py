@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from unlearning.checkpoints.hashing import configuration_hash, content_hash
 from unlearning.common.cache import cache_directory, cache_limit, created, described_by, hold, make_room
+from unlearning.common.context import context_of
 from unlearning.common.errors import InputError
 from unlearning.data.batches import LabelledSpan, Span, TokenBatch, collate, n_predicted
 from unlearning.methods.method import Reference
@@ -111,25 +112,27 @@ class LiveColumn:
 
     Attributes:
         model: The copy or the named model, in eval mode.
+        texts: The examples, after each of the reference's prefixes.
         reference: The quantity.
         precision: The option `precision` of the run.
     """
 
     model: PreTrainedModel
+    texts: "Texts"
     reference: Reference
     precision: str
 
     def of(self, indices: Sequence[int], batch: TokenBatch) -> Tensor:  # noqa: ARG002
-        """Compute the batch's values with the reference model.
+        """Compute the values of some examples with the reference model.
 
         Args:
-            indices: Not used.
-            batch: The examples.
+            indices: Indices of the examples in the data set.
+            batch: Not used.
 
         Returns:
             The values (see `evaluate`).
         """
-        return evaluate(self.model, batch, self.reference, self.precision)
+        return evaluate_texts(self.model, self.texts, indices, self.reference, self.precision)
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ class ReferenceSettings:
         main_first: Return a context in which the other processes wait for the main one.
         advance: Called with the number of examples done and their total.
         load: Load a named model whose quantities are read.
+        put_before: Return an example after a text.
         described: By data set, what `unlearn cache` tells of its constants: the names of model and data.
     """
 
@@ -181,6 +185,7 @@ class ReferenceSettings:
     main_first: Callable[[], AbstractContextManager[None]]
     advance: Callable[[int, int], None]
     load: Callable[[str], PreTrainedModel]
+    put_before: Callable[[str, Span], Span]
     described: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
@@ -205,6 +210,34 @@ def evaluate(model: PreTrainedModel, batch: TokenBatch, reference: Reference, pr
             return answer_logits(model, batch).logits.float()
         assert reference.layer is not None
         return block_output(model, batch, reference.layer).float()
+
+
+Texts = Sequence[tuple[float, Mapping[int, Span]]]
+"""The examples of a data set by index, after each of a reference's prefixes, with the prefix's weight."""
+
+
+def evaluate_texts(
+    model: PreTrainedModel, texts: Texts, indices: Sequence[int], reference: Reference, precision: str
+) -> Tensor:
+    """Compute the weighted sum of one quantity over the prefixes, on some examples.
+
+    Args:
+        model: The reference model.
+        texts: The examples after each prefix.
+        indices: Indices of the examples.
+        reference: The quantity.
+        precision: The option `precision` of the run.
+
+    Returns:
+        The values, on the model's device (see `evaluate`).
+    """
+    total: Tensor | None = None
+    for weight, spans in texts:
+        batch = collate([spans[index] for index in indices]).to(model.device)
+        part = evaluate(model, batch, reference, precision).mul_(weight)
+        total = part if total is None else total.add_(part)  # in place: logits are among the largest tensors
+    assert total is not None
+    return total
 
 
 def compute_references(
@@ -262,23 +295,46 @@ def _columns(
         data = {index: spans[reference.data][index] for index in read[reference.data]}
         rows = [_n_rows(data[index], reference) if index in data else 0 for index in range(len(spans[reference.data]))]
         offsets = np.concatenate([[0], np.cumsum(rows)])
+        texts = _texts(model, data, reference, settings)
         shape = (int(offsets[-1]),) if reference.quantity == "nll" else (int(offsets[-1]), _width(model, reference))
         n_bytes = 4 * math.prod(shape)
-        path = cache_directory("reference") / f"{_key(start_hash, data.values(), reference, settings.precision)}.npy"
+        path = cache_directory("reference") / f"{_key(start_hash, texts, reference, settings.precision)}.npy"
         opened = None
         if reference.quantity == "nll" or n_bytes <= min(1e9 * settings.budget, cache_limit()):
             with settings.main_first():
                 opened = _open(path, shape)
                 if opened is None:
-                    _write(path, shape, offsets, model, data, reference, settings)
+                    _write(path, shape, offsets, model, texts, reference, settings)
                     opened = _open(path, shape)
         if opened is None:
             # A named model is not trained, so it needs no copy.
             copied = copied or (_frozen_copy(model) if reference.model is None else model)
-            columns[reference] = LiveColumn(copied, reference, settings.precision)
+            columns[reference] = LiveColumn(copied, texts, reference, settings.precision)
         else:
             columns[reference] = StoredColumn(path, *opened, shape[1] if len(shape) > 1 else None, offsets)
     return columns
+
+
+def _texts(
+    model: PreTrainedModel, data: Mapping[int, Span], reference: Reference, settings: ReferenceSettings
+) -> Texts:
+    """Return the examples after each prefix; those alone for a reference without prefixes.
+
+    Raises:
+        InputError: A prefix makes a text longer than the model reads.
+    """
+    texts = []
+    context = context_of(model)
+    for prefix, weight in reference.prefixes or (("", 1.0),):
+        longer = {index: settings.put_before(prefix, span) for index, span in data.items()} if prefix else data
+        longest = max((len(span.input_ids) for span in longer.values()), default=0)
+        if prefix and context is not None and longest > context:
+            raise InputError(
+                f"{prefix.strip()[:60]!r} before the {reference.data} texts makes {longest} tokens, and the model "
+                f"reads {context}. Set a shorter text or a lower `max_length`."
+            )
+        texts.append((weight, longer))
+    return texts
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
@@ -307,11 +363,14 @@ def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copied
 
 
-def _key(start_hash: str, data: Iterable[Span], reference: Reference, precision: str) -> str:
+def _key(start_hash: str, texts: Texts, reference: Reference, precision: str) -> str:
     digest = hashlib.sha256(f"{start_hash} {reference.quantity} {reference.layer} {precision}\n".encode())
-    for span in data:
-        where = [span.targets, span.mask] if isinstance(span, LabelledSpan) else [span.answer_start]
-        digest.update(json.dumps([span.input_ids, *where]).encode())
+    for weight, spans in texts:
+        if reference.prefixes:
+            digest.update(f"{weight!r}\n".encode())
+        for span in spans.values():
+            where = [span.targets, span.mask] if isinstance(span, LabelledSpan) else [span.answer_start]
+            digest.update(json.dumps([span.input_ids, *where]).encode())
     return digest.hexdigest()[:32]
 
 
@@ -355,7 +414,7 @@ def _write(
     shape: tuple[int, ...],
     offsets: np.ndarray,
     model: PreTrainedModel,
-    data: Mapping[int, Span],
+    texts: Texts,
     reference: Reference,
     settings: ReferenceSettings,
 ) -> None:
@@ -374,11 +433,11 @@ def _write(
             # Written rather than mapped: a full disk raises here, and would crash the process through a mapped file.
             file.truncate(start + n_bytes)
             row_bytes = 4 * (shape[1] if len(shape) > 1 else 1)
+            data = texts[0][1]
             order = sorted(data, key=lambda index: len(data[index].input_ids))
             for first in range(0, len(order), settings.batch_size):
                 indices = order[first : first + settings.batch_size]
-                batch = collate([data[index] for index in indices]).to(model.device)
-                values = evaluate(model, batch, reference, settings.precision).cpu().numpy()
+                values = evaluate_texts(model, texts, indices, reference, settings.precision).cpu().numpy()
                 sizes = [int(offsets[index + 1] - offsets[index]) for index in indices]
                 for index, part in zip(indices, np.split(values, np.cumsum(sizes)[:-1]), strict=True):
                     file.seek(start + row_bytes * int(offsets[index]))

@@ -17,6 +17,7 @@ from unlearning.checkpoints.save import write_tokenizer
 from unlearning.checkpoints.storage import fits, round_to, store_as
 from unlearning.common.context import context_of
 from unlearning.common.errors import InputError
+from unlearning.data.encoding import put_before
 from unlearning.methods.recipe import with_recipe
 from unlearning.methods.stages import PreparationInputs, PreparedData, RunFacts, Settled
 from unlearning.objectives.forward import unwrapped
@@ -230,6 +231,7 @@ def _trainer(
         main_first=state.main_process_first,
         advance=bar.show_references,
         load=lambda name: load_beside(name, loaded),
+        put_before=lambda text, span: put_before(loaded.tokenizer, text, span),
         described={
             name: {"model": loaded.name, "data": sources.get(name, "")} for name in ("forget", "alternate", "retain")
         },

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tests.unlearning.data.helpers import TEXT, build_tokenizer
 from unlearning import Example, InputError
-from unlearning.data.batches import collate
-from unlearning.data.encoding import encode
+from unlearning.data.batches import LabelledSpan, collate, n_predicted
+from unlearning.data.encoding import encode, put_before
 from unlearning.data.spans import encode_answer
 
 TOKENIZER = build_tokenizer(bos=True)
@@ -28,6 +28,23 @@ def test_without_a_limit_every_example_is_one_span() -> None:
     encoded = encode(TOKENIZER, EXAMPLES, append_eos=True, max_length=None)
     assert [len(span.input_ids) for span in encoded.spans] == LENGTHS
     assert encoded.origin == [0, 1, 2, 3] and not encoded.notes
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["short", "long", "document", "short document"])
+def test_a_text_before_an_example_leaves_its_tokens_and_its_loss(example: Example, bos: bool) -> None:
+    tokenizer = build_tokenizer(bos=bos)
+    span = encode_answer(tokenizer, example.prompt, example.answer, append_eos=True)
+    before = tokenizer("Who knows:\n", add_special_tokens=False)["input_ids"]
+    longer = put_before(tokenizer, "Who knows:\n", span)
+    assert longer.input_ids == [*span.input_ids[: int(bos)], *before, *span.input_ids[int(bos) :]]
+    assert n_predicted(longer) == n_predicted(span) > 0
+    labels = [1 + token for token in span.input_ids]
+    labelled = LabelledSpan(span.input_ids, labels, [place >= span.answer_start for place in range(len(labels))])
+    found = put_before(tokenizer, "Who knows:\n", labelled)
+    assert isinstance(found, LabelledSpan) and found.input_ids == longer.input_ids
+    kept = [[t for t, is_on in zip(s.targets, s.mask, strict=True) if is_on] for s in (labelled, found)]
+    assert kept[0] == kept[1] and len(found.mask) == len(found.targets) == len(found.input_ids)
 
 
 def test_documents_are_cut_and_counted_and_questions_are_refused() -> None:

@@ -178,6 +178,7 @@ SLOW: dict[str, Callable[[LlamaForCausalLM, Data, Any], Tensor]] = {
     "rmu": slow_rmu,
     "circuit_breakers": slow_circuit_breakers,
     "undial": slow_undial,
+    "elm": lambda model, data, _: slow_kl(model, data.forget),  # to the constants that the batch holds
     "ce_u": lambda model, data, _: slow_ce_u(model, data),
     "wga": lambda model, data, o: slow_satimp(model, data, o.beta, 0),
     "satimp": lambda model, data, o: slow_satimp(model, data, o.beta1, o.beta2),
@@ -188,8 +189,9 @@ KL = ["grad_diff", "dpo", "npo", "kto", "simnpo", "undial", "wga", "satimp"]
 SETTLED: dict[str, dict[str, Any]] = {
     "rmu": {"steering_coefficient": 6.5},
     "circuit_breakers": {"layers": "0,1", "schedule_steps": 8},
+    "elm": {"concept": "towns"},
 }
-"""What a run settles from the data before its first step."""
+"""What a run settles from the data before its first step, or a user must set."""
 
 # Every method as it comes, and what else its options can mean.
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -202,6 +204,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("rmu", {"layer": 0, "steering_seed": 4, "steering_coefficient": 2.0}),
     ("circuit_breakers", {"layers": "0", "schedule_steps": 8}),
     ("undial", {"beta": 1.0, "alpha": 1.0}),
+    ("elm", {"concept": "towns", "retain_loss": "nll"}),
     ("satimp", {"beta1": 0.2, "beta2": 6.0}),  # at the defaults it is next to nothing for a model of random weights
 ]
 

@@ -47,6 +47,9 @@ OTHER: dict[str, Any] = {
     "schedule_steps": 5,
     "folds": 2,
     "control": "another control",
+    "concept": "another concept",
+    "novice": "Who knows nothing of {concept}:",
+    "expert": "Who knows all of {concept}:",
     "reinforced_learning_rate": 0.3,
 }
 """`layer` 0 is the default of a model of two blocks."""
@@ -67,11 +70,12 @@ BESIDE: dict[str, list[dict[str, Any]]] = {
     "sure": [{"salient": "q_proj"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
     "ilu": [{"invariance": 0.0}, {"gamma": 0.0}, {"alpha": 1.0}, {"retain_loss": "kl"}],
     "oracle": [{"control": "another"}, {"gamma": 0.0}, {"alpha": 0.0}, {"wrong_answers": True}],
+    "elm": [{"concept": "towns"}, {"eta": 2.0}, {"alpha": 0.0}, {"retain_loss": "nll"}],
     "undo": [{"noise": 0.0}, {"noise_scale": 0.0}, {"noise": 1.0}, {"gamma": 0.0}, {"alpha": 0.0}],
     "tar": [{"forget_loss": "npo"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
     "whp": [{"anchors": "given.json"}, {"reinforced": "given"}, {"reinforced_weight": 0.0}],
 }
-REQUIRED = {"oracle": {"control": "a control"}}
+REQUIRED = {"oracle": {"control": "a control"}, "elm": {"concept": "a concept"}}
 WEIGHTS: list[dict[str, Any]] = [{"gamma": 0.0}, {"alpha": 0.0}, {"alpha": 1.0}, {"retain_loss": "kl"}]
 
 
@@ -166,7 +170,7 @@ def done_in_a_step(method: AnyMethod, options: Any) -> list[Any]:
         method.finish(last, START, options)
         end = [parameter.sum().item() for parameter in last.parameters()]
     every = torch.cat([part.flatten() for direction in directions for part in direction]) + 0.0  # no -0
-    beside = {reference.model for reference in method.needs(options).references}
+    beside = {(reference.model, reference.prefixes) for reference in method.needs(options).references}
     return [every.numpy().tobytes(), trained, learned, end, beside]
 
 

@@ -26,6 +26,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "layered": {"method": "layered", "batch_size": 1, "gradient_accumulation_steps": 2, "folds": 2},
     "oracle": {"method": "oracle", "batch_size": 2, "gradient_accumulation_steps": 1, "control": "DIRECTORY/control"},
     "ilu": {"method": "ilu", "batch_size": 2, "gradient_accumulation_steps": 1, "invariance": 3.0},
+    "elm": {"method": "elm", "batch_size": 2, "gradient_accumulation_steps": 1, "concept": "towns", "eta": 3.0}
+    | {"novice": "None of {concept}:", "expert": "All of {concept}:"},
     "tar": {"method": "tar", "batch_size": 2, "gradient_accumulation_steps": 1, "forget_loss": "npo"},
 }
 SHARED: dict[str, Any] = {"max_steps": 3, "learning_rate": 1e-3, "weight_decay": 0, "logging_steps": 1}

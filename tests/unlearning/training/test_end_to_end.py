@@ -43,6 +43,8 @@ class Case:
     retain: float | None = 0.75
 
 
+LINES = {"concept": "towns", "novice": "None of {concept}:", "expert": "All of {concept}:"}
+"""Short enough for the context of the small world's model."""
 STOPPED: dict[str, Any] = {"stop_when": "forget_probability<0.5"}
 CASES = {
     "ga": Case({"learning_rate": 2e-3, "max_steps": 10, **STOPPED}, forget=0.7, retain=None),
@@ -69,6 +71,7 @@ CASES = {
     "kto": Case({"learning_rate": 4e-3, "max_steps": 12, "alpha": 2}, forget=0.4),
     "simnpo": Case({"learning_rate": 4e-3, "max_steps": 12, "gamma": 1}),
     "undial": Case({"learning_rate": 4e-3, "max_steps": 20, "alpha": 3}),
+    "elm": Case({"learning_rate": 4e-3, "max_steps": 30, **LINES}),
     "ce_u": Case({"learning_rate": 2e-3, "max_steps": 6, **STOPPED}, forget=0.9, retain=None),
     "wga": Case({"learning_rate": 4e-3, "max_steps": 12}),
     "satimp": Case({"learning_rate": 5e-3, "max_steps": 12, "beta1": 1, "gamma": 1, "alpha": 0.2}),

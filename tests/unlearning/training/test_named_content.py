@@ -32,6 +32,9 @@ PLAIN_TEXTS = {
     "alternate_template",
     "layers",
     "salient",
+    "concept",
+    "novice",
+    "expert",
 }
 """Options whose text is all there is: it names no file, no data and no model."""
 

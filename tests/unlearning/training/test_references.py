@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.unlearning.helpers import build_examples, build_tiny_llama
 from unlearning import InputError, train
 from unlearning.common.cache import cache_directory, list_cache, older_than
-from unlearning.data.batches import TokenBatch, collate
+from unlearning.data.batches import TokenBatch, collate, inserted
 from unlearning.data.encoding import encode
 from unlearning.data.order import StepSampler
 from unlearning.data.spans import AnswerSpan
@@ -64,6 +64,7 @@ def computed(
             main_first=nullcontext,
             advance=lambda _done, _total: None,
             load=lambda _name: build_tiny_llama(2),
+            put_before=lambda text, span: inserted(span, [*text.encode()], 0),
         ),
     )
 
@@ -121,6 +122,33 @@ def test_a_named_model_beside_the_start(spans: list[AnswerSpan], budget: float) 
         torch.testing.assert_close(found.reference_logits, logits, atol=1e-5, rtol=0)
     if budget:
         assert {entry.model for entry in list_cache()} == {"", "another"}
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.0], ids=["on disk", "model kept"])
+def test_logits_after_texts_are_added_up(spans: list[AnswerSpan], budget: float, cache: Path) -> None:
+    asked = [
+        Reference("retain", "logits", prefixes=prefixes)
+        for prefixes in ((("", 1.0), ("ab", 2.0), ("c", -0.5)), (("", 1.0), ("ab", 2.0), ("d", -0.5)), (("ab", 2.0),))
+    ]
+    asked.append(Reference("retain", "logits", prefixes=(("ab", 1.0),)))
+    columns = computed(spans, budget=budget, asked=asked).columns
+    model, span = build_tiny_llama(), spans[2]
+    for reference in asked:
+        found = References({reference: columns[reference]}).attach("retain", [2], collate([span]))
+        total = torch.zeros(())
+        for text, weight in reference.prefixes:
+            ids = [*text.encode(), *span.input_ids]
+            with torch.no_grad():
+                total = total + weight * model(torch.tensor([ids])).logits[0, len(text) + span.answer_start - 1 : -1]
+        assert found.reference_logits is not None
+        torch.testing.assert_close(found.reference_logits, total, atol=1e-4, rtol=0)
+    assert len(list(cache.glob("*.npy"))) == (len(asked) if budget else 0)
+
+
+def test_a_text_that_leaves_no_room_is_refused(spans: list[AnswerSpan]) -> None:
+    asked = [Reference("retain", "logits", prefixes=(("a" * 120, 1.0),))]
+    with pytest.raises(InputError, match=r"'a+' before the retain texts makes 1\d\d tokens, and the model reads 128"):
+        computed(spans, asked=asked)
 
 
 def test_the_kept_model_is_not_the_trained_one(spans: list[AnswerSpan]) -> None:
