@@ -106,7 +106,11 @@ class UnlearningTrainer(Trainer):
                 "bfloat16 resolves. Set float32 or bf16_mixed."
             )
         # Two passes over the same examples must drop the same units, or none, and references are without dropout.
-        self.steady = bool(method.needs(method_options).references) or self.displacement is not None
+        self.steady = (
+            bool(method.needs(method_options).references)
+            or self.displacement is not None
+            or method.statistic is not None
+        )
         self.training_set = training_set
         self.batch_size = options.batch_size
         self.step_batch_size = step_batch_size(options, args.world_size)

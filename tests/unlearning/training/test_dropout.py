@@ -11,6 +11,7 @@ from tests.unlearning.helpers import build_examples
 from unlearning import train
 from unlearning.data.encoding import encode
 from unlearning.evaluation.answers import answer_likelihoods
+from unlearning.methods import METHODS
 
 FORGET, RETAIN = build_examples()[:4], build_examples()[4:]
 ALTERNATES = [["nowhere"], ["in a town"], ["far away"], ["at sea"]]
@@ -56,6 +57,22 @@ def test_preferences_begin_at_their_analytic_value(
 @pytest.mark.parametrize(("method", "options"), [("grad_diff", {"retain_loss": "kl"}), ("rmu", {"layer": 0})], ids=str)
 def test_what_is_kept_begins_at_zero(method: str, options: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
     assert first(method, tokenizer, **options)["retain_loss"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_statistic_and_the_loss_that_reads_it_drop_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
+    """ILU without its forget loss reads no reference, but takes two passes over the retain examples."""
+    line = first("ilu", tokenizer, gamma=0, max_grad_norm=0)
+    spans = encode(tokenizer, RETAIN, append_eos=True, max_length=None).spans
+    model, rows, answers = build().double().eval(), [], []
+    for span in spans:
+        rows.append(model(torch.tensor([span.input_ids])).logits[0, span.answer_start - 1 : -1])
+        answers += span.input_ids[span.answer_start :]
+    z, y = torch.cat(rows), torch.tensor(answers)
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(scale * z, y)
+    (slope,) = torch.autograd.grad(loss, scale)
+    weight = METHODS["ilu"].options().invariance
+    assert line["retain_loss"] == pytest.approx((loss + weight * slope**2).item(), rel=1e-5)
 
 
 def test_a_method_without_a_reference_keeps_the_models_dropout(tokenizer: PreTrainedTokenizerFast) -> None:
