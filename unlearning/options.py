@@ -113,8 +113,10 @@ class TrainOptions:
     tune: bool = option(
         False, "search the learning rate first, from the given or the recipe's, on a sample of the data"
     )
-    optimizer: Literal["adamw", "adamw_8bit", "lion"] = option(
-        "adamw", "optimizer; adamw_8bit needs bitsandbytes, lion needs lion-pytorch", source="open-unlearning"
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion"] = option(
+        "adamw",
+        "optimizer; 8-bit and paged ones need bitsandbytes, paged ones a CUDA device, lion needs lion-pytorch",
+        source="open-unlearning",
     )
     lr_schedule: LearningRateSchedule | None = option(
         None, "learning rate after the warm-up (none: the recipe's, linear for nearly all)", source="open-unlearning"
@@ -156,6 +158,9 @@ class TrainOptions:
     )
     lora_targets: str | None = option(
         None, "regular expression of the modules to adapt (none: every linear layer)", read_if=_ADAPTER
+    )
+    base_bits: Literal[4, 8] | None = option(
+        None, "bits of a weight of the adapter's frozen base (none: those of precision)", read_if=_ADAPTER
     )
     seed: int = option(
         0, "random seed (order of the examples, random draws)", source="open-unlearning", minimum=0, below=2**32
@@ -349,9 +354,10 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
             return None
         hint = next(part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) is Literal:
-        if value not in get_args(hint):
+        chosen = [choice for choice in get_args(hint) if value in (choice, str(choice))]
+        if not chosen:
             raise refused
-        return value
+        return chosen[0]
     if hint is str:
         if not isinstance(value, str):
             raise refused

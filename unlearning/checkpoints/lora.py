@@ -2,7 +2,8 @@
 
 An adapter on disk is a directory as peft writes it: `adapter_config.json`, which names the base, and
 `adapter_model.safetensors`. A training run of this package also writes the base's content hash there, as `base_weights`
-in `unlearning.json`, so that an adapter is never merged into another base of the same shapes.
+in `unlearning.json`, so that an adapter is never merged into another base of the same shapes; and the bits that the
+base was quantized to, as `base_bits`, so that an adapter is merged into the same values.
 """
 
 import copy
@@ -28,10 +29,12 @@ from unlearning.checkpoints.hashing import content_hash
 from unlearning.checkpoints.headers import read_headers
 from unlearning.checkpoints.locate import ADAPTER_CONFIG, PICKLED, RECORD, WEIGHTS, split_revision
 from unlearning.checkpoints.quantized import check_factors, quiet_bitsandbytes
+from unlearning.checkpoints.quantized_base import round_to_bits
 from unlearning.common.errors import InputError
 from unlearning.common.patterns import searcher
 
 BASE_WEIGHTS = "base_weights"
+BASE_BITS = "base_bits"
 ALL_LINEAR = "all-linear"
 
 _TWICE = (".modules_to_save.weight", ".original_module.weight")
@@ -182,7 +185,12 @@ def merge_adapter(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrai
             merged, or peft is not installed.
     """
     require_peft()
-    _check_base(path, base_path, base)
+    record = _read_record(path)
+    _check_base(record.get(BASE_WEIGHTS), path, base_path, base)
+    if (bits := record.get(BASE_BITS)) is not None:
+        if bits not in (4, 8):
+            raise InputError(f"{path / RECORD}: {BASE_BITS} must be 4 or 8, got {bits!r}; copy it again")
+        round_to_bits(base, bits)
     _fit_embeddings(path, base_path, base)
     merged = _merge(path, base_path, base)
     merged.requires_grad_(True)
@@ -190,12 +198,17 @@ def merge_adapter(path: Path, base_path: Path, base: PreTrainedModel) -> PreTrai
     return merged
 
 
-def _check_base(path: Path, base_path: Path, base: PreTrainedModel) -> None:
-    """Check that the base's weights are those that the adapter was trained on, if the adapter records their hash."""
+def _read_record(path: Path) -> dict[str, Any]:
+    """Read what a training run recorded beside its adapter; return nothing if another program wrote the adapter."""
     try:
-        expected = json.loads((path / RECORD).read_text(encoding="utf-8")).get(BASE_WEIGHTS)
-    except (OSError, ValueError, AttributeError):  # another program wrote the adapter, without a hash
-        return
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _check_base(expected: str | None, path: Path, base_path: Path, base: PreTrainedModel) -> None:
+    """Check that the base's weights are those that the adapter was trained on, if the adapter records their hash."""
     if expected and expected != content_hash(base, name=str(base_path)):
         raise InputError(
             f"{path}: this adapter was trained on another base: the weights of {base_path} have another hash; put the "

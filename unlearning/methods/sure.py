@@ -95,7 +95,7 @@ def with_salient(model: PreTrainedModel, facts: RunFacts, options: SUREOptions) 
         The options, the norms for the record, and the line.
 
     Raises:
-        InputError: `salient` is no regular expression, or matches no weight.
+        InputError: `salient` is no regular expression, or matches no weight; or the weights are quantized.
     """
     if options.salient is not None:
         matches, names = searcher("salient", options.salient), [name for name, _ in model.named_parameters()]
@@ -104,6 +104,11 @@ def with_salient(model: PreTrainedModel, facts: RunFacts, options: SUREOptions) 
                 f"`salient` must match one of the {len(names)} weights (such as {names[-1]}), got {options.salient!r}"
             )
         return Settled(options)
+    if not all(parameter.is_floating_point() for parameter in model.parameters()):
+        raise InputError(
+            "`base_bits` is not supported by sure, which measures the gradients of the base's weights. Remove "
+            "`base_bits`, or set `salient`."
+        )
     norms = gradient_norms(model, facts.forget, batch_size=facts.batch_size)
     ranked = sorted(norms, key=lambda name: (-norms[name], name))
     chosen = sorted(ranked[: max(1, round(options.salient_share * len(ranked)))])

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unlearning.checkpoints.quantized_base import n_parameters
 from unlearning.methods import npo
 from unlearning.methods.method import Batch, Method, Needs, Reference
 from unlearning.methods.recipe import Recipe
@@ -71,7 +72,7 @@ def with_rate(model: PreTrainedModel, _facts: RunFacts, options: TAROptions) -> 
     """Return the options with the attacker's learning rate."""
     if options.attack_learning_rate is not None:
         return Settled(options)
-    return Settled(replace(options, attack_learning_rate=Recipe().rate(model.num_parameters())))
+    return Settled(replace(options, attack_learning_rate=Recipe().rate(n_parameters(model))))
 
 
 def displacement(options: TAROptions) -> Displacement:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from unlearning.checkpoints.quantized_base import n_bytes, n_parameters
 from unlearning.common.errors import InputError
 from unlearning.options import TrainOptions
 from unlearning.training.bfloat16_optimizer import Bfloat16Optimizer
@@ -30,6 +31,33 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise InputError("`device` must be cpu or auto on a machine without a CUDA device, got cuda. Use cpu.")
     return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+OPTIMIZERS = {
+    "adamw_8bit": ("adamw_bnb_8bit", "AdamW8bit"),
+    "paged_adamw": ("paged_adamw_32bit", "PagedAdamW"),
+    "paged_adamw_8bit": ("paged_adamw_8bit", "PagedAdamW8bit"),
+}
+"""Names that transformers and bitsandbytes give to optimizers of bitsandbytes."""
+
+
+def check_optimizer(name: str, device: torch.device) -> None:
+    """Check that an optimizer of bitsandbytes runs.
+
+    Args:
+        name: The option `optimizer`.
+        device: Device to train on.
+
+    Raises:
+        InputError: bitsandbytes is not installed, or the optimizer is paged and the device is no CUDA device.
+    """
+    if name in OPTIMIZERS and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"`optimizer` {name} needs bitsandbytes. Run: pip install bitsandbytes")
+    if name.startswith("paged") and device.type != "cuda":
+        raise InputError(
+            f"`optimizer` {name} needs a CUDA device, whose moments it moves to the CPU's memory where they do not "
+            f"fit. Set {name.removeprefix('paged_')}."
+        )
 
 
 def check_launch(method: str, *, combines_gradients: bool) -> None:
@@ -92,6 +120,8 @@ def training_arguments(
             "`precision` bfloat16 is not supported under FSDP, whose checkpoints hold no state of float32 steps. Set "
             "bf16_mixed."
         )
+    if options.base_bits and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise InputError("`base_bits` is not supported under FSDP, which shards weights without their scales. Use DDP.")
     if options.precision == "fp16_mixed" and device.type == "cpu":
         raise InputError("`precision` must be float32, bf16_mixed or bfloat16 on a CPU, got fp16_mixed")
     assert options.learning_rate is not None and options.epochs is not None and options.lr_schedule is not None
@@ -108,7 +138,7 @@ def training_arguments(
         warmup_steps=int(options.warmup_ratio * n_steps),  # rounded down, so that a single step is not all warm-up
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
-        optim="adamw_bnb_8bit" if options.optimizer == "adamw_8bit" else "adamw_torch_fused",
+        optim=OPTIMIZERS[options.optimizer][0] if options.optimizer in OPTIMIZERS else "adamw_torch_fused",
         bf16=options.precision == "bf16_mixed",
         fp16=options.precision == "fp16_mixed",
         activation_checkpointing=options.gradient_checkpointing,
@@ -146,14 +176,14 @@ def optimizer_class(options: TrainOptions, *, bfloat16: bool = False) -> tuple[A
     Raises:
         InputError: The optimizer's package is not installed.
     """
-    if options.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError("`optimizer` adamw_8bit needs bitsandbytes. Run: pip install bitsandbytes")
     rates = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
     inner: Any = torch.optim.AdamW
-    if options.optimizer == "adamw_8bit" and bfloat16:
-        from bitsandbytes.optim import AdamW8bit
+    if options.optimizer in OPTIMIZERS:
+        import bitsandbytes.optim
 
-        inner = AdamW8bit
+        inner = getattr(bitsandbytes.optim, OPTIMIZERS[options.optimizer][1])
+        # Settings of single parameters are kept by their numbers, and would be those of an earlier run's parameters.
+        bitsandbytes.optim.GlobalOptimManager.get_instance().initialize()
     if options.optimizer == "lion":
         try:
             from lion_pytorch import Lion
@@ -177,20 +207,35 @@ def state_line(model: PreTrainedModel, options: TrainOptions) -> str:
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     n_trained = sum(parameter.numel() for parameter in trained)
-    weights = sum(parameter.nbytes for parameter in model.parameters())
+    n_all, weights = n_parameters(model), n_bytes(model)
     size = sum(parameter.nbytes for parameter in trained) // n_trained
-    moments = {"adamw": 8, "lion": 4, "adamw_8bit": 2}[options.optimizer]
     narrow = any(parameter.dtype == torch.bfloat16 for parameter in trained)
+    wide = set() if narrow else {module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    moments = sum(_moments(parameter, options.optimizer, wide=parameter in wide) for parameter in trained) / n_trained
     master = 4 if narrow and options.bfloat16_update == "master" else 0
     gradients = 4 if narrow else size  # of bfloat16 weights they are summed in float32
-    parts = {"weights": size, "float32 weights": master, "gradients": gradients}
-    parts["moments"] = moments
-    words = " + ".join(f"{size} {name}" for name, size in parts.items() if size)
+    parts = {"weights": size, "float32 weights": master, "gradients": gradients, "moments": moments}
+    words = " + ".join(f"{size:.3g} {name}" for name, size in parts.items() if size)
     total = weights + n_trained * (master + gradients + moments)
+    frozen = ""
+    if n_all > n_trained:
+        frozen = f", {(weights - n_trained * size) / (n_all - n_trained):.3g} bytes per parameter"
     return (
-        f"state: {words} = {sum(parts.values())} bytes per trained parameter ({n_trained / 1e6:.3g} of "
-        f"{model.num_parameters() / 1e6:.3g} million); {total / 1e9:.3g} GB with what is frozen"
+        f"state: {words} = {sum(parts.values()):.3g} bytes per trained parameter ({n_trained / 1e6:.3g} of "
+        f"{n_all / 1e6:.3g} million); {total / 1e9:.3g} GB with what is frozen{frozen}"
     )
+
+
+def _moments(parameter: torch.Tensor, optimizer: str, *, wide: bool) -> int:
+    """Return the bytes of a parameter's moments.
+
+    Of 8-bit optimizers bitsandbytes keeps the moments of small tensors in float32, and transformers those of embeddings
+    too (`wide`) where it makes the optimizer.
+    """
+    n = parameter.numel()
+    if optimizer.endswith("8bit") and n >= 4096 and not wide:
+        return 2 * (n + 4 * math.ceil(n / 256))  # one byte each, and a scale for every 256
+    return (4 if optimizer == "lion" else 8) * n
 
 
 def tensorboard_callback(directory: Path) -> TrainerCallback:

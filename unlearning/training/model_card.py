@@ -43,7 +43,7 @@ Method: {method.summary}{f" ({method.source})" if method.source else ""}.
 Training: {record["steps"]} optimizer steps{_ending(record)}, {record["seconds"]:.0f} s on {record["device"]}. Random
 seed: {configuration["options"]["seed"]}. Trained with `unlearn train`; `unlearning.json` holds the history.
 
-Model before training: {model}, content hash of its weights `{configuration["start_weights"]}`.
+Model before training: {model}, content hash of its weights `{configuration["start_weights"]}`.{_base(record)}
 
 | data | examples | content hash (SHA-256) |
 | --- | --- | --- |
@@ -75,6 +75,12 @@ def _literal(text: str) -> str:
 
 def _entity(found: re.Match[str]) -> str:
     return f"&#{ord(found[0])};" if found[0].isascii() else found[0]
+
+
+def _base(record: dict[str, Any]) -> str:
+    bits = record.get("base_bits")
+    kind = {4: "nf4, double quantization", 8: "int8, a scale for each row"}
+    return f" The adapter was trained on it in {bits} bit ({kind[bits]}; bitsandbytes)." if bits else ""
 
 
 def _ending(record: dict[str, Any]) -> str:

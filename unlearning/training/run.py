@@ -13,6 +13,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from unlearning.checkpoints.quantized_base import quantize_base
 from unlearning.checkpoints.save import write_tokenizer
 from unlearning.checkpoints.storage import fits, round_to, store_as
 from unlearning.common.context import context_of
@@ -82,9 +83,9 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     if job.method.resolve is not None:
         resolved = job.method.resolve(model, job.method_options)
         job = replace(job, method_options=resolved, needs=job.method.needs(resolved))
-    if options.precision == "bfloat16":
-        model.bfloat16()
-    model.to(job.device)  # type: ignore[arg-type]
+    if not options.base_bits or options.tune or job.method.prepare is not None:
+        # A base in 8 or 4 bit is placed map by map below, in float32 until then, unless stages before compute with it.
+        _place(model, job.device, narrow=options.precision == "bfloat16" and not options.base_bits)
     limit = options.max_length or context_of(model)
     prepared = _prepared(job, loaded, inputs, limit, state)
     encoded = encode_inputs(inputs, prepared, job.needs, options, loaded.tokenizer, model, limit)
@@ -103,6 +104,11 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
     if options.tune:
         job = tuned(job, loaded, inputs, encoded, directory, bar.say)
     n_steps = planned_steps(job.options, encoded.n_items, state.num_processes)
+    if options.base_bits:
+        computes = {"bf16_mixed": torch.bfloat16, "fp16_mixed": torch.float16, "bfloat16": torch.bfloat16}
+        compute = computes.get(options.precision, torch.float32)
+        bar.say(quantize_base(model, options.base_bits, device=job.device, compute=compute))
+        _place(model, job.device, narrow=options.precision == "bfloat16")
     settled = _settled(job, model, encoded, n_steps, state)
     job = replace(job, method_options=settled.options, needs=job.method.needs(settled.options))
     encoded = replace(encoded, notes={**encoded.notes, **settled.notes})
@@ -150,6 +156,13 @@ def run_steps(job: Job, loaded: LoadedModel, inputs: Inputs, directory: Path, st
 
     record = _record(job, encoded, trainer, evaluation, rounded=rounded)
     return Outcome(model, write, {**record, "saved_dtype": saved})
+
+
+def _place(model: PreTrainedModel, device: torch.device, *, narrow: bool) -> None:
+    """Move a model to a device in place, in bfloat16 if it is to be narrow."""
+    if narrow:
+        model.bfloat16()
+    model.to(device)  # type: ignore[arg-type]
 
 
 def _saved_dtype(job: Job, loaded: LoadedModel) -> str | None:
@@ -238,7 +251,9 @@ def _trainer(
     )
     size = step_batch_size(options, state.num_processes)
     read = training_set.read(seed=options.seed, step_batch_size=size, n_steps=n_steps)
-    references = compute_references(loaded.model, loaded.sha256, encoded.spans, read, job.needs.references, settings)
+    # A quantized base has reference quantities of its own.
+    start = f"{loaded.sha256} {options.base_bits} bit" if options.base_bits else loaded.sha256
+    references = compute_references(loaded.model, start, encoded.spans, read, job.needs.references, settings)
     choose_parameters(loaded.model, job.method, job.method_options, options, base=loaded.name)
     return UnlearningTrainer(
         method=job.method,

@@ -15,6 +15,7 @@ from unlearning.checkpoints.causality import check_causal
 from unlearning.checkpoints.hashing import configuration_hash, content_hash
 from unlearning.checkpoints.load import load_tokenizer, load_weights, tokenizer_directory
 from unlearning.checkpoints.locate import RECORD, check_files, locate_checkpoint, resolved_name
+from unlearning.checkpoints.lora import BASE_BITS, BASE_WEIGHTS
 from unlearning.checkpoints.quantized import check_plain
 from unlearning.checkpoints.storage import dtype_in_memory, stored_dtype
 from unlearning.common.errors import InputError, naming
@@ -22,7 +23,7 @@ from unlearning.methods import get_method, recipe
 from unlearning.methods.method import check_weights
 from unlearning.objectives.combination import Bilevel
 from unlearning.options import TrainOptions, resolve_options
-from unlearning.training.arguments import check_launch, resolve_device
+from unlearning.training.arguments import check_launch, check_optimizer, resolve_device
 from unlearning.training.evaluation_callback import Rule, Target, check_metric, parse_rule
 from unlearning.training.inputs import Data, GivenData, Inputs, check_needs, read_inputs
 from unlearning.training.job import Job, LoadedModel
@@ -148,6 +149,7 @@ def train(
         progress=progress,
         train=_train_another,
     )
+    check_optimizer(train_options.optimizer, job.device)
     check_launch(method, combines_gradients=isinstance(chosen.combination(method_options), Bilevel))
     check_needs(chosen, job.needs, given)
     if train_options.tune:
@@ -214,7 +216,8 @@ def _trained(job: Job, loaded: LoadedModel, inputs: Inputs, configuration: dict[
             "finished": True,
             "configuration": configuration,
             "model": loaded.name,
-            "base_weights": loaded.sha256,  # weights that an adapter is merged into
+            BASE_WEIGHTS: loaded.sha256,  # weights that an adapter is merged into
+            **({BASE_BITS: job.options.base_bits} if job.options.base_bits else {}),
             "device": str(job.device),
             "processes": state.num_processes,
             "versions": library_versions(),

@@ -30,6 +30,17 @@ RUNS: dict[str, dict[str, Any]] = {
     | {"novice": "None of {concept}:", "expert": "All of {concept}:"},
     "tar": {"method": "tar", "batch_size": 2, "gradient_accumulation_steps": 1, "forget_loss": "npo"},
 }
+QUANTIZED: dict[str, dict[str, Any]] = {
+    f"{bits} bit": {
+        "method": "npo",
+        "lora_rank": 2,
+        "base_bits": bits,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 1,
+    }
+    for bits in (4, 8)
+}
+"""Runs of an adapter on a quantized base, which FSDP does not shard."""
 SHARED: dict[str, Any] = {"max_steps": 3, "learning_rate": 1e-3, "weight_decay": 0, "logging_steps": 1}
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
@@ -80,7 +91,7 @@ def main(directory: Path) -> None:
     for wrapper in ("ddp", "fsdp"):
         if wrapper == "fsdp":
             os.environ.update(FSDP)
-        for name, run in RUNS.items():
+        for name, run in (RUNS | QUANTIZED if wrapper == "ddp" else RUNS).items():
             wrappers.clear()
             unlearning.train(
                 model=directory / "model",

@@ -12,6 +12,9 @@ from tests.unlearning.small_world import flat_weights
 from tests.unlearning.training.test_train import WHOLE, options_of
 from unlearning import InputError, train
 from unlearning.checkpoints.load import load_weights
+from unlearning.options import TrainOptions
+from unlearning.training.arguments import optimizer_class, state_line
+from unlearning.training.trainer import UnlearningTrainer
 
 FORGET, RETAIN = build_examples()[:4], build_examples()[4:]
 SHARED: dict[str, Any] = {
@@ -36,9 +39,26 @@ def one_step_of(optimizer: str, weights: torch.Tensor, gradient: torch.Tensor, r
     return shrunk - rate * gradient / (gradient.abs() + 1e-8)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "lion"])
-def test_an_optimizer_makes_its_first_step(optimizer: str, model_dir: Path) -> None:
-    """Before and after of one step against the papers' formulas; of 8-bit Adam the small tensors are in float32."""
+def noting(create: Any, made: list[Any]) -> Any:
+    """Return a function that also keeps what another returns."""
+
+    def created(*args: Any, **settings: Any) -> Any:
+        made.append(create(*args, **settings))
+        return made[-1]
+
+    return created
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion"])
+def test_an_optimizer_makes_its_first_step(optimizer: str, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after of one step against the papers' formulas; of 8-bit Adam the small tensors are in float32.
+
+    On a CPU a paged optimizer does the same without pages.
+    """
+    monkeypatch.setattr("unlearning.training.train.check_optimizer", lambda *_: None)
+    made: list[Any] = []
+    monkeypatch.setattr(UnlearningTrainer, "create_optimizer", noting(UnlearningTrainer.create_optimizer, made))
     model = load_weights(model_dir)
     gradients: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -52,7 +72,36 @@ def test_an_optimizer_makes_its_first_step(optimizer: str, model_dir: Path) -> N
         touched = gradients[name].abs() > 1e-5
         assert touched.any()
         off = (parameter - wanted).abs()[touched]
-        assert off.max() < (2e-4 if optimizer == "adamw_8bit" else 2e-6), name
+        assert off.max() < (2e-4 if optimizer.endswith("8bit") else 2e-6), name
+    kept = {key: value for key, value in vars(made[0]).items() if key in ("is_paged", "args")}
+    assert kept.get("is_paged", False) == optimizer.startswith("paged")
+    assert getattr(kept.get("args"), "optim_bits", 32) == (8 if optimizer.endswith("8bit") else 32)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
+def test_bfloat16_weights_are_trained_by_the_same_optimizer(optimizer: Any) -> None:
+    made = optimizer_class(TrainOptions(optimizer=optimizer, learning_rate=1e-3), bfloat16=True)
+    assert made is not None
+    inner = made[0]([torch.nn.Parameter(torch.ones(2).bfloat16())], **made[1]).inner
+    assert (inner.is_paged, inner.args.optim_bits) == ("paged" in optimizer, 8 if "8bit" in optimizer else 32)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_moments_in_8_bit_are_said_as_they_are_kept(
+    precision: Any, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the state that the optimizer has after a step."""
+    made: list[Any] = []
+    monkeypatch.setattr(UnlearningTrainer, "create_optimizer", noting(UnlearningTrainer.create_optimizer, made))
+    options: dict[str, Any] = {"precision": precision, "optimizer": "adamw_8bit"}
+    model = train("npo", model=model_dir, **options, **{**SHARED, "max_steps": 1}).model
+    moments = sum(
+        value.nbytes
+        for state in getattr(made[0], "inner", made[0]).state.values()
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) and not name.startswith("qmap")  # tables of values, the same for all
+    )
+    assert f"4 gradients + {moments / model.num_parameters():.3g} moments" in state_line(model, TrainOptions(**options))
 
 
 @pytest.mark.parametrize("precision", ["bf16_mixed", "bfloat16"])

@@ -178,6 +178,7 @@ def test_an_adapter_on_a_bfloat16_base_is_float32(model_dir: Path) -> None:
     [
         ({}, "4 weights + 4 gradients + 8 moments = 16 bytes", 16),
         ({"optimizer": "lion"}, "4 weights + 4 gradients + 4 moments = 12 bytes", 12),
+        ({"optimizer": "paged_adamw"}, "4 weights + 4 gradients + 8 moments = 16 bytes", 16),
         ({"precision": "bfloat16"}, "2 weights + 4 gradients + 8 moments = 14 bytes", 14),
         (
             {"precision": "bfloat16", "bfloat16_update": "master"},

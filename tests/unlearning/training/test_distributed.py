@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.unlearning.helpers import build_examples, build_tiny_llama
-from tests.unlearning.training.distributed_worker import RUNS, SHARED, run_in
+from tests.unlearning.training.distributed_worker import QUANTIZED, RUNS, SHARED, run_in
 from unlearning import train
 
 ROOT = Path(__file__).parents[3]
@@ -53,7 +53,7 @@ def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         )
         for rank in range(2)
     ]
-    for name, run in RUNS.items():
+    for name, run in (RUNS | QUANTIZED).items():
         train(
             model=model_dir,
             forget=directory / "forget.json",
@@ -73,9 +73,9 @@ def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     yield directory
 
 
-def read(directory: Path) -> tuple[dict[str, Any], torch.Tensor]:
+def read(directory: Path, file: str = "model.safetensors") -> tuple[dict[str, Any], torch.Tensor]:
     record = json.loads((directory / "unlearning.json").read_text())
-    weights = load_file(directory / "model.safetensors")
+    weights = load_file(directory / file)
     return record, torch.cat([weights[name].flatten() for name in sorted(weights)])
 
 
@@ -99,3 +99,13 @@ def test_two_processes_equal_one_with_twice_the_batch(runs: Path, model_dir: Pat
         assert {line["forget_grad_norm"] > 0 for line in shared["history"]} == {True}
     for line, other in zip(alone["evaluations"], shared["evaluations"], strict=True):
         assert other == pytest.approx(line, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", list(QUANTIZED))
+def test_an_adapter_on_a_quantized_base_is_trained_by_two_processes(runs: Path, name: str) -> None:
+    alone, weights = read(runs / f"{name}-one", "adapter_model.safetensors")
+    shared, theirs = read(runs / f"{name}-ddp", "adapter_model.safetensors")
+    assert (alone["processes"], shared["processes"]) == (1, 2)
+    torch.testing.assert_close(theirs, weights, rtol=1e-4, atol=1e-6)
+    for line, other in zip(alone["history"], shared["history"], strict=True):
+        assert other == pytest.approx(line, rel=1e-4, abs=1e-6)

@@ -75,7 +75,10 @@ def test_a_choice_of_parameters_changes_what_is_clipped(model_dir: Path) -> None
         ({"train_parameters": "("}, "`train_parameters` must be a regular expression, got '(': missing )"),
         ({"train_parameters": "mlp", "lora_rank": 2}, "`lora_rank` and `train_parameters`"),
         ({"lora_rank": 2, "lora_targets": "nothing"}, "got 'nothing'"),
-        ({"optimizer": "sgd"}, "`optimizer` must be adamw, adamw_8bit, lion, got 'sgd'"),
+        (
+            {"optimizer": "sgd"},
+            "`optimizer` must be adamw, adamw_8bit, paged_adamw, paged_adamw_8bit, lion, got 'sgd'",
+        ),
         ({"precision": "int8"}, "`precision` must be float32, bf16_mixed, fp16_mixed, bfloat16, got 'int8'"),
         ({"precision": "fp16_mixed"}, "fp16_mixed"),
         ({"seed": 2**32}, "`seed` must be below 4294967296, got 4294967296"),

@@ -81,6 +81,8 @@ RUNS: dict[str, tuple[dict[str, Any], Callable[[], PreTrainedModel], int]] = {
     "bfloat16, lion": ({"precision": "bfloat16", "optimizer": "lion"}, build_tiny_llama, 8),
     "bfloat16, adamw_8bit": ({"precision": "bfloat16", "optimizer": "adamw_8bit"}, build_tiny_llama, 8),
     "bfloat16, lora": ({"precision": "bfloat16", "lora_rank": 2}, build_tiny_llama, 8),
+    "8 bit": ({"base_bits": 8, "lora_rank": 2}, build_tiny_llama, 8),
+    "4 bit": ({"base_bits": 4, "lora_rank": 2}, build_tiny_llama, 8),  # of the maps with rows of 64
     "cosine": ({"lr_schedule": "cosine", "warmup_ratio": 0.5}, build_tiny_llama, 8),
     "few of many retain rows": (
         {"retain_loss": "kl", "retain": [replace(RETAIN[0], prompt=f"{place} is") for place in range(99)]},
