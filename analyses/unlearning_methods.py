@@ -168,6 +168,7 @@ DEMO = (
     Entry("circuit_breakers", "circuit_breakers", {"learning_rate": 1.5e-3, "epochs": 9}),
     Entry("layered", "layered", {"alpha": 12.0, "lr_schedule": "constant"}),
     Entry("ilu", "ilu", {"alpha": 12.0}),
+    Entry("lat", "lat", {"alpha": 12.0}),
     Entry("oracle", "oracle", {"control": "demo:never"}),
     Entry("undo", "undo", {"learning_rate": 2e-3, "epochs": 34}, base="demo:npo"),
     Entry("elm", "elm", {"concept": "the people"}),

@@ -9,15 +9,15 @@ from analyses.defaults.run import FIRST
 from analyses.resistance.worlds import World
 from unlearning.methods import METHODS
 
-UNSTOPPED = frozenset({"undo"})
-"""Methods whose training begins by losing everything, so that the forget answers say nothing of when to stop."""
+UNSTOPPED = frozenset({"undo", "circuit_breakers"})
+"""Methods that begin by losing what is to stay and then bring it back, so that they are not stopped on the way."""
 
 LEAST_RETAINED = 0.5
 """Training stops where less than this share of the retain answers' probability is left, whatever was forgotten."""
 
 COMPARED = (
     *("npo", "grad_diff", "simnpo", "dpo", "wga", "undial", "pdu", "blur", "rmu", "oracle"),
-    *("sam_npo", "sure", "tar", "circuit_breakers", "ilu", "layered", "undo"),
+    *("sam_npo", "sure", "tar", "circuit_breakers", "ilu", "lat", "layered", "undo"),
 )
 """Methods with a retain loss; those of the second line were made to resist relearning, rounding or attacks."""
 

@@ -28,6 +28,7 @@ from unlearning.methods.idk import IDK
 from unlearning.methods.ilu import ILU
 from unlearning.methods.jensun import JENSUN
 from unlearning.methods.kto import KTO
+from unlearning.methods.lat import LAT
 from unlearning.methods.layered import LAYERED
 from unlearning.methods.method import AnyMethod
 from unlearning.methods.npo import NPO
@@ -59,6 +60,7 @@ _ALL: tuple[AnyMethod, ...] = (
     SURE,
     TAR,
     ILU,
+    LAT,
     KTO,
     SIMNPO,
     UNDIAL,

@@ -28,6 +28,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "ilu": {"method": "ilu", "batch_size": 2, "gradient_accumulation_steps": 1, "invariance": 3.0},
     "elm": {"method": "elm", "batch_size": 2, "gradient_accumulation_steps": 1, "concept": "towns", "eta": 3.0}
     | {"novice": "None of {concept}:", "expert": "All of {concept}:"},
+    "lat": {"method": "lat", "batch_size": 2, "gradient_accumulation_steps": 1, "attack_steps": 2},
     "tar": {"method": "tar", "batch_size": 2, "gradient_accumulation_steps": 1, "forget_loss": "npo"},
 }
 QUANTIZED: dict[str, dict[str, Any]] = {

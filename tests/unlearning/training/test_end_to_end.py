@@ -66,6 +66,7 @@ CASES = {
     ),
     "layered": Case({"learning_rate": 3e-3, "max_steps": 24, "beta": 1, "alpha": 3, "folds": 2}),
     "ilu": Case({"learning_rate": 4e-3, "max_steps": 14, "beta": 1, "alpha": 3}),
+    "lat": Case({"learning_rate": 4e-3, "max_steps": 18, "beta": 1, "alpha": 3}),
     "oracle": Case({"learning_rate": 4e-3, "max_steps": 40}),
     "undo": Case({"learning_rate": 4e-3, "max_steps": 60, "noise": 0.3}),
     "kto": Case({"learning_rate": 4e-3, "max_steps": 12, "alpha": 2}, forget=0.4),
