@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -159,8 +160,11 @@ def dequantized(model: PreTrainedModel, dtype: torch.dtype, path: Path) -> PreTr
     if getattr(model, "hf_quantizer", None) is not None:
         of_class, verbosity = type(model), transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()
+        in_blocks = {name: _of_blocks(p) for name, p in model.named_parameters() if _breaks_blocks(p)}
         try:
             model = model.dequantize(dtype=dtype)
+            for name, values in in_blocks.items():
+                model.get_parameter(name).copy_(values)
             config = copy.deepcopy(model.config)
             # Traces of the quantization stay on the dequantized object, so its weights go into a new one.
             plain = of_class.from_pretrained(None, config=config, state_dict=model.state_dict(), dtype=dtype)
@@ -178,6 +182,21 @@ def dequantized(model: PreTrainedModel, dtype: torch.dtype, path: Path) -> PreTr
         if wide.isdisjoint(name.split(".")):
             parameter.data = parameter.data.to(dtype)
     return plain
+
+
+def _breaks_blocks(parameter: Any) -> bool:
+    """Return whether a parameter is in 4 bit, and its rows end within blocks of weights that share a scale."""
+    state = getattr(parameter, "quant_state", None)
+    return state is not None and bool(state.shape[-1] % state.blocksize)
+
+
+def _of_blocks(parameter: Any) -> Tensor:
+    """Dequantize 4-bit weights as one row; of several, bitsandbytes' kernel for AVX-512 takes the wrong scales."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = copy.copy(parameter.quant_state)
+    state.shape = torch.Size([state.shape.numel()])
+    return dequantize_4bit(parameter.data, state).reshape(parameter.quant_state.shape)
 
 
 def check_plain(model: PreTrainedModel, *, name: str) -> None:

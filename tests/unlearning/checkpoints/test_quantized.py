@@ -170,13 +170,16 @@ def test_8_bits_are_what_the_files_say_also_after_the_sites_were_checked(quantiz
 
 
 def test_4_bits_are_what_bitsandbytes_makes_of_them(quantized: dict[str, Path]) -> None:
+    """Blocks of 64 weights go over the ends of rows of 32: only as one row they are read right on every CPU."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     tensors = dict(build_tiny_llama().state_dict())
     for name, tensor in tensors.items():
         if is_matrix(name, tensor):
-            packed, state = quantize_4bit(tensor, quant_type="nf4", compress_statistics=True)
-            tensors[name] = dequantize_4bit(packed, state)
+            packed, state = quantize_4bit(tensor.flatten(), quant_type="nf4", compress_statistics=True)
+            tensors[name] = dequantize_4bit(packed, state).reshape(tensor.shape)
+            # Of normal weights nf4 loses 9 %, whatever the shape; with scales of other blocks it would be 18 to 42 %.
+            assert 0.07 < (tensors[name] - tensor).norm() / tensor.norm() < 0.11, name
     with pytest.warns(UserWarning, match="dequantized"):
         model = load_weights(quantized["4bit"])
     torch.testing.assert_close(logits(model), plain_logits(tensors), atol=1e-4, rtol=1e-4)
