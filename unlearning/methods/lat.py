@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from unlearning.methods import npo
 from unlearning.methods.method import Batch, Method
+from unlearning.methods.recipe import Recipe
 from unlearning.methods.rmu import output_norms, steered_layer
 from unlearning.methods.stages import RunFacts, Settled
 from unlearning.methods.terms import RetainLoss, retain_term
@@ -114,4 +115,5 @@ LAT = Method(
     retain_loss=retain_term,
     resolve=with_layer,
     settle=with_radius,
+    recipe=Recipe(learning_rate=1.6e-3, source="10 epochs of 32 examples: open-unlearning; twice npo's rate: measured"),
 )
