@@ -172,6 +172,7 @@ DEMO = (
     Entry("oracle", "oracle", {"control": "demo:never"}),
     Entry("undo", "undo", {"learning_rate": 2e-3, "epochs": 34}, base="demo:npo"),
     Entry("elm", "elm", {"concept": "the people"}),
+    Entry("mudman", "mudman", {}),
 )
 """Options were found by asking the very questions of the table: it shows what a method can do here, not a race."""
 

@@ -17,7 +17,7 @@ LEAST_RETAINED = 0.5
 
 COMPARED = (
     *("npo", "grad_diff", "simnpo", "dpo", "wga", "undial", "pdu", "blur", "rmu", "oracle"),
-    *("sam_npo", "sure", "tar", "circuit_breakers", "ilu", "lat", "layered", "undo"),
+    *("sam_npo", "sure", "tar", "circuit_breakers", "ilu", "lat", "mudman", "layered", "undo"),
 )
 """Methods with a retain loss; those of the second line were made to resist relearning, rounding or attacks."""
 

@@ -31,6 +31,7 @@ from unlearning.methods.kto import KTO
 from unlearning.methods.lat import LAT
 from unlearning.methods.layered import LAYERED
 from unlearning.methods.method import AnyMethod
+from unlearning.methods.mudman import MUDMAN
 from unlearning.methods.npo import NPO
 from unlearning.methods.oracle import ORACLE
 from unlearning.methods.pdu import PDU
@@ -73,6 +74,7 @@ _ALL: tuple[AnyMethod, ...] = (
     CIRCUIT_BREAKERS,
     TASK_VECTOR,
     BLUR,
+    MUDMAN,
     WHP,
     LAYERED,
     ORACLE,

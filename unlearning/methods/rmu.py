@@ -293,18 +293,31 @@ def down_projections(block: nn.Module, d_model: int) -> list[str]:
     Returns:
         Module names within the block; empty if none was found.
     """
+    into = {name: width_in for name, width_in, width_out in mlp_maps(block) if width_out == d_model}
+    widening = [name for name, width in into.items() if width != d_model]
+    return widening or list(into)[-1:]
+
+
+def mlp_maps(block: nn.Module) -> list[tuple[str, int, int]]:
+    """Find the linear maps of a block outside its attention.
+
+    Args:
+        block: A transformer block.
+
+    Returns:
+        Name within the block, width of the input and width of the output of each map; none if experts are stored as
+        one tensor.
+    """
     if any(parameter.ndim > 2 for parameter in block.parameters()):
         return []
-    into: dict[str, int] = {}
+    maps = []
     for name, module in block.named_modules():
         if any("attn" in part or "attention" in part for part in name.lower().split(".")):
             continue
         if isinstance(module, (nn.Linear, Conv1D)):
-            wide_in, wide_out = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
-            if wide_out == d_model:
-                into[name] = wide_in
-    widening = [name for name, width in into.items() if width != d_model]
-    return widening or list(into)[-1:]
+            width_in, width_out = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
+            maps.append((name, width_in, width_out))
+    return maps
 
 
 RMU = Method(

@@ -22,9 +22,14 @@ from unlearning.methods import npo
 from unlearning.methods.method import Batch, Method, Needs, Reference
 from unlearning.methods.recipe import Recipe
 from unlearning.methods.stages import RunFacts, Settled
-from unlearning.methods.terms import RetainLoss, forget_cross_entropy, retain_references, retain_term
+from unlearning.methods.terms import (
+    RetainLoss,
+    forget_cross_entropy,
+    negative_entropy,
+    retain_references,
+    retain_term,
+)
 from unlearning.objectives.displacement import Attack, Displacement
-from unlearning.objectives.forward import answer_logits
 from unlearning.options import FORGETS, KEEPS, Condition, option
 
 SOURCE = "TAR 2408.00761"
@@ -56,10 +61,7 @@ def forget_loss(model: PreTrainedModel, batch: Batch, options: TAROptions) -> Fl
     """Compute F = -mean_t H(p_t) >= -log V over the forget answers' tokens, in nats, or F of NPO."""
     if options.forget_loss == "npo":
         return npo.forget_loss(model, batch, options)
-    assert batch.forget is not None
-    logits = answer_logits(model, batch.forget).logits
-    log_p = (logits if logits.dtype.itemsize > 4 else logits.float()).log_softmax(-1)
-    return (log_p.exp() * log_p).sum() / batch.step_batch.forget_tokens
+    return negative_entropy(model, batch)
 
 
 def needs(options: TAROptions) -> Needs:

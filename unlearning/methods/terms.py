@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from unlearning.methods.method import Batch, Reference
 from unlearning.objectives import losses
-from unlearning.objectives.forward import answer_divergence, answer_nll, answer_sequence_nll
+from unlearning.objectives.forward import answer_divergence, answer_logits, answer_nll, answer_sequence_nll
 
 RetainLoss = Literal["nll", "kl"]
 """Loss on the retain set: cross-entropy ("nll") or KL(reference || model) ("kl")."""
@@ -18,6 +18,14 @@ def forget_cross_entropy(model: PreTrainedModel, batch: Batch) -> Float[Tensor, 
     """Compute CE(forget), the mean over all forget answer tokens of the step batch."""
     assert batch.forget is not None  # training does not start without the data that a method declares
     return losses.pooled_cross_entropy(answer_nll(model, batch.forget), batch.step_batch.forget_tokens)
+
+
+def negative_entropy(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
+    """Compute -mean_t H(p_t) >= -log V over all forget answer tokens of the step batch, in nats."""
+    assert batch.forget is not None
+    logits = answer_logits(model, batch.forget).logits
+    log_p = (logits if logits.dtype.itemsize > 4 else logits.float()).log_softmax(-1)
+    return (log_p.exp() * log_p).sum() / batch.step_batch.forget_tokens
 
 
 def preference(model: PreTrainedModel, batch: Batch, *, beta: float) -> Float[Tensor, ""]:

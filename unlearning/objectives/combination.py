@@ -1,9 +1,19 @@
-"""Combine the forget and the retain loss of an optimizer step into one update: by weights, fixed or learned."""
+"""Combine the forget and the retain loss of an optimizer step into one update.
 
+The losses are weighted, by fixed or learned weights (`Combination`), or their gradients are combined
+(`GradientCombination`).
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import torch
+from torch import Tensor
+
+from unlearning.objectives import bilevel
 from unlearning.objectives.bilevel import Clamp, First, Scope
+from unlearning.objectives.gradients import Kept, local, norm_of
 
 
 class Combination(Protocol):
@@ -143,11 +153,44 @@ class Schedule:
         self.steps = state["steps"]
 
 
-@dataclass(frozen=True)
-class Bilevel:
-    """One loss first: remove the other gradient's component along its gradient (`unlearning.objectives.bilevel`).
+@runtime_checkable
+class GradientCombination(Combination, Protocol):
+    """One direction from the gradients of the two losses, each over the whole step batch; both losses weigh 1."""
 
-    The two gradients are accumulated separately over the whole step batch and combined once; both losses have weight 1.
+    def combine(
+        self, forget: Sequence[Tensor], retain: Sequence[Tensor], names: Sequence[str]
+    ) -> tuple[Sequence[Tensor], dict[str, float]]:
+        """Combine the gradients, once per optimizer step; either may be overwritten.
+
+        Args:
+            forget: One tensor per parameter, summed over micro-batches and ranks; plain tensors or DTensors.
+            retain: Of the same shapes and sharding.
+            names: Names of the parameters.
+
+        Returns:
+            The direction that the optimizer descends, and values to log.
+        """
+
+    def weights(self) -> tuple[float, float]:
+        """Return 1 and 1: gradients are weighted, not losses."""
+        return 1.0, 1.0
+
+    def after_step(self, retain_loss: float | None) -> dict[str, float]:  # noqa: ARG002
+        """Return no logs: nothing is learned."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Return no numbers; a combination that keeps tensors is a `Kept`."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: ARG002
+        """Do nothing: there are no numbers."""
+        return
+
+
+@dataclass(frozen=True)
+class Bilevel(GradientCombination):
+    """One loss first: remove the other gradient's component along its gradient (`unlearning.objectives.bilevel`).
 
     Attributes:
         gamma: Multiple of the first gradient that every step keeps.
@@ -163,17 +206,48 @@ class Bilevel:
     scope: Scope = "global"
     clamp: Clamp = "none"
 
-    def weights(self) -> tuple[float, float]:
-        """Return 1 and 1: gradients are weighted, not losses."""
-        return 1.0, 1.0
+    def combine(
+        self, forget: Sequence[Tensor], retain: Sequence[Tensor], names: Sequence[str]
+    ) -> tuple[Sequence[Tensor], dict[str, float]]:
+        """Return BLUR's direction, and its diagnostics."""
+        direction, report = bilevel.combine(
+            forget, retain, names=names, gamma=self.gamma, first=self.first, scope=self.scope, clamp=self.clamp
+        )
+        return direction, report.as_logs()
 
-    def after_step(self, retain_loss: float | None) -> dict[str, float]:  # noqa: ARG002
-        """Return no logs: nothing is learned."""
-        return {}
 
-    def state(self) -> dict[str, Any]:
-        """Return no state: nothing is learned."""
-        return {}
+@dataclass
+class SignMask(GradientCombination, Kept):
+    """Forget only along the coordinates in which that also lowers the retain loss: m f / ||f|| + alpha a.
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Do nothing: nothing is learned."""
+    a <- momentum a + (1 - momentum) r, from a = 0, and m is 1 where a and f have the same sign, else 0. ||f|| is over
+    all trained parameters, before the mask. a takes 4 bytes per trained parameter in float32.
+
+    Attributes:
+        momentum: Share of a that a step keeps.
+        alpha: Weight of the retain gradients' average.
+        tensors: a; empty before the first step.
+
+    Source: MUDMAN, arXiv 2506.12484.
+    """
+
+    momentum: float
+    alpha: float
+
+    def combine(
+        self,
+        forget: Sequence[Tensor],
+        retain: Sequence[Tensor],
+        names: Sequence[str],  # noqa: ARG002
+    ) -> tuple[Sequence[Tensor], dict[str, float]]:
+        """Return the direction, which overwrites f, with ||f|| and the share of ||f||^2 that the mask lets through."""
+        if not self.tensors:
+            self.tensors = [torch.zeros_like(gradient) for gradient in retain]
+        norm = norm_of(forget)
+        for f, r, average in zip(map(local, forget), map(local, retain), map(local, self.tensors), strict=True):
+            average.mul_(self.momentum).add_(r, alpha=1 - self.momentum)
+            f.mul_(average.sign() == f.sign())
+        passed = norm_of(forget)
+        for f, average in zip(map(local, forget), map(local, self.tensors), strict=True):
+            f.mul_(1 / norm if norm > 0 else 0.0).add_(average, alpha=self.alpha)
+        return forget, {"forget_grad_norm": norm, "passed_share": (passed / norm) ** 2 if norm > 0 else 0.0}

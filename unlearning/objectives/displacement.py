@@ -6,7 +6,6 @@ the moved weights is then applied to the present ones: a first-order method, whi
 move.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from unlearning.objectives.gradients import placed_like, products, put
+from unlearning.objectives.gradients import Kept, norm_of, placed_like, put
 
 Gradient = Callable[[Any], list[Tensor]]
 """Compute the gradient of a loss over the forget examples of the step batch, at the weights as they are.
@@ -25,7 +24,7 @@ or wider, and not weighted.
 
 
 class Displacement(Protocol):
-    """A way to move the weights before the forget pass of a step."""
+    """A way to move the weights before the forget pass of a step; one that keeps tensors is a `Kept`."""
 
     def move(self, parameters: Sequence[Tensor], gradient: Gradient, step: int) -> dict[str, float]:
         """Move the weights in place.
@@ -121,11 +120,38 @@ class Attack:
         return {"attack_steps": float(count)}
 
 
+@dataclass
+class Adversary(Kept):
+    """Move to the weights of an adversary who relearns beside the training, one step of gradient descent per step.
+
+    Every so many steps he begins again from the present weights; in between he goes on from his own. A step costs one
+    more forward and backward pass over the forget examples; his weights take 4 bytes per trained parameter in float32.
+
+    Attributes:
+        loss: The loss that he lowers.
+        learning_rate: His learning rate.
+        every: Optimizer steps from one beginning to the next.
+        tensors: His weights, after his last step; empty before the first.
+
+    Source: MUDMAN, arXiv 2506.12484.
+    """
+
+    loss: Any
+    learning_rate: float
+    every: int
+
+    @torch.no_grad()
+    def move(self, parameters: Sequence[Tensor], gradient: Gradient, step: int) -> dict[str, float]:
+        """Move to the adversary's weights, after his step."""
+        if step % self.every:
+            for parameter, his in zip(parameters, self.tensors, strict=True):
+                parameter.copy_(his)
+        for parameter, towards in zip(parameters, gradient(self.loss), strict=True):
+            parameter.sub_(towards, alpha=self.learning_rate)
+        self.tensors = [parameter.detach().clone() for parameter in parameters]
+        return {}
+
+
 def seed_of(seed: int, step: int) -> int:
     """Return the seed of an optimizer step's draws."""
     return seed * 1_000_003 + step
-
-
-def norm_of(gradients: Sequence[Tensor]) -> float:
-    """Return the length of a gradient over all parameters and processes, accumulated in float64."""
-    return math.sqrt(float(products(gradients, gradients)[:, 0].sum()))

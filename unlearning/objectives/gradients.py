@@ -10,7 +10,7 @@ A gradient-level method needs the gradients of its losses separately. With losse
     forget = accumulator.take()
     ...                                     # the same for the retain loss
     sum_over_ranks([*forget, *retain])
-    direction, report = combine(forget, retain, ...)  # unlearning.objectives.bilevel
+    direction, logs = combination.combine(forget, retain, names)  # unlearning.objectives.combination
     put(parameters, direction)              # then clip and step
 
 Parameters may be plain tensors (one process, DDP) or DTensors (FSDP2's `fully_shard`). `fully_shard` reduces every
@@ -19,8 +19,10 @@ Engines that hide or flatten gradients (FSDP1, DeepSpeed) are not supported. Gra
 unscaled before they are taken.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +31,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Kept:
+    """Tensors that a part of the optimizer step keeps from one step to the next, and that checkpoints keep.
+
+    Attributes:
+        tensors: One per trained parameter, of its shape, sharding and (float32 or wider) data type; empty before the
+            first step.
+    """
+
+    tensors: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
 
 class GradientAccumulator:
@@ -146,6 +160,11 @@ def products(forget: Sequence[Tensor], retain: Sequence[Tensor]) -> Float[Tensor
     return table.cpu()
 
 
+def norm_of(gradients: Sequence[Tensor]) -> float:
+    """Return the length of a gradient over all parameters and processes, accumulated in float64."""
+    return math.sqrt(float(products(gradients, gradients)[:, 0].sum()))
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a tensor, which shares its memory; a tensor that is not sharded is its own part."""
     found = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
@@ -194,6 +213,12 @@ def is_sharded(tensor: Tensor) -> bool:
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Return a whole tensor on the CPU; of one that is sharded every process must ask for it."""
+    whole = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return whole.detach().cpu()
 
 
 def placed_like(values: Tensor, parameter: Tensor) -> Tensor:

@@ -113,7 +113,8 @@ def check_needs(method: AnyMethod, needs: Needs, given: GivenData) -> None:
     if not needs.forget and given.forget is not None:
         raise InputError(f"{method.name} does not read forget data. Remove `forget`.")
     if needs.retain and given.retain is None:
-        weight = ", or set `alpha` to 0" if any(f == "alpha" for f in method.options.__dataclass_fields__) else ""
+        alpha = method.options.__dataclass_fields__.get("alpha")
+        weight = ", or set `alpha` to 0" if alpha and alpha.metadata["above"] is None else ""
         raise InputError(f"{method.name} needs retain data. Give `retain`{weight}.")
     if given.alternates is not None and not needs.alternates:
         raise InputError(f"{method.name} does not read alternate answers. Remove `alternates`.")

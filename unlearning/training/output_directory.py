@@ -35,6 +35,8 @@ UNREAD = "not read yet"
 """In place of a content hash that is not known yet, and in no record."""
 SEEN = "hashed where it is read"
 """In place of the hash of a directory."""
+KEPT_TENSORS = "unlearning_step.safetensors"
+"""Tensors that a method keeps from one step to the next, in a checkpoint."""
 WHOLE = "unlearning_step.json"
 """The last file that is written into a checkpoint: a checkpoint without it is incomplete."""
 

@@ -21,7 +21,7 @@ from unlearning.checkpoints.storage import dtype_in_memory, stored_dtype
 from unlearning.common.errors import InputError, naming
 from unlearning.methods import get_method, recipe
 from unlearning.methods.method import check_weights
-from unlearning.objectives.combination import Bilevel
+from unlearning.objectives.combination import GradientCombination
 from unlearning.options import TrainOptions, resolve_options
 from unlearning.training.arguments import check_launch, check_optimizer, resolve_device
 from unlearning.training.evaluation_callback import Rule, Target, check_metric, parse_rule
@@ -150,7 +150,7 @@ def train(
         train=_train_another,
     )
     check_optimizer(train_options.optimizer, job.device)
-    check_launch(method, combines_gradients=isinstance(chosen.combination(method_options), Bilevel))
+    check_launch(method, combines_gradients=isinstance(chosen.combination(method_options), GradientCombination))
     check_needs(chosen, job.needs, given)
     if train_options.tune:
         check_tunable(chosen)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from jaxtyping import Float
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
@@ -31,14 +32,13 @@ from unlearning.checkpoints.save import complete_config
 from unlearning.common.errors import InputError
 from unlearning.data.order import StepPlan, StepSampler
 from unlearning.methods.method import AnyMethod, Batch, StepBatch
-from unlearning.objectives.bilevel import combine
-from unlearning.objectives.combination import Bilevel, DualAscent
+from unlearning.objectives.combination import DualAscent, GradientCombination
 from unlearning.objectives.dropout import without_dropout
 from unlearning.objectives.forward import unwrapped
-from unlearning.objectives.gradients import GradientAccumulator, put, sum_over_ranks
+from unlearning.objectives.gradients import GradientAccumulator, Kept, gathered, placed_like, put, sum_over_ranks
 from unlearning.options import TrainOptions
 from unlearning.training.arguments import optimizer_class, step_batch_size
-from unlearning.training.output_directory import WHOLE
+from unlearning.training.output_directory import KEPT_TENSORS, WHOLE
 from unlearning.training.training_set import TrainingSet
 
 
@@ -104,6 +104,13 @@ class UnlearningTrainer(Trainer):
             raise InputError(
                 f"`precision` bfloat16 is not supported by {method.name}, which moves the weights by less than "
                 "bfloat16 resolves. Set float32 or bf16_mixed."
+            )
+        parts: dict[str, Any] = {"combination": self.combination, "displacement": self.displacement}
+        self.kept: dict[str, Kept] = {name: part for name, part in parts.items() if isinstance(part, Kept)}
+        if self.kept and options.precision == "fp16_mixed":
+            raise InputError(
+                f"`precision` fp16_mixed is not supported by {method.name}, which keeps gradients from step to step: "
+                "an overflow, which the loss scale expects, would stay. Set float32 or bf16_mixed."
             )
         # Two passes over the same examples must drop the same units, or none, and references are without dropout.
         self.steady = (
@@ -187,8 +194,8 @@ class UnlearningTrainer(Trainer):
             return self._optimizer_step(model, inputs)
 
     def _optimizer_step(self, model: torch.nn.Module, inputs: Any) -> Float[Tensor, ""]:
-        bilevel = self.combination if isinstance(self.combination, Bilevel) else None
-        accumulator = self._accumulator(model) if bilevel or self.sums_wide else None
+        combination = self.combination if isinstance(self.combination, GradientCombination) else None
+        accumulator = self._accumulator(model) if combination or self.sums_wide else None
         passes = self._passes(model, inputs)
         pairs = self.training_set.pairs
         self._read = [pairs[item][0] for item in inputs.main] if pairs else inputs.main
@@ -201,11 +208,11 @@ class UnlearningTrainer(Trainer):
             reduce_at = part.n_batches if place == last and not accumulator else 0
             with self._displaced(model, inputs, part, moved):
                 values[part.name] = self._backward(model, part, reduce_at, accumulator)
-            if bilevel and accumulator:
+            if combination and accumulator:
                 apart.append(accumulator.take())
         logs = moved | {f"{name}_loss": value for name, value in values.items()}
-        if bilevel and accumulator:
-            logs |= self._combine(bilevel, accumulator, *apart)
+        if combination and accumulator:
+            logs |= self._combine(combination, accumulator, *apart)
         elif accumulator:
             reached, sums = accumulator.take_reached()
             self._whole(sums)
@@ -332,25 +339,21 @@ class UnlearningTrainer(Trainer):
         return self._kept_accumulator
 
     def _combine(
-        self, combination: Bilevel, accumulator: GradientAccumulator, forget: list[Tensor], retain: list[Tensor]
+        self,
+        combination: GradientCombination,
+        accumulator: GradientAccumulator,
+        forget: list[Tensor],
+        retain: list[Tensor],
     ) -> dict[str, float]:
-        """Put BLUR's direction into `.grad`, given the forget and the retain gradient of the whole step batch."""
+        """Put the direction into `.grad`, given the forget and the retain gradient of the whole step batch."""
         self._whole([*forget, *retain])
-        direction, report = combine(
-            forget,
-            retain,
-            names=self.trained_names,
-            gamma=combination.gamma,
-            first=combination.first,
-            scope=combination.scope,
-            clamp=combination.clamp,
-        )
+        direction, logs = combination.combine(forget, retain, self.trained_names)
         scale = self._loss_scale()
         if scale != 1:
             for gradient in direction:
                 gradient.mul_(scale)
         put(accumulator.parameters, direction)
-        return report.as_logs()
+        return logs
 
     def _whole(self, gradients: list[Tensor]) -> list[Tensor]:
         """Sum this process's gradients over all processes, in place, without the float16 scale and FSDP's factor."""
@@ -443,6 +446,11 @@ class UnlearningTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         with without_bars():
             super()._save_checkpoint(model, trial)
+        tensors = {
+            f"{part}.{name}": gathered(tensor)
+            for part, kept in self.kept.items()
+            for name, tensor in zip(self.trained_names, kept.tensors, strict=True)
+        }
         if self.args.should_save:
             state = {
                 "combination": self.combination.state(),
@@ -452,6 +460,8 @@ class UnlearningTrainer(Trainer):
                 "globalstep_last_logged": self._globalstep_last_logged,
             }
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            if tensors:
+                save_file(tensors, folder / KEPT_TENSORS)
             partial = folder / f".{WHOLE}.partial"
             partial.write_text(json.dumps(state), encoding="utf-8")
             os.replace(partial, folder / WHOLE)
@@ -477,6 +487,11 @@ class UnlearningTrainer(Trainer):
         """Restore the state of the step from a checkpoint, when training begins."""
         state = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
         self.combination.restore(state["combination"])
+        if self.kept:
+            saved, parameters = load_file(checkpoint / KEPT_TENSORS), self._accumulator(self.model_wrapped).parameters
+            for part, kept in self.kept.items():
+                tensors = [saved[f"{part}.{name}"] for name in self.trained_names]
+                kept.tensors = [placed_like(t, p) for t, p in zip(tensors, parameters, strict=True)]
         self.log_sums = state["log_sums"]
         self.steps_logged = state["steps_logged"]
         self._tr_loss += state["loss_sum"]

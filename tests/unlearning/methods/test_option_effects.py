@@ -20,8 +20,8 @@ from unlearning.methods.altpo import draw_alternates
 from unlearning.methods.method import AnyMethod, check_weights
 from unlearning.methods.stages import PreparationInputs, RunFacts
 from unlearning.methods.whp import method as whp
-from unlearning.objectives.bilevel import combine
-from unlearning.objectives.combination import Bilevel, DualAscent
+from unlearning.objectives.combination import Bilevel, DualAscent, GradientCombination
+from unlearning.objectives.displacement import Displacement
 from unlearning.options import TrainOptions, resolve_options
 
 FACTS = RunFacts(forget=DATA.forget, steps=8, batch_size=2)
@@ -41,6 +41,7 @@ OTHER: dict[str, Any] = {
     "reinforced": "reinforced-model",
     "delta": 0.5,
     "attack_learning_rate": 0.001,
+    "adversary_every": 2,
     "layers": "1",
     "salient": "down_proj",
     "salient_share": 0.2,
@@ -74,6 +75,7 @@ BESIDE: dict[str, list[dict[str, Any]]] = {
     "oracle": [{"control": "another"}, {"gamma": 0.0}, {"alpha": 0.0}, {"wrong_answers": True}],
     "elm": [{"concept": "towns"}, {"eta": 2.0}, {"alpha": 0.0}, {"retain_loss": "nll"}],
     "undo": [{"noise": 0.0}, {"noise_scale": 0.0}, {"noise": 1.0}, {"gamma": 0.0}, {"alpha": 0.0}],
+    "mudman": [{"alpha": 3.0}, {"retain_momentum": 0.0}, {"adversary_every": 1}, {"trained_maps": "inputs"}],
     "tar": [{"forget_loss": "npo"}, {"gamma": 0.0}, {"alpha": 0.0}, {"retain_loss": "kl"}],
     "whp": [{"anchors": "given.json"}, {"reinforced": "given"}, {"reinforced_weight": 0.0}],
 }
@@ -122,17 +124,19 @@ def started(method: AnyMethod, options: Any) -> LlamaForCausalLM:
     return model
 
 
-def moved(method: AnyMethod, options: Any, step: int, start: LlamaForCausalLM) -> LlamaForCausalLM:
+def moved(
+    method: AnyMethod, options: Any, displacement: Displacement | None, step: int, start: LlamaForCausalLM
+) -> LlamaForCausalLM:
     """The model at the weights where the forget gradient of a step is taken."""
     model = copy.deepcopy(start)
-    if method.displacement is not None:
+    if displacement is not None:
 
         def slopes(loss: Any) -> list[Tensor]:
             attacking = method if loss is None else replace(method, forget_loss=loss)
             with torch.enable_grad():
                 return gradient(losses_of(attacking, options, DATA, model=model)[0], model)
 
-        method.displacement(options).move(list(model.parameters()), slopes, step)
+        displacement.move(list(model.parameters()), slopes, step)
     return model
 
 
@@ -154,17 +158,21 @@ def done_in_a_step(method: AnyMethod, options: Any) -> list[Any]:
         method, forget_loss=method.forget_loss if gamma else None, statistic=method.statistic if read else None
     )
     start = started(method, options)
-    directions = []
+    displacement = method.displacement(options) if method.displacement is not None else None
+    directions, pairs = [], []
     for step in range(4 if method.displacement is not None and gamma else 1):
-        model = moved(left_out, options, step, start) if gamma else start
+        model = moved(left_out, options, displacement, step, start) if gamma else start
         f = gradient(losses_of(left_out, options, DATA, model=model)[0], model)
         r = gradient(losses_of(left_out, options, DATA, model=start)[1] if alpha else None, start)
+        pairs.append((f, [(1, -0.7)[step % 2] * part for part in r]))  # so that an average may turn its sign
         directions.append([gamma * a + alpha * b for a, b in zip(f, r, strict=True)])
     if isinstance(combination, Bilevel):
         # What yields is also taken along the other gradient, where every clamp binds.
         along = [5 * part for part in (f if combination.first == "forget" else r)]
         bound = (f, along) if combination.first == "forget" else (along, r)
-        directions = [combined(combination, f, r), combined(combination, *bound)]
+        pairs.append(bound)
+    if isinstance(combination, GradientCombination):
+        directions = [combined(combination, *pair) for pair in pairs]
     trained = method.trains(MODEL, options) if method.trains is not None else None
     end: list[float] = []
     if method.finish is not None:
@@ -176,16 +184,8 @@ def done_in_a_step(method: AnyMethod, options: Any) -> list[Any]:
     return [every.numpy().tobytes(), trained, learned, end, beside]
 
 
-def combined(combination: Bilevel, f: list[Tensor], r: list[Tensor]) -> list[Tensor]:
-    return combine(
-        [part.clone() for part in f],
-        [part.clone() for part in r],
-        names=NAMES,
-        gamma=combination.gamma,
-        first=combination.first,
-        scope=combination.scope,
-        clamp=combination.clamp,
-    )[0]
+def combined(combination: GradientCombination, f: list[Tensor], r: list[Tensor]) -> list[Tensor]:
+    return list(combination.combine([part.clone() for part in f], [part.clone() for part in r], NAMES)[0])
 
 
 def prepared_by_altpo(options: Any, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast) -> Any:

@@ -29,6 +29,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "elm": {"method": "elm", "batch_size": 2, "gradient_accumulation_steps": 1, "concept": "towns", "eta": 3.0}
     | {"novice": "None of {concept}:", "expert": "All of {concept}:"},
     "lat": {"method": "lat", "batch_size": 2, "gradient_accumulation_steps": 1, "attack_steps": 2},
+    "mudman": {"method": "mudman", "batch_size": 1, "gradient_accumulation_steps": 2, "save_every": 2}
+    | {"adversary_learning_rate": 0.1, "trained_maps": "inputs"},
     "tar": {"method": "tar", "batch_size": 2, "gradient_accumulation_steps": 1, "forget_loss": "npo"},
 }
 QUANTIZED: dict[str, dict[str, Any]] = {
@@ -71,6 +73,27 @@ def shard_on_cpu() -> None:
     accelerate.state.AcceleratorState.__init__ = sharding
 
 
+def interrupted_after(steps: int, settings: dict[str, Any]) -> None:
+    """Train that many steps; what comes next goes on from their checkpoint."""
+    import unlearning
+    from unlearning.training.trainer import UnlearningTrainer
+
+    whole = UnlearningTrainer.training_step
+
+    def cut(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == steps:
+            raise KeyboardInterrupt
+        return whole(self, *args, **kwargs)
+
+    UnlearningTrainer.training_step = cut  # type: ignore[method-assign]
+    try:
+        unlearning.train(**settings)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        UnlearningTrainer.training_step = whole  # type: ignore[method-assign]
+
+
 def main(directory: Path) -> None:
     """Train every run twice and save it."""
     from torch.distributed.fsdp import FSDPModule
@@ -94,15 +117,18 @@ def main(directory: Path) -> None:
             os.environ.update(FSDP)
         for name, run in (RUNS | QUANTIZED if wrapper == "ddp" else RUNS).items():
             wrappers.clear()
-            unlearning.train(
-                model=directory / "model",
-                forget=directory / "forget.json",
-                retain=directory / "retain.json",
-                output_dir=directory / f"{name}-{wrapper}",
-                progress=False,
+            settings: dict[str, Any] = {
+                "model": directory / "model",
+                "forget": directory / "forget.json",
+                "retain": directory / "retain.json",
+                "output_dir": directory / f"{name}-{wrapper}",
+                "progress": False,
                 **run_in(run, directory),
                 **SHARED,
-            )
+            }
+            if "save_every" in run:
+                interrupted_after(run["save_every"], settings)
+            unlearning.train(**settings, resume="save_every" in run)
             assert wrappers == {wrapper}, wrappers
     if os.environ["RANK"] == "0":
         (directory / "done.json").write_text(json.dumps(list(RUNS)))

@@ -85,6 +85,9 @@ CASES = {
     ),
     "task_vector": Case({"learning_rate": 2e-3, "max_steps": 6, "scaling": 3}, forget=0.3, retain=None),
     "blur": Case({"learning_rate": 3e-3, "max_steps": 12, "gamma": 0.02, "beta": 2}),
+    "mudman": Case(
+        {"learning_rate": 2e-2, "max_steps": 60, "alpha": 0.05, "retain_momentum": 0, "train_parameters": "."}
+    ),
     "whp": Case(
         {"learning_rate": 4e-3, "max_steps": 14, "reinforced_learning_rate": 1e-3, "reinforced_epochs": 2, "alpha": 1}
     ),
