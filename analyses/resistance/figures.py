@@ -47,9 +47,15 @@ def resistance_figure(models: pd.DataFrame, *, most_steps: int) -> go.Figure:
             )
         from_nothing = here.loc[here["method"] == CONTROL, "same_facts"].clip(upper=beyond)
         if len(from_nothing):
-            chart.add_vline(
-                x=float(np.exp(np.log(from_nothing).mean())),
-                line={"color": "#888888", "dash": "dot", "width": 1.5},
+            chart.add_trace(
+                go.Scatter(
+                    x=[float(np.exp(np.log(from_nothing).mean()))] * 2,
+                    y=[unlearned["method"].iloc[0], unlearned["method"].iloc[-1]],
+                    mode="lines",
+                    line={"color": "#888888", "dash": "dot", "width": 2},
+                    name="the same in a model that never knew",
+                    showlegend=column == 1,
+                ),
                 row=1,
                 col=column,
             )
@@ -69,8 +75,8 @@ def resistance_figure(models: pd.DataFrame, *, most_steps: int) -> go.Figure:
         template="plotly_white",
         font=FONT,
         width=520 * len(worlds) + 80,
-        height=140 + 28 * rows,
-        legend={"orientation": "h", "y": 1.12, "x": 0},
-        margin={"l": 110, "r": 20, "t": 90, "b": 50},
+        height=210 + 28 * rows,
+        legend={"orientation": "v", "yanchor": "top", "y": -70 / (28 * rows), "x": 0},
+        margin={"l": 120, "r": 20, "t": 40, "b": 170},
     )
     return chart

@@ -16,7 +16,7 @@ LEAST_RETAINED = 0.5
 """Training stops where less than this share of the retain answers' probability is left, whatever was forgotten."""
 
 COMPARED = (
-    *("npo", "grad_diff", "simnpo", "dpo", "wga", "undial", "pdu", "blur", "rmu", "oracle"),
+    *("npo", "grad_diff", "simnpo", "dpo", "wga", "undial", "pdu", "blur", "rmu", "elm", "oracle"),
     *("sam_npo", "sure", "tar", "circuit_breakers", "ilu", "lat", "mudman", "layered", "undo"),
 )
 """Methods with a retain loss; those of the second line were made to resist relearning, rounding or attacks."""
