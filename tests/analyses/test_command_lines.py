@@ -11,6 +11,7 @@ ANALYSES = [
     "dissecting",
     "muse_runs",
     "npo_synthetic",
+    "resistance",
     "tofu_pair",
     "tofu_pair.verdicts",
     "tradeoff",
