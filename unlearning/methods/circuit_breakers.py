@@ -5,15 +5,18 @@ over the positions that predict forget answers, R = mean_{t, l} ||h_tl - h_tl^re
 h_tl is the output of block l.
 Needs: forget data and hidden states of the reference model; retain data unless alpha = 0. The reference's hidden states
 take 4 bytes times d_model times the number of blocks per token on disk. Trains the blocks up to the last of them.
-Before training both gradients are zero: a cosine of 1 is its maximum. What moves the first step is rounding, so runs on
-other machines, or on another number of processes, are alike in what they reach but not in their weights.
+Before training both gradients are zero: a cosine of 1 is its maximum. So that rounding does not decide the first step,
+normal noise of 1/100 of each weight's own scale is added to it before.
 Source: circuit breakers, arXiv 2406.04313. Differs: the paper trains a LoRA adapter (`lora_rank`) and passes texts that
 make the model refuse as further retain texts; here all weights train unless an adapter is asked for.
 """
 
+import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +30,7 @@ from unlearning.methods.rmu import output_norms
 from unlearning.methods.stages import RunFacts, Settled
 from unlearning.objectives.combination import Combination, Schedule
 from unlearning.objectives.forward import block_output, blocks, unwrapped
+from unlearning.objectives.gradients import norm_of, placed_like
 from unlearning.options import option
 
 SOURCE = "circuit breakers 2406.04313"
@@ -35,6 +39,9 @@ RETAIN_NORMS = 10.0
 
 F has no unit and R that of the hidden states, whose norm is 1 in one model and 120 in another.
 """
+
+KICK = 0.01
+"""Noise on each weight before the first step, relative to the weight's root mean square."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,22 @@ def trained_parameters(model: PreTrainedModel, options: CircuitBreakersOptions) 
     return f"^{re.escape(prefix)}\\.({below})\\."
 
 
+def kick(parameters: Sequence[tuple[str, Tensor]], _options: CircuitBreakersOptions) -> None:
+    """Add normal noise to the weights, in place, which hangs on each weight's name and shape alone.
+
+    A weight that is zero, such as the second matrix of a new adapter, has the scale 1 / sqrt(columns).
+
+    Args:
+        parameters: Names and values of the weights that train, whole or sharded.
+        _options: Not read.
+    """
+    for name, parameter in parameters:
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+        scale = norm_of([parameter]) / parameter.numel() ** 0.5 or parameter.shape[-1] ** -0.5
+        parameter.add_(placed_like(drawn, parameter), alpha=KICK * scale)
+
+
 def forget_loss(model: PreTrainedModel, batch: Batch, options: CircuitBreakersOptions) -> Float[Tensor, ""]:
     """Compute F = mean_{t, l} ReLU(cos(h_tl, h_tl^ref)), over the positions that predict forget answers."""
     assert batch.forget is not None
@@ -178,6 +201,7 @@ CIRCUIT_BREAKERS = Method(
     trains=trained_parameters,
     resolve=with_layers,
     settle=with_weights,
+    start=kick,
     recipe=Recipe(
         learning_rate=2e-3, steps=400, source="measured; circuit breakers: 150 steps with LoRA at 7 billion parameters"
     ),

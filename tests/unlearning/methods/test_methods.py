@@ -29,6 +29,7 @@ from tests.unlearning.methods.helpers import (
     step_batch_of,
 )
 from unlearning.methods import METHODS
+from unlearning.methods.circuit_breakers import CircuitBreakersOptions, kick
 from unlearning.methods.method import Batch
 from unlearning.methods.rmu import steering_vector
 from unlearning.objectives.combination import DualAscent, WeightedSum
@@ -399,3 +400,14 @@ def test_without_a_weight_nothing_is_asked_of_the_retain_set(name: str) -> None:
     needs = method.needs(method.options(alpha=0))
     assert not needs.retain
     assert not any(reference.data == "retain" for reference in needs.references)
+
+
+def test_the_kick_hangs_on_names_and_moves_zeros_too() -> None:
+    weights = {"a": torch.full((40, 50), 3.0), "b": torch.zeros(40, 50)}
+    moved = {name: weight.clone() for name, weight in weights.items()}
+    kick(list(moved.items()), CircuitBreakersOptions())
+    assert (moved["a"] - weights["a"]).std().item() == pytest.approx(0.03, rel=0.1)
+    assert moved["b"].std().item() == pytest.approx(0.01 / 50**0.5, rel=0.1)
+    again = {name: weight.clone() for name, weight in reversed(weights.items())}
+    kick(list(again.items()), CircuitBreakersOptions())
+    assert all(torch.equal(again[name], moved[name]) for name in weights)

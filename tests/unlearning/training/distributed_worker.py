@@ -14,14 +14,15 @@ from typing import Any
 import accelerate.state
 from accelerate.utils import DistributedType
 
-# Not `kl` for BLUR, and no circuit breakers: their gradient is zero at the start, and the rounding that is left of it,
-# of which Adam makes a whole step, differs between machines and numbers of processes.
+# Not `kl` for BLUR: its gradient is zero at the start, and the rounding that is left of it, of which Adam makes a whole
+# step, differs between machines and numbers of processes.
 RUNS: dict[str, dict[str, Any]] = {
     "npo": {"method": "npo", "batch_size": 2, "gradient_accumulation_steps": 1},
     "blur": {"method": "blur", "batch_size": 1, "gradient_accumulation_steps": 2, "gamma": 1.0, "retain_loss": "nll"},
     "sam_npo": {"method": "sam_npo", "batch_size": 1, "gradient_accumulation_steps": 2, "rho": 0.1},
     "noise": {"method": "sam_npo", "batch_size": 2, "gradient_accumulation_steps": 1, "smoothing": "noise"},
     "sure": {"method": "sure", "batch_size": 2, "gradient_accumulation_steps": 1},
+    "circuit_breakers": {"method": "circuit_breakers", "batch_size": 2, "gradient_accumulation_steps": 1},
     "undo": {"method": "undo", "batch_size": 2, "gradient_accumulation_steps": 1},
     "layered": {"method": "layered", "batch_size": 1, "gradient_accumulation_steps": 2, "folds": 2},
     "oracle": {"method": "oracle", "batch_size": 2, "gradient_accumulation_steps": 1, "control": "DIRECTORY/control"},

@@ -64,7 +64,7 @@ def runs(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             **SHARED,
         )
     try:
-        outputs = [process.communicate(timeout=180)[0] for process in processes]
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
