@@ -115,6 +115,13 @@ RULE = SimpleNamespace(reference={EVIL: [0.1, 0.2]}, suppressed_above=0.4, margi
 MEANS = [{"model": model, "metric": name, "set": EVIL} for model in ("base", "control") for name in ("bleu", "kl")]
 CHANGES = [{"set": EVIL, "target": target, "layer": layer} for target in ("unlearned", "control") for layer in (0, 1)]
 
+
+def recovered() -> pd.DataFrame:
+    """Return the models of a world, its control among them."""
+    steps = {"world": EVIL, "same_facts": 2.0, "other_facts": 4.0}
+    return table(*({"method": method, **steps} for method in ("control", EVIL)))
+
+
 FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "dissect.sweeps.figures.recovery_figure": lambda draw: draw(sweep(), title=EVIL, legend=EVIL),
     "dissect.sweeps.figures.difference_figure": lambda draw: draw(sweep(), title=EVIL, legend=EVIL),
@@ -142,6 +149,7 @@ FIGURES: dict[str, Callable[[Any], go.Figure]] = {
     "analyses.tradeoff.figures.tradeoff_figure": lambda draw: draw(
         steps(), control_utility={EVIL: 0.8}, title=EVIL, titles={EVIL: EVIL}
     ),
+    "analyses.resistance.figures.resistance_figure": lambda draw: draw(recovered(), most_steps=32),
     "analyses.verdict_benchmark.figures.scores_figure": lambda draw: draw(judged(), RULE, numbers=("score", EVIL)),
     "analyses.verdict_benchmark.figures.rates_figure": lambda draw: draw(table({"number": EVIL})),
     "analyses.verdict_benchmark.figures.shares_figure": lambda draw: draw(table({"hidden by": EVIL, "share": 0.5})),

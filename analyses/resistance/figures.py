@@ -31,12 +31,13 @@ def resistance_figure(models: pd.DataFrame, *, most_steps: int) -> go.Figure:
     for column, world in enumerate(worlds, start=1):
         here = models[models["world"] == world]
         unlearned = here[here["method"] != CONTROL]
+        names = unlearned["method"].map(literal)
         for number, (name, (label, symbol)) in enumerate(KINDS.items()):
             steps = unlearned[name].clip(lower=0.5, upper=beyond)
             chart.add_trace(
                 go.Scatter(
                     x=steps,
-                    y=unlearned["method"],
+                    y=names,
                     mode="markers",
                     marker={"symbol": symbol, "size": 10, "color": COLOURS[number], "line": {"width": 2}},
                     name=label,
@@ -50,7 +51,7 @@ def resistance_figure(models: pd.DataFrame, *, most_steps: int) -> go.Figure:
             chart.add_trace(
                 go.Scatter(
                     x=[float(np.exp(np.log(from_nothing).mean()))] * 2,
-                    y=[unlearned["method"].iloc[0], unlearned["method"].iloc[-1]],
+                    y=[names.iloc[0], names.iloc[-1]],
                     mode="lines",
                     line={"color": "#888888", "dash": "dot", "width": 2},
                     name="the same in a model that never knew",
