@@ -54,26 +54,25 @@ def unlearn(world: World, method: str, directory: Path, *, seed: int, level: flo
     Returns:
         The model. Its first stage, if it has one, is beside it and stopped at the level.
     """
-    base = world.base
-    if method in FIRST:
+    base, before = world.base, None
+    if method in FIRST:  # shares are of what the base knew, not of the first stage's model
         first = directory.with_name(f"{directory.name}-first")
-        base = str(_train(world, FIRST[method], base, first, seed, level, progress=progress)[0])
-    trained, result = _train(world, method, base, directory, seed, level, progress=progress)
-    before = result.evaluations[0]
-    if method in FIRST:  # as a share of what the base knew, not of the first stage's model
-        before = _train(world, FIRST[method], world.base, first, seed, level, progress=progress)[1].evaluations[0]
+        before = _train(world, FIRST[method], base, first, seed, level, progress=progress).evaluations[0]
+        base = str(first)
+    result = _train(world, method, base, directory, seed, level, progress=progress)
+    before = before or result.evaluations[0]
     left = {name: result.final[f"{name}_probability"] / before[f"{name}_probability"] for name in ("forget", "retain")}
     steps = int(result.history[-1]["step"])
-    return Unlearned(trained, left["forget"], left["retain"], steps, result.stopped_by)
+    return Unlearned(directory, left["forget"], left["retain"], steps, result.stopped_by)
 
 
 def _train(
     world: World, method: str, base: str, directory: Path, seed: int, level: float, *, progress: bool
-) -> tuple[Path, unlearning.TrainResult]:
+) -> unlearning.TrainResult:
     stop: dict[str, Any] = {} if method in UNSTOPPED else {"target_forget": level, "target_retain": LEAST_RETAINED}
     own = world.own.get(method, {})
     needs = METHODS[method].needs(METHODS[method].options(**own))
-    result = unlearning.train(
+    return unlearning.train(
         method,
         model=base,
         forget=world.forget,
@@ -86,4 +85,3 @@ def _train(
         **world.options,
         **own,
     )
-    return directory, result

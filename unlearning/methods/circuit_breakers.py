@@ -26,7 +26,7 @@ from unlearning.common.errors import InputError
 from unlearning.data.batches import TokenBatch
 from unlearning.methods.method import Batch, Method, Needs, Reference
 from unlearning.methods.recipe import Recipe
-from unlearning.methods.rmu import output_norms
+from unlearning.methods.rmu import MASSIVE_RATIO, output_norms
 from unlearning.methods.stages import RunFacts, Settled
 from unlearning.objectives.combination import Combination, Schedule
 from unlearning.objectives.forward import block_output, blocks, unwrapped
@@ -107,7 +107,7 @@ def with_weights(model: PreTrainedModel, facts: RunFacts, options: CircuitBreake
     if options.alpha is not None:
         return Settled(filled)
     found = [
-        output_norms(model, facts.forget, layer, batch_size=facts.batch_size, massive_ratio=4.0, skip_first_token=False)
+        output_norms(model, facts.forget, layer, batch_size=facts.batch_size, massive_ratio=MASSIVE_RATIO)
         for layer in indices(options)
     ]
     mean = sum(norms.mean for norms in found) / len(found)

@@ -14,12 +14,8 @@ Differs from its code: that draws the two lines from ten of each, lets eta rise 
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-from transformers import PreTrainedModel
-
 from unlearning.common.errors import InputError
-from unlearning.methods.method import Batch, Method, Needs, Reference
+from unlearning.methods.method import Method, Needs, Reference
 from unlearning.methods.terms import RetainLoss, forget_divergence, retain_references, retain_term
 from unlearning.options import KEEPS, option
 
@@ -73,11 +69,6 @@ def needs(options: ELMOptions) -> Needs:
     return Needs(retain=options.alpha > 0, references=(targets, *retain_references(options)))
 
 
-def forget_loss(model: PreTrainedModel, batch: Batch, _options: ELMOptions) -> Float[Tensor, ""]:
-    """Compute F = mean_t KL(q_t || p_t) over the forget answers' tokens, in nats."""
-    return forget_divergence(model, batch)
-
-
 ELM = Method(
     name="elm",
     summary="gamma KL(q, p) on forget + alpha R, q = p_ref (p_ref(novice) / p_ref(expert))^eta, normalised",
@@ -85,6 +76,6 @@ ELM = Method(
     options=ELMOptions,
     needs=needs,
     needs_note="a concept, forget, reference, retain unless alpha=0",
-    forget_loss=forget_loss,
+    forget_loss=forget_divergence,
     retain_loss=retain_term,
 )

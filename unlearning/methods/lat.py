@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from unlearning.methods import npo
 from unlearning.methods.method import Batch, Method
 from unlearning.methods.recipe import Recipe
-from unlearning.methods.rmu import output_norms, steered_layer
+from unlearning.methods.rmu import MASSIVE_RATIO, output_norms, steered_layer
 from unlearning.methods.stages import RunFacts, Settled
 from unlearning.methods.terms import RetainLoss, retain_term
 from unlearning.objectives import losses
@@ -28,8 +28,6 @@ from unlearning.objectives.perturbation import eliciting, perturbed
 from unlearning.options import FORGETS, KEEPS, Condition, option
 
 SOURCE = "LAT 2407.15549"
-MASSIVE_RATIO = 4.0
-"""Tokens of more median norms are left out of the mean norm."""
 
 _RELATIVE = Condition(
     "gamma is above 0 and radius is none", lambda options: options.gamma > 0 and options.radius is None

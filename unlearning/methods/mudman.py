@@ -15,14 +15,13 @@ gradient before training, and without one the mask closes every coordinate.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unlearning.common.errors import InputError
-from unlearning.methods.method import Batch, Method, Needs
+from unlearning.methods.method import Method, Needs
 from unlearning.methods.recipe import Recipe
 from unlearning.methods.rmu import mlp_maps
 from unlearning.methods.terms import forget_cross_entropy, negative_entropy, retain_cross_entropy
@@ -55,19 +54,9 @@ class MUDMANOptions:
     )
 
 
-def forget_loss(model: PreTrainedModel, batch: Batch, _options: Any) -> Float[Tensor, ""]:
-    """Compute F = -mean_t H(p_t) >= -log V over the forget answers' tokens, in nats."""
-    return negative_entropy(model, batch)
-
-
-def relearning_loss(model: PreTrainedModel, batch: Batch, _options: Any) -> Float[Tensor, ""]:
-    """Compute the adversary's loss, the cross-entropy of the forget answers."""
-    return forget_cross_entropy(model, batch)
-
-
 def displacement(options: MUDMANOptions) -> Displacement:
     """Return the adversary at whose weights the forget gradient is taken."""
-    return Adversary(relearning_loss, options.adversary_learning_rate, options.adversary_every)
+    return Adversary(forget_cross_entropy, options.adversary_learning_rate, options.adversary_every)
 
 
 def combination(options: MUDMANOptions) -> Combination:
@@ -116,7 +105,7 @@ MUDMAN = Method(
     options=MUDMANOptions,
     needs=lambda _: Needs(retain=True),
     needs_note="forget, retain",
-    forget_loss=forget_loss,
+    forget_loss=negative_entropy,
     retain_loss=retain_cross_entropy,
     combination=combination,
     displacement=displacement,

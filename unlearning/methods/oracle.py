@@ -48,11 +48,6 @@ def forget_loss(model: PreTrainedModel, batch: Batch, _options: OracleOptions) -
     return loss
 
 
-def retain_loss(model: PreTrainedModel, batch: Batch, _options: OracleOptions) -> Float[Tensor, ""]:
-    """Compute R = mean_t KL(p_t^control || p_t) over the retain answers, in nats."""
-    return retain_divergence(model, batch)
-
-
 def needs(options: OracleOptions) -> Needs:
     """Return the data of the losses that have a weight, and the control's logits on them."""
     read = {
@@ -77,6 +72,6 @@ ORACLE = Method(
     needs=needs,
     needs_note="a control, forget, alternates if wrong_answers, retain unless alpha=0",
     forget_loss=forget_loss,
-    retain_loss=retain_loss,
+    retain_loss=retain_divergence,
     recipe=Recipe(learning_rate=8e-4, steps=300, source="measured"),
 )

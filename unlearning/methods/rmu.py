@@ -31,6 +31,8 @@ from unlearning.options import FORGETS, Condition, option
 
 SOURCE = "RMU 2403.03218, Zephyr-7B"
 ADAPTIVE = "Adaptive RMU 2408.06223"
+MASSIVE_RATIO = 4.0
+"""Tokens whose norm is above this many medians are left out of the mean norm."""
 RETAIN_SHARE = 0.35
 """Weight of the retain loss, in units of c^2 / d_model, which is the forget loss of a model far from its target.
 
@@ -68,7 +70,7 @@ class RMUOptions:
         read_if=_RELATIVE,
     )
     massive_ratio: float | None = option(
-        4.0,
+        MASSIVE_RATIO,
         "leave tokens out of that mean whose norm is above this many medians (none: keep all)",
         above=1,
         read_if=_RELATIVE,

@@ -11,7 +11,7 @@ to forget at k = 0, since a model that knows an answer has hardly a gradient onc
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -81,16 +81,11 @@ def displacement(options: TAROptions) -> Displacement:
     """Return the attack at whose weights the forget gradient is taken."""
     assert options.attack_learning_rate is not None  # `with_rate` fills it in
     return Attack(
-        loss=relearning_loss,
+        loss=forget_cross_entropy,
         learning_rate=options.attack_learning_rate,
         steps=options.attack_steps,
         seed=options.attack_seed,
     )
-
-
-def relearning_loss(model: PreTrainedModel, batch: Batch, _options: Any) -> Float[Tensor, ""]:
-    """Compute the attacker's loss, the cross-entropy of the forget answers."""
-    return forget_cross_entropy(model, batch)
 
 
 TAR = Method(

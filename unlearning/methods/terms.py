@@ -14,13 +14,13 @@ RetainLoss = Literal["nll", "kl"]
 """Loss on the retain set: cross-entropy ("nll") or KL(reference || model) ("kl")."""
 
 
-def forget_cross_entropy(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
+def forget_cross_entropy(model: PreTrainedModel, batch: Batch, _options: Any = None) -> Float[Tensor, ""]:
     """Compute CE(forget), the mean over all forget answer tokens of the step batch."""
     assert batch.forget is not None  # training does not start without the data that a method declares
     return losses.pooled_cross_entropy(answer_nll(model, batch.forget), batch.step_batch.forget_tokens)
 
 
-def negative_entropy(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
+def negative_entropy(model: PreTrainedModel, batch: Batch, _options: Any = None) -> Float[Tensor, ""]:
     """Compute -mean_t H(p_t) >= -log V over all forget answer tokens of the step batch, in nats."""
     assert batch.forget is not None
     logits = answer_logits(model, batch.forget).logits
@@ -62,13 +62,13 @@ def retain_cross_entropy(model: PreTrainedModel, batch: Batch, _options: Any = N
     return losses.pooled_cross_entropy(answer_nll(model, batch.retain), batch.step_batch.retain_tokens)
 
 
-def forget_divergence(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
+def forget_divergence(model: PreTrainedModel, batch: Batch, _options: Any = None) -> Float[Tensor, ""]:
     """Compute KL(reference || model), the mean over all forget answer tokens of the step batch, in nats."""
     assert batch.forget is not None
     return answer_divergence(model, batch.forget).sum() / batch.step_batch.forget_tokens
 
 
-def retain_divergence(model: PreTrainedModel, batch: Batch) -> Float[Tensor, ""]:
+def retain_divergence(model: PreTrainedModel, batch: Batch, _options: Any = None) -> Float[Tensor, ""]:
     """Compute KL(reference || model), the mean over all retain answer tokens of the step batch, in nats."""
     assert batch.retain is not None
     return answer_divergence(model, batch.retain).sum() / batch.step_batch.retain_tokens

@@ -13,12 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from unlearning.common.errors import InputError
-from unlearning.methods.method import Batch, Method, Needs, Reference
+from unlearning.methods.method import Method, Needs, Reference
 from unlearning.methods.recipe import Recipe
 from unlearning.methods.terms import forget_divergence, retain_divergence
 from unlearning.objectives.gradients import placed_like
@@ -78,16 +76,6 @@ def xavier(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-def forget_loss(model: PreTrainedModel, batch: Batch, _options: UNDOOptions) -> Float[Tensor, ""]:
-    """Compute F = mean_t KL(p_t^M || p_t) over the forget answers, in nats."""
-    return forget_divergence(model, batch)
-
-
-def retain_loss(model: PreTrainedModel, batch: Batch, _options: UNDOOptions) -> Float[Tensor, ""]:
-    """Compute R = mean_t KL(p_t^M || p_t) over the retain answers, in nats."""
-    return retain_divergence(model, batch)
-
-
 def needs(options: UNDOOptions) -> Needs:
     """Return the data of the losses that have a weight, and the given model's logits on them."""
     weights = {"forget": options.gamma, "retain": options.alpha}
@@ -102,8 +90,8 @@ UNDO = Method(
     options=UNDOOptions,
     needs=needs,
     needs_note="an unlearned model, forget, reference, retain unless alpha=0",
-    forget_loss=forget_loss,
-    retain_loss=retain_loss,
+    forget_loss=forget_divergence,
+    retain_loss=retain_divergence,
     start=add_noise,
     recipe=Recipe(learning_rate=2e-3, steps=1500, source="measured"),
 )
