@@ -79,8 +79,8 @@ def _entity(found: re.Match[str]) -> str:
 
 def _base(record: dict[str, Any]) -> str:
     bits = record.get("base_bits")
-    kind = {4: "nf4, double quantization", 8: "int8, a scale for each row"}
-    return f" The adapter was trained on it in {bits} bit ({kind[bits]}; bitsandbytes)." if bits else ""
+    kind = {4: "nf4, double quantization; bitsandbytes", 8: "int8, a scale for each row"}
+    return f" The adapter was trained on it in {bits} bit ({kind[bits]})." if bits else ""
 
 
 def _ending(record: dict[str, Any]) -> str:
